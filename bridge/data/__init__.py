@@ -1,0 +1,1 @@
+"""Real text and how it becomes micro-batches."""

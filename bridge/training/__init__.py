@@ -1,0 +1,1 @@
+"""The training loop on megatron-core: set-up, model, step, checkpoints and callbacks."""

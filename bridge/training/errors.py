@@ -1,0 +1,21 @@
+"""What a run may fail with, as seen by the person who started it.
+
+A mistake in the configuration is a :class:`~bridge.flops.model_shape.ConfigError` (exit code 2): every rank finds it,
+because every rank checks the same things.  Whatever goes wrong later, or on one machine only, is a :class:`RunError`
+(exit code 1).  Both carry a message for people: option, value, remedy.  Anything else is a defect and keeps its
+traceback.
+"""
+
+from __future__ import annotations
+
+from bridge.flops.model_shape import ConfigError
+
+EXIT_OK = 0
+EXIT_RUN = 1
+EXIT_CONFIG = 2
+
+__all__ = ["EXIT_CONFIG", "EXIT_OK", "EXIT_RUN", "ConfigError", "RunError"]
+
+
+class RunError(RuntimeError):
+    """The run cannot go on for a reason outside its configuration: a disk, a file, another rank."""
