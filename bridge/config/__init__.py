@@ -1,0 +1,40 @@
+"""Configurations: dataclasses with megatron-core's field names, YAML recipes and command-line overrides."""
+
+from bridge.config.instantiate import instantiate
+from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe
+from bridge.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    HardwareConfig,
+    LoggerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PeftConfig,
+    TrainConfig,
+)
+from bridge.config.validation import data_parallel_size, validate, validate_layout
+from bridge.flops.model_shape import ConfigError
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "HardwareConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PeftConfig",
+    "TrainConfig",
+    "data_parallel_size",
+    "dump_config",
+    "find_recipe",
+    "instantiate",
+    "list_recipes",
+    "load_recipe",
+    "validate",
+    "validate_layout",
+]

@@ -1,0 +1,299 @@
+"""From a recipe's name to a checked :class:`Config`: defaults < base recipes < recipe < ``key=value`` overrides.
+
+A recipe is a YAML file that holds only what differs from the defaults.  ``base:`` names one recipe or several to build
+on, relative to the file or by name.  Unknown keys are rejected with the nearest known name; every error is one
+:class:`ConfigError` that names the option, its value and a remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bridge.config.schema import Config
+from bridge.config.validation import validate as validate_config
+from bridge.flops.model_shape import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+# Options that another section owns: the loader writes them, a recipe must not.
+_OWNED_ELSEWHERE = {"model.tensor_model_parallel_size": "parallel.tensor_model_parallel_size"}
+_LIST_INDEX = re.compile(r"\[\d+\]")
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, validate: bool = True) -> Config:
+    """Read a recipe, by path or by name, and lay ``section.option=value`` overrides over it.
+
+    ``validate=False`` leaves out the checks that only training needs (divisibility by the parallel layout and the
+    like); key and type errors are always raised.
+
+    Raises:
+        ConfigError: one sentence naming the file or option, its value and the remedy.
+    """
+    path = find_recipe(recipe)
+    merged = OmegaConf.structured(Config(name=path.stem))
+    for layer in (*_read_with_bases(path), *map(_read_override, overrides)):
+        _check_keys(layer)
+        merged = _merge(merged, layer)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
+        raise ConfigError(f"{recipe}: {_first_line(error)} (option {error.full_key})") from None
+    assert isinstance(config, Config)
+    config.model.tensor_model_parallel_size = config.parallel.tensor_model_parallel_size
+    if validate:
+        validate_config(config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The effective configuration as YAML; :func:`load_recipe` reads it back to an equal one."""
+    values = dataclasses.asdict(config)
+    for option in _OWNED_ELSEWHERE:
+        section, name = option.split(".")
+        del values[section][name]
+    return OmegaConf.to_yaml(OmegaConf.create(values))
+
+
+# ---- finding recipes ------------------------------------------------------------------------------------------------
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked up by name: the shipped ones, training recipes before bare models."""
+    inside, beside = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
+    root = inside if inside.is_dir() else beside
+    return [root, root / "models"]
+
+
+def list_recipes() -> list[Path]:
+    """Every shipped recipe, in the order of the look-up."""
+    return [path for folder in recipe_folders() for path in sorted(folder.glob("*.yaml"))]
+
+
+def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
+    """The file a recipe's path or name means. In names ``-``, ``_`` and ``.`` are alike, ``.yaml`` may be left out."""
+    given = Path(recipe)
+    path = given if relative_to is None else relative_to / given
+    if path.is_file():
+        return path
+    if given.parent == Path("."):  # a bare name
+        folders = [*([relative_to] if relative_to else []), *recipe_folders()]
+    else:
+        folders = [path.parent]
+    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    stem = given.name.removesuffix(".yaml").removesuffix(".yml")
+    for same in (lambda file: file.stem == stem, lambda file: _spelling(file.stem) == _spelling(stem)):
+        for file in files:
+            if same(file):
+                return file
+    if path.is_dir():
+        raise ConfigError(f"recipe {recipe} is a folder; name a YAML file in it")
+    known = {_spelling(file.stem): file for file in [*reversed(list_recipes()), *files]}
+    hint = _nearest(_spelling(stem), known)
+    remedy = f"did you mean {known[hint].stem}?" if hint else "`bridge recipes` lists what there is"
+    raise ConfigError(f"recipe {recipe} does not exist; {remedy}")
+
+
+def _spelling(name: str) -> str:
+    return re.sub(r"[-_.]", "-", name).lower()
+
+
+# ---- reading layers -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Options from one place, and how an error calls that place."""
+
+    source: str
+    values: DictConfig
+    list_item: str | None = None
+    """The key, where it points into a list (``callbacks.0.convention``): merging would replace the list."""
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[_Layer]:
+    resolved = path.resolve()
+    if resolved in above:
+        chain = " -> ".join(file.name for file in (*above[above.index(resolved) :], resolved))
+        raise ConfigError(f"{path}: base recipes form a circle ({chain}); remove one `base:`")
+    values = _read_yaml(path)
+    bases = values.pop("base", None) or []
+    if isinstance(bases, str):
+        bases = [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base={bases} must be a recipe's path or name, or a list of them")
+    for base in bases:
+        try:
+            found = find_recipe(base, relative_to=path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: base: {error}") from None
+        for layer in _read_with_bases(found, (*above, resolved)):
+            layer.values.pop("name", None)  # a recipe is not called as the one it builds on
+            yield layer
+    yield _Layer(str(path), values)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        values = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place} is not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
+    except OSError as error:
+        if error.strerror is None:  # OmegaConf's own complaint about a file that holds a bare value
+            raise ConfigError(f"{path} holds no options; write `section: {{option: value}}`") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{path} holds a list; write `section: {{option: value}}`")
+    if not values:
+        raise ConfigError(f"{path} is empty; a recipe sets at least model.num_layers and model.hidden_size")
+    return values
+
+
+def _read_override(text: str) -> _Layer:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"override {text!r} is not of the form section.option=value")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        values = OmegaConf.create({})
+        OmegaConf.update(values, key, parsed["value"], force_add=True)  # type: ignore[call-overload, index]
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error.problem}; quote it") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"override {text!r} cannot be read: {_first_line(error)}") from None
+    item = key if re.search(r"[.\[]\d", key) else None
+    return _Layer(f"override {text}", values, item)
+
+
+# ---- checking and merging -------------------------------------------------------------------------------------------
+
+
+def _check_keys(layer: _Layer) -> None:
+    values = OmegaConf.to_container(layer.values, resolve=False)
+    assert isinstance(values, dict)
+    for problem in _key_problems(values, Config):
+        raise ConfigError(f"{layer.source}: {problem}")
+
+
+def _key_problems(values: Mapping[Any, Any], schema: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        option = f"{prefix}{key}"
+        if key not in hints or option in _OWNED_ELSEWHERE:
+            hint = _OWNED_ELSEWHERE.get(option) or _nearest_option(option)
+            remedy = f"did you mean {hint}?" if hint else f"known are {', '.join(_siblings(option))}"
+            yield f"unknown option {option}; {remedy}"
+        elif section := _dataclass_in(hints[key]):
+            if isinstance(value, Mapping):
+                yield from _key_problems(value, section, f"{option}.")
+            elif value is not None or not _is_optional(hints[key]):
+                yield f"{option}={_shown(value)} must be {_in_words(hints[key])}"
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _all_options(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    for name, hint in typing.get_type_hints(schema).items():
+        yield f"{prefix}{name}"
+        if section := _dataclass_in(hint):
+            yield from _all_options(section, f"{prefix}{name}.")
+
+
+def _siblings(option: str) -> list[str]:
+    section = option.rpartition(".")[0]
+    return [known for known in _all_options() if known.rpartition(".")[0] == section]
+
+
+def _nearest_option(option: str) -> str | None:
+    """The option of the same section that is spelled most alike; else the same name in another section."""
+    name = option.rpartition(".")[2]
+    siblings = {known.rpartition(".")[2]: known for known in _siblings(option)}
+    elsewhere = {known.rpartition(".")[2]: known for known in reversed(list(_all_options()))}
+    for options, cutoff in ((elsewhere, 1.0), (siblings, 0.6), (elsewhere, 0.7)):
+        if hint := _nearest(name, options, cutoff):
+            return options[hint]
+    return None
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def _merge(config: Any, layer: _Layer) -> Any:
+    try:
+        if layer.list_item is None:
+            return OmegaConf.merge(config, layer.values)
+        OmegaConf.update(config, layer.list_item, OmegaConf.select(layer.values, layer.list_item), force_add=True)
+        return config
+    except OmegaConfBaseException as error:
+        option = error.full_key or "?"
+        hint = _hint_of(option)
+        if hint is None:
+            raise ConfigError(f"{layer.source}: {option}: {_first_line(error)}") from None
+        option = _LIST_INDEX.sub("", option)
+        value = OmegaConf.select(layer.values, option)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        raise ConfigError(f"{layer.source}: {option}={_shown(value)} must be {_in_words(hint)}") from None
+
+
+def _hint_of(option: str) -> Any:
+    """The declared type of a dotted option, None where it has none of its own."""
+    hint: Any = Config
+    for name in _LIST_INDEX.sub("", option).split("."):
+        section = _dataclass_in(hint)
+        hint = typing.get_type_hints(section).get(name) if section else None
+    return hint
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)  # type: ignore[return-value]
+
+
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "booleans"),
+    str: ("a text", "texts"),
+    type(None): ("null", "nulls"),
+}
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, arguments))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        return f"a list of {_WORDS[arguments[0]][1]}" if arguments[0] in _WORDS else "a list"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping of options"
+    return _WORDS[hint][0] if hint in _WORDS else str(hint)
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML would have it: null and true, not None and True."""
+    return json.dumps(value, default=str)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

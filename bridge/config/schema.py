@@ -1,0 +1,263 @@
+"""Every option of a run, once: its name, type, default, unit and meaning.
+
+Names are megatron-core's wherever it has one.  The classes are plain dataclasses; OmegaConf checks the types
+when a recipe is merged into them (see :mod:`bridge.config.loader`), and :mod:`bridge.config.validation` checks what a
+type cannot say.  ``None`` means "not set"; each doc string says what happens then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from bridge.flops.model_shape import ModelShape
+
+
+@dataclass(kw_only=True)
+class ModelConfig(ModelShape):
+    """The model: everything that is counted (:class:`ModelShape`) and what training needs beside it.
+
+    ``tensor_model_parallel_size`` is an option of ``parallel``; the loader copies it here, where readers of
+    megatron-core's configurations look for it.
+    """
+
+    # ---- numerics -------------------------------------------------------------------------------------------------
+    bf16: Optional[bool] = None
+    """bfloat16 weights and activations. Unset: on CUDA yes, on a CPU no (float32)."""
+    fp8: Optional[Literal["e4m3", "hybrid"]] = None
+    """FP8 matmuls (needs Transformer Engine). Unset: none."""
+    transformer_impl: Optional[Literal["local", "transformer_engine"]] = None
+    """Layer implementation. Unset: Transformer Engine where it is installed, megatron-core's own otherwise."""
+    activation_func: Literal["silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu"] = "silu"
+    """Activation of the MLP, before the gate where ``gated_linear_unit`` is on."""
+    layernorm_epsilon: float = 1e-5
+    """Added to the variance in every norm."""
+    layernorm_zero_centered_gamma: bool = False
+    """Norm weights are stored minus one (Gemma)."""
+    hidden_dropout: float = 0.0
+    """Dropout probability on the residual branches."""
+    attention_dropout: float = 0.0
+    """Dropout probability on the attention weights."""
+    init_method_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+    # ---- positions ------------------------------------------------------------------------------------------------
+    rotary_base: float = 10000.0
+    """RoPE base frequency."""
+    rotary_percent: float = 1.0
+    """Fraction of a head's channels that RoPE turns, 0 to 1."""
+    rope_scaling: bool = False
+    """Llama 3.1's scaling of the RoPE frequencies for long contexts."""
+    rope_scaling_factor: float = 8.0
+    """Factor of that scaling."""
+
+    # ---- experts --------------------------------------------------------------------------------------------------
+    moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] = "alltoall"
+    """How tokens travel to their experts."""
+    moe_grouped_gemm: bool = False
+    """One grouped matmul for all local experts (needs CUDA)."""
+    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] = "aux_loss"
+    """How the router is kept balanced."""
+    moe_aux_loss_coeff: float = 0.0
+    """Weight of the load-balancing loss; 0 switches it off."""
+    moe_z_loss_coeff: Optional[float] = None
+    """Weight of the router's z-loss. Unset: none."""
+    moe_router_score_function: Literal["softmax", "sigmoid"] = "softmax"
+    """What turns router logits into scores."""
+    moe_router_pre_softmax: bool = False
+    """Softmax before the top-k choice instead of after it."""
+    moe_router_num_groups: Optional[int] = None
+    """Groups of experts in group-limited routing (DeepSeek-V3). Unset: no groups."""
+    moe_router_group_topk: Optional[int] = None
+    """Groups a token may visit in group-limited routing."""
+    moe_router_topk_scaling_factor: Optional[float] = None
+    """Factor on the routed experts' output (DeepSeek-V3). Unset: 1."""
+
+    # ---- multi-token prediction -------------------------------------------------------------------------------------
+    mtp_loss_scaling_factor: float = 0.1
+    """Weight of the multi-token-prediction losses."""
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """How the model is cut over the ranks. What the sizes leave over is data parallelism."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share every layer's matrices (TP)."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages (PP)."""
+    virtual_pipeline_model_parallel_size: Optional[int] = None
+    """Model chunks per pipeline stage, for the interleaved schedule (VPP). Unset: one chunk."""
+    num_layers_in_first_pipeline_stage: Optional[int] = None
+    """Layers of the first stage where the stages are uneven. Unset: as the others."""
+    num_layers_in_last_pipeline_stage: Optional[int] = None
+    """Layers of the last stage where the stages are uneven. Unset: as the others."""
+    context_parallel_size: int = 1
+    """Ranks that share every sequence (CP)."""
+    expert_model_parallel_size: int = 1
+    """Ranks that share the experts (EP); carved out of the data-parallel ranks."""
+    expert_tensor_parallel_size: Optional[int] = None
+    """Ranks that share one expert's matrices (ETP). Unset: as tensor_model_parallel_size."""
+    sequence_parallel: bool = False
+    """Norms and dropouts split along the sequence over the tensor-parallel ranks (SP)."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How long, how much at once, and how often to evaluate."""
+
+    train_iters: int = 100
+    """Optimizer steps of the whole run."""
+    global_batch_size: int = 8
+    """Samples per optimizer step, over all ranks."""
+    micro_batch_size: int = 1
+    """Samples per forward pass of one model replica."""
+    rampup_batch_size: Optional[list[int]] = None
+    """``[start, increment, samples]``: the global batch grows from start by increments over so many samples."""
+    seed: int = 1234
+    """Seed of the weights and of the data order."""
+    eval_interval: Optional[int] = None
+    """Steps between evaluations. Unset: none."""
+    eval_iters: int = 0
+    """Batches per evaluation."""
+    skip_iterations: list[int] = field(default_factory=list)
+    """Steps (from 1) whose update is skipped; their batches are consumed."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Real text and how it becomes batches."""
+
+    path: Any = None
+    """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library."""
+    tokenizer: str = "byte"
+    """``byte`` (256 bytes and an end-of-document token) or the path of a ``tokenizers`` JSON file."""
+    batching: Literal["padded", "packed", "fixed"] = "padded"
+    """``padded``: one document a sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
+    back, kept apart in attention; ``fixed``: slices of the concatenated stream."""
+    max_documents: Optional[int] = None
+    """Use only so many documents. Unset: all."""
+    min_document_length: int = 2
+    """Documents shorter than this many tokens are left out."""
+    eval_fraction: float = 0.05
+    """Share of the documents that is kept for evaluation, 0 to 1."""
+    num_workers: int = 0
+    """Processes that prepare batches; 0: the training process itself."""
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """The optimizer and its learning-rate schedule."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """``adam`` is AdamW."""
+    lr: float = 3e-4
+    """Peak learning rate."""
+    min_lr: float = 3e-5
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    """Shape of the decay."""
+    lr_warmup_iters: int = 0
+    """Steps of linear warm-up."""
+    lr_decay_iters: Optional[int] = None
+    """Steps after which min_lr is reached. Unset: train.train_iters."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.95
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    use_distributed_optimizer: bool = False
+    """Optimizer states split over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Gradients are reduced while the backward pass still runs."""
+    overlap_param_gather: bool = False
+    """Parameters are gathered while the next forward pass already runs (needs the distributed optimizer)."""
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """Where numbers go, and how often."""
+
+    log_interval: int = 10
+    """Steps between log points."""
+    dir: str = "runs/${name}"
+    """Folder of the run: effective configuration, metrics and the W&B files."""
+    metrics_file: Optional[str] = "${logger.dir}/metrics.jsonl"
+    """JSON lines, one object per log point. null: none."""
+    wandb_project: Optional[str] = "bridge"
+    """W&B project. null: no W&B."""
+    wandb_entity: Optional[str] = None
+    """W&B team or user. Unset: the account's default."""
+    wandb_exp_name: Optional[str] = None
+    """Name of the W&B run. Unset: the recipe's name."""
+    wandb_mode: Optional[Literal["online", "offline", "disabled"]] = None
+    """Unset: online where an account is configured, offline otherwise."""
+    wandb_tags: list[str] = field(default_factory=list)
+    """Tags of the W&B run."""
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save: Optional[str] = None
+    """Folder to save checkpoints in. Unset: none are saved."""
+    load: Optional[str] = None
+    """Folder to resume from; an empty or missing folder starts a new run. Unset: no resume."""
+    save_interval: Optional[int] = None
+    """Steps between checkpoints. Unset: at the end only."""
+    keep: Optional[int] = None
+    """Keep the newest so many checkpoints. Unset: all."""
+
+
+@dataclass(kw_only=True)
+class PeftConfig:
+    """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
+
+    kind: Literal["lora"] = "lora"
+    """The method."""
+    dim: int = 8
+    """Rank of the adapters."""
+    alpha: float = 16.0
+    """Scale of the adapters: alpha / dim."""
+    dropout: float = 0.0
+    """Dropout probability before the adapters."""
+    target_modules: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"])
+    """Linear layers that get an adapter, by megatron-core's name."""
+    freeze: list[str] = field(default_factory=list)
+    """Further name patterns to freeze; the adapted model's own weights always are."""
+
+
+@dataclass(kw_only=True)
+class HardwareConfig:
+    """What the run's speed is held against."""
+
+    device_name: Optional[str] = None
+    """Name for the peak table, for example ``NVIDIA H100 80GB HBM3``. Unset: what the device reports."""
+    peak_flops: Optional[float] = None
+    """Dense peak of one device in FLOP/s; overrides the table."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    """Names the run and its folder. A recipe that sets none is called as its file."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    peft: Optional[PeftConfig] = None
+    """Unset: every weight is trained."""
+    callbacks: list[Any] = field(default_factory=list)
+    """Objects to call at the events of training: mappings with ``_target_`` (an import path) and its arguments."""
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)

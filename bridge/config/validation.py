@@ -1,0 +1,332 @@
+"""What a type cannot say: ranges, options that exclude each other, sizes that must divide.
+
+Each rule is a generator of sentences; the first sentence becomes the error.  A sentence names option, value and remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
+
+from bridge.config.schema import Config
+from bridge.flops.model_shape import ConfigError
+
+Rule = Callable[[Config], Iterator[str]]
+
+# Smallest allowed value; an unset (None) option passes.
+_AT_LEAST = {
+    "model.num_layers": 1,
+    "model.hidden_size": 1,
+    "model.ffn_hidden_size": 1,
+    "model.num_attention_heads": 1,
+    "model.num_query_groups": 1,
+    "model.kv_channels": 1,
+    "model.vocab_size": 1,
+    "model.make_vocab_size_divisible_by": 1,
+    "model.seq_length": 1,
+    "model.mtp_num_layers": 0,
+    "model.num_moe_experts": 1,
+    "model.moe_router_topk": 1,
+    "model.moe_ffn_hidden_size": 1,
+    "model.moe_shared_expert_intermediate_size": 0,
+    "parallel.tensor_model_parallel_size": 1,
+    "parallel.pipeline_model_parallel_size": 1,
+    "parallel.virtual_pipeline_model_parallel_size": 1,
+    "parallel.num_layers_in_first_pipeline_stage": 1,
+    "parallel.num_layers_in_last_pipeline_stage": 1,
+    "parallel.context_parallel_size": 1,
+    "parallel.expert_model_parallel_size": 1,
+    "parallel.expert_tensor_parallel_size": 1,
+    "train.train_iters": 1,
+    "train.global_batch_size": 1,
+    "train.micro_batch_size": 1,
+    "train.seed": 0,
+    "train.eval_interval": 1,
+    "train.eval_iters": 0,
+    "data.max_documents": 1,
+    "data.min_document_length": 1,
+    "data.num_workers": 0,
+    "data.eval_fraction": 0,
+    "optimizer.lr": 0,
+    "optimizer.min_lr": 0,
+    "optimizer.lr_warmup_iters": 0,
+    "optimizer.lr_decay_iters": 1,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+    "logger.log_interval": 1,
+    "checkpoint.save_interval": 1,
+    "checkpoint.keep": 1,
+    "peft.dim": 1,
+    "hardware.peak_flops": 1,
+    "model.hidden_dropout": 0,
+    "model.attention_dropout": 0,
+    "model.rotary_percent": 0,
+    "optimizer.adam_beta1": 0,
+    "optimizer.adam_beta2": 0,
+}
+_AT_MOST = {
+    "data.eval_fraction": 1,
+    "model.hidden_dropout": 1,
+    "model.attention_dropout": 1,
+    "model.rotary_percent": 1,
+    "optimizer.adam_beta1": 1,
+    "optimizer.adam_beta2": 1,
+}
+_NEEDED_TO_TRAIN = (
+    "model.num_layers",
+    "model.hidden_size",
+    "model.num_attention_heads",
+    "model.vocab_size",
+    "model.seq_length",
+)
+
+
+def validate(cfg: Config) -> None:
+    """Raise :class:`ConfigError` for the first rule that a configuration breaks, whatever the number of ranks."""
+    _raise_first(cfg, (_ranges, _required, _tensor_parallel, _pipeline_parallel, _context_parallel, _experts, _batch,
+                       _evaluation, _optimizer, _recompute, _callbacks))  # fmt: skip
+
+
+def validate_layout(cfg: Config, world_size: int) -> None:
+    """Raise :class:`ConfigError` where the parallel layout or the batch does not fit so many ranks."""
+    _raise_first(cfg, (lambda cfg: _layout(cfg, world_size),))
+
+
+def data_parallel_size(cfg: Config, world_size: int) -> int:
+    """Model replicas: what tensor, pipeline and context parallelism leave over of the ranks."""
+    parallel = cfg.parallel
+    return world_size // (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
+
+
+def _raise_first(cfg: Config, rules: tuple[Rule, ...]) -> None:
+    for rule in rules:
+        for problem in rule(cfg):
+            raise ConfigError(problem)
+
+
+def _get(cfg: Config, option: str) -> float | None:
+    section, name = option.split(".")
+    owner = getattr(cfg, section)
+    return None if owner is None else getattr(owner, name)
+
+
+def _named(cfg: Config, option: str) -> str:
+    return f"{option}={attrgetter(option)(cfg)}"
+
+
+def _divisors(number: int, limit: int = 64) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+
+
+def _indivisible(cfg: Config, number: str, by: str, factor: int = 1) -> Iterator[str]:
+    """Complain where one option is not divisible by another (times a fixed factor)."""
+    value, divisor = _get(cfg, number), _get(cfg, by)
+    if value is not None and divisor is not None and int(value) % (int(divisor) * factor):
+        times = f"{factor} x " if factor > 1 else ""
+        yield (
+            f"{_named(cfg, number)} is not divisible by {times}{_named(cfg, by)}; "
+            f"{by} may be {_divisors(int(value) // factor)}, or change {number}"
+        )
+
+
+def _bounds(cfg: Config, limits: Mapping[str, float], word: str) -> Iterator[str]:
+    for option, limit in limits.items():
+        value = _get(cfg, option)
+        if value is not None and (value < limit if word == "least" else value > limit):
+            yield f"{option}={value} is out of range; give at {word} {limit}"
+
+
+def _ranges(cfg: Config) -> Iterator[str]:
+    yield from _bounds(cfg, _AT_LEAST, "least")
+    yield from _bounds(cfg, _AT_MOST, "most")
+
+
+def _required(cfg: Config) -> Iterator[str]:
+    hybrid = cfg.model.hybrid_layer_pattern is not None
+    for option in _NEEDED_TO_TRAIN:
+        if _get(cfg, option) is None and not (hybrid and option == "model.num_layers"):
+            yield f"{option} is not set; set it in the recipe or add {option}=... to the command"
+
+
+def _tensor_parallel(cfg: Config) -> Iterator[str]:
+    size = "parallel.tensor_model_parallel_size"
+    yield from _indivisible(cfg, "model.num_attention_heads", size)
+    yield from _indivisible(cfg, "model.ffn_hidden_size", size)
+    ranks, groups = cfg.parallel.tensor_model_parallel_size, cfg.model.num_query_groups
+    if groups and groups % ranks and ranks % groups:
+        yield (
+            f"{_named(cfg, 'model.num_query_groups')} is neither a multiple nor a divisor of {_named(cfg, size)}; "
+            f"{size} may be {_divisors(groups)}"
+        )
+    if cfg.parallel.sequence_parallel and ranks == 1:
+        yield f"parallel.sequence_parallel=true needs tensor parallelism; set {size} above 1 or sequence_parallel=false"
+    if cfg.parallel.sequence_parallel and cfg.model.seq_length:
+        yield from _indivisible(cfg, "model.seq_length", size)
+
+
+def _pipeline_parallel(cfg: Config) -> Iterator[str]:
+    stages = cfg.parallel.pipeline_model_parallel_size
+    chunks = cfg.parallel.virtual_pipeline_model_parallel_size or 1
+    first, last = cfg.parallel.num_layers_in_first_pipeline_stage, cfg.parallel.num_layers_in_last_pipeline_stage
+    if chunks > 1 and stages == 1:
+        yield (
+            f"parallel.virtual_pipeline_model_parallel_size={chunks} needs a pipeline; "
+            "set parallel.pipeline_model_parallel_size above 1 or leave it unset"
+        )
+    if cfg.model.num_layers is None or stages == 1:
+        return
+    ends = [end for end in (first, last) if end is not None]
+    if stages < len(ends):
+        return
+    even_layers, even_stages = cfg.model.num_layers - sum(ends), stages - len(ends)
+    if even_layers < even_stages or even_layers % even_stages if even_stages else even_layers:
+        yield (
+            f"model.num_layers={cfg.model.num_layers} cannot be cut into "
+            f"parallel.pipeline_model_parallel_size={stages} equal stages"
+            + (f" with {ends} layers in the end stages" if ends else "")
+            + f"; use a size that divides it ({_divisors(cfg.model.num_layers)}), or set "
+            "parallel.num_layers_in_first_pipeline_stage and parallel.num_layers_in_last_pipeline_stage"
+        )
+    for layers in {*ends, *([even_layers // even_stages] if even_stages else [])}:
+        if layers % chunks:
+            yield (
+                f"parallel.virtual_pipeline_model_parallel_size={chunks} does not divide the {layers} layers of a "
+                f"pipeline stage; it may be {_divisors(layers)}"
+            )
+
+
+def _context_parallel(cfg: Config) -> Iterator[str]:
+    # Each rank takes one slice from the front and one from the back, so that causal work is even.
+    if cfg.parallel.context_parallel_size > 1:
+        yield from _indivisible(cfg, "model.seq_length", "parallel.context_parallel_size", factor=2)
+
+
+def _experts(cfg: Config) -> Iterator[str]:
+    size = "parallel.expert_model_parallel_size"
+    model, parallel = cfg.model, cfg.parallel
+    if model.num_moe_experts is None:
+        if parallel.expert_model_parallel_size > 1:
+            yield f"{_named(cfg, size)} needs experts; set model.num_moe_experts or {size}=1"
+        return
+    yield from _indivisible(cfg, "model.num_moe_experts", size)
+    if model.moe_router_topk > model.num_moe_experts:
+        yield (
+            f"model.moe_router_topk={model.moe_router_topk} is more than "
+            f"model.num_moe_experts={model.num_moe_experts}; a token visits at most all of them"
+        )
+    if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
+        yield (
+            f"{_named(cfg, 'parallel.tensor_model_parallel_size')} with experts needs sequence parallelism; "
+            "set parallel.sequence_parallel=true"
+        )
+    if isinstance(model.moe_layer_freq, list) and len(model.moe_layer_freq) != model.num_layers:
+        yield (
+            f"model.moe_layer_freq has {len(model.moe_layer_freq)} entries for "
+            f"model.num_layers={model.num_layers}; give one per layer, or an integer"
+        )
+
+
+def _batch(cfg: Config) -> Iterator[str]:
+    yield from _indivisible(cfg, "train.global_batch_size", "train.micro_batch_size")
+    ramp = cfg.train.rampup_batch_size
+    if ramp is None:
+        return
+    if len(ramp) != 3 or min(ramp) < 1:
+        yield f"train.rampup_batch_size={ramp} must be [start, increment, samples], all positive"
+    elif ramp[0] > cfg.train.global_batch_size or (cfg.train.global_batch_size - ramp[0]) % ramp[1]:
+        yield (
+            f"train.rampup_batch_size={ramp} does not reach train.global_batch_size={cfg.train.global_batch_size} "
+            f"from {ramp[0]} in steps of {ramp[1]}; change start or increment"
+        )
+
+
+def _evaluation(cfg: Config) -> Iterator[str]:
+    if cfg.train.eval_interval is None:
+        return
+    if cfg.train.eval_iters == 0:
+        yield f"{_named(cfg, 'train.eval_interval')} with train.eval_iters=0 evaluates nothing; set train.eval_iters"
+    if cfg.data.eval_fraction == 0:
+        yield f"{_named(cfg, 'train.eval_interval')} with data.eval_fraction=0 has no text; set data.eval_fraction"
+
+
+def _optimizer(cfg: Config) -> Iterator[str]:
+    optimizer = cfg.optimizer
+    if optimizer.min_lr > optimizer.lr:
+        yield f"optimizer.min_lr={optimizer.min_lr} is above optimizer.lr={optimizer.lr}; lower it"
+    decay = optimizer.lr_decay_iters or cfg.train.train_iters
+    if optimizer.lr_warmup_iters >= decay:
+        yield (
+            f"optimizer.lr_warmup_iters={optimizer.lr_warmup_iters} leaves no step of the {decay} for the decay; "
+            "lower it, or raise optimizer.lr_decay_iters or train.train_iters"
+        )
+    if optimizer.overlap_param_gather and not (optimizer.use_distributed_optimizer and optimizer.overlap_grad_reduce):
+        yield (
+            "optimizer.overlap_param_gather=true needs optimizer.use_distributed_optimizer=true "
+            "and optimizer.overlap_grad_reduce=true"
+        )
+
+
+def _recompute(cfg: Config) -> Iterator[str]:
+    model = cfg.model
+    if model.recompute_granularity not in (None, "full", "selective"):
+        yield f"model.recompute_granularity={model.recompute_granularity} must be full or selective"
+    if model.recompute_granularity == "full":
+        if model.recompute_method not in ("uniform", "block"):
+            yield f"model.recompute_method={model.recompute_method}: full recomputation needs uniform or block"
+        if not model.recompute_num_layers:
+            yield f"model.recompute_num_layers={model.recompute_num_layers}: full recomputation needs a number of layers"
+
+
+def _callbacks(cfg: Config) -> Iterator[str]:
+    for number, spec in enumerate(cfg.callbacks):
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
+            yield (
+                f"callbacks[{number}]={spec!r} must be a mapping with `_target_`, "
+                "for example {_target_: bridge.training.callbacks.ThroughputCallback}"
+            )
+
+
+def _layout(cfg: Config, world_size: int) -> Iterator[str]:
+    parallel, train = cfg.parallel, cfg.train
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    expert_tensor = parallel.expert_tensor_parallel_size or tensor
+    replica = tensor * pipeline * parallel.context_parallel_size
+    if world_size % replica:
+        yield (
+            f"{world_size} ranks cannot hold whole replicas of parallel.tensor_model_parallel_size={tensor} x "
+            f"pipeline_model_parallel_size={pipeline} x context_parallel_size={parallel.context_parallel_size} = {replica} "
+            f"ranks; start a multiple of {replica} ranks (torchrun --nproc-per-node) or lower a size"
+        )
+        return
+    experts = expert_tensor * parallel.expert_model_parallel_size * pipeline
+    if cfg.model.num_moe_experts and world_size % experts:
+        yield (
+            f"{world_size} ranks cannot hold all experts at parallel.expert_model_parallel_size="
+            f"{parallel.expert_model_parallel_size} x expert_tensor_parallel_size={expert_tensor} x "
+            f"pipeline_model_parallel_size={pipeline} = {experts} ranks; start a multiple of {experts} ranks or lower a size"
+        )
+    replicas = world_size // replica
+    samples = train.micro_batch_size * replicas
+    for name, size in {"train.global_batch_size": train.global_batch_size, **_ramp_sizes(cfg)}.items():
+        if size % samples:
+            yield (
+                f"{name}={size} is not divisible by train.micro_batch_size={train.micro_batch_size} x {replicas} "
+                f"data-parallel replicas = {samples}; use a multiple of {samples}"
+            )
+    chunks = parallel.virtual_pipeline_model_parallel_size or 1
+    micro_batches = train.global_batch_size // samples
+    if chunks > 1 and micro_batches % pipeline:
+        yield (
+            f"train.global_batch_size={train.global_batch_size} gives {micro_batches} micro-batches a replica; the "
+            f"interleaved schedule needs a multiple of parallel.pipeline_model_parallel_size={pipeline}, "
+            f"so a global batch that is a multiple of {samples * pipeline}"
+        )
+
+
+def _ramp_sizes(cfg: Config) -> dict[str, int]:
+    if cfg.train.rampup_batch_size is None:
+        return {}
+    start, increment, _ = cfg.train.rampup_batch_size
+    return {"train.rampup_batch_size[0]": start, "train.rampup_batch_size[1]": increment}

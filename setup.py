@@ -1,0 +1,30 @@
+"""Packaging. Exact versions stand in constraints.txt; the ranges here only say what the code needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "bridge/__init__.py").read_text()).group(1)
+README = ROOT / "README.md"
+
+setup(
+    name="bridge-flops",
+    version=VERSION,
+    description="Exact FLOPs and MFU accounting for Megatron-style training",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The recipes lie beside the package in the repository and inside it when installed.
+    packages=[*find_packages(include=["bridge", "bridge.*"]), "bridge.recipes", "bridge.recipes.models"],
+    package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},
+    package_data={"bridge.recipes": ["*.yaml"], "bridge.recipes.models": ["*.yaml"]},
+    install_requires=["omegaconf>=2.4", "rich"],
+    extras_require={
+        "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "einops", "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["bridge = bridge.cli.main:main"]},
+)
