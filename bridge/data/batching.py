@@ -1,0 +1,133 @@
+"""Samples -> micro-batches: dictionaries of CPU tensors with megatron-core's names.
+
+=================  ==========================  =========================================================================
+key                shape, type                 meaning
+=================  ==========================  =========================================================================
+tokens             [b, s] int64                inputs
+labels             [b, s] int64                the same, one token later
+loss_mask          [b, s] float32              1 on real tokens, 0 on padding
+position_ids       [b, s] int64                from 0 in every document
+attention_mask     [b, s] bool, or None        padded batches: True on real tokens; else None (causal alone)
+cu_seqlens         [n + 1] int32               packed batches: where documents begin and end, padding left out
+cu_seqlens_padded  [n + 1] int32               packed batches with padding: where they lie in ``tokens``
+max_seqlen         [] int32                    packed batches: longest document, padding included
+=================  ==========================  =========================================================================
+
+Padding is always on the right: with causal attention a real token never looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bridge.data.samples import Segment
+
+MicroBatch = dict[str, Any]
+Collate = Callable[[Sequence[list[Segment]]], MicroBatch]
+
+
+def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: bool) -> MicroBatch:
+    """One sample a row, padded on the right to the longest one, rounded up to ``multiple_of`` tokens.
+
+    ``masked``: add the attention mask (batches of one length everywhere need none).
+    """
+    segments = [segment for (segment,) in samples]
+    lengths = np.asarray([len(inputs) for inputs, _ in segments])
+    width = _round_up(int(lengths.max()), multiple_of)
+    tokens, labels = _blank(len(segments), width), _blank(len(segments), width)
+    for row, (inputs, following) in enumerate(segments):
+        tokens[row, : len(inputs)] = inputs
+        labels[row, : len(inputs)] = following
+    real = np.arange(width) < lengths[:, None]
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "labels": torch.from_numpy(labels),
+        "loss_mask": torch.from_numpy(real.astype(np.float32)),
+        "position_ids": torch.arange(width).expand(len(segments), width).contiguous(),
+        "attention_mask": torch.from_numpy(real) if masked else None,
+    }
+
+
+def collate_packed(samples: Sequence[list[Segment]], *, multiple_of: int, segment_multiple_of: int) -> MicroBatch:
+    """All segments of all samples back to back in one row (THD layout), so b = 1 whatever the micro-batch size.
+
+    ``segment_multiple_of``: each segment is padded to such a multiple (context parallelism cuts each one);
+    ``multiple_of``: the row is, behind its last segment (sequence parallelism cuts the row).
+    """
+    segments = [segment for sample in samples for segment in sample]
+    lengths = np.asarray([len(inputs) for inputs, _ in segments], dtype=np.int64)
+    slots = -(-lengths // segment_multiple_of) * segment_multiple_of
+    width = _round_up(int(slots.sum()), multiple_of)
+    slots[-1] += width - int(slots.sum())
+    tokens, labels = _blank(1, width), _blank(1, width)
+    loss_mask = np.zeros((1, width), dtype=np.float32)
+    position_ids = np.empty((1, width), dtype=np.int64)
+    bounds = _cumulative(slots)
+    for (inputs, following), start, length, slot in zip(segments, bounds, lengths, slots):
+        tokens[0, start : start + length] = inputs
+        labels[0, start : start + length] = following
+        loss_mask[0, start : start + length] = 1
+        position_ids[0, start : start + slot] = np.arange(slot)
+    batch: MicroBatch = {
+        "tokens": torch.from_numpy(tokens),
+        "labels": torch.from_numpy(labels),
+        "loss_mask": torch.from_numpy(loss_mask),
+        "position_ids": torch.from_numpy(position_ids),
+        "attention_mask": None,
+        "cu_seqlens": torch.from_numpy(_cumulative(lengths)),
+        "max_seqlen": torch.tensor(int(slots.max()), dtype=torch.int32),
+    }
+    if width > int(lengths.sum()):
+        batch["cu_seqlens_padded"] = torch.from_numpy(bounds)
+    return batch
+
+
+def build_collate(
+    batching: str,
+    *,
+    tensor_parallel_sequence: int = 1,
+    context_parallel_size: int = 1,
+    alignment: int = 1,
+) -> Collate:
+    """Return the function that makes micro-batches for a kind of batching and a parallel layout.
+
+    Args:
+        batching: ``padded``, ``packed`` or ``fixed``.
+        tensor_parallel_sequence: ranks that share the sequence under sequence parallelism, else 1.
+        context_parallel_size: ranks that share the sequence under context parallelism; each takes two chunks of
+            every sequence, one from the front and one from the back, so that causal work is even.
+        alignment: tokens per rank are a multiple of this (16 for FP8 matmuls).
+    """
+    chunks = 2 * context_parallel_size if context_parallel_size > 1 else 1
+    whole = int(np.lcm(chunks, context_parallel_size * tensor_parallel_sequence * alignment))
+    if batching == "packed":
+        return partial(collate_packed, multiple_of=whole, segment_multiple_of=chunks)
+    return partial(collate_rows, multiple_of=whole, masked=batching == "padded")
+
+
+def _blank(rows: int, width: int) -> NDArray[np.int64]:
+    return np.zeros((rows, width), dtype=np.int64)
+
+
+def _cumulative(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
+    bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=bounds[1:])
+    return bounds
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def real_lengths(batch: MicroBatch) -> list[int]:
+    """Real tokens of each document in a micro-batch made here, in order."""
+    bounds: Optional[torch.Tensor] = batch.get("cu_seqlens")
+    if bounds is not None:
+        return torch.diff(bounds).tolist()
+    return batch["loss_mask"].sum(dim=1).int().tolist()

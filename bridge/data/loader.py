@@ -1,0 +1,118 @@
+"""The run's data: corpus, samples and iterators of micro-batches, from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Optional
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bridge.data.batching import Collate, MicroBatch, build_collate
+from bridge.data.corpus import load_corpus, split
+from bridge.data.samples import KINDS, Samples, Segment
+from bridge.data.schedule import BatchSchedule, MicroBatchSampler
+from bridge.data.tokenizer import build_tokenizer
+from bridge.flops.model_shape import ConfigError
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+
+class TextData:
+    """Training and evaluation text of a run; knows nothing of ranks."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Read and tokenize everything.
+
+        Raises:
+            ConfigError: no text, a vocabulary larger than the model's, or too few documents for one global batch.
+        """
+        seq_length = cfg.model.seq_length
+        if seq_length is None or seq_length < 1:
+            raise ConfigError(f"model.seq_length={seq_length} must be set to the longest sequence, in tokens.")
+        tokenizer = build_tokenizer(cfg.data.tokenizer)
+        if cfg.model.vocab_size is None or cfg.model.vocab_size < tokenizer.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+                f"data.tokenizer={cfg.data.tokenizer!r}. Set model.vocab_size to {tokenizer.vocab_size} or more."
+            )
+        corpus = load_corpus(
+            cfg.data.path,
+            tokenizer,
+            separator=cfg.data.document_separator,
+            max_documents=cfg.data.max_documents,
+            min_document_length=cfg.data.min_document_length,
+        )
+        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
+        training, evaluation = split(len(corpus), cfg.data.eval_fraction, cfg.train.seed)
+        kind = KINDS[cfg.data.batching]
+        self.fingerprint = corpus.fingerprint()
+        self.schedule = BatchSchedule(
+            cfg.train.global_batch_size,
+            (*cfg.train.rampup_batch_size,) if cfg.train.rampup_batch_size else None,  # type: ignore[arg-type]
+        )
+        self.training: Samples = kind(corpus, training, seq_length, cfg.train.seed)
+        self.evaluation: Optional[Samples] = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates else None
+        self._check(cfg, len(corpus))
+
+    def _check(self, cfg: Config, documents: int) -> None:
+        where = "Python's standard library" if cfg.data.path is None else f"data.path={cfg.data.path!r}"
+        have, need = self.training.samples_per_epoch(), self.schedule.global_batch_size
+        if have < need:
+            raise ConfigError(
+                f"train.global_batch_size={need}: one batch needs {need} different samples, but {where} gives {have} for "
+                f"training (data.batching={cfg.data.batching}, {documents} documents). Give more text, set "
+                "data.document_separator where a file holds several documents, or use fewer ranks and a smaller "
+                "train.global_batch_size."
+            )
+        if self.evaluation is not None and self.evaluation.samples_per_epoch() < 1:
+            raise ConfigError(
+                f"data.eval_fraction={cfg.data.eval_fraction} leaves no sample for evaluation of the {documents} "
+                f"documents in {where}. Raise it, give more text, or set train.eval_iters=0."
+            )
+
+
+class _Samples(Dataset[list[Segment]]):
+    """torch's view of :class:`Samples`."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> list[Segment]:
+        return self.samples[index]
+
+
+def collate_for(cfg: Config) -> Collate:
+    """The collate function that suits the configuration's batching and parallel layout."""
+    parallel = cfg.parallel
+    return build_collate(
+        cfg.data.batching,
+        tensor_parallel_sequence=parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1,
+        context_parallel_size=parallel.context_parallel_size,
+        alignment=16 if cfg.model.fp8 else 1,
+    )
+
+
+def micro_batches(
+    samples: Samples,
+    sampler: MicroBatchSampler,
+    collate: Collate,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[MicroBatch]:
+    """An endless iterator of this replica's micro-batches, on the CPU.
+
+    Worker processes keep the order.  The iterator draws nothing from torch's global random numbers.
+    """
+    return iter(
+        DataLoader(
+            _Samples(samples),
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+    )

@@ -1,0 +1,112 @@
+"""Where text comes from: files on disk, or the source files of the running Python, which are always there.
+
+A document is the unit that is never mixed with another one in attention.  A file is one document, unless
+``data.document_separator`` cuts it; the standard library's sources are cut at two blank lines, that is at their
+top-level definitions, which gives tens of thousands of documents from a few bytes to tens of thousands.
+"""
+
+from __future__ import annotations
+
+import glob
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from bridge.flops.model_shape import ConfigError
+
+STANDARD_LIBRARY_SEPARATOR = "\n\n\n"
+"""Two blank lines: what PEP 8 puts between top-level definitions."""
+
+
+def find_files(path: Any) -> list[Path]:
+    """Return the text files that ``data.path`` names, in an order that is the same on every machine.
+
+    ``path`` is a file, a folder (searched to the bottom, hidden entries left out), a glob, or a sequence of these.
+    None means the sources of the running Python's standard library.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    if path is None:
+        return _standard_library()
+    entries = [path] if isinstance(path, (str, Path)) else list(path)
+    if not entries:
+        raise ConfigError("data.path=[] names no text. Give a text file, a folder or a glob, or leave it out.")
+    files: list[Path] = []
+    for entry in entries:
+        found = list(_expand(str(entry)))
+        if not found:
+            raise ConfigError(
+                f"data.path={str(entry)!r} holds no files. Give a text file, a folder with text files or a glob that "
+                "matches some; without data.path the standard library's sources are used."
+            )
+        files.extend(found)
+    return files
+
+
+def _expand(entry: str) -> Iterator[Path]:
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        try:
+            yield from (
+                file
+                for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
+                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            )
+        except OSError as error:
+            raise ConfigError(f"data.path={entry!r} cannot be read: {error.strerror}. Check its permissions.") from error
+    elif path.is_file():
+        yield path
+    elif glob.has_magic(entry):
+        yield from (Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file())
+    else:
+        raise ConfigError(f"data.path={entry!r} does not exist. Give a text file, a folder or a glob.")
+
+
+def _standard_library() -> list[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        file
+        for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
+        if "site-packages" not in file.parts and "dist-packages" not in file.parts
+    ]
+    if not files:
+        raise ConfigError(f"data.path is unset, and {root} holds no Python sources. Set data.path to a folder of text.")
+    return files
+
+
+def read_documents(
+    path: Any = None, separator: Optional[str] = None, max_documents: Optional[int] = None
+) -> list[bytes]:
+    """Read all documents, as bytes, in file order.
+
+    Args:
+        path: as for :func:`find_files`.
+        separator: text that stands between two documents of one file; None means one document per file, and for the
+            standard library :data:`STANDARD_LIBRARY_SEPARATOR`.
+        max_documents: stop after so many.
+
+    Raises:
+        ConfigError: nothing is there, or a file cannot be read.
+    """
+    if separator is None and path is None:
+        separator = STANDARD_LIBRARY_SEPARATOR
+    cut = separator.encode() if separator else None
+    documents: list[bytes] = []
+    for file in find_files(path):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"data.path: {str(file)!r} cannot be read: {error.strerror}. Check its permissions or leave it out."
+            ) from error
+        documents.extend(_cut(content, cut))
+        if max_documents is not None and len(documents) >= max_documents:
+            return documents[:max_documents]
+    return documents
+
+
+def _cut(content: bytes, separator: Optional[bytes]) -> Sequence[bytes]:
+    parts = (content,) if separator is None else (part.strip(b"\n") for part in content.split(separator))
+    return [part for part in parts if part]

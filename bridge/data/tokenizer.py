@@ -1,0 +1,82 @@
+"""Text to token numbers: bytes as they are, or a ``tokenizers`` JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.flops.model_shape import ConfigError
+
+Tokens = NDArray[np.integer]
+
+END_OF_DOCUMENT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[SEP]", "[EOS]")
+"""What published tokenizers call the token that ends a document, the more specific first."""
+
+
+class Tokenizer(Protocol):
+    """What the data pipeline asks of a tokenizer."""
+
+    vocab_size: int
+    """Number of different tokens, the end-of-document token included."""
+    eod: int
+    """The token that ends a document."""
+
+    def encode(self, documents: Sequence[bytes]) -> list[Tokens]:
+        """Return the tokens of each document, without the end-of-document token."""
+        ...
+
+
+class ByteTokenizer:
+    """The 256 bytes, and 256 as the end of a document."""
+
+    vocab_size = 257
+    eod = 256
+
+    def encode(self, documents: Sequence[bytes]) -> list[Tokens]:
+        """Return the bytes themselves."""
+        return [np.frombuffer(document, dtype=np.uint8) for document in documents]
+
+
+class JsonTokenizer:
+    """A tokenizer file of the ``tokenizers`` library (``tokenizer.json`` of most published models)."""
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ConfigError(
+                f"data.tokenizer={str(path)!r} needs the package `tokenizers`: pip install tokenizers, or use "
+                "data.tokenizer=byte."
+            ) from error
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"data.tokenizer={str(path)!r} is neither `byte` nor a file. Give the path of a tokenizers JSON file."
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for every kind of bad file
+            raise ConfigError(
+                f"data.tokenizer={str(path)!r} is not a tokenizers JSON file ({error}). Give another file or `byte`."
+            ) from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        named = (self._tokenizer.token_to_id(name) for name in END_OF_DOCUMENT_NAMES)
+        eod = next((number for number in named if number is not None), None)
+        size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.eod: int = size if eod is None else eod  # a file without such a token gets one more
+        self.vocab_size: int = max(size, self.eod + 1)
+
+    def encode(self, documents: Sequence[bytes]) -> list[Tokens]:
+        """Decode as UTF-8 (what is no UTF-8 becomes the replacement character) and tokenize."""
+        texts = [document.decode("utf-8", errors="replace") for document in documents]
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded]
+
+
+def build_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer that ``data.tokenizer`` names: ``byte`` or the path of a JSON file."""
+    return ByteTokenizer() if name == "byte" else JsonTokenizer(name)
