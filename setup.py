@@ -16,7 +16,7 @@ setup(
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # The recipes lie beside the package in the repository and inside it when installed.
     packages=[*find_packages(include=["bridge", "bridge.*"]), "bridge.recipes", "bridge.recipes.models"],
     package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},

@@ -56,7 +56,7 @@ class ModelConfig(ModelShape):
     """How tokens travel to their experts."""
     moe_grouped_gemm: bool = False
     """One grouped matmul for all local experts (needs CUDA)."""
-    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"] = "aux_loss"
+    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "none"] = "aux_loss"
     """How the router is kept balanced."""
     moe_aux_loss_coeff: float = 0.0
     """Weight of the load-balancing loss; 0 switches it off."""
@@ -135,6 +135,9 @@ class DataConfig:
     batching: Literal["padded", "packed", "fixed"] = "padded"
     """``padded``: one document a sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
     back, kept apart in attention; ``fixed``: slices of the concatenated stream."""
+    document_separator: Optional[str] = None
+    """Text between two documents of one file. Unset: a file is one document (the standard library's sources are cut
+    at two blank lines, that is at their top-level definitions)."""
     max_documents: Optional[int] = None
     """Use only so many documents. Unset: all."""
     min_document_length: int = 2

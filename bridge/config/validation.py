@@ -276,7 +276,7 @@ def _recompute(cfg: Config) -> Iterator[str]:
         if model.recompute_method not in ("uniform", "block"):
             yield f"model.recompute_method={model.recompute_method}: full recomputation needs uniform or block"
         if not model.recompute_num_layers:
-            yield f"model.recompute_num_layers={model.recompute_num_layers}: full recomputation needs a number of layers"
+            yield f"model.recompute_num_layers={model.recompute_num_layers}: full recomputation needs a number"
 
 
 def _callbacks(cfg: Config) -> Iterator[str]:
@@ -296,8 +296,8 @@ def _layout(cfg: Config, world_size: int) -> Iterator[str]:
     if world_size % replica:
         yield (
             f"{world_size} ranks cannot hold whole replicas of parallel.tensor_model_parallel_size={tensor} x "
-            f"pipeline_model_parallel_size={pipeline} x context_parallel_size={parallel.context_parallel_size} = {replica} "
-            f"ranks; start a multiple of {replica} ranks (torchrun --nproc-per-node) or lower a size"
+            f"pipeline_model_parallel_size={pipeline} x context_parallel_size={parallel.context_parallel_size} = "
+            f"{replica} ranks; start a multiple of {replica} ranks (torchrun --nproc-per-node) or lower a size"
         )
         return
     experts = expert_tensor * parallel.expert_model_parallel_size * pipeline
@@ -305,7 +305,8 @@ def _layout(cfg: Config, world_size: int) -> Iterator[str]:
         yield (
             f"{world_size} ranks cannot hold all experts at parallel.expert_model_parallel_size="
             f"{parallel.expert_model_parallel_size} x expert_tensor_parallel_size={expert_tensor} x "
-            f"pipeline_model_parallel_size={pipeline} = {experts} ranks; start a multiple of {experts} ranks or lower a size"
+            f"pipeline_model_parallel_size={pipeline} = {experts} ranks; "
+            f"start a multiple of {experts} ranks or lower a size"
         )
     replicas = world_size // replica
     samples = train.micro_batch_size * replicas

@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make train` and `make test`. Both may be run again; the environment is then reused.
+PYTHON ?= python3
+RECIPE ?= recipes/tiny.yaml
+RANKS ?= 2
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: train test check format clean
+
+train: $(VENV)/train.done
+	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
+
+test: $(VENV)/test.done
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that pip takes the build its own settings point to (CUDA or CPU) and keeps it.
+$(VENV)/train.done: setup.py constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e '.[train]'
+	touch $@
+
+$(VENV)/test.done: $(VENV)/train.done
+	$(PIP) -e '.[train,test]'
+	touch $@

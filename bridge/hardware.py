@@ -1,0 +1,151 @@
+"""Device name x number format -> dense peak FLOP/s, with the source of every number. Unknown stays unknown.
+
+Three rules keep a wrong peak out:
+
+1. Names are compared word by word, so an L40S is no L4, a GH200 no H200 and an A100 no A10.
+2. The entry with the most matching words wins (``H100 PCIe`` over ``H100``); a tie between different devices is unknown.
+3. A part of a device (a MIG slice, a vGPU) or a namesake (laptop, Ti, D) is unknown, not the whole device.
+
+All rates are dense: the datasheets' figures "with sparsity" are twice these.  They are per device as torch sees it, so
+an MI250X counts one of its two dies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NUMBER_FORMATS = ("fp4", "fp8", "bf16", "fp16", "tf32", "fp32")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """One row of a datasheet."""
+
+    words: str
+    """Words a device's name must contain, lower case."""
+    tflops: Mapping[str, float]
+    """Dense matmul rate in TFLOP/s by number format, FP32 accumulation."""
+    bandwidth: float | None
+    """Memory bandwidth in TB/s; None where devices of this name differ."""
+    source: str
+    """The vendor's document."""
+
+
+def _rates(bf16: float, fp8: float | None = None, fp4: float | None = None) -> dict[str, float]:
+    """FP16 and BF16 run at one rate wherever both exist."""
+    rates = {"bf16": bf16, "fp16": bf16, "fp8": fp8, "fp4": fp4}
+    return {number_format: rate for number_format, rate in rates.items() if rate is not None}
+
+
+def _fp16_only(fp16: float) -> dict[str, float]:
+    return {"fp16": fp16}
+
+
+_V100 = "NVIDIA V100 datasheet"
+_A100 = "NVIDIA A100 Tensor Core GPU datasheet"
+_H100 = "NVIDIA H100 Tensor Core GPU datasheet and architecture white paper"
+_H200 = "NVIDIA H200 Tensor Core GPU datasheet"
+_H800 = "NVIDIA H800 datasheet"
+_GH200 = "NVIDIA GH200 Grace Hopper Superchip datasheet"
+_BLACKWELL = "NVIDIA Blackwell architecture technical brief"
+_BLACKWELL_ULTRA = "NVIDIA Blackwell Ultra datasheet"
+
+# An NVIDIA family's name alone means the SXM module: PCIe and NVL boards say so in the name they report.
+PEAKS = (
+    Peak("v100", _fp16_only(125), 0.9, _V100),
+    Peak("v100 pcie", _fp16_only(112), 0.9, _V100),
+    Peak("t4", _fp16_only(65), 0.32, "NVIDIA T4 datasheet"),
+    Peak("a100", _rates(312), None, _A100),
+    Peak("a100 40gb", _rates(312), 1.555, _A100),
+    Peak("a100 80gb", _rates(312), 2.039, _A100),
+    Peak("a100 80gb pcie", _rates(312), 1.935, _A100),
+    Peak("a10", _rates(125), 0.6, "NVIDIA A10 datasheet"),
+    Peak("a10g", _rates(70), 0.6, "NVIDIA A10G datasheet"),
+    Peak("a30", _rates(165), 0.933, "NVIDIA A30 datasheet"),
+    Peak("a40", _rates(149.7), 0.696, "NVIDIA A40 datasheet"),
+    Peak("a6000", _rates(154.8), 0.768, "NVIDIA RTX A6000 datasheet; Ampere GA102 white paper"),
+    Peak("l4", _rates(121, 242), 0.3, "NVIDIA L4 datasheet"),
+    Peak("l40", _rates(181, 362), 0.864, "NVIDIA L40 datasheet"),
+    Peak("l40s", _rates(362, 733), 0.864, "NVIDIA L40S datasheet"),
+    Peak("h100", _rates(989.4, 1978.9), 3.35, _H100),
+    Peak("h100 pcie", _rates(756, 1513), 2.0, _H100),
+    Peak("h100 nvl", _rates(835, 1671), 3.9, "NVIDIA H100 NVL product brief"),
+    Peak("h200", _rates(989.4, 1978.9), 4.8, _H200),
+    Peak("h200 nvl", _rates(835, 1671), 4.8, _H200),
+    Peak("h800", _rates(989.4, 1978.9), 3.35, _H800),
+    Peak("h800 pcie", _rates(756, 1513), 2.0, _H800),
+    Peak("h20", _rates(148, 296), 4.0, "NVIDIA H20 datasheet"),
+    Peak("gh200", _rates(989.4, 1978.9), 4.0, _GH200),
+    Peak("gh200 hbm3e", _rates(989.4, 1978.9), 4.9, _GH200),
+    Peak("b200", _rates(2250, 4500, 9000), 8.0, _BLACKWELL),
+    Peak("gb200", _rates(2500, 5000, 10000), 8.0, _BLACKWELL),
+    Peak("b300", _rates(2250, 4500, 13500), 8.0, _BLACKWELL_ULTRA),
+    Peak("gb300", _rates(2500, 5000, 15000), 8.0, _BLACKWELL_ULTRA),
+    Peak("rtx 3090", _rates(71), 0.936, "NVIDIA Ampere GA102 white paper"),
+    Peak("rtx 4090", _rates(165.2, 330.3), 1.008, "NVIDIA Ada white paper"),
+    Peak("rtx 5090", _rates(209.5, 419), 1.792, "NVIDIA RTX Blackwell white paper"),
+    Peak("mi250x", _rates(191.5), 1.6, "AMD Instinct MI250X data sheet, one of two dies"),
+    Peak("mi300x", _rates(1307.4, 2614.9), 5.3, "AMD Instinct MI300X data sheet"),
+    Peak("mi325x", _rates(1307.4, 2614.9), 6.0, "AMD Instinct MI325X data sheet"),
+    Peak("mi355x", _rates(2516.6, 5033, 10066), 8.0, "AMD Instinct MI355X data sheet"),
+)
+
+# Words that turn a device's name into that of another, smaller or sliced one; and vGPU profiles such as 40c or 48q.
+_NAMESAKES = frozenset({"mig", "laptop", "mobile", "max", "ti", "super", "d", "fhhl", "3e", "mi250"})
+_VGPU_PROFILE = re.compile(r"\d+[abcq]")
+
+
+def find_peak(device_name: str) -> Peak | None:
+    """The row for a device as torch or nvidia-smi names it, None where the name is unknown or ambiguous."""
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    if words & _NAMESAKES or any(map(_VGPU_PROFILE.fullmatch, words)):
+        return None
+    matches = [peak for peak in PEAKS if words.issuperset(peak.words.split())]
+    most = max((len(peak.words.split()) for peak in matches), default=0)
+    best = [peak for peak in matches if len(peak.words.split()) == most]
+    return best[0] if len(best) == 1 else None
+
+
+def peak_flops(device_name: str, number_format: str = "bf16") -> float | None:
+    """Dense peak of one device in FLOP/s, None where it is unknown or the device does not have the number format.
+
+    Args:
+        device_name: as torch reports it, for example ``NVIDIA H100 80GB HBM3``.
+        number_format: one of :data:`NUMBER_FORMATS`.
+    """
+    if number_format not in NUMBER_FORMATS:
+        raise ValueError(f"number_format={number_format!r} is unknown; use one of {', '.join(NUMBER_FORMATS)}")
+    peak = find_peak(device_name)
+    tflops = peak.tflops.get(number_format) if peak else None
+    return None if tflops is None else tflops * 1e12
+
+
+def peak_bandwidth(device_name: str) -> float | None:
+    """Memory bandwidth of one device in byte/s, None where it is unknown."""
+    peak = find_peak(device_name)
+    return None if peak is None or peak.bandwidth is None else peak.bandwidth * 1e12
+
+
+def compute_mfu(flops: float, duration_s: float, gpu_name: str, num_gpus: int = 1) -> float:
+    """Model FLOPs utilisation in percent of the BF16 peak (FP16 on devices without BF16).
+
+    Args:
+        flops: work done by all devices together, FLOP.
+        duration_s: seconds it took.
+        gpu_name: device name, see :func:`peak_flops`.
+        num_gpus: devices that shared the work.
+
+    Returns:
+        Percent; 0.0 for an unknown device or a duration that is not positive.
+
+    Raises:
+        ValueError: num_gpus is not positive.
+    """
+    if num_gpus <= 0:
+        raise ValueError(f"num_gpus={num_gpus} must be positive; give the number of devices that shared the work")
+    peak = peak_flops(gpu_name, "bf16") or peak_flops(gpu_name, "fp16")
+    if peak is None or duration_s <= 0:
+        return 0.0
+    return 100.0 * flops / (duration_s * peak * num_gpus)
