@@ -1,0 +1,10 @@
+"""What a run measures: statistics of the batches that ran, their sum over all ranks, and the rates that follow.
+
+``batch_lengths``     reads lengths from a micro-batch that is still on the CPU (or, without a sync, on the device)
+``batch_statistics``  adds them up, in the layout that the plan declares
+``reduction``         one asynchronous SUM over all ranks
+``timing``            seconds of an interval without evaluation and checkpoints
+``throughput``        pure arithmetic: totals and seconds in, logged keys out
+``peak``              what the device could do: from the table, from the configuration, or measured on a CPU
+``trackers``          where rows of metrics go: JSON lines and W&B
+"""

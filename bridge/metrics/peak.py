@@ -1,0 +1,88 @@
+"""What one device could do at most, and where that number comes from.
+
+On an accelerator: the configuration's ``hardware.peak_flops``, else the datasheet table; an unknown device has no peak.
+A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labelled as measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from bridge.hardware import find_peak, peak_flops
+
+
+@dataclass(frozen=True)
+class DevicePeak:
+    """Peak of one device.
+
+    Attributes:
+        device: its name.
+        number_format: of the matmuls, ``fp32``, ``bf16`` or ``fp8``.
+        flops: dense FLOP/s; None if unknown.
+        source: where ``flops`` comes from, for people.
+    """
+
+    device: str
+    number_format: str
+    flops: Optional[float]
+    source: str
+
+
+def device_peak(
+    number_format: str, *, device_name: Optional[str] = None, configured: Optional[float] = None, device: Any = None
+) -> DevicePeak:
+    """The peak to hold a run against.
+
+    Args:
+        number_format: of the matmuls.
+        device_name: ``hardware.device_name``; None: what the device reports.
+        configured: ``hardware.peak_flops``; wins over everything.
+        device: the torch device that computes; None: CUDA if there is one.
+    """
+    import torch
+
+    device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = device.type == "cpu"
+    name = device_name or (cpu_name() if on_cpu else torch.cuda.get_device_name(device))
+    if configured is not None:
+        return DevicePeak(name, number_format, float(configured), "hardware.peak_flops")
+    if on_cpu and device_name is None:
+        return DevicePeak(name, number_format, *measure_matmul(getattr(torch, {"bf16": "bfloat16"}.get(number_format, "float32"))))
+    entry = find_peak(name)
+    flops = peak_flops(name, number_format)
+    if flops is not None and entry is not None:
+        return DevicePeak(name, number_format, flops, f"{entry.source}, dense {number_format}")
+    reason = "has no rate for this number format" if entry else "is not in the table"
+    return DevicePeak(name, number_format, None, f"unknown: {name!r} {reason}; set hardware.peak_flops")
+
+
+def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tuple[float, str]:
+    """FLOP/s of the fastest of a few square matmuls on the CPU, with the threads torch has, and how it was measured."""
+    import torch
+
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    out = torch.empty(size, size, dtype=dtype)
+    best, runs, end = float("inf"), 0, time.perf_counter() + seconds
+    with torch.no_grad():
+        while runs < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best, runs = min(best, time.perf_counter() - start), runs + 1
+    name = str(dtype).removeprefix("torch.")
+    return 2 * size**3 / best, f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)"
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system knows it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine() or "CPU"

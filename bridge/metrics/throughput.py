@@ -1,0 +1,136 @@
+"""From the totals of an interval to the logged keys: pure arithmetic, without clock, tensor or trainer.
+
+Rates need a length of time that makes sense: without one (a first interval that was all warm-up, a clock that stepped
+back, NaN) they are left out, and the totals remain.  MFU and HFU need a peak: without one they are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Optional, Union
+
+Metrics = dict[str, Union[int, float]]
+
+TERA = 1e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the whole job did in some stretch of training; integers, summed over all ranks.
+
+    Attributes:
+        steps: optimizer steps.
+        flops: model FLOPs; None if the model cannot be priced.
+        hardware_flops: the same with recomputed forward passes.
+        tokens: real tokens. positions: with padding. sequences: non-empty sequences.
+        unlearned_tokens: those of skipped steps, computed but not learned from.
+        unread_micro_batches: micro-batches whose lengths could not be read; their work is missing.
+        data_wait_seconds: time in ``next(data_iterator)``, mean over the replicas.
+        replica_work: work of each data-parallel replica, any unit. stage_work: FLOPs of each pipeline stage.
+    """
+
+    steps: int
+    flops: Optional[int]
+    tokens: int
+    hardware_flops: Optional[int] = None
+    positions: int = 0
+    sequences: int = 0
+    unlearned_tokens: int = 0
+    unread_micro_batches: int = 0
+    data_wait_seconds: float = 0.0
+    replica_work: Sequence[int] = ()
+    stage_work: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """One log interval.
+
+    Attributes:
+        work: everything since the last log point.
+        timed: the part of it that ``seconds`` covers: all but the warm-up step.
+        seconds: duration of the timed part, without evaluation and checkpoints.
+        components: FLOPs of ``work`` by component; they add up to ``work.flops``.
+        total_flops, total_tokens: since the first step ever.
+        world_size: ranks. peak_flops: dense peak of one device in FLOP/s; None if unknown.
+        overhead_seconds: what counting and reporting itself cost this rank in the timed part.
+    """
+
+    work: Work
+    timed: Work
+    seconds: float
+    world_size: int
+    total_flops: Optional[int]
+    total_tokens: int
+    components: Mapping[str, int] = field(default_factory=dict)
+    peak_flops: Optional[float] = None
+    overhead_seconds: Optional[float] = None
+
+
+def throughput(interval: Interval) -> Metrics:
+    """The keys and values to log for one interval. Units: TFLOP/s, 1/s, s, FLOP; MFU, HFU and ``*_fraction`` are fractions."""
+    work, timed = interval.work, interval.timed
+    metrics: Metrics = {}
+    if _positive(interval.seconds) and timed.steps > 0:
+        metrics |= _rates(timed, interval.seconds, interval.world_size, interval.peak_flops)
+        if interval.overhead_seconds is not None:
+            metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
+    if work.positions:
+        metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
+    metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)
+    if work.unlearned_tokens:
+        metrics["throughput/unlearned_tokens"] = work.unlearned_tokens
+    if work.unread_micro_batches:
+        metrics["throughput/unread_micro_batches"] = work.unread_micro_batches
+    for component, flops in interval.components.items():
+        metrics[f"throughput/flops/{component}"] = flops
+    if interval.total_flops is not None:
+        metrics["throughput/total_flops"] = interval.total_flops
+    metrics["throughput/total_tokens"] = interval.total_tokens
+    return metrics
+
+
+def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[float]) -> Metrics:
+    rates: Metrics = {
+        "throughput/step_time": seconds / timed.steps,
+        "throughput/tokens_per_sec": timed.tokens / seconds,
+        "throughput/device/tokens_per_sec": timed.tokens / seconds / world_size,
+        "throughput/samples_per_sec": timed.sequences / seconds,
+        "throughput/data_wait_fraction": timed.data_wait_seconds / seconds,
+    }
+    if timed.flops is not None:
+        rates["throughput/tflops"] = timed.flops / seconds / TERA
+        rates["throughput/tflops/device"] = timed.flops / seconds / world_size / TERA
+        if _positive(peak_flops):
+            peak = peak_flops * world_size
+            rates["throughput/mfu"] = timed.flops / seconds / peak
+            if timed.hardware_flops is not None:
+                rates["throughput/hfu"] = timed.hardware_flops / seconds / peak
+    return rates
+
+
+def _imbalance(name: str, work: Sequence[int]) -> Metrics:
+    """Largest over mean; nothing to say about fewer than two parts or no work."""
+    if len(work) < 2 or not any(work):
+        return {}
+    return {f"throughput/imbalance/{name}": max(work) * len(work) / sum(work)}
+
+
+def _positive(number: Optional[float]) -> bool:
+    return number is not None and math.isfinite(number) and number > 0
+
+
+def doubts(metrics: Mapping[str, Union[int, float]]) -> list[str]:
+    """What cannot be true about these numbers, with the likely causes; empty if nothing is wrong."""
+    above = [name for name in ("mfu", "hfu") if metrics.get(f"throughput/{name}", 0) > 1]
+    if not above:
+        return []
+    names = " and ".join(f"{name.upper()} {metrics[f'throughput/{name}']:.2f}" for name in above)
+    return [
+        f"{names}: no device is faster than its peak. Likely causes: hardware.peak_flops or hardware.device_name is wrong; "
+        "the matmuls run in another number format than the peak (FP8 against a BF16 peak); the convention counts more than "
+        "the kernels compute (attention without its causal half); steps overlap the clock, because the device is not "
+        "waited for."
+    ]

@@ -1,0 +1,101 @@
+"""Seconds of training in an interval: evaluation, checkpoints and whatever else pauses it left out.
+
+An interval is a list of stretches between two marks.  A mark is a number on the host's monotonic clock, or a CUDA event
+recorded in the stream: then the stretch is the time the device took, and is known only once the device got there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Clock(Protocol):
+    """Something that can mark the present and tell the seconds between two marks."""
+
+    def mark(self) -> Any:
+        """The present, without waiting for anything."""
+
+    def reached(self, mark: Any) -> bool:
+        """Whether the seconds up to this mark are known by now."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks."""
+
+
+class HostClock:
+    """The host's monotonic clock."""
+
+    mark = staticmethod(time.perf_counter)
+
+    def reached(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class CudaClock:
+    """Events in the current CUDA stream; nothing waits for them."""
+
+    def mark(self) -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def reached(self, mark: Any) -> bool:
+        return mark.query()
+
+    def seconds(self, start: Any, end: Any) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+@dataclass(frozen=True)
+class Lap:
+    """An interval that is over."""
+
+    clock: Clock
+    stretches: Sequence[tuple[Any, Any]]
+
+    def ready(self) -> bool:
+        """Whether :meth:`seconds` returns without waiting for the device."""
+        return all(self.clock.reached(end) for _, end in self.stretches[-1:])
+
+    def seconds(self) -> float:
+        """Length of the interval without its pauses."""
+        return sum(self.clock.seconds(start, end) for start, end in self.stretches)
+
+
+class IntervalTimer:
+    """A stopwatch that can pause, and cuts laps while it runs."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._stretches: list[tuple[Any, Any]] = []
+        self._since: Any = None
+
+    def run(self) -> None:
+        """Start, or go on after a pause. Running already: nothing happens."""
+        if self._since is None:
+            self._since = self.clock.mark()
+
+    def pause(self) -> None:
+        """Stop until :meth:`run`. Paused already: nothing happens."""
+        if self._since is not None:
+            self._stretches.append((self._since, self.clock.mark()))
+            self._since = None
+
+    def lap(self) -> Lap:
+        """Everything since the last lap; the stopwatch goes on as it was, running or paused."""
+        running = self._since is not None
+        self.pause()
+        lap = Lap(self.clock, tuple(self._stretches))
+        self._stretches = []
+        if running:
+            self._since = lap.stretches[-1][1]  # no gap between two laps
+        return lap
