@@ -1,0 +1,97 @@
+"""DeepSeek-V4's hybrid attention: a sliding window beside compressed keys, of which a light indexer may choose the best.
+
+Ratio 0 is the window alone, 128 attends to all compressed keys, 4 to the indexer's top-k of them.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from bridge.flops.statistics import TOKENS
+from bridge.flops.terms import Context, Kind, Rows, Term, core, join, norm
+
+COMPONENT = "self_attention"
+CORE = "core_attention"
+#: The finest compression: its blocks overlap, so that its compressor projects twice as much, and it needs an indexer.
+INDEXED_RATIO = 4
+RATIOS = (0, INDEXED_RATIO, 128)
+
+
+def compressed_attention(
+    *,
+    hidden_size: int,
+    num_attention_heads: int,
+    q_lora_rank: int,
+    query_head_dim: int,
+    v_head_dim: int,
+    o_groups: int,
+    o_lora_rank: int,
+    window: int,
+    nominal_window: bool,
+    ratio: int,
+    indexer_heads: int = 0,
+    indexer_head_dim: int = 0,
+    indexer_topk: int = 0,
+) -> list[Term]:
+    """The terms of one block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_attention_heads: query heads; they share one key/value head.
+        q_lora_rank: rank of the query compression.
+        query_head_dim, v_head_dim: width of a query and of the shared key/value head.
+        o_groups, o_lora_rank: the output projection goes through o_groups low-rank maps.
+        window: tokens of the sliding window.
+        nominal_window: every token is priced at ``window`` keys, also the first ones.
+        ratio: tokens that one compressed key stands for: 0 (none), 4 or 128.
+        indexer_heads, indexer_head_dim, indexer_topk: the indexer of ratio 4.
+    """
+    heads = num_attention_heads
+    terms = [
+        Term("linear_q_down_proj", COMPONENT, hidden_size, q_lora_rank, inputs=("normed",), outputs=("q_latent",)),
+        norm("q_layernorm", q_lora_rank, COMPONENT, source="q_latent", to="q_latent", kind=Kind.LATENT_NORM),
+        Term("linear_q_up_proj", COMPONENT, q_lora_rank, heads * query_head_dim, inputs=("q_latent",), outputs=("query",)),
+        Term("linear_kv_proj", COMPONENT, hidden_size, v_head_dim, inputs=("normed",), outputs=("key_value",)),
+        norm("kv_layernorm", v_head_dim, COMPONENT, source="key_value", to="key_value", kind=Kind.LATENT_NORM),
+    ]
+    rows: Rows = TOKENS if nominal_window else Context("window", (window,))
+    times = Fraction(window) if nominal_window else Fraction(1)
+    # Megatron prices both halves of a core at the width of a value head.
+    score_size = v_head_dim if nominal_window else query_head_dim
+    attend = [("window", rows, times, "key_value")]
+    if ratio:
+        overlap = 2 if ratio == INDEXED_RATIO else 1
+        terms.append(
+            Term("compressor", COMPONENT, hidden_size, 2 * overlap * v_head_dim, inputs=("normed",), outputs=("compressed",))
+        )
+        context = Context("compressed", (ratio,))
+        if ratio == INDEXED_RATIO:
+            terms += _indexer(hidden_size, q_lora_rank, indexer_heads, indexer_head_dim, ratio)
+            context = Context("compressed_topk", (ratio, indexer_topk))
+        attend.append(("compressed", context, Fraction(1), "compressed"))
+    outputs = []
+    for name, over, factor, keys in attend:
+        scores, value = f"{name}_scores", f"{name}_context"
+        terms += [
+            core(f"{name}_query_key", CORE, over, head_size=score_size, heads=heads, inputs=("query", keys), output=scores, times=factor),
+            core(f"{name}_scores_value", CORE, over, head_size=v_head_dim, heads=heads, inputs=(scores, keys), output=value, times=factor),
+        ]  # fmt: skip
+        outputs.append(value)
+    terms += [
+        join(*outputs, to="context"),
+        Term("linear_o_down_proj", COMPONENT, heads * v_head_dim // o_groups, o_lora_rank, times=Fraction(o_groups),
+             inputs=("context",), outputs=("o_latent",), copies=o_groups, active_copies=o_groups),
+        Term("linear_proj", COMPONENT, o_groups * o_lora_rank, hidden_size, inputs=("o_latent",)),
+    ]  # fmt: skip
+    return [term.under("self_attention.") for term in terms]
+
+
+def _indexer(hidden_size: int, q_lora_rank: int, heads: int, head_dim: int, ratio: int) -> list[Term]:
+    terms = [
+        Term("compressor", "indexer", hidden_size, 4 * head_dim, inputs=("normed",), outputs=("index_key",)),
+        Term("linear_wq_b", "indexer", q_lora_rank, heads * head_dim, inputs=("q_latent",), outputs=("index_query",)),
+        Term("linear_weights_proj", "indexer", hidden_size, heads, inputs=("normed",), outputs=("index_query",)),
+        core("index_scores", "indexer", Context("compressed_indexer", (ratio,)), head_size=head_dim, heads=heads,
+             inputs=("index_query", "index_key"), output="index_scores"),
+    ]  # fmt: skip
+    return [term.under("indexer.") for term in terms]

@@ -1,0 +1,52 @@
+"""Gated delta net (Yang et al., arXiv:2412.06464; Qwen3-Next): projections, short convolution, delta-rule recurrence.
+
+The recurrence is priced as 4 multiply-accumulates per token and entry of the dk x dv state of every value head: decay,
+read, write and output.  Chunked kernels do more.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from bridge.flops.terms import Kind, Term, norm
+
+COMPONENT = "gated_delta_net"
+STATE_MACS = 4
+
+
+def gated_delta_net(
+    *,
+    hidden_size: int,
+    key_head_dim: int,
+    num_key_heads: int,
+    value_head_dim: int,
+    num_value_heads: int,
+    conv_kernel_dim: int,
+    second_generation: bool = False,
+    state_key_dim: int | None = None,
+) -> list[Term]:
+    """The terms of one block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        key_head_dim, num_key_heads: the query/key heads.
+        value_head_dim, num_value_heads: the value heads; each holds one state.
+        conv_kernel_dim: taps of the depthwise convolution over queries, keys and values.
+        second_generation: ``gdn2``, whose input projection makes 4 K + 3 U instead of 2 K + 2 U + 2 v values.
+        state_key_dim: rows of a head's state; key_head_dim when None (Megatron takes value_head_dim).
+    """
+    keys, values = key_head_dim * num_key_heads, value_head_dim * num_value_heads
+    projected = 4 * keys + 3 * values if second_generation else 2 * keys + 2 * values + 2 * num_value_heads
+    state = num_value_heads * (key_head_dim if state_key_dim is None else state_key_dim) * value_head_dim
+    conv = 2 * keys + values
+    terms = [
+        Term("in_proj", COMPONENT, hidden_size, projected, inputs=("normed",), outputs=("qkv",)),
+        Term("conv1d", COMPONENT, conv_kernel_dim, conv, inputs=("qkv",), outputs=("qkv",), kind=Kind.CONVOLUTION),
+        Term("A_log", COMPONENT, num_value_heads, 1, inputs=("qkv",), outputs=("qkv",), kind=Kind.TABLE),
+        Term("dt_bias", COMPONENT, num_value_heads, 1, inputs=("qkv",), outputs=("qkv",), kind=Kind.TABLE),
+        Term("delta_rule", COMPONENT, state, 1, times=Fraction(STATE_MACS), inputs=("qkv", "qkv"), outputs=("context",),
+             kind=Kind.SCAN, weight=False),
+        norm("out_norm", value_head_dim, COMPONENT, source="context", to="context"),
+        Term("out_proj", COMPONENT, values, hidden_size, inputs=("context",)),
+    ]  # fmt: skip
+    return [term.under("self_attention.") for term in terms]

@@ -1,0 +1,16 @@
+"""Manifold-constrained hyper-connections (arXiv:2512.24880): m copies of the residual stream, mixed around every block."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from bridge.flops.terms import Kind, Term
+
+COMPONENT = "hyper_connections"
+
+
+def hyper_connections(*, hidden_size: int, multiplicity: int) -> Term:
+    """The mixing maps of one layer: from all m copies (m h values) to m^2 + 2 m coefficients, before each of its two blocks."""
+    m = multiplicity
+    return Term("hc_fn", COMPONENT, m * hidden_size, m * m + 2 * m, times=Fraction(2), kind=Kind.HYPER_CONNECTION, copies=2,
+                active_copies=2)  # fmt: skip

@@ -1,0 +1,47 @@
+"""Kimi delta attention (Kimi Linear, arXiv:2510.26692): the delta rule with a gate per channel.
+
+Projections for queries, keys, values and output of width P = heads x head_dim, a low-rank pair each for decay and output gate, one
+write strength per head, three short convolutions, and the recurrence on the head_dim x head_dim state of each head.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from bridge.flops.components.gated_delta_net import STATE_MACS
+from bridge.flops.terms import Kind, Term, norm
+
+COMPONENT = "kimi_delta_attention"
+
+
+def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, conv_kernel_size: int) -> list[Term]:
+    """The terms of one block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_heads, head_dim: heads and their width, for keys and values alike.
+        conv_kernel_size: taps of the depthwise convolutions over queries, keys and values.
+    """
+    width = num_heads * head_dim
+    projections = [
+        Term(name, COMPONENT, hidden_size, width, inputs=("normed",), outputs=(value,))
+        for name, value in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("g_proj", "gate"))
+    ]
+    convolutions = [
+        Term(f"{name}_conv1d", COMPONENT, conv_kernel_size, width, inputs=(value,), outputs=(value,), kind=Kind.CONVOLUTION)
+        for name, value in (("q", "query"), ("k", "key"), ("v", "value"))
+    ]
+    terms = [
+        *projections,
+        *convolutions,
+        Term("b_proj", COMPONENT, hidden_size, num_heads, inputs=("normed",), outputs=("value",)),
+        Term("f_a_proj", COMPONENT, hidden_size, head_dim, inputs=("normed",), outputs=("decay",)),
+        Term("f_b_proj", COMPONENT, head_dim, width, inputs=("decay",), outputs=("value",)),
+        Term("A_log", COMPONENT, num_heads, 1, inputs=("value",), outputs=("value",), kind=Kind.TABLE),
+        Term("dt_bias", COMPONENT, width, 1, inputs=("value",), outputs=("value",), kind=Kind.TABLE),
+        Term("delta_rule", COMPONENT, num_heads * head_dim * head_dim, 1, times=Fraction(STATE_MACS),
+             inputs=("query", "value"), outputs=("context",), kind=Kind.SCAN, weight=False),
+        norm("o_norm", head_dim, COMPONENT, source="context", to="context"),
+        Term("o_proj", COMPONENT, width, hidden_size, inputs=("context",)),
+    ]  # fmt: skip
+    return [term.under("self_attention.") for term in terms]

@@ -1,0 +1,37 @@
+"""The dense feed-forward block, gated (SwiGLU, Shazeer, arXiv:2002.05202) or not."""
+
+from __future__ import annotations
+
+from bridge.flops.terms import Term, join
+
+
+def mlp(
+    *,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    gated: bool,
+    fused: bool = True,
+    bias: bool = False,
+    component: str = "mlp",
+) -> list[Term]:
+    """The terms of one MLP, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        ffn_hidden_size: inner width.
+        gated: the up projection makes a gate beside the values.
+        fused: gate and values in one matmul (megatron-core's linear_fc1), or one each (Hugging Face).
+        bias: biases on both projections.
+        component: line of the breakdown.
+    """
+    names = {"linear_fc1": 2 if gated else 1}
+    if gated and not fused:
+        names = {"linear_fc1_gate": 1, "linear_fc1_up": 1}
+    ins = [
+        Term(name, component, hidden_size, width * ffn_hidden_size, inputs=("normed",), outputs=(f"inner_{i}",),
+             bias=width * ffn_hidden_size * bias)
+        for i, (name, width) in enumerate(names.items())
+    ]  # fmt: skip
+    activation = join(*(term.outputs[0] for term in ins), to="inner")
+    out = Term("linear_fc2", component, ffn_hidden_size, hidden_size, inputs=("inner",), bias=hidden_size * bias)
+    return [*ins, activation, out]

@@ -1,0 +1,75 @@
+"""Mixture of experts: router, routed experts (in the hidden or in a latent space), shared experts with their gate.
+
+Shazeer et al., arXiv:1701.06538; shared experts: DeepSeekMoE, arXiv:2401.06066.  Dropless: every token visits exactly
+``topk`` experts.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from bridge.flops.components.mlp import mlp
+from bridge.flops.terms import Kind, Term, join
+
+COMPONENT = "moe"
+
+
+def moe(
+    *,
+    hidden_size: int,
+    num_experts: int,
+    topk: int,
+    ffn_hidden_size: int,
+    gated: bool,
+    shared_ffn_hidden_size: int = 0,
+    shared_gate: bool = False,
+    latent_size: int = 0,
+    fused: bool = True,
+    bias: bool = False,
+    router_bias: bool = False,
+    expert_bias: bool = False,
+) -> list[Term]:
+    """The terms of one MoE block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_experts: routed experts.
+        topk: experts a token visits.
+        ffn_hidden_size: inner width of one routed expert.
+        gated: gated experts (shared ones too).
+        shared_ffn_hidden_size: inner width of the shared experts together, 0 for none.
+        shared_gate: a sigmoid gate on the shared experts.
+        latent_size: width of the space the routed experts work in, 0 for hidden_size.
+        fused: the shared experts' gate and values in one matmul or one each.
+        bias: biases on the routed experts' projections.
+        router_bias: a bias on the router's logits.
+        expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
+    """
+    width = latent_size or hidden_size
+    inner = ffn_hidden_size * (2 if gated else 1)
+    experts = {"times": Fraction(topk), "copies": num_experts, "active_copies": topk}
+    terms = [
+        Term("router", COMPONENT, hidden_size, num_experts, inputs=("normed",), outputs=("routing",), kind=Kind.ROUTER,
+             bias=num_experts * router_bias),
+    ]  # fmt: skip
+    if expert_bias:
+        terms.append(Term("expert_bias", COMPONENT, num_experts, 1, inputs=(), outputs=(), kind=Kind.TABLE, path="router.expert_bias"))
+    if latent_size:
+        terms.append(Term("fc1_latent_proj", COMPONENT, hidden_size, latent_size, inputs=("normed",), outputs=("latent",)))
+    terms += [
+        Term("linear_fc1", COMPONENT, width, inner, inputs=("latent" if latent_size else "normed",), outputs=("inner",), bias=inner * bias,
+             path="experts.linear_fc1", **experts),
+        Term("linear_fc2", COMPONENT, ffn_hidden_size, width, inputs=("inner",), outputs=("routed",), bias=width * bias,
+             path="experts.linear_fc2", **experts),
+        join("routed", "routing", to="combined" if latent_size else "hidden"),
+    ]  # fmt: skip
+    if latent_size:
+        terms.append(Term("fc2_latent_proj", COMPONENT, latent_size, hidden_size, inputs=("combined",)))
+    if shared_ffn_hidden_size:
+        shared = mlp(
+            hidden_size=hidden_size, ffn_hidden_size=shared_ffn_hidden_size, gated=gated, fused=fused, component=COMPONENT
+        )
+        if shared_gate:
+            shared.append(Term("gate_weight", COMPONENT, hidden_size, 1, inputs=("normed",), kind=Kind.GATE))
+        terms += [term.under("shared_experts.") for term in shared]
+    return terms

@@ -1,0 +1,30 @@
+"""Per-layer embeddings (Gemma 3n, Gemma 4 E2B/E4B): a small input of its own for every layer.
+
+One projection of the embedded tokens makes the inputs of all layers (h -> L p); each layer gates its own and projects it
+back (h -> p, p -> h): 3 h p multiply-accumulates per token and layer.
+"""
+
+from __future__ import annotations
+
+from bridge.flops.terms import Kind, Term, norm
+
+COMPONENT = "per_layer_embeddings"
+
+
+def per_layer_input(*, hidden_size: int, num_layers: int, per_layer_size: int, vocab_size: int) -> list[Term]:
+    """The table and the projection that make the inputs of all layers, from the embedded tokens."""
+    width = num_layers * per_layer_size
+    return [
+        Term("embed_tokens_per_layer", COMPONENT, vocab_size, width, inputs=(), outputs=("per_layer",), kind=Kind.TABLE),
+        Term("per_layer_model_projection", COMPONENT, hidden_size, width, outputs=("per_layer",)),
+        norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer"),
+    ]
+
+
+def per_layer_projection(*, hidden_size: int, per_layer_size: int) -> list[Term]:
+    """Gate and projection of one layer, and the norm after them."""
+    return [
+        Term("per_layer_input_gate", COMPONENT, hidden_size, per_layer_size, outputs=("gated",)),
+        Term("per_layer_projection", COMPONENT, per_layer_size, hidden_size, inputs=("gated",)),
+        norm("post_per_layer_input_norm", hidden_size, COMPONENT, source="hidden", to="hidden"),
+    ]

@@ -1,0 +1,76 @@
+"""Self attention: multi-head, grouped-query, with output gate, shared keys and values, any head width.
+
+Grouped-query attention: Ainslie et al., arXiv:2305.13245.  FLOPs of a layer: Narayanan et al., arXiv:2104.04473, appendix.
+"""
+
+from __future__ import annotations
+
+from bridge.flops.terms import Context, Kind, Term, core, norm
+
+COMPONENT = "self_attention"
+CORE = "core_attention"
+
+
+def self_attention(
+    *,
+    hidden_size: int,
+    num_attention_heads: int,
+    num_query_groups: int,
+    kv_channels: int,
+    context: Context,
+    output_gate: bool = False,
+    key_is_value: bool = False,
+    shares_kv: bool = False,
+    fused: bool = True,
+    qkv_bias: bool = False,
+    proj_bias: bool = False,
+    head_norm: str = "",
+    norm_bias: bool = False,
+    sinks: bool = False,
+) -> list[Term]:
+    """The terms of one attention block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_attention_heads: query heads.
+        num_query_groups: key/value heads.
+        kv_channels: width of one head.
+        context: which keys a query sees.
+        output_gate: a gate as wide as the queries, projected with them (Qwen3-Next).
+        key_is_value: keys are projected once and serve as values too (Gemma 4's global layers).
+        shares_kv: keys and values come from an earlier layer (Gemma 3n): only queries are projected.
+        fused: one matmul linear_qkv (megatron-core), or one each for q, k and v (Hugging Face).
+        qkv_bias, proj_bias: biases.
+        head_norm: ``head`` for a norm over each query and key head, ``full`` for one over the whole projection.
+        norm_bias: whether that norm has a bias.
+        sinks: a learned attention sink per head.
+    """
+    query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
+    widths = {"linear_q": query_size * (2 if output_gate else 1), "linear_k": key_size, "linear_v": key_size}
+    outputs = {"linear_q": ("query",), "linear_k": ("key",), "linear_v": ("value",)}
+    if key_is_value:
+        del widths["linear_v"]
+        outputs["linear_k"] = ("key", "value")
+    if shares_kv:
+        widths = {"linear_q": widths["linear_q"]}
+    if fused:
+        outputs = {"linear_qkv": tuple(value for name in widths for value in outputs[name])}
+        widths = {"linear_qkv": sum(widths.values())}
+
+    terms = [
+        Term(name, COMPONENT, hidden_size, n, inputs=("normed",), outputs=outputs[name], bias=n * qkv_bias)
+        for name, n in widths.items()
+    ]
+    if head_norm:
+        sizes = (query_size, key_size) if head_norm == "full" else (kv_channels, kv_channels)
+        terms.append(norm("q_layernorm", sizes[0], COMPONENT, source="query", to="query", bias=norm_bias))
+        if not shares_kv:
+            terms.append(norm("k_layernorm", sizes[1], COMPONENT, source="key", to="key", bias=norm_bias))
+    heads = {"head_size": kv_channels, "heads": num_attention_heads}
+    terms.append(core("query_key", CORE, context, **heads, inputs=("query", "key"), output="scores"))
+    if sinks:
+        sink = Term("softmax_offset", CORE, num_attention_heads, 1, inputs=("scores",), outputs=("scores",), kind=Kind.TABLE)
+        terms.append(sink.under("core_attention."))
+    terms.append(core("scores_value", CORE, context, **heads, inputs=("scores", "value"), output="context"))
+    terms.append(Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias))
+    return [term.under("self_attention.") for term in terms]

@@ -1,0 +1,54 @@
+"""DeepSeek sparse attention (DeepSeek-V3.2, arXiv:2512.02556): a light indexer chooses the top-k keys of every query.
+
+The indexer reads detached activations: it trains only through its own loss, which compares its scores with the attention
+of the main heads (the teacher term).  Without that loss it runs forward only.
+"""
+
+from __future__ import annotations
+
+from bridge.flops.terms import Context, Pass, Term, core
+
+COMPONENT = "indexer"
+DENSE = Context("indexer")
+
+
+def indexer(
+    *,
+    hidden_size: int,
+    q_input_size: int,
+    num_heads: int,
+    head_dim: int,
+    selected: Context,
+    trains: bool,
+    sparse_loss: bool,
+    teacher_heads: int,
+    teacher_head_size: int,
+) -> list[Term]:
+    """The terms of one indexer.
+
+    Args:
+        hidden_size: width of the residual stream.
+        q_input_size: what its queries are projected from: q_lora_rank, or hidden_size.
+        num_heads, head_dim: its heads.
+        selected: the context of the top-k keys.
+        trains: the indexer has a loss (dsa_indexer_loss_coeff > 0).
+        sparse_loss: the loss looks at the selected keys only (dsa_indexer_use_sparse_loss).
+        teacher_heads, teacher_head_size: the main attention's scores, computed once more as the target of the loss.
+    """
+    learning = Pass.TRAINING if trains else Pass.FORWARD
+    loss_context = selected if sparse_loss else DENSE
+    # A score is a dot product of head_dim and a weight per head: head_dim + 1 multiply-accumulates.
+    scores = {"head_size": head_dim + 1, "heads": num_heads, "inputs": ("index_query", "index_key"), "output": "index_scores"}
+    terms = [
+        Term("linear_wq_b", COMPONENT, q_input_size, num_heads * head_dim, inputs=("detached",), outputs=("index_query",), allowed=learning),
+        Term("linear_wk", COMPONENT, hidden_size, head_dim, inputs=("detached",), outputs=("index_key",), allowed=learning),
+        Term("linear_weights_proj", COMPONENT, hidden_size, num_heads, inputs=("detached",), outputs=("index_query",), allowed=learning),
+        core("index_scores", COMPONENT, DENSE, **scores, allowed=Pass.FORWARD),
+    ]  # fmt: skip
+    if trains:
+        terms += [
+            core("index_scores_gradient", COMPONENT, loss_context, **scores, allowed=Pass.BACKWARD),
+            core("teacher_scores", COMPONENT, loss_context, head_size=teacher_head_size, heads=teacher_heads,
+                 inputs=("detached", "detached"), output="teacher", allowed=Pass.FORWARD),
+        ]  # fmt: skip
+    return [term.under("self_attention.core_attention.indexer.") for term in terms]

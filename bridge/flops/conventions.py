@@ -1,0 +1,112 @@
+"""Conventions are data: what a framework counts, as a record of switches on the same terms.
+
+``megatron``  compares with NVIDIA's published tables (Megatron-LM, Megatron-Bridge).
+``maxtext``   compares with MaxText.
+``exact``     what the mathematics needs: causal triangles to the pair, backward passes only where they run.
+``executed``  what a dense kernel executes: equal to ``torch.utils.flop_counter.FlopCounterMode`` on the real model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from bridge.flops.model_shape import ConfigError
+from bridge.flops.statistics import Statistic
+from bridge.flops.terms import Context, Kind
+
+HALF = Fraction(1, 2)
+WHOLE = Fraction(1)
+
+#: Attention context -> how to count its pairs: a function from the context's sizes to (factor, statistic, sizes).
+Pairs = Mapping[str, Callable[..., tuple[Fraction, str, tuple[int, ...]]]]
+
+_EXACT_PAIRS: Pairs = {
+    "causal": lambda: (WHOLE, "causal_pairs", ()),
+    "bidirectional": lambda: (WHOLE, "square", ()),
+    "window": lambda window: (WHOLE, "window_pairs", (window,)),
+    "topk": lambda topk: (WHOLE, "topk_pairs", (topk,)),
+    "chunk": lambda chunk: (WHOLE, "chunk_pairs", (chunk,)),
+    "bidirectional_chunk": lambda chunk: (WHOLE, "chunk_squares", (chunk,)),
+    "compressed": lambda ratio: (WHOLE, "compressed_pairs", (ratio,)),
+    "compressed_topk": lambda ratio, topk: (WHOLE, "compressed_topk_pairs", (ratio, topk)),
+    # The scores that choose the top-k are computed for every causal pair.
+    "compressed_indexer": lambda ratio: (WHOLE, "compressed_pairs", (ratio,)),
+    "indexer": lambda: (WHOLE, "causal_pairs", ()),
+}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """The switches of one way of counting.
+
+    Attributes:
+        name: what reports call it.
+        pairs: how many query-key pairs an attention context has.
+        left_out: kinds of terms that are priced at nothing.
+        padded_vocabulary: the output layer has megatron-core's padded width.
+        mamba_width_is_twice_hidden: Mamba's inner width is 2 x hidden_size, whatever the heads say.
+        mamba_convolution: Mamba's short convolution is counted.
+        square_delta_state: a head of the delta rule holds a dv x dv state instead of dk x dv.
+        plain_vision_tower: a tower is depth x (attention + two-matrix MLP), all patches of an image attending to each
+            other, whatever its gates and windows.
+        hybrid_mtp_projection: MTP depths of hybrid models have their projection and norms counted.
+        nominal_sparse_window: every token of DeepSeek-V4 sees csa_window_size keys, also the first ones.
+    """
+
+    name: str
+    pairs: Pairs = field(hash=False)
+    left_out: frozenset[Kind] = frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE})
+    padded_vocabulary: bool = False
+    mamba_width_is_twice_hidden: bool = False
+    mamba_convolution: bool = False
+    square_delta_state: bool = False
+    plain_vision_tower: bool = False
+    hybrid_mtp_projection: bool = True
+    nominal_sparse_window: bool = False
+
+    def statistic(self, context: Context) -> tuple[Fraction, Statistic]:
+        """The factor and the statistic that count the pairs of ``context``."""
+        factor, kind, sizes = self.pairs[context.shape](*context.sizes)
+        return factor, Statistic(kind, context.over, sizes)
+
+
+MEGATRON = Convention(
+    "megatron",
+    pairs={
+        **_EXACT_PAIRS,
+        "causal": lambda: (HALF, "square", ()),
+        "chunk": lambda chunk: (HALF, "chunk_squares", (chunk,)),
+        "compressed": lambda ratio: (HALF / ratio, "square", ()),
+        "compressed_indexer": lambda ratio: (WHOLE / ratio, "square", ()),
+        "compressed_topk": lambda ratio, topk: (HALF, "doubled_compressed_topk_area", (ratio, topk)),
+    },
+    left_out=frozenset(
+        {Kind.NORM, Kind.TABLE, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING, Kind.HYPER_CONNECTION}
+    ),
+    padded_vocabulary=True,
+    mamba_width_is_twice_hidden=True,
+    square_delta_state=True,
+    plain_vision_tower=True,
+    hybrid_mtp_projection=False,
+    nominal_sparse_window=True,
+)
+EXACT = Convention("exact", pairs=_EXACT_PAIRS)
+EXECUTED = Convention(
+    "executed",
+    # A dense kernel computes the whole square and masks it afterwards.
+    pairs=dict.fromkeys(_EXACT_PAIRS, lambda *_: (WHOLE, "square", ())),
+    padded_vocabulary=True,
+    mamba_convolution=True,
+)
+
+CONVENTIONS = {convention.name: convention for convention in (MEGATRON, EXACT, EXECUTED)}
+
+
+def get(name: str) -> Convention:
+    """The convention of that name; ConfigError names the known ones."""
+    try:
+        return CONVENTIONS[name]
+    except KeyError:
+        raise ConfigError(f"convention={name!r} is not known; choose one of {', '.join(CONVENTIONS)}") from None

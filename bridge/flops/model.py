@@ -1,0 +1,328 @@
+"""From a model's shape to its terms: layer kind -> component, layer by layer.  No formulas.
+
+A new architecture is a component file, a row in ``MIXERS`` or ``CHANNELS``, a recipe and an oracle test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.flops.components import multi_token_prediction
+from bridge.flops.components.compressed_attention import INDEXED_RATIO, compressed_attention
+from bridge.flops.components.gated_delta_net import gated_delta_net
+from bridge.flops.components.hyper_connections import hyper_connections
+from bridge.flops.components.kimi_delta_attention import kimi_delta_attention
+from bridge.flops.components.latent_attention import latent_attention
+from bridge.flops.components.mamba import mamba
+from bridge.flops.components.mlp import mlp
+from bridge.flops.components.moe import moe
+from bridge.flops.components.output_layer import embedding, output_layer
+from bridge.flops.components.per_layer_embeddings import per_layer_input, per_layer_projection
+from bridge.flops.components.self_attention import self_attention
+from bridge.flops.components.sparse_attention import indexer
+from bridge.flops.components.vision_tower import full_attention_layers, merger, patch_embedding, vision_layer
+from bridge.flops.conventions import Convention
+from bridge.flops.layer_pattern import Layer, decoder_layers, mtp_depths
+from bridge.flops.model_shape import ConfigError, ModelShape, VisionShape
+from bridge.flops.terms import Context, Term, norm
+
+#: Taps of Mamba's convolution: megatron-core's MambaMixer, argument d_conv.
+MAMBA_CONV_KERNEL = 4
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a component may depend on: the shape, the convention's switches, and whether linear layers are fused."""
+
+    shape: ModelShape
+    convention: Convention
+    fused: bool
+
+    @property
+    def norm_bias(self) -> bool:
+        return self.shape.normalization == "LayerNorm"
+
+
+def model_terms(shape: ModelShape, vision: VisionShape | None, convention: Convention, *, fused: bool = True) -> list[Term]:
+    """All terms of a model in the order of its forward pass, with megatron-core's module paths."""
+    build = Build(shape, convention, fused)
+    terms: list[Term] = []
+    if vision is not None:
+        terms += vision_terms(vision, convention)
+    vocabulary = shape.padded_vocab_size if convention.padded_vocabulary else shape.vocab_size
+    assert vocabulary is not None and shape.hidden_size is not None
+    hidden = shape.hidden_size
+    positions = shape.max_position_embeddings or 0 if shape.position_embedding_type == "learned_absolute" else 0
+    terms += embedding(vocab_size=vocabulary, hidden_size=hidden, max_position_embeddings=positions)
+    layers = decoder_layers(shape)
+    if shape.hidden_size_per_layer_input:
+        terms += per_layer_input(
+            hidden_size=hidden,
+            num_layers=len(layers),
+            per_layer_size=shape.hidden_size_per_layer_input,
+            vocab_size=shape.vocab_size_per_layer_input or vocabulary,
+        )
+    for layer in layers:
+        terms += [term.under(f"decoder.layers.{layer.number - 1}.") for term in _layer_terms(build, layer)]
+    terms.append(norm("final_layernorm", hidden, "output_layer", source="hidden", to="normed", bias=build.norm_bias).under("decoder."))
+    logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=shape.share_embeddings_and_output_weights)
+    terms.append(logits)
+    for depth, inner in enumerate(mtp_depths(shape)):
+        terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner)]
+        terms.append(
+            output_layer(
+                hidden_size=hidden, vocab_size=vocabulary, tied=shape.share_embeddings_and_output_weights, shares_weight=True
+            ).under(f"mtp.layers.{depth}.")
+        )
+    return terms
+
+
+def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
+    """One decoder layer: norm and mixer, norm and channel mixer, whichever of them it has."""
+    shape = build.shape
+    size = shape.hidden_size
+    assert size is not None
+    if shape.hc_mult and layer.mixer:
+        yield hyper_connections(hidden_size=size, multiplicity=shape.hc_mult)
+    if layer.mixer:
+        yield norm("input_layernorm", size, "self_attention", source="hidden", to="normed", bias=build.norm_bias)
+        yield from MIXERS[layer.mixer](build, layer)
+    if layer.mixer and layer.channel and shape.layernorms_per_layer == 4:
+        yield norm("post_attention_layernorm", size, "self_attention", source="hidden", to="hidden", bias=build.norm_bias)
+    if layer.channel:
+        yield norm("pre_mlp_layernorm", size, layer.channel, source="hidden", to="normed", bias=build.norm_bias)
+        yield from (term.under("mlp.") for term in CHANNELS[layer.channel](build, layer))
+    if layer.mixer and layer.channel and shape.layernorms_per_layer == 4:
+        yield norm("post_mlp_layernorm", size, layer.channel, source="hidden", to="hidden", bias=build.norm_bias)
+    if shape.hidden_size_per_layer_input:
+        yield from per_layer_projection(hidden_size=size, per_layer_size=shape.hidden_size_per_layer_input)
+
+
+def _mtp_terms(build: Build, layers: list[Layer]) -> Iterator[Term]:
+    shape, size = build.shape, build.shape.hidden_size
+    assert size is not None
+    projected = build.convention.hybrid_mtp_projection or not shape.is_hybrid
+    if projected:
+        yield from multi_token_prediction.entry(hidden_size=size, norm_bias=build.norm_bias)
+    for layer in layers:
+        prefix = f"transformer_layer.layers.{layer.number - 1}." if len(layers) > 1 else "transformer_layer."
+        yield from (term.under(prefix) for term in _layer_terms(build, layer))
+    if projected:
+        yield multi_token_prediction.exit(hidden_size=size, norm_bias=build.norm_bias)
+
+
+def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
+    """A vision tower and its mergers, in the order of the forward pass."""
+    hidden, depth, out = vision.hidden_size, vision.depth, vision.out_hidden_size
+    assert hidden is not None and depth is not None and out is not None
+    plain = convention.plain_vision_tower
+    norm_bias = not vision.gated
+    full = full_attention_layers(depth, 0 if plain else vision.window_patches, vision.fullatt_block_indexes)
+    merge = {"hidden_size": hidden, "spatial_merge_size": vision.spatial_merge_size, "out_hidden_size": out, "norm_bias": norm_bias}
+    terms = patch_embedding(
+        patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        hidden_size=hidden,
+        bias=bool(vision.num_position_embeddings),
+        num_position_embeddings=vision.num_position_embeddings,
+    )
+    for i in range(depth):
+        layer = vision_layer(
+            hidden_size=hidden,
+            intermediate_size=vision.mlp_size,
+            gated=vision.gated and not plain,
+            window_patches=0 if full[i] else vision.window_patches,
+            bias=True,
+            norm_bias=norm_bias,
+        )
+        terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
+        if i in vision.deepstack_visual_indexes:
+            index = list(vision.deepstack_visual_indexes).index(i)
+            norm_size = hidden * vision.spatial_merge_size**2
+            terms += [t.under(f"vision_model.deepstack_merger_list.{index}.") for t in merger(norm_size=norm_size, **merge)]
+    terms += [term.under("vision_model.merger.") for term in merger(norm_size=hidden, **merge)]
+    return terms
+
+
+# ---- the table: layer kind -> component -------------------------------------------------------------------------------------
+
+
+def _attention(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    head_norm = "full" if shape.qk_layernorm == "full" else "head" if shape.qk_layernorm else ""
+    assert shape.hidden_size is not None and shape.num_attention_heads is not None
+    return self_attention(
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=layer.is_global and shape.global_num_query_groups or shape.key_value_heads,
+        kv_channels=layer.is_global and shape.global_kv_channels or shape.head_size,
+        context=layer.context,
+        output_gate=shape.attention_output_gate,
+        key_is_value=layer.is_global and shape.global_attention_k_eq_v,
+        shares_kv=layer.shares_kv,
+        fused=build.fused,
+        qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
+        proj_bias=shape.add_bias_linear,
+        head_norm=head_norm,
+        norm_bias=build.norm_bias,
+        sinks=shape.softmax_type == "learnable",
+    )
+
+
+def _latent_attention(build: Build, layer: Layer, *, context: Context | None = None, absorbed: bool = False) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None and shape.num_attention_heads is not None
+    return latent_attention(
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        q_lora_rank=shape.q_lora_rank,
+        kv_lora_rank=shape.kv_lora_rank,
+        qk_head_dim=shape.qk_head_dim,
+        qk_pos_emb_head_dim=shape.qk_pos_emb_head_dim,
+        v_head_dim=shape.v_head_dim,
+        context=context or layer.context,
+        absorbed=absorbed,
+        proj_bias=shape.add_bias_linear,
+    )
+
+
+def _sparse_attention(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    heads, size, topk = (_required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk"))
+    assert shape.hidden_size is not None and shape.num_attention_heads is not None
+    selected = Context("topk", (topk,))
+    terms = _latent_attention(build, layer, context=selected, absorbed=True)
+    # Layers between two that compute it reuse the last choice of keys.
+    position = max(layer.number - max(shape.dsa_indexer_skip_topk_offset, 1), 0)
+    if position % shape.dsa_indexer_topk_freq == 0:
+        terms += indexer(
+            hidden_size=shape.hidden_size,
+            q_input_size=shape.q_lora_rank or shape.hidden_size,
+            num_heads=heads,
+            head_dim=size,
+            selected=selected,
+            trains=(shape.dsa_indexer_loss_coeff or 0) > 0,
+            sparse_loss=shape.dsa_indexer_use_sparse_loss,
+            teacher_heads=shape.num_attention_heads,
+            teacher_head_size=shape.kv_lora_rank + shape.qk_pos_emb_head_dim,
+        )
+    return terms
+
+
+def _compressed_attention(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None and shape.num_attention_heads is not None
+    indexed = layer.ratio == INDEXED_RATIO
+    heads, size, topk = (
+        (_required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk")) if indexed else (0, 0, 0)
+    )
+    return compressed_attention(
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        q_lora_rank=_required(shape, "q_lora_rank"),
+        query_head_dim=shape.qk_head_dim + shape.qk_pos_emb_head_dim,
+        v_head_dim=shape.v_head_dim,
+        o_groups=_required(shape, "o_groups"),
+        o_lora_rank=_required(shape, "o_lora_rank"),
+        window=shape.csa_window_size,
+        nominal_window=build.convention.nominal_sparse_window,
+        ratio=layer.ratio,
+        indexer_heads=heads,
+        indexer_head_dim=size,
+        indexer_topk=topk,
+    )
+
+
+def _gated_delta_net(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None
+    return gated_delta_net(
+        hidden_size=shape.hidden_size,
+        key_head_dim=shape.linear_key_head_dim,
+        num_key_heads=shape.linear_num_key_heads,
+        value_head_dim=shape.linear_value_head_dim,
+        num_value_heads=shape.linear_num_value_heads,
+        conv_kernel_dim=shape.linear_conv_kernel_dim,
+        second_generation=shape.variant == "gdn2",
+        state_key_dim=shape.linear_value_head_dim if build.convention.square_delta_state else None,
+    )
+
+
+def _kimi_delta_attention(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None
+    return kimi_delta_attention(
+        hidden_size=shape.hidden_size,
+        num_heads=_required(shape, "kimi_linear_num_heads"),
+        head_dim=_required(shape, "kimi_linear_head_dim"),
+        conv_kernel_size=shape.kimi_linear_conv_kernel_size,
+    )
+
+
+def _mamba(build: Build, layer: Layer) -> list[Term]:
+    shape, convention = build.shape, build.convention
+    assert shape.hidden_size is not None
+    heads = shape.mamba_num_heads or 2 * shape.hidden_size // shape.mamba_head_dim
+    return mamba(
+        hidden_size=shape.hidden_size,
+        inner_size=2 * shape.hidden_size if convention.mamba_width_is_twice_hidden else heads * shape.mamba_head_dim,
+        state_dim=shape.mamba_state_dim,
+        num_groups=shape.mamba_num_groups,
+        num_heads=heads,
+        conv_kernel_dim=MAMBA_CONV_KERNEL,
+        conv_is_free=not convention.mamba_convolution,
+    )
+
+
+def _mlp(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None
+    return mlp(
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_size * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
+        gated=shape.gated_linear_unit,
+        fused=build.fused,
+        bias=shape.add_bias_linear,
+    )
+
+
+def _moe(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    assert shape.hidden_size is not None
+    return moe(
+        hidden_size=shape.hidden_size,
+        num_experts=shape.num_moe_experts or 1,
+        topk=shape.moe_router_topk,
+        ffn_hidden_size=shape.moe_ffn_hidden_size or shape.ffn_size,
+        gated=shape.gated_linear_unit,
+        shared_ffn_hidden_size=shape.moe_shared_expert_intermediate_size or 0,
+        shared_gate=shape.moe_shared_expert_gate,
+        latent_size=shape.moe_latent_size or 0,
+        fused=build.fused,
+        bias=shape.add_bias_linear,
+        router_bias=shape.add_bias_linear,
+        expert_bias=shape.moe_router_enable_expert_bias,
+    )
+
+
+MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {
+    "attention": _attention,
+    "mla": _latent_attention,
+    "dsa": _sparse_attention,
+    "dsv4": _compressed_attention,
+    "gdn": _gated_delta_net,
+    "kda": _kimi_delta_attention,
+    "mamba": _mamba,
+}
+CHANNELS: dict[str, Callable[[Build, Layer], list[Term]]] = {"mlp": _mlp, "moe": _moe}
+
+
+def _required(shape: ModelShape, name: str) -> int:
+    value: Any = getattr(shape, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        what = "is missing" if value is None else f"is {value!r}"
+        raise ConfigError(
+            f"model.{name} {what}: experimental_attention_variant={shape.experimental_attention_variant!r} needs a positive integer"
+        )
+    return value

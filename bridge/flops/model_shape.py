@@ -1,0 +1,428 @@
+"""The only reader of model configurations: every field name, its default and its error stand here, once.
+
+Field names are megatron-core's (``TransformerConfig``, ``MLATransformerConfig``, ``GPTModel``); where megatron-core
+has no field the name of Megatron-Bridge or of the Hugging Face config is used.  Any object will do: our own
+dataclass, an OmegaConf node, a mapping, an ``argparse`` namespace or a bare object with attributes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be priced: the message names the field, its value and the remedy."""
+
+
+@dataclass(kw_only=True)
+class ModelShape:
+    """Everything about a model that decides how many operations a token costs.
+
+    Defaults are megatron-core's, except where a default only changes the parameter count and published open models
+    agree on another value (``normalization``, ``add_bias_linear``).  ``None`` means "not set".
+    """
+
+    # ---- the transformer ------------------------------------------------------------------------------------------
+    num_layers: Optional[int] = None
+    """Decoder layers, without the multi-token-prediction layers. Required, unless a hybrid pattern is given."""
+    hidden_size: Optional[int] = None
+    """Width of the residual stream. Required."""
+    ffn_hidden_size: Optional[int] = None
+    """Inner width of a dense MLP; 4 x hidden_size when unset."""
+    num_attention_heads: Optional[int] = None
+    """Query heads. Required."""
+    num_query_groups: Optional[int] = None
+    """Key/value heads (GQA); num_attention_heads when unset."""
+    kv_channels: Optional[int] = None
+    """Width of one head; hidden_size // num_attention_heads when unset."""
+    vocab_size: Optional[int] = None
+    """Tokens in the vocabulary, unpadded. Required."""
+    make_vocab_size_divisible_by: int = 128
+    """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
+    should_pad_vocab: bool = True
+    """Whether the padding above is applied by the conventions that know it."""
+    tensor_model_parallel_size: int = 1
+    """Only for the padding of the vocabulary."""
+    seq_length: Optional[int] = None
+    """Tokens of a sequence when no lengths are given."""
+    gated_linear_unit: bool = False
+    """SwiGLU/GeGLU: the up projection is twice as wide."""
+    mtp_num_layers: Optional[int] = None
+    """Multi-token-prediction depths (DeepSeek-V3)."""
+    share_embeddings_and_output_weights: bool = False
+    """Tied embeddings: one matrix for both ends."""
+    is_causal: bool = True
+    """False: every token sees every token (BERT and other encoders)."""
+
+    # ---- facts that only change the parameter count or what trains ------------------------------------------------
+    normalization: str = "RMSNorm"
+    """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
+    layernorms_per_layer: int = 2
+    """2 in most models, 4 in Gemma 2 and 3 (before and after each block)."""
+    add_bias_linear: bool = False
+    """Biases on all linear layers."""
+    add_qkv_bias: bool = False
+    """A bias on linear_qkv alone."""
+    qk_layernorm: Any = False
+    """True: a norm over each query and key head; ``full``: over the whole projection (OLMo 2)."""
+    softmax_type: str = "vanilla"
+    """``learnable``: one attention sink per head (GPT-OSS)."""
+    position_embedding_type: str = "rope"
+    """``learned_absolute`` adds max_position_embeddings x hidden_size parameters."""
+    max_position_embeddings: Optional[int] = None
+    """Rows of a learned position table."""
+
+    # ---- attention shape ------------------------------------------------------------------------------------------
+    attention_output_gate: bool = False
+    """A gate as wide as the queries on the attention output (Qwen3-Next)."""
+    window_size: Any = None
+    """Sliding window: W tokens, or (left, right) for left + right + 1; (-1, -1) is no window."""
+    window_attn_skip_freq: Any = None
+    """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
+    interleaved_attn_pattern: Any = None
+    """(local, global): so many local layers, then so many global ones, repeated (Gemma 2 and 3)."""
+    attention_chunk_size: Optional[int] = None
+    """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
+    no_rope_freq: Any = None
+    """int N: every Nth layer has no RoPE; list: 1 is without."""
+    global_kv_channels: Optional[int] = None
+    """Head width of the global layers where it differs (Gemma 4)."""
+    global_num_query_groups: Optional[int] = None
+    """Key/value heads of the global layers where they differ (Gemma 4)."""
+    global_attention_k_eq_v: bool = False
+    """Global layers project keys once and use them as values (Gemma 4)."""
+    num_kv_shared_layers: Optional[int] = None
+    """The last so many layers reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
+    use_double_wide_mlp: bool = False
+    """The layers that share keys and values have an MLP twice as wide (Gemma 4 E2B)."""
+    hidden_size_per_layer_input: Optional[int] = None
+    """Width of the per-layer embeddings (Gemma 3n, Gemma 4 E2B/E4B)."""
+    vocab_size_per_layer_input: Optional[int] = None
+    """Rows of the per-layer embedding table; vocab_size when unset."""
+
+    # ---- multi-head latent attention -------------------------------------------------------------------------------
+    multi_latent_attention: bool = False
+    """MLA (DeepSeek-V2 and later)."""
+    q_lora_rank: Optional[int] = None
+    """Rank of the query compression; unset: queries are projected directly."""
+    kv_lora_rank: int = 512
+    """Rank of the key/value compression."""
+    qk_head_dim: int = 128
+    """Width of a query/key head without its RoPE part."""
+    qk_pos_emb_head_dim: int = 64
+    """Width of the RoPE part."""
+    v_head_dim: int = 128
+    """Width of a value head."""
+
+    # ---- experts ----------------------------------------------------------------------------------------------------
+    num_moe_experts: Optional[int] = None
+    """Routed experts of a MoE layer; unset: a dense model."""
+    moe_layer_freq: Any = 1
+    """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry a layer."""
+    moe_router_topk: int = 2
+    """Experts a token visits."""
+    moe_ffn_hidden_size: Optional[int] = None
+    """Inner width of one routed expert; ffn_hidden_size when unset."""
+    moe_shared_expert_intermediate_size: Optional[int] = None
+    """Inner width of the shared experts together."""
+    moe_shared_expert_gate: bool = False
+    """A sigmoid gate (hidden_size x 1) on the shared experts."""
+    moe_latent_size: Optional[int] = None
+    """Routed experts work in a latent space of this width (Nemotron 3)."""
+    moe_router_enable_expert_bias: bool = False
+    """A correction bias per expert (DeepSeek-V3)."""
+
+    # ---- sparse and linear attention --------------------------------------------------------------------------------
+    experimental_attention_variant: Optional[str] = None
+    """``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa`` or ``dsv4_hybrid``."""
+    linear_attention_freq: Any = None
+    """int N: layer i (from 1) is attention when i % N == 0, else linear; list: 1 is linear."""
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
+    kimi_kda_layers: Any = None
+    """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
+    kimi_linear_num_heads: Optional[int] = None
+    kimi_linear_head_dim: Optional[int] = None
+    kimi_linear_conv_kernel_size: int = 4
+    dsa_indexer_n_heads: Optional[int] = None
+    dsa_indexer_head_dim: Optional[int] = None
+    dsa_indexer_topk: Optional[int] = None
+    dsa_indexer_loss_coeff: Optional[float] = None
+    dsa_indexer_use_sparse_loss: bool = False
+    dsa_indexer_topk_freq: int = 1
+    dsa_indexer_skip_topk_offset: int = 0
+    csa_window_size: int = 128
+    csa_compress_ratios: Any = None
+    """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
+    o_groups: Optional[int] = None
+    o_lora_rank: Optional[int] = None
+    hc_mult: Optional[int] = None
+    """Copies of the residual stream (hyper-connections)."""
+
+    # ---- hybrid models -----------------------------------------------------------------------------------------------
+    is_hybrid_model: bool = False
+    hybrid_layer_pattern: Optional[str] = None
+    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``-`` MLP, ``E`` MoE, ``G`` GDN; ``|`` ends a pipeline stage, ``/`` starts an MTP depth."""
+    hybrid_attention_ratio: float = 0.0
+    hybrid_mlp_ratio: float = 0.0
+    mamba_state_dim: int = 128
+    mamba_head_dim: int = 64
+    mamba_num_groups: int = 8
+    mamba_num_heads: Optional[int] = None
+
+    # ---- other modalities --------------------------------------------------------------------------------------------
+    vision_config: Any = None
+    """The vision tower, with Hugging Face's field names."""
+
+    # ---- recomputation -----------------------------------------------------------------------------------------------
+    recompute_granularity: Optional[str] = None
+    """``full`` or ``selective``."""
+    recompute_method: Optional[str] = None
+    """``uniform`` or ``block`` (full recomputation)."""
+    recompute_num_layers: Optional[int] = None
+    recompute_modules: Any = None
+    """Selective recomputation: ``core_attn``, ``mlp``, ``moe``, ``shared_experts``, ``mla_up_proj``, ..."""
+    freeze_language_model: bool = False
+    """Train around a fixed language model (Megatron-Bridge's vision-language providers)."""
+    freeze_vision_model: bool = False
+    """The vision tower is frozen."""
+    freeze_vision_projection: bool = False
+    """The projector between tower and language model is frozen."""
+
+    # ---- derived ------------------------------------------------------------------------------------------------------
+    @property
+    def head_size(self) -> int:
+        return self.kv_channels or self.hidden_size // self.num_attention_heads  # type: ignore[operator]
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.num_query_groups or self.num_attention_heads  # type: ignore[return-value]
+
+    @property
+    def ffn_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size  # type: ignore[operator]
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """megatron-core's padding: up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
+        assert self.vocab_size is not None
+        if not self.should_pad_vocab:
+            return self.vocab_size
+        multiple = self.make_vocab_size_divisible_by * self.tensor_model_parallel_size
+        return -(-self.vocab_size // multiple) * multiple
+
+    @property
+    def window(self) -> int:
+        """Tokens of the sliding window, the query included; 0 for none."""
+        size = self.window_size
+        if size is None:
+            return 0
+        if isinstance(size, int):
+            return max(size, 0)
+        left, right = size
+        # megatron-core writes "unlimited" as -1; a right side of 0 or -1 both mean "up to the query" in a causal model.
+        return 0 if left < 0 else left + max(right, 0) + 1
+
+    @property
+    def is_hybrid(self) -> bool:
+        return bool(self.is_hybrid_model or self.hybrid_layer_pattern)
+
+    @property
+    def variant(self) -> str:
+        """experimental_attention_variant, old names resolved; empty for ordinary attention."""
+        name = self.experimental_attention_variant or ""
+        return {"gated_delta_net": "gdn"}.get(name, name)
+
+
+@dataclass(kw_only=True)
+class VisionShape:
+    """A vision tower, with the names of Hugging Face's vision configs."""
+
+    depth: Optional[int] = None
+    """Layers."""
+    hidden_size: Optional[int] = None
+    """Width of the tower."""
+    intermediate_size: Optional[int] = None
+    """Inner width of the MLP; mlp_ratio x hidden_size when unset."""
+    mlp_ratio: int = 4
+    out_hidden_size: Optional[int] = None
+    """Width the merger projects to; the language model's when unset."""
+    spatial_merge_size: int = 2
+    """Patches merged into one token along each side."""
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    in_channels: int = 3
+    hidden_act: str = ""
+    """``silu`` means a gated MLP (Qwen2.5-VL)."""
+    window_size: int = 0
+    """Side of an attention window in pixels (Qwen2.5-VL); 0: whole images."""
+    fullatt_block_indexes: Any = ()
+    """Layers that see the whole image where the others have windows."""
+    deepstack_visual_indexes: Any = ()
+    """Layers whose output goes through a merger of its own (Qwen3-VL)."""
+    num_position_embeddings: int = 0
+    """Rows of a learned position table (Qwen3-VL)."""
+
+    @property
+    def gated(self) -> bool:
+        return self.hidden_act == "silu"
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or self.mlp_ratio * self.hidden_size  # type: ignore[operator]
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of one attention window: windows are aligned to merged patches."""
+        side = self.window_size // self.spatial_merge_size // self.patch_size * self.spatial_merge_size
+        return side * side
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------------
+
+_ALIASES = {"hybrid_layer_pattern": ("hybrid_override_pattern",)}
+_VISION_ALIASES = {
+    "depth": ("num_hidden_layers", "num_layers"),
+    "hidden_size": ("embed_dim",),
+    "in_channels": ("in_chans", "num_channels"),
+    "spatial_merge_size": ("merge_size",),
+}
+#: Parts that models of other families have: named, not priced.
+_NOT_COUNTED = {
+    "audio_config": "the audio encoder",
+    "encoder_num_layers": "the encoder",
+    "heterogeneous_block_specs": "blocks that differ from layer to layer",
+}
+_VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
+
+
+def _get(source: Any, name: str) -> Any:
+    """A field of a mapping or of an object; None where it is missing."""
+    if isinstance(source, Mapping):
+        return source.get(name)
+    return getattr(source, name, None)
+
+
+def _fill(kind: type, source: Any, aliases: Mapping[str, tuple[str, ...]]) -> Any:
+    """A dataclass of type ``kind`` from the fields ``source`` has; None means the default."""
+    values = {}
+    for item in dataclasses.fields(kind):
+        for name in (item.name, *aliases.get(item.name, ())):
+            value = _get(source, name)
+            if value is not None:
+                values[item.name] = value
+                break
+    return kind(**values)
+
+
+def model_of(cfg: Any) -> Any:
+    """``cfg.model`` where there is one, else ``cfg`` itself."""
+    model = _get(cfg, "model")
+    return cfg if model is None else model
+
+
+def read(cfg: Any) -> ModelShape:
+    """Read and check a configuration.
+
+    Args:
+        cfg: anything with ``.model``, a model config, or a mapping of its fields.
+
+    Raises:
+        ConfigError: a required field is missing, or a value cannot be what it is.
+    """
+    model = model_of(cfg)
+    shape: ModelShape = _fill(ModelShape, model, _ALIASES)
+    if _get(model, "tensor_model_parallel_size") is None:
+        size = _get(_get(cfg, "parallel"), "tensor_model_parallel_size")
+        shape.tensor_model_parallel_size = 1 if size is None else size
+    if shape.vision_config is None:
+        shape.vision_config = _get(_get(model, "thinker_config"), "vision_config")
+    _check(shape)
+    return shape
+
+
+def read_vision(cfg: Any) -> VisionShape | None:
+    """The vision tower of a configuration; None without one.
+
+    ``vision_config`` may sit on the model or under ``model.thinker_config``, ``deepstack_visual_indexes`` on any of the three.
+    """
+    model = model_of(cfg)
+    thinker = _get(model, "thinker_config")
+    source = _get(model, "vision_config")
+    if source is None:
+        source = _get(thinker, "vision_config")
+    if source is None:
+        return None
+    vision: VisionShape = _fill(VisionShape, source, _VISION_ALIASES)
+    for place in (source, model, thinker):
+        indexes = _get(place, "deepstack_visual_indexes")
+        if indexes is not None:
+            vision.deepstack_visual_indexes = tuple(indexes)
+            break
+    if vision.out_hidden_size is None:
+        vision.out_hidden_size = _get(model, "hidden_size")
+    for name in ("depth", "hidden_size"):
+        _positive(f"vision_config.{name}", getattr(vision, name), required=True)
+    for name in ("mlp_size", "spatial_merge_size", "patch_size", "temporal_patch_size", "in_channels", "out_hidden_size"):
+        _positive(f"vision_config.{name}", getattr(vision, name))
+    return vision
+
+
+def not_counted(cfg: Any) -> tuple[str, ...]:
+    """What the configuration asks for and the plan cannot price, as sentences that name the field."""
+    model = model_of(cfg)
+    found = [f"{name}: {what} is not counted" for name, what in _NOT_COUNTED.items() if _get(model, name)]
+    variant = ModelShape(experimental_attention_variant=_get(model, "experimental_attention_variant")).variant
+    if variant not in _VARIANTS:
+        found.append(f"experimental_attention_variant={variant!r}: this attention is not counted")
+    declared = _get(cfg, "not_counted")
+    if isinstance(declared, (list, tuple)):
+        found += [str(sentence) for sentence in declared]
+    return tuple(found)
+
+
+def _positive(name: str, value: Any, *, required: bool = False) -> None:
+    if value is None:
+        if required:
+            raise ConfigError(f"model.{name} is missing: set it to a positive integer")
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ConfigError(f"model.{name}={value!r} must be a positive integer")
+
+
+def _check(shape: ModelShape) -> None:
+    required = ["hidden_size", "vocab_size"]
+    required += [] if shape.hybrid_layer_pattern else ["num_layers"]
+    if not (shape.is_hybrid and "*" not in (shape.hybrid_layer_pattern or "*")):
+        required.append("num_attention_heads")
+    for name in required:
+        _positive(name, getattr(shape, name), required=True)
+    for name in (
+        "ffn_hidden_size num_query_groups kv_channels make_vocab_size_divisible_by tensor_model_parallel_size seq_length kv_lora_rank "
+        "qk_head_dim v_head_dim num_moe_experts moe_router_topk moe_ffn_hidden_size moe_latent_size attention_chunk_size "
+        "global_kv_channels global_num_query_groups linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim "
+        "linear_num_key_heads linear_num_value_heads mamba_state_dim mamba_head_dim mamba_num_groups mamba_num_heads csa_window_size hc_mult"
+    ).split():
+        _positive(name, getattr(shape, name))
+    if shape.num_attention_heads and shape.kv_channels is None and shape.hidden_size % shape.num_attention_heads:
+        raise ConfigError(
+            f"model.num_attention_heads={shape.num_attention_heads} does not divide model.hidden_size={shape.hidden_size}: "
+            "change one of them or set model.kv_channels"
+        )
+    if shape.num_attention_heads and shape.num_attention_heads % shape.key_value_heads and not shape.multi_latent_attention:
+        raise ConfigError(
+            f"model.num_query_groups={shape.num_query_groups} does not divide model.num_attention_heads={shape.num_attention_heads}"
+        )
+    if shape.window_size is not None and not isinstance(shape.window_size, int):
+        if isinstance(shape.window_size, str) or len(shape.window_size) != 2:
+            raise ConfigError(f"model.window_size={shape.window_size!r} must be an integer or a pair (left, right)")
+    if shape.vocab_size is not None and shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
+        raise ConfigError(
+            f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
+        )

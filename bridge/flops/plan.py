@@ -1,0 +1,319 @@
+"""A plan: a model's terms compiled to integer coefficients over a few additive statistics.
+
+    FLOPs(batch) = sum over terms of  2 x k x n x times x passes x statistic(batch)
+
+Compile once; measure each micro-batch to a small vector; add vectors; dot Python integers (they do not overflow).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import lcm
+from operator import mul
+from typing import Any, Union
+
+from bridge.flops import conventions, model_shape, transforms
+from bridge.flops.model import model_terms, vision_terms
+from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.moments import Moments, estimate
+from bridge.flops.statistics import Statistic
+from bridge.flops.terms import Context, Pass, Term
+
+#: A multiply-accumulate is two floating-point operations.
+FLOPS_PER_MAC = 2
+
+#: Sets of passes by name: one forward pass; forward and backward as autograd runs them; the same and what is recomputed.
+PASSES = {"forward": (Pass.FORWARD,), "training": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD), "hardware": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)}
+
+Number = Union[int, Fraction]
+
+
+def compile_plan(
+    cfg: Any,
+    convention: str = "megatron",
+    *,
+    framework: str = "megatron",
+    trainable: Callable[[str], bool] | None = None,
+) -> "Plan":
+    """Compile a configuration to a plan.
+
+    Args:
+        cfg: anything with ``.model`` (and, where it has one, ``.peft``), a model config, or a mapping of its fields.
+        convention: ``megatron``, ``exact`` or ``executed``.
+        framework: ``megatron`` or ``transformers``: whose fused layers and whose rule for input gradients.
+        trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
+
+    Raises:
+        ConfigError: a required field is missing or impossible; the message names it.
+    """
+    record = conventions.get(convention)
+    if framework not in transforms.FRAMEWORKS:
+        raise ConfigError(f"framework={framework!r} is not known; choose one of {', '.join(transforms.FRAMEWORKS)}")
+    runs_on = transforms.FRAMEWORKS[framework]
+    shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
+    lora, freeze = peft_of(cfg)
+    may_train = trainable or transforms.trainable_of(None, shape, lora, freeze)
+
+    def build(how: conventions.Convention) -> tuple[Term, ...]:
+        terms = model_terms(shape, vision, how, fused=runs_on.fused and (lora is None or not _is_split(lora)))
+        if lora is not None:
+            terms = transforms.with_adapters(terms, lora)
+        terms = transforms.differentiate(terms, may_train, runs_on)
+        return tuple(transforms.with_recompute(terms, shape))
+
+    return Plan(record, build(record), model_shape.not_counted(cfg), shape, may_train, build)
+
+
+def compile_vision_plan(cfg: Any, convention: str = "megatron") -> "Plan | None":
+    """The plan of the vision tower alone, trained in full; None where there is no tower."""
+    vision = model_shape.read_vision(cfg)
+    if vision is None:
+        return None
+    record = conventions.get(convention)
+
+    def build(how: conventions.Convention) -> tuple[Term, ...]:
+        assert vision is not None
+        # The pixels count as needing a gradient: Megatron prices every matmul of the tower at three passes.
+        return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, transforms.FRAMEWORKS["megatron"]))
+
+    return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
+
+
+#: Targets of adapters on unfused layers (megatron-core's canonical LoRA).
+SPLIT_TARGETS = ("linear_q", "linear_k", "linear_v", "linear_fc1_gate", "linear_fc1_up")
+
+
+def _is_split(lora: transforms.Lora) -> bool:
+    return any(target.rsplit(".", 1)[-1] in SPLIT_TARGETS for target in lora.target_modules)
+
+
+def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...]]:
+    """The adapters and the frozen patterns that ``cfg.peft`` asks for; (None, ()) where there is none.
+
+    Ours has ``kind``, ``dim``, ``target_modules`` and ``freeze``; Megatron-Bridge's LoRA object has the same ``dim`` and
+    ``target_modules``.
+    """
+    peft = model_shape._get(cfg, "peft")
+    if peft is None:
+        return None, ()
+    get = model_shape._get
+    freeze = tuple(get(peft, "freeze") or ())
+    kind = get(peft, "kind") or type(peft).__name__.lower()
+    if kind in ("freeze", "none"):
+        return None, freeze
+    dim, targets = get(peft, "dim"), get(peft, "target_modules")
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
+        raise ConfigError(f"peft.dim={dim!r} must be a positive integer: the rank of the adapters")
+    return transforms.Lora(dim, tuple(targets or ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"))), freeze
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Integers over a common denominator, in the order of a plan's statistics."""
+
+    values: tuple[int, ...]
+    denominator: int
+
+    def dot(self, vector: Sequence[Number]) -> Number:
+        """The weighted sum of a vector of Python numbers: an int wherever it is integral."""
+        total: Number = sum(map(mul, self.values, vector))
+        if self.denominator == 1 and type(total) is int:
+            return total
+        value = Fraction(total, self.denominator)
+        return value.numerator if value.denominator == 1 else value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``Plan.table``: equal terms of several layers together. FLOPs of the batch it was made for."""
+
+    component: str
+    name: str
+    rows: str
+    k: int
+    n: int
+    times: Fraction
+    layers: int
+    forward: Number
+    dgrad: Number
+    wgrad: Number
+    recompute: Number
+    share: float
+    """Part of the training FLOPs."""
+
+
+class Plan:
+    """What a batch costs: coefficients over additive statistics.
+
+    Attributes:
+        convention: the name of the way of counting.
+        terms: one matmul each, first layer first, with the passes that run.
+        statistics: what ``measure`` fills in, in this order; fixed by the configuration alone, so equal on every rank.
+        not_counted: parts of the model that are not priced, one sentence each.
+    """
+
+    def __init__(
+        self,
+        convention: conventions.Convention,
+        terms: Sequence[Term],
+        not_counted: tuple[str, ...],
+        shape: ModelShape,
+        trainable: Callable[[str], bool],
+        build: Callable[[conventions.Convention], Sequence[Term]],
+    ):
+        self.convention = convention.name
+        self.terms = tuple(terms)
+        self.not_counted = not_counted
+        self._record, self._shape, self._trainable, self._build = convention, shape, trainable, build
+        self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
+        self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
+        self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
+        self._totals = {name: self._coefficients(name) for name in PASSES}
+
+    # ---- compiling --------------------------------------------------------------------------------------------------------
+
+    def _price(self, term: Term) -> tuple[Statistic, Fraction]:
+        """The statistic of a term and the FLOPs of one pass per unit of it."""
+        factor, statistic = Fraction(1), term.rows
+        if isinstance(statistic, Context):
+            factor, statistic = self._record.statistic(statistic)
+        return statistic, FLOPS_PER_MAC * term.k * term.n * term.times * factor
+
+    def _coefficients(self, passes: str, wanted: Callable[[Term], bool] = lambda term: True) -> Coefficients:
+        sums = [Fraction(0)] * len(self.statistics)
+        flags = PASSES[passes]
+        for term, statistic, flops in self._priced:
+            if wanted(term):
+                sums[self._index[statistic]] += flops * sum(flag in term.passes for flag in flags)
+        denominator = lcm(*(value.denominator for value in sums))
+        return Coefficients(tuple(int(value * denominator) for value in sums), denominator)
+
+    @cached_property
+    def _components(self) -> dict[str, dict[str, Coefficients]]:
+        names = tuple(dict.fromkeys(term.component for term, _, _ in self._priced))
+        return {
+            passes: {name: self._coefficients(passes, lambda term, name=name: term.component == name) for name in names}  # type: ignore[misc]
+            for passes in PASSES
+        }
+
+    @cached_property
+    def _places(self) -> dict[str, dict[Union[int, str], Coefficients]]:
+        places = tuple(dict.fromkeys(_place(term) for term, _, _ in self._priced))
+        return {
+            passes: {place: self._coefficients(passes, lambda term, place=place: _place(term) == place) for place in places}  # type: ignore[misc]
+            for passes in PASSES
+        }
+
+    # ---- measuring --------------------------------------------------------------------------------------------------------
+
+    def measure(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = ()) -> list[int]:
+        """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks add.
+
+        Args:
+            sequence_lengths: tokens of each sequence (packed: of each document).
+            image_patches: patches of each image; of each temporal frame for videos.
+        """
+        lengths = {"sequences": tuple(sequence_lengths), "images": tuple(image_patches)}
+        return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
+
+    def measure_moments(self, sequences: Moments, images: Moments) -> list[Fraction]:
+        """The vector of a batch of which only the moments are known: see ``moments``."""
+        return [estimate(statistic, sequences if statistic.over == "sequences" else images) for statistic in self.statistics]
+
+    # ---- evaluating -------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, vector: Sequence[Number], passes: str = "training") -> Number:
+        """FLOPs of a vector of Python integers.
+
+        Args:
+            vector: a sum of ``measure`` results.
+            passes: ``forward``, ``training`` or ``hardware`` (training and recomputation).
+        """
+        return self._totals[passes].dot(vector)
+
+    def evaluate_components(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
+        """FLOPs by component; they add up to ``evaluate``."""
+        return {name: coefficients.dot(vector) for name, coefficients in self._components[passes].items()}
+
+    def evaluate_stages(
+        self,
+        vector: Sequence[Number],
+        pipeline_model_parallel_size: int,
+        virtual_pipeline_model_parallel_size: int | None = None,
+        passes: str = "training",
+    ) -> list[Number]:
+        """FLOPs by pipeline stage; they add up to ``evaluate``.
+
+        Layers are split evenly in order of virtual stages, the embedding and the vision tower are on the first stage,
+        MTP and the output layer on the last, as megatron-core does by default.
+        """
+        layers = [place for place in self._places[passes] if isinstance(place, int)]
+        count = max(layers) + 1 if layers else 0
+        chunks = pipeline_model_parallel_size * (virtual_pipeline_model_parallel_size or 1)
+        if count % chunks:
+            raise ConfigError(
+                f"{count} layers do not split evenly over pipeline_model_parallel_size x virtual_pipeline_model_parallel_size = {chunks}"
+            )
+        stages: list[Number] = [0] * pipeline_model_parallel_size
+        ends = {"first": 0, "last": pipeline_model_parallel_size - 1}
+        for place, coefficients in self._places[passes].items():
+            stage = ends[place] if isinstance(place, str) else place * chunks // count % pipeline_model_parallel_size
+            stages[stage] += coefficients.dot(vector)
+        return stages
+
+    def flops(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), passes: str = "training") -> Number:
+        """FLOPs of a batch given length by length: an int (a fraction only where a convention makes it one)."""
+        return self.evaluate(self.measure(sequence_lengths, image_patches), passes)
+
+    def breakdown(
+        self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), passes: str = "training"
+    ) -> dict[str, Number]:
+        """FLOPs of a batch by component; they add up to ``flops``."""
+        return self.evaluate_components(self.measure(sequence_lengths, image_patches), passes)
+
+    def table(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = ()) -> list[Row]:
+        """Every matmul of a batch, equal ones of several layers in one row."""
+        return self.tabulate(self.measure(sequence_lengths, image_patches))
+
+    def tabulate(self, vector: Sequence[Number]) -> list[Row]:
+        """``table`` for a vector."""
+        total = self.evaluate(vector)
+        groups: dict[tuple[Any, ...], list[Number]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+        for term, statistic, flops in self._priced:
+            key = (term.component, term.name, statistic.name, term.k, term.n, term.times)
+            one = flops * vector[self._index[statistic]]
+            group = groups[key]
+            group[0] += 1
+            for i, flag in enumerate((Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE), 1):
+                if flag in term.passes:
+                    group[i] += one
+        return [
+            Row(*key, int(group[0]), *map(_whole, group[1:]), share=float(sum(group[1:4]) / total) if total else 0.0)
+            for key, group in groups.items()
+        ]
+
+    def parameters(self) -> dict[str, int]:
+        """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""
+        terms = self._build(conventions.EXACT)
+        return {
+            "total": sum(term.parameters for term in terms),
+            "active": sum(term.active_parameters for term in terms),
+            "trainable": sum(term.parameters for term in terms if term.parameters and self._trainable(term.path)),
+        }
+
+
+def _place(term: Term) -> Union[int, str]:
+    """Where a term runs in a pipeline: its decoder layer, or the first or last stage."""
+    layer = transforms.layer_index(term.path)
+    if layer is not None:
+        return layer
+    return "first" if term.path.startswith(("embedding.", "vision_model.", "per_layer")) else "last"
+
+
+def _whole(value: Number) -> Number:
+    """An int where the value is integral."""
+    return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else value

@@ -1,0 +1,139 @@
+"""Additive batch statistics: the only thing a plan needs to know about a batch.
+
+A statistic is a sum over the sequences (or images) that ran of an integer function of one length.  Sums of sums are
+sums, so statistics add over micro-batches, steps and ranks without loss; means of lengths do not.
+
+Every formula is plain integer arithmetic (``+ - * //`` and comparisons), so the same line evaluates a Python integer
+and a numpy array of lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Length = Any  # an int, or a numpy array of int64: the formulas below are the same for both
+
+
+def triangle(n: Length) -> Length:
+    """T(n) = n (n + 1) / 2, the causal pairs of a sequence of n tokens."""
+    return n * (n + 1) // 2
+
+
+def clip(n: Length) -> Length:
+    """max(n, 0)."""
+    return n * (n > 0)
+
+
+def smaller(n: Length, limit: int) -> Length:
+    """min(n, limit)."""
+    return n - clip(n - limit)
+
+
+def window_pairs(s: Length, window: int) -> Length:
+    """Pairs of a causal sequence of s tokens in which the key is one of the last ``window`` tokens, itself included."""
+    return triangle(s) - triangle(clip(s - window))
+
+
+def doubled_window_area(s: Length, window: int) -> Length:
+    """2 s w - w^2 with w = min(window, s): twice the area MaxText gives a sliding window (PR 3592)."""
+    w = smaller(s, window)
+    return 2 * s * w - w * w
+
+
+def chunk_pairs(s: Length, chunk: int) -> Length:
+    """Causal pairs when attention is confined to chunks of ``chunk`` tokens (Llama 4)."""
+    return s // chunk * triangle(chunk) + triangle(s % chunk)
+
+
+def chunk_squares(s: Length, chunk: int) -> Length:
+    """All pairs inside chunks: the sum of the squares of the chunk lengths."""
+    return s // chunk * chunk * chunk + (s % chunk) ** 2
+
+
+def compressed_pairs(s: Length, ratio: int) -> Length:
+    """Sum over positions t = 1..s of floor(t / ratio): keys that stand for ``ratio`` finished tokens each."""
+    blocks = s // ratio
+    return ratio * (blocks * (blocks - 1) // 2) + blocks * (s % ratio + 1)
+
+
+def compressed_topk_pairs(s: Length, ratio: int, topk: int) -> Length:
+    """Sum over positions t = 1..s of min(topk, floor(t / ratio))."""
+    return compressed_pairs(s, ratio) - compressed_pairs(clip(s - topk * ratio), ratio)
+
+
+def doubled_compressed_topk_area(s: Length, ratio: int, topk: int) -> Length:
+    """2 s t - ratio t^2 with t = min(topk, s // ratio): Megatron's continuous form of the sum above, doubled."""
+    t = smaller(s // ratio, topk)
+    return 2 * s * t - ratio * t * t
+
+
+_FORMULAS: dict[str, Callable[..., Length]] = {
+    "count": lambda s: s * 0 + 1,
+    "length": lambda s: s,
+    "square": lambda s: s * s,
+    "causal_pairs": triangle,
+    "window_pairs": window_pairs,
+    # The same sum as a window's: the query picks its `topk` best keys instead of the last ones.
+    "topk_pairs": window_pairs,
+    "doubled_window_area": doubled_window_area,
+    "chunk_pairs": chunk_pairs,
+    "chunk_squares": chunk_squares,
+    "compressed_pairs": compressed_pairs,
+    "compressed_topk_pairs": compressed_topk_pairs,
+    "doubled_compressed_topk_area": doubled_compressed_topk_area,
+    "quotient": lambda s, divisor: s // divisor,
+}
+
+_KNOWN_NAMES = {
+    ("count", "sequences"): "sequences",
+    ("length", "sequences"): "tokens",
+    ("square", "sequences"): "squared_tokens",
+    ("count", "images"): "images",
+    ("length", "images"): "patches",
+    ("square", "images"): "squared_patches",
+}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum over sequences or images of an integer function of one length.
+
+    Attributes:
+        kind: which function, a key of this module's table.
+        over: ``sequences`` (lengths in tokens) or ``images`` (lengths in patches; one entry a video frame).
+        sizes: the constants of the function: window, chunk, ratio, top-k.
+    """
+
+    kind: str
+    over: str = "sequences"
+    sizes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in _FORMULAS:
+            raise KeyError(f"unknown statistic {self.kind!r}; known are {', '.join(_FORMULAS)}")
+
+    @property
+    def name(self) -> str:
+        """``tokens``, ``window_pairs[1024]``, ``quotient_of_images[4]``: unique within a plan."""
+        known = _KNOWN_NAMES.get((self.kind, self.over))
+        if known:
+            return known
+        stem = self.kind if self.over == "sequences" else f"{self.kind}_of_{self.over}"
+        return f"{stem}[{','.join(map(str, self.sizes))}]" if self.sizes else stem
+
+    def of(self, length: Length) -> Length:
+        """The contribution of one length (an int), or of each length of an int64 array."""
+        return _FORMULAS[self.kind](length, *self.sizes)
+
+    def sum(self, lengths: Iterable[int]) -> int:
+        """The statistic of a batch."""
+        formula, sizes = _FORMULAS[self.kind], self.sizes
+        return sum(formula(length, *sizes) for length in lengths)
+
+
+SEQUENCES = Statistic("count")
+TOKENS = Statistic("length")
+IMAGES = Statistic("count", "images")
+PATCHES = Statistic("length", "images")

@@ -1,0 +1,158 @@
+"""Terms: one matmul each, named after the weight it prices, with what flows into it and out of it.
+
+A model is an ordered list of terms.  ``inputs`` and ``outputs`` name values (``hidden`` is the residual stream), which is
+all that is needed to know where autograd goes: see ``transforms.differentiate``.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Union
+
+from bridge.flops.statistics import TOKENS, Statistic
+
+
+class Pass(enum.Flag):
+    """What runs of one matmul."""
+
+    NONE = 0
+    FORWARD = enum.auto()
+    DGRAD = enum.auto()
+    """Gradient of the first operand, the activations."""
+    WGRAD = enum.auto()
+    """Gradient of the second operand: the weight, or the other activation where there is no weight."""
+    RECOMPUTE = enum.auto()
+    """The forward pass once more, inside the backward pass (activation checkpointing)."""
+    BACKWARD = DGRAD | WGRAD
+    TRAINING = FORWARD | DGRAD | WGRAD
+
+
+class Kind(enum.Enum):
+    """What a convention may count or leave out."""
+
+    LINEAR = "linear"
+    CORE = "core"
+    """Activation x activation: attention scores and their product with the values."""
+    ROUTER = "router"
+    GATE = "gate"
+    """A projection to one number: the gate on the shared experts."""
+    CONVOLUTION = "convolution"
+    """Depthwise: k taps on n channels."""
+    SCAN = "scan"
+    """Per-row work that is no matmul: the recurrence of a state-space layer or of the delta rule."""
+    PATCH_EMBEDDING = "patch_embedding"
+    NORM = "norm"
+    """A vector of weights: no matmul, but its parameters count and it may train."""
+    LATENT_NORM = "latent_norm"
+    """The norms inside MLA and before the MTP projection, which Megatron prices as k x 1 matmuls."""
+    TABLE = "table"
+    """Rows that are looked up or added: embeddings, attention sinks."""
+    HYPER_CONNECTION = "hyper_connection"
+    JOIN = "join"
+    """No work: a value made of others without a weight, which needs a gradient where any of them does."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Which keys a query sees; a convention turns it into a statistic and a factor.
+
+    Attributes:
+        shape: ``causal``, ``bidirectional``, ``window``, ``topk``, ``chunk``, ``compressed`` or ``compressed_topk``.
+        sizes: window, top-k, chunk or (ratio, top-k), in tokens.
+        over: the lengths it is summed over, ``sequences`` or ``images``.
+    """
+
+    shape: str
+    sizes: tuple[int, ...] = ()
+    over: str = "sequences"
+
+
+CAUSAL = Context("causal")
+
+Rows = Union[Statistic, Context]
+
+
+@dataclass(frozen=True)
+class Term:
+    """``rows x k x n`` multiply-accumulates.
+
+    Attributes:
+        name: the weight it prices (``linear_qkv``); for products without a weight what is multiplied (``query_key``).
+        component: the line of the breakdown it belongs to.
+        k, n: the reduced and the produced dimension; for a core the head width and the number of heads.
+        rows: what is summed over the batch: a statistic, or an attention context.
+        times: passes of each row through a matmul of this size (top-k experts), or a constant of a scan.
+        inputs: the values it reads: one for a weight, two for a product of activations.
+        outputs: the values it writes; writing to ``hidden`` adds to the residual stream.
+        kind: what conventions switch on.
+        weight: whether a k x n weight belongs to it.
+        copies, active_copies: equal weights side by side (experts), and how many of them one token uses.
+        bias: entries of a bias vector per copy.
+        path: the module path in megatron-core (``decoder.layers.3.mlp.linear_fc1``).
+        tied: shares the weight of the module with this path; its parameters count there.
+        allowed: passes that can ever run: forward only for what is detached from the loss.
+        passes: the passes that do run, set by ``transforms``.
+    """
+
+    name: str
+    component: str
+    k: int
+    n: int
+    rows: Rows = TOKENS
+    times: Fraction = Fraction(1)
+    inputs: tuple[str, ...] = ("hidden",)
+    outputs: tuple[str, ...] = ("hidden",)
+    kind: Kind = Kind.LINEAR
+    weight: bool = True
+    copies: int = 1
+    active_copies: int = 1
+    bias: int = 0
+    path: str = ""
+    tied: str = ""
+    allowed: Pass = Pass.TRAINING
+    passes: Pass = Pass.FORWARD
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the weights and biases."""
+        return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.copies
+
+    @property
+    def active_parameters(self) -> int:
+        """Entries of those weights that one token uses."""
+        return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.active_copies
+
+    def under(self, prefix: str) -> "Term":
+        """The same term inside a module: ``prefix`` goes before its path."""
+        return replace(self, path=prefix + (self.path or self.name))
+
+
+def norm(name: str, size: int, component: str, *, source: str, to: str, kind: Kind = Kind.NORM, bias: bool = False) -> Term:
+    """A normalisation's weight vector (and bias, for LayerNorm): parameters, but no matmul.
+
+    ``kind=Kind.LATENT_NORM`` marks the norms that Megatron prices as a ``size x 1`` matmul.
+    """
+    return Term(name, component, size, 1, inputs=(source,), outputs=(to,), kind=kind, bias=size * bias, path=name)
+
+
+def core(
+    name: str,
+    component: str,
+    rows: Rows,
+    *,
+    head_size: int,
+    heads: int,
+    inputs: tuple[str, str],
+    output: str,
+    times: Fraction = Fraction(1),
+    allowed: Pass = Pass.TRAINING,
+) -> Term:
+    """A product of two activations, head by head: ``pairs x head_size x heads``."""
+    return Term(name, component, head_size, heads, rows, times, inputs, (output,), Kind.CORE, weight=False, allowed=allowed)
+
+
+def join(*inputs: str, to: str) -> Term:
+    """A value made of others without a matmul (activation, concatenation, sum)."""
+    return Term("join", "", 0, 0, inputs=inputs, outputs=(to,), kind=Kind.JOIN, weight=False)

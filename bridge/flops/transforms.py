@@ -1,0 +1,192 @@
+"""Training modes are transforms of terms: they add adapters and set passes, they never touch a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.terms import Kind, Pass, Term
+
+ADAPTERS = "adapters"
+#: The value that never carries a gradient.
+DETACHED = "detached"
+Trainable = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Framework:
+    """What differs between the frameworks that run a model.
+
+    Attributes:
+        fused: q, k, v in one matmul, gate and values in one.
+        dgrad_with_wgrad: the backward of a linear layer that has anything to train computes the gradient of its input
+            too, whether or not anything below needs it.  megatron-core's autograd functions do; plain autograd does not.
+    """
+
+    fused: bool
+    dgrad_with_wgrad: bool
+
+
+FRAMEWORKS = {
+    "megatron": Framework(fused=True, dgrad_with_wgrad=True),
+    "transformers": Framework(fused=False, dgrad_with_wgrad=False),
+}
+
+
+def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framework) -> list[Term]:
+    """Set the passes that autograd runs.
+
+    A matmul runs forward; its backward has one matmul for each operand that needs a gradient: the activations if
+    anything below them trains, the weight if it trains.  Terms are in forward order, so one walk is enough.
+
+    Args:
+        terms: a model, first term first.
+        trainable: module path -> whether its weights train.
+        framework: see ``Framework``.
+    """
+    needs: dict[str, bool] = {}
+    result = []
+    for term in terms:
+        has_weight = term.weight or bool(term.bias)
+        trains = has_weight and Pass.WGRAD in term.allowed and trainable(term.tied or term.path)
+        sources = [needs.get(name, False) for name in term.inputs]
+        below, flows = bool(sources) and sources[0], any(sources)
+        if Pass.BACKWARD & term.allowed == Pass.NONE:
+            flows = trains = False
+        passes = Pass.FORWARD & term.allowed
+        if has_weight:
+            if trains:
+                passes |= Pass.WGRAD
+            if flows or (trains and framework.dgrad_with_wgrad and DETACHED not in term.inputs):
+                passes |= Pass.DGRAD
+        else:
+            passes |= Pass.DGRAD if below else Pass.NONE
+            passes |= Pass.WGRAD if len(sources) > 1 and sources[1] else Pass.NONE
+        # A residual stream keeps needing a gradient once anything that was added to it does.
+        for name in term.outputs:
+            adds = name in ("hidden", "patches", "image_embeddings", "index_query") or name in term.inputs
+            needs[name] = (adds and needs.get(name, False)) or flows or trains
+        result.append(replace(term, passes=passes & term.allowed))
+    return result
+
+
+def everything(path: str) -> bool:
+    """Full training."""
+    return True
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a module path is named by one of ``patterns``: its last part, its whole path, or a wildcard for either."""
+    leaf = path.rsplit(".", 1)[-1]
+    return any(fnmatchcase(path, pattern) or fnmatchcase(leaf, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
+
+
+# ---- LoRA -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu et al., arXiv:2106.09685).
+
+    Attributes:
+        dim: rank.
+        target_modules: names or wildcards of the linear layers that get one.
+    """
+
+    dim: int
+    target_modules: tuple[str, ...]
+
+
+def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
+    """Two matmuls beside every target, k -> r -> n, on the target's rows."""
+    result = []
+    hit = False
+    for term in terms:
+        result.append(term)
+        if term.kind is not Kind.LINEAR or not term.weight or not matches(term.path, lora.target_modules):
+            continue
+        hit = True
+        low = f"{term.path}.adapter"
+        base = replace(term, component=ADAPTERS, bias=0, tied="")
+        result += [
+            replace(base, name="lora_A", n=lora.dim, outputs=(low,), path=f"{low}.linear_in"),
+            replace(base, name="lora_B", k=lora.dim, inputs=(low,), path=f"{low}.linear_out"),
+        ]
+    if not hit:
+        raise ConfigError(f"peft.target_modules={list(lora.target_modules)} matches no linear layer of this model")
+    return result
+
+
+# ---- recomputation ----------------------------------------------------------------------------------------------------------
+
+
+def with_recompute(terms: Sequence[Term], shape: ModelShape) -> list[Term]:
+    """Add the forward passes that activation checkpointing runs again (HFU; model FLOPs do not change).
+
+    ``full``/``uniform`` runs every decoder layer again, ``full``/``block`` the first recompute_num_layers, ``selective`` the
+    named modules.  Terms without a backward pass are not run again: nothing of them was dropped that is needed.
+    """
+    if shape.recompute_granularity is None:
+        return list(terms)
+    selected = _recomputed(shape)
+    return [
+        replace(term, passes=term.passes | Pass.RECOMPUTE) if Pass.FORWARD in term.passes and selected(term) else term
+        for term in terms
+    ]
+
+
+#: megatron-core's names of recompute_modules -> which terms run again.
+_MODULES: dict[str, Callable[[Term], bool]] = {
+    "core_attn": lambda term: term.component == "core_attention",
+    "mlp": lambda term: term.component == "mlp",
+    "moe": lambda term: term.component == "moe",
+    "shared_experts": lambda term: ".shared_experts." in term.path,
+    "mla_up_proj": lambda term: term.name in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
+    "moe_act": lambda term: False,
+    "layernorm": lambda term: False,
+}
+
+
+def _recomputed(shape: ModelShape) -> Callable[[Term], bool]:
+    if shape.recompute_granularity == "full":
+        if shape.recompute_method not in ("uniform", "block"):
+            raise ConfigError(f"model.recompute_method={shape.recompute_method!r} must be 'uniform' or 'block' with full recomputation")
+        first = shape.recompute_num_layers if shape.recompute_method == "block" else None
+        return lambda term: (layer := layer_index(term.path)) is not None and (first is None or layer < first)
+    if shape.recompute_granularity != "selective":
+        raise ConfigError(f"model.recompute_granularity={shape.recompute_granularity!r} must be 'full' or 'selective'")
+    modules = tuple(shape.recompute_modules or ("core_attn",))
+    for name in modules:
+        if name not in _MODULES:
+            raise ConfigError(f"model.recompute_modules has {name!r}; known are {', '.join(_MODULES)}")
+    return lambda term: term.path.startswith(("decoder.", "mtp.")) and any(_MODULES[name](term) for name in modules)
+
+
+def layer_index(path: str) -> int | None:
+    """The decoder layer (from 0) a module path belongs to; None outside the decoder's layers."""
+    parts = path.split(".", 3)
+    return int(parts[2]) if parts[:2] == ["decoder", "layers"] else None
+
+
+# ---- what a configuration asks for --------------------------------------------------------------------------------------------
+
+
+def trainable_of(cfg_peft: Any, shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) -> Trainable:
+    """Which modules train: everything, or the adapters only, minus what is frozen by pattern or by a model's switches."""
+    frozen = list(freeze)
+    if shape.freeze_language_model:
+        frozen += ["embedding", "decoder", "output_layer", "mtp"]
+    if shape.freeze_vision_model:
+        frozen += ["vision_model.patch_embed", "vision_model.pos_embed", "vision_model.decoder"]
+    if shape.freeze_vision_projection:
+        frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
+
+    def trainable(path: str) -> bool:
+        if ".adapter." in path:
+            return True
+        return lora is None and not matches(path, frozen)
+
+    return trainable
