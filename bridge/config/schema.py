@@ -30,6 +30,10 @@ class ModelConfig(ModelShape):
     """Layer implementation. Unset: Transformer Engine where it is installed, megatron-core's own otherwise."""
     activation_func: Literal["silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu"] = "silu"
     """Activation of the MLP, before the gate where ``gated_linear_unit`` is on."""
+    glu_linear_offset: float = 0.0
+    """Added to the linear half of a gated MLP (GPT-OSS)."""
+    activation_func_clamp_value: Optional[float] = None
+    """Inputs of the activation are clamped to this size (GPT-OSS). Unset: not clamped."""
     layernorm_epsilon: float = 1e-5
     """Added to the variance in every norm."""
     layernorm_zero_centered_gamma: bool = False
@@ -222,8 +226,8 @@ class CheckpointConfig:
 class PeftConfig:
     """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
 
-    kind: Literal["lora"] = "lora"
-    """The method."""
+    kind: Literal["lora", "freeze"] = "lora"
+    """``lora``: low-rank adapters; ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
     dim: int = 8
     """Rank of the adapters."""
     alpha: float = 16.0
