@@ -24,9 +24,10 @@ from bridge.flops.components.self_attention import self_attention
 from bridge.flops.components.sparse_attention import indexer
 from bridge.flops.components.vision_tower import full_attention_layers, merger, patch_embedding, vision_layer
 from bridge.flops.conventions import Convention
+from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, mtp_depths
 from bridge.flops.model_shape import ConfigError, ModelShape, VisionShape
-from bridge.flops.terms import Context, Term, norm
+from bridge.flops.terms import Context, Term, join, norm
 
 #: Taps of Mamba's convolution: megatron-core's MambaMixer, argument d_conv.
 MAMBA_CONV_KERNEL = 4
@@ -34,10 +35,11 @@ MAMBA_CONV_KERNEL = 4
 
 @dataclass(frozen=True)
 class Build:
-    """What a component may depend on: the shape, the convention's switches, and whether linear layers are fused."""
+    """What a component may depend on: the shape, the convention's and the framework's switches, fused layers or not."""
 
     shape: ModelShape
     convention: Convention
+    framework: Framework
     fused: bool
 
     @property
@@ -45,9 +47,11 @@ class Build:
         return self.shape.normalization == "LayerNorm"
 
 
-def model_terms(shape: ModelShape, vision: VisionShape | None, convention: Convention, *, fused: bool = True) -> list[Term]:
+def model_terms(
+    shape: ModelShape, vision: VisionShape | None, convention: Convention, framework: Framework, *, fused: bool
+) -> list[Term]:
     """All terms of a model in the order of its forward pass, with megatron-core's module paths."""
-    build = Build(shape, convention, fused)
+    build = Build(shape, convention, framework, fused)
     terms: list[Term] = []
     if vision is not None:
         terms += vision_terms(vision, convention)
@@ -66,16 +70,17 @@ def model_terms(shape: ModelShape, vision: VisionShape | None, convention: Conve
         )
     for layer in layers:
         terms += [term.under(f"decoder.layers.{layer.number - 1}.") for term in _layer_terms(build, layer)]
-    terms.append(norm("final_layernorm", hidden, "output_layer", source="hidden", to="normed", bias=build.norm_bias).under("decoder."))
-    logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=shape.share_embeddings_and_output_weights)
-    terms.append(logits)
-    for depth, inner in enumerate(mtp_depths(shape)):
-        terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner)]
-        terms.append(
-            output_layer(
-                hidden_size=hidden, vocab_size=vocabulary, tied=shape.share_embeddings_and_output_weights, shares_weight=True
-            ).under(f"mtp.layers.{depth}.")
-        )
+    terms.append(norm("final_layernorm", hidden, "output_layer", source="hidden", to="states_0", bias=build.norm_bias).under("decoder."))
+    depths = mtp_depths(shape)
+    for depth, inner in enumerate(depths):
+        terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth)]
+    states = [f"states_{i}" for i in range(len(depths) + 1)]
+    for i, state in enumerate(states):
+        # What the output layer reads: one state each, or all of them as one tensor.
+        terms.append(join(*(states if framework.joint_logits else [state]), to="normed"))
+        tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
+        logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=tied)
+        terms.append(logits.under(f"mtp.layers.{i - 1}.") if i else logits)
     return terms
 
 
@@ -87,30 +92,41 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     if shape.hc_mult and layer.mixer:
         yield hyper_connections(hidden_size=size, multiplicity=shape.hc_mult)
     if layer.mixer:
-        yield norm("input_layernorm", size, "self_attention", source="hidden", to="normed", bias=build.norm_bias)
-        yield from MIXERS[layer.mixer](build, layer)
-    if layer.mixer and layer.channel and shape.layernorms_per_layer == 4:
-        yield norm("post_attention_layernorm", size, "self_attention", source="hidden", to="hidden", bias=build.norm_bias)
+        yield from _normed(build, MIXERS[layer.mixer](build, layer), "self_attention", "input_layernorm", "post_attention_layernorm")
     if layer.channel:
-        yield norm("pre_mlp_layernorm", size, layer.channel, source="hidden", to="normed", bias=build.norm_bias)
-        yield from (term.under("mlp.") for term in CHANNELS[layer.channel](build, layer))
-    if layer.mixer and layer.channel and shape.layernorms_per_layer == 4:
-        yield norm("post_mlp_layernorm", size, layer.channel, source="hidden", to="hidden", bias=build.norm_bias)
+        block = [term.under("mlp.") for term in CHANNELS[layer.channel](build, layer)]
+        yield from _normed(build, block, layer.channel, "pre_mlp_layernorm", "post_mlp_layernorm")
     if shape.hidden_size_per_layer_input:
         yield from per_layer_projection(hidden_size=size, per_layer_size=shape.hidden_size_per_layer_input)
 
 
-def _mtp_terms(build: Build, layers: list[Layer]) -> Iterator[Term]:
+def _normed(build: Build, block: list[Term], component: str, before: str, after: str) -> Iterator[Term]:
+    """A block with its norms, before it or after it or both."""
+    placement, size = build.shape.layernorm_placement, build.shape.hidden_size
+    assert size is not None
+    if placement in ("pre", "sandwich"):
+        yield norm(before, size, component, source="hidden", to="normed", bias=build.norm_bias)
+    else:
+        yield join("hidden", to="normed")
+    yield from block
+    if placement in ("post", "sandwich"):
+        yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)
+
+
+def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
+    """One depth: from the states of the depth before (0: the decoder) to states of its own."""
     shape, size = build.shape, build.shape.hidden_size
     assert size is not None
     projected = build.convention.hybrid_mtp_projection or not shape.is_hybrid
     if projected:
-        yield from multi_token_prediction.entry(hidden_size=size, norm_bias=build.norm_bias)
+        yield from multi_token_prediction.entry(hidden_size=size, source=f"states_{depth}", norm_bias=build.norm_bias)
     for layer in layers:
         prefix = f"transformer_layer.layers.{layer.number - 1}." if len(layers) > 1 else "transformer_layer."
         yield from (term.under(prefix) for term in _layer_terms(build, layer))
     if projected:
-        yield multi_token_prediction.exit(hidden_size=size, norm_bias=build.norm_bias)
+        yield multi_token_prediction.exit(hidden_size=size, to=f"states_{depth + 1}", norm_bias=build.norm_bias)
+    else:
+        yield join("hidden", to=f"states_{depth + 1}")
 
 
 def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
@@ -163,7 +179,7 @@ def _attention(build: Build, layer: Layer) -> list[Term]:
         shares_kv=layer.shares_kv,
         fused=build.fused,
         qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
-        proj_bias=shape.add_bias_linear,
+        proj_bias=shape.add_proj_bias or shape.add_bias_linear,
         head_norm=head_norm,
         norm_bias=build.norm_bias,
         sinks=shape.softmax_type == "learnable",
@@ -300,6 +316,7 @@ def _moe(build: Build, layer: Layer) -> list[Term]:
         shared_gate=shape.moe_shared_expert_gate,
         latent_size=shape.moe_latent_size or 0,
         fused=build.fused,
+        routing_before_fc2=build.framework.routing_before_fc2,
         bias=shape.add_bias_linear,
         router_bias=shape.add_bias_linear,
         expert_bias=shape.moe_router_enable_expert_bias,

@@ -60,12 +60,14 @@ class ModelShape:
     # ---- facts that only change the parameter count or what trains ------------------------------------------------
     normalization: str = "RMSNorm"
     """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
-    layernorms_per_layer: int = 2
-    """2 in most models, 4 in Gemma 2 and 3 (before and after each block)."""
+    layernorm_placement: str = "pre"
+    """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later)."""
     add_bias_linear: bool = False
     """Biases on all linear layers."""
     add_qkv_bias: bool = False
-    """A bias on linear_qkv alone."""
+    """A bias on linear_qkv."""
+    add_proj_bias: bool = False
+    """A bias on linear_proj (Hugging Face's attention_bias is this one and the one above)."""
     qk_layernorm: Any = False
     """True: a norm over each query and key head; ``full``: over the whole projection (OLMo 2)."""
     softmax_type: str = "vanilla"
@@ -302,7 +304,7 @@ _NOT_COUNTED = {
 _VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
 
 
-def _get(source: Any, name: str) -> Any:
+def get(source: Any, name: str) -> Any:
     """A field of a mapping or of an object; None where it is missing."""
     if isinstance(source, Mapping):
         return source.get(name)
@@ -314,7 +316,7 @@ def _fill(kind: type, source: Any, aliases: Mapping[str, tuple[str, ...]]) -> An
     values = {}
     for item in dataclasses.fields(kind):
         for name in (item.name, *aliases.get(item.name, ())):
-            value = _get(source, name)
+            value = get(source, name)
             if value is not None:
                 values[item.name] = value
                 break
@@ -323,7 +325,7 @@ def _fill(kind: type, source: Any, aliases: Mapping[str, tuple[str, ...]]) -> An
 
 def model_of(cfg: Any) -> Any:
     """``cfg.model`` where there is one, else ``cfg`` itself."""
-    model = _get(cfg, "model")
+    model = get(cfg, "model")
     return cfg if model is None else model
 
 
@@ -338,11 +340,11 @@ def read(cfg: Any) -> ModelShape:
     """
     model = model_of(cfg)
     shape: ModelShape = _fill(ModelShape, model, _ALIASES)
-    if _get(model, "tensor_model_parallel_size") is None:
-        size = _get(_get(cfg, "parallel"), "tensor_model_parallel_size")
+    if get(model, "tensor_model_parallel_size") is None:
+        size = get(get(cfg, "parallel"), "tensor_model_parallel_size")
         shape.tensor_model_parallel_size = 1 if size is None else size
     if shape.vision_config is None:
-        shape.vision_config = _get(_get(model, "thinker_config"), "vision_config")
+        shape.vision_config = get(get(model, "thinker_config"), "vision_config")
     _check(shape)
     return shape
 
@@ -353,20 +355,20 @@ def read_vision(cfg: Any) -> VisionShape | None:
     ``vision_config`` may sit on the model or under ``model.thinker_config``, ``deepstack_visual_indexes`` on any of the three.
     """
     model = model_of(cfg)
-    thinker = _get(model, "thinker_config")
-    source = _get(model, "vision_config")
+    thinker = get(model, "thinker_config")
+    source = get(model, "vision_config")
     if source is None:
-        source = _get(thinker, "vision_config")
+        source = get(thinker, "vision_config")
     if source is None:
         return None
     vision: VisionShape = _fill(VisionShape, source, _VISION_ALIASES)
     for place in (source, model, thinker):
-        indexes = _get(place, "deepstack_visual_indexes")
+        indexes = get(place, "deepstack_visual_indexes")
         if indexes is not None:
             vision.deepstack_visual_indexes = tuple(indexes)
             break
     if vision.out_hidden_size is None:
-        vision.out_hidden_size = _get(model, "hidden_size")
+        vision.out_hidden_size = get(model, "hidden_size")
     for name in ("depth", "hidden_size"):
         _positive(f"vision_config.{name}", getattr(vision, name), required=True)
     for name in ("mlp_size", "spatial_merge_size", "patch_size", "temporal_patch_size", "in_channels", "out_hidden_size"):
@@ -377,11 +379,11 @@ def read_vision(cfg: Any) -> VisionShape | None:
 def not_counted(cfg: Any) -> tuple[str, ...]:
     """What the configuration asks for and the plan cannot price, as sentences that name the field."""
     model = model_of(cfg)
-    found = [f"{name}: {what} is not counted" for name, what in _NOT_COUNTED.items() if _get(model, name)]
-    variant = ModelShape(experimental_attention_variant=_get(model, "experimental_attention_variant")).variant
+    found = [f"{name}: {what} is not counted" for name, what in _NOT_COUNTED.items() if get(model, name)]
+    variant = ModelShape(experimental_attention_variant=get(model, "experimental_attention_variant")).variant
     if variant not in _VARIANTS:
         found.append(f"experimental_attention_variant={variant!r}: this attention is not counted")
-    declared = _get(cfg, "not_counted")
+    declared = get(cfg, "not_counted")
     if isinstance(declared, (list, tuple)):
         found += [str(sentence) for sentence in declared]
     return tuple(found)
@@ -422,7 +424,9 @@ def _check(shape: ModelShape) -> None:
     if shape.window_size is not None and not isinstance(shape.window_size, int):
         if isinstance(shape.window_size, str) or len(shape.window_size) != 2:
             raise ConfigError(f"model.window_size={shape.window_size!r} must be an integer or a pair (left, right)")
-    if shape.vocab_size is not None and shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
+    if shape.layernorm_placement not in ("pre", "post", "sandwich"):
+        raise ConfigError(f"model.layernorm_placement={shape.layernorm_placement!r} must be 'pre', 'post' or 'sandwich'")
+    if shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
         raise ConfigError(
             f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
         )

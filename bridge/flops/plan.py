@@ -16,7 +16,7 @@ from math import lcm
 from operator import mul
 from typing import Any, Union
 
-from bridge.flops import conventions, model_shape, transforms
+from bridge.flops import conventions, frameworks, model_shape, transforms
 from bridge.flops.model import model_terms, vision_terms
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import Moments, estimate
@@ -36,7 +36,7 @@ def compile_plan(
     cfg: Any,
     convention: str = "megatron",
     *,
-    framework: str = "megatron",
+    framework: str | None = None,
     trainable: Callable[[str], bool] | None = None,
 ) -> "Plan":
     """Compile a configuration to a plan.
@@ -44,22 +44,20 @@ def compile_plan(
     Args:
         cfg: anything with ``.model`` (and, where it has one, ``.peft``), a model config, or a mapping of its fields.
         convention: ``megatron``, ``exact`` or ``executed``.
-        framework: ``megatron`` or ``transformers``: whose fused layers and whose rule for input gradients.
+        framework: ``megatron`` or ``transformers``: whose layers and whose backward passes; ``cfg.framework`` or megatron when unset.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
 
     Raises:
         ConfigError: a required field is missing or impossible; the message names it.
     """
     record = conventions.get(convention)
-    if framework not in transforms.FRAMEWORKS:
-        raise ConfigError(f"framework={framework!r} is not known; choose one of {', '.join(transforms.FRAMEWORKS)}")
-    runs_on = transforms.FRAMEWORKS[framework]
+    runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
     shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
     lora, freeze = peft_of(cfg)
     may_train = trainable or transforms.trainable_of(None, shape, lora, freeze)
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        terms = model_terms(shape, vision, how, fused=runs_on.fused and (lora is None or not _is_split(lora)))
+        terms = model_terms(shape, vision, how, runs_on, fused=runs_on.fused and (lora is None or not _is_split(lora)))
         if lora is not None:
             terms = transforms.with_adapters(terms, lora)
         terms = transforms.differentiate(terms, may_train, runs_on)
@@ -77,8 +75,7 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> "Plan | None"
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
         assert vision is not None
-        # The pixels count as needing a gradient: Megatron prices every matmul of the tower at three passes.
-        return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, transforms.FRAMEWORKS["megatron"]))
+        return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, frameworks.MEGATRON))
 
     return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
 
@@ -97,10 +94,10 @@ def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...]]:
     Ours has ``kind``, ``dim``, ``target_modules`` and ``freeze``; Megatron-Bridge's LoRA object has the same ``dim`` and
     ``target_modules``.
     """
-    peft = model_shape._get(cfg, "peft")
+    peft = model_shape.get(cfg, "peft")
     if peft is None:
         return None, ()
-    get = model_shape._get
+    get = model_shape.get
     freeze = tuple(get(peft, "freeze") or ())
     kind = get(peft, "kind") or type(peft).__name__.lower()
     if kind in ("freeze", "none"):

@@ -115,6 +115,11 @@ class Term:
     passes: Pass = Pass.FORWARD
 
     @property
+    def has_weight(self) -> bool:
+        """Whether there is anything to train in it."""
+        return self.weight or bool(self.bias)
+
+    @property
     def parameters(self) -> int:
         """Entries of the weights and biases."""
         return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.copies

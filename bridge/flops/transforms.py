@@ -7,68 +7,46 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from bridge.flops.frameworks import Framework
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.terms import Kind, Pass, Term
 
 ADAPTERS = "adapters"
 #: The value that never carries a gradient.
 DETACHED = "detached"
+#: Values that several terms add to.
+STREAMS = frozenset({"hidden", "patches", "image_embeddings", "index_query", "value", "logits"})
 Trainable = Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class Framework:
-    """What differs between the frameworks that run a model.
-
-    Attributes:
-        fused: q, k, v in one matmul, gate and values in one.
-        dgrad_with_wgrad: the backward of a linear layer that has anything to train computes the gradient of its input
-            too, whether or not anything below needs it.  megatron-core's autograd functions do; plain autograd does not.
-    """
-
-    fused: bool
-    dgrad_with_wgrad: bool
-
-
-FRAMEWORKS = {
-    "megatron": Framework(fused=True, dgrad_with_wgrad=True),
-    "transformers": Framework(fused=False, dgrad_with_wgrad=False),
-}
 
 
 def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framework) -> list[Term]:
     """Set the passes that autograd runs.
 
-    A matmul runs forward; its backward has one matmul for each operand that needs a gradient: the activations if
-    anything below them trains, the weight if it trains.  Terms are in forward order, so one walk is enough.
+    A matmul runs forward; its backward has one matmul for each operand that needs a gradient: the activations if anything
+    below them trains, the weight if it trains.  Terms are in forward order, so one walk is enough.
 
     Args:
         terms: a model, first term first.
         trainable: module path -> whether its weights train.
-        framework: see ``Framework``.
+        framework: whose rules.
     """
     needs: dict[str, bool] = {}
     result = []
     for term in terms:
-        has_weight = term.weight or bool(term.bias)
-        trains = has_weight and Pass.WGRAD in term.allowed and trainable(term.tied or term.path)
         sources = [needs.get(name, False) for name in term.inputs]
-        below, flows = bool(sources) and sources[0], any(sources)
-        if Pass.BACKWARD & term.allowed == Pass.NONE:
-            flows = trains = False
-        passes = Pass.FORWARD & term.allowed
-        if has_weight:
-            if trains:
-                passes |= Pass.WGRAD
-            if flows or (trains and framework.dgrad_with_wgrad and DETACHED not in term.inputs):
-                passes |= Pass.DGRAD
+        trains = term.has_weight and Pass.WGRAD in term.allowed and trainable(term.tied or term.path)
+        flows = any(sources) and bool(term.allowed & Pass.BACKWARD)
+        if term.has_weight:
+            wgrad = trains
+            dgrad = flows or (trains and framework.dgrad_with_wgrad and DETACHED not in term.inputs)
         else:
-            passes |= Pass.DGRAD if below else Pass.NONE
-            passes |= Pass.WGRAD if len(sources) > 1 and sources[1] else Pass.NONE
-        # A residual stream keeps needing a gradient once anything that was added to it does.
+            dgrad, wgrad = flows and sources[0], flows and sources[-1]
+        if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
+            dgrad = wgrad = flows or trains
+        passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
         for name in term.outputs:
-            adds = name in ("hidden", "patches", "image_embeddings", "index_query") or name in term.inputs
-            needs[name] = (adds and needs.get(name, False)) or flows or trains
+            # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
+            needs[name] = flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name in STREAMS)
         result.append(replace(term, passes=passes & term.allowed))
     return result
 

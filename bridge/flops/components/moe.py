@@ -25,6 +25,7 @@ def moe(
     shared_gate: bool = False,
     latent_size: int = 0,
     fused: bool = True,
+    routing_before_fc2: bool = True,
     bias: bool = False,
     router_bias: bool = False,
     expert_bias: bool = False,
@@ -41,6 +42,7 @@ def moe(
         shared_gate: a sigmoid gate on the shared experts.
         latent_size: width of the space the routed experts work in, 0 for hidden_size.
         fused: the shared experts' gate and values in one matmul or one each.
+        routing_before_fc2: routing weights multiply the experts' activations instead of their outputs.
         bias: biases on the routed experts' projections.
         router_bias: a bias on the router's logits.
         expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
@@ -59,9 +61,10 @@ def moe(
     terms += [
         Term("linear_fc1", COMPONENT, width, inner, inputs=("latent" if latent_size else "normed",), outputs=("inner",), bias=inner * bias,
              path="experts.linear_fc1", **experts),
-        Term("linear_fc2", COMPONENT, ffn_hidden_size, width, inputs=("inner",), outputs=("routed",), bias=width * bias,
+        join("inner", *(("routing",) if routing_before_fc2 else ()), to="activated"),
+        Term("linear_fc2", COMPONENT, ffn_hidden_size, width, inputs=("activated",), outputs=("routed",), bias=width * bias,
              path="experts.linear_fc2", **experts),
-        join("routed", "routing", to="combined" if latent_size else "hidden"),
+        join("routed", "routing", to="combined") if latent_size else join("hidden", "routed", "routing", to="hidden"),
     ]  # fmt: skip
     if latent_size:
         terms.append(Term("fc2_latent_proj", COMPONENT, latent_size, hidden_size, inputs=("combined",)))

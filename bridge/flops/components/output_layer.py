@@ -26,16 +26,12 @@ def embedding(*, vocab_size: int, hidden_size: int, max_position_embeddings: int
     return [term.under("embedding.") for term in terms]
 
 
-def output_layer(*, hidden_size: int, vocab_size: int, tied: bool, source: str = "normed", shares_weight: bool = False) -> Term:
+def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "") -> Term:
     """The projection of every position to the vocabulary.
 
     Args:
         hidden_size: width of the residual stream.
         vocab_size: columns, padded or not as the convention says.
-        tied: the weight is the word embedding's.
-        source: the value it reads.
-        shares_weight: the weight is that of the main output layer (multi-token prediction).
+        tied: module path of the weight where it is another module's: the word embedding, or the main output layer.
     """
-    owner = "embedding.word_embeddings" if tied else "output_layer" if shares_weight else ""
-    return Term("output_layer", OUTPUT_LAYER, hidden_size, vocab_size, inputs=(source,), outputs=("logits",), tied=owner,
-                path="output_layer")  # fmt: skip
+    return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied)
