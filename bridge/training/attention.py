@@ -1,0 +1,135 @@
+"""Core attention on plain torch: causal, windowed, packed, context parallel.
+
+megatron-core's local attention handles one unpacked sequence on one rank; Transformer Engine's handles everything but
+needs a GPU.  This module handles everything on any device, through torch's scaled dot-product attention.  It is exact,
+not fast: packed segments run one after the other, and under context parallelism keys and values are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
+from torch import Tensor
+
+
+class GatherSequence(torch.autograd.Function):
+    """All-gather along a new first dimension; the gradient is summed over the ranks and cut again."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:  # type: ignore[override]
+        ctx.group = group
+        parts = [torch.empty_like(part) for _ in range(group.size())]
+        torch.distributed.all_gather(parts, part.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient, group=ctx.group)
+        return gradient[ctx.group.rank()], None
+
+
+class SegmentAttention(MegatronModule):
+    """Causal attention inside each segment of a batch; a drop-in for megatron-core's ``core_attention``.
+
+    Unpacked batches are one segment of shape [s, b, heads, dim]; packed ones (THD) are [t, heads, dim] with the
+    segments' bounds in ``packed_seq_params.cu_seqlens_q``.  Under context parallelism a rank holds two of the
+    ``2 x size`` chunks of every segment: number ``rank`` and number ``2 x size - 1 - rank``.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: Optional[float] = None,
+        softmax_scale: Optional[float] = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        left = config.window_size[0] if windowed and config.window_size else -1
+        self.window: Optional[int] = left if left >= 0 else None
+        """Tokens a query sees to its left, besides itself; None: all."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Optional[Tensor],
+        attn_mask_type: Optional[AttnMaskType] = None,
+        attention_bias: Optional[Tensor] = None,
+        packed_seq_params: Optional[PackedSeqParams] = None,
+    ) -> Tensor:
+        """Return the attended values with heads joined: [s, b, heads x dim], packed [t, heads x dim]."""
+        size = parallel_state.get_context_parallel_world_size()
+        packed = packed_seq_params is not None
+        if packed_seq_params is not None:
+            bounds = [bound // size for bound in packed_seq_params.cu_seqlens_q.tolist()]
+            query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
+        else:
+            bounds = [0, query.shape[0]]
+        if size > 1:
+            group = parallel_state.get_context_parallel_group()
+            keys, values = GatherSequence.apply(key, group), GatherSequence.apply(value, group)
+        else:
+            keys, values = key.unsqueeze(0), value.unsqueeze(0)
+        attended = [
+            self._attend(query[start:end], keys[:, start:end].flatten(0, 1), values[:, start:end].flatten(0, 1))
+            for start, end in zip(bounds[:-1], bounds[1:])
+        ]
+        output = attended[0] if len(attended) == 1 else torch.cat(attended)
+        output = output.flatten(2)
+        return output.squeeze(1) if packed else output
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One segment: query [local, b, heads, dim], key and value [whole, b, groups, dim] -> [local, b, heads, dim]."""
+        groups = query.shape[2] // key.shape[2]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+        mask = self._mask(query.shape[0], key.shape[0], query.device)
+        arguments: dict[str, Any] = {"scale": self.softmax_scale, "attn_mask": mask, "is_causal": mask is None}
+        arrays = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, dim]
+        if self.dropout and self.training:
+            arguments["dropout_p"] = self.dropout
+            if not self.config.sequence_parallel:
+                # Heads are split over the tensor-parallel ranks: each draws numbers of its own.
+                with tensor_parallel.get_cuda_rng_tracker().fork():
+                    return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
+        return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
+
+    def _mask(self, local: int, whole: int, device: torch.device) -> Optional[Tensor]:
+        """True where a query of this rank sees a key; None where plain causal attention says it all."""
+        if local == whole and self.window is None:
+            return None
+        size = whole // local
+        ranks: Sequence[int] = range(size)
+        keys = torch.cat([positions(local, size, rank, device) for rank in ranks])
+        queries = positions(local, size, parallel_state.get_context_parallel_rank() if size > 1 else 0, device)
+        distance = queries[:, None] - keys[None, :]
+        mask = distance >= 0
+        return mask if self.window is None else mask & (distance <= self.window)
+
+
+def positions(local: int, size: int, rank: int, device: torch.device) -> Tensor:
+    """Places in its segment of the ``local`` tokens that a context-parallel rank holds, shape [local]."""
+    if size == 1:
+        return torch.arange(local, device=device)
+    half = local // 2
+    first, second = rank, 2 * size - 1 - rank
+    return torch.cat(
+        [torch.arange(chunk * half, (chunk + 1) * half, device=device) for chunk in (first, second)]
+    )

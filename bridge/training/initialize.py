@@ -1,0 +1,114 @@
+"""From the environment that torchrun sets to megatron-core's process groups, device and random numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bridge.training.state import Groups
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says about this process (torchrun's environment variables; one process without them)."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    rendezvous: bool
+    """Whether there are addresses to meet at; a single process needs none."""
+
+    @classmethod
+    def from_environment(cls) -> Launch:
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            rendezvous="MASTER_ADDR" in os.environ and "RANK" in os.environ,
+        )
+
+
+def prepare_libraries() -> None:
+    """Settings that must stand before megatron-core is imported; the CPU redirect where there is no GPU."""
+    if not torch.cuda.is_available():
+        # megatron-core compiles small functions with torch.compile: a gain on a GPU, minutes of start-up on a CPU.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Notes on optional packages that are not installed; what is used instead is megatron-core's own code.
+    for module in ("megatron", "transformer_engine", "torch.distributed"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+    from bridge.training import redirect
+
+    redirect.install()
+
+
+def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
+    """Join the job: process group (NCCL on GPUs, gloo otherwise), megatron-core's groups, seeds.
+
+    The layout must have been validated against the world size before.
+    """
+    from megatron.core import parallel_state
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        _join(launch, device)
+    parallel = cfg.parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        create_gloo_process_groups=False,
+    )
+    groups = Groups.from_parallel_state(local_rank=launch.local_rank)
+    seed_everything(cfg.train.seed, groups)
+    return groups, device
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if launch.rendezvous:
+        torch.distributed.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    else:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def seed_everything(seed: int, groups: Groups) -> None:
+    """megatron-LM's rule: pipeline stages differ, replicas agree; tensor and expert ranks differ where they must."""
+    from megatron.core import tensor_parallel
+
+    seed += 100 * groups.pipeline_rank
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def shut_down(*, leave: bool) -> None:
+    """Undo :func:`initialize`; ``leave`` also leaves the process group."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer.moe import moe_utils
+
+    parallel_state.destroy_model_parallel()
+    # A process-wide list of auxiliary losses, one entry a layer: it would not fit the next model.
+    moe_utils.get_moe_layer_wise_logging_tracker().clear()
+    if leave and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

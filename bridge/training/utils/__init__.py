@@ -1,0 +1,1 @@
+"""The public face for those who know Megatron-Bridge: the same names at the same places."""
