@@ -21,7 +21,7 @@ from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths
 
 #: What is counted beside the plan's statistics. ``*_ns`` are nanoseconds.
-COUNTERS = ("micro_batches", "positions", "unlearned_tokens", "unread_micro_batches", "data_wait_ns", "replicas", "failures")
+COUNTERS = ("micro_batches", "positions", "unlearned_tokens", "unread_micro_batches", "data_wait_ns", "failures")
 
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
 INT64_TOKENS = 2**30

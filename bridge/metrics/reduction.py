@@ -19,7 +19,6 @@ import torch.distributed as dist
 LIMB_BITS = 40
 LIMB_MASK = (1 << LIMB_BITS) - 1
 _HIGHEST = 1 << LIMB_BITS
-MAX_RANKS = 1 << 22
 
 
 def split(values: Sequence[int]) -> list[list[int]]:
@@ -41,27 +40,33 @@ def join(limbs: Sequence[Sequence[int]]) -> list[int]:
 
 
 class PendingSum:
-    """A sum on its way; ``ready`` asks, ``wait`` waits.
+    """A sum on its way; ``ready`` asks, ``wait`` waits. Without torch.distributed it is this rank's own numbers.
 
     Args:
-        values: this rank's integers, as many on every rank.
-        device_limbs: limbs [2, len(values)] that are already on the device and are added there; None if there are none.
-        device: where the collective runs: ``cuda`` with NCCL, else ``cpu``.
+        limbs: this rank's integers, :func:`split`; as many on every rank.
+        device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
+        device: where the collective runs, see :func:`collective_device`.
     """
 
-    def __init__(self, values: Sequence[int], device_limbs: Optional[Any] = None, *, device: Optional[torch.device] = None):
-        self._host = torch.tensor(split(values), dtype=torch.int64)
+    def __init__(
+        self,
+        limbs: Sequence[Sequence[int]],
+        device_limbs: Optional[torch.Tensor] = None,
+        *,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        self._host = torch.tensor(limbs, dtype=torch.int64)
         self._work: Any = None
         self._event: Any = None
-        if device is not None and device.type == "cuda":
+        if device.type == "cuda":
             self._start_on_cuda(device, device_limbs)
             return
         if device_limbs is not None:
             self._host += device_limbs.cpu()
-        if dist.is_available() and dist.is_initialized():
+        if _distributed():
             self._work = dist.all_reduce(self._host, op=dist.ReduceOp.SUM, async_op=True)
 
-    def _start_on_cuda(self, device: torch.device, device_limbs: Optional[Any]) -> None:
+    def _start_on_cuda(self, device: torch.device, device_limbs: Optional[torch.Tensor]) -> None:
         self._host = self._host.pin_memory()
         current, side = torch.cuda.current_stream(device), _side_stream(device)
         if device_limbs is not None:
@@ -71,7 +76,7 @@ class PendingSum:
             if device_limbs is not None:
                 self._device += device_limbs
                 device_limbs.record_stream(side)
-            if dist.is_available() and dist.is_initialized():
+            if _distributed():
                 work = dist.all_reduce(self._device, op=dist.ReduceOp.SUM, async_op=True)
                 work.wait()  # makes the side stream wait for NCCL, not the host
             self._host.copy_(self._device, non_blocking=True)
@@ -93,10 +98,21 @@ class PendingSum:
         return join(self._host.tolist())
 
 
-_side_streams: dict[torch.device, Any] = {}
+def collective_device() -> torch.device:
+    """Where an integer tensor can be summed over all ranks: this rank's GPU under NCCL, the CPU otherwise."""
+    if torch.cuda.is_available() and (not _distributed() or "nccl" in dist.get_backend()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
-def _side_stream(device: torch.device) -> Any:
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+_side_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     if device not in _side_streams:
         _side_streams[device] = torch.cuda.Stream(device)
     return _side_streams[device]

@@ -293,7 +293,7 @@ class WandbTracker:
         except Exception as error:
             if self.mode != "online":
                 raise
-            logger.warning("W&B cannot be reached (%s); this run is kept offline.", str(error).splitlines()[0])
+            logger.warning("W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0])
             self.mode = "offline"
             run = self._init(self.mode)
         run.define_metric("step")
@@ -308,6 +308,31 @@ class WandbTracker:
             x_transaction_log_flush_interval=0.2,  # seconds that a kill can lose; the default is 15
         )
         return self._wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)
+
+
+class AttachedWandb:
+    """A W&B run that belongs to somebody else's loop: rows are added to it, it is neither started nor finished here.
+
+    Args:
+        wandb: the module, or a run.
+    """
+
+    def __init__(self, wandb: Any) -> None:
+        self._wandb = wandb
+        wandb.define_metric("throughput/*", step_metric="throughput/step")
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        # A step of its own: the loop may be ahead of a report, and W&B drops rows of earlier steps.
+        self._wandb.log({"throughput/step": step, **_plain(metrics)}, commit=False)
+
+    def summary(self, facts: Metrics) -> None:
+        self._wandb.config.update({"throughput": without_secrets(_plain(facts))}, allow_val_change=True)
+
+    def close(self) -> None:
+        pass
+
+    def how_to_look(self) -> list[str]:
+        return []
 
 
 def default_mode() -> str:

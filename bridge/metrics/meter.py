@@ -1,0 +1,337 @@
+"""The meter of one rank: counts what its batches hold, and turns the sum over all ranks into reports.
+
+What is summed, and when, follows from the calls alone, which follow from the configuration: every rank makes the same
+calls at the same steps, whatever data it saw and whether or not it can still count.  A rank that cannot sends zeros
+and says so in the vector, so that the collective never waits for it and every rank learns of it.
+
+Life of a step: ``add_batch`` for each micro-batch, ``end_step``; at a log point ``launch(step)``; some time later, when the
+sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` brings the totals up to date.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+
+from bridge.flops.model_shape import ConfigError
+from bridge.flops.plan import Plan
+from bridge.metrics.batch_lengths import NoLengths, read_lengths
+from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK, PendingSum, split
+from bridge.metrics.throughput import Interval, Work
+from bridge.metrics.timing import Clock, IntervalTimer, Lap
+from bridge.metrics.totals import Totals, whole
+
+logger = logging.getLogger(__name__)
+
+#: Replica work travels in units of 2^10 FLOPs: enough for a ratio, and far from the bound of the limbs.
+_WORK_SHIFT = 10
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the job did between two log points.
+
+    Attributes:
+        step: the log point.
+        interval: the numbers for ``throughput``; None once any rank failed.
+    """
+
+    step: int
+    interval: Optional[Interval]
+
+
+@dataclass
+class _Launch:
+    """A sum on its way, and what its reader needs to know."""
+
+    sum: PendingSum
+    segments: int
+    steps: int
+    timed_steps: int
+    report_step: Optional[int]
+    lap: Optional[Lap]
+    overhead_ns: int
+
+
+class Meter:
+    """Counts on one rank, reports for the whole job.
+
+    Args:
+        plan: prices the statistics; None: tokens and seconds only.
+        contributes: whether this rank speaks for its data-parallel replica.
+        replicas, replica: data-parallel size and rank.
+        world_size: ranks of the job.
+        pipeline, virtual_pipeline: pipeline stages and chunks per stage.
+        clock: what measures the intervals.
+        device: where the collective runs.
+        peak_flops: of one device, FLOP/s; None if unknown.
+    """
+
+    def __init__(
+        self,
+        plan: Optional[Plan],
+        *,
+        clock: Clock,
+        contributes: bool = True,
+        replicas: int = 1,
+        replica: int = 0,
+        world_size: int = 1,
+        pipeline: int = 1,
+        virtual_pipeline: int = 1,
+        device: torch.device = torch.device("cpu"),
+        peak_flops: Optional[float] = None,
+    ) -> None:
+        self.plan = plan
+        self.contributes = contributes
+        self.peak_flops = peak_flops
+        self._replicas, self._world_size = replicas, world_size
+        self._stages = (pipeline, virtual_pipeline) if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline) else None
+        self._device = device
+        self._batch = BatchStatistics(plan.statistics if plan else (), replicas=replicas, replica=replica)
+        self.names = self._batch.names
+        self.totals = Totals(plan, self.names)
+        self._timer = IntervalTimer(clock)
+        self.overhead_ns = 0
+        """Nanoseconds that the callback spent in the timed part of the interval; its owner adds to it."""
+        self._failed = False
+        self._warned_unread = False
+        # On this rank since the last launch.
+        self._warm_up: Optional[tuple[list[int], Any]] = None
+        self._warm = False
+        self._launched = False
+        self._steps = self._timed_steps = 0
+        self._learned_mark: tuple[int, Any] = (0, None)
+        # Over all ranks since the last report.
+        self._work, self._timed = self._zeros(), self._zeros()
+        self._work_steps = self._timed_steps_done = 0
+        self._pending: Optional[_Launch] = None
+        self._reports: list[Report] = []
+
+    def _zeros(self) -> list[int]:
+        return [0] * len(self.names)
+
+    # ---- on this rank -----------------------------------------------------------------------------------------------
+
+    def add_batch(self, batch: Any, waited_ns: int = 0) -> None:
+        """Count a micro-batch that this rank's replica is about to compute."""
+        if self._failed or not self.contributes:
+            return
+        self._batch.count("data_wait_ns", waited_ns)
+        try:
+            lengths = read_lengths(batch)
+            if lengths is not None:
+                self._batch.add(lengths)
+        except NoLengths as error:
+            self._batch.count("unread_micro_batches")
+            if not self._warned_unread:
+                self._warned_unread = True
+                logger.warning("not counted: micro-batches whose lengths cannot be read: %s", error)
+
+    def end_step(self, *, skipped: bool = False) -> None:
+        """A step is over. ``skipped``: it changed no weights; its work counts, its tokens are reported apart.
+
+        The first one is warm-up: from here on time is measured.
+        """
+        if skipped and not self._failed:
+            self._batch.mark_unlearned(self._learned_mark)
+        self._steps += 1
+        if self._warm:
+            self._timed_steps += 1
+            self._learned_mark = self._batch.tokens()
+        else:
+            self._warm = True
+            self._warm_up = self._batch.drain()
+            self._learned_mark = (0, None)
+            self.overhead_ns = 0
+            self._timer.run()
+
+    def pause(self) -> None:
+        """What comes now is no training: an evaluation, a checkpoint."""
+        self._timer.pause()
+
+    def resume(self) -> None:
+        """Training goes on."""
+        if self._warm:
+            self._timer.run()
+
+    def fail(self) -> None:
+        """This rank can not count any more. All ranks will learn it at the next sum."""
+        self._failed = True
+
+    # ---- over all ranks: every rank calls these at the same steps -----------------------------------------------------
+
+    def launch(self, report_step: Optional[int]) -> None:
+        """Start to sum what was counted since the last launch; at most one sum is under way.
+
+        Args:
+            report_step: the log point this sum completes; None: it only brings the totals up to date.
+        """
+        self._finish_pending()
+        segments = 1 if self._launched else 2  # the first sum carries the warm-up apart, since no time belongs to it
+        self._launched = True
+        limbs, on_device = self._payload(segments)
+        self._pending = _Launch(
+            PendingSum(limbs, on_device, device=self._device),
+            segments,
+            self._steps,
+            self._timed_steps,
+            report_step,
+            None if report_step is None else self._timer.lap(),
+            self.overhead_ns,
+        )
+        self._steps = self._timed_steps = 0
+        self._learned_mark = (0, None)
+        if report_step is not None:
+            self.overhead_ns = 0
+
+    def poll(self, *, wait: bool = False) -> Optional[Report]:
+        """The next report that is complete, if any. Does not wait unless told to."""
+        if self._pending is not None and (wait or self._arrived(self._pending)):
+            self._finish_pending()
+        return self._reports.pop(0) if self._reports else None
+
+    def settle(self) -> None:
+        """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as saving a checkpoint does."""
+        if self._steps:
+            self.launch(None)
+        self._finish_pending()
+
+    @property
+    def unreported_steps(self) -> int:
+        """Steps since the last log point; equal on every rank."""
+        pending = self._pending
+        return self._steps + self._work_steps + (pending.steps if pending and pending.report_step is None else 0)
+
+    # ---- sending ------------------------------------------------------------------------------------------------------
+
+    def _payload(self, segments: int) -> tuple[list[list[int]], Any]:
+        """Limbs of the host's and of the device's part. Never raises: what cannot be sent is a failure of this rank."""
+        try:
+            parts = [self._batch.drain()]
+            if segments == 2:
+                parts.insert(0, self._warm_up or (self._zeros(), None))
+                self._warm_up = None
+            if self._failed:
+                parts = [self._failure()] * segments
+            elif self.contributes:
+                parts = [self._with_replica_work(*part) for part in parts]
+            limbs = split([value for host, _ in parts for value in host])
+            if all(device is None for _, device in parts):
+                return limbs, None
+            example = next(device for _, device in parts if device is not None)
+            on_device = [torch.zeros_like(example) if device is None else device for _, device in parts]
+            return limbs, torch.cat(on_device, dim=1)
+        except Exception as error:
+            logger.warning("throughput: this rank cannot count any more: %s", error)
+            self._failed = True
+            return split([value for host, _ in [self._failure()] * segments for value in host]), None
+
+    def _failure(self) -> tuple[list[int], Any]:
+        values = self._zeros()
+        values[self._batch.index["failures"]] = 1
+        return values, None
+
+    def _with_replica_work(self, host: list[int], device: Any) -> tuple[list[int], Any]:
+        """Fill this replica's slot with its FLOPs (without a plan: its tokens)."""
+        slot = self._batch.replica_slot
+        if slot is None:
+            return host, device
+        plan = self.plan
+        if plan is None:
+            host[slot] = host[self._batch.index["tokens"]]
+            return host, device
+        size = len(plan.statistics)
+        host[slot] = whole(plan.evaluate(host[:size])) >> _WORK_SHIFT
+        if device is not None:
+            unit = 1 << 20  # whole numbers large enough that a rounded FLOP does not matter
+            prices = [float(plan.evaluate([unit * (i == j) for j in range(size)])) / unit for i in range(size)]
+            amounts = device[0, :size].double() + device[1, :size].double() * 2.0**LIMB_BITS
+            weights = torch.tensor(prices, dtype=torch.float64).to(device.device, non_blocking=True)
+            work = (amounts @ weights / 2.0**_WORK_SHIFT).long()
+            device[0, slot], device[1, slot] = work & LIMB_MASK, work >> LIMB_BITS
+        return host, device
+
+    # ---- receiving ----------------------------------------------------------------------------------------------------
+
+    def _arrived(self, launch: _Launch) -> bool:
+        return launch.sum.ready() and (launch.lap is None or launch.lap.ready())
+
+    def _finish_pending(self) -> None:
+        launch, self._pending = self._pending, None
+        if launch is None:
+            return
+        summed = launch.sum.wait()
+        width = len(self.names)
+        segments = [summed[start : start + width] for start in range(0, launch.segments * width, width)]
+        for segment in segments:
+            self.totals.add(segment)
+            self._work = _add(self._work, segment)
+        self._timed = _add(self._timed, segments[-1])
+        self._work_steps += launch.steps
+        self._timed_steps_done += launch.timed_steps
+        if self._work[self._batch.index["failures"]]:
+            self.totals.complete = False
+        if launch.report_step is not None:
+            self._reports.append(self._report(launch))
+            self._work, self._timed = self._zeros(), self._zeros()
+            self._work_steps = self._timed_steps_done = 0
+
+    def _report(self, launch: _Launch) -> Report:
+        assert launch.report_step is not None and launch.lap is not None
+        if not self.totals.complete:
+            return Report(launch.report_step, None)
+        work, timed = self._work, self._timed
+        components: dict[str, int] = {}
+        if self.plan is not None:
+            priced = self.plan.evaluate_components(work[: len(self.plan.statistics)])
+            components = {name: whole(flops) for name, flops in priced.items()}
+        interval = Interval(
+            work=self._work_of(work, self._work_steps),
+            timed=self._work_of(timed, self._timed_steps_done),
+            seconds=launch.lap.seconds(),
+            world_size=self._world_size,
+            peak_flops=self.peak_flops,
+            components=components,
+            total_flops=self.totals.flops,
+            total_tokens=self.totals.tokens,
+            overhead_seconds=launch.overhead_ns / 1e9,
+        )
+        return Report(launch.report_step, interval)
+
+    def _work_of(self, values: Sequence[int], steps: int) -> Work:
+        plan, index = self.plan, self._batch.index
+        vector = values[: len(plan.statistics)] if plan else []
+        stages: list[int] = []
+        if plan is not None and self._stages is not None:
+            stages = [whole(flops) for flops in plan.evaluate_stages(vector, *self._stages)]
+        return Work(
+            steps=steps,
+            flops=None if plan is None else whole(plan.evaluate(vector)),
+            hardware_flops=None if plan is None else whole(plan.evaluate(vector, "hardware")),
+            tokens=values[index["tokens"]],
+            positions=values[index["positions"]],
+            sequences=values[index["sequences"]],
+            unlearned_tokens=values[index["unlearned_tokens"]],
+            unread_micro_batches=values[index["unread_micro_batches"]],
+            data_wait_seconds=values[index["data_wait_ns"]] / 1e9 / self._replicas,
+            replica_work=[value for name, value in zip(self.names, values) if name.startswith("replica_work")],
+            stage_work=stages,
+        )
+
+
+def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right)]
+
+
+def _splits(plan: Plan, pipeline: int, virtual_pipeline: int) -> bool:
+    """Whether the layers split evenly over the stages; uneven stages are not priced, and their imbalance is not reported."""
+    try:
+        plan.evaluate_stages([0] * len(plan.statistics), pipeline, virtual_pipeline)
+    except ConfigError:
+        return False
+    return True

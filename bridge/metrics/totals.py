@@ -1,0 +1,99 @@
+"""What a job has done since its first step ever: kept in checkpoints, continued after a restart.
+
+The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, whatever
+the log interval and the number of ranks were.  Only where a restart changes the model itself are the FLOPs so far
+carried as a number of their own, since the new plan cannot price the old work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from bridge.flops.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+#: Entries of a vector that say something about one interval only.
+_OF_THE_INTERVAL = ("data_wait_ns", "failures", "replica_work")
+
+
+def whole(flops: Any) -> int:
+    """FLOPs as an integer; the plan's rare fractions (half a FLOP of a fraction of a layer) are rounded."""
+    return flops if type(flops) is int else round(flops)
+
+
+class Totals:
+    """Cumulative statistics by name.
+
+    Args:
+        plan: prices them; None if the model cannot be priced.
+        names: what the entries of the vectors to come mean.
+    """
+
+    def __init__(self, plan: Optional[Plan], names: Sequence[str]) -> None:
+        self._plan = plan
+        self._names = tuple(names)
+        self._values = [0] * len(self._names)
+        self._carried_flops = 0
+        self._carried_tokens = 0
+        self.complete = True
+        """False once a rank could not count: from there on there is no total, rather than a wrong one."""
+
+    def add(self, vector: Sequence[int]) -> None:
+        """Add a vector that is summed over all ranks."""
+        self._values = [old + new for old, new in zip(self._values, vector)]
+
+    def __getitem__(self, name: str) -> int:
+        """One statistic or counter since the first step, as far as this model's plan knows it."""
+        return self._values[self._names.index(name)]
+
+    @property
+    def flops(self) -> Optional[int]:
+        """Model FLOPs since the first step; None if the model cannot be priced."""
+        if self._plan is None:
+            return None
+        return self._carried_flops + whole(self._plan.evaluate(self._values[: len(self._plan.statistics)]))
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens since the first step."""
+        return self._carried_tokens + self["tokens"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain integers and strings."""
+        kept = {name: value for name, value in zip(self._names, self._values) if not name.startswith(_OF_THE_INTERVAL)}
+        return {
+            "convention": None if self._plan is None else self._plan.convention,
+            "statistics": kept,
+            "carried_flops": self._carried_flops,
+            "carried_tokens": self._carried_tokens,
+            "total_flops": self.flops,
+            "total_tokens": self.tokens,
+            "complete": self.complete,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, whatever layout, log interval, convention or model it was written with."""
+        self.complete = bool(state["complete"])
+        if not self.complete:
+            logger.warning("the checkpoint's FLOP total is incomplete: a rank could not count; no totals are reported")
+        self._carried_flops, self._carried_tokens = int(state["carried_flops"]), int(state["carried_tokens"])
+        saved = {name: int(value) for name, value in state["statistics"].items()}
+        self._values = [saved.get(name, 0) for name in self._names]
+        if self._plan is None or state["total_flops"] is None:
+            return
+        same_convention = state["convention"] == self._plan.convention
+        priceable = all(statistic.name in saved for statistic in self._plan.statistics)
+        if same_convention and priceable and self.flops == state["total_flops"]:
+            return
+        if not same_convention and priceable and not self._carried_flops:
+            logger.warning("total_flops was counted as %r and is re-scored as %r", state["convention"], self._plan.convention)
+            return
+        # Another model: its statistics mean something else. What was done stays done, in the convention it was counted in.
+        if not same_convention:
+            logger.warning("total_flops restarts at 0: the checkpoint counted as %r, this run as %r", state["convention"], self._plan.convention)
+        self._carried_flops = int(state["total_flops"]) if same_convention else 0
+        self._carried_tokens = int(state["total_tokens"])
+        self._values = [0] * len(self._names)

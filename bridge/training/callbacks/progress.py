@@ -1,0 +1,257 @@
+"""The console: a table at the start, a line per log point, a summary at the end. One rank prints.
+
+On a terminal the output is coloured; elsewhere (a pipe, a log file) it is plain lines.  Rates come from
+``ThroughputCallback`` where it is on, which must be registered first; a line waits for its report, which arrives a step
+later.  Losses are read only then, when the device has long computed them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional, TextIO
+
+from bridge.training.callbacks.events import Callback, CallbackContext
+from bridge.training.callbacks.throughput import FACTS, ROWS, current_groups
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A log point that is not printed yet."""
+
+    step: int
+    losses: Mapping[str, Any]
+    grad_norm: Optional[float]
+    learning_rate: Optional[float]
+    skipped: bool
+
+
+class ProgressCallback(Callback):
+    """Prints how training goes.
+
+    Args:
+        log_interval: steps between lines; None: ``cfg.logger.log_interval``.
+        stream: where to print; None: standard output.
+    """
+
+    def __init__(self, log_interval: Optional[int] = None, stream: Optional[TextIO] = None) -> None:
+        self._log_interval = log_interval
+        self._stream = stream
+        self._prints = False
+        self._open: list[_Line] = []
+        self._step = self._first_step = 0
+        self._steps: Optional[int] = None
+        self._started = 0.0
+        self._loss: Optional[float] = None
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        """The table."""
+        state = context.state
+        groups = getattr(state, "groups", None)
+        if groups is not None:
+            self._prints = groups.writes
+        else:  # Megatron's loops: the last rank surely has the loss
+            here = current_groups()
+            self._prints = here.rank == here.world_size - 1
+        self._step = self._first_step = state.train_state.step
+        self._steps = getattr(getattr(state.cfg, "train", None), "train_iters", None)
+        self._log_interval = self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10
+        self._started = time.perf_counter()
+        if self._prints:
+            self._table("training", start_table(state, context.user_state.get(FACTS)))
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        """Lines whose numbers are there."""
+        self._step += 1
+        if not self._prints:
+            return
+        if self._step % self._log_interval == 0:  # type: ignore[operator]
+            self._open.append(
+                _Line(
+                    self._step,
+                    dict(context.loss_dict or {}),
+                    context.grad_norm,
+                    _learning_rate(context),
+                    bool(context.skipped_iter),
+                )
+            )
+        if self._open:
+            self._print_open(context.user_state)
+
+    def on_eval_end(self, context: CallbackContext) -> None:
+        """The losses of an evaluation."""
+        if self._prints and context.total_loss_dict:
+            losses = "  ".join(f"{name} {_number(value):.4f}" for name, value in context.total_loss_dict.items())
+            self._print(f"step {self._step}  evaluation  {losses}")
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        """What is left, and the summary."""
+        if not self._prints:
+            return
+        self._print_open(context.user_state, everything=True)
+        rows = context.user_state.get(ROWS) or {}
+        last = rows[max(rows)] if rows else {}
+        trackers = getattr(context.state, "trackers", None)
+        look = trackers.how_to_look() if hasattr(trackers, "how_to_look") else []
+        self._table("done", self._end_table(last, look))
+
+    # ---- lines ------------------------------------------------------------------------------------------------------
+
+    def _print_open(self, user_state: Mapping[str, Any], *, everything: bool = False) -> None:
+        rows = user_state.get(ROWS) or {}
+        newest = max(rows, default=-1)
+        while self._open:
+            line = self._open[0]
+            awaited = FACTS in user_state and not everything and self._step - line.step < self._log_interval  # type: ignore[operator]
+            if line.step > newest and awaited:
+                return
+            self._open.pop(0)
+            self._print(self._text(line, rows.get(line.step, {})))
+
+    def _text(self, line: _Line, row: Mapping[str, Any]) -> str:
+        steps = f"{line.step}/{self._steps}" if self._steps else f"{line.step}"
+        parts = [f"step {steps}"]
+        for name, value in line.losses.items():
+            self._loss = _number(value)
+            parts.append(f"{'loss' if name == 'lm loss' else name} {self._loss:.4f}")
+        if line.grad_norm is not None:
+            parts.append(f"grad norm {float(line.grad_norm):.3f}")
+        if line.learning_rate is not None:
+            parts.append(f"lr {line.learning_rate:.2e}")
+        if line.skipped:
+            parts.append("skipped")
+        step_time = row.get("throughput/step_time")
+        if step_time is None and self._step > self._first_step:
+            step_time = (time.perf_counter() - self._started) / (self._step - self._first_step)
+        if step_time:
+            parts.append(f"{1e3 * step_time:.1f} ms/step")
+        if "throughput/tokens_per_sec" in row:
+            parts.append(f"{quantity(row['throughput/tokens_per_sec'])} tokens/s")
+        if "throughput/tflops/device" in row:
+            parts.append(f"{row['throughput/tflops/device']:.4g} TFLOP/s/device")
+        if "throughput/mfu" in row:
+            parts.append(f"MFU {100 * row['throughput/mfu']:.1f} %")
+        if step_time and self._steps:
+            parts.append(f"ETA {duration((self._steps - line.step) * step_time)}")
+        return "  ".join(parts)
+
+    def _end_table(self, row: Mapping[str, Any], look: list[str]) -> list[tuple[str, str]]:
+        seconds = time.perf_counter() - self._started
+        table = [("steps", f"{self._first_step} to {self._step}, {duration(seconds)}")]
+        if self._loss is not None:
+            table.append(("last loss", f"{self._loss:.4f}"))
+        if "throughput/total_tokens" in row:
+            table.append(("tokens", f"{row['throughput/total_tokens']:,}"))
+        if "throughput/total_flops" in row:
+            table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
+        if "throughput/tflops/device" in row:
+            rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
+            table.append(("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
+        return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
+
+    # ---- printing ---------------------------------------------------------------------------------------------------
+
+    def _out(self) -> TextIO:
+        return self._stream or sys.stdout
+
+    def _print(self, text: str) -> None:
+        out = self._out()
+        if out.isatty():
+            from rich.console import Console
+
+            Console(file=out, highlight=True).print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=out, flush=True)
+
+    def _table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        out = self._out()
+        if out.isatty():
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(title=title, show_header=False, title_justify="left")
+            for name, value in rows:
+                table.add_row(name, value)
+            Console(file=out, soft_wrap=True).print(table)
+            return
+        width = max((len(name) for name, _ in rows), default=0)
+        self._print(f"== {title} ==")
+        for name, value in rows:
+            self._print(f"{name:<{width}}  {value}")
+
+
+def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What is about to run, for people."""
+    cfg, facts = state.cfg, facts or {}
+    model = cfg.model
+    rows = [("run", str(getattr(cfg, "name", "")))] if getattr(cfg, "name", None) else []
+    shape = [
+        f"{value} {word}"
+        for name, word in (("num_layers", "layers"), ("hidden_size", "hidden"), ("num_attention_heads", "heads"), ("num_moe_experts", "experts"))
+        if (value := getattr(model, name, None))
+    ]
+    rows.append(("model", ", ".join(shape)))
+    if parameters := facts.get("parameters"):
+        active = f", {quantity(parameters['active'])} active" if parameters.get("active") != parameters["total"] else ""
+        trained = parameters.get("trainable", parameters["total"])
+        frozen = f", {quantity(trained)} trained" if trained != parameters["total"] else ""
+        rows.append(("parameters", f"{quantity(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
+    if "flops_per_token" in facts:
+        length = facts["flops_per_token_seq_length"]
+        rows.append(("FLOPs per token", f"{quantity(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention"))
+    if facts:
+        sizes = {
+            "TP": facts["tensor_model_parallel_size"],
+            "PP": facts["pipeline_model_parallel_size"],
+            "VPP": facts["virtual_pipeline_model_parallel_size"],
+            "CP": facts["context_parallel_size"],
+            "EP": facts["expert_model_parallel_size"],
+            "DP": facts["data_parallel_size"],
+        }
+        layout = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one replica, unsplit"
+        rows.append(("layout", f"{facts['world_size']} rank(s): {layout}"))
+        peak = facts["peak_flops"]
+        speed = f"{quantity(peak)}FLOP/s" if peak else "unknown, no MFU"
+        rows.append(("device", f"{facts['device']}, {facts['number_format']}"))
+        rows.append(("peak per device", f"{speed} ({facts['peak_source']})"))
+        if facts["not_counted"]:
+            rows.append(("not counted", "; ".join(facts["not_counted"])))
+    train = getattr(cfg, "train", None)
+    if train is not None:
+        rows.append(("batch", f"{train.global_batch_size} sequences, micro-batches of {train.micro_batch_size}"))
+        rows.append(("steps", f"{train.train_iters}, from {state.train_state.step}"))
+    return rows
+
+
+def quantity(number: float) -> str:
+    """1234567 -> '1.23 M'; no unit below 1000."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, second = divmod(int(max(seconds, 0) + 0.5), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _number(value: Any) -> float:
+    """A loss as a number: a scalar, or megatron-core's (sum, count)."""
+    if isinstance(value, (tuple, list)):
+        total, count = value
+        return float(total) / max(float(count), 1.0)
+    if hasattr(value, "numel") and value.numel() == 2:
+        return float(value[0]) / max(float(value[1]), 1.0)
+    return float(value)
+
+
+def _learning_rate(context: CallbackContext) -> Optional[float]:
+    groups = getattr(context.optimizer, "param_groups", None)
+    return float(groups[0]["lr"]) if groups else None

@@ -1,0 +1,395 @@
+"""Reports how many FLOPs really ran and how fast: see docs for the logged keys.
+
+In our loop, three lines of a recipe::
+
+    callbacks:
+      - _target_: bridge.training.callbacks.ThroughputCallback
+        convention: megatron
+
+In another loop with Megatron-Bridge's events, two lines: register the object, and pass the training data iterator
+through ``observe``.
+
+The callback is thin: it hands batches to a :class:`~bridge.metrics.meter.Meter` and its reports to the trackers.  An
+exception inside it is one warning and the end of the numbers, never of the run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Optional
+
+import torch
+
+from bridge.flops import ConfigError, compile_plan, conventions
+from bridge.flops.plan import Plan
+from bridge.metrics.meter import Meter, Report
+from bridge.metrics.peak import DevicePeak, device_peak
+from bridge.metrics.reduction import collective_device
+from bridge.metrics.throughput import doubts, throughput
+from bridge.metrics.timing import Clock, CudaClock, HostClock
+from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
+from bridge.training.callbacks.events import Callback, CallbackContext
+from bridge.training.state import Groups
+
+logger = logging.getLogger(__name__)
+
+#: Keys of ``context.user_state`` where other callbacks find the constants of the run, and the newest rows by step.
+FACTS, ROWS = "throughput/facts", "throughput/rows"
+_ROWS_KEPT = 4
+
+
+def _hook(method: Callable[[ThroughputCallback, CallbackContext], None]) -> Callable[[ThroughputCallback, CallbackContext], None]:
+    """An event: timed, and its exceptions kept from the training loop."""
+
+    @functools.wraps(method)
+    def guarded(self: ThroughputCallback, context: CallbackContext) -> None:
+        start = time.perf_counter_ns()
+        try:
+            method(self, context)
+        except Exception as error:
+            self._fail(error)
+        if self._meter is not None:
+            self._meter.overhead_ns += time.perf_counter_ns() - start
+
+    return guarded
+
+
+class ThroughputCallback(Callback):
+    """Exact FLOPs, MFU and token rates, summed over all ranks once per log interval.
+
+    Args:
+        convention: how FLOPs are counted: ``megatron``, ``exact`` or ``executed``.
+        log_interval: steps between log points; None: ``cfg.logger.log_interval``.
+        peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
+        metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
+
+    Raises:
+        ConfigError: an unknown convention, or a log interval that is not positive.
+    """
+
+    def __init__(
+        self,
+        convention: str = "megatron",
+        log_interval: Optional[int] = None,
+        peak_flops: Optional[float] = None,
+        metrics_file: Optional[str] = None,
+    ) -> None:
+        conventions.get(convention)
+        if log_interval is not None and log_interval < 1:
+            raise ConfigError(f"log_interval={log_interval} must be at least 1 step")
+        self.convention = convention
+        self.latest: dict[str, Any] = {}
+        """The newest row, equal on every rank in all that is counted; empty before the first."""
+        self._log_interval = log_interval
+        self._peak_flops = peak_flops
+        self._metrics_file = metrics_file
+        self._groups: Optional[Groups] = None
+        self._meter: Optional[Meter] = None
+        self._early: list[tuple[Any, int]] = []
+        """Micro-batches that were taken before training started."""
+        self._restored: Optional[Mapping[str, Any]] = None
+        self._trackers: Optional[Trackers] = None
+        self._step = 0
+        self._evaluating = False
+        self._failed = False
+        self._reported_failure = False
+        self._doubted = False
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def observe(self, data_iterator: Any) -> Any:
+        """The same iterator, its batches counted as they pass, untouched.
+
+        Under virtual pipelining pass the list of iterators, one per model chunk: each chunk sees every batch, so the first
+        one's iterator is counted. Wrap what the schedule itself takes batches from: a prefetcher around the result would
+        run ahead of the steps. Ranks that do not contribute get back what they gave.
+        """
+        if isinstance(data_iterator, (list, tuple)):
+            return [self.observe(iterator) if chunk == 0 else iterator for chunk, iterator in enumerate(data_iterator)]
+        if data_iterator is None or not self._contributes():
+            return data_iterator
+        return _Observed(data_iterator, self._count)
+
+    def _contributes(self) -> bool:
+        if self._groups is None:
+            self._groups = current_groups()
+        return self._groups.speaks_for_replica
+
+    def _count(self, batch: Any, waited_ns: int) -> None:
+        if self._failed or self._evaluating:
+            return
+        start = time.perf_counter_ns()
+        try:
+            if self._meter is None:
+                self._early.append((batch, waited_ns))
+                return
+            self._meter.add_batch(batch, waited_ns)
+        except Exception as error:
+            self._fail(error)
+        if self._meter is not None:
+            self._meter.overhead_ns += time.perf_counter_ns() - start
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    @_hook
+    def on_train_start(self, context: CallbackContext) -> None:
+        """Compile the plan, find the peak, publish the constants."""
+        state, cfg = context.state, context.state.cfg
+        self._groups = groups = current_groups()
+        self._step = state.train_state.step
+        self._log_interval = self._log_interval or getattr(getattr(cfg, "logger", None), "log_interval", None) or 10
+        plan = self._compile(cfg)
+        device = collective_device()
+        clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+        self._meter = Meter(
+            plan,
+            clock=clock,
+            contributes=groups.speaks_for_replica,
+            replicas=groups.data_size,
+            replica=groups.data_rank,
+            world_size=groups.world_size,
+            pipeline=groups.pipeline_size,
+            virtual_pipeline=groups.virtual_pipeline_size,
+            device=device,
+        )
+        if self._restored is not None:
+            self._meter.totals.load_state_dict(self._restored)
+        for batch, waited_ns in self._early:
+            self._meter.add_batch(batch, waited_ns)
+        self._early.clear()
+        peak = self._find_peak(state, device)
+        self._meter.peak_flops = peak.flops if peak else None
+        facts = constants(cfg, plan, peak, groups, self.convention)
+        context.user_state[FACTS] = facts
+        self._trackers = self._find_trackers(state)
+        self._trackers.summary(facts)
+
+    def _compile(self, cfg: Any) -> Optional[Plan]:
+        try:
+            return compile_plan(cfg, convention=self.convention)
+        except Exception as error:  # follows from the configuration: the same on every rank
+            if self._is_first_rank():
+                logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
+            return None
+
+    def _find_peak(self, state: Any, device: torch.device) -> Optional[DevicePeak]:
+        hardware = getattr(state.cfg, "hardware", None)
+        try:
+            return device_peak(
+                number_format(state),
+                device_name=getattr(hardware, "device_name", None),
+                configured=self._peak_flops or getattr(hardware, "peak_flops", None),
+                device=device,
+            )
+        except Exception as error:
+            logger.warning("MFU is not reported, the device's peak cannot be found: %s", error)
+            return None
+
+    def _find_trackers(self, state: Any) -> Trackers:
+        """Those of our loop; elsewhere the loop's W&B run and ``metrics_file``, on the last rank."""
+        trackers = getattr(state, "trackers", None)
+        if isinstance(trackers, Trackers):
+            return trackers
+        found: list[Any] = []
+        if wandb := getattr(state, "wandb_logger", None):
+            found.append(AttachedWandb(wandb))
+        if self._metrics_file and self._groups and self._groups.rank == self._groups.world_size - 1:
+            found.append(JsonlTracker(self._metrics_file, step=self._step))
+        return Trackers(found)
+
+    @_hook
+    def on_train_step_start(self, context: CallbackContext) -> None:
+        """Time runs again after an evaluation or a checkpoint."""
+        if self._meter is not None:
+            self._meter.resume()
+
+    @_hook
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        """Publish what has arrived; at a log point send the sums on their way. No wait, no device sync."""
+        self._step += 1
+        if self._meter is None:
+            return
+        self._meter.end_step(skipped=bool(context.skipped_iter))
+        if self._step % self._log_interval == 0:  # type: ignore[operator]
+            self._meter.launch(self._step)
+        self._publish(context)
+
+    @_hook
+    def on_eval_start(self, context: CallbackContext) -> None:
+        """An evaluation is no training: neither its time nor its batches count."""
+        self._evaluating = True
+        if self._meter is not None:
+            self._meter.pause()
+
+    @_hook
+    def on_eval_end(self, context: CallbackContext) -> None:
+        """Time goes on at the next step."""
+        self._evaluating = False
+
+    on_test_start, on_test_end = on_eval_start, on_eval_end
+
+    @_hook
+    def on_checkpoint_save(self, context: CallbackContext) -> None:
+        """Totals include every step up to now, on all ranks, before ``state_dict`` is read; saving takes no training time."""
+        if self._meter is not None:
+            self._meter.pause()
+            self._meter.settle()
+
+    @_hook
+    def on_train_end(self, context: CallbackContext) -> None:
+        """The last report, also of an interval that is not full."""
+        if self._meter is None:
+            return
+        self._meter.pause()
+        if self._meter.unreported_steps:
+            self._meter.launch(self._step)
+        self._publish(context, wait=True)
+        if self._trackers is not None:
+            self._trackers.summary({key: value for key, value in self.latest.items() if key != "step"})
+            if not isinstance(getattr(context.state, "trackers", None), Trackers):
+                self._trackers.close()
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _publish(self, context: CallbackContext, *, wait: bool = False) -> None:
+        assert self._meter is not None
+        while (report := self._meter.poll(wait=wait)) is not None:
+            metrics = self._metrics(report)
+            if metrics:
+                self.latest = {"step": report.step, **metrics}
+                rows = context.user_state.setdefault(ROWS, {})
+                rows[report.step] = self.latest
+                for step in list(rows)[:-_ROWS_KEPT]:
+                    del rows[step]
+            if self._trackers is not None:
+                self._trackers.log(metrics, report.step, commit=True)
+
+    def _metrics(self, report: Report) -> dict[str, Any]:
+        if report.interval is None:
+            if not self._reported_failure and self._is_first_rank():
+                logger.warning("throughput is not reported from step %d on: a rank could not count its batches", report.step)
+            self._reported_failure = True
+            return {}
+        metrics = throughput(report.interval)
+        if not self._doubted and (causes := doubts(metrics)):
+            self._doubted = True
+            metrics["throughput/doubtful"] = 1
+            if self._is_first_rank():
+                for cause in causes:
+                    logger.warning("step %d: %s", report.step, cause)
+        return metrics
+
+    def _is_first_rank(self) -> bool:
+        return self._groups is None or self._groups.rank == 0
+
+    def _fail(self, error: Exception) -> None:
+        """Stop counting on this rank, with one warning. It goes on to take part in the sums, or the others would wait."""
+        if not self._failed:
+            self._failed = True
+            logger.warning("ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error)
+            logger.debug("the exception", exc_info=error)
+        if self._meter is not None:
+            self._meter.fail()
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""
+        if self._meter is not None:
+            return self._meter.totals.state_dict()
+        return dict(self._restored or {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the totals of a checkpoint. Before ``on_train_start``."""
+        self._restored = dict(state) if state else None
+
+
+class _Observed(Iterator[Any]):
+    """An iterator whose items pass by an observer; all else is the wrapped iterator's."""
+
+    def __init__(self, data_iterator: Any, observer: Callable[[Any, int], None]) -> None:
+        self._wrapped = data_iterator
+        self._iterator = data_iterator if hasattr(data_iterator, "__next__") else iter(data_iterator)
+        self._observer = observer
+
+    def __next__(self) -> Any:
+        start = time.perf_counter_ns()
+        batch = next(self._iterator)
+        self._observer(batch, time.perf_counter_ns() - start)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+def current_groups() -> Groups:
+    """This process's place in the job: megatron-core's, if it is set up; else each rank is a data-parallel replica."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Groups()
+    parallel_state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
+    if parallel_state is not None and parallel_state.model_parallel_is_initialized():
+        return Groups.from_parallel_state()
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Groups(rank=rank, world_size=world_size, data_rank=rank, data_size=world_size)
+
+
+def number_format(state: Any) -> str:
+    """Format of the matmuls: our state knows it; elsewhere the model's configuration says it."""
+    known = getattr(state, "number_format", None)
+    if known:
+        return known
+    model = state.cfg.model
+    if getattr(model, "fp8", None):
+        return "fp8"
+    return next((name for name in ("bf16", "fp16") if getattr(model, name, False)), "fp32")
+
+
+def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
+    """What a finished run needs to be scored again: device, peak and its source, and what the formula was given."""
+    facts: dict[str, Any] = {
+        "convention": convention,
+        "device": peak.device if peak else None,
+        "number_format": peak.number_format if peak else None,
+        "peak_flops": peak.flops if peak else None,
+        "peak_source": peak.source if peak else "unknown",
+        "world_size": groups.world_size,
+        "tensor_model_parallel_size": groups.tensor_size,
+        "pipeline_model_parallel_size": groups.pipeline_size,
+        "virtual_pipeline_model_parallel_size": groups.virtual_pipeline_size,
+        "context_parallel_size": groups.context_size,
+        "expert_model_parallel_size": groups.expert_size,
+        "data_parallel_size": groups.data_size,
+        "formula_inputs": _options(cfg.model),
+    }
+    if plan is not None:
+        facts["not_counted"] = list(plan.not_counted)
+        facts["parameters"] = plan.parameters()
+        facts["statistics"] = [statistic.name for statistic in plan.statistics]
+        seq_length = getattr(cfg.model, "seq_length", None)
+        if seq_length:
+            facts["flops_per_token"] = float(plan.flops([seq_length])) / seq_length
+            facts["flops_per_token_seq_length"] = seq_length
+    else:
+        facts["not_counted"] = ["the whole model"]
+    return facts
+
+
+def _options(model: Any) -> dict[str, Any]:
+    """The fields of a model configuration that are set to something plain."""
+    if is_dataclass(model) and not isinstance(model, type):
+        fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    elif isinstance(model, Mapping):
+        fields = dict(model)
+    else:
+        fields = dict(getattr(model, "__dict__", {}))
+    plain = (bool, int, float, str, list, tuple, dict)
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in fields.items()
+        if isinstance(value, plain) or is_dataclass(value)
+    }
