@@ -1,7 +1,7 @@
 """Configurations: dataclasses with megatron-core's field names, YAML recipes and command-line overrides."""
 
 from bridge.config.instantiate import instantiate
-from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe
+from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe, with_overrides
 from bridge.config.schema import (
     CheckpointConfig,
     Config,
@@ -37,4 +37,5 @@ __all__ = [
     "load_recipe",
     "validate",
     "validate_layout",
+    "with_overrides",
 ]

@@ -43,19 +43,29 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, validate: 
         ConfigError: one sentence naming the file or option, its value and the remedy.
     """
     path = find_recipe(recipe)
-    merged = OmegaConf.structured(Config(name=path.stem))
-    for layer in (*_read_with_bases(path), *map(_read_override, overrides)):
-        _check_keys(layer)
-        merged = _merge(merged, layer)
-    try:
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
-        raise ConfigError(f"{recipe}: {_first_line(error)} (option {error.full_key})") from None
-    assert isinstance(config, Config)
-    config.model.tensor_model_parallel_size = config.parallel.tensor_model_parallel_size
+    config = _lay(Config(name=path.stem), [*_read_with_bases(path), *map(_read_override, overrides)], str(recipe))
     if validate:
         validate_config(config)
     return config
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A copy of a configuration with ``section.option=value`` overrides laid over it; unvalidated."""
+    return _lay(config, map(_read_override, overrides), config.name)
+
+
+def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
+    merged = OmegaConf.structured(config)
+    for layer in layers:
+        _check_keys(layer)
+        merged = _merge(merged, layer)
+    try:
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
+        raise ConfigError(f"{source}: {_first_line(error)} (option {error.full_key})") from None
+    assert isinstance(result, Config)
+    result.model.tensor_model_parallel_size = result.parallel.tensor_model_parallel_size
+    return result
 
 
 def dump_config(config: Config) -> str:

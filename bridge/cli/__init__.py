@@ -1,0 +1,1 @@
+"""The command line. Nothing but ``bridge train`` needs torch."""

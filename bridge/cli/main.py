@@ -1,0 +1,59 @@
+"""``bridge train``, ``bridge flops``, ``bridge recipes``: arguments, errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from bridge import __version__
+from bridge.cli import flops, recipes, train
+from bridge.flops.model_shape import ConfigError
+
+EXIT_RUN_TIME = 1
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130  # as shells report SIGINT
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument like any other configuration error: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 (run time) or 2 (configuration)."""
+    parser = _Parser(prog="bridge", description="Exact FLOPs and MFU accounting for Megatron-style training.")
+    parser.add_argument("--version", action="version", version=f"bridge {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (train, flops, recipes):
+        command.add_to(commands)
+    try:
+        arguments, rest = parser.parse_known_args(argv)
+        _take_overrides(parser, arguments, rest)
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        return _fail(f"error: {error}", EXIT_CONFIGURATION)
+    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _take_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
+    """argparse gives up on positionals that follow an option; they are overrides as well."""
+    options = [text for text in rest if text.startswith("-")]
+    if options or (rest and "overrides" not in arguments):
+        parser.error(f"unknown argument {(options or rest)[0]}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":  # one message a job
+        print(f"bridge: {message}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,55 @@
+"""``bridge recipes``: what there is to train and to count."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from bridge.cli.console import make_console
+from bridge.config import list_recipes
+
+_HARDWARE = "Hardware: "
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="list the recipes",
+        description="List the recipes: those that `bridge train` runs, and the bare models they build on.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    rows = [describe(path) for path in list_recipes()]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    console = make_console()
+    for kind, title in (("training", "Training recipes"), ("model", "Models, to count or to build a recipe on")):
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("hardware")
+        for row in rows:
+            if row["kind"] == kind:
+                table.add_row(row["name"], row["hardware"])
+        console.print(table)
+    return 0
+
+
+def describe(path: Path) -> dict[str, str]:
+    """What a recipe says about itself in the comment it begins with: the first line names the hardware."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
+    return {
+        "name": path.stem,
+        "kind": "model" if path.parent.name == "models" else "training",
+        "path": str(path),
+        "hardware": comment[0].removeprefix(_HARDWARE) if comment else "",
+        "comment": " ".join(comment),
+    }

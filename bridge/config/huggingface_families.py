@@ -1,0 +1,427 @@
+"""How each Hugging Face ``model_type`` is read: one row a family.
+
+A row says which Hugging Face field holds which of our options and what the architecture settles; a rule stands only
+where an option is more than another name.  What transformers assumes where a ``config.json`` is silent is data of its own:
+``huggingface_defaults``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bridge.config.huggingface_defaults import DEFAULTS
+from bridge.flops.model_shape import ConfigError
+
+Options = dict[str, Any]
+
+
+class Fields:
+    """A Hugging Face configuration and its defaults; remembers what was read, so that nothing is ignored silently."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: str, place: str = "") -> None:
+        self._values, self._defaults, self._read = values, DEFAULTS.get(defaults, {}), set[str]()
+        self._kind = defaults
+        self.place = place
+        self.not_counted: list[str] = []
+
+    def get(self, *names: str) -> Any:
+        """The first of these fields that is set, else the first with a default, else None."""
+        self._read.update(names)
+        for source in (self._values, self._defaults):
+            for name in names:
+                if source.get(name) is not None:
+                    return source[name]
+        return None
+
+    def part(self, name: str) -> Fields:
+        """A configuration inside this one (``vision_config``)."""
+        values = self.get(name)
+        return Fields(values if isinstance(values, Mapping) else {}, f"{self._kind}.{name}", f"{self.place}{name}.")
+
+    def report(self, name: str, consequence: str) -> None:
+        """Say what the counts leave out because of a field."""
+        self.not_counted.append(f"{self.place}{name}={_short(self._values.get(name))}: {consequence}")
+
+    def unread(self) -> Iterator[tuple[str, Any]]:
+        """Fields that are set (to more than zero, false or empty) and that no row or rule asked for."""
+        for name, value in self._values.items():
+            if value and name not in self._read and not name.startswith("_"):
+                yield name, value
+
+
+Rule = Callable[[Fields], Options]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one ``model_type`` is read.
+
+    Attributes:
+        fields: our option -> the Hugging Face field, or the names it has had.
+        fixed: options that the architecture settles.
+        rules: options that depend on more than one field.
+        text: family of ``text_config``, in models that have one.
+        ignored: fields that this family's models have and do not use.
+    """
+
+    fields: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    text: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def but(
+        self,
+        *rules: Rule,
+        fields: Mapping[str, Any] | None = None,
+        fixed: Options | None = None,
+        ignored: tuple[str, ...] = (),
+        text: str = "",
+    ) -> Family:
+        """A family like this one with more fields, fixed options and rules."""
+        return replace(
+            self,
+            fields={**self.fields, **(fields or {})},
+            ignored=self.ignored + ignored,
+            text=text or self.text,
+            fixed={**self.fixed, **(fixed or {})},
+            rules=self.rules + rules,
+        )
+
+    def options(self, fields: Fields) -> Options:
+        """Our options; those that are not set are left out."""
+        names = {option: (source,) if isinstance(source, str) else source for option, source in self.fields.items()}
+        found = {option: fields.get(*sources) for option, sources in names.items()} | dict(self.fixed)
+        fields.get(*self.ignored, "text_config")
+        for rule in self.rules:
+            found |= rule(fields)
+        return {option: value for option, value in found.items() if value is not None}
+
+
+# ---- rules ---------------------------------------------------------------------------------------------------------
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "squared_relu",
+    "quick_gelu": "quick_gelu",
+}
+
+
+def _activation(fields: Fields) -> Options:
+    return {"activation_func": _ACTIVATIONS.get(fields.get("hidden_act", "hidden_activation", "mlp_hidden_act"))}
+
+
+def _rope(fields: Fields) -> Options:
+    """RoPE's base and reach: in ``rope_parameters`` since transformers 5, one set a layer type where they differ."""
+    parameters = fields.get("rope_parameters", "rope_scaling") or {}
+    parameters = parameters.get("full_attention") or parameters
+    scaled = parameters.get("rope_type", parameters.get("type")) == "llama3"
+    return {
+        "rotary_base": parameters.get("rope_theta") or fields.get("rope_theta"),
+        "rotary_percent": parameters.get("partial_rotary_factor") or fields.get("partial_rotary_factor"),
+        "rope_scaling": scaled or None,
+        "rope_scaling_factor": parameters.get("factor") if scaled else None,
+    }
+
+
+def _vocabulary(fields: Fields) -> Options:
+    """Without tensor parallelism no padding: the largest power of two up to 128 that divides the vocabulary."""
+    size = fields.get("vocab_size")
+    return {"make_vocab_size_divisible_by": size & -size & 127 or 128} if isinstance(size, int) and size > 0 else {}
+
+
+def _attention_bias(fields: Fields) -> Options:
+    """``attention_bias`` is for q, k, v and o; ``mlp_bias`` for the MLP's matrices."""
+    attention, mlp = bool(fields.get("attention_bias")), bool(fields.get("mlp_bias"))
+    if attention and mlp:
+        return {"add_bias_linear": True}
+    if mlp:
+        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
+    return {"add_qkv_bias": attention, "add_proj_bias": attention}
+
+
+def _qkv_bias(name: str) -> Rule:
+    """The field ``name`` is for q, k and v alone."""
+    return lambda fields: {"add_qkv_bias": bool(fields.get(name))}
+
+
+def _head_norm(name: str) -> Rule:
+    return lambda fields: {"qk_layernorm": bool(fields.get(name))}
+
+
+def _bidirectional(fields: Fields) -> Options:
+    if not fields.get("use_bidirectional_attention"):
+        return {}
+    if fields.get("sliding_window"):
+        fields.report("use_bidirectional_attention", "local layers are counted as if they looked back only")
+    return {"is_causal": False}
+
+
+def _window(fields: Fields) -> Options:
+    """One window for all layers."""
+    return {"window_size": fields.get("sliding_window")}
+
+
+def _optional_window(fields: Fields) -> Options:
+    """One window for all layers, if ``use_sliding_window`` says so."""
+    window = fields.get("sliding_window")
+    return {"window_size": window if fields.get("use_sliding_window") else None}
+
+
+def _every(pattern: int, name: str = "sliding_window_pattern") -> Callable[[Fields, int], list[bool]]:
+    """All layers but each ``pattern``-th are local."""
+    return lambda fields, layers: [bool(i % (fields.get(name) or pattern)) for i in range(1, layers + 1)]
+
+
+def _upper_layers(fields: Fields, layers: int) -> list[bool]:
+    """Qwen 2 and 3: from ``max_window_layers`` on, and only where ``use_sliding_window`` says so."""
+    first = fields.get("max_window_layers")
+    return [bool(fields.get("use_sliding_window")) and i >= first for i in range(layers)]
+
+
+def _lower_odd_layers(fields: Fields, layers: int) -> list[bool]:
+    """Qwen 2 MoE: every other layer below ``max_window_layers``."""
+    first = fields.get("max_window_layers")
+    return [bool(fields.get("use_sliding_window")) and i % 2 == 0 and i < first for i in range(layers)]
+
+
+def _windows(default: Callable[[Fields, int], list[bool]]) -> Rule:
+    """Local layers as ``layer_types`` lists them, or in the family's default pattern."""
+
+    def rule(fields: Fields) -> Options:
+        usual = default(fields, fields.get("num_hidden_layers"))
+        local = _flags(fields, "layer_types", {"sliding_attention": True, "full_attention": False}) or usual
+        window = fields.get("sliding_window")
+        if not window or not any(local):
+            return {}
+        return {"window_size": window, "window_attn_skip_freq": None if all(local) else [int(flag) for flag in local]}
+
+    return rule
+
+
+def _sparse_layers(fields: Fields) -> list[bool]:
+    """Which layers are MoE, in the several ways to say it."""
+    layers = fields.get("num_hidden_layers")
+    listed = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    first, dense = fields.get("first_k_dense_replace") or 0, fields.get("mlp_only_layers") or ()
+    step, frequency = fields.get("decoder_sparse_step") or 1, fields.get("moe_layer_freq") or 1
+    return listed or [
+        i >= first and (i + 1) % step == 0 and i % frequency == 0 and i not in dense for i in range(layers)
+    ]
+
+
+def _experts(fields: Fields) -> Options:
+    count, sparse = fields.get("num_local_experts", "num_experts", "n_routed_experts"), _sparse_layers(fields)
+    width, shared = fields.get("moe_intermediate_size"), fields.get("n_shared_experts", "num_shared_experts")
+    routing = {"moe_router_topk": fields.get("num_experts_per_tok"), "moe_ffn_hidden_size": width}
+    together = fields.get("shared_expert_intermediate_size")
+    if not count or not any(sparse):
+        return {}
+    return {
+        "num_moe_experts": count,
+        "moe_layer_freq": 1 if all(sparse) else [int(flag) for flag in sparse],
+        **routing,
+        "moe_shared_expert_intermediate_size": together or (shared * width if shared else None),
+        "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+    }
+
+
+def _group_limited_routing(fields: Fields) -> Options:
+    """DeepSeek-V3's router: sigmoid scores, groups of experts, a scale on the routed output."""
+    groups = fields.get("n_group") or 1
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_num_groups": groups if groups > 1 else None,
+        "moe_router_group_topk": fields.get("topk_group") if groups > 1 else None,
+        "moe_router_topk_scaling_factor": fields.get("routed_scaling_factor"),
+    }
+
+
+def _latent_biases(fields: Fields) -> Options:
+    if fields.get("attention_bias") or fields.get("mlp_bias"):
+        name = "attention_bias" if fields.get("attention_bias") else "mlp_bias"
+        fields.report(name, "these bias vectors are missing from the parameter count")
+    return {}
+
+
+def _next_token_depths(fields: Fields) -> Options:
+    """transformers builds no multi-token-prediction layers, so they are reported and not assumed."""
+    depths = fields.get("num_nextn_predict_layers", "num_mtp_layers")
+    if depths:
+        remedy = f"transformers does not train these layers; model.mtp_num_layers={depths} counts them"
+        fields.report("num_nextn_predict_layers", remedy)
+    return {}
+
+
+def _flags(fields: Fields, name: str, meaning: Mapping[str, bool]) -> list[bool]:
+    """A field with one word a layer as flags; empty where it is not set."""
+    words: Sequence[str] = fields.get(name) or ()
+    for word in words:
+        if word not in meaning:
+            known = ", ".join(meaning)
+            raise ConfigError(f"{fields.place}{name} has {word!r}, which this family cannot have; known are {known}")
+    return [meaning[word] for word in words]
+
+
+def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rule:
+    """A Qwen vision tower, whose width and the width it projects to stand in the fields ``width`` and ``out``."""
+
+    def rule(fields: Fields) -> Options:
+        tower = fields.part("vision_config")
+        vision = {name: tower.get(name) for name in _TOWER_FIELDS}
+        vision["in_channels"] = tower.get("in_channels", "in_chans")
+        vision |= {"hidden_size": tower.get(width), "out_hidden_size": tower.get(out)}
+        fields.not_counted += unknown(tower)
+        return {"vision_config": {name: value for name, value in vision.items() if value is not None}}
+
+    return rule
+
+
+_TOWER_FIELDS = (
+    "depth",
+    "intermediate_size",
+    "mlp_ratio",
+    "hidden_act",
+    "patch_size",
+    "temporal_patch_size",
+    "spatial_merge_size",
+    "window_size",
+    "fullatt_block_indexes",
+    "num_position_embeddings",
+    "deepstack_visual_indexes",
+)
+
+
+def _uncounted_tower(fields: Fields) -> Options:
+    if fields.get("vision_config"):
+        fields.not_counted.append(f"{fields.place}vision_config: the vision tower and its projector are not counted")
+    return {}
+
+
+# ---- the families --------------------------------------------------------------------------------------------------
+
+_DECODER = Family(
+    fields={
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "ffn_hidden_size": "intermediate_size",
+        "num_attention_heads": "num_attention_heads",
+        "num_query_groups": "num_key_value_heads",
+        "kv_channels": "head_dim",
+        "vocab_size": "vocab_size",
+        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        "max_position_embeddings": "max_position_embeddings",
+        "seq_length": "max_position_embeddings",
+        "layernorm_epsilon": ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon"),
+        "init_method_std": "initializer_range",
+        "attention_dropout": "attention_dropout",
+    },
+    rules=(_vocabulary, _activation, _rope),
+)
+_SWIGLU = _DECODER.but(fixed={"gated_linear_unit": True})
+_LATENT = _SWIGLU.but(
+    _experts,
+    _latent_biases,
+    fields={
+        "q_lora_rank": "q_lora_rank",
+        "kv_lora_rank": "kv_lora_rank",
+        "qk_head_dim": "qk_nope_head_dim",
+        "qk_pos_emb_head_dim": "qk_rope_head_dim",
+        "v_head_dim": "v_head_dim",
+        "kv_channels": "v_head_dim",
+    },
+    fixed={"multi_latent_attention": True, "qk_layernorm": True, "num_query_groups": None},
+    ignored=("head_dim", "qk_head_dim", "num_key_value_heads"),
+)
+_DEEPSEEK_V3 = _LATENT.but(_group_limited_routing, _next_token_depths)
+_QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
+_GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True})
+_OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
+_VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
+
+FAMILIES: dict[str, Family] = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _DEEPSEEK_V3,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
+    "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text"),
+    "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
+    "glm4_moe": _SWIGLU.but(
+        _experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm"), _next_token_depths
+    ),
+    "gpt_oss": _SWIGLU.but(
+        _windows(_every(2)),
+        _experts,
+        fixed={"add_bias_linear": True, "softmax_type": "learnable"},
+        ignored=("attention_bias",),
+    ),
+    "kimi_k2": _DEEPSEEK_V3,
+    "llama": _SWIGLU.but(_attention_bias),
+    "mistral": _SWIGLU.but(_window),
+    "mistral3": _VISION_LANGUAGE.but(_uncounted_tower, text="mistral"),
+    "mixtral": _SWIGLU.but(_window, _experts),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2.but(_windows(_every(4))),
+    "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
+    "phi3": _SWIGLU.but(_window),
+    "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2_moe": _SWIGLU.but(
+        _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}
+    ),
+    "qwen2_vl": _VISION_LANGUAGE.but(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
+    "qwen2_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
+    "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen3": _QWEN3.but(_windows(_upper_layers)),
+    "qwen3_moe": _QWEN3.but(_optional_window, _experts),
+    "qwen3_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_text"),
+    "qwen3_vl_text": _QWEN3,
+    "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
+    "qwen3_vl_moe_text": _QWEN3.but(_experts),
+}
+
+# ---- what changes neither the work nor the parameters -----------------------------------------------------------------
+
+_OF_TRANSFORMERS = """
+    model_type architectures transformers_version dtype torch_dtype auto_map id2label label2id problem_type return_dict
+    output_attentions output_hidden_states output_router_logits use_cache is_encoder_decoder chunk_size_feed_forward
+    tokenizer_class unsloth_version unsloth_fixed"""
+_TOKENS_AND_GENERATION = """
+    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id image_token_id video_token_id
+    vision_start_token_id vision_end_token_id vision_token_id image_token_index boi_token_index eoi_token_index
+    boi_token_id eoi_token_id temperature top_k top_p do_sample max_length repetition_penalty num_beams
+    cache_implementation initial_context_length"""
+_POSITIONS = """
+    rope_theta rope_scaling rope_parameters rope_local_base_freq rope_interleave partial_rotary_factor
+    original_max_position_embeddings use_mrope attn_temperature_tuning attn_scale floor_scale"""
+_ELEMENTWISE = """
+    initializer_range hidden_dropout resid_pdrop embd_pdrop residual_dropout embedding_dropout dropout classifier_dropout
+    query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping logits_scaling attention_multiplier
+    embedding_multiplier residual_multiplier logit_scale clip_qkv swiglu_limit swiglu_alpha norm_topk_prob
+    routed_scaling_factor scoring_func topk_method n_group topk_group aux_loss_alpha seq_aux router_aux_loss_coef
+    router_jitter_noise input_jitter_noise"""
+_STORAGE = """
+    quantization_config pretraining_tp ep_size experts_per_token tokens_per_second num_heads"""
+
+IRRELEVANT = frozenset(" ".join((_OF_TRANSFORMERS, _TOKENS_AND_GENERATION, _POSITIONS, _ELEMENTWISE, _STORAGE)).split())
+
+
+def unknown(fields: Fields) -> list[str]:
+    """Sentences about fields that are set, that nobody read and that are not known to be irrelevant."""
+    return [
+        f"{fields.place}{name}={_short(value)}: not known in this family; if it changes the work, that is not counted"
+        for name, value in fields.unread()
+        if name not in IRRELEVANT
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
