@@ -1,5 +1,6 @@
 """Configurations: dataclasses with megatron-core's field names, YAML recipes and command-line overrides."""
 
+from bridge.config.huggingface import HuggingFaceConfig, from_huggingface
 from bridge.config.instantiate import instantiate
 from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe, with_overrides
 from bridge.config.schema import (
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "HardwareConfig",
+    "HuggingFaceConfig",
     "LoggerConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -32,6 +34,7 @@ __all__ = [
     "data_parallel_size",
     "dump_config",
     "find_recipe",
+    "from_huggingface",
     "instantiate",
     "list_recipes",
     "load_recipe",

@@ -34,8 +34,8 @@ def from_huggingface(config: Any) -> HuggingFaceConfig:
         config: a mapping, a transformers config object, or the path of a ``config.json`` or of a folder with one.
 
     Returns:
-        A :class:`~bridge.config.schema.Config`: ``.model`` holds the architecture, the other sections their defaults, and
-        ``.not_counted`` names the fields whose effect is not known.
+        A :class:`~bridge.config.schema.Config`: ``.model`` holds the architecture, the other sections their defaults,
+        and ``.not_counted`` names the fields whose effect is not known.
 
     Raises:
         ConfigError: no such file, no JSON, an architecture that is not known, or sizes that cannot be.

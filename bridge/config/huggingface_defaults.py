@@ -42,7 +42,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 3,
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
-        "num_mtp_layers": 1,
     },
     "gemma": {
         "vocab_size": 256000,
@@ -97,7 +96,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "n_routed_experts": 128,
         "first_k_dense_replace": 1,
-        "num_mtp_layers": 1,
     },
     "gpt_oss": {
         "num_hidden_layers": 36,
@@ -133,7 +131,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 3,
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
-        "num_mtp_layers": 1,
     },
     "llama": {
         "vocab_size": 32000,

@@ -1,8 +1,8 @@
 """How each Hugging Face ``model_type`` is read: one row a family.
 
 A row says which Hugging Face field holds which of our options and what the architecture settles; a rule stands only
-where an option is more than another name.  What transformers assumes where a ``config.json`` is silent is data of its own:
-``huggingface_defaults``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
+where an option is more than another name.  What transformers assumes where a ``config.json`` is silent is data of its
+own, ``huggingface_defaults``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Fields:
         self.not_counted: list[str] = []
 
     def get(self, *names: str) -> Any:
-        """The first of these fields that is set, else the first with a default, else None."""
+        """The first of these fields that is set; where none is mentioned, the default; None for neither.
+
+        A field that is there with the value null is mentioned: transformers keeps the null.
+        """
         self._read.update(names)
-        for source in (self._values, self._defaults):
-            for name in names:
-                if source.get(name) is not None:
-                    return source[name]
-        return None
+        source = self._values if any(name in self._values for name in names) else self._defaults
+        return next((source[name] for name in names if source.get(name) is not None), None)
 
     def part(self, name: str) -> Fields:
         """A configuration inside this one (``vision_config``)."""
@@ -390,23 +390,23 @@ FAMILIES: dict[str, Family] = {
 # ---- what changes neither the work nor the parameters -----------------------------------------------------------------
 
 _OF_TRANSFORMERS = """
-    model_type architectures transformers_version dtype torch_dtype auto_map id2label label2id problem_type return_dict
-    output_attentions output_hidden_states output_router_logits use_cache is_encoder_decoder chunk_size_feed_forward
-    tokenizer_class unsloth_version unsloth_fixed"""
+    model_type architectures transformers_version dtype torch_dtype auto_map id2label label2id problem_type
+    return_dict output_attentions output_hidden_states output_router_logits use_cache is_encoder_decoder
+    chunk_size_feed_forward tokenizer_class unsloth_version unsloth_fixed"""
 _TOKENS_AND_GENERATION = """
-    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id image_token_id video_token_id
-    vision_start_token_id vision_end_token_id vision_token_id image_token_index boi_token_index eoi_token_index
-    boi_token_id eoi_token_id temperature top_k top_p do_sample max_length repetition_penalty num_beams
-    cache_implementation initial_context_length"""
+    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id image_token_id
+    video_token_id vision_start_token_id vision_end_token_id vision_token_id image_token_index boi_token_index
+    eoi_token_index boi_token_id eoi_token_id temperature top_k top_p do_sample max_length repetition_penalty
+    num_beams cache_implementation initial_context_length"""
 _POSITIONS = """
     rope_theta rope_scaling rope_parameters rope_local_base_freq rope_interleave partial_rotary_factor
     original_max_position_embeddings use_mrope attn_temperature_tuning attn_scale floor_scale"""
 _ELEMENTWISE = """
-    initializer_range hidden_dropout resid_pdrop embd_pdrop residual_dropout embedding_dropout dropout classifier_dropout
-    query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping logits_scaling attention_multiplier
-    embedding_multiplier residual_multiplier logit_scale clip_qkv swiglu_limit swiglu_alpha norm_topk_prob
-    routed_scaling_factor scoring_func topk_method n_group topk_group aux_loss_alpha seq_aux router_aux_loss_coef
-    router_jitter_noise input_jitter_noise"""
+    initializer_range hidden_dropout resid_pdrop embd_pdrop residual_dropout embedding_dropout dropout
+    classifier_dropout query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping logits_scaling
+    attention_multiplier embedding_multiplier residual_multiplier logit_scale clip_qkv swiglu_limit
+    swiglu_alpha norm_topk_prob routed_scaling_factor scoring_func topk_method n_group topk_group
+    aux_loss_alpha seq_aux router_aux_loss_coef router_jitter_noise input_jitter_noise"""
 _STORAGE = """
     quantization_config pretraining_tp ep_size experts_per_token tokens_per_second num_heads"""
 

@@ -1,0 +1,82 @@
+"""Write bridge/config/huggingface_defaults.py from the config classes of the installed transformers.
+
+python tests/config/write_huggingface_defaults.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from bridge.config import huggingface_defaults
+from bridge.config.huggingface_families import FAMILIES, IRRELEVANT, Fields
+
+#: Families without a config class of their own, and the one whose class they use.
+SAME_CLASS = {"kimi_k2": "deepseek_v3"}
+HEADER = '''"""What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``.
+
+Only the fields that decide something here.  Written by tests/config/write_huggingface_defaults.py, checked by its test.
+"""
+
+from typing import Any
+
+DEFAULTS: dict[str, dict[str, Any]] = '''
+
+
+def class_defaults() -> dict[str, dict[str, Any]]:
+    """model_type (or model_type.vision_config) -> the defaults of the fields that its family reads."""
+    found: dict[str, dict[str, Any]] = {}
+    for model_type, family in FAMILIES.items():
+        kind = CONFIG_MAPPING[SAME_CLASS.get(model_type, model_type)]
+        fields = _Recording(_of(kind), model_type)
+        family.options(fields)
+        found[model_type] = fields.used()
+        for name, part in fields.parts.items():
+            part_kind = kind.sub_configs[name]
+            part.set(_of(part_kind))
+            for field in list(part._read):
+                part.get(field)
+            found[f"{model_type}.{name}"] = part.used()
+    return {name: values for name, values in sorted(found.items()) if values}
+
+
+class _Recording(Fields):
+    """Fields that keep the parts that a rule asked for."""
+
+    def __init__(self, values: dict[str, Any], defaults: str, place: str = "") -> None:
+        super().__init__(values, defaults, place)
+        self.parts: dict[str, _Recording] = {}
+
+    def set(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def part(self, name: str) -> Fields:
+        return self.parts.setdefault(name, _Recording({}, f"{self._kind}.{name}"))
+
+    def used(self) -> dict[str, Any]:
+        return {name: value for name, value in self._values.items() if name in self._read and _decides(name, value)}
+
+
+def _decides(name: str, value: Any) -> bool:
+    # That a file does not mention multi-token prediction does not mean that the model has it.
+    known = name not in IRRELEVANT and name not in ("num_mtp_layers", "num_nextn_predict_layers")
+    return bool(value) and known and not isinstance(value, float)
+
+
+def _of(kind: type) -> dict[str, Any]:
+    """Class defaults as they are written, before ``__post_init__`` derives anything."""
+    return {
+        field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    }
+
+
+if __name__ == "__main__":
+    lines = ["{"]
+    for model_type, values in class_defaults().items():
+        lines.append(f"    {model_type!r}: {values!r},")
+    Path(huggingface_defaults.__file__).write_text(HEADER + "\n".join([*lines, "}"]) + "\n")
