@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from bridge.cli.console import in_words, make_console, with_unit
 from bridge.config import Config, load_recipe, with_overrides
 from bridge.flops import ConfigError, Plan, compile_plan
-from bridge.flops.moments import Moments, estimate
+from bridge.flops.moments import Moments
 
 Number = int | Fraction
 
@@ -93,11 +94,8 @@ def _batch_of_moments(plan: Plan, config: Config, batch_size: int, patches: Sequ
     if length is None:
         raise ConfigError("model.seq_length is not set; add model.seq_length=... or --sequence-lengths")
     tokens = batch_size * length
-    moments = Moments(batch_size, Fraction(tokens), Fraction(tokens * length), Fraction(length))
-    vector = [
-        estimate(statistic, moments) if statistic.over == "sequences" else statistic.sum(patches)
-        for statistic in plan.statistics
-    ]
+    sequences = plan.measure_moments(Moments.of(batch_size, tokens, tokens * length, length))
+    vector = list(map(add, sequences, plan.measure((), patches)))
     return Batch(vector, batch_size, tokens, len(patches))
 
 
