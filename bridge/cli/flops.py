@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.cli.console import in_words, make_console, with_unit
-from bridge.config import Config, load_recipe, with_overrides
+from bridge.config import Config, from_huggingface, load_recipe, with_overrides
 from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.flops.moments import Moments
 
@@ -65,8 +65,6 @@ def read_config(source: str, overrides: Sequence[str]) -> Config:
     if path.is_dir() and (path / "config.json").is_file():
         path /= "config.json"
     if path.suffix == ".json":
-        from bridge.config.huggingface import from_huggingface
-
         return with_overrides(from_huggingface(path), overrides)
     return load_recipe(source, overrides, validate=False)
 
@@ -125,8 +123,10 @@ class Report:
         return self.plan.evaluate_stages(
             self.batch.vector,
             parallel.pipeline_model_parallel_size,
-            parallel.virtual_pipeline_model_parallel_size or 1,
-            passes=self.passes,
+            parallel.virtual_pipeline_model_parallel_size,
+            self.passes,
+            num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+            num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
         )
 
     def as_json(self) -> dict[str, Any]:

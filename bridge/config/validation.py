@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 
 from bridge.config.schema import Config
+from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model_shape import ConfigError
 
 Rule = Callable[[Config], Iterator[str]]
@@ -177,24 +178,17 @@ def _pipeline_parallel(cfg: Config) -> Iterator[str]:
         )
     if cfg.model.num_layers is None or stages == 1:
         return
-    ends = [end for end in (first, last) if end is not None]
-    if stages < len(ends):
-        return
-    even_layers, even_stages = cfg.model.num_layers - sum(ends), stages - len(ends)
-    if even_layers < even_stages or even_layers % even_stages if even_stages else even_layers:
+    try:
+        pipeline_stages(cfg.model.num_layers, stages, chunks, first, last)
+    except ConfigError:
+        uneven = {"num_layers_in_first_pipeline_stage": first, "num_layers_in_last_pipeline_stage": last}
+        given = "".join(f", {name}={size}" for name, size in uneven.items() if size is not None)
         yield (
-            f"model.num_layers={cfg.model.num_layers} cannot be cut into "
-            f"parallel.pipeline_model_parallel_size={stages} equal stages"
-            + (f" with {ends} layers in the end stages" if ends else "")
-            + f"; use a size that divides it ({_divisors(cfg.model.num_layers)}), or set "
+            f"model.num_layers={cfg.model.num_layers} does not split over "
+            f"parallel.pipeline_model_parallel_size={stages} x virtual_pipeline_model_parallel_size={chunks}{given}; use "
+            f"sizes whose product divides it ({_divisors(cfg.model.num_layers)}), or set "
             "parallel.num_layers_in_first_pipeline_stage and parallel.num_layers_in_last_pipeline_stage"
         )
-    for layers in {*ends, *([even_layers // even_stages] if even_stages else [])}:
-        if layers % chunks:
-            yield (
-                f"parallel.virtual_pipeline_model_parallel_size={chunks} does not divide the {layers} layers of a "
-                f"pipeline stage; it may be {_divisors(layers)}"
-            )
 
 
 def _context_parallel(cfg: Config) -> Iterator[str]:
