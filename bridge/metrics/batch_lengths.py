@@ -2,9 +2,9 @@
 
 Looked for, in this order; the first that is there decides:
 
-1. Packed sequences: ``cu_seqlens_unpadded``, ``cu_seqlens_q`` or ``cu_seqlens``, in the batch or in a ``packed_seq_params``
-   (megatron-core's ``PackedSeqParams``).  Offsets of shape [n + 1], [1, n + 1] or [b, n + 1]; they end at the matching
-   ``*_argmin`` if there is one, and at the first decrease (the filler, -1 in Megatron-Bridge's packed files).
+1. Packed sequences: ``cu_seqlens_unpadded``, ``cu_seqlens_q`` or ``cu_seqlens``, in the batch or in its
+   ``packed_seq_params`` (megatron-core's ``PackedSeqParams``).  Offsets of shape [n + 1], [1, n + 1] or [b, n + 1];
+   they end at the matching ``*_argmin`` if there is one, and at the first decrease (the filler, -1 in Megatron-Bridge).
    Where both padded and unpadded offsets exist, the unpadded ones are the real lengths.
 2. A two-dimensional ``attention_mask`` [b, s], non-zero on real tokens.  (A mask [b, 1, s, s] says who sees whom, not
    what is padding, and is left aside.)
@@ -20,7 +20,6 @@ On the CPU everything is numpy, without a copy.  Tensors on a device are never r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Optional, Union
 
@@ -44,7 +43,7 @@ class BatchLengths(NamedTuple):
 
     Attributes:
         sequences: real tokens of each sequence, int64 [n]; zeros (empty segments) may occur and count for nothing.
-        positions: token positions that are computed, padding included: an int, or a tensor [] where only the device knows.
+        positions: token positions that are computed, padding included; a tensor [] where only the device knows.
         image_patches: patches of one frame of each image, int64 [m]; None without images.
         image_frames: how many frames that size each of these stands for, int64 [m].
         unmeasured_images: True if there are pixels but no grid that says how many patches they are.
@@ -57,8 +56,12 @@ class BatchLengths(NamedTuple):
     unmeasured_images: bool = False
 
 
-def read_lengths(batch: Any) -> Optional[BatchLengths]:
-    """The lengths in ``batch``, a mapping or an object with attributes of the same names; None if the batch is None.
+def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:
+    """The lengths in ``batch``, a mapping or an object with attributes of the same names.
+
+    Args:
+        batch: a micro-batch; None or an empty mapping is none, as ranks without data get it.
+        images: whether to look for images.
 
     Raises:
         NoLengths: nothing in the batch tells how long its sequences are.
@@ -82,15 +85,17 @@ def read_lengths(batch: Any) -> Optional[BatchLengths]:
         mask = get("attention_mask")
         if mask is not None and mask.ndim == 2:
             positions = _size(mask)
-            sequences = (_array(mask) != 0).sum(-1)
+            sequences = _row_counts(_array(mask))
         elif tokens is not None:
-            rows, width = (1, tokens.shape[0]) if tokens.ndim == 1 else tokens.shape[:2]
-            positions = rows * width
-            sequences = np.full(rows, width, np.int64)
+            positions = _size(tokens)
+            rows = 1 if tokens.ndim == 1 else tokens.shape[0]
+            sequences = np.full(rows, positions // rows if rows else 0, np.int64)
+        elif isinstance(batch, Mapping) and not batch:
+            return None
         else:
             known = ", ".join((*_OFFSETS, "attention_mask [b, s]", *_TOKENS))
             raise NoLengths(f"a {type(batch).__name__} without any of {known}")
-    return BatchLengths(sequences, positions, *_image_lengths(get))
+    return BatchLengths(sequences, positions, *_image_lengths(get)) if images else BatchLengths(sequences, positions)
 
 
 def _getter(source: Any) -> Callable[[str], Any]:
@@ -119,7 +124,14 @@ def _array(value: Any) -> Array:
 
 def _size(value: Any) -> int:
     """Elements of a tensor or an array, from its shape alone."""
-    return math.prod(value.shape)
+    return value.size if isinstance(value, np.ndarray) else value.numel()
+
+
+def _row_counts(mask: Array) -> Array:
+    """Non-zero entries of each row."""
+    if isinstance(mask, np.ndarray):
+        return (mask if mask.dtype == np.bool_ else mask != 0).sum(-1)
+    return (mask != 0).sum(-1)
 
 
 def _segment_lengths(offsets: Array, argmin: Any) -> Array:
@@ -128,19 +140,21 @@ def _segment_lengths(offsets: Array, argmin: Any) -> Array:
         # Megatron-Bridge keeps it on the host for this very use. 0 is the argmin of offsets without a filler.
         if offsets.ndim == 1 or offsets.shape[0] == 1:
             offsets = offsets[..., : ends.item() or None]
-    lengths = offsets[..., 1:] - offsets[..., :-1]
-    if not isinstance(lengths, np.ndarray):
-        return lengths.long().clamp_(min=0).reshape(-1)  # the filler's step down becomes an empty segment, unseen
-    lengths = lengths.astype(np.int64)
-    if lengths.size and np.minimum.reduce(lengths, axis=None) < 0:
+    if not isinstance(offsets, np.ndarray):
+        lengths = offsets[..., 1:].long() - offsets[..., :-1]
+        return lengths.clamp_(min=0).reshape(-1)  # the filler's step down becomes an empty segment, unseen
+    if offsets.ndim == 2 and offsets.shape[0] == 1:
+        offsets = offsets[0]
+    lengths = (offsets[..., 1:] - offsets[..., :-1]).astype(np.int64)
+    if lengths.size and lengths.item(lengths.argmin()) < 0:
         inside = np.logical_and.accumulate(lengths >= 0, axis=-1)
         if np.any(lengths[~inside] > 0):
             raise NoLengths("cu_seqlens falls and rises again; offsets must not decrease before their filler")
         lengths = lengths[inside]
-    return lengths.reshape(-1)
+    return lengths.reshape(-1) if lengths.ndim > 1 else lengths
 
 
-def _last_offset(offsets: Any, sequences: Array) -> Union[int, Any]:
+def _last_offset(offsets: Array, sequences: Array) -> Union[int, Any]:
     """Positions of a packed batch without tokens: the last padded offset of each row."""
     if isinstance(offsets, np.ndarray):
         return max(int(np.maximum.reduce(offsets, axis=-1, initial=0).sum()), int(sequences.sum()))

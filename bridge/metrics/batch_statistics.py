@@ -3,8 +3,8 @@
 The vector is the plan's statistics, then what reports need beside them (``COUNTERS``), then one entry per data-parallel
 replica for its work.  The layout depends on nothing that a batch could change, so all ranks agree on it.
 
-Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; every statistic is
-at most twice the square of the micro-batch's tokens, so below 2^30 tokens nothing can overflow, and above that the
+Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; every statistic
+is at most twice the square of the micro-batch's tokens, so below 2^30 tokens nothing can overflow, and above that the
 same formulas run on Python integers.  On a device, sums are kept in two limbs (see :mod:`bridge.metrics.reduction`).
 
 Cost: a few microseconds for a micro-batch of any form; under 10 for 1,024 packed segments.
@@ -12,7 +12,7 @@ Cost: a few microseconds for a micro-batch of any form; under 10 for 1,024 packe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -39,11 +39,10 @@ class StatisticSum:
     def __init__(self, statistic: Statistic) -> None:
         self.statistic = statistic
         self._table = np.zeros(1, np.int64)
-        self.of_array = {
+        self.of_array: Callable[[np.ndarray], int] = {
             "count": np.count_nonzero,  # empty segments are no sequences; every other statistic is 0 for length 0
-            "length": np.add.reduce,
             "square": lambda lengths: lengths.dot(lengths),
-        }.get(statistic.kind, self._look_up)
+        }.get(statistic.kind, self._look_up)  # type: ignore[assignment]
 
     def _look_up(self, lengths: np.ndarray) -> int:
         """A table of values turns any formula into one gather: 2 us for 1,024 lengths, whatever the formula costs."""
@@ -69,7 +68,7 @@ class StatisticSum:
     def exact(self, lengths: Sequence[int], times: Optional[Sequence[int]] = None) -> int:
         """The same in Python integers, for lengths of any size."""
         of, weights = self.statistic.of, times if times is not None else [1] * len(lengths)
-        return sum(weight * of(length) for length, weight in zip(lengths, weights) if length)
+        return sum(weight * of(length) for length, weight in zip(lengths, weights, strict=True) if length)
 
     def _masked(self, lengths: Any) -> Any:
         return self.statistic.of(lengths) * (lengths > 0)
@@ -94,10 +93,12 @@ class BatchStatistics:
             *(f"replica_work[{index}]" for index in range(slots)),
         )
         self.index = {name: position for position, name in enumerate(self.names)}
-        self.replica_slot = self.index[f"replica_work[{replica}]"] if slots else None
+        self.replica_slots = range(len(self.names) - slots, len(self.names))
+        self.replica_slot = self.replica_slots[replica] if slots else None
         sums = [(position, StatisticSum(statistic)) for position, statistic in enumerate(everything)]
-        self._sequence_sums = [(i, s) for i, s in sums if s.statistic.over == "sequences"]
+        self._sequence_sums = [(i, s) for i, s in sums if s.statistic.over == "sequences" and s.statistic != TOKENS]
         self._image_sums = [(i, s) for i, s in sums if s.statistic.over == "images"]
+        self.needs_images = bool(self._image_sums)
         self._tokens = self.index["tokens"]
         self._positions, self._micro_batches = self.index["positions"], self.index["micro_batches"]
         self.values: list[int] = [0] * len(self.names)
@@ -112,12 +113,13 @@ class BatchStatistics:
         Raises:
             NoLengths: the plan needs patches, and the micro-batch has pixels of unknown patches.
         """
-        if lengths.unmeasured_images and self._image_sums:
+        if lengths.unmeasured_images and self.needs_images:
             raise NoLengths("pixels without image_grid_thw: their patches are unknown")
         values = self.values
         sequences = lengths.sequences
         if isinstance(sequences, np.ndarray):
             tokens = int(np.add.reduce(sequences))
+            values[self._tokens] += tokens
             if tokens < INT64_TOKENS:
                 for position, statistic in self._sequence_sums:
                     values[position] += int(statistic.of_array(sequences))
@@ -125,13 +127,14 @@ class BatchStatistics:
                 for position, statistic in self._sequence_sums:
                     values[position] += statistic.exact(sequences.tolist())
         else:
+            self._add_on_device(self._tokens, sequences.sum())
             for position, statistic in self._sequence_sums:
                 self._add_on_device(position, statistic.of_tensor(sequences))
         if isinstance(lengths.positions, int):
             values[self._positions] += lengths.positions
         else:
             self._add_on_device(self._positions, lengths.positions)
-        if lengths.image_patches is not None and self._image_sums:
+        if lengths.image_patches is not None and self.needs_images:
             self._add_images(lengths.image_patches, lengths.image_frames)
         values[self._micro_batches] += 1
 

@@ -4,8 +4,8 @@ What is summed, and when, follows from the calls alone, which follow from the co
 calls at the same steps, whatever data it saw and whether or not it can still count.  A rank that cannot sends zeros
 and says so in the vector, so that the collective never waits for it and every rank learns of it.
 
-Life of a step: ``add_batch`` for each micro-batch, ``end_step``; at a log point ``launch(step)``; some time later, when the
-sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` brings the totals up to date.
+Life of a step: ``add_batch`` for each micro-batch, ``end_step``; at a log point ``launch(step)``; some time later, when
+the sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` brings the totals up to date.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bridge.flops.model_shape import ConfigError
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
-from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK, PendingSum, split
+from bridge.metrics.reduction import CPU, LIMB_BITS, LIMB_MASK, PendingSum, split
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.timing import Clock, IntervalTimer, Lap
 from bridge.metrics.totals import Totals, whole
@@ -83,17 +83,23 @@ class Meter:
         world_size: int = 1,
         pipeline: int = 1,
         virtual_pipeline: int = 1,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = CPU,
         peak_flops: Optional[float] = None,
     ) -> None:
         self.plan = plan
         self.contributes = contributes
         self.peak_flops = peak_flops
         self._replicas, self._world_size = replicas, world_size
-        self._stages = (pipeline, virtual_pipeline) if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline) else None
+        self._stages = (
+            (pipeline, virtual_pipeline)
+            if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline)
+            else None
+        )
         self._device = device
         self._batch = BatchStatistics(plan.statistics if plan else (), replicas=replicas, replica=replica)
         self.names = self._batch.names
+        if plan is not None:
+            plan.evaluate_components([0] * len(plan.statistics))  # compiled on first use: not in a step, please
         self.totals = Totals(plan, self.names)
         self._timer = IntervalTimer(clock)
         self.overhead_ns = 0
@@ -115,7 +121,7 @@ class Meter:
     def _zeros(self) -> list[int]:
         return [0] * len(self.names)
 
-    # ---- on this rank -----------------------------------------------------------------------------------------------
+    # ---- on this rank ---------------------------------------------------------------------------------------------
 
     def add_batch(self, batch: Any, waited_ns: int = 0) -> None:
         """Count a micro-batch that this rank's replica is about to compute."""
@@ -123,7 +129,7 @@ class Meter:
             return
         self._batch.count("data_wait_ns", waited_ns)
         try:
-            lengths = read_lengths(batch)
+            lengths = read_lengths(batch, images=self._batch.needs_images)
             if lengths is not None:
                 self._batch.add(lengths)
         except NoLengths as error:
@@ -163,7 +169,7 @@ class Meter:
         """This rank can not count any more. All ranks will learn it at the next sum."""
         self._failed = True
 
-    # ---- over all ranks: every rank calls these at the same steps -----------------------------------------------------
+    # ---- over all ranks: every rank calls these at the same steps -------------------------------------------------
 
     def launch(self, report_step: Optional[int]) -> None:
         """Start to sum what was counted since the last launch; at most one sum is under way.
@@ -196,7 +202,7 @@ class Meter:
         return self._reports.pop(0) if self._reports else None
 
     def settle(self) -> None:
-        """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as saving a checkpoint does."""
+        """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
         if self._steps:
             self.launch(None)
         self._finish_pending()
@@ -207,7 +213,7 @@ class Meter:
         pending = self._pending
         return self._steps + self._work_steps + (pending.steps if pending and pending.report_step is None else 0)
 
-    # ---- sending ------------------------------------------------------------------------------------------------------
+    # ---- sending --------------------------------------------------------------------------------------------------
 
     def _payload(self, segments: int) -> tuple[list[list[int]], Any]:
         """Limbs of the host's and of the device's part. Never raises: what cannot be sent is a failure of this rank."""
@@ -256,7 +262,7 @@ class Meter:
             device[0, slot], device[1, slot] = work & LIMB_MASK, work >> LIMB_BITS
         return host, device
 
-    # ---- receiving ----------------------------------------------------------------------------------------------------
+    # ---- receiving ------------------------------------------------------------------------------------------------
 
     def _arrived(self, launch: _Launch) -> bool:
         return launch.sum.ready() and (launch.lap is None or launch.lap.ready())
@@ -282,7 +288,8 @@ class Meter:
             self._work_steps = self._timed_steps_done = 0
 
     def _report(self, launch: _Launch) -> Report:
-        assert launch.report_step is not None and launch.lap is not None
+        assert launch.report_step is not None
+        assert launch.lap is not None
         if not self.totals.complete:
             return Report(launch.report_step, None)
         work, timed = self._work, self._timed
@@ -319,17 +326,17 @@ class Meter:
             unlearned_tokens=values[index["unlearned_tokens"]],
             unread_micro_batches=values[index["unread_micro_batches"]],
             data_wait_seconds=values[index["data_wait_ns"]] / 1e9 / self._replicas,
-            replica_work=[value for name, value in zip(self.names, values) if name.startswith("replica_work")],
+            replica_work=[values[position] for position in self._batch.replica_slots],
             stage_work=stages,
         )
 
 
 def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:
-    return [a + b for a, b in zip(left, right)]
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _splits(plan: Plan, pipeline: int, virtual_pipeline: int) -> bool:
-    """Whether the layers split evenly over the stages; uneven stages are not priced, and their imbalance is not reported."""
+    """Whether the layers split evenly over the stages; uneven stages are not priced."""
     try:
         plan.evaluate_stages([0] * len(plan.statistics), pipeline, virtual_pipeline)
     except ConfigError:

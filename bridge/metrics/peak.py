@@ -43,13 +43,17 @@ def device_peak(
     """
     import torch
 
-    device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = (
+        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     on_cpu = device.type == "cpu"
     name = device_name or (cpu_name() if on_cpu else torch.cuda.get_device_name(device))
     if configured is not None:
         return DevicePeak(name, number_format, float(configured), "hardware.peak_flops")
     if on_cpu and device_name is None:
-        return DevicePeak(name, number_format, *measure_matmul(getattr(torch, {"bf16": "bfloat16"}.get(number_format, "float32"))))
+        return DevicePeak(
+            name, number_format, *measure_matmul(getattr(torch, {"bf16": "bfloat16"}.get(number_format, "float32")))
+        )
     entry = find_peak(name)
     flops = peak_flops(name, number_format)
     if flops is not None and entry is not None:
@@ -71,7 +75,10 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
             torch.mm(a, b, out=out)
             best, runs = min(best, time.perf_counter() - start), runs + 1
     name = str(dtype).removeprefix("torch.")
-    return 2 * size**3 / best, f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)"
+    return (
+        2 * size** 3 / best,
+        f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)",
+    )
 
 
 def cpu_name() -> str:

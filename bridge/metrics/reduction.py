@@ -16,6 +16,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
+CPU = torch.device("cpu")
 LIMB_BITS = 40
 LIMB_MASK = (1 << LIMB_BITS) - 1
 _HIGHEST = 1 << LIMB_BITS
@@ -35,8 +36,7 @@ def split(values: Sequence[int]) -> list[list[int]]:
 
 def join(limbs: Sequence[Sequence[int]]) -> list[int]:
     """The integers of two rows of (summed) limbs."""
-    low, high = limbs
-    return [(h << LIMB_BITS) + l for l, h in zip(low, high)]
+    return [(high << LIMB_BITS) + low for low, high in zip(*limbs, strict=True)]
 
 
 class PendingSum:
@@ -53,7 +53,7 @@ class PendingSum:
         limbs: Sequence[Sequence[int]],
         device_limbs: Optional[torch.Tensor] = None,
         *,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = CPU,
     ) -> None:
         self._host = torch.tensor(limbs, dtype=torch.int64)
         self._work: Any = None

@@ -70,7 +70,7 @@ class Interval:
 
 
 def throughput(interval: Interval) -> Metrics:
-    """The keys and values to log for one interval. Units: TFLOP/s, 1/s, s, FLOP; MFU, HFU and ``*_fraction`` are fractions."""
+    """The keys and values to log for one interval, in TFLOP/s, 1/s, s and FLOP; MFU and HFU are fractions."""
     work, timed = interval.work, interval.timed
     metrics: Metrics = {}
     if _positive(interval.seconds) and timed.steps > 0:
@@ -103,7 +103,7 @@ def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[fl
     if timed.flops is not None:
         rates["throughput/tflops"] = timed.flops / seconds / TERA
         rates["throughput/tflops/device"] = timed.flops / seconds / world_size / TERA
-        if _positive(peak_flops):
+        if peak_flops is not None and _positive(peak_flops):
             peak = peak_flops * world_size
             rates["throughput/mfu"] = timed.flops / seconds / peak
             if timed.hardware_flops is not None:
@@ -129,8 +129,7 @@ def doubts(metrics: Mapping[str, Union[int, float]]) -> list[str]:
         return []
     names = " and ".join(f"{name.upper()} {metrics[f'throughput/{name}']:.2f}" for name in above)
     return [
-        f"{names}: no device is faster than its peak. Likely causes: hardware.peak_flops or hardware.device_name is wrong; "
-        "the matmuls run in another number format than the peak (FP8 against a BF16 peak); the convention counts more than "
-        "the kernels compute (attention without its causal half); steps overlap the clock, because the device is not "
-        "waited for."
+        f"{names}: no device is faster than its peak. Likely causes: hardware.peak_flops or hardware.device_name is "
+        "wrong; the matmuls run in another number format than the peak (FP8 against a BF16 peak); the convention "
+        "counts more than the kernels compute (attention without its causal half); the seconds miss some of the work."
     ]

@@ -7,13 +7,10 @@ carried as a number of their own, since the new plan cannot price the old work.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from bridge.flops.plan import Plan
-
-logger = logging.getLogger(__name__)
 
 #: Entries of a vector that say something about one interval only.
 _OF_THE_INTERVAL = ("data_wait_ns", "failures", "replica_work")
@@ -43,7 +40,7 @@ class Totals:
 
     def add(self, vector: Sequence[int]) -> None:
         """Add a vector that is summed over all ranks."""
-        self._values = [old + new for old, new in zip(self._values, vector)]
+        self._values = [old + new for old, new in zip(self._values, vector, strict=True)]
 
     def __getitem__(self, name: str) -> int:
         """One statistic or counter since the first step, as far as this model's plan knows it."""
@@ -63,10 +60,10 @@ class Totals:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain integers and strings."""
-        kept = {name: value for name, value in zip(self._names, self._values) if not name.startswith(_OF_THE_INTERVAL)}
+        values = zip(self._names, self._values, strict=True)
         return {
             "convention": None if self._plan is None else self._plan.convention,
-            "statistics": kept,
+            "statistics": {name: value for name, value in values if not name.startswith(_OF_THE_INTERVAL)},
             "carried_flops": self._carried_flops,
             "carried_tokens": self._carried_tokens,
             "total_flops": self.flops,
@@ -74,26 +71,32 @@ class Totals:
             "complete": self.complete,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, whatever layout, log interval, convention or model it was written with."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> Optional[str]:
+        """Continue from a checkpoint, whatever layout, log interval, convention or model it was written with.
+
+        Returns:
+            A sentence for the user if the totals do not simply continue.
+        """
         self.complete = bool(state["complete"])
-        if not self.complete:
-            logger.warning("the checkpoint's FLOP total is incomplete: a rank could not count; no totals are reported")
         self._carried_flops, self._carried_tokens = int(state["carried_flops"]), int(state["carried_tokens"])
         saved = {name: int(value) for name, value in state["statistics"].items()}
         self._values = [saved.get(name, 0) for name in self._names]
+        if not self.complete:
+            return "the checkpoint's FLOP total is incomplete, since a rank could not count; no totals are reported"
         if self._plan is None or state["total_flops"] is None:
-            return
+            return None
         same_convention = state["convention"] == self._plan.convention
         priceable = all(statistic.name in saved for statistic in self._plan.statistics)
         if same_convention and priceable and self.flops == state["total_flops"]:
-            return
+            return None
+        was, now = state["convention"], self._plan.convention
         if not same_convention and priceable and not self._carried_flops:
-            logger.warning("total_flops was counted as %r and is re-scored as %r", state["convention"], self._plan.convention)
-            return
-        # Another model: its statistics mean something else. What was done stays done, in the convention it was counted in.
-        if not same_convention:
-            logger.warning("total_flops restarts at 0: the checkpoint counted as %r, this run as %r", state["convention"], self._plan.convention)
+            return f"total_flops was counted in the {was} convention and is now scored in the {now} one"
+        # Another model: its statistics mean something else, and what was done stays done.  Another convention that needs
+        # other statistics: the old work cannot be scored again, and numbers of two conventions are never mixed.
         self._carried_flops = int(state["total_flops"]) if same_convention else 0
         self._carried_tokens = int(state["total_tokens"])
         self._values = [0] * len(self._names)
+        if same_convention:
+            return "the model is not the checkpoint's: total_flops keeps what was counted, new steps are priced anew"
+        return f"total_flops restarts at 0: the checkpoint counted in the {was} convention, this run in the {now} one"

@@ -7,6 +7,7 @@ thread of its own, so that a stuck connection cannot hold a step back.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -51,8 +52,8 @@ class Tracker(Protocol):
 class Trackers:
     """All trackers of a run, as one. A row may come in parts, and a tracker that fails is dropped with one warning.
 
-    ``log`` has the meaning of W&B's ``step`` and ``commit``: parts with the same step become one row, written when a part
-    says ``commit`` or when a later step needs the room.
+    ``log`` has the meaning of W&B's ``step`` and ``commit``: parts with the same step become one row, written when a
+    part says ``commit`` or when a later step needs the room.
     """
 
     def __init__(self, trackers: Sequence[Tracker] = (), *, run_id: Optional[str] = None) -> None:
@@ -92,7 +93,7 @@ class Trackers:
         for step in steps:
             row = self._rows.pop(step)
             if row:
-                self._each(lambda tracker: tracker.log(row, step))
+                self._each(functools.partial(_log, row=row, step=step))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
@@ -104,6 +105,10 @@ class Trackers:
                 _quietly(tracker.close)
 
 
+def _log(tracker: Tracker, row: Metrics, step: int) -> None:
+    tracker.log(row, step)
+
+
 def _quietly(call: Callable[[], None]) -> None:
     try:
         call()
@@ -111,7 +116,7 @@ def _quietly(call: Callable[[], None]) -> None:
         logger.debug("closing a broken tracker", exc_info=True)
 
 
-# ---- JSON lines ---------------------------------------------------------------------------------------------------------
+# ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
 class JsonlTracker:
@@ -121,8 +126,8 @@ class JsonlTracker:
 
     Args:
         path: the file; missing folders are made.
-        step: the step training starts after. 0: a new run, an old file is kept as ``<path>.previous``. Else the rows after
-            that step are dropped, since these steps will be trained again.
+        step: the step training starts after. 0: a new run, an old file is kept as ``<path>.previous``. Else the rows
+            after that step are dropped, since these steps will be trained again.
     """
 
     def __init__(self, path: os.PathLike[str] | str, *, step: int = 0) -> None:
@@ -135,7 +140,7 @@ class JsonlTracker:
                 self._forget_rows_after(step)
             elif self.path.stat().st_size:
                 self.path.replace(self.path.with_name(self.path.name + ".previous"))
-        self._file = open(self.path, "ab", buffering=0)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def _forget_rows_after(self, step: int) -> None:
         kept = []
@@ -184,12 +189,17 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if hasattr(value, "item") and getattr(value, "size", None) in (1,) or hasattr(value, "numel") and value.numel() == 1:
+    if (
+        hasattr(value, "item")
+        and getattr(value, "size", None) in (1,)
+        or hasattr(value, "numel")
+        and value.numel() == 1
+    ):
         return _plain(value.item())
     return str(value)
 
 
-# ---- W&B ----------------------------------------------------------------------------------------------------------------
+# ---- W&B ---------------------------------------------------------------------------------------------------------
 
 
 class WandbTracker:
@@ -293,14 +303,16 @@ class WandbTracker:
         except Exception as error:
             if self.mode != "online":
                 raise
-            logger.warning("W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0])
+            logger.warning(
+                "W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0]
+            )
             self.mode = "offline"
             run = self._init(self.mode)
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         return run
 
-    def _init(self, mode: str) -> Any:
+    def _init(self, mode: Any) -> Any:
         settings = self._wandb.Settings(
             console="off",  # the console belongs to the progress line
             silent=True,
@@ -348,7 +360,17 @@ def default_mode() -> str:
         return "offline"
 
 
-_SECRET_WORDS = ("api_key", "apikey", "password", "passwd", "secret", "credential", "access_token", "auth_token", "hf_token")
+_SECRET_WORDS = (
+    "api_key",
+    "apikey",
+    "password",
+    "passwd",
+    "secret",
+    "credential",
+    "access_token",
+    "auth_token",
+    "hf_token",
+)
 
 
 def without_secrets(options: Any) -> Any:
@@ -363,7 +385,7 @@ def without_secrets(options: Any) -> Any:
     return options
 
 
-# ---- from the configuration ---------------------------------------------------------------------------------------------
+# ---- from the configuration --------------------------------------------------------------------------------------
 
 
 def open_trackers(
@@ -388,7 +410,11 @@ def open_trackers(
         try:
             trackers.append(JsonlTracker(logger_config.metrics_file, step=step))
         except OSError as error:
-            logger.warning("logger.metrics_file=%s cannot be written: %s. Training goes on without it.", logger_config.metrics_file, error)
+            logger.warning(
+                "logger.metrics_file=%s cannot be written: %s. Training goes on without it.",
+                logger_config.metrics_file,
+                error,
+            )
     if logger_config.wandb_project:
         run_id = run_id or secrets.token_hex(4)
         try:
@@ -406,7 +432,9 @@ def open_trackers(
             )
         except (ImportError, OSError) as error:
             run_id = None
-            logger.warning("W&B cannot start: %s. Training goes on without it; logger.wandb_project=null silences this.", error)
+            logger.warning(
+                "W&B cannot start: %s. Training goes on without it; logger.wandb_project=null silences this.", error
+            )
     else:
         run_id = None
     return Trackers(trackers, run_id=run_id)

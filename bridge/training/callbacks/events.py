@@ -190,17 +190,17 @@ class CallbackManager:
         except KeyError:
             raise ValueError(f"unknown event {event_name!r}; events are {', '.join(EVENTS)}") from None
 
-    # ---- ours ------------------------------------------------------------------------------------------------------
+    # ---- ours -----------------------------------------------------------------------------------------------------
 
     def observe(self, data_iterator: Any) -> Any:
-        """The training data iterator (or the list of them, one per model chunk), as the callbacks want to see it used."""
+        """The training data iterator (or the list of them, one per model chunk), wrapped by the callbacks."""
         for callback in self._callbacks:
             if hasattr(callback, "observe"):
                 data_iterator = callback.observe(data_iterator)
         return data_iterator
 
     def state_dict(self) -> dict[str, Any]:
-        """What the callbacks want kept in a checkpoint, by class name. Fire ``on_checkpoint_save`` on all ranks first."""
+        """What the callbacks want kept in a checkpoint, by class name; after ``on_checkpoint_save`` on all ranks."""
         return {name: callback.state_dict() for name, callback in self._named() if hasattr(callback, "state_dict")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

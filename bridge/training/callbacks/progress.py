@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, TextIO
 
+from bridge.metrics.trackers import Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.callbacks.throughput import FACTS, ROWS, current_groups
 
@@ -46,7 +47,7 @@ class ProgressCallback(Callback):
         self._started = 0.0
         self._loss: Optional[float] = None
 
-    # ---- events -----------------------------------------------------------------------------------------------------
+    # ---- events ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, context: CallbackContext) -> None:
         """The table."""
@@ -59,7 +60,9 @@ class ProgressCallback(Callback):
             self._prints = here.rank == here.world_size - 1
         self._step = self._first_step = state.train_state.step
         self._steps = getattr(getattr(state.cfg, "train", None), "train_iters", None)
-        self._log_interval = self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10
+        self._log_interval = (
+            self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10
+        )
         self._started = time.perf_counter()
         if self._prints:
             self._table("training", start_table(state, context.user_state.get(FACTS)))
@@ -96,10 +99,10 @@ class ProgressCallback(Callback):
         rows = context.user_state.get(ROWS) or {}
         last = rows[max(rows)] if rows else {}
         trackers = getattr(context.state, "trackers", None)
-        look = trackers.how_to_look() if hasattr(trackers, "how_to_look") else []
+        look = trackers.how_to_look() if isinstance(trackers, Trackers) else []
         self._table("done", self._end_table(last, look))
 
-    # ---- lines ------------------------------------------------------------------------------------------------------
+    # ---- lines ----------------------------------------------------------------------------------------------------
 
     def _print_open(self, user_state: Mapping[str, Any], *, everything: bool = False) -> None:
         rows = user_state.get(ROWS) or {}
@@ -150,10 +153,12 @@ class ProgressCallback(Callback):
             table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
             rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
-            table.append(("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
+            table.append(
+                ("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""))
+            )
         return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
 
-    # ---- printing ---------------------------------------------------------------------------------------------------
+    # ---- printing -------------------------------------------------------------------------------------------------
 
     def _out(self) -> TextIO:
         return self._stream or sys.stdout
@@ -191,7 +196,12 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
     rows = [("run", str(getattr(cfg, "name", "")))] if getattr(cfg, "name", None) else []
     shape = [
         f"{value} {word}"
-        for name, word in (("num_layers", "layers"), ("hidden_size", "hidden"), ("num_attention_heads", "heads"), ("num_moe_experts", "experts"))
+        for name, word in (
+            ("num_layers", "layers"),
+            ("hidden_size", "hidden"),
+            ("num_attention_heads", "heads"),
+            ("num_moe_experts", "experts"),
+        )
         if (value := getattr(model, name, None))
     ]
     rows.append(("model", ", ".join(shape)))
@@ -202,7 +212,12 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
         rows.append(("parameters", f"{quantity(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
     if "flops_per_token" in facts:
         length = facts["flops_per_token_seq_length"]
-        rows.append(("FLOPs per token", f"{quantity(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention"))
+        rows.append(
+            (
+                "FLOPs per token",
+                f"{quantity(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention",
+            )
+        )
     if facts:
         sizes = {
             "TP": facts["tensor_model_parallel_size"],

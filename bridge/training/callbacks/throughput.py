@@ -43,7 +43,10 @@ FACTS, ROWS = "throughput/facts", "throughput/rows"
 _ROWS_KEPT = 4
 
 
-def _hook(method: Callable[[ThroughputCallback, CallbackContext], None]) -> Callable[[ThroughputCallback, CallbackContext], None]:
+_Hook = Callable[["ThroughputCallback", CallbackContext], None]
+
+
+def _hook(method: _Hook) -> _Hook:
     """An event: timed, and its exceptions kept from the training loop."""
 
     @functools.wraps(method)
@@ -100,14 +103,14 @@ class ThroughputCallback(Callback):
         self._reported_failure = False
         self._doubted = False
 
-    # ---- data -------------------------------------------------------------------------------------------------------
+    # ---- data -----------------------------------------------------------------------------------------------------
 
     def observe(self, data_iterator: Any) -> Any:
         """The same iterator, its batches counted as they pass, untouched.
 
-        Under virtual pipelining pass the list of iterators, one per model chunk: each chunk sees every batch, so the first
-        one's iterator is counted. Wrap what the schedule itself takes batches from: a prefetcher around the result would
-        run ahead of the steps. Ranks that do not contribute get back what they gave.
+        Under virtual pipelining pass the list of iterators, one per model chunk: each chunk sees every batch, so the
+        first one's iterator is counted. Wrap what the schedule itself takes batches from: a prefetcher around the
+        result would run ahead of the steps. Ranks that do not contribute get back what they gave.
         """
         if isinstance(data_iterator, (list, tuple)):
             return [self.observe(iterator) if chunk == 0 else iterator for chunk, iterator in enumerate(data_iterator)]
@@ -134,7 +137,7 @@ class ThroughputCallback(Callback):
         if self._meter is not None:
             self._meter.overhead_ns += time.perf_counter_ns() - start
 
-    # ---- events -----------------------------------------------------------------------------------------------------
+    # ---- events ---------------------------------------------------------------------------------------------------
 
     @_hook
     def on_train_start(self, context: CallbackContext) -> None:
@@ -158,7 +161,9 @@ class ThroughputCallback(Callback):
             device=device,
         )
         if self._restored is not None:
-            self._meter.totals.load_state_dict(self._restored)
+            note = self._meter.totals.load_state_dict(self._restored)
+            if note and groups.rank == 0:
+                logger.warning("%s", note)
         for batch, waited_ns in self._early:
             self._meter.add_batch(batch, waited_ns)
         self._early.clear()
@@ -231,11 +236,17 @@ class ThroughputCallback(Callback):
         """Time goes on at the next step."""
         self._evaluating = False
 
-    on_test_start, on_test_end = on_eval_start, on_eval_end
+    def on_test_start(self, context: CallbackContext) -> None:
+        """A test is an evaluation."""
+        self.on_eval_start(context)
+
+    def on_test_end(self, context: CallbackContext) -> None:
+        """A test is an evaluation."""
+        self.on_eval_end(context)
 
     @_hook
     def on_checkpoint_save(self, context: CallbackContext) -> None:
-        """Totals include every step up to now, on all ranks, before ``state_dict`` is read; saving takes no training time."""
+        """Totals include every step up to now, on all ranks, before ``state_dict`` is read. Saving takes no time."""
         if self._meter is not None:
             self._meter.pause()
             self._meter.settle()
@@ -254,7 +265,7 @@ class ThroughputCallback(Callback):
             if not isinstance(getattr(context.state, "trackers", None), Trackers):
                 self._trackers.close()
 
-    # ---- reports ----------------------------------------------------------------------------------------------------
+    # ---- reports --------------------------------------------------------------------------------------------------
 
     def _publish(self, context: CallbackContext, *, wait: bool = False) -> None:
         assert self._meter is not None
@@ -272,7 +283,9 @@ class ThroughputCallback(Callback):
     def _metrics(self, report: Report) -> dict[str, Any]:
         if report.interval is None:
             if not self._reported_failure and self._is_first_rank():
-                logger.warning("throughput is not reported from step %d on: a rank could not count its batches", report.step)
+                logger.warning(
+                    "throughput is not reported from step %d on: a rank could not count its batches", report.step
+                )
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
@@ -288,15 +301,17 @@ class ThroughputCallback(Callback):
         return self._groups is None or self._groups.rank == 0
 
     def _fail(self, error: Exception) -> None:
-        """Stop counting on this rank, with one warning. It goes on to take part in the sums, or the others would wait."""
+        """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
         if not self._failed:
             self._failed = True
-            logger.warning("ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error)
+            logger.warning(
+                "ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error
+            )
             logger.debug("the exception", exc_info=error)
         if self._meter is not None:
             self._meter.fail()
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------------
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""
@@ -349,7 +364,9 @@ def number_format(state: Any) -> str:
     return next((name for name in ("bf16", "fp16") if getattr(model, name, False)), "fp32")
 
 
-def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
+def constants(
+    cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str
+) -> dict[str, Any]:
     """What a finished run needs to be scored again: device, peak and its source, and what the formula was given."""
     facts: dict[str, Any] = {
         "convention": convention,

@@ -1,0 +1,198 @@
+"""The vector of a rank equals what the plan measures length by length, on the host and on a device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge.flops.statistics import Statistic
+from bridge.metrics import batch_statistics
+from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
+from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.reduction import join
+
+STATISTICS = (
+    Statistic("square"),
+    Statistic("causal_pairs"),
+    Statistic("window_pairs", sizes=(7,)),
+    Statistic("doubled_window_area", sizes=(7,)),
+    Statistic("chunk_pairs", sizes=(5,)),
+    Statistic("chunk_squares", sizes=(5,)),
+    Statistic("compressed_pairs", sizes=(4,)),
+    Statistic("compressed_topk_pairs", sizes=(4, 3)),
+    Statistic("doubled_compressed_topk_area", sizes=(4, 3)),
+    Statistic("quotient", sizes=(4,)),
+    Statistic("length", "images"),
+    Statistic("square", "images"),
+    Statistic("quotient", "images", (4,)),
+)
+"""Every kind of statistic a plan can ask for."""
+
+
+def expected(sequences, images=()):
+    """What length by length arithmetic on Python integers gives."""
+    lengths = {"sequences": [s for s in sequences if s], "images": [p for p in images if p]}
+    return [statistic.sum(lengths[statistic.over]) for statistic in STATISTICS]
+
+
+def batch(sequences, images=()):
+    patches = np.array([p for p, _ in images], np.int64)
+    frames = np.array([t for _, t in images], np.int64)
+    return BatchLengths(np.array(sequences, np.int64), sum(sequences) + 3, patches, frames)
+
+
+def counted(statistics: BatchStatistics) -> dict[str, int]:
+    host, device = statistics.drain()
+    if device is not None:
+        host = [a + b for a, b in zip(host, join(device.tolist()), strict=True)]
+    return dict(zip(statistics.names, host, strict=True))
+
+
+LENGTHS = st.lists(st.integers(0, 300) | st.integers(0, 2**21), max_size=20)
+IMAGES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 4)), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(LENGTHS, IMAGES), max_size=4))
+def test_equals_length_by_length_arithmetic(batches):
+    statistics = BatchStatistics(STATISTICS)
+    for sequences, images in batches:
+        statistics.add(batch(sequences, images))
+    sequences = [s for lengths, _ in batches for s in lengths]
+    images = [patches for _, grids in batches for patches, frames in grids for _ in range(frames)]
+    values = counted(statistics)
+    assert list(values.values())[: len(STATISTICS)] == expected(sequences, images)
+    assert values["tokens"] == sum(sequences)
+    assert values["sequences"] == sum(1 for s in sequences if s)
+    assert values["positions"] == sum(sequences) + 3 * len(batches)
+    assert values["micro_batches"] == len(batches)
+
+
+@pytest.mark.parametrize("length", [2**30 - 1, 2**30, 2**31, 2**40])
+def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(length):
+    statistics = BatchStatistics(STATISTICS)
+    for _ in range(3):
+        statistics.add(batch([length, 1], [(length, 2)]))
+    values = list(counted(statistics).values())[: len(STATISTICS)]
+    assert values == expected([length, 1] * 3, [length] * 6)
+
+
+def test_tables_grow_and_stop_growing(monkeypatch):
+    monkeypatch.setattr(batch_statistics, "_TABLE_LIMIT", 64)
+    statistics = BatchStatistics(STATISTICS)
+    for sequences in ([3], [31, 32, 33], [63], [64], [1000, 2, 0]):
+        statistics.add(batch(sequences))
+    assert list(counted(statistics).values())[: len(STATISTICS)] == expected([3, 31, 32, 33, 63, 64, 1000, 2])
+
+
+def test_the_layout_follows_from_the_plan_and_the_size_of_the_job():
+    plan = (Statistic("length"), Statistic("square"))
+    layout = BatchStatistics(plan, replicas=3, replica=1)
+    assert layout.names[:3] == ("tokens", "squared_tokens", "sequences")
+    assert layout.names[-3:] == ("replica_work[0]", "replica_work[1]", "replica_work[2]")
+    assert layout.names[layout.replica_slot] == "replica_work[1]"
+    assert BatchStatistics(plan, replicas=3, replica=2).names == layout.names
+    # Without imbalance to report: one replica, or too many.
+    assert BatchStatistics(plan).names == BatchStatistics(plan, replicas=65, replica=64).names == layout.names[:-3]
+
+
+def test_draining_starts_again_from_zero():
+    statistics = BatchStatistics(STATISTICS)
+    statistics.add(batch([5]))
+    statistics.count("unread_micro_batches", 2)
+    assert counted(statistics)["unread_micro_batches"] == 2
+    assert set(counted(statistics).values()) == {0}
+
+
+def test_pixels_of_unknown_patches_are_refused_where_the_plan_prices_them():
+    blind = read_lengths({"tokens": torch.zeros(1, 4), "pixel_values": torch.zeros(3, 8, 8)})
+    with pytest.raises(NoLengths, match="image_grid_thw"):
+        BatchStatistics(STATISTICS).add(blind)
+    BatchStatistics((Statistic("square"),)).add(blind)
+
+
+# ---- batches that are on a device already ------------------------------------------------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that behaves as if it were on an accelerator: every way to read it back is an error."""
+
+    is_cpu = False
+
+    def _sync(self, *args, **kwargs):
+        raise AssertionError("read back from the device")
+
+    numpy = item = tolist = cpu = __bool__ = __int__ = __float__ = __index__ = nonzero = _sync
+
+
+def on_device(values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype).as_subclass(OnDevice)
+
+
+def plain(statistics: BatchStatistics) -> dict[str, int]:
+    statistics.device_values = statistics.device_values.as_subclass(torch.Tensor)
+    return counted(statistics)
+
+
+@pytest.mark.parametrize(
+    ("form", "sequences", "positions"),
+    [
+        ({"cu_seqlens": on_device([0, 3, 4, 40, -1, -1])}, [3, 1, 36], 48),
+        ({"cu_seqlens": on_device([[0, 3, 4, 40, 40]])}, [3, 1, 36], 48),
+        ({"cu_seqlens": on_device([0, 4, 8, 48]), "cu_seqlens_unpadded": on_device([0, 3, 4, 40])}, [3, 1, 36], 48),
+        ({"cu_seqlens": on_device([[0, 3, -1], [0, 1, 37]])}, [3, 1, 36], 48),
+        ({"attention_mask": on_device([[1] * 30 + [0] * 18], torch.bool)}, [30], 48),
+    ],
+)
+def test_device_batches_are_counted_without_reading_them_back(form, sequences, positions):
+    statistics = BatchStatistics(STATISTICS)
+    tokens = on_device([[0] * 48])
+    grid = on_device([[2, 4, 6], [1, 2, 2]])
+    for _ in range(2):
+        statistics.add(read_lengths({"tokens": tokens, "image_grid_thw": grid, **form}))
+    values = plain(statistics)
+    assert list(values.values())[: len(STATISTICS)] == expected(sequences * 2, [24, 24, 4] * 2)
+    assert values["tokens"] == 2 * sum(sequences)
+    assert values["sequences"] == 2 * len(sequences)
+    assert values["positions"] == 2 * positions
+    assert values["micro_batches"] == 2
+
+
+def test_positions_that_only_the_device_knows():
+    statistics = BatchStatistics(STATISTICS)
+    statistics.add(read_lengths({"cu_seqlens": on_device([0, 3, 9]), "cu_seqlens_padded": on_device([0, 4, 12])}))
+    assert plain(statistics)["positions"] == 12
+
+
+def test_device_sums_above_int64_keep_every_digit():
+    statistics = BatchStatistics((Statistic("square"),))
+    length = 2**30
+    for _ in range(40):  # 40 x 2^60 is above 2^63
+        statistics.add(BatchLengths(torch.tensor([length]).as_subclass(OnDevice), length))
+    assert plain(statistics)["squared_tokens"] == 40 * length**2
+
+
+def test_a_shape_on_the_device_is_known_to_the_host():
+    statistics = BatchStatistics(STATISTICS)
+    statistics.add(read_lengths({"tokens": on_device([[0] * 5, [0] * 5])}))
+    assert statistics.device_values is None
+    assert list(counted(statistics).values())[: len(STATISTICS)] == expected([5, 5])
+
+
+def test_tokens_of_skipped_steps():
+    statistics = BatchStatistics(STATISTICS)
+    statistics.add(batch([5, 6]))
+    before = statistics.tokens()
+    statistics.add(batch([7]))
+    statistics.add(BatchLengths(on_device([8], torch.int64), 8))
+    statistics.mark_unlearned(before)
+    before = statistics.tokens()
+    statistics.add(BatchLengths(on_device([9], torch.int64), 9))
+    values = plain(statistics)
+    assert values["unlearned_tokens"] == 15
+    assert values["tokens"] == 5 + 6 + 7 + 8 + 9
+    statistics.mark_unlearned((0, None))
+    assert counted(statistics)["unlearned_tokens"] == 0

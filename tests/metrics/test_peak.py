@@ -1,0 +1,41 @@
+"""Where the peak comes from, and that it says so."""
+
+import pytest
+import torch
+
+from bridge.hardware import peak_flops
+from bridge.metrics.peak import cpu_name, device_peak, measure_matmul
+
+
+def test_the_configuration_wins():
+    peak = device_peak("bf16", device_name="NVIDIA H200", configured=5, device="cpu")
+    assert (peak.device, peak.flops, peak.source) == ("NVIDIA H200", 5.0, "hardware.peak_flops")
+
+
+@pytest.mark.parametrize("number_format", ["bf16", "fp8"])
+def test_a_known_device_has_the_tables_peak_with_its_source(number_format):
+    peak = device_peak(number_format, device_name="NVIDIA H200", device="cpu")
+    assert peak.flops == peak_flops("NVIDIA H200", number_format)
+    assert peak.source.endswith(f"datasheet, dense {number_format}")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("Acme X1", "not in the table"), ("NVIDIA H200", "no rate for this")])
+def test_an_unknown_peak_stays_unknown_and_names_the_remedy(name, reason):
+    peak = device_peak("fp32", device_name=name, device="cpu")
+    assert peak.flops is None
+    assert reason in peak.source
+    assert "hardware.peak_flops" in peak.source
+
+
+def test_a_cpu_is_measured_and_labelled_so():
+    peak = device_peak("fp32", device="cpu")
+    assert peak.device == cpu_name() != ""
+    assert peak.source.startswith("measured: fastest of ")
+    assert 1e8 < peak.flops < 1e14  # FLOP/s of any processor
+
+
+def test_the_measured_rate_is_flops_over_seconds(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("bridge.metrics.peak.time.perf_counter", lambda: float(next(ticks)))
+    rate, _ = measure_matmul(torch.float32, size=10, seconds=0)
+    assert rate == 2 * 10**3 / 1.0

@@ -1,0 +1,97 @@
+"""Totals over restarts: exact, never two conventions in one number."""
+
+import pytest
+
+from bridge.flops import compile_plan
+from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.totals import Totals
+
+MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
+WINDOWED = {**MODEL, "window_size": (15, 0)}
+OLD, NEW = [100, 7, 33], [64, 1]
+
+
+def totals(model=MODEL, convention="megatron", *, replicas=1):
+    plan = compile_plan(model, convention=convention)
+    names = BatchStatistics(plan.statistics, replicas=replicas).names
+    return plan, names, Totals(plan, names)
+
+
+def vector(plan, names, lengths):
+    named = dict(zip((s.name for s in plan.statistics), plan.measure(lengths), strict=True))
+    named |= {"tokens": sum(lengths), "sequences": len(lengths), "micro_batches": 1, "data_wait_ns": 5}
+    return [named.get(name, 0) for name in names]
+
+
+def saved(model=MODEL, convention="megatron"):
+    plan, names, before = totals(model, convention, replicas=4)
+    before.add(vector(plan, names, OLD))
+    return before.state_dict()
+
+
+def test_a_restart_continues_to_the_integer_on_another_layout():
+    plan, names, after = totals(replicas=2)
+    assert after.load_state_dict(saved()) is None
+    after.add(vector(plan, names, NEW))
+    assert after.flops == plan.flops(OLD + NEW)
+    assert after.tokens == sum(OLD + NEW)
+    assert after["sequences"] == len(OLD + NEW)
+    assert after.complete
+
+
+def test_the_state_is_plain_integers_about_the_run_as_a_whole():
+    plan, _, _ = totals()
+    state = saved()
+    assert state["total_flops"] == plan.flops(OLD)
+    assert state["total_tokens"] == sum(OLD)
+    assert all(type(value) is int for value in state["statistics"].values())
+    assert not any(name.startswith(("data_wait", "replica_work", "failures")) for name in state["statistics"])
+
+
+def test_another_convention_scores_the_old_work_again():
+    megatron, _, _ = totals()
+    state = saved(convention="executed")
+    plan, names, after = totals(convention="megatron")
+    assert "executed" in after.load_state_dict(state)
+    after.add(vector(plan, names, NEW))
+    assert after.flops == megatron.flops(OLD + NEW)
+
+
+def test_another_convention_that_needs_other_statistics_restarts_rather_than_mixing():
+    plan, names, after = totals(convention="exact")
+    assert "restarts at 0" in after.load_state_dict(saved(convention="megatron"))
+    after.add(vector(plan, names, NEW))
+    assert after.flops == plan.flops(NEW)
+    assert after.tokens == sum(OLD + NEW)
+
+
+@pytest.mark.parametrize("model", [WINDOWED, {**MODEL, "num_layers": 3}])
+def test_another_model_keeps_what_was_done(model):
+    old, _, _ = totals()
+    plan, names, after = totals(model)
+    assert "not the checkpoint's" in after.load_state_dict(saved())
+    after.add(vector(plan, names, NEW))
+    assert after.flops == old.flops(OLD) + plan.flops(NEW)
+    assert after.tokens == sum(OLD + NEW)
+    # And once more, now with a part that is carried.
+    again = totals(model)[2]
+    assert again.load_state_dict(after.state_dict()) is None
+    assert (again.flops, again.tokens) == (after.flops, after.tokens)
+
+
+def test_a_total_that_misses_work_is_never_completed():
+    _, _, before = totals()
+    before.complete = False
+    _, _, after = totals()
+    assert "incomplete" in after.load_state_dict(before.state_dict())
+    assert not after.complete
+
+
+def test_a_model_without_a_price_keeps_its_tokens():
+    names = BatchStatistics(()).names
+    before = Totals(None, names)
+    before.add([9 if name == "tokens" else 0 for name in names])
+    after = Totals(None, names)
+    after.load_state_dict(before.state_dict())
+    assert after.flops is None
+    assert after.tokens == 9
