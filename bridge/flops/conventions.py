@@ -82,9 +82,7 @@ MEGATRON = Convention(
         "compressed_indexer": lambda ratio: (WHOLE / ratio, "square", ()),
         "compressed_topk": lambda ratio, topk: (HALF, "doubled_compressed_topk_area", (ratio, topk)),
     },
-    left_out=frozenset(
-        {Kind.NORM, Kind.TABLE, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING, Kind.HYPER_CONNECTION}
-    ),
+    left_out=frozenset({Kind.NORM, Kind.TABLE, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING, Kind.HYPER_CONNECTION}),
     padded_vocabulary=True,
     mamba_width_is_twice_hidden=True,
     square_delta_state=True,

@@ -87,9 +87,7 @@ def hybrid_patterns(shape: ModelShape) -> list[str]:
     patterns = [part.replace("|", "") for part in shape.hybrid_layer_pattern.split("/")]
     for symbol in "".join(patterns):
         if symbol not in SYMBOLS:
-            raise ConfigError(
-                f"model.hybrid_layer_pattern has the symbol {symbol!r}; known are {' '.join(SYMBOLS)}, | and /"
-            )
+            raise ConfigError(f"model.hybrid_layer_pattern has the symbol {symbol!r}; known are {' '.join(SYMBOLS)}, | and /")
     if shape.num_layers is not None and len(patterns[0]) != shape.num_layers:
         raise ConfigError(
             f"model.hybrid_layer_pattern has {len(patterns[0])} layers, but model.num_layers={shape.num_layers}: make them agree"
@@ -142,7 +140,7 @@ def linear_layers(shape: ModelShape) -> list[bool]:
     count, freq = shape.num_layers or 0, shape.linear_attention_freq
     if freq is None:
         raise ConfigError(
-            f"model.linear_attention_freq is missing: experimental_attention_variant={shape.experimental_attention_variant!r} needs it "
+            f"model.linear_attention_freq is missing: experimental_attention_variant={shape.variant!r} needs it "
             "(an integer N: every Nth layer is attention; or a list with 1 for linear)"
         )
     if _is_int(freq):
@@ -204,3 +202,30 @@ def _flags(name: str, value: Any, count: int) -> list[bool]:
     if len(value) != count:
         raise ConfigError(f"model.{name} has {len(value)} entries, but model.num_layers={count}: give one entry a layer")
     return [bool(flag) for flag in value]
+
+
+def pipeline_stages(
+    num_layers: int, stages: int, chunks: int = 1, in_first: int | None = None, in_last: int | None = None
+) -> list[int]:
+    """The pipeline stage of each decoder layer, in megatron-core's order.
+
+    Every stage has the same number of layers, unless the first or last is given another one.  With the interleaved
+    schedule each stage's layers are cut into ``chunks``, and the model walks over all stages once per chunk.
+
+    Args:
+        num_layers: decoder layers.
+        stages: pipeline_model_parallel_size.
+        chunks: virtual_pipeline_model_parallel_size.
+        in_first: num_layers_in_first_pipeline_stage.
+        in_last: num_layers_in_last_pipeline_stage.
+    """
+    ends = {stage: size for stage, size in ((0, in_first), (stages - 1, in_last)) if size is not None}
+    even, left_over = divmod(num_layers - sum(ends.values()), max(stages - len(ends), 1))
+    sizes = [ends.get(stage, even) for stage in range(stages)]
+    if left_over or even < 0 or any(size % chunks for size in sizes) or sum(sizes) != num_layers:
+        raise ConfigError(
+            f"{num_layers} layers do not split evenly over pipeline_model_parallel_size={stages} stages of "
+            f"virtual_pipeline_model_parallel_size={chunks} chunks; set num_layers_in_first_pipeline_stage and "
+            "num_layers_in_last_pipeline_stage, or other sizes"
+        )
+    return [stage for _ in range(chunks) for stage, size in enumerate(sizes) for _ in range(size // chunks)]

@@ -43,6 +43,16 @@ class Build:
     fused: bool
 
     @property
+    def hidden_size(self) -> int:
+        assert self.shape.hidden_size is not None  # model_shape.read has checked it
+        return self.shape.hidden_size
+
+    @property
+    def heads(self) -> int:
+        assert self.shape.num_attention_heads is not None
+        return self.shape.num_attention_heads
+
+    @property
     def norm_bias(self) -> bool:
         return self.shape.normalization == "LayerNorm"
 
@@ -55,9 +65,9 @@ def model_terms(
     terms: list[Term] = []
     if vision is not None:
         terms += vision_terms(vision, convention)
+    assert shape.vocab_size is not None
     vocabulary = shape.padded_vocab_size if convention.padded_vocabulary else shape.vocab_size
-    assert vocabulary is not None and shape.hidden_size is not None
-    hidden = shape.hidden_size
+    hidden = build.hidden_size
     positions = shape.max_position_embeddings or 0 if shape.position_embedding_type == "learned_absolute" else 0
     terms += embedding(vocab_size=vocabulary, hidden_size=hidden, max_position_embeddings=positions)
     layers = decoder_layers(shape)
@@ -70,7 +80,8 @@ def model_terms(
         )
     for layer in layers:
         terms += [term.under(f"decoder.layers.{layer.number - 1}.") for term in _layer_terms(build, layer)]
-    terms.append(norm("final_layernorm", hidden, "output_layer", source="hidden", to="states_0", bias=build.norm_bias).under("decoder."))
+    final = norm("final_layernorm", hidden, "output_layer", source="hidden", to="states_0", bias=build.norm_bias)
+    terms.append(final.under("decoder."))
     depths = mtp_depths(shape)
     for depth, inner in enumerate(depths):
         terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth)]
@@ -80,19 +91,20 @@ def model_terms(
         terms.append(join(*(states if framework.joint_logits else [state]), to="normed"))
         tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
         logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=tied)
-        terms.append(logits.under(f"mtp.layers.{i - 1}.") if i else logits)
+        terms.append(logits.under(f"mtp.layers.{i - 1}." if i else ""))
     return terms
 
 
 def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     """One decoder layer: norm and mixer, norm and channel mixer, whichever of them it has."""
     shape = build.shape
-    size = shape.hidden_size
-    assert size is not None
+    size = build.hidden_size
     if shape.hc_mult and layer.mixer:
         yield hyper_connections(hidden_size=size, multiplicity=shape.hc_mult)
     if layer.mixer:
-        yield from _normed(build, MIXERS[layer.mixer](build, layer), "self_attention", "input_layernorm", "post_attention_layernorm")
+        yield from _normed(
+            build, MIXERS[layer.mixer](build, layer), "self_attention", "input_layernorm", "post_attention_layernorm"
+        )
     if layer.channel:
         block = [term.under("mlp.") for term in CHANNELS[layer.channel](build, layer)]
         yield from _normed(build, block, layer.channel, "pre_mlp_layernorm", "post_mlp_layernorm")
@@ -102,8 +114,7 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
 
 def _normed(build: Build, block: list[Term], component: str, before: str, after: str) -> Iterator[Term]:
     """A block with its norms, before it or after it or both."""
-    placement, size = build.shape.layernorm_placement, build.shape.hidden_size
-    assert size is not None
+    placement, size = build.shape.layernorm_placement, build.hidden_size
     if placement in ("pre", "sandwich"):
         yield norm(before, size, component, source="hidden", to="normed", bias=build.norm_bias)
     else:
@@ -115,8 +126,7 @@ def _normed(build: Build, block: list[Term], component: str, before: str, after:
 
 def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
     """One depth: from the states of the depth before (0: the decoder) to states of its own."""
-    shape, size = build.shape, build.shape.hidden_size
-    assert size is not None
+    shape, size = build.shape, build.hidden_size
     projected = build.convention.hybrid_mtp_projection or not shape.is_hybrid
     if projected:
         yield from multi_token_prediction.entry(hidden_size=size, source=f"states_{depth}", norm_bias=build.norm_bias)
@@ -132,11 +142,22 @@ def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
 def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
     """A vision tower and its mergers, in the order of the forward pass."""
     hidden, depth, out = vision.hidden_size, vision.depth, vision.out_hidden_size
-    assert hidden is not None and depth is not None and out is not None
+    assert hidden is not None  # model_shape.read_vision has checked them
+    assert depth is not None
+    assert out is not None
     plain = convention.plain_vision_tower
     norm_bias = not vision.gated
     full = full_attention_layers(depth, 0 if plain else vision.window_patches, vision.fullatt_block_indexes)
-    merge = {"hidden_size": hidden, "spatial_merge_size": vision.spatial_merge_size, "out_hidden_size": out, "norm_bias": norm_bias}
+
+    def merge(norm_size: int) -> list[Term]:
+        return merger(
+            hidden_size=hidden,
+            spatial_merge_size=vision.spatial_merge_size,
+            out_hidden_size=out,
+            norm_size=norm_size,
+            norm_bias=norm_bias,
+        )
+
     terms = patch_embedding(
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         hidden_size=hidden,
@@ -155,22 +176,21 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
         terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
         if i in vision.deepstack_visual_indexes:
             index = list(vision.deepstack_visual_indexes).index(i)
-            norm_size = hidden * vision.spatial_merge_size**2
-            terms += [t.under(f"vision_model.deepstack_merger_list.{index}.") for t in merger(norm_size=norm_size, **merge)]
-    terms += [term.under("vision_model.merger.") for term in merger(norm_size=hidden, **merge)]
-    return terms
+            # Deepstack mergers normalise what they have merged, the last one before it merges.
+            merged = merge(hidden * vision.spatial_merge_size**2)
+            terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merged]
+    return terms + [term.under("vision_model.merger.") for term in merge(hidden)]
 
 
-# ---- the table: layer kind -> component -------------------------------------------------------------------------------------
+# ---- the table: layer kind -> component ----------------------------------------------------------
 
 
 def _attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     head_norm = "full" if shape.qk_layernorm == "full" else "head" if shape.qk_layernorm else ""
-    assert shape.hidden_size is not None and shape.num_attention_heads is not None
     return self_attention(
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_attention_heads,
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
         num_query_groups=layer.is_global and shape.global_num_query_groups or shape.key_value_heads,
         kv_channels=layer.is_global and shape.global_kv_channels or shape.head_size,
         context=layer.context,
@@ -188,10 +208,9 @@ def _attention(build: Build, layer: Layer) -> list[Term]:
 
 def _latent_attention(build: Build, layer: Layer, *, context: Context | None = None, absorbed: bool = False) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None and shape.num_attention_heads is not None
     return latent_attention(
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_attention_heads,
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
         q_lora_rank=shape.q_lora_rank,
         kv_lora_rank=shape.kv_lora_rank,
         qk_head_dim=shape.qk_head_dim,
@@ -206,21 +225,20 @@ def _latent_attention(build: Build, layer: Layer, *, context: Context | None = N
 def _sparse_attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     heads, size, topk = (_required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk"))
-    assert shape.hidden_size is not None and shape.num_attention_heads is not None
     selected = Context("topk", (topk,))
     terms = _latent_attention(build, layer, context=selected, absorbed=True)
     # Layers between two that compute it reuse the last choice of keys.
     position = max(layer.number - max(shape.dsa_indexer_skip_topk_offset, 1), 0)
     if position % shape.dsa_indexer_topk_freq == 0:
         terms += indexer(
-            hidden_size=shape.hidden_size,
-            q_input_size=shape.q_lora_rank or shape.hidden_size,
+            hidden_size=build.hidden_size,
+            q_input_size=shape.q_lora_rank or build.hidden_size,
             num_heads=heads,
             head_dim=size,
             selected=selected,
             trains=(shape.dsa_indexer_loss_coeff or 0) > 0,
             sparse_loss=shape.dsa_indexer_use_sparse_loss,
-            teacher_heads=shape.num_attention_heads,
+            teacher_heads=build.heads,
             teacher_head_size=shape.kv_lora_rank + shape.qk_pos_emb_head_dim,
         )
     return terms
@@ -228,14 +246,13 @@ def _sparse_attention(build: Build, layer: Layer) -> list[Term]:
 
 def _compressed_attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None and shape.num_attention_heads is not None
     indexed = layer.ratio == INDEXED_RATIO
     heads, size, topk = (
         (_required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk")) if indexed else (0, 0, 0)
     )
     return compressed_attention(
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_attention_heads,
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
         q_lora_rank=_required(shape, "q_lora_rank"),
         query_head_dim=shape.qk_head_dim + shape.qk_pos_emb_head_dim,
         v_head_dim=shape.v_head_dim,
@@ -252,9 +269,8 @@ def _compressed_attention(build: Build, layer: Layer) -> list[Term]:
 
 def _gated_delta_net(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None
     return gated_delta_net(
-        hidden_size=shape.hidden_size,
+        hidden_size=build.hidden_size,
         key_head_dim=shape.linear_key_head_dim,
         num_key_heads=shape.linear_num_key_heads,
         value_head_dim=shape.linear_value_head_dim,
@@ -267,9 +283,8 @@ def _gated_delta_net(build: Build, layer: Layer) -> list[Term]:
 
 def _kimi_delta_attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None
     return kimi_delta_attention(
-        hidden_size=shape.hidden_size,
+        hidden_size=build.hidden_size,
         num_heads=_required(shape, "kimi_linear_num_heads"),
         head_dim=_required(shape, "kimi_linear_head_dim"),
         conv_kernel_size=shape.kimi_linear_conv_kernel_size,
@@ -278,11 +293,10 @@ def _kimi_delta_attention(build: Build, layer: Layer) -> list[Term]:
 
 def _mamba(build: Build, layer: Layer) -> list[Term]:
     shape, convention = build.shape, build.convention
-    assert shape.hidden_size is not None
-    heads = shape.mamba_num_heads or 2 * shape.hidden_size // shape.mamba_head_dim
+    heads = shape.mamba_num_heads or 2 * build.hidden_size // shape.mamba_head_dim
     return mamba(
-        hidden_size=shape.hidden_size,
-        inner_size=2 * shape.hidden_size if convention.mamba_width_is_twice_hidden else heads * shape.mamba_head_dim,
+        hidden_size=build.hidden_size,
+        inner_size=2 * build.hidden_size if convention.mamba_width_is_twice_hidden else heads * shape.mamba_head_dim,
         state_dim=shape.mamba_state_dim,
         num_groups=shape.mamba_num_groups,
         num_heads=heads,
@@ -293,9 +307,8 @@ def _mamba(build: Build, layer: Layer) -> list[Term]:
 
 def _mlp(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None
     return mlp(
-        hidden_size=shape.hidden_size,
+        hidden_size=build.hidden_size,
         ffn_hidden_size=shape.ffn_size * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
         gated=shape.gated_linear_unit,
         fused=build.fused,
@@ -305,9 +318,8 @@ def _mlp(build: Build, layer: Layer) -> list[Term]:
 
 def _moe(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    assert shape.hidden_size is not None
     return moe(
-        hidden_size=shape.hidden_size,
+        hidden_size=build.hidden_size,
         num_experts=shape.num_moe_experts or 1,
         topk=shape.moe_router_topk,
         ffn_hidden_size=shape.moe_ffn_hidden_size or shape.ffn_size,
@@ -339,7 +351,5 @@ def _required(shape: ModelShape, name: str) -> int:
     value: Any = getattr(shape, name)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         what = "is missing" if value is None else f"is {value!r}"
-        raise ConfigError(
-            f"model.{name} {what}: experimental_attention_variant={shape.experimental_attention_variant!r} needs a positive integer"
-        )
+        raise ConfigError(f"model.{name} {what}: experimental_attention_variant={shape.variant!r} needs a positive integer")
     return value

@@ -25,7 +25,7 @@ class ModelShape:
     agree on another value (``normalization``, ``add_bias_linear``).  ``None`` means "not set".
     """
 
-    # ---- the transformer ------------------------------------------------------------------------------------------
+    # ---- the transformer -------------------------------------------------------------------------
     num_layers: Optional[int] = None
     """Decoder layers, without the multi-token-prediction layers. Required, unless a hybrid pattern is given."""
     hidden_size: Optional[int] = None
@@ -57,7 +57,7 @@ class ModelShape:
     is_causal: bool = True
     """False: every token sees every token (BERT and other encoders)."""
 
-    # ---- facts that only change the parameter count or what trains ------------------------------------------------
+    # ---- facts that only change the parameter count or what trains -------------------------------
     normalization: str = "RMSNorm"
     """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
     layernorm_placement: str = "pre"
@@ -77,7 +77,7 @@ class ModelShape:
     max_position_embeddings: Optional[int] = None
     """Rows of a learned position table."""
 
-    # ---- attention shape ------------------------------------------------------------------------------------------
+    # ---- attention shape -------------------------------------------------------------------------
     attention_output_gate: bool = False
     """A gate as wide as the queries on the attention output (Qwen3-Next)."""
     window_size: Any = None
@@ -105,7 +105,7 @@ class ModelShape:
     vocab_size_per_layer_input: Optional[int] = None
     """Rows of the per-layer embedding table; vocab_size when unset."""
 
-    # ---- multi-head latent attention -------------------------------------------------------------------------------
+    # ---- multi-head latent attention -------------------------------------------------------------
     multi_latent_attention: bool = False
     """MLA (DeepSeek-V2 and later)."""
     q_lora_rank: Optional[int] = None
@@ -119,7 +119,7 @@ class ModelShape:
     v_head_dim: int = 128
     """Width of a value head."""
 
-    # ---- experts ----------------------------------------------------------------------------------------------------
+    # ---- experts ---------------------------------------------------------------------------------
     num_moe_experts: Optional[int] = None
     """Routed experts of a MoE layer; unset: a dense model."""
     moe_layer_freq: Any = 1
@@ -137,7 +137,7 @@ class ModelShape:
     moe_router_enable_expert_bias: bool = False
     """A correction bias per expert (DeepSeek-V3)."""
 
-    # ---- sparse and linear attention --------------------------------------------------------------------------------
+    # ---- sparse and linear attention -------------------------------------------------------------
     experimental_attention_variant: Optional[str] = None
     """``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa`` or ``dsv4_hybrid``."""
     linear_attention_freq: Any = None
@@ -167,10 +167,13 @@ class ModelShape:
     hc_mult: Optional[int] = None
     """Copies of the residual stream (hyper-connections)."""
 
-    # ---- hybrid models -----------------------------------------------------------------------------------------------
+    # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
     hybrid_layer_pattern: Optional[str] = None
-    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``-`` MLP, ``E`` MoE, ``G`` GDN; ``|`` ends a pipeline stage, ``/`` starts an MTP depth."""
+    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``-`` MLP, ``E`` MoE, ``G`` GDN.
+
+    ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth.
+    """
     hybrid_attention_ratio: float = 0.0
     hybrid_mlp_ratio: float = 0.0
     mamba_state_dim: int = 128
@@ -178,11 +181,11 @@ class ModelShape:
     mamba_num_groups: int = 8
     mamba_num_heads: Optional[int] = None
 
-    # ---- other modalities --------------------------------------------------------------------------------------------
+    # ---- other modalities ------------------------------------------------------------------------
     vision_config: Any = None
     """The vision tower, with Hugging Face's field names."""
 
-    # ---- recomputation -----------------------------------------------------------------------------------------------
+    # ---- recomputation ---------------------------------------------------------------------------
     recompute_granularity: Optional[str] = None
     """``full`` or ``selective``."""
     recompute_method: Optional[str] = None
@@ -197,7 +200,7 @@ class ModelShape:
     freeze_vision_projection: bool = False
     """The projector between tower and language model is frozen."""
 
-    # ---- derived ------------------------------------------------------------------------------------------------------
+    # ---- derived ---------------------------------------------------------------------------------
     @property
     def head_size(self) -> int:
         return self.kv_channels or self.hidden_size // self.num_attention_heads  # type: ignore[operator]
@@ -286,7 +289,7 @@ class VisionShape:
         return side * side
 
 
-# ---- reading ------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 _ALIASES = {"hybrid_layer_pattern": ("hybrid_override_pattern",)}
 _VISION_ALIASES = {
@@ -371,7 +374,14 @@ def read_vision(cfg: Any) -> VisionShape | None:
         vision.out_hidden_size = get(model, "hidden_size")
     for name in ("depth", "hidden_size"):
         _positive(f"vision_config.{name}", getattr(vision, name), required=True)
-    for name in ("mlp_size", "spatial_merge_size", "patch_size", "temporal_patch_size", "in_channels", "out_hidden_size"):
+    for name in (
+        "mlp_size",
+        "spatial_merge_size",
+        "patch_size",
+        "temporal_patch_size",
+        "in_channels",
+        "out_hidden_size",
+    ):
         _positive(f"vision_config.{name}", getattr(vision, name))
     return vision
 
@@ -405,21 +415,46 @@ def _check(shape: ModelShape) -> None:
         required.append("num_attention_heads")
     for name in required:
         _positive(name, getattr(shape, name), required=True)
-    for name in (
-        "ffn_hidden_size num_query_groups kv_channels make_vocab_size_divisible_by tensor_model_parallel_size seq_length kv_lora_rank "
-        "qk_head_dim v_head_dim num_moe_experts moe_router_topk moe_ffn_hidden_size moe_latent_size attention_chunk_size "
-        "global_kv_channels global_num_query_groups linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim "
-        "linear_num_key_heads linear_num_value_heads mamba_state_dim mamba_head_dim mamba_num_groups mamba_num_heads csa_window_size hc_mult"
-    ).split():
+    for name in [
+        "ffn_hidden_size",
+        "num_query_groups",
+        "kv_channels",
+        "make_vocab_size_divisible_by",
+        "tensor_model_parallel_size",
+        "seq_length",
+        "kv_lora_rank",
+        "qk_head_dim",
+        "v_head_dim",
+        "num_moe_experts",
+        "moe_router_topk",
+        "moe_ffn_hidden_size",
+        "moe_latent_size",
+        "attention_chunk_size",
+        "global_kv_channels",
+        "global_num_query_groups",
+        "linear_conv_kernel_dim",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+        "mamba_state_dim",
+        "mamba_head_dim",
+        "mamba_num_groups",
+        "mamba_num_heads",
+        "csa_window_size",
+        "hc_mult",
+    ]:
         _positive(name, getattr(shape, name))
-    if shape.num_attention_heads and shape.kv_channels is None and shape.hidden_size % shape.num_attention_heads:
+    heads, hidden = shape.num_attention_heads, shape.hidden_size or 0
+    if heads and shape.kv_channels is None and hidden % heads:
         raise ConfigError(
             f"model.num_attention_heads={shape.num_attention_heads} does not divide model.hidden_size={shape.hidden_size}: "
             "change one of them or set model.kv_channels"
         )
     if shape.num_attention_heads and shape.num_attention_heads % shape.key_value_heads and not shape.multi_latent_attention:
         raise ConfigError(
-            f"model.num_query_groups={shape.num_query_groups} does not divide model.num_attention_heads={shape.num_attention_heads}"
+            f"model.num_query_groups={shape.num_query_groups} does not divide "
+            f"model.num_attention_heads={shape.num_attention_heads}"
         )
     if shape.window_size is not None and not isinstance(shape.window_size, int):
         if isinstance(shape.window_size, str) or len(shape.window_size) != 2:

@@ -7,75 +7,93 @@ length; they are exact when all sequences are equally long and longer than the w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from bridge.flops.statistics import Statistic
 
+Number = int | Fraction
 
-@dataclass(frozen=True)
-class Moments:
-    """Count, sum and sum of squares of the lengths of a batch.
+
+class Moments(NamedTuple):
+    """Number, sum and sum of squares of the lengths of a batch.
 
     ``nominal`` is the sequence length that the configuration names, which Megatron uses for DeepSeek-V4.
     """
 
-    count: int
-    total: Fraction
-    squares: Fraction
-    nominal: Fraction
+    number: int
+    total: Number
+    squares: Number
+    nominal: Number
 
-    @property
-    def mean(self) -> Fraction:
-        return Fraction(self.total, self.count) if self.count else Fraction(0)
-
-    @property
-    def weighted_mean(self) -> Fraction:
-        """sum s^2 / sum s: the mean length a token finds itself in."""
-        return self.squares / self.total if self.total else Fraction(0)
-
-
-def _window_pairs(m: Moments, window: int) -> Fraction:
-    if window >= m.mean:
-        return m.squares / 2
-    return m.total * window - Fraction(window * (window - 1), 2) * m.count
+    @classmethod
+    def of(cls, number: int, total: Any, squares: Any = None, nominal: Any = None) -> Moments:
+        """From any numbers; without ``squares`` every length is the mean, without ``nominal`` that is the mean too."""
+        if type(total) is not int:
+            total = Fraction(total)
+        if squares is None:
+            squares = divide(total * total, number) if number else 0
+        elif type(squares) is not int:
+            squares = Fraction(squares)
+        return cls(number, total, squares, nominal or (divide(total, number) if number else 0))
 
 
-def _topk_pairs(m: Moments, topk: int) -> Fraction:
-    if m.weighted_mean <= topk:
-        return (m.squares + m.total) / 2
-    return m.total * topk - m.total * Fraction(topk * (topk - 1), 2) / m.weighted_mean
+NOTHING = Moments(0, 0, 0, 0)
 
 
-def _doubled_compressed_topk_area(m: Moments, ratio: int, topk: int) -> Fraction:
+def divide(a: Number, b: Number) -> Number:
+    """a / b, an int where it is integral."""
+    if type(a) is int and type(b) is int and a % b == 0:
+        return a // b
+    return Fraction(a) / b
+
+
+def _window_pairs(m: Moments, window: int) -> Number:
+    if window * m.number >= m.total:
+        return divide(m.squares, 2)
+    return m.total * window - window * (window - 1) // 2 * m.number
+
+
+def _topk_pairs(m: Moments, topk: int) -> Number:
+    # r = sum s^2 / sum s, the mean length a token finds itself in: T(r) per token below top-k, else the top-k triangle.
+    if m.squares <= topk * m.total:
+        return divide(m.squares + m.total, 2)
+    return m.total * topk - divide(m.total * m.total * (topk * (topk - 1) // 2), m.squares)
+
+
+def _doubled_compressed_topk_area(m: Moments, ratio: int, topk: int) -> Number:
+    if not m.nominal:
+        return 0
     t = min(topk, m.nominal // ratio)
-    return m.total * 2 * t * (1 - ratio * t / (2 * m.nominal))
+    return m.total * 2 * t * (1 - divide(ratio * t, 2 * m.nominal))
 
 
-def _by_mean(kind: str) -> Callable[..., Fraction]:
-    """count x f(mean length), between whole lengths on a straight line."""
+def _by_mean(kind: str) -> Callable[..., Number]:
+    """number x f(mean length), between whole lengths on a straight line."""
 
-    def estimate(m: Moments, *sizes: int) -> Fraction:
-        low = m.mean // 1
-        here, there = (Statistic(kind, sizes=sizes).of(int(length)) for length in (low, low + 1))
-        return m.count * (here + (m.mean - low) * (there - here))
+    def at_mean(m: Moments, *sizes: int) -> Number:
+        if not m.number:
+            return 0
+        mean = Fraction(m.total) / m.number
+        low = int(mean)
+        here, there = (Statistic(kind, sizes=sizes).of(length) for length in (low, low + 1))
+        return m.number * (here + (mean - low) * (there - here))
 
-    return estimate
+    return at_mean
 
 
-_RULES: dict[str, Callable[..., Fraction]] = {
-    "count": lambda m: Fraction(m.count),
+_RULES: dict[str, Callable[..., Number]] = {
+    "count": lambda m: m.number,
     "length": lambda m: m.total,
     "square": lambda m: m.squares,
-    "causal_pairs": lambda m: (m.squares + m.total) / 2,
+    "causal_pairs": lambda m: divide(m.squares + m.total, 2),
     "window_pairs": _window_pairs,
     "topk_pairs": _topk_pairs,
     "doubled_compressed_topk_area": _doubled_compressed_topk_area,
-    "quotient": lambda m, divisor: Fraction(m.count * (m.mean // divisor)),
+    "quotient": lambda m, divisor: m.number * (m.total // (m.number * divisor)) if m.number else 0,
 }
 
 
-def estimate(statistic: Statistic, moments: Moments) -> Fraction:
-    """The value of ``statistic`` for a batch of which only the moments are known."""
-    rule = _RULES.get(statistic.kind) or _by_mean(statistic.kind)
-    return Fraction(rule(moments, *statistic.sizes))
+def rule(statistic: Statistic) -> Callable[..., Number]:
+    r"""The function (moments, \*sizes) -> value of ``statistic`` for a batch of which only the moments are known."""
+    return _RULES.get(statistic.kind) or _by_mean(statistic.kind)

@@ -14,22 +14,27 @@ from fractions import Fraction
 from functools import cached_property
 from math import lcm
 from operator import mul
-from typing import Any, Union
+from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, model_shape, transforms
+from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model import model_terms, vision_terms
 from bridge.flops.model_shape import ConfigError, ModelShape
-from bridge.flops.moments import Moments, estimate
+from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Pass, Term
+
+K = TypeVar("K")
 
 #: A multiply-accumulate is two floating-point operations.
 FLOPS_PER_MAC = 2
 
 #: Sets of passes by name: one forward pass; forward and backward as autograd runs them; the same and what is recomputed.
-PASSES = {"forward": (Pass.FORWARD,), "training": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD), "hardware": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)}
-
-Number = Union[int, Fraction]
+PASSES = {
+    "forward": (Pass.FORWARD,),
+    "training": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD),
+    "hardware": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE),
+}
 
 
 def compile_plan(
@@ -38,13 +43,13 @@ def compile_plan(
     *,
     framework: str | None = None,
     trainable: Callable[[str], bool] | None = None,
-) -> "Plan":
+) -> Plan:
     """Compile a configuration to a plan.
 
     Args:
         cfg: anything with ``.model`` (and, where it has one, ``.peft``), a model config, or a mapping of its fields.
         convention: ``megatron``, ``exact`` or ``executed``.
-        framework: ``megatron`` or ``transformers``: whose layers and whose backward passes; ``cfg.framework`` or megatron when unset.
+        framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
 
     Raises:
@@ -54,10 +59,12 @@ def compile_plan(
     runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
     shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
     lora, freeze = peft_of(cfg)
-    may_train = trainable or transforms.trainable_of(None, shape, lora, freeze)
+    # Adapters that name the parts of a fused layer (canonical LoRA) need the parts.
+    fused = runs_on.fused and not (lora and lora.is_split)
+    may_train = trainable or transforms.trainable_of(shape, lora, freeze)
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        terms = model_terms(shape, vision, how, runs_on, fused=runs_on.fused and (lora is None or not _is_split(lora)))
+        terms = model_terms(shape, vision, how, runs_on, fused=fused)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora)
         terms = transforms.differentiate(terms, may_train, runs_on)
@@ -66,7 +73,7 @@ def compile_plan(
     return Plan(record, build(record), model_shape.not_counted(cfg), shape, may_train, build)
 
 
-def compile_vision_plan(cfg: Any, convention: str = "megatron") -> "Plan | None":
+def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
     """The plan of the vision tower alone, trained in full; None where there is no tower."""
     vision = model_shape.read_vision(cfg)
     if vision is None:
@@ -78,14 +85,6 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> "Plan | None"
         return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, frameworks.MEGATRON))
 
     return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
-
-
-#: Targets of adapters on unfused layers (megatron-core's canonical LoRA).
-SPLIT_TARGETS = ("linear_q", "linear_k", "linear_v", "linear_fc1_gate", "linear_fc1_up")
-
-
-def _is_split(lora: transforms.Lora) -> bool:
-    return any(target.rsplit(".", 1)[-1] in SPLIT_TARGETS for target in lora.target_modules)
 
 
 def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...]]:
@@ -126,7 +125,16 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``Plan.table``: equal terms of several layers together. FLOPs of the batch it was made for."""
+    """One line of ``Plan.table``: equal terms of several layers together, with the FLOPs of one batch.
+
+    Attributes:
+        component, name: what it prices.
+        rows: the statistic that counts its rows.
+        k, n, times: its size, and how often each row passes.
+        layers: terms in this line.
+        forward, dgrad, wgrad, recompute: FLOPs by pass.
+        share: its part of the training FLOPs.
+    """
 
     component: str
     name: str
@@ -140,7 +148,6 @@ class Row:
     wgrad: Number
     recompute: Number
     share: float
-    """Part of the training FLOPs."""
 
 
 class Plan:
@@ -168,10 +175,11 @@ class Plan:
         self._record, self._shape, self._trainable, self._build = convention, shape, trainable, build
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
+        self._estimates = [(rule(s), s.over == "sequences", s.sizes) for s in self.statistics]
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         self._totals = {name: self._coefficients(name) for name in PASSES}
 
-    # ---- compiling --------------------------------------------------------------------------------------------------------
+    # ---- compiling -------------------------------------------------------------------------------
 
     def _price(self, term: Term) -> tuple[Statistic, Fraction]:
         """The statistic of a term and the FLOPs of one pass per unit of it."""
@@ -191,21 +199,22 @@ class Plan:
 
     @cached_property
     def _components(self) -> dict[str, dict[str, Coefficients]]:
-        names = tuple(dict.fromkeys(term.component for term, _, _ in self._priced))
-        return {
-            passes: {name: self._coefficients(passes, lambda term, name=name: term.component == name) for name in names}  # type: ignore[misc]
-            for passes in PASSES
-        }
+        return self._split_by(lambda term: term.component)
 
     @cached_property
-    def _places(self) -> dict[str, dict[Union[int, str], Coefficients]]:
-        places = tuple(dict.fromkeys(_place(term) for term, _, _ in self._priced))
-        return {
-            passes: {place: self._coefficients(passes, lambda term, place=place: _place(term) == place) for place in places}  # type: ignore[misc]
-            for passes in PASSES
-        }
+    def _places(self) -> dict[str, dict[int | str, Coefficients]]:
+        return self._split_by(_place)
 
-    # ---- measuring --------------------------------------------------------------------------------------------------------
+    def _split_by(self, key: Callable[[Term], K]) -> dict[str, dict[K, Coefficients]]:
+        """Coefficients of the terms that ``key`` puts together, for each set of passes."""
+        names = tuple(dict.fromkeys(key(term) for term, _, _ in self._priced))
+
+        def belongs_to(name: K) -> Callable[[Term], bool]:
+            return lambda term: key(term) == name
+
+        return {passes: {name: self._coefficients(passes, belongs_to(name)) for name in names} for passes in PASSES}
+
+    # ---- measuring -------------------------------------------------------------------------------
 
     def measure(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = ()) -> list[int]:
         """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks add.
@@ -217,11 +226,11 @@ class Plan:
         lengths = {"sequences": tuple(sequence_lengths), "images": tuple(image_patches)}
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
-    def measure_moments(self, sequences: Moments, images: Moments) -> list[Fraction]:
+    def measure_moments(self, sequences: Moments, images: Moments = NOTHING) -> list[Number]:
         """The vector of a batch of which only the moments are known: see ``moments``."""
-        return [estimate(statistic, sequences if statistic.over == "sequences" else images) for statistic in self.statistics]
+        return [estimate(sequences if of_sequences else images, *sizes) for estimate, of_sequences, sizes in self._estimates]
 
-    # ---- evaluating -------------------------------------------------------------------------------------------------------
+    # ---- evaluating ------------------------------------------------------------------------------
 
     def evaluate(self, vector: Sequence[Number], passes: str = "training") -> Number:
         """FLOPs of a vector of Python integers.
@@ -242,24 +251,27 @@ class Plan:
         pipeline_model_parallel_size: int,
         virtual_pipeline_model_parallel_size: int | None = None,
         passes: str = "training",
+        *,
+        num_layers_in_first_pipeline_stage: int | None = None,
+        num_layers_in_last_pipeline_stage: int | None = None,
     ) -> list[Number]:
         """FLOPs by pipeline stage; they add up to ``evaluate``.
 
-        Layers are split evenly in order of virtual stages, the embedding and the vision tower are on the first stage,
-        MTP and the output layer on the last, as megatron-core does by default.
+        Layers are placed as megatron-core places them (see ``layer_pattern.pipeline_stages``); the embedding and the
+        vision tower are on the first stage, MTP and the output layer on the last.
         """
         layers = [place for place in self._places[passes] if isinstance(place, int)]
-        count = max(layers) + 1 if layers else 0
-        chunks = pipeline_model_parallel_size * (virtual_pipeline_model_parallel_size or 1)
-        if count % chunks:
-            raise ConfigError(
-                f"{count} layers do not split evenly over pipeline_model_parallel_size x virtual_pipeline_model_parallel_size = {chunks}"
-            )
+        stage_of = pipeline_stages(
+            max(layers) + 1 if layers else 0,
+            pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size or 1,
+            num_layers_in_first_pipeline_stage,
+            num_layers_in_last_pipeline_stage,
+        )
         stages: list[Number] = [0] * pipeline_model_parallel_size
         ends = {"first": 0, "last": pipeline_model_parallel_size - 1}
         for place, coefficients in self._places[passes].items():
-            stage = ends[place] if isinstance(place, str) else place * chunks // count % pipeline_model_parallel_size
-            stages[stage] += coefficients.dot(vector)
+            stages[ends[place] if isinstance(place, str) else stage_of[place]] += coefficients.dot(vector)
         return stages
 
     def flops(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), passes: str = "training") -> Number:
@@ -279,19 +291,22 @@ class Plan:
     def tabulate(self, vector: Sequence[Number]) -> list[Row]:
         """``table`` for a vector."""
         total = self.evaluate(vector)
-        groups: dict[tuple[Any, ...], list[Number]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+        flags = (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)
+        layers: dict[tuple[Any, ...], int] = defaultdict(int)
+        groups: dict[tuple[Any, ...], list[Number]] = defaultdict(lambda: [0] * len(flags))
         for term, statistic, flops in self._priced:
             key = (term.component, term.name, statistic.name, term.k, term.n, term.times)
             one = flops * vector[self._index[statistic]]
-            group = groups[key]
-            group[0] += 1
-            for i, flag in enumerate((Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE), 1):
+            layers[key] += 1
+            for i, flag in enumerate(flags):
                 if flag in term.passes:
-                    group[i] += one
-        return [
-            Row(*key, int(group[0]), *map(_whole, group[1:]), share=float(sum(group[1:4]) / total) if total else 0.0)
-            for key, group in groups.items()
-        ]
+                    groups[key][i] += one
+        rows = []
+        for key, by_pass in groups.items():
+            forward, dgrad, wgrad, recompute = map(_whole, by_pass)
+            share = float((forward + dgrad + wgrad) / total) if total else 0.0
+            rows.append(Row(*key, layers[key], forward, dgrad, wgrad, recompute, share))
+        return rows
 
     def parameters(self) -> dict[str, int]:
         """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""
@@ -303,7 +318,7 @@ class Plan:
         }
 
 
-def _place(term: Term) -> Union[int, str]:
+def _place(term: Term) -> int | str:
     """Where a term runs in a pipeline: its decoder layer, or the first or last stage."""
     layer = transforms.layer_index(term.path)
     if layer is not None:

@@ -129,7 +129,7 @@ class Term:
         """Entries of those weights that one token uses."""
         return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.active_copies
 
-    def under(self, prefix: str) -> "Term":
+    def under(self, prefix: str) -> Term:
         """The same term inside a module: ``prefix`` goes before its path."""
         return replace(self, path=prefix + (self.path or self.name))
 
@@ -156,6 +156,11 @@ def core(
 ) -> Term:
     """A product of two activations, head by head: ``pairs x head_size x heads``."""
     return Term(name, component, head_size, heads, rows, times, inputs, (output,), Kind.CORE, weight=False, allowed=allowed)
+
+
+def table(name: str, component: str, rows: int, n: int = 1, *, to: tuple[str, ...], source: str = "") -> Term:
+    """Parameters that are looked up or added: no matmul, but what they are added to (``source``) needs their gradient."""
+    return Term(name, component, rows, n, inputs=(source,) if source else (), outputs=to, kind=Kind.TABLE)
 
 
 def join(*inputs: str, to: str) -> Term:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 from bridge.flops.frameworks import Framework
 from bridge.flops.model_shape import ConfigError, ModelShape
@@ -62,7 +61,11 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, pattern) or fnmatchcase(leaf, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
 
 
-# ---- LoRA -------------------------------------------------------------------------------------------------------------------
+# ---- LoRA ----------------------------------------------------------------------------------------
+
+
+#: megatron-core's fused linear layers -> what they are made of (the targets of canonical LoRA).
+PARTS = {"linear_qkv": ("linear_q", "linear_k", "linear_v"), "linear_fc1": ("linear_fc1_gate", "linear_fc1_up")}
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ class Lora:
     dim: int
     target_modules: tuple[str, ...]
 
+    @property
+    def is_split(self) -> bool:
+        """Whether a part of a fused layer is a target."""
+        parts = [part for names in PARTS.values() for part in names]
+        return any(target.rsplit(".", 1)[-1] in parts for target in self.target_modules)
+
+    def targets(self, path: str) -> bool:
+        """Whether the linear layer at ``path`` gets an adapter; a fused layer's name stands for its parts too."""
+        stem, _, leaf = path.rpartition(".")
+        names = [path] + [f"{stem}.{whole}" for whole, parts in PARTS.items() if leaf in parts]
+        return any(matches(name, self.target_modules) for name in names)
+
 
 def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
     """Two matmuls beside every target, k -> r -> n, on the target's rows."""
@@ -84,7 +99,7 @@ def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
     hit = False
     for term in terms:
         result.append(term)
-        if term.kind is not Kind.LINEAR or not term.weight or not matches(term.path, lora.target_modules):
+        if term.kind is not Kind.LINEAR or not term.weight or not lora.targets(term.path):
             continue
         hit = True
         low = f"{term.path}.adapter"
@@ -98,7 +113,7 @@ def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
     return result
 
 
-# ---- recomputation ----------------------------------------------------------------------------------------------------------
+# ---- recomputation -------------------------------------------------------------------------------
 
 
 def with_recompute(terms: Sequence[Term], shape: ModelShape) -> list[Term]:
@@ -131,7 +146,9 @@ _MODULES: dict[str, Callable[[Term], bool]] = {
 def _recomputed(shape: ModelShape) -> Callable[[Term], bool]:
     if shape.recompute_granularity == "full":
         if shape.recompute_method not in ("uniform", "block"):
-            raise ConfigError(f"model.recompute_method={shape.recompute_method!r} must be 'uniform' or 'block' with full recomputation")
+            raise ConfigError(
+                f"model.recompute_method={shape.recompute_method!r} must be 'uniform' or 'block' with full recomputation"
+            )
         first = shape.recompute_num_layers if shape.recompute_method == "block" else None
         return lambda term: (layer := layer_index(term.path)) is not None and (first is None or layer < first)
     if shape.recompute_granularity != "selective":
@@ -149,10 +166,10 @@ def layer_index(path: str) -> int | None:
     return int(parts[2]) if parts[:2] == ["decoder", "layers"] else None
 
 
-# ---- what a configuration asks for --------------------------------------------------------------------------------------------
+# ---- what a configuration asks for ---------------------------------------------------------------
 
 
-def trainable_of(cfg_peft: Any, shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) -> Trainable:
+def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) -> Trainable:
     """Which modules train: everything, or the adapters only, minus what is frozen by pattern or by a model's switches."""
     frozen = list(freeze)
     if shape.freeze_language_model:

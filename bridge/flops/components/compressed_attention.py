@@ -62,7 +62,14 @@ def compressed_attention(
     if ratio:
         overlap = 2 if ratio == INDEXED_RATIO else 1
         terms.append(
-            Term("compressor", COMPONENT, hidden_size, 2 * overlap * v_head_dim, inputs=("normed",), outputs=("compressed",))
+            Term(
+                "compressor",
+                COMPONENT,
+                hidden_size,
+                2 * overlap * v_head_dim,
+                inputs=("normed",),
+                outputs=("compressed",),
+            )
         )
         context = Context("compressed", (ratio,))
         if ratio == INDEXED_RATIO:
@@ -73,8 +80,10 @@ def compressed_attention(
     for name, over, factor, keys in attend:
         scores, value = f"{name}_scores", f"{name}_context"
         terms += [
-            core(f"{name}_query_key", CORE, over, head_size=score_size, heads=heads, inputs=("query", keys), output=scores, times=factor),
-            core(f"{name}_scores_value", CORE, over, head_size=v_head_dim, heads=heads, inputs=(scores, keys), output=value, times=factor),
+            core(f"{name}_query_key", CORE, over, head_size=score_size, heads=heads, inputs=("query", keys), output=scores,
+                 times=factor),
+            core(f"{name}_scores_value", CORE, over, head_size=v_head_dim, heads=heads, inputs=(scores, keys), output=value,
+                 times=factor),
         ]  # fmt: skip
         outputs.append(value)
     terms += [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.terms import Kind, Term, norm
+from bridge.flops.terms import Kind, Term, norm, table
 
 COMPONENT = "gated_delta_net"
 STATE_MACS = 4
@@ -42,8 +42,8 @@ def gated_delta_net(
     terms = [
         Term("in_proj", COMPONENT, hidden_size, projected, inputs=("normed",), outputs=("qkv",)),
         Term("conv1d", COMPONENT, conv_kernel_dim, conv, inputs=("qkv",), outputs=("qkv",), kind=Kind.CONVOLUTION),
-        Term("A_log", COMPONENT, num_value_heads, 1, inputs=("qkv",), outputs=("qkv",), kind=Kind.TABLE),
-        Term("dt_bias", COMPONENT, num_value_heads, 1, inputs=("qkv",), outputs=("qkv",), kind=Kind.TABLE),
+        table("A_log", COMPONENT, num_value_heads, source="qkv", to=("qkv",)),
+        table("dt_bias", COMPONENT, num_value_heads, source="qkv", to=("qkv",)),
         Term("delta_rule", COMPONENT, state, 1, times=Fraction(STATE_MACS), inputs=("qkv", "qkv"), outputs=("context",),
              kind=Kind.SCAN, weight=False),
         norm("out_norm", value_head_dim, COMPONENT, source="context", to="context"),

@@ -1,7 +1,7 @@
 """Kimi delta attention (Kimi Linear, arXiv:2510.26692): the delta rule with a gate per channel.
 
-Projections for queries, keys, values and output of width P = heads x head_dim, a low-rank pair each for decay and output gate, one
-write strength per head, three short convolutions, and the recurrence on the head_dim x head_dim state of each head.
+Projections for queries, keys, values and output of width P = heads x head_dim, low-rank pairs for decay and output gate,
+one write strength per head, three short convolutions, and the recurrence on the head_dim x head_dim state of each head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.components.gated_delta_net import STATE_MACS
-from bridge.flops.terms import Kind, Term, norm
+from bridge.flops.terms import Kind, Term, norm, table
 
 COMPONENT = "kimi_delta_attention"
 
@@ -28,7 +28,15 @@ def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, con
         for name, value in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("g_proj", "gate"))
     ]
     convolutions = [
-        Term(f"{name}_conv1d", COMPONENT, conv_kernel_size, width, inputs=(value,), outputs=(value,), kind=Kind.CONVOLUTION)
+        Term(
+            f"{name}_conv1d",
+            COMPONENT,
+            conv_kernel_size,
+            width,
+            inputs=(value,),
+            outputs=(value,),
+            kind=Kind.CONVOLUTION,
+        )
         for name, value in (("q", "query"), ("k", "key"), ("v", "value"))
     ]
     terms = [
@@ -37,8 +45,8 @@ def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, con
         Term("b_proj", COMPONENT, hidden_size, num_heads, inputs=("normed",), outputs=("value",)),
         Term("f_a_proj", COMPONENT, hidden_size, head_dim, inputs=("normed",), outputs=("decay",)),
         Term("f_b_proj", COMPONENT, head_dim, width, inputs=("decay",), outputs=("value",)),
-        Term("A_log", COMPONENT, num_heads, 1, inputs=("value",), outputs=("value",), kind=Kind.TABLE),
-        Term("dt_bias", COMPONENT, width, 1, inputs=("value",), outputs=("value",), kind=Kind.TABLE),
+        table("A_log", COMPONENT, num_heads, source="value", to=("value",)),
+        table("dt_bias", COMPONENT, width, source="value", to=("value",)),
         Term("delta_rule", COMPONENT, num_heads * head_dim * head_dim, 1, times=Fraction(STATE_MACS),
              inputs=("query", "value"), outputs=("context",), kind=Kind.SCAN, weight=False),
         norm("o_norm", head_dim, COMPONENT, source="context", to="context"),

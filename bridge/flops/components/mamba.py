@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.terms import Kind, Term, norm
+from bridge.flops.terms import Kind, Term, norm, table
 
 COMPONENT = "mamba"
 SCAN_MACS = Fraction(7, 2)
 
 
 def mamba(
-    *, hidden_size: int, inner_size: int, state_dim: int, num_groups: int, num_heads: int, conv_kernel_dim: int, conv_is_free: bool = False
+    *,
+    hidden_size: int,
+    inner_size: int,
+    state_dim: int,
+    num_groups: int,
+    num_heads: int,
+    conv_kernel_dim: int,
+    conv_is_free: bool = False,
 ) -> list[Term]:
     """The terms of one block, from the normed input to the residual stream.
 
@@ -33,7 +40,7 @@ def mamba(
         Term("in_proj", COMPONENT, hidden_size, inner_size + conv + num_heads, inputs=("normed",), outputs=("xbc",)),
         Term("conv1d", COMPONENT, conv_kernel_dim, conv, times=Fraction(not conv_is_free), inputs=("xbc",), outputs=("xbc",),
              kind=Kind.CONVOLUTION, bias=conv),
-        *(Term(name, COMPONENT, num_heads, 1, inputs=("xbc",), outputs=("xbc",), kind=Kind.TABLE)
+        *(table(name, COMPONENT, num_heads, source="xbc", to=("xbc",))
           for name in ("A_log", "D", "dt_bias")),
         Term("scan", COMPONENT, inner_size, state_dim, times=SCAN_MACS, inputs=("xbc", "xbc"), outputs=("context",),
              kind=Kind.SCAN, weight=False),

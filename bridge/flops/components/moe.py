@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.components.mlp import mlp
-from bridge.flops.terms import Kind, Term, join
+from bridge.flops.terms import Kind, Term, join, table
 
 COMPONENT = "moe"
 
@@ -49,28 +49,34 @@ def moe(
     """
     width = latent_size or hidden_size
     inner = ffn_hidden_size * (2 if gated else 1)
-    experts = {"times": Fraction(topk), "copies": num_experts, "active_copies": topk}
+
+    def expert(name: str, k: int, n: int, source: str, to: str) -> Term:
+        return Term(name, COMPONENT, k, n, times=Fraction(topk), inputs=(source,), outputs=(to,), bias=n * bias,
+                    copies=num_experts, active_copies=topk).under("experts.")  # fmt: skip
+
     terms = [
         Term("router", COMPONENT, hidden_size, num_experts, inputs=("normed",), outputs=("routing",), kind=Kind.ROUTER,
              bias=num_experts * router_bias),
     ]  # fmt: skip
     if expert_bias:
-        terms.append(Term("expert_bias", COMPONENT, num_experts, 1, inputs=(), outputs=(), kind=Kind.TABLE, path="router.expert_bias"))
+        terms.append(table("expert_bias", COMPONENT, num_experts, to=()).under("router."))
     if latent_size:
         terms.append(Term("fc1_latent_proj", COMPONENT, hidden_size, latent_size, inputs=("normed",), outputs=("latent",)))
     terms += [
-        Term("linear_fc1", COMPONENT, width, inner, inputs=("latent" if latent_size else "normed",), outputs=("inner",), bias=inner * bias,
-             path="experts.linear_fc1", **experts),
+        expert("linear_fc1", width, inner, "latent" if latent_size else "normed", "inner"),
         join("inner", *(("routing",) if routing_before_fc2 else ()), to="activated"),
-        Term("linear_fc2", COMPONENT, ffn_hidden_size, width, inputs=("activated",), outputs=("routed",), bias=width * bias,
-             path="experts.linear_fc2", **experts),
+        expert("linear_fc2", ffn_hidden_size, width, "activated", "routed"),
         join("routed", "routing", to="combined") if latent_size else join("hidden", "routed", "routing", to="hidden"),
     ]  # fmt: skip
     if latent_size:
         terms.append(Term("fc2_latent_proj", COMPONENT, latent_size, hidden_size, inputs=("combined",)))
     if shared_ffn_hidden_size:
         shared = mlp(
-            hidden_size=hidden_size, ffn_hidden_size=shared_ffn_hidden_size, gated=gated, fused=fused, component=COMPONENT
+            hidden_size=hidden_size,
+            ffn_hidden_size=shared_ffn_hidden_size,
+            gated=gated,
+            fused=fused,
+            component=COMPONENT,
         )
         if shared_gate:
             shared.append(Term("gate_weight", COMPONENT, hidden_size, 1, inputs=("normed",), kind=Kind.GATE))

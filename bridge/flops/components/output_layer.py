@@ -20,9 +20,7 @@ def embedding(*, vocab_size: int, hidden_size: int, max_position_embeddings: int
              outputs=("hidden", "embedded"), kind=Kind.TABLE)
     ]  # fmt: skip
     if max_position_embeddings:
-        terms.append(
-            Term("position_embeddings", "embedding", max_position_embeddings, hidden_size, inputs=(), kind=Kind.TABLE)
-        )
+        terms.append(Term("position_embeddings", "embedding", max_position_embeddings, hidden_size, inputs=(), kind=Kind.TABLE))
     return [term.under("embedding.") for term in terms]
 
 
@@ -34,4 +32,6 @@ def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "") -> Term:
         vocab_size: columns, padded or not as the convention says.
         tied: module path of the weight where it is another module's: the word embedding, or the main output layer.
     """
-    return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied)
+    return Term(
+        OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied, path=OUTPUT_LAYER
+    )

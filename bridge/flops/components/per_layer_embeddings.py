@@ -6,7 +6,7 @@ back (h -> p, p -> h): 3 h p multiply-accumulates per token and layer.
 
 from __future__ import annotations
 
-from bridge.flops.terms import Kind, Term, norm
+from bridge.flops.terms import Term, norm, table
 
 COMPONENT = "per_layer_embeddings"
 
@@ -15,7 +15,7 @@ def per_layer_input(*, hidden_size: int, num_layers: int, per_layer_size: int, v
     """The table and the projection that make the inputs of all layers, from the embedded tokens."""
     width = num_layers * per_layer_size
     return [
-        Term("embed_tokens_per_layer", COMPONENT, vocab_size, width, inputs=(), outputs=("per_layer",), kind=Kind.TABLE),
+        table("embed_tokens_per_layer", COMPONENT, vocab_size, width, to=("per_layer",)),
         Term("per_layer_model_projection", COMPONENT, hidden_size, width, outputs=("per_layer",)),
         norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer"),
     ]

@@ -5,7 +5,7 @@ Grouped-query attention: Ainslie et al., arXiv:2305.13245.  FLOPs of a layer: Na
 
 from __future__ import annotations
 
-from bridge.flops.terms import Context, Kind, Term, core, norm
+from bridge.flops.terms import Context, Term, core, norm, table
 
 COMPONENT = "self_attention"
 CORE = "core_attention"
@@ -47,7 +47,7 @@ def self_attention(
     """
     query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
     widths = {"linear_q": query_size * (2 if output_gate else 1), "linear_k": key_size, "linear_v": key_size}
-    outputs = {"linear_q": ("query",), "linear_k": ("key",), "linear_v": ("value",)}
+    outputs: dict[str, tuple[str, ...]] = {"linear_q": ("query",), "linear_k": ("key",), "linear_v": ("value",)}
     if key_is_value:
         del widths["linear_v"]
         outputs["linear_k"] = ("key", "value")
@@ -66,11 +66,14 @@ def self_attention(
         terms.append(norm("q_layernorm", sizes[0], COMPONENT, source="query", to="query", bias=norm_bias))
         if not shares_kv:
             terms.append(norm("k_layernorm", sizes[1], COMPONENT, source="key", to="key", bias=norm_bias))
-    heads = {"head_size": kv_channels, "heads": num_attention_heads}
-    terms.append(core("query_key", CORE, context, **heads, inputs=("query", "key"), output="scores"))
+
+    def product(name: str, first: str, second: str, output: str) -> Term:
+        return core(name, CORE, context, head_size=kv_channels, heads=num_attention_heads, inputs=(first, second), output=output)
+
+    terms.append(product("query_key", "query", "key", "scores"))
     if sinks:
-        sink = Term("softmax_offset", CORE, num_attention_heads, 1, inputs=("scores",), outputs=("scores",), kind=Kind.TABLE)
+        sink = table("softmax_offset", CORE, num_attention_heads, source="scores", to=("scores",))
         terms.append(sink.under("core_attention."))
-    terms.append(core("scores_value", CORE, context, **heads, inputs=("scores", "value"), output="context"))
+    terms.append(product("scores_value", "scores", "value", "context"))
     terms.append(Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias))
     return [term.under("self_attention.") for term in terms]

@@ -37,17 +37,24 @@ def indexer(
     """
     learning = Pass.TRAINING if trains else Pass.FORWARD
     loss_context = selected if sparse_loss else DENSE
+
     # A score is a dot product of head_dim and a weight per head: head_dim + 1 multiply-accumulates.
-    scores = {"head_size": head_dim + 1, "heads": num_heads, "inputs": ("index_query", "index_key"), "output": "index_scores"}
+    def scores(name: str, context: Context, allowed: Pass) -> Term:
+        return core(name, COMPONENT, context, head_size=head_dim + 1, heads=num_heads, inputs=("index_query", "index_key"),
+                    output="index_scores", allowed=allowed)  # fmt: skip
+
+    def projection(name: str, k: int, n: int, output: str) -> Term:
+        return Term(name, COMPONENT, k, n, inputs=("detached",), outputs=(output,), allowed=learning)
+
     terms = [
-        Term("linear_wq_b", COMPONENT, q_input_size, num_heads * head_dim, inputs=("detached",), outputs=("index_query",), allowed=learning),
-        Term("linear_wk", COMPONENT, hidden_size, head_dim, inputs=("detached",), outputs=("index_key",), allowed=learning),
-        Term("linear_weights_proj", COMPONENT, hidden_size, num_heads, inputs=("detached",), outputs=("index_query",), allowed=learning),
-        core("index_scores", COMPONENT, DENSE, **scores, allowed=Pass.FORWARD),
-    ]  # fmt: skip
+        projection("linear_wq_b", q_input_size, num_heads * head_dim, "index_query"),
+        projection("linear_wk", hidden_size, head_dim, "index_key"),
+        projection("linear_weights_proj", hidden_size, num_heads, "index_query"),
+        scores("index_scores", DENSE, Pass.FORWARD),
+    ]
     if trains:
         terms += [
-            core("index_scores_gradient", COMPONENT, loss_context, **scores, allowed=Pass.BACKWARD),
+            scores("index_scores_gradient", loss_context, Pass.BACKWARD),
             core("teacher_scores", COMPONENT, loss_context, head_size=teacher_head_size, heads=teacher_heads,
                  inputs=("detached", "detached"), output="teacher", allowed=Pass.FORWARD),
         ]  # fmt: skip

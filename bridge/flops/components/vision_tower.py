@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bridge.flops.statistics import PATCHES, Statistic
-from bridge.flops.terms import Context, Kind, Term, core, join, norm
+from bridge.flops.terms import Context, Kind, Term, core, norm, table
 
 COMPONENT = "vision_model"
 PROJECTION = "vision_projection"
 FULL = Context("bidirectional", over="images")
 
 
-def patch_embedding(
-    *, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0
-) -> list[Term]:
+def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0) -> list[Term]:
     """The convolution whose stride is its kernel: one matmul per patch, on pixels, which need no gradient.
 
     Args:
@@ -31,9 +29,7 @@ def patch_embedding(
              kind=Kind.PATCH_EMBEDDING, bias=hidden_size * bias)
     ]  # fmt: skip
     if num_position_embeddings:
-        terms.append(
-            Term("pos_embed", COMPONENT, num_position_embeddings, hidden_size, inputs=(), outputs=("patches",), kind=Kind.TABLE)
-        )
+        terms.append(table("pos_embed", COMPONENT, num_position_embeddings, hidden_size, to=("patches",)))
     return [term.under("vision_model.") for term in terms]
 
 
@@ -51,27 +47,31 @@ def vision_layer(
         norm_bias: LayerNorm instead of RMSNorm.
     """
     context = Context("bidirectional_chunk", (window_patches,), "images") if window_patches else FULL
-    heads = {"head_size": hidden_size, "heads": 1}  # heads x head width is the width, whatever the split
     fc1 = (2 if gated else 1) * intermediate_size
 
     def linear(name: str, k: int, n: int, source: str, to: str) -> Term:
         return Term(name, COMPONENT, k, n, PATCHES, inputs=(source,), outputs=(to,), bias=n * bias)
 
+    def product(name: str, first: str, second: str, output: str) -> Term:
+        # Heads x head width is the width, however it is split.
+        return core(name, COMPONENT, context, head_size=hidden_size, heads=1, inputs=(first, second), output=output)
+
+    attention = [
+        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv"),
+        product("query_key", "qkv", "qkv", "scores"),
+        product("scores_value", "scores", "qkv", "context"),
+        linear("linear_proj", hidden_size, hidden_size, "context", "patches"),
+    ]
     return [
         norm("input_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias),
-        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv").under("self_attention."),
-        core("query_key", COMPONENT, context, **heads, inputs=("qkv", "qkv"), output="scores").under("self_attention."),
-        core("scores_value", COMPONENT, context, **heads, inputs=("scores", "qkv"), output="context").under("self_attention."),
-        linear("linear_proj", hidden_size, hidden_size, "context", "patches").under("self_attention."),
+        *(term.under("self_attention.") for term in attention),
         norm("pre_mlp_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias),
         linear("linear_fc1", hidden_size, fc1, "normed", "inner").under("mlp."),
         linear("linear_fc2", intermediate_size, hidden_size, "inner", "patches").under("mlp."),
     ]
 
 
-def merger(
-    *, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, norm_size: int, norm_bias: bool
-) -> list[Term]:
+def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, norm_size: int, norm_bias: bool) -> list[Term]:
     """The projector: merges spatial_merge_size^2 patches into one token, m -> m -> out with m = hidden x merge^2.
 
     Args:
@@ -86,8 +86,8 @@ def merger(
     return [
         norm("norm", norm_size, PROJECTION, source="patches", to="merged", bias=norm_bias),
         Term("linear_fc1", PROJECTION, merged, merged, rows, inputs=("merged",), outputs=("inner",), bias=merged),
-        Term("linear_fc2", PROJECTION, merged, out_hidden_size, rows, inputs=("inner",), outputs=("merged_embedding",), bias=out_hidden_size),
-        join("merged_embedding", to="image_embeddings"),
+        Term("linear_fc2", PROJECTION, merged, out_hidden_size, rows, inputs=("inner",), outputs=("image_embeddings",),
+             bias=out_hidden_size),
     ]  # fmt: skip
 
 

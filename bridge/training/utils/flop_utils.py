@@ -12,12 +12,12 @@ from typing import Any
 from bridge.data.packed_statistics import PackedStatistics, find_packed_file, table_key
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
-from bridge.flops.moments import Moments
+from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
 
 #: Sequence statistics of packed fine-tuning files, by file identity, global batch size and sequence length.
-_lora_seq_stats_cache: dict[Any, tuple[float, float, float, float]] = {}
+_lora_seq_stats_cache: dict[Any, tuple[Any, Any, Any, Any]] = {}
 
 _plans: dict[str, PlanCache[Plan]] = {}
 
@@ -75,8 +75,8 @@ def num_floating_point_operations(
             raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
         seqlen_sum = batch_size * nominal
     plan = _plan(cfg, convention)
-    sequences = _moments(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
-    images = _moments(batch_size if num_vision_patches > 0 else 0, max(num_vision_patches, 0), None, None)
+    sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
+    images = Moments.of(batch_size, num_vision_patches) if num_vision_patches > 0 else NOTHING
     return plan.evaluate(plan.measure_moments(sequences, images))
 
 
@@ -91,8 +91,8 @@ def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
     plan = _vision_plans(cfg)
     if plan is None:
         return 0
-    images = _moments(batch_size, batch_size * Fraction(num_patches), None, None)
-    return plan.evaluate(plan.measure_moments(Moments(0, Fraction(0), Fraction(0), Fraction(0)), images))
+    images = Moments.of(batch_size, batch_size * Fraction(num_patches))
+    return plan.evaluate(plan.measure_moments(NOTHING, images))
 
 
 def _compile_vision(cfg: Any) -> Plan | None:
@@ -100,14 +100,6 @@ def _compile_vision(cfg: Any) -> Plan | None:
 
 
 _vision_plans: PlanCache[Plan | None] = PlanCache(_compile_vision)
-
-
-def _moments(count: int, total: Any, squares: Any, nominal: Any) -> Moments:
-    exact_total = Fraction(total)
-    if squares is None:
-        squares = exact_total * exact_total / count if count else 0
-    mean = exact_total / count if count else Fraction(0)
-    return Moments(count, exact_total, Fraction(squares), Fraction(nominal or mean))
 
 
 def _own_price(model: Any, batch_size: int, *sums: Any) -> Any:

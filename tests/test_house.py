@@ -1,0 +1,60 @@
+"""The one-way floors: imports go down only, and the counting floor needs nothing but the standard library."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "bridge.flops": 0,
+    "bridge.hardware": 0,
+    "bridge.config": 1,
+    "bridge.data": 1,
+    "bridge.metrics": 2,
+    "bridge.training": 3,
+    "bridge.cli": 4,
+    "bridge.explorer": 4,
+    "bridge.__main__": 4,
+}
+
+
+def floor(module: str) -> int | None:
+    return next((level for name, level in FLOORS.items() if module == name or module.startswith(name + ".")), None)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide their direction"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "bridge").rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module):
+    own = floor(module.removesuffix(".__init__"))
+    for imported in imports(MODULES[module]):
+        other = floor(imported)
+        if other is not None:
+            assert own is not None, f"{module} stands on no floor"
+            assert other <= own, f"{module} (floor {own}) imports {imported} (floor {other})"
+        if imported.startswith("bridge.training.utils") and module != "bridge.training.utils.flop_utils":
+            assert own == 4, f"{module} imports the public face {imported}"
+        if own == 0:
+            assert imported.split(".")[0] in sys.stdlib_module_names | {"bridge"}, f"{module} imports {imported}"
+
+
+def test_counting_and_planning_do_not_import_torch():
+    modules = "bridge.flops, bridge.hardware, bridge.training.utils.flop_utils"
+    code = f"import sys, {modules}; print(sorted({{'torch', 'numpy', 'megatron'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
