@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -11,10 +12,15 @@ _COUNTS = ("", " thousand", " million", " billion", " trillion")
 _WIDTH_IN_FILES = 120
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:  # rich would exit with 1
+        raise BrokenPipeError
+
+
 def make_console() -> Console:
     """Standard output; wide where it is a file or a pipe, which have no width of their own."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_IN_FILES)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=_WIDTH_IN_FILES)
 
 
 def with_unit(value: int | float | Fraction, unit: str) -> str:

@@ -147,7 +147,7 @@ class Report:
         }
 
     def show(self, console: Console) -> None:
-        batch = self.batch
+        batch, stages = self.batch, self.stages  # errors come before the first line
         console.print(f"[bold]{self.config.name}[/]: {_sizes(self.plan.parameters())}")
         images = f", {batch.images} images" if batch.images else ""
         console.print(
@@ -157,8 +157,8 @@ class Report:
         console.print(self._table())
         per_token = with_unit(float(self.flops) / batch.tokens, "FLOP")
         console.print(f"\n[bold]{_exactly(self.flops)} FLOP[/] = {with_unit(self.flops, 'FLOP')}, {per_token} per token")
-        if len(self.stages) > 1:
-            shares = ", ".join(f"{float(stage) / float(self.flops):.1%}" for stage in self.stages)
+        if len(stages) > 1:
+            shares = ", ".join(f"{float(stage) / float(self.flops):.1%}" for stage in stages)
             console.print(f"pipeline stages: {shares}")
         for sentence in self.plan.not_counted:
             console.print(f"[yellow]not counted:[/] {sentence}")

@@ -34,11 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, rest = parser.parse_known_args(argv)
         _take_overrides(parser, arguments, rest)
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         return _fail(f"error: {error}", EXIT_CONFIGURATION)
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet too
         return 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)

@@ -160,7 +160,7 @@ class OptimizerConfig:
     """``adam`` is AdamW."""
     lr: float = 3e-4
     """Peak learning rate."""
-    min_lr: float = 3e-5
+    min_lr: float = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
     """Shape of the decay."""

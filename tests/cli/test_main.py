@@ -1,0 +1,92 @@
+"""The command line itself: version, recipes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import bridge
+from bridge.cli.console import in_words, with_unit
+from bridge.cli.main import main
+from bridge.config import list_recipes
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bridge", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
+
+
+def test_the_module_runs():
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"bridge {bridge.__version__}\n", "")
+
+
+def test_recipes_as_json(capsys):
+    assert main(["recipes", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == [str(path) for path in list_recipes()]
+    llama = next(row for row in rows if row["name"] == "llama3-8b")
+    assert llama["kind"] == "model"
+    assert llama["hardware"] == "4 or more devices of 80 GB to train all weights (about 18 bytes each, 145 GB)."
+
+
+def test_recipes_as_tables(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    training, models = out.split("Models, to count")
+    assert "tiny_moe" in training
+    assert "deepseek-v3-mtp" in models
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train"], "the following arguments are required: recipe"),
+        (["train", "tinny"], "did you mean tiny?"),
+        (["train", "tiny", "train.train_iter=3"], "did you mean train.train_iters?"),
+        (["train", "tiny", "parallel.tensor_model_parallel_size=3"], "model.num_attention_heads=4"),
+        (["recipes", "now"], "unknown argument now"),
+    ],
+)
+def test_configuration_errors_end_with_2(arguments, words, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("bridge: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_one_message_a_job():
+    first, second = (run("train", "tinny", RANK=rank, WORLD_SIZE="2") for rank in "01")
+    assert first.returncode == second.returncode == 2
+    assert first.stderr == "bridge: error: recipe tinny does not exist; did you mean tiny?\n"
+    assert second.stderr == ""
+
+
+@pytest.mark.parametrize("output", ["", "--json"])
+def test_a_reader_that_stops_early_is_no_error(output):
+    command = f"{sys.executable} -m bridge recipes {output} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 FLOP"), (999, "999 FLOP"), (999.96, "1 kFLOP"), (421_645_529_382_912, "421.6 TFLOP"), (6.8e19, "68 EFLOP")],
+)
+def test_numbers_with_a_unit(value, text):
+    assert with_unit(value, "FLOP") == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7, "7"), (804_224, "804 thousand"), (999_960_000, "1 billion"), (671e9, "671 billion"), (1.5e15, "1.5e+03 trillion")],
+)
+def test_numbers_in_words(value, text):
+    assert in_words(value) == text
