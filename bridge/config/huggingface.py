@@ -22,7 +22,7 @@ class HuggingFaceConfig(Config):
     model_type: str = ""
     """Hugging Face's name of the architecture."""
     framework: str = "transformers"
-    """Whose matmuls are counted: transformers projects q, k and v apart, megatron-core in one."""
+    """Whose matmuls are counted: transformers projects q, k and v apart, megatron-core in one matmul."""
     not_counted: tuple[str, ...] = ()
     """Fields that may change the work and that the counts leave out, one sentence each."""
 
@@ -43,14 +43,13 @@ def from_huggingface(config: Any) -> HuggingFaceConfig:
     values = _as_mapping(config)
     model_type = values.get("model_type")
     if not model_type:
-        raise ConfigError(
-            "model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'"
-        )
+        raise ConfigError("model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'")
     options, not_counted = _read(values, model_type)
     result = HuggingFaceConfig(
         name=str(values.get("_name_or_path") or model_type).rstrip("/").rsplit("/", 1)[-1],
         model=ModelConfig(**options),
         model_type=model_type,
+        framework=FAMILIES[model_type].framework,
         not_counted=tuple(not_counted),
     )
     model_shape.read(result)
@@ -95,9 +94,7 @@ def _as_mapping(config: Any) -> Mapping[str, Any]:
         return _load(Path(config))
     if callable(getattr(config, "to_dict", None)):
         return config.to_dict()  # a transformers config object
-    raise ConfigError(
-        f"a Hugging Face config is a mapping, a transformers config object or a path, not {type(config).__name__}"
-    )
+    raise ConfigError(f"a Hugging Face config is a mapping, a transformers config object or a path, not {type(config).__name__}")
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -105,13 +102,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error.strerror}); give a config.json or a folder that holds one"
-        ) from None
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); give a config.json or a folder that holds one") from None
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON ({error}); give the config.json of a Hugging Face model") from None
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{file} holds a JSON {type(values).__name__}; the config.json of a Hugging Face model holds an object"
-        )
+        raise ConfigError(f"{file} holds a JSON {type(values).__name__}; the config.json of a Hugging Face model holds an object")
     return values

@@ -64,6 +64,7 @@ class Family:
         rules: options that depend on more than one field.
         text: family of ``text_config``, in models that have one.
         ignored: fields that this family's models have and do not use.
+        framework: whose layers transformers builds; see ``bridge.flops.frameworks``.
     """
 
     fields: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Family:
     rules: tuple[Rule, ...] = ()
     text: str = ""
     ignored: tuple[str, ...] = ()
+    framework: str = "transformers"
 
     def but(
         self,
@@ -147,6 +149,13 @@ def _attention_bias(fields: Fields) -> Options:
     return {"add_qkv_bias": attention, "add_proj_bias": attention}
 
 
+def _all_biases(fields: Fields) -> Options:
+    """GPT-OSS: biases on everything; ``attention_bias`` speaks of some of them."""
+    if not fields.get("attention_bias"):
+        fields.report("attention_bias", "the parameter count has the attention's bias vectors nevertheless")
+    return {"add_bias_linear": True}
+
+
 def _qkv_bias(name: str) -> Rule:
     """The field ``name`` is for q, k and v alone."""
     return lambda fields: {"add_qkv_bias": bool(fields.get(name))}
@@ -212,9 +221,7 @@ def _sparse_layers(fields: Fields) -> list[bool]:
     listed = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
     first, dense = fields.get("first_k_dense_replace") or 0, fields.get("mlp_only_layers") or ()
     step, frequency = fields.get("decoder_sparse_step") or 1, fields.get("moe_layer_freq") or 1
-    return listed or [
-        i >= first and (i + 1) % step == 0 and i % frequency == 0 and i not in dense for i in range(layers)
-    ]
+    return listed or [i >= first and (i + 1) % step == 0 and i % frequency == 0 and i not in dense for i in range(layers)]
 
 
 def _experts(fields: Fields) -> Options:
@@ -359,8 +366,8 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
         _experts,
-        fixed={"add_bias_linear": True, "softmax_type": "learnable"},
-        ignored=("attention_bias",),
+        _all_biases,
+        fixed={"softmax_type": "learnable"},
     ),
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias),
@@ -370,7 +377,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": _OLMO2,
     "olmo3": _OLMO2.but(_windows(_every(4))),
     "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
-    "phi3": _SWIGLU.but(_window),
+    "phi3": replace(_SWIGLU.but(_window), framework="transformers_fused"),
     "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen2_moe": _SWIGLU.but(
         _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}

@@ -5,7 +5,7 @@ Measured with ``FlopCounterMode`` on megatron-core 0.16.1 and transformers 5.23;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bridge.flops.model_shape import ConfigError
 
@@ -35,8 +35,10 @@ class Framework:
 
 MEGATRON = Framework("megatron", True, True, True, True, True)
 TRANSFORMERS = Framework("transformers", False, False, False, False, False)
+#: transformers' models that fuse their projections themselves (Phi-3).
+TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True)
 
-FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, TRANSFORMERS)}
+FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED)}
 
 
 def get(name: str) -> Framework:

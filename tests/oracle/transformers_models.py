@@ -1,0 +1,185 @@
+"""Tiny models that transformers builds from a drawn configuration, without memory (meta device), and how they run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from random import Random
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from oracle.counter import count
+
+
+def draw(model_type: str, seed: int) -> PreTrainedConfig:
+    """A configuration of this family with small, uneven sizes; the same for the same seed."""
+    kind, random = CONFIG_MAPPING[model_type], Random(f"{model_type} {seed}")
+    known = {field.name for field in fields(kind)} | set(kind.attribute_map)
+    sizes = {name: value for name, value in _sizes(random).items() if name in known}
+    if "kv_lora_rank" in known:
+        # Here head_dim is the part of a head that RoPE turns, and every head has keys of its own.
+        sizes.pop("head_dim", None)
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    for name in _FIXED.get(model_type, ()):
+        sizes.pop(name, None)
+    return kind(**sizes)
+
+
+#: Fields that all models of a family agree on, and whose other values we report as not counted.
+_FIXED = {"gpt_oss": ("attention_bias",), "deepseek_v2": ("attention_bias",), "deepseek_v3": ("attention_bias",)}
+
+
+def _sizes(random: Random) -> dict[str, Any]:
+    """Values for the fields that one family or another has."""
+    groups, experts, layers = random.randint(1, 3), random.randint(3, 6), random.randint(2, 4)
+    heads = groups * random.randint(1, 3)
+    return {
+        "vocab_size": random.randint(50, 200),
+        "hidden_size": 2 * heads * random.randint(2, 8),
+        "intermediate_size": random.randint(10, 70),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": 2 * random.randint(2, 9),
+        "sliding_window": random.randint(2, 9),
+        "use_sliding_window": random.random() < 0.5,
+        "max_window_layers": random.randint(0, layers),
+        "tie_word_embeddings": random.random() < 0.5,
+        "attention_bias": random.random() < 0.5,
+        "qkv_bias": random.random() < 0.5,
+        "use_qk_norm": random.random() < 0.5,
+        "pad_token_id": 0,
+        # experts
+        "num_experts": experts,
+        "num_local_experts": experts,
+        "n_routed_experts": experts,
+        "num_experts_per_tok": random.randint(1, experts),
+        "moe_intermediate_size": random.randint(5, 40),
+        "shared_expert_intermediate_size": random.randint(5, 40),
+        "n_shared_experts": random.randint(1, 2),
+        "first_k_dense_replace": random.randint(0, 2),
+        "decoder_sparse_step": random.randint(1, 2),
+        "mlp_only_layers": [random.randrange(layers)],
+        "n_group": 1,
+        "topk_group": 1,
+        # latent attention
+        "q_lora_rank": random.choice([None, random.randint(3, 20)]),
+        "kv_lora_rank": 2 * random.randint(2, 10),
+        "qk_nope_head_dim": 2 * random.randint(1, 6),
+        "qk_rope_head_dim": 2 * random.randint(1, 6),
+        "v_head_dim": random.randint(3, 12),
+    }
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model on the meta device, with unfused attention and the experts as batched matmuls."""
+    config._experts_implementation = "batched_mm"
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def forward(model: torch.nn.Module, batch_size: int, length: int) -> int:
+    """FLOPs of one forward pass over ``batch_size`` sequences of ``length`` tokens."""
+    return count(lambda: _logits(model, batch_size, length))
+
+
+def training(model: torch.nn.Module, batch_size: int, length: int) -> int:
+    """FLOPs of one forward and one backward pass."""
+    return count(lambda: _logits(model, batch_size, length).sum().backward())
+
+
+def _logits(model: torch.nn.Module, batch_size: int, length: int) -> torch.Tensor:
+    with torch.device("meta"):
+        tokens = torch.zeros(batch_size, length, dtype=torch.long)
+        # A finished mask: making one would look at values, which the meta device does not have.
+        mask = torch.zeros(batch_size, 1, length, length)
+    return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+_WHOLE = {
+    "model.embed_tokens": "embedding.word_embeddings",
+    "model.norm": "decoder.final_layernorm",
+    "lm_head": "output_layer",
+}
+#: Inside a layer: transformers' name -> the plan's name, or names where the plan has several for it.
+_IN_LAYER: dict[str, str | tuple[str, ...]] = {
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "pre_mlp_layernorm",
+    "pre_feedforward_layernorm": "pre_mlp_layernorm",
+    "post_feedforward_layernorm": "post_mlp_layernorm",
+    "self_attn.q_proj": ("self_attention.linear_q", "self_attention.linear_q_proj"),
+    "self_attn.k_proj": "self_attention.linear_k",
+    "self_attn.v_proj": "self_attention.linear_v",
+    "self_attn.qkv_proj": "self_attention.linear_qkv",
+    "self_attn.o_proj": "self_attention.linear_proj",
+    "self_attn.q_norm": "self_attention.q_layernorm",
+    "self_attn.k_norm": "self_attention.k_layernorm",
+    "self_attn.sinks": "self_attention.core_attention.softmax_offset",
+    "self_attn.q_a_proj": "self_attention.linear_q_down_proj",
+    "self_attn.q_a_layernorm": "self_attention.q_layernorm",
+    "self_attn.q_b_proj": "self_attention.linear_q_up_proj",
+    "self_attn.kv_a_proj_with_mqa": "self_attention.linear_kv_down_proj",
+    "self_attn.kv_a_layernorm": "self_attention.kv_layernorm",
+    "self_attn.kv_b_proj": "self_attention.linear_kv_up_proj",
+    "mlp.gate_proj": "mlp.linear_fc1_gate",
+    "mlp.up_proj": "mlp.linear_fc1_up",
+    "mlp.gate_up_proj": "mlp.linear_fc1",
+    "mlp.down_proj": "mlp.linear_fc2",
+    "mlp.gate": "mlp.router",
+    "mlp.router": "mlp.router",
+    "mlp.experts.gate_up_proj": "mlp.experts.linear_fc1",
+    "mlp.experts.down_proj": "mlp.experts.linear_fc2",
+    "mlp.shared_expert_gate": "mlp.shared_experts.gate_weight",
+}
+
+
+def modules(model: PreTrainedModel) -> dict[str, list[torch.nn.Parameter]]:
+    """The parameters of a model by the module that owns them; a bias belongs to its weight."""
+    found: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        found.setdefault(re.sub(r"(\.weight|\.bias|_bias)$", "", name), []).append(parameter)
+    return found
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Modules that an adapter can be put on.
+
+    Left out: the output layer, and in models with experts everything but attention. peft applies adapters of experts to
+    the weights (a product for every expert, whatever the tokens do), which is not what other frameworks' adapters cost.
+    """
+    names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and name != "lm_head"]
+    has_experts = hasattr(model.config, "num_experts_per_tok")
+    return [name for name in names if ".self_attn." in name or not has_experts]
+
+
+def paths(module: str, names: Iterable[str]) -> Iterator[str]:
+    """The paths in a plan of a module of transformers; ``names`` are all modules of the model."""
+    if module in _WHOLE:
+        yield _WHOLE[module]
+        return
+    _, _, number, leaf = module.split(".", 3)
+    for found in _in_layer(leaf, sandwiched=any(name.endswith("post_feedforward_layernorm") for name in names)):
+        yield f"decoder.layers.{number}.{found}"
+
+
+def _in_layer(leaf: str, *, sandwiched: bool) -> tuple[str, ...]:
+    # The norm of this name follows the attention where there is one after the MLP as well; else it precedes the MLP.
+    if leaf == "post_attention_layernorm" and sandwiched:
+        return (leaf,)
+    for shared in ("mlp.shared_experts.", "mlp.shared_expert."):
+        if leaf.startswith(shared):
+            return (f"mlp.shared_experts.{_IN_LAYER['mlp.' + leaf.removeprefix(shared)].removeprefix('mlp.')}",)
+    found = _IN_LAYER[leaf]
+    return (found,) if isinstance(found, str) else found
+
+
+def adapter_targets(target: str) -> tuple[str, ...]:
+    """A target of peft (``q_proj``) by the plan's names."""
+    found = next(found for name, found in _IN_LAYER.items() if name.rsplit(".", 1)[-1] == target)
+    return tuple(name.rsplit(".", 1)[-1] for name in ((found,) if isinstance(found, str) else found))
