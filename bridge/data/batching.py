@@ -69,7 +69,7 @@ def collate_packed(samples: Sequence[list[Segment]], *, multiple_of: int, segmen
     loss_mask = np.zeros((1, width), dtype=np.float32)
     position_ids = np.empty((1, width), dtype=np.int64)
     bounds = _cumulative(slots)
-    for (inputs, following), start, length, slot in zip(segments, bounds, lengths, slots):
+    for (inputs, following), start, length, slot in zip(segments, bounds[:-1], lengths, slots, strict=True):
         tokens[0, start : start + length] = inputs
         labels[0, start : start + length] = following
         loss_mask[0, start : start + length] = 1

@@ -28,9 +28,8 @@ class Corpus:
         """Concatenate tokenized documents."""
         offsets = np.zeros(len(documents) + 1, dtype=np.int64)
         np.cumsum([len(document) for document in documents], out=offsets[1:])
-        dtype = np.uint16 if eod < 2**16 and all(d.dtype == np.uint8 for d in documents) else np.int32
-        tokens = np.empty(int(offsets[-1]), dtype=dtype)
-        for document, start, end in zip(documents, offsets[:-1], offsets[1:]):
+        tokens: Tokens = np.empty(int(offsets[-1]), dtype=np.uint16 if eod < 2**16 else np.int32)
+        for document, start, end in zip(documents, offsets[:-1], offsets[1:], strict=True):
             tokens[start:end] = document
         return cls(tokens, offsets, eod)
 

@@ -109,7 +109,7 @@ def micro_batches(
     return iter(
         DataLoader(
             _Samples(samples),
-            batch_sampler=sampler,  # type: ignore[arg-type]
+            batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,

@@ -101,7 +101,7 @@ def pack(items: Sequence[int], lengths: Sequence[int], capacity: int) -> list[li
     """Cut a sequence of items into consecutive groups of at most ``capacity`` tokens (next fit)."""
     groups: list[list[int]] = []
     free = -1
-    for item, length in zip(items, lengths):
+    for item, length in zip(items, lengths, strict=True):
         if length > free:
             groups.append([])
             free = capacity

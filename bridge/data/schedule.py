@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from bridge.flops.model_shape import ConfigError
-
 
 @dataclass(frozen=True)
 class BatchSchedule:
@@ -21,21 +19,6 @@ class BatchSchedule:
     global_batch_size: int
     rampup: Optional[tuple[int, int, int]] = None
 
-    def __post_init__(self) -> None:
-        if self.rampup is None:
-            return
-        start, increment, samples = self.rampup
-        if start < 1 or increment < 1 or samples < 0 or start > self.global_batch_size:
-            raise ConfigError(
-                f"train.rampup_batch_size={list(self.rampup)} must be [start >= 1, increment >= 1, samples >= 0] with "
-                f"start <= train.global_batch_size={self.global_batch_size}."
-            )
-        if (self.global_batch_size - start) % increment:
-            raise ConfigError(
-                f"train.rampup_batch_size={list(self.rampup)} never reaches train.global_batch_size="
-                f"{self.global_batch_size}: their difference must be a multiple of the increment {increment}."
-            )
-
     def size(self, consumed_samples: int) -> int:
         """Samples of the step that begins after ``consumed_samples``."""
         if self.rampup is None:
@@ -45,23 +28,6 @@ class BatchSchedule:
         if consumed_samples >= samples or increments == 0:
             return self.global_batch_size
         return start + increment * (consumed_samples * increments // samples)
-
-    def sizes(self) -> list[int]:
-        """Every batch size that comes up, in order."""
-        if self.rampup is None or self.rampup[2] == 0:
-            return [self.global_batch_size]
-        return list(range(self.rampup[0], self.global_batch_size + 1, self.rampup[1]))
-
-    def check(self, micro_batch_size: int, data_parallel_size: int) -> None:
-        """Raise ConfigError unless every batch divides into whole micro-batches on every replica."""
-        for size in self.sizes():
-            if size % (micro_batch_size * data_parallel_size):
-                option = "train.rampup_batch_size" if size != self.global_batch_size else "train.global_batch_size"
-                raise ConfigError(
-                    f"{option}: a batch of {size} samples does not divide into micro-batches of "
-                    f"train.micro_batch_size={micro_batch_size} on {data_parallel_size} data-parallel replicas. Make it "
-                    f"a multiple of {micro_batch_size * data_parallel_size}."
-                )
 
 
 class MicroBatchSampler:

@@ -8,6 +8,7 @@ not fast: packed segments run one after the other, and under context parallelism
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Optional
 
 import torch
@@ -25,14 +26,14 @@ class GatherSequence(torch.autograd.Function):
     """All-gather along a new first dimension; the gradient is summed over the ranks and cut again."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, part: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
         ctx.group = group
         parts = [torch.empty_like(part) for _ in range(group.size())]
         torch.distributed.all_gather(parts, part.contiguous(), group=group)
         return torch.stack(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         torch.distributed.all_reduce(gradient, group=ctx.group)
         return gradient[ctx.group.rank()], None
@@ -89,7 +90,7 @@ class SegmentAttention(MegatronModule):
             keys, values = key.unsqueeze(0), value.unsqueeze(0)
         attended = [
             self._attend(query[start:end], keys[:, start:end].flatten(0, 1), values[:, start:end].flatten(0, 1))
-            for start, end in zip(bounds[:-1], bounds[1:])
+            for start, end in pairwise(bounds)
         ]
         output = attended[0] if len(attended) == 1 else torch.cat(attended)
         output = output.flatten(2)
@@ -130,6 +131,4 @@ def positions(local: int, size: int, rank: int, device: torch.device) -> Tensor:
         return torch.arange(local, device=device)
     half = local // 2
     first, second = rank, 2 * size - 1 - rank
-    return torch.cat(
-        [torch.arange(chunk * half, (chunk + 1) * half, device=device) for chunk in (first, second)]
-    )
+    return torch.cat([torch.arange(chunk * half, (chunk + 1) * half, device=device) for chunk in (first, second)])

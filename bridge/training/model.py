@@ -100,8 +100,7 @@ def check_trainable(cfg: Config) -> None:
             )
     if cfg.peft is not None:
         raise ConfigError(
-            "peft: adapters can be counted (bridge flops) but not trained yet. Remove the peft section to train all "
-            "weights."
+            "peft: adapters can be counted (bridge flops) but not trained yet. Remove the peft section to train all weights."
         )
     local = not uses_transformer_engine(cfg.model)
     needs_engine = {
@@ -234,7 +233,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
         mtp = get_gpt_mtp_block_spec(config, layers[-1], use_transformer_engine=engine, vp_stage=vp_stage)
     if not engine:
         spec, mtp = _substitute(spec), _substitute(mtp)
-    assert model.seq_length is not None and model.vocab_size is not None
+    assert model.seq_length is not None
     return GPTModel(
         config=config,
         transformer_layer_spec=spec,
@@ -243,7 +242,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-        position_embedding_type=model.position_embedding_type,  # type: ignore[arg-type]
+        position_embedding_type=model.position_embedding_type,
         rotary_percent=model.rotary_percent,
         rotary_base=int(model.rotary_base),
         rope_scaling=model.rope_scaling,

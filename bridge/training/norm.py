@@ -17,9 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 class Norm(torch.nn.Module):
     """The norm that ``config.normalization`` names, over the last dimension."""
 
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
-    ) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         """``hidden_size``: width; ``eps``: added to the variance. Other arguments of megatron-core's norms are ignored."""
         super().__init__()
         self.eps = eps
@@ -29,7 +27,7 @@ class Norm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(hidden_size)) if self.centered else None
         for parameter in self.parameters():
             # Under sequence parallelism each rank sees its part of the sequence: gradients are summed.
-            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., hidden_size] -> the same shape and type."""
@@ -49,4 +47,4 @@ class ReplicatedNorm(Norm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(config, hidden_size, eps)
         for parameter in self.parameters():
-            parameter.average_gradients_across_tp_domain = not config.sequence_parallel  # type: ignore[attr-defined]
+            parameter.average_gradients_across_tp_domain = not config.sequence_parallel

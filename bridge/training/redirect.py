@@ -106,7 +106,7 @@ def _redirect_megatron() -> None:
     token_dispatcher.maybe_move_tensor_to_cpu = _as_numpy
     # Without Transformer Engine TELinear is a mock object, which isinstance() rejects.
     if not isinstance(multi_latent_attention.TELinear, type):
-        multi_latent_attention.TELinear = _NoTELinear  # type: ignore[misc]
+        multi_latent_attention.TELinear = _NoTELinear
 
 
 def _as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

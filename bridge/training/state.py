@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 import torch
+
+from bridge.metrics.trackers import Trackers
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config
@@ -93,8 +95,8 @@ class TrainState:
 
     resumed_from: Optional[str] = None
     """The checkpoint this process started from."""
-    trackers: list[Any] = field(default_factory=list)
-    """Open trackers (``log``, ``summary``, ``close``); empty on ranks that do not write."""
+    trackers: Trackers = field(default_factory=Trackers)
+    """Where rows of metrics go (``log``, ``summary``, ``close``); nowhere on ranks that do not write."""
     wandb_run_id: Optional[str] = None
     """Kept in the checkpoint, so that a resumed run continues its W&B run."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -30,9 +31,7 @@ DataIterator = Iterator[MicroBatch] | Sequence[Iterator[MicroBatch]]
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """Move a micro-batch; copies from pinned memory do not wait."""
-    return {
-        key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()
-    }
+    return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def packed_params(batch: MicroBatch, device: torch.device) -> Optional[PackedSeqParams]:
@@ -43,7 +42,7 @@ def packed_params(batch: MicroBatch, device: torch.device) -> Optional[PackedSeq
     """
     if "cu_seqlens" not in batch:
         return None
-    bounds = batch.get("cu_seqlens_padded", batch["cu_seqlens"]).to(device, non_blocking=True)
+    bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].to(device, non_blocking=True)
     longest = int(batch["max_seqlen"])
     return PackedSeqParams(
         qkv_format="thd",
@@ -66,12 +65,9 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
             rows["real"] = batch["attention_mask"]  # megatron-core takes "attention_mask" for a square mask
         mine = get_batch_on_this_cp_rank(rows)
         return {**batch, **mine, "attention_mask": mine.get("real")}
-    bounds = batch.get("cu_seqlens_padded", batch["cu_seqlens"]).tolist()
+    bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].tolist()
     index = torch.cat(
-        [
-            start + positions((end - start) // size, size, rank, torch.device("cpu"))
-            for start, end in zip(bounds[:-1], bounds[1:])
-        ]
+        [start + positions((end - start) // size, size, rank, torch.device("cpu")) for start, end in pairwise(bounds)]
     )
     return {**batch, **{key: value[:, index] for key, value in rows.items()}}
 
@@ -140,9 +136,7 @@ class Totals:
         return bool(self.values[2].item() > 0)
 
 
-def add_over_ranks(
-    reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False
-) -> Totals:
+def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False) -> Totals:
     """Sum the losses of all micro-batches, replicas and sequence parts; every rank gets the same totals.
 
     One all-reduce of three numbers a step. The wish to stop (a signal on any rank) rides along, so that all ranks
@@ -171,9 +165,7 @@ class Stepper:
         self._schedule = get_forward_backward_func()
         _connect(get_model_config(model[0]), model, optimizer)
 
-    def train(
-        self, data: DataIterator, num_microbatches: int, stop: bool = False
-    ) -> tuple[Totals, bool, Optional[float]]:
+    def train(self, data: DataIterator, num_microbatches: int, stop: bool = False) -> tuple[Totals, bool, Optional[float]]:
         """One optimizer step over ``num_microbatches``; returns (totals, whether the weights changed, gradient norm)."""
         for chunk in self.model:
             chunk.zero_grad_buffer()

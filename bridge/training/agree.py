@@ -1,0 +1,55 @@
+"""Do something on every rank, and fail on all of them if it failed on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from bridge.training.errors import RunError
+
+T = TypeVar("T")
+
+
+def everywhere(action: Callable[[], T], what: str) -> T:
+    """Call ``action`` on this rank, wait for all ranks, and return its result.
+
+    All ranks must call it (a collective).  If the action raised on any rank, every rank raises the same
+    :class:`RunError`, which begins with ``what``; so nobody waits for a rank that has given up.
+    """
+    result, problem = None, None
+    try:
+        result = action()
+    except Exception as error:
+        problem = describe(error)
+    problems = gather(problem)
+    for rank, text in enumerate(problems):
+        if text is not None:
+            where = f" (rank {rank})" if len(problems) > 1 else ""
+            raise RunError(f"{what}: {text}{where}")
+    return result  # type: ignore[return-value]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, in order, on every rank."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def describe(error: BaseException) -> str:
+    """One line for people: what the system said, without the machinery around it."""
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}".rstrip(": ")

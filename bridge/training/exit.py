@@ -1,0 +1,97 @@
+"""How a training process ends: the exit code, one message for the whole job, and signals.
+
+torchrun ends a job as soon as its first process exits with an error, and prints a summary of its own.  So the rank that
+speaks exits at once, the others wait a little before they follow, and the message also goes into the file that torchrun
+quotes in its summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Optional
+
+from bridge.training.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN, ConfigError, RunError
+
+LINGER_S = 2.0
+"""Seconds that ranks other than the first wait before they exit with an error."""
+
+# What the collectives say when the other end of a connection is gone.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
+              "NCCL communicator was aborted", "remote process exited", "Timed out waiting", "Socket closed",
+              "Connection was likely closed")  # fmt: skip
+
+
+def run(action: Callable[[], None], *, rank: int) -> int:
+    """Call ``action`` and turn what it raises into one message and an exit code: 0, 1 (run time) or 2 (configuration).
+
+    A configuration error is the same on every rank, so the first one alone speaks.  Other errors may be one rank's own:
+    every rank that has one says so, unless the first one has ended the job by then.
+    """
+    try:
+        action()
+        return EXIT_OK
+    except ConfigError as error:
+        return _fail(str(error), EXIT_CONFIG, rank=rank, speaks=rank == 0)
+    except RunError as error:
+        return _fail(str(error), EXIT_RUN, rank=rank, speaks=True)
+    except Exception as error:
+        if any(text in str(error) for text in _LOST_PEER):
+            # Not the cause: the rank that is gone has said, or torchrun will say, why.
+            return _fail("the connection to another rank was lost; see that rank", EXIT_RUN, rank=rank, speaks=True,
+                         last=True)  # fmt: skip
+        return _fail(f"{type(error).__name__}: {error}", EXIT_RUN, rank=rank, speaks=True, details=traceback.format_exc())
+
+
+def _fail(message: str, code: int, *, rank: int, speaks: bool, last: bool = False, details: Optional[str] = None) -> int:
+    if rank > 0 or last:
+        time.sleep(LINGER_S)
+    if details:
+        print(details, file=sys.stderr)
+    if speaks:
+        who = "" if rank == 0 else f"rank {rank}: "
+        print(f"bridge: {who}error: {message}", file=sys.stderr, flush=True)
+    _tell_torchrun(message)
+    return code
+
+
+def _tell_torchrun(message: str) -> None:
+    """Write the file whose content torchrun quotes as the cause of a failure."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        try:
+            with open(path, "w") as file:
+                json.dump({"message": message, "timestamp": int(time.time())}, file)
+        except OSError:
+            pass  # the message stands on the console
+
+
+class StopSignals:
+    """Remembers that the process was asked to end (SIGTERM, SIGINT) and lets it finish what it is doing.
+
+    Use as a context manager; the handlers that were there before are restored.
+    """
+
+    def __init__(self) -> None:
+        self.received: Optional[str] = None
+        """Name of the first signal, None before one came."""
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, frame: Optional[FrameType]) -> None:
+        # torchrun passes on a Ctrl-C that the terminal has sent to every process already: a second one means nothing.
+        self.received = self.received or signal.Signals(number).name

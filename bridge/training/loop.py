@@ -1,0 +1,78 @@
+"""The entry to training: everything that can be found wrong without a GPU or another rank is found here, first.
+
+::
+
+    configuration checked, callbacks made, text read      within a second or two, on every rank alike
+    libraries prepared, megatron-core imported
+    process groups, seeds
+    Run (see bridge.training.run)
+    process groups left
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bridge.config.instantiate import instantiate
+from bridge.config.schema import Config
+from bridge.config.validation import validate, validate_layout
+from bridge.data.loader import TextData
+from bridge.training import exit as ending
+from bridge.training.callbacks import CallbackManager, ProgressCallback
+from bridge.training.errors import ConfigError
+from bridge.training.initialize import Launch, initialize, prepare_libraries, shut_down
+
+
+def train(cfg: Config) -> int:
+    """Train as the configuration says, on this rank; returns the exit code (0, 1 run time, 2 configuration).
+
+    Call it on every rank of a job that torchrun started, or alone.
+    """
+    launch = Launch.from_environment()
+    return ending.run(lambda: _train(cfg, launch), rank=launch.rank)
+
+
+def _train(cfg: Config, launch: Launch) -> None:
+    validate(cfg)
+    validate_layout(cfg, launch.world_size)
+    callbacks = build_callbacks(cfg)
+    _check_folders(cfg)
+    data = TextData(cfg)
+    prepare_libraries()
+    from bridge.training.run import Run, check_trainable  # megatron-core, which needs the preparation
+
+    check_trainable(cfg)
+    joins = not torch.distributed.is_initialized()
+    groups, device = initialize(cfg, launch)
+    with ending.StopSignals() as signals:
+        Run(cfg, data, callbacks, groups, device, signals).run()
+    shut_down(leave=joins)
+
+
+def build_callbacks(cfg: Config) -> CallbackManager:
+    """The callbacks of the recipe, and the console, which every run has.
+
+    Raises:
+        ConfigError: a callback cannot be imported, or does not take its arguments.
+    """
+    callbacks = [instantiate(spec, f"callbacks[{number}]") for number, spec in enumerate(cfg.callbacks)]
+    if not any(isinstance(callback, ProgressCallback) for callback in callbacks):
+        callbacks.append(ProgressCallback())
+    return CallbackManager(callbacks)
+
+
+def _check_folders(cfg: Config) -> None:
+    """A folder for checkpoints that cannot be made is found out before the first step, not after the last one."""
+    for option, folder in (("checkpoint.save", cfg.checkpoint.save), ("checkpoint.load", cfg.checkpoint.load)):
+        if folder is None:
+            continue
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{option}={folder!r} is a file. Give a folder.")
+        if option == "checkpoint.save":
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{option}={folder!r} cannot be made: {error.strerror}. Give another folder.") from error

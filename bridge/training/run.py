@@ -1,0 +1,333 @@
+"""One run: the loop with its events, evaluation, checkpoints and reports.
+
+::
+
+    resume, trackers
+    on_train_start
+    for each step
+        on_train_step_start
+        micro-batches -> observe() -> device -> forward, backward; optimizer; one all-reduce of three numbers
+        on_train_step_end
+        every eval_interval    on_eval_start, on_eval_step_start, on_eval_step_end, ..., on_eval_end
+        every save_interval    on_checkpoint_save, checkpoint
+    on_train_end
+
+SIGTERM and SIGINT end the loop after the next step, with a checkpoint.  The wish to stop travels in the all-reduce of
+the loss and is read one step later, so it costs no collective and no wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from megatron.core.utils import get_model_config
+
+from bridge.config import dump_config
+from bridge.config.schema import Config
+from bridge.data.batching import MicroBatch
+from bridge.data.loader import TextData, collate_for, micro_batches
+from bridge.data.samples import Samples
+from bridge.data.schedule import BatchSchedule, MicroBatchSampler
+from bridge.metrics.trackers import open_trackers
+from bridge.training import checkpoint
+from bridge.training.agree import gather
+from bridge.training.callbacks import CallbackContext, CallbackManager
+from bridge.training.errors import RunError
+from bridge.training.exit import StopSignals
+from bridge.training.model import build_model, check_trainable, uses_bf16
+from bridge.training.optimizer import build_optimizer, build_scheduler
+from bridge.training.state import Groups, TrainState
+from bridge.training.step import Stepper, Totals
+
+__all__ = ["EVALUATION_LOSS", "Run", "check_trainable"]
+
+EVALUATION_LOSS = "lm loss validation"
+"""Name of the held-out loss among the logged numbers, as in Megatron-LM."""
+
+
+class Run:
+    """One run on one rank, from a built model to the end."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        data: TextData,
+        callbacks: CallbackManager,
+        groups: Groups,
+        device: torch.device,
+        signals: StopSignals,
+    ) -> None:
+        self.cfg = cfg
+        self.data = data
+        self.callbacks = callbacks
+        self.signals = signals
+        self.schedule: BatchSchedule = data.schedule
+        self.collate = collate_for(cfg)
+        number_format = "fp8" if cfg.model.fp8 else "bf16" if uses_bf16(cfg.model) else "fp32"
+        self.state = TrainState(cfg=cfg, groups=groups, device=device, number_format=number_format)
+        self.model = build_model(cfg, device)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.scheduler = build_scheduler(cfg, self.optimizer)
+        self.stepper = Stepper(cfg, self.model, self.optimizer, self.scheduler, groups, device)
+        self._skipped = frozenset(cfg.train.skip_iterations)
+        self._saved_step: Optional[int] = None
+        self._previous: Optional[Totals] = None
+        self._stops = False
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to ``train.train_iters``, or until a signal."""
+        state, cfg = self.state, self.cfg
+        self._check_same_text()
+        self._resume()
+        self._open_trackers()
+        try:
+            data = self.callbacks.observe(self._training_data())
+            self._set_training(True)
+            self._fire("on_train_start")
+            while state.step < cfg.train.train_iters and not self._stops:
+                self._step(data)
+                if self._due(cfg.train.eval_interval):
+                    self._evaluate()
+                if cfg.checkpoint.save and self._due(cfg.checkpoint.save_interval):
+                    self._save()
+            if self._stops:
+                self._say(f"{self.signals.received or 'a signal on another rank'}: ending after step {state.step}")
+            if cfg.checkpoint.save and self._saved_step != state.step:
+                self._save()
+            self._fire("on_train_end")
+        finally:
+            state.trackers.close()
+
+    def _step(self, data: Any) -> None:
+        """One step: a global batch through model and optimizer, or past them where the recipe says so."""
+        state, cfg = self.state, self.cfg
+        state.global_batch_size = self.schedule.size(state.consumed_samples)
+        state.num_microbatches = state.global_batch_size // (cfg.train.micro_batch_size * state.groups.data_size)
+        self._fire("on_train_step_start")
+        if state.step + 1 in self._skipped:
+            loss_dict, updated, grad_norm = {}, False, None
+        else:
+            totals, updated, grad_norm = self.stepper.train(data, state.num_microbatches, stop=self.signals.received is not None)
+            loss_dict = totals.loss_dict()
+            # The step before: its numbers are on the host's side of the optimizer's own wait for the gradient norm.
+            self._stops = self._previous is not None and self._previous.stop()
+            self._previous = totals
+        state.step += 1
+        state.consumed_samples += state.global_batch_size
+        state.skipped_steps += not updated
+        if state.step % cfg.logger.log_interval == 0 or state.step == cfg.train.train_iters:
+            self._log(loss_dict, grad_norm)  # before the callbacks, which complete the row and may end it
+        self._fire("on_train_step_end", loss_dict=loss_dict, grad_norm=grad_norm, skipped_iter=not updated)
+
+    def _due(self, interval: Optional[int]) -> bool:
+        return interval is not None and self.state.step % interval == 0
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def _check_same_text(self) -> None:
+        """Total FLOPs are only worth something if every replica draws from the same documents."""
+        fingerprints = gather(self.data.fingerprint)
+        other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
+        if other is not None:
+            raise RunError(
+                f"data.path={self.cfg.data.path!r}: rank 0 reads {fingerprints[0]}, rank {other} reads "
+                f"{fingerprints[other]}. Put the same text on every machine, or on a disk they share."
+            )
+
+    def _training_data(self) -> Any:
+        return self._iterators(
+            self.data.training,
+            self.schedule,
+            step=self.state.step,
+            consumed_samples=self.state.consumed_samples,
+            skip=self._skipped,
+        )
+
+    def _iterators(
+        self,
+        samples: Samples,
+        schedule: BatchSchedule,
+        *,
+        step: int = 0,
+        consumed_samples: int = 0,
+        skip: Collection[int] = (),
+    ) -> Any:
+        """An iterator of this replica's micro-batches; under virtual pipelining one for each chunk, all alike."""
+        groups, cfg = self.state.groups, self.cfg
+
+        def iterator() -> Iterator[MicroBatch]:
+            sampler = MicroBatchSampler(
+                schedule,
+                micro_batch_size=cfg.train.micro_batch_size,
+                data_rank=groups.data_rank,
+                data_size=groups.data_size,
+                step=step,
+                consumed_samples=consumed_samples,
+                skip=skip,
+            )
+            return micro_batches(
+                samples,
+                sampler,
+                self.collate,
+                num_workers=cfg.data.num_workers,
+                pin_memory=self.state.device.type == "cuda",
+            )
+
+        return iterator() if len(self.model) == 1 else [iterator() for _ in self.model]
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        """``train.eval_iters`` global batches of held-out text, always the same ones; nothing of it is counted."""
+        cfg, state = self.cfg, self.state
+        assert self.data.evaluation is not None
+        size = cfg.train.global_batch_size
+        data = self._iterators(self.data.evaluation, BatchSchedule(size))
+        micro_batches_each = size // (cfg.train.micro_batch_size * state.groups.data_size)
+        with self._whole_parameters():
+            self._set_training(False)
+            self._fire("on_eval_start")
+            sums = torch.zeros(3, dtype=torch.float64, device=state.device)
+            for _ in range(cfg.train.eval_iters):
+                self._fire("on_eval_step_start")
+                sums += self.stepper.evaluate(data, micro_batches_each).values
+                self._fire("on_eval_step_end")
+            losses = Totals(sums).loss_dict()
+            self._fire("on_eval_end", total_loss_dict=losses)
+            self._set_training(True)
+        if state.groups.writes:
+            state.trackers.log({EVALUATION_LOSS: next(iter(losses.values())).item()}, state.step)
+
+    def _set_training(self, mode: bool) -> None:
+        for chunk in self.model:
+            chunk.train(mode)
+
+    @contextmanager
+    def _whole_parameters(self) -> Iterator[None]:
+        """Outside of training steps parameters must be complete, also where they are gathered layer by layer."""
+        if not self.cfg.optimizer.overlap_param_gather:
+            yield
+            return
+        config = get_model_config(self.model[0])
+        gather, config.param_sync_func = config.param_sync_func, None
+        for chunk in self.model:
+            chunk.disable_forward_pre_hook(param_sync=True)
+        try:
+            yield
+        finally:
+            for chunk in self.model:
+                chunk.enable_forward_pre_hook()
+            config.param_sync_func = gather
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        state, cfg = self.state, self.cfg
+        assert cfg.checkpoint.save is not None
+        self._fire("on_checkpoint_save")
+        with self._whole_parameters():
+            checkpoint.save(
+                Path(cfg.checkpoint.save),
+                state.step,
+                checkpoint.sharded_state(self.model, self.optimizer, self.scheduler),
+                {
+                    "step": state.step,
+                    "consumed_samples": state.consumed_samples,
+                    "skipped_steps": state.skipped_steps,
+                    "wandb_run_id": state.trackers.run_id,
+                    "data": self._data_identity(),
+                    "callbacks": self.callbacks.state_dict(),
+                },
+                state.groups,
+                keep=cfg.checkpoint.keep,
+            )
+        self._saved_step = state.step
+        self._say(f"step {state.step}  saved to {cfg.checkpoint.save}")
+
+    def _resume(self) -> None:
+        """Continue from ``checkpoint.load``, if there is something in it."""
+        state, folder = self.state, self.cfg.checkpoint.load
+        if folder is None:
+            return
+        found, notes = checkpoint.find(Path(folder), state.groups)
+        if found is None:
+            self._say(*notes, f"no checkpoint in {folder}: starting a new run")
+            return
+        tensors = checkpoint.sharded_state(self.model, self.optimizer, self.scheduler, is_loading=True)
+        checkpoint.restore(checkpoint.load(found, tensors), self.model, self.optimizer, self.scheduler)
+        notes += [note for note in (checkpoint.load_random(found, state.groups),) if note]
+        saved = found.state
+        state.step = saved["step"]
+        state.consumed_samples = saved["consumed_samples"]
+        state.skipped_steps = saved["skipped_steps"]
+        state.wandb_run_id = saved["wandb_run_id"]
+        state.resumed_from = str(found.path)
+        self.callbacks.load_state_dict(saved["callbacks"])
+        changed = [name for name, value in self._data_identity().items() if saved["data"].get(name) != value]
+        if changed:
+            notes.append(
+                f"the data has changed since the checkpoint ({', '.join(changed)}): training goes on at sample "
+                f"{state.consumed_samples} of the new order"
+            )
+        if self.cfg.checkpoint.save and found.path.parent == Path(self.cfg.checkpoint.save):
+            self._saved_step = state.step
+        self._say(*notes, f"resumed from {found.path}: {state.step} steps, {state.consumed_samples} samples")
+
+    def _data_identity(self) -> dict[str, Any]:
+        """What the order of the samples follows from."""
+        cfg = self.cfg
+        return {
+            "documents": self.data.fingerprint,
+            "data.batching": cfg.data.batching,
+            "data.eval_fraction": cfg.data.eval_fraction,
+            "model.seq_length": cfg.model.seq_length,
+            "train.seed": cfg.train.seed,
+        }
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _fire(self, event: str, **fields: Any) -> None:
+        if not self.callbacks.has_callbacks(event):
+            return
+        context = CallbackContext(state=self.state, model=self.model, user_state=self.callbacks.user_state, **fields)
+        if event.startswith(("on_train", "on_checkpoint")):
+            context.optimizer, context.scheduler = self.optimizer, self.scheduler
+        self.callbacks.fire(event, context)
+
+    def _log(self, loss_dict: dict[str, torch.Tensor], grad_norm: Optional[float]) -> None:
+        """The loop's own numbers of this step; the row is completed by the callbacks."""
+        state = self.state
+        if not state.groups.writes:
+            return
+        row: dict[str, Any] = {name: loss.item() for name, loss in loss_dict.items()}
+        if grad_norm is not None:
+            row["grad-norm"] = grad_norm
+        row["learning-rate"] = self.optimizer.param_groups[0]["lr"]
+        row["batch-size"] = state.global_batch_size
+        row["consumed-samples"] = state.consumed_samples
+        row["skipped-iterations"] = state.skipped_steps
+        state.trackers.log(row, state.step)
+
+    def _open_trackers(self) -> None:
+        state, cfg = self.state, self.cfg
+        if not state.groups.writes:
+            return
+        try:
+            folder = Path(cfg.logger.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(dump_config(cfg))
+        except OSError as error:
+            self._say(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
+        state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=state.wandb_run_id, config=asdict(cfg))
+
+    def _say(self, *lines: str) -> None:
+        if self.state.groups.writes:
+            for line in lines:
+                print(line, flush=True)
