@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+from importlib.util import find_spec
 
-from bridge.config import load_recipe
+from bridge.config import Config, load_recipe
 from bridge.flops.model_shape import ConfigError
+from bridge.training import exit as ending
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,11 +23,19 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Errors end as those of the training loop do: every rank of a job finds them, one says so, torchrun quotes it."""
+    loaded: list[Config] = []
+    code = ending.run(lambda: loaded.append(_load(arguments)), rank=int(os.environ.get("RANK", "0")))
+    if code:
+        return code
+    from bridge.training.loop import train
+
+    return train(loaded[0])
+
+
+def _load(arguments: argparse.Namespace) -> Config:
     config = load_recipe(arguments.recipe, arguments.overrides)
-    try:
-        from bridge.training.loop import train
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "megatron", "numpy"):
-            raise
-        raise ConfigError(f"training needs {error.name}, which is not installed; pip install 'bridge-flops[train]'") from None
-    return train(config)
+    for package in ("torch", "megatron"):
+        if find_spec(package) is None:
+            raise ConfigError(f"training needs {package}, which is not installed; pip install 'bridge-flops[train]'")
+    return config
