@@ -104,6 +104,8 @@ class Meter:
         self._timer = IntervalTimer(clock)
         self.overhead_ns = 0
         """Nanoseconds that the callback spent in the timed part of the interval; its owner adds to it."""
+        self.unreported_steps = 0
+        """Steps since the last log point; equal on every rank."""
         self._failed = False
         self._warned_unread = False
         # On this rank since the last launch.
@@ -146,6 +148,7 @@ class Meter:
         if skipped and not self._failed:
             self._batch.mark_unlearned(self._learned_mark)
         self._steps += 1
+        self.unreported_steps += 1
         if self._warm:
             self._timed_steps += 1
             self._learned_mark = self._batch.tokens()
@@ -193,7 +196,7 @@ class Meter:
         self._steps = self._timed_steps = 0
         self._learned_mark = (0, None)
         if report_step is not None:
-            self.overhead_ns = 0
+            self.overhead_ns = self.unreported_steps = 0
 
     def poll(self, *, wait: bool = False) -> Optional[Report]:
         """The next report that is complete, if any. Does not wait unless told to."""
@@ -206,12 +209,6 @@ class Meter:
         if self._steps:
             self.launch(None)
         self._finish_pending()
-
-    @property
-    def unreported_steps(self) -> int:
-        """Steps since the last log point; equal on every rank."""
-        pending = self._pending
-        return self._steps + self._work_steps + (pending.steps if pending and pending.report_step is None else 0)
 
     # ---- sending --------------------------------------------------------------------------------------------------
 

@@ -280,7 +280,7 @@ class WandbTracker:
             return []
         if self.mode == "online":
             return [f"W&B: {run.url}"]
-        folder = shlex.quote(os.path.relpath(run.settings.sync_dir))
+        folder = shlex.quote(_nearby(run.settings.sync_dir))
         return [f"W&B, here: wandb leet {folder}", f"W&B, in the browser: wandb sync {folder}"]
 
     # In the tracker's own thread.
@@ -345,6 +345,12 @@ class AttachedWandb:
 
     def how_to_look(self) -> list[str]:
         return []
+
+
+def _nearby(folder: str) -> str:
+    """Relative to where the user is, if that is shorter to type."""
+    relative = os.path.relpath(folder)
+    return folder if relative.startswith("..") else relative
 
 
 def default_mode() -> str:

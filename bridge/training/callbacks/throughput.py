@@ -220,9 +220,9 @@ class ThroughputCallback(Callback):
         if self._meter is None:
             return
         self._meter.end_step(skipped=bool(context.skipped_iter))
+        self._publish(context)  # before the launch: a report comes with a later step, when the loop has logged its own
         if self._step % self._log_interval == 0:  # type: ignore[operator]
             self._meter.launch(self._step)
-        self._publish(context)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
@@ -289,12 +289,11 @@ class ThroughputCallback(Callback):
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
-        if not self._doubted and (causes := doubts(metrics)):
-            self._doubted = True
+        if reasons := doubts(metrics):
             metrics["throughput/doubtful"] = 1
-            if self._is_first_rank():
-                for cause in causes:
-                    logger.warning("step %d: %s", report.step, cause)
+            if not self._doubted and self._is_first_rank():
+                logger.warning("step %d: %s", report.step, " ".join(reasons))
+            self._doubted = True
         return metrics
 
     def _is_first_rank(self) -> bool:

@@ -1,0 +1,362 @@
+"""The callback in one process: what counts, what does not, and what stays when something breaks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, positions, real_lengths, state
+
+from bridge.flops import ConfigError, compile_plan
+from bridge.metrics import meter as meter_module
+from bridge.metrics.trackers import JsonlTracker, Trackers
+from bridge.training.callbacks import ThroughputCallback
+from bridge.training.callbacks.throughput import FACTS, ROWS
+
+
+@pytest.fixture(autouse=True)
+def quick_peak(monkeypatch):
+    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
+
+
+def plan(convention="megatron"):
+    return compile_plan(MODEL, convention=convention)
+
+
+def flops(lengths, convention="megatron"):
+    return plan(convention).flops([s for batch in lengths for s in batch])
+
+
+def tokens(lengths):
+    return sum(map(sum, lengths))
+
+
+def started(data, convention="megatron", run=None, **options):
+    callback = ThroughputCallback(convention, **options)
+    return callback, Loop([callback], run or state(config()), data).start()
+
+
+@pytest.mark.parametrize("form", [packed, padded, fixed])
+@pytest.mark.parametrize("convention", ["megatron", "exact", "executed"])
+def test_totals_are_the_sum_over_what_ran(form, convention):
+    drawn = draw(7, 22)
+    callback, loop = started(map(form, drawn), convention)
+    loop.steps(11).end()
+    real = [real_lengths(form, lengths) for lengths in drawn]
+    assert callback.latest["step"] == 11
+    assert callback.latest["throughput/total_flops"] == flops(real, convention)
+    assert callback.latest["throughput/total_tokens"] == tokens(real)
+    rows = loop.manager.user_state[ROWS]
+    assert list(rows) == [4, 8, 11]
+    for step, first in ((4, 0), (8, 8), (11, 16)):
+        interval = real[first : 2 * step]
+        assert sum(v for k, v in rows[step].items() if k.startswith("throughput/flops/")) == flops(interval, convention)
+        padding = 1 - tokens(interval) / sum(positions(form, lengths) for lengths in drawn[first : 2 * step])
+        assert rows[step]["throughput/padding_fraction"] == padding
+
+
+def test_batches_pass_untouched_and_the_iterator_keeps_its_attributes():
+    class Resumable:
+        position = 5
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return BATCH
+
+    BATCH = packed([3, 4])
+    source = Resumable()
+    wrapped = ThroughputCallback().observe(source)
+    assert next(wrapped) is BATCH
+    assert iter(wrapped) is wrapped
+    assert wrapped.position == 5
+    assert list(ThroughputCallback().observe([None, None])) == [None, None]
+    assert ThroughputCallback().observe(None) is None
+
+
+def test_under_virtual_pipelining_the_first_chunks_iterator_counts():
+    drawn = draw(1, 8)
+    callback, loop = started([map(packed, drawn), map(packed, drawn), map(packed, drawn)])
+    loop.steps(4).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+
+
+def test_the_first_step_is_in_the_totals_and_not_in_the_rates():
+    drawn = draw(2, 8)
+    callback, loop = started(map(packed, drawn))
+    loop.steps(4)
+    loop.end()
+    row = callback.latest
+    seconds = 3 * row["throughput/step_time"]
+    assert row["throughput/tflops"] * 1e12 * seconds == pytest.approx(flops(drawn[2:]))
+    assert row["throughput/tokens_per_sec"] * seconds == pytest.approx(tokens(drawn[2:]))
+    assert row["throughput/samples_per_sec"] * seconds == pytest.approx(sum(map(len, drawn[2:])))
+    assert row["throughput/mfu"] == pytest.approx(row["throughput/tflops"] / 1000)  # the peak is 1000 TFLOP/s
+    assert row["throughput/total_flops"] == flops(drawn)
+
+
+def test_log_interval_one_has_no_rates_for_the_first_step():
+    callback, loop = started(map(packed, draw(3, 6)), log_interval=1)
+    loop.steps(3).end()
+    rows = loop.manager.user_state[ROWS]
+    assert list(rows) == [1, 2, 3]
+    assert ["throughput/step_time" in row for row in rows.values()] == [False, True, True]
+
+
+def test_evaluation_is_neither_work_nor_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("bridge.metrics.timing.HostClock.mark", lambda self: now[0])
+    drawn = draw(4, 30)
+    callback, loop = started(map(packed, drawn))
+    loop.steps(1)
+    now[0] = 10
+    loop.steps(1)
+    loop.evaluate(5)
+    now[0] = 1000
+    loop.save()
+    now[0] = 2000
+    loop.steps(1)
+    now[0] = 2006
+    loop.steps(1).end()
+    assert callback.latest["throughput/step_time"] == pytest.approx((10 + 6) / 3)
+    assert callback.latest["throughput/total_flops"] == flops(drawn[:4] + drawn[9:13])
+
+
+@pytest.mark.parametrize("back", [0.0, -5.0, math.nan])
+def test_a_clock_that_stands_still_or_steps_back_costs_the_rates_only(monkeypatch, back):
+    now = [100.0]
+    monkeypatch.setattr("bridge.metrics.timing.HostClock.mark", lambda self: now[0])
+    drawn = draw(5, 16)
+    callback, loop = started(map(packed, drawn))
+    loop.steps(4)
+    now[0] += back
+    loop.steps(4).end()
+    assert "throughput/tflops" not in callback.latest
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+
+
+def test_skipped_steps_are_work_but_their_tokens_are_reported_apart():
+    drawn = draw(6, 16)
+    callback, loop = started(map(packed, drawn))
+    loop.steps(1, skipped=True).steps(2).steps(1, skipped=True).steps(4).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+    rows = loop.manager.user_state[ROWS]
+    assert rows[4]["throughput/unlearned_tokens"] == tokens(drawn[:2] + drawn[6:8])
+    assert "throughput/unlearned_tokens" not in rows[8]
+
+
+def test_a_resume_continues_to_the_integer_whatever_the_log_interval():
+    drawn = draw(8, 40)
+    callback, loop = started(map(packed, drawn[:14]), log_interval=5)
+    saved = json.loads(json.dumps(loop.steps(7).save()))  # a plain object: no tensors, no classes
+    assert saved["ThroughputCallback"]["total_flops"] == flops(drawn[:14])
+
+    callback = ThroughputCallback(log_interval=3)
+    loop = Loop([callback], state(config(), step=7), map(packed, drawn[14:]))
+    loop.manager.load_state_dict(saved)
+    loop.start().steps(13).end()
+    assert callback.latest["step"] == 20
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+    assert callback.latest["throughput/total_tokens"] == tokens(drawn)
+
+
+def test_a_save_in_the_middle_of_an_interval_changes_nothing():
+    drawn = draw(9, 24)
+    plain, loop = started(map(packed, drawn))
+    loop.steps(12).end()
+    saving, loop = started(map(packed, drawn))
+    for _ in range(12):
+        loop.steps(1).save()
+    loop.end()
+
+    def counted(row):
+        return {k: v for k, v in row.items() if "/flops/" in k or "/total_" in k or "padding" in k or k == "step"}
+
+    assert counted(saving.latest) == counted(plain.latest)
+
+
+def test_the_state_of_a_callback_that_never_started_is_what_was_loaded():
+    callback = ThroughputCallback()
+    assert callback.state_dict() == {}
+    callback.load_state_dict({"total_flops": 3})
+    assert callback.state_dict() == {"total_flops": 3}
+
+
+def test_batches_taken_before_training_starts_are_counted():
+    drawn = draw(10, 8)
+    callback = ThroughputCallback()
+    loop = Loop([callback], state(config()), map(packed, drawn))
+    loop.take()
+    loop.start()
+    loop.take()
+    loop.steps(3).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+
+
+def test_facts_are_published_once():
+    callback, loop = started(map(packed, draw(1, 2)))
+    facts = loop.manager.user_state[FACTS]
+    assert facts["convention"] == "megatron"
+    assert (facts["peak_flops"], facts["peak_source"]) == (1e15, "measured: in a test")
+    assert facts["flops_per_token"] == plan().flops([64]) / 64
+    assert facts["parameters"] == plan().parameters()
+    assert facts["not_counted"] == []
+    assert facts["formula_inputs"]["window_size"] == (7, 0)
+    assert facts["data_parallel_size"] == facts["world_size"] == 1
+
+
+def test_rows_and_facts_go_to_the_trackers(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    trackers = Trackers([JsonlTracker(path)])
+    callback, loop = started(map(packed, draw(1, 16)), run=state(config(), trackers=trackers))
+    for _ in range(8):
+        loop.steps(1)
+        trackers.log({"lm loss": 2.0}, loop.state.train_state.step)
+    loop.end()
+    trackers.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all("lm loss" in row for row in rows)
+    assert [row["step"] for row in rows if "throughput/mfu" in row] == [4, 8]
+    summary = json.loads((tmp_path / "metrics.summary.json").read_text())
+    assert summary["peak_source"] == "measured: in a test"
+    assert summary["throughput/total_flops"] == callback.latest["throughput/total_flops"]
+
+
+def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path):
+    logged, defined = [], []
+    wandb = SimpleNamespace(
+        log=lambda row, **options: logged.append((row, options)),
+        define_metric=lambda *args, **options: defined.append((args, options)),
+        config=SimpleNamespace(update=lambda *args, **options: None),
+    )
+    path = tmp_path / "metrics.jsonl"
+    callback, loop = started(
+        map(packed, draw(1, 8)), run=state(config(), wandb_logger=wandb), metrics_file=str(path)
+    )
+    loop.steps(4).end()
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["throughput/total_flops"] == callback.latest["throughput/total_flops"]
+    ((sent, options),) = logged
+    assert sent["throughput/step"] == 4
+    assert options == {"commit": False}
+    assert defined == [(("throughput/*",), {"step_metric": "throughput/step"})]
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Broken:
+    """A batch that breaks whoever looks at it."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("broken batch")
+
+
+def test_an_exception_inside_is_one_warning_and_no_more_numbers(caplog):
+    batches = [packed([3])] * 9 + [Broken()] * 3 + [packed([3])] * 12
+    callback, loop = started(iter(batches))
+    loop.steps(12).end()
+    assert warnings(caplog) == [
+        "ThroughputCallback stopped counting: RuntimeError: broken batch. Training goes on.",
+        "throughput is not reported from step 8 on: a rank could not count its batches",
+    ]
+    assert callback.latest["step"] == 4
+    assert callback.state_dict()["complete"] is False
+
+
+@pytest.mark.parametrize("event", ["on_train_start", "on_train_step_start", "on_eval_start", "on_checkpoint_save"])
+def test_an_exception_in_an_event_never_reaches_the_loop(event, monkeypatch, caplog):
+    class Odd:
+        """A state that has nothing a callback needs."""
+
+    callback, loop = started(map(packed, draw(1, 20)))
+    monkeypatch.setattr(meter_module.Meter, "pause", lambda self: 1 / 0)
+    monkeypatch.setattr(meter_module.Meter, "resume", lambda self: 1 / 0)
+    if event == "on_train_start":
+        loop.state = Odd()
+    loop.fire(event)
+    assert len(warnings(caplog)) == 1
+    assert "Training goes on." in warnings(caplog)[0]
+    loop.state = state(config())
+    loop.steps(8).end()
+
+
+def test_batches_without_lengths_are_said_not_to_count(caplog):
+    drawn = draw(1, 8)
+    batches = [packed(lengths) for lengths in drawn] + [{"labels": torch.zeros(2)}, {"labels": torch.zeros(2)}]
+    callback, loop = started(iter(batches), log_interval=5)
+    loop.steps(5).end()
+    assert callback.latest["throughput/unread_micro_batches"] == 2
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+    assert warnings(caplog) == [
+        "not counted: micro-batches whose lengths cannot be read: a dict without any of cu_seqlens_unpadded, "
+        "cu_seqlens_q, cu_seqlens, attention_mask [b, s], tokens, input_ids"
+    ]
+
+
+def test_empty_micro_batches_are_no_work(caplog):
+    drawn = draw(1, 4)
+    batches = [None, {}, *map(packed, drawn), {"tokens": torch.zeros(0, 8), "attention_mask": None}, None]
+    callback, loop = started(iter(batches))
+    loop.steps(4).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+    assert warnings(caplog) == []
+
+
+def test_a_statistic_beyond_its_bound_is_noticed_before_it_is_sent(caplog):
+    huge = {"tokens": SimpleNamespace(ndim=2, shape=(1, 2**41), numel=lambda: 2**41), "attention_mask": None}
+    batches = [packed([3])] * 8 + [huge] * 8
+    callback, loop = started(iter(batches))
+    loop.steps(8).end()
+    first, second = warnings(caplog)
+    assert first.startswith("throughput: this rank cannot count any more:")
+    assert "outside 0 .. 2^80" in first
+    assert second.startswith("throughput is not reported from step 8 on")
+    assert callback.latest["throughput/total_tokens"] == 24
+
+
+def test_a_model_that_cannot_be_priced_still_has_its_token_rates(caplog):
+    cfg = config()
+    del cfg.model.hidden_size
+    callback, loop = started(map(packed, draw(1, 8)), run=state(cfg))
+    loop.steps(4).end()
+    assert "hidden_size" in warnings(caplog)[0]
+    assert loop.manager.user_state[FACTS]["not_counted"] == ["the whole model"]
+    assert "throughput/tokens_per_sec" in callback.latest
+    assert not any("flops" in key or "mfu" in key for key in callback.latest)
+
+
+def test_mfu_above_one_raises_one_visible_flag(caplog):
+    callback, loop = started(map(packed, draw(1, 40)), peak_flops=1.0)
+    loop.steps(12).end()
+    (warning,) = warnings(caplog)
+    assert "no device is faster than its peak. Likely causes:" in warning
+    rows = loop.manager.user_state[ROWS]
+    assert ["throughput/doubtful" in row for row in rows.values()] == [True, True, True]
+
+
+@pytest.mark.parametrize("options", [{"convention": "megatrn"}, {"log_interval": 0}])
+def test_wrong_arguments_are_configuration_errors(options):
+    with pytest.raises(ConfigError, match="megatrn|log_interval=0"):
+        ThroughputCallback(**options)
+
+
+def test_a_total_that_misses_work_stays_unreported_after_a_resume(caplog):
+    callback, loop = started(iter([Broken()] * 10))
+    saved = loop.steps(4).save()
+    callback = ThroughputCallback()
+    loop = Loop([callback], state(config(), step=4), map(packed, draw(1, 20)))
+    loop.manager.load_state_dict(saved)
+    loop.start().steps(4).end()
+    assert callback.latest == {}
+    assert any("incomplete" in warning for warning in warnings(caplog))
