@@ -6,6 +6,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# torchrun warns where this is not set.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test check format clean
 
@@ -32,10 +34,12 @@ $(BIN)/python:
 
 # torch comes first and alone, so that pip takes the build its own settings point to (CUDA or CPU) and keeps it.
 $(VENV)/train.done: setup.py constraints.txt | $(BIN)/python
+	@echo "Installing torch and megatron-core into $(VENV), once; this takes a minute or a few ..."
 	$(PIP) torch
 	$(PIP) -e '.[train]'
-	touch $@
+	@touch $@
 
 $(VENV)/test.done: $(VENV)/train.done
+	@echo "Installing what the tests need into $(VENV), once ..."
 	$(PIP) -e '.[train,test]'
-	touch $@
+	@touch $@

@@ -251,7 +251,7 @@ def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None
 def _merge(config: Any, layer: _Layer) -> Any:
     try:
         if layer.list_item is None:
-            return OmegaConf.merge(config, layer.values)
+            return OmegaConf.unsafe_merge(config, layer.values)  # both are ours alone, and this copies neither
         OmegaConf.update(config, layer.list_item, OmegaConf.select(layer.values, layer.list_item), force_add=True)
         return config
     except OmegaConfBaseException as error:
