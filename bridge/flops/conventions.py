@@ -25,6 +25,7 @@ Pairs = Mapping[str, Callable[..., tuple[Fraction, str, tuple[int, ...]]]]
 _EXACT_PAIRS: Pairs = {
     "causal": lambda: (WHOLE, "causal_pairs", ()),
     "bidirectional": lambda: (WHOLE, "square", ()),
+    "bidirectional_plus": lambda extra: (WHOLE, "square_plus", (extra,)),
     "window": lambda window: (WHOLE, "window_pairs", (window,)),
     "topk": lambda topk: (WHOLE, "topk_pairs", (topk,)),
     "chunk": lambda chunk: (WHOLE, "chunk_pairs", (chunk,)),
@@ -33,7 +34,7 @@ _EXACT_PAIRS: Pairs = {
     "compressed_topk": lambda ratio, topk: (WHOLE, "compressed_topk_pairs", (ratio, topk)),
     # The scores that choose the top-k are computed for every causal pair.
     "compressed_indexer": lambda ratio: (WHOLE, "compressed_pairs", (ratio,)),
-    "indexer": lambda: (WHOLE, "causal_pairs", ()),
+    "indexer": lambda topk: (WHOLE, "causal_pairs", ()),
 }
 
 
@@ -52,6 +53,9 @@ class Convention:
         plain_vision_tower: a tower is depth x (attention + two-matrix MLP), all patches of an image attending to each
             other, whatever its gates and windows.
         hybrid_mtp_projection: MTP depths of hybrid models have their projection and norms counted.
+        mtp_output_layers: one more output layer for each multi-token-prediction depth.
+        indexer_like_any_layer: DeepSeek's indexer is priced where sequences are longer than its top-k, trained like any
+            layer, and the heads it serves attend in their own width instead of the latents'.
         nominal_sparse_window: every token of DeepSeek-V4 sees csa_window_size keys, also the first ones.
     """
 
@@ -64,6 +68,8 @@ class Convention:
     square_delta_state: bool = False
     plain_vision_tower: bool = False
     hybrid_mtp_projection: bool = True
+    mtp_output_layers: bool = True
+    indexer_like_any_layer: bool = False
     nominal_sparse_window: bool = False
 
     def statistic(self, context: Context) -> tuple[Fraction, Statistic]:
@@ -90,16 +96,35 @@ MEGATRON = Convention(
     hybrid_mtp_projection=False,
     nominal_sparse_window=True,
 )
+MAXTEXT = Convention(
+    "maxtext",
+    pairs={
+        **_EXACT_PAIRS,
+        "causal": lambda: (HALF, "square", ()),
+        "window": lambda window: (HALF, "doubled_window_area", (window,)),
+        "topk": lambda topk: (HALF, "doubled_window_area", (topk,)),
+        "chunk": lambda chunk: (HALF, "chunk_squares", (chunk,)),
+        "indexer": lambda topk: (HALF, "square_over", (topk,)),
+    },
+    left_out=frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE, Kind.GATE, Kind.HYPER_CONNECTION}),
+    mtp_output_layers=False,
+    indexer_like_any_layer=True,
+)
 EXACT = Convention("exact", pairs=_EXACT_PAIRS)
 EXECUTED = Convention(
     "executed",
     # A dense kernel computes the whole square and masks it afterwards.
-    pairs=dict.fromkeys(_EXACT_PAIRS, lambda *_: (WHOLE, "square", ())),
+    pairs={
+        **dict.fromkeys(_EXACT_PAIRS, lambda *_: (WHOLE, "square", ())),
+        # Vision towers cut their windows apart before they attend.
+        "bidirectional_chunk": _EXACT_PAIRS["bidirectional_chunk"],
+        "bidirectional_plus": _EXACT_PAIRS["bidirectional_plus"],
+    },
     padded_vocabulary=True,
     mamba_convolution=True,
 )
 
-CONVENTIONS = {convention.name: convention for convention in (MEGATRON, EXACT, EXECUTED)}
+CONVENTIONS = {convention.name: convention for convention in (MEGATRON, MAXTEXT, EXACT, EXECUTED)}
 
 
 def get(name: str) -> Convention:

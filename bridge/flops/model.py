@@ -22,7 +22,15 @@ from bridge.flops.components.output_layer import embedding, output_layer
 from bridge.flops.components.per_layer_embeddings import per_layer_input, per_layer_projection
 from bridge.flops.components.self_attention import self_attention
 from bridge.flops.components.sparse_attention import indexer
-from bridge.flops.components.vision_tower import full_attention_layers, merger, patch_embedding, vision_layer
+from bridge.flops.components.vision_tower import (
+    full_attention_layers,
+    merger,
+    mlp_projector,
+    patch_embedding,
+    pixel_shuffle,
+    pooled_linear,
+    vision_layer,
+)
 from bridge.flops.conventions import Convention
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, mtp_depths
@@ -86,7 +94,7 @@ def model_terms(
     for depth, inner in enumerate(depths):
         terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth)]
     states = [f"states_{i}" for i in range(len(depths) + 1)]
-    for i, state in enumerate(states):
+    for i, state in enumerate(states if convention.mtp_output_layers else states[:1]):
         # What the output layer reads: one state each, or all of them as one tensor.
         terms.append(join(*(states if framework.joint_logits else [state]), to="normed"))
         tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
@@ -140,24 +148,12 @@ def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
 
 
 def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
-    """A vision tower and its mergers, in the order of the forward pass."""
-    hidden, depth, out = vision.hidden_size, vision.depth, vision.out_hidden_size
+    """A vision tower and what projects its patches, in the order of the forward pass."""
+    hidden, depth = vision.hidden_size, vision.depth
     assert hidden is not None  # model_shape.read_vision has checked them
     assert depth is not None
-    assert out is not None
     plain = convention.plain_vision_tower
-    norm_bias = not vision.gated
     full = full_attention_layers(depth, 0 if plain else vision.window_patches, vision.fullatt_block_indexes)
-
-    def merge(norm_size: int) -> list[Term]:
-        return merger(
-            hidden_size=hidden,
-            spatial_merge_size=vision.spatial_merge_size,
-            out_hidden_size=out,
-            norm_size=norm_size,
-            norm_bias=norm_bias,
-        )
-
     terms = patch_embedding(
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         hidden_size=hidden,
@@ -170,16 +166,16 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             intermediate_size=vision.mlp_size,
             gated=vision.gated and not plain,
             window_patches=0 if full[i] else vision.window_patches,
-            bias=True,
-            norm_bias=norm_bias,
+            class_token=vision.class_token and not plain,
+            norm_bias=not vision.gated,
         )
         terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
         if i in vision.deepstack_visual_indexes:
             index = list(vision.deepstack_visual_indexes).index(i)
             # Deepstack mergers normalise what they have merged, the last one before it merges.
-            merged = merge(hidden * vision.spatial_merge_size**2)
+            merged = _merger(vision, hidden * vision.spatial_merge_size**2)
             terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merged]
-    return terms + [term.under("vision_model.merger.") for term in merge(hidden)]
+    return terms + [term.under("vision_model.") for term in PROJECTORS[vision.projector_type](vision)]
 
 
 # ---- the table: layer kind -> component ----------------------------------------------------------
@@ -226,7 +222,8 @@ def _sparse_attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     heads, size, topk = (_required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk"))
     selected = Context("topk", (topk,))
-    terms = _latent_attention(build, layer, context=selected, absorbed=True)
+    plain = build.convention.indexer_like_any_layer
+    terms = _latent_attention(build, layer, context=selected, absorbed=not plain)
     # Layers between two that compute it reuse the last choice of keys.
     position = max(layer.number - max(shape.dsa_indexer_skip_topk_offset, 1), 0)
     if position % shape.dsa_indexer_topk_freq == 0:
@@ -239,6 +236,7 @@ def _sparse_attention(build: Build, layer: Layer) -> list[Term]:
             trains=(shape.dsa_indexer_loss_coeff or 0) > 0,
             sparse_loss=shape.dsa_indexer_use_sparse_loss,
             teacher_heads=build.heads,
+            like_any_layer=plain,
             teacher_head_size=shape.kv_lora_rank + shape.qk_pos_emb_head_dim,
         )
     return terms
@@ -335,6 +333,50 @@ def _moe(build: Build, layer: Layer) -> list[Term]:
     )
 
 
+def _merger(vision: VisionShape, norm_size: int) -> list[Term]:
+    assert vision.hidden_size is not None
+    assert vision.out_hidden_size is not None
+    return merger(
+        hidden_size=vision.hidden_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        out_hidden_size=vision.out_hidden_size,
+        norm_size=norm_size,
+        norm_bias=not vision.gated,
+    )
+
+
+def _pooled_linear(vision: VisionShape) -> list[Term]:
+    assert vision.hidden_size is not None
+    assert vision.out_hidden_size is not None
+    projector = pooled_linear(
+        hidden_size=vision.hidden_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        out_hidden_size=vision.out_hidden_size,
+    )
+    last = norm("post_layernorm", vision.hidden_size, "vision_model", source="patches", to="patches", bias=True)
+    return [last, *(term.under("merger.") for term in projector)]
+
+
+def _mlp_projector(vision: VisionShape) -> list[Term]:
+    assert vision.hidden_size is not None
+    assert vision.out_hidden_size is not None
+    return mlp_projector(hidden_size=vision.hidden_size, out_hidden_size=vision.out_hidden_size)
+
+
+def _pixel_shuffle(vision: VisionShape) -> list[Term]:
+    assert vision.out_hidden_size is not None
+    for name in ("projector_input_dim", "projector_output_dim"):
+        if getattr(vision, name) is None:
+            raise ConfigError(f"model.vision_config.{name} is missing: projector_type='pixel_shuffle' needs a positive integer")
+    return pixel_shuffle(
+        intermediate_size=vision.mlp_size,
+        spatial_merge_size=vision.spatial_merge_size,
+        projector_input_dim=vision.projector_input_dim or 0,
+        projector_output_dim=vision.projector_output_dim or 0,
+        out_hidden_size=vision.out_hidden_size,
+    )
+
+
 MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {
     "attention": _attention,
     "mla": _latent_attention,
@@ -345,6 +387,12 @@ MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {
     "mamba": _mamba,
 }
 CHANNELS: dict[str, Callable[[Build, Layer], list[Term]]] = {"mlp": _mlp, "moe": _moe}
+PROJECTORS: dict[str, Callable[[VisionShape], list[Term]]] = {
+    "merger": lambda vision: [term.under("merger.") for term in _merger(vision, vision.hidden_size or 0)],
+    "pooled_linear": _pooled_linear,
+    "mlp": lambda vision: [term.under("merger.") for term in _mlp_projector(vision)],
+    "pixel_shuffle": _pixel_shuffle,
+}
 
 
 def _required(shape: ModelShape, name: str) -> int:

@@ -272,7 +272,14 @@ class VisionShape:
     deepstack_visual_indexes: Any = ()
     """Layers whose output goes through a merger of its own (Qwen3-VL)."""
     num_position_embeddings: int = 0
-    """Rows of a learned position table (Qwen3-VL)."""
+    """Rows of a learned position table (Qwen3-VL, SigLIP, CLIP)."""
+    class_token: bool = False
+    """A token beside the patches that attends like them (CLIP, Llama 4)."""
+    projector_type: str = "merger"
+    """From patches to the language model: ``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4)."""
+    projector_input_dim: Optional[int] = None
+    projector_output_dim: Optional[int] = None
+    """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
 
     @property
     def gated(self) -> bool:
@@ -296,6 +303,7 @@ _VISION_ALIASES = {
     "depth": ("num_hidden_layers", "num_layers"),
     "hidden_size": ("embed_dim",),
     "in_channels": ("in_chans", "num_channels"),
+    "projector_output_dim": ("vision_output_dim",),
     "spatial_merge_size": ("merge_size",),
 }
 #: Parts that models of other families have: named, not priced.
@@ -304,6 +312,7 @@ _NOT_COUNTED = {
     "encoder_num_layers": "the encoder",
     "heterogeneous_block_specs": "blocks that differ from layer to layer",
 }
+PROJECTOR_TYPES = ("merger", "pooled_linear", "mlp", "pixel_shuffle")
 _VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
 
 
@@ -383,6 +392,11 @@ def read_vision(cfg: Any) -> VisionShape | None:
         "out_hidden_size",
     ):
         _positive(f"vision_config.{name}", getattr(vision, name))
+    if vision.projector_type not in PROJECTOR_TYPES:
+        raise ConfigError(
+            f"model.vision_config.projector_type={vision.projector_type!r} is not known; "
+            f"choose one of {', '.join(PROJECTOR_TYPES)}"
+        )
     return vision
 
 

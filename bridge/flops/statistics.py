@@ -73,6 +73,12 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "count": lambda s: s * 0 + 1,
     "length": lambda s: s,
     "square": lambda s: s * s,
+    # Of lengths that a class token makes longer (CLIP, Llama 4's vision tower).
+    "length_plus": lambda s, extra: s + extra,
+    "square_plus": lambda s, extra: (s + extra) ** 2,
+    # Of the sequences longer than a limit only.
+    "length_over": lambda s, limit: s * (s > limit),
+    "square_over": lambda s, limit: s * s * (s > limit),
     "causal_pairs": triangle,
     "window_pairs": window_pairs,
     # The same sum as a window's: the query picks its `topk` best keys instead of the last ones.

@@ -175,7 +175,7 @@ def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) ->
     if shape.freeze_language_model:
         frozen += ["embedding", "decoder", "output_layer", "mtp"]
     if shape.freeze_vision_model:
-        frozen += ["vision_model.patch_embed", "vision_model.pos_embed", "vision_model.decoder"]
+        frozen += [f"vision_model.{part}" for part in ("patch_embed", "pos_embed", "decoder", "post_layernorm", "vision_adapter")]
     if shape.freeze_vision_projection:
         frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
 

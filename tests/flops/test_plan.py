@@ -17,7 +17,7 @@ PATCHES = st.lists(st.integers(1, 4000).map(lambda n: 4 * n), max_size=4)
 
 @pytest.mark.parametrize("key", PLANS, ids="-".join)
 @given(LENGTHS, LENGTHS, PATCHES, PATCHES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_additive_over_sequences_and_images(key, left, right, images, more_images):
     plan = PLANS[key]
     both = plan.measure(left + right, images + more_images)
@@ -28,7 +28,7 @@ def test_additive_over_sequences_and_images(key, left, right, images, more_image
 
 @pytest.mark.parametrize("key", PLANS, ids="-".join)
 @given(LENGTHS, PATCHES, st.sampled_from(["forward", "training", "hardware"]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_all_views_add_up(key, lengths, images, passes):
     plan = PLANS[key]
     total = plan.flops(lengths, images, passes)
@@ -60,7 +60,7 @@ def test_stages_by_hand():
 
 @pytest.mark.parametrize("name", ["llama3-8b", "gemma3-4b", "gpt-oss-20b"])
 @given(LENGTHS.filter(bool), st.integers(0, 5000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_window_no_smaller_than_any_sequence_is_no_window(name, lengths, extra):
     config = full_config(MODELS[name])
     unwindowed = compile_plan(config | {"window_size": None}, "exact").flops(lengths)

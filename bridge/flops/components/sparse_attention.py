@@ -6,10 +6,10 @@ of the main heads (the teacher term).  Without that loss it runs forward only.
 
 from __future__ import annotations
 
+from bridge.flops.statistics import TOKENS, Statistic
 from bridge.flops.terms import Context, Pass, Term, core
 
 COMPONENT = "indexer"
-DENSE = Context("indexer")
 
 
 def indexer(
@@ -23,6 +23,7 @@ def indexer(
     sparse_loss: bool,
     teacher_heads: int,
     teacher_head_size: int,
+    like_any_layer: bool = False,
 ) -> list[Term]:
     """The terms of one indexer.
 
@@ -33,10 +34,15 @@ def indexer(
         selected: the context of the top-k keys.
         trains: the indexer has a loss (dsa_indexer_loss_coeff > 0).
         sparse_loss: the loss looks at the selected keys only (dsa_indexer_use_sparse_loss).
+        like_any_layer: MaxText's price: nothing for sequences no longer than top-k, else every pass of an ordinary layer.
         teacher_heads, teacher_head_size: the main attention's scores, computed once more as the target of the loss.
     """
-    learning = Pass.TRAINING if trains else Pass.FORWARD
-    loss_context = selected if sparse_loss else DENSE
+    topk = selected.sizes[0]
+    rows = Statistic("length_over", sizes=(topk,)) if like_any_layer else TOKENS
+    source = "normed" if like_any_layer else "detached"
+    dense = Context("indexer", (topk,))
+    learning = Pass.TRAINING if trains or like_any_layer else Pass.FORWARD
+    loss_context = selected if sparse_loss else dense
 
     # A score is a dot product of head_dim and a weight per head: head_dim + 1 multiply-accumulates.
     def scores(name: str, context: Context, allowed: Pass) -> Term:
@@ -44,15 +50,15 @@ def indexer(
                     output="index_scores", allowed=allowed)  # fmt: skip
 
     def projection(name: str, k: int, n: int, output: str) -> Term:
-        return Term(name, COMPONENT, k, n, inputs=("detached",), outputs=(output,), allowed=learning)
+        return Term(name, COMPONENT, k, n, rows, inputs=(source,), outputs=(output,), allowed=learning)
 
     terms = [
         projection("linear_wq_b", q_input_size, num_heads * head_dim, "index_query"),
         projection("linear_wk", hidden_size, head_dim, "index_key"),
         projection("linear_weights_proj", hidden_size, num_heads, "index_query"),
-        scores("index_scores", DENSE, Pass.FORWARD),
+        scores("index_scores", dense, Pass.TRAINING if like_any_layer else Pass.FORWARD),
     ]
-    if trains:
+    if trains and not like_any_layer:
         terms += [
             scores("index_scores_gradient", loss_context, Pass.BACKWARD),
             core("teacher_scores", COMPONENT, loss_context, head_size=teacher_head_size, heads=teacher_heads,

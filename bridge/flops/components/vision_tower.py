@@ -1,6 +1,7 @@
-"""A Qwen-style vision tower: patch embedding, transformer blocks over the patches of one image, merger to the language width.
+"""Vision towers: patch embedding, transformer blocks over the patches of one image, projector to the language width.
 
-Qwen2-VL (arXiv:2409.12191); windows and gated MLP: Qwen2.5-VL (arXiv:2502.13923); deepstack: Qwen3-VL (arXiv:2511.21631).
+Qwen2-VL (arXiv:2409.12191), with windows and gated MLP (Qwen2.5-VL, arXiv:2502.13923) and deepstack (Qwen3-VL,
+arXiv:2511.21631); SigLIP (arXiv:2303.15343) as in Gemma 3 (arXiv:2503.19786); CLIP as in LLaVA (arXiv:2310.03744); Llama 4.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from bridge.flops.statistics import PATCHES, Statistic
 from bridge.flops.terms import Context, Kind, Term, core, norm, table
 
 COMPONENT = "vision_model"
+CORE = "vision_attention"
 PROJECTION = "vision_projection"
-FULL = Context("bidirectional", over="images")
+
+#: Everything that attends, a class token included.
+PATCHES_AND_CLASS = Statistic("length_plus", "images", (1,))
 
 
 def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0) -> list[Term]:
@@ -34,7 +38,14 @@ def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_posi
 
 
 def vision_layer(
-    *, hidden_size: int, intermediate_size: int, gated: bool, window_patches: int, bias: bool, norm_bias: bool
+    *,
+    hidden_size: int,
+    intermediate_size: int,
+    gated: bool,
+    window_patches: int = 0,
+    class_token: bool = False,
+    bias: bool = True,
+    norm_bias: bool = True,
 ) -> list[Term]:
     """One block: bidirectional attention inside an image (or inside windows of it) and an MLP.
 
@@ -43,18 +54,23 @@ def vision_layer(
         intermediate_size: inner width of the MLP.
         gated: SwiGLU.
         window_patches: patches of a window, 0 for the whole image.
+        class_token: one more token than patches.
         bias: biases on the linear layers.
         norm_bias: LayerNorm instead of RMSNorm.
     """
-    context = Context("bidirectional_chunk", (window_patches,), "images") if window_patches else FULL
+    rows = PATCHES_AND_CLASS if class_token else PATCHES
+    if window_patches:
+        context = Context("bidirectional_chunk", (window_patches,), "images")
+    else:
+        context = Context("bidirectional_plus", (1,), "images") if class_token else Context("bidirectional", (), "images")
     fc1 = (2 if gated else 1) * intermediate_size
 
     def linear(name: str, k: int, n: int, source: str, to: str) -> Term:
-        return Term(name, COMPONENT, k, n, PATCHES, inputs=(source,), outputs=(to,), bias=n * bias)
+        return Term(name, COMPONENT, k, n, rows, inputs=(source,), outputs=(to,), bias=n * bias)
 
     def product(name: str, first: str, second: str, output: str) -> Term:
         # Heads x head width is the width, however it is split.
-        return core(name, COMPONENT, context, head_size=hidden_size, heads=1, inputs=(first, second), output=output)
+        return core(name, CORE, context, head_size=hidden_size, heads=1, inputs=(first, second), output=output)
 
     attention = [
         linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv"),
@@ -72,7 +88,7 @@ def vision_layer(
 
 
 def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, norm_size: int, norm_bias: bool) -> list[Term]:
-    """The projector: merges spatial_merge_size^2 patches into one token, m -> m -> out with m = hidden x merge^2.
+    """Qwen's projector: merges spatial_merge_size^2 patches into one token, m -> m -> out with m = hidden x merge^2.
 
     Args:
         hidden_size: width of the tower.
@@ -82,13 +98,61 @@ def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, n
         norm_bias: LayerNorm instead of RMSNorm.
     """
     merged = hidden_size * spatial_merge_size**2
-    rows = Statistic("quotient", "images", (spatial_merge_size**2,))
+    rows = merged_tokens(spatial_merge_size)
     return [
         norm("norm", norm_size, PROJECTION, source="patches", to="merged", bias=norm_bias),
-        Term("linear_fc1", PROJECTION, merged, merged, rows, inputs=("merged",), outputs=("inner",), bias=merged),
-        Term("linear_fc2", PROJECTION, merged, out_hidden_size, rows, inputs=("inner",), outputs=("image_embeddings",),
-             bias=out_hidden_size),
-    ]  # fmt: skip
+        _projection("linear_fc1", merged, merged, rows, "merged", "inner", bias=True),
+        _projection("linear_fc2", merged, out_hidden_size, rows, "inner", "image_embeddings", bias=True),
+    ]
+
+
+def pooled_linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int) -> list[Term]:
+    """Gemma 3's projector: average pooling over spatial_merge_size^2 patches, a norm, one matmul."""
+    rows = merged_tokens(spatial_merge_size)
+    return [
+        norm("mm_soft_emb_norm", hidden_size, PROJECTION, source="patches", to="pooled"),
+        _projection("mm_input_projection", hidden_size, out_hidden_size, rows, "pooled", "image_embeddings", bias=False),
+    ]
+
+
+def mlp_projector(*, hidden_size: int, out_hidden_size: int) -> list[Term]:
+    """LLaVA-1.5's projector: a two-layer MLP on every patch."""
+    return [
+        _projection("linear_1", hidden_size, out_hidden_size, PATCHES, "patches", "inner", bias=True),
+        _projection("linear_2", out_hidden_size, out_hidden_size, PATCHES, "inner", "image_embeddings", bias=True),
+    ]
+
+
+def pixel_shuffle(
+    *, intermediate_size: int, spatial_merge_size: int, projector_input_dim: int, projector_output_dim: int, out_hidden_size: int
+) -> list[Term]:
+    """Llama 4's adapter and projector: patches become channels, an MLP on them, one matmul to the language width.
+
+    Args:
+        intermediate_size: hidden_size x spatial_merge_size^2, what comes out of the shuffle.
+        spatial_merge_size: patches merged along each side: 1 / pixel_shuffle_ratio.
+        projector_input_dim, projector_output_dim: widths of the adapter's MLP.
+        out_hidden_size: width of the language model.
+    """
+    rows = merged_tokens(spatial_merge_size)
+    adapter = [
+        Term(name, COMPONENT, k, n, rows, inputs=(source,), outputs=(to,))
+        for name, k, n, source, to in (
+            ("linear_fc1", intermediate_size, projector_input_dim, "patches", "inner"),
+            ("linear_fc2", projector_input_dim, projector_output_dim, "inner", "shuffled"),
+        )
+    ]
+    linear = _projection("linear_1", projector_output_dim, out_hidden_size, rows, "shuffled", "image_embeddings", bias=False)
+    return [*(term.under("vision_adapter.") for term in adapter), linear.under("merger.")]
+
+
+def merged_tokens(spatial_merge_size: int) -> Statistic:
+    """Tokens that the language model gets: each image's patches over spatial_merge_size^2."""
+    return Statistic("quotient", "images", (spatial_merge_size**2,))
+
+
+def _projection(name: str, k: int, n: int, rows: Statistic, source: str, to: str, *, bias: bool) -> Term:
+    return Term(name, PROJECTION, k, n, rows, inputs=(source,), outputs=(to,), bias=n * bias)
 
 
 def full_attention_layers(depth: int, window_patches: int, full_layers: Sequence[int]) -> list[bool]:
