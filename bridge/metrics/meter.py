@@ -21,15 +21,15 @@ from bridge.flops.model_shape import ConfigError
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
-from bridge.metrics.reduction import CPU, LIMB_BITS, LIMB_MASK, PendingSum, split
+from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.timing import Clock, IntervalTimer, Lap
 from bridge.metrics.totals import Totals, whole
 
 logger = logging.getLogger(__name__)
 
-#: Replica work travels in units of 2^10 FLOPs: enough for a ratio, and far from the bound of the limbs.
-_WORK_SHIFT = 10
+#: Replica work is cut off here rather than refused: it only makes a ratio, and 1e24 FLOPs in an interval are far away.
+_MOST_WORK = (1 << (2 * LIMB_BITS)) - 1
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class Meter:
         self.peak_flops = peak_flops
         self._replicas, self._world_size = replicas, world_size
         self._stages = (
-            (pipeline, virtual_pipeline)
-            if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline)
-            else None
+            (pipeline, virtual_pipeline) if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline) else None
         )
         self._device = device
         self._batch = BatchStatistics(plan.statistics if plan else (), replicas=replicas, replica=replica)
@@ -249,14 +247,15 @@ class Meter:
             host[slot] = host[self._batch.index["tokens"]]
             return host, device
         size = len(plan.statistics)
-        host[slot] = whole(plan.evaluate(host[:size])) >> _WORK_SHIFT
+        host[slot] = min(whole(plan.evaluate(host[:size])), _MOST_WORK)
         if device is not None:
             unit = 1 << 20  # whole numbers large enough that a rounded FLOP does not matter
             prices = [float(plan.evaluate([unit * (i == j) for j in range(size)])) / unit for i in range(size)]
             amounts = device[0, :size].double() + device[1, :size].double() * 2.0**LIMB_BITS
             weights = torch.tensor(prices, dtype=torch.float64).to(device.device, non_blocking=True)
-            work = (amounts @ weights / 2.0**_WORK_SHIFT).long()
-            device[0, slot], device[1, slot] = work & LIMB_MASK, work >> LIMB_BITS
+            work = amounts @ weights  # beyond int64: split before it is made an integer
+            high = (work / 2.0**LIMB_BITS).floor()
+            device[1, slot], device[0, slot] = high.long(), (work - high * 2.0**LIMB_BITS).long()
         return host, device
 
     # ---- receiving ------------------------------------------------------------------------------------------------

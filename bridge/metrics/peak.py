@@ -43,9 +43,7 @@ def device_peak(
     """
     import torch
 
-    device = (
-        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = device.type == "cpu"
     name = device_name or (cpu_name() if on_cpu else torch.cuda.get_device_name(device))
     if configured is not None:
@@ -76,7 +74,7 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
             best, runs = min(best, time.perf_counter() - start), runs + 1
     name = str(dtype).removeprefix("torch.")
     return (
-        2 * size** 3 / best,
+        2 * size**3 / best,
         f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)",
     )
 

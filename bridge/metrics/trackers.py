@@ -189,12 +189,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if (
-        hasattr(value, "item")
-        and getattr(value, "size", None) in (1,)
-        or hasattr(value, "numel")
-        and value.numel() == 1
-    ):
+    if hasattr(value, "item") and getattr(value, "size", None) in (1,) or hasattr(value, "numel") and value.numel() == 1:
         return _plain(value.item())
     return str(value)
 
@@ -303,9 +298,7 @@ class WandbTracker:
         except Exception as error:
             if self.mode != "online":
                 raise
-            logger.warning(
-                "W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0]
-            )
+            logger.warning("W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0])
             self.mode = "offline"
             run = self._init(self.mode)
         run.define_metric("step")
@@ -438,9 +431,7 @@ def open_trackers(
             )
         except (ImportError, OSError) as error:
             run_id = None
-            logger.warning(
-                "W&B cannot start: %s. Training goes on without it; logger.wandb_project=null silences this.", error
-            )
+            logger.warning("W&B cannot start: %s. Training goes on without it; logger.wandb_project=null silences this.", error)
     else:
         run_id = None
     return Trackers(trackers, run_id=run_id)

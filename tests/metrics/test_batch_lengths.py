@@ -54,9 +54,7 @@ def offsets(*values, dtype=torch.int32):
         {"tokens": TOKENS, "cu_seqlens": offsets(0, 3, 4, 9), "cu_seqlens_padded": offsets(0, 4, 8, 12)},
         {
             "tokens": TOKENS,
-            "packed_seq_params": SimpleNamespace(
-                cu_seqlens_q=offsets(0, 3, 4, 9), cu_seqlens_q_padded=offsets(0, 4, 8, 12)
-            ),
+            "packed_seq_params": SimpleNamespace(cu_seqlens_q=offsets(0, 3, 4, 9), cu_seqlens_q_padded=offsets(0, 4, 8, 12)),
         },
         {"packed_seq_params": {"cu_seqlens_q": offsets(0, 3, 4, 9), "cu_seqlens_q_padded": offsets(0, 4, 8, 12)}},
         {"cu_seqlens": offsets(0, 4, 8, 12), "cu_seqlens_unpadded": offsets(0, 3, 4, 9)},

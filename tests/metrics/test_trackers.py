@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 
-from bridge.metrics import trackers as module
-from bridge.metrics.trackers import JsonlTracker, Trackers, WandbTracker, default_mode, open_trackers, without_secrets
+from bridge.metrics.trackers import JsonlTracker, Trackers, default_mode, open_trackers, without_secrets
 
 
 def rows(path):

@@ -60,9 +60,7 @@ class ProgressCallback(Callback):
             self._prints = here.rank == here.world_size - 1
         self._step = self._first_step = state.train_state.step
         self._steps = getattr(getattr(state.cfg, "train", None), "train_iters", None)
-        self._log_interval = (
-            self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10
-        )
+        self._log_interval = self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10
         self._started = time.perf_counter()
         if self._prints:
             self._table("training", start_table(state, context.user_state.get(FACTS)))
@@ -153,9 +151,7 @@ class ProgressCallback(Callback):
             table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
             rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
-            table.append(
-                ("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""))
-            )
+            table.append(("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
         return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
 
     # ---- printing -------------------------------------------------------------------------------------------------

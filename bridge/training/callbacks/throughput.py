@@ -283,9 +283,7 @@ class ThroughputCallback(Callback):
     def _metrics(self, report: Report) -> dict[str, Any]:
         if report.interval is None:
             if not self._reported_failure and self._is_first_rank():
-                logger.warning(
-                    "throughput is not reported from step %d on: a rank could not count its batches", report.step
-                )
+                logger.warning("throughput is not reported from step %d on: a rank could not count its batches", report.step)
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
@@ -303,9 +301,7 @@ class ThroughputCallback(Callback):
         """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
         if not self._failed:
             self._failed = True
-            logger.warning(
-                "ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error
-            )
+            logger.warning("ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error)
             logger.debug("the exception", exc_info=error)
         if self._meter is not None:
             self._meter.fail()
@@ -363,9 +359,7 @@ def number_format(state: Any) -> str:
     return next((name for name in ("bf16", "fp16") if getattr(model, name, False)), "fp32")
 
 
-def constants(
-    cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str
-) -> dict[str, Any]:
+def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
     """What a finished run needs to be scored again: device, peak and its source, and what the formula was given."""
     facts: dict[str, Any] = {
         "convention": convention,

@@ -27,9 +27,7 @@ MODEL = {
 
 def config(log_interval: int = 4, **model: Any) -> SimpleNamespace:
     """A bare configuration: what a foreign loop offers."""
-    return SimpleNamespace(
-        model=SimpleNamespace(**{**MODEL, **model}), logger=SimpleNamespace(log_interval=log_interval)
-    )
+    return SimpleNamespace(model=SimpleNamespace(**{**MODEL, **model}), logger=SimpleNamespace(log_interval=log_interval))
 
 
 def state(cfg: Any, step: int = 0, **more: Any) -> SimpleNamespace:
@@ -126,3 +124,16 @@ def real_lengths(form: Any, lengths: list[int]) -> list[int]:
 def positions(form: Any, lengths: list[int]) -> int:
     """Positions with padding."""
     return form(lengths)["tokens"].numel()
+
+
+def replica_lengths(case: dict[str, Any], replica: int) -> list[list[int]]:
+    """Lengths of all micro-batches of a data-parallel replica in a case: very uneven, some empty.
+
+    The global batch is dealt out to the replicas, so that what is fed does not depend on the layout alone.
+    """
+    count = case["steps"] * case["micro_batches"]
+    lengths = draw(1000 * case["seed"] + replica, count, longest=4 ** (1 + replica % 4), most=1 + 3 * (replica % 2))
+    for number in range(count):
+        if case.get("empty") and (number + replica) % 3 == 0 or replica in case.get("idle", ()):
+            lengths[number] = []
+    return lengths

@@ -236,9 +236,7 @@ def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path):
         config=SimpleNamespace(update=lambda *args, **options: None),
     )
     path = tmp_path / "metrics.jsonl"
-    callback, loop = started(
-        map(packed, draw(1, 8)), run=state(config(), wandb_logger=wandb), metrics_file=str(path)
-    )
+    callback, loop = started(map(packed, draw(1, 8)), run=state(config(), wandb_logger=wandb), metrics_file=str(path))
     loop.steps(4).end()
     (row,) = [json.loads(line) for line in path.read_text().splitlines()]
     assert row["throughput/total_flops"] == callback.latest["throughput/total_flops"]

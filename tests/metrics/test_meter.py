@@ -1,0 +1,125 @@
+"""The meter on a device: what was added there comes out of the sum, the work of a replica too, and nothing is read early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bridge.flops import compile_plan
+from bridge.metrics import meter as module
+from bridge.metrics.meter import Meter
+from bridge.metrics.reduction import PendingSum
+from bridge.metrics.throughput import throughput
+from bridge.metrics.timing import HostClock
+
+MODEL = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
+
+
+class OnDevice(torch.Tensor):
+    """A tensor as if on an accelerator: reading it back is an error."""
+
+    is_cpu = False
+
+    def _sync(self, *args, **kwargs):
+        raise AssertionError("read back from the device")
+
+    numpy = item = tolist = cpu = __bool__ = __int__ = __float__ = __index__ = nonzero = _sync
+
+
+def on_device(*lengths):
+    offsets = torch.tensor([0, *lengths, -1]).cumsum(0)
+    offsets[-1] = -1
+    return {"tokens": torch.zeros(1, sum(lengths)), "cu_seqlens": offsets.as_subclass(OnDevice)}
+
+
+def on_host(*lengths):
+    return {"tokens": torch.zeros(1, sum(lengths)), "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0)}
+
+
+@pytest.fixture
+def arriving(monkeypatch):
+    """A sum that arrives when told to, and may read the device, since it is at the end of the way."""
+    arrived = {"yes": False}
+
+    class Slow(PendingSum):
+        def __init__(self, limbs, device_limbs=None, *, device=None):
+            super().__init__(limbs, None if device_limbs is None else device_limbs.as_subclass(torch.Tensor))
+
+        def ready(self):
+            return arrived["yes"]
+
+    monkeypatch.setattr(module, "PendingSum", Slow)
+    return arrived
+
+
+def new_meter(**options):
+    plan = compile_plan(MODEL, convention="exact")
+    return plan, Meter(plan, clock=HostClock(), **options)
+
+
+def test_host_and_device_batches_add_up_in_one_sum(arriving):
+    plan, meter = new_meter(replicas=2, replica=1)
+    for first, second in (((5, 9), (30,)), ((7,), (2, 2, 2)), ((11,), (64, 1))):
+        meter.add_batch(on_host(*first))
+        meter.add_batch(on_device(*second))
+        meter.end_step()
+    meter.launch(3)
+    assert meter.poll() is None
+    arriving["yes"] = True
+    report = meter.poll()
+    lengths = [5, 9, 30, 7, 2, 2, 2, 11, 64, 1]
+    assert report.step == 3
+    assert report.interval.total_flops == plan.flops(lengths)
+    assert report.interval.components == plan.breakdown(lengths)
+    assert report.interval.work.replica_work == [0, plan.flops(lengths)]
+    assert report.interval.timed.flops == plan.flops(lengths[3:])
+    assert report.interval.timed.tokens == sum(lengths[3:])
+    assert throughput(report.interval)["throughput/imbalance/data_parallel"] == 2.0
+    assert meter.poll() is None
+
+
+def test_work_of_a_replica_beyond_int64_on_the_device(arriving):
+    plan, meter = new_meter(replicas=2)
+    batch = {"tokens": torch.zeros(1, 1).expand(1, 2**29), "cu_seqlens": torch.tensor([0, 2**29]).as_subclass(OnDevice)}
+    for _ in range(600):
+        meter.add_batch(batch)
+    meter.end_step()
+    meter.launch(1)
+    report = meter.poll(wait=True)
+    flops = 600 * plan.flops([2**29])
+    assert flops > 2**63
+    assert report.interval.total_flops == flops
+    assert report.interval.work.replica_work[0] == pytest.approx(flops, rel=1e-12)
+
+
+def test_a_report_that_is_late_is_waited_for_at_the_next_log_point(arriving):
+    plan, meter = new_meter()
+    meter.add_batch(on_host(5))
+    meter.end_step()
+    meter.launch(1)
+    meter.add_batch(on_host(6))
+    meter.end_step()
+    assert meter.poll() is None
+    meter.launch(2)
+    reports = [meter.poll(wait=True), meter.poll(wait=True), meter.poll(wait=True)]
+    assert [report and (report.step, report.interval.total_flops) for report in reports] == [
+        (1, plan.flops([5])),
+        (2, plan.flops([5, 6])),
+        None,
+    ]
+
+
+def test_ranks_that_do_not_contribute_look_at_nothing():
+    plan, meter = new_meter(contributes=False)
+    meter.add_batch(object())
+    meter.end_step()
+    meter.launch(1)
+    assert meter.poll(wait=True).interval.total_flops == 0
+
+
+def test_uneven_pipeline_stages_have_no_imbalance():
+    plan, meter = new_meter(pipeline=3)
+    meter.add_batch(on_host(5))
+    meter.end_step()
+    meter.launch(1)
+    assert meter.poll(wait=True).interval.work.stage_work == []

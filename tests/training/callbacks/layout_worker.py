@@ -1,0 +1,114 @@
+"""One rank of ``test_layouts.py``: runs every case of a file in megatron-core's process groups, writes what it saw.
+
+torchrun --nproc-per-node 4 layout_worker.py CASES.json FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import callback_driver as driver
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from bridge.metrics import peak
+from bridge.training.callbacks import ThroughputCallback
+
+
+class Broken:
+    """A batch that breaks whoever looks at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("broken batch")
+
+
+HUGE = {"tokens": type("Shape", (), {"ndim": 2, "shape": (1, 2**41), "numel": lambda self: 2**41})(), "attention_mask": None}
+
+
+def batches(case: dict[str, Any], replica: int, first_step: int) -> Any:
+    """The micro-batches of a replica, from a step on; the same on every rank of it."""
+    lengths = driver.replica_lengths(case, replica)[first_step * case["micro_batches"] :]
+    form = getattr(driver, case["form"])
+    for number, one in enumerate(lengths):
+        fault = case.get("fault", {})
+        if fault.get("replica") == replica and number >= fault["from"]:
+            yield {"broken": Broken(), "huge": HUGE, "mute": {"labels": torch.zeros(1)}}[fault["kind"]]
+        else:
+            yield form(one) if one else None
+
+
+def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
+    """One case on this rank."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=case.get("tp", 1),
+        pipeline_model_parallel_size=case.get("pp", 1),
+        virtual_pipeline_model_parallel_size=case.get("vpp"),
+        context_parallel_size=case.get("cp", 1),
+        expert_model_parallel_size=case.get("ep", 1),
+        create_gloo_process_groups=False,
+    )
+    replica = parallel_state.get_data_parallel_rank()
+    first = restored["step"] if restored else 0
+    callback = ThroughputCallback(case["convention"], log_interval=case["log_interval"])
+    cfg = driver.config(**({"num_moe_experts": 4, "moe_ffn_hidden_size": 32} if case.get("ep") else {}))
+    chunks = [batches(case, replica, first) for _ in range(case.get("vpp") or 1)]
+    loop = driver.Loop([callback], driver.state(cfg, step=first), chunks if case.get("vpp") else chunks[0])
+    if restored:
+        loop.manager.load_state_dict(restored["callbacks"])
+
+    seen: list[tuple[int, str]] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append((tensor.numel(), str(tensor.dtype)))
+        assert options["async_op"]
+        return all_reduce(tensor, *args, **options)
+
+    dist.all_reduce = counted
+    loop.start()
+    saved = None
+    for step in range(first + 1, case["steps"] + 1):
+        loop.steps(1, case["micro_batches"], skipped=step in case.get("skipped", ()))
+        if step in case.get("evaluate", ()):
+            loop.evaluate(0)
+        if step in case.get("save", ()):
+            saved = {"step": step, "callbacks": loop.save()}
+    loop.end()
+    dist.all_reduce = all_reduce
+    parallel_state.destroy_model_parallel()
+    return {"latest": callback.latest, "state": callback.state_dict(), "saved": saved, "collectives": seen}
+
+
+def main(cases_file: str, folder: str) -> None:
+    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
+    logging.getLogger("bridge").addHandler(handler := Collect())
+    dist.init_process_group("gloo")
+    results = []
+    saved: dict[str, Any] = {}
+    for case in json.loads(Path(cases_file).read_text()):
+        handler.messages.clear()
+        result = run(case, saved.get(case.get("resumes")))
+        saved[case["name"]] = result.pop("saved")
+        results.append({**result, "warnings": list(handler.messages)})
+    Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+class Collect(logging.Handler):
+    """Remembers warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
