@@ -57,17 +57,18 @@ def _fail(message: str, code: int, *, rank: int, speaks: bool, last: bool = Fals
     if speaks:
         who = "" if rank == 0 else f"rank {rank}: "
         print(f"bridge: {who}error: {message}", file=sys.stderr, flush=True)
-    _tell_torchrun(message)
+    _tell_torchrun(message, code)
     return code
 
 
-def _tell_torchrun(message: str) -> None:
-    """Write the file whose content torchrun quotes as the cause of a failure."""
+def _tell_torchrun(message: str, code: int) -> None:
+    """Write the file whose content torchrun quotes as the cause of a failure, in the form it expects."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
         try:
             with open(path, "w") as file:
-                json.dump({"message": message, "timestamp": int(time.time())}, file)
+                json.dump({"message": {"message": message, "errorCode": code, "extraInfo": extra}}, file)
         except OSError:
             pass  # the message stands on the console
 

@@ -58,9 +58,7 @@ def test_packed_documents_are_padded_one_by_one_for_context_parallelism() -> Non
 def test_every_rank_gets_whole_tokens_and_no_real_token_is_lost(
     batching: str, lengths: list[int], tensor: int, context: int, alignment: int
 ) -> None:
-    collate = build_collate(
-        batching, tensor_parallel_sequence=tensor, context_parallel_size=context, alignment=alignment
-    )
+    collate = build_collate(batching, tensor_parallel_sequence=tensor, context_parallel_size=context, alignment=alignment)
     batch = collate([[segment(length, i)] for i, length in enumerate(lengths)])
     width = batch["tokens"].shape[1]
     assert width % (context * tensor * alignment) == 0
