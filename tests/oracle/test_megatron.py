@@ -1,0 +1,54 @@
+"""The plan's integer equals what torch counts while megatron-core's own GPTModel runs on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.config import Config, ModelConfig, PeftConfig
+from bridge.flops import compile_plan
+from bridge.flops.plan import Plan
+from oracle.megatron_cases import Case, cases
+
+pytest.importorskip("megatron.core")
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, dict[str, Any]]:
+    """What megatron-core counts, case by case: one process for all."""
+    tests = Path(__file__).parents[1]
+    # Threads cost more than they save on tensors of this size.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "oracle.count_megatron"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def plan_of(case: Case) -> Plan:
+    # The cases build megatron-core's vocabulary unpadded.
+    config = Config(model=ModelConfig(**case.model, make_vocab_size_divisible_by=1))
+    if case.lora:
+        config.peft = PeftConfig(dim=case.lora, target_modules=list(case.targets))
+        return compile_plan(config, convention="executed")
+    return compile_plan(config, convention="executed", trainable=case.trains)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gpt_model(case: Case, counted: dict[str, dict[str, Any]]) -> None:
+    found = counted[case.name]
+    assert "error" not in found, found["error"]
+    plan = plan_of(case)
+    lengths = [case.length] * case.batch_size
+    assert plan.flops(lengths, passes="forward") == found["forward"]
+    if found["training"] >= 0:
+        assert plan.flops(lengths, passes="training") == found["training"]
+    assert plan.parameters()["total"] == found["parameters"]
+    assert plan.parameters()["trainable"] == found["trainable"]
