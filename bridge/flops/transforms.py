@@ -37,7 +37,9 @@ def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framew
         flows = any(sources) and bool(term.allowed & Pass.BACKWARD)
         if term.has_weight:
             wgrad = trains
-            dgrad = flows or (trains and framework.dgrad_with_wgrad and DETACHED not in term.inputs)
+            # The gate on the shared experts is torch's own linear function, in megatron-core too.
+            whole = framework.dgrad_with_wgrad and term.kind is not Kind.GATE
+            dgrad = flows or (trains and whole and DETACHED not in term.inputs)
         else:
             dgrad, wgrad = flows and sources[0], flows and sources[-1]
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
@@ -45,7 +47,7 @@ def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framew
         passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
-            needs[name] = flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name in STREAMS)
+            needs[name] = flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS)
         result.append(replace(term, passes=passes & term.allowed))
     return result
 
