@@ -1,4 +1,7 @@
-"""The byte-latent plan equals what torch counts while transformers runs BLT: no tolerance."""
+"""The byte-latent plan equals what torch counts while transformers runs BLT: no tolerance.
+
+The models are tiny and run on the CPU: BLT looks at values (entropies, patch lengths), which the meta device does not have.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-from transformers.models.blt import BltConfig, BltForCausalLM  # noqa: E402
+from transformers.models.blt import BltConfig, BltForCausalLM
 
-from bridge.flops.byte_latent_plan import ByteLatentPlan, read_shape  # noqa: E402
-from oracle.counter import count  # noqa: E402
+from bridge.flops.byte_latent_plan import ByteLatentPlan
+from oracle.counter import count
 
 SEEDS = range(6)
 
@@ -56,26 +59,17 @@ def draw(seed: int) -> BltConfig:
     )
 
 
-def build(config: BltConfig) -> BltForCausalLM:
-    with torch.device("meta"):
-        return BltForCausalLM(config)
-
-
 def logits(model: BltForCausalLM, patches: list[int], batch_size: int) -> torch.Tensor:
-    length = sum(patches)
-    with torch.device("meta"):
-        tokens = torch.zeros(batch_size, length, dtype=torch.long)
-        lengths = torch.zeros(batch_size, len(patches), dtype=torch.long)
-        mask = torch.zeros(batch_size, 1, length, length)
+    tokens = torch.zeros(batch_size, sum(patches), dtype=torch.long)
     # The patcher runs first, then the model on the patches it found.
-    model.model.patcher(tokens, attention_mask=mask)
-    return model(input_ids=tokens, patch_lengths=lengths, attention_mask=mask, use_cache=False).logits
+    model.model.patcher(tokens)
+    return model(input_ids=tokens, patch_lengths=torch.tensor([patches] * batch_size), use_cache=False).logits
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_forward_training_and_parameters(seed: int) -> None:
     config = draw(seed)
-    model = build(config)
+    model = BltForCausalLM(config)
     random = Random(seed)
     patches = [random.randint(1, 6) for _ in range(random.randint(2, 6))]
     batch_size = random.randint(1, 2)
@@ -89,5 +83,10 @@ def test_forward_training_and_parameters(seed: int) -> None:
 
 
 def test_the_defaults_are_those_of_the_published_model() -> None:
-    assert read_shape(BltConfig()) == read_shape({"encoder_config": read_shape(BltConfig()).encoder_config})
-    assert ByteLatentPlan().parameters()["total"] == sum(p.numel() for p in build(BltConfig()).parameters())
+    config = BltConfig()
+    with torch.device("meta"):
+        model = BltForCausalLM(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert ByteLatentPlan().parameters()["total"] == ByteLatentPlan(config).parameters()["total"] == total
+    assert ByteLatentPlan().breakdown([900], [200]) == ByteLatentPlan(config).breakdown([900], [200])
+    assert ByteLatentPlan(config.to_dict()).breakdown([900], [200]) == ByteLatentPlan(config).breakdown([900], [200])

@@ -1,0 +1,80 @@
+"""The byte-latent architecture by hand, its errors, and two real models on one text."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, compare_on_corpus
+from bridge.flops.byte_patches import space_patches
+from bridge.flops.statistics import triangle, window_pairs
+
+BYTES, PATCHES = [900, 77], [200, 31]
+
+
+def test_the_published_model_by_hand():
+    """Multiply-accumulates of every part, twice."""
+    b, p = sum(BYTES), sum(PATCHES)
+    window = sum(window_pairs(n, 512) for n in BYTES)
+    causal = sum(map(triangle, PATCHES))
+
+    def stack(layers, h, f, tokens, pairs):
+        return 2 * layers * (tokens * (4 * h * h + 3 * h * f) + 2 * pairs * h)
+
+    h, k = 1024, 2
+    attend = 2 * k * b * h  # each byte meets the two vectors of its patch, for scores and for values
+    encoder_cross = p * h * k * h + p * k * 2 * h * h + b * 2 * h * h + attend
+    decoder_cross = 9 * (b * 2 * h * h + p * k * 2 * h * h + attend) + p * 2048 * k * h
+    assert ByteLatentPlan().breakdown(BYTES, PATCHES, "forward") == {
+        "entropy_model": stack(14, 768, 2048, b, window) + 2 * b * 768 * 260,
+        "local_encoder": stack(1, h, 2730, b, window),
+        "cross_attention": 2 * (encoder_cross + decoder_cross),
+        "latent_transformer": stack(25, 2048, 5632, p, causal),
+        "local_decoder": stack(9, h, 2816, b, window),
+        "output_layer": 2 * b * h * 260,
+    }
+
+
+def test_the_entropy_model_only_runs_forward():
+    plan = ByteLatentPlan()
+    forward, training = (plan.breakdown(BYTES, PATCHES, passes) for passes in ("forward", "training"))
+    assert training.pop("entropy_model") == forward.pop("entropy_model")
+    assert training["latent_transformer"] == 3 * forward["latent_transformer"]
+    without = ByteLatentPlan(ByteLatentShape(patcher_config=None))
+    assert without.breakdown(BYTES, PATCHES) == training
+    assert plan.parameters()["trainable"] == without.parameters()["total"]
+
+
+def test_two_models_on_one_text():
+    documents = [b"the cat sat on the mat", b"and so did the rat"]
+    patches = [space_patches(document) for document in documents]
+    tokens = [len(document.split()) for document in documents]
+    byte_plan = ByteLatentPlan()
+    token_plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 1000}, "exact")
+    found = compare_on_corpus(byte_plan, token_plan, patches, tokens)
+    size = sum(map(len, documents))
+    parts = byte_plan.breakdown([len(document) for document in documents], [len(one) for one in patches], "forward")
+    assert found.bpe_per_byte == token_plan.flops(tokens, passes="forward") / size
+    assert found.blt_global == parts["latent_transformer"] / size
+    assert found.blt_local == (sum(parts.values()) - parts["latent_transformer"]) / size
+    with pytest.raises(ConfigError, match="2 documents in patches, 1 in tokens"):
+        compare_on_corpus(byte_plan, token_plan, patches, tokens[:1])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"encoder_config": {"hidden_size": 64}}, "has no num_hidden_layers"),
+        ({"encoder_config": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 3}}, "must divide"),
+        ({"encoder_config": StackShape(num_hidden_layers=1, hidden_size=64, num_attention_heads=4)}, "must agree"),
+        ({"cross_attn_k": 0}, "cross_attn_k=0 must be a positive integer"),
+    ],
+)  # fmt: skip
+def test_impossible_configs(config, message):
+    with pytest.raises(ConfigError, match=message):
+        ByteLatentPlan(config)
+
+
+def test_every_sequence_has_its_patches():
+    with pytest.raises(ConfigError, match="2 sequences have 1 numbers of patches"):
+        ByteLatentPlan().flops([10, 20], [3])
