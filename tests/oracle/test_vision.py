@@ -1,0 +1,49 @@
+"""The plan's integer equals what torch counts while transformers runs a vision-language model on images and text."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from bridge.config import from_huggingface
+from bridge.flops import compile_plan
+from oracle import vision_models as oracle
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+#: The switch that freezes a part -> the parameters of transformers that it holds still.
+PARTS = {
+    "freeze_vision_model": lambda name: ".visual." in name and ".merger" not in name and "deepstack" not in name,
+    "freeze_vision_projection": lambda name: ".visual.merger" in name or "deepstack_merger" in name,
+    "freeze_language_model": lambda name: ".visual." not in name,
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        (),
+        ("freeze_vision_model",),
+        ("freeze_vision_model", "freeze_vision_projection"),
+        ("freeze_language_model",),
+        ("freeze_vision_model", "freeze_language_model"),
+    ],
+    ids=lambda frozen: "+".join(frozen) or "full",
+)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_vision_language_model(model_type: str, frozen: tuple[str, ...], seed: int) -> None:
+    config = oracle.draw(model_type, seed)
+    model = oracle.build(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(PARTS[part](name) for part in frozen))
+    configuration = from_huggingface(config)
+    for part in frozen:
+        setattr(configuration.model, part, True)
+    plan = compile_plan(configuration, convention="executed")
+    batch = oracle.Batch(model, oracle.draw_images(seed))
+    assert plan.flops([batch.length], batch.patches, passes="forward") == batch.forward()
+    assert plan.flops([batch.length], batch.patches, passes="training") == batch.training()
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert plan.parameters()["trainable"] == trainable

@@ -1,0 +1,114 @@
+"""Tiny vision-language models of transformers, on the CPU: their towers look at the values of the image grid."""
+
+from __future__ import annotations
+
+import inspect
+from random import Random
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from oracle.counter import count
+
+IMAGE, START, END = 10, 12, 13
+MERGE = 2
+WINDOW = 4
+"""Side of an attention window, in patches (Qwen2.5-VL)."""
+
+
+def draw(model_type: str, seed: int) -> PreTrainedConfig:
+    """A configuration with small, uneven sizes; the same for the same seed."""
+    random = Random(f"{model_type} {seed}")
+    hidden, heads, width = 8 * random.randint(2, 5), 2, 12 * random.randint(1, 3)
+    depth, patch = random.randint(2, 4), random.randint(2, 5)
+    text: dict[str, Any] = {
+        "vocab_size": random.randint(50, 200),
+        "hidden_size": hidden,
+        "intermediate_size": random.randint(10, 50),
+        "num_hidden_layers": random.randint(1, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": random.choice([1, heads]),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, hidden // heads // 2 - 2]},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    tower: dict[str, Any] = {
+        "depth": depth,
+        "num_heads": 3,
+        "patch_size": patch,
+        "temporal_patch_size": random.choice([1, 2]),
+    }
+    if model_type == "qwen2_vl":
+        tower |= {"embed_dim": width, "hidden_size": hidden, "mlp_ratio": random.randint(1, 4)}
+    else:
+        tower |= {"hidden_size": width, "out_hidden_size": hidden, "intermediate_size": random.randint(10, 40)}
+    if model_type == "qwen2_5_vl":
+        tower |= {"window_size": WINDOW * patch, "fullatt_block_indexes": [random.randrange(depth)]}
+    if model_type.startswith("qwen3"):
+        text["head_dim"] = hidden // heads
+        # Each goes into a decoder layer of its own; without one, its merger would run for nothing and get no gradient.
+        mergers = random.randint(0, min(depth, text["num_hidden_layers"]))
+        indexes = sorted(random.sample(range(depth), mergers))
+        tower |= {"num_position_embeddings": 64, "deepstack_visual_indexes": indexes}
+    if model_type.endswith("moe"):
+        text |= {"num_experts": 4, "num_experts_per_tok": random.randint(1, 4), "moe_intermediate_size": random.randint(4, 20)}
+    ids = {"image_token_id": IMAGE, "video_token_id": 11, "vision_start_token_id": START, "vision_end_token_id": END}
+    tied = random.random() < 0.5
+    return CONFIG_MAPPING[model_type](text_config=text, vision_config=tower, tie_word_embeddings=tied, **ids)
+
+
+def draw_images(seed: int) -> list[tuple[int, int]]:
+    """Heights and widths in patches.
+
+    An image is one window high, or whole windows both ways: windows of other images are cut at the edges in a way that
+    the number of patches alone does not tell.
+    """
+    random = Random(f"images {seed}")
+    wide = [(WINDOW, MERGE * random.randint(1, 5)) for _ in range(random.randint(1, 3))]
+    return [*wide, (2 * WINDOW, WINDOW * random.randint(1, 2))]
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model, with unfused attention and the experts as batched matmuls."""
+    for part in (config, config.text_config, config.vision_config):
+        part._experts_implementation = "batched_mm"
+    return AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+
+
+class Batch:
+    """One sequence of text with images in it.
+
+    Attributes:
+        length: tokens of the sequence.
+        patches: patches of each image.
+    """
+
+    def __init__(self, model: PreTrainedModel, images: list[tuple[int, int]]) -> None:
+        self._model = model
+        self.patches = [height * width for height, width in images]
+        tokens = [1]
+        for patches in self.patches:
+            tokens += [START, *[IMAGE] * (patches // MERGE**2), END, 3]
+        self.length = len(tokens)
+        tower = model.config.vision_config
+        pixels = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+        ids = torch.tensor([tokens])
+        self._inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": torch.zeros(sum(self.patches), pixels),
+            "image_grid_thw": torch.tensor([[1, height, width] for height, width in images]),
+            "use_cache": False,
+        }
+        if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+            self._inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+
+    def forward(self) -> int:
+        """FLOPs of one forward pass."""
+        return count(lambda: self._model(**self._inputs))
+
+    def training(self) -> int:
+        """FLOPs of one forward and one backward pass."""
+        return count(lambda: self._model(**self._inputs).logits.sum().backward())
