@@ -75,11 +75,11 @@ def _sizes(random: Random) -> dict[str, Any]:
     }
 
 
-def build(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model on the meta device, with unfused attention and the experts as batched matmuls."""
+def build(config: PreTrainedConfig, *, attention: str = "eager", device: str = "meta") -> PreTrainedModel:
+    """The model, with unfused attention and the experts as batched matmuls; without memory on the meta device."""
     config._experts_implementation = "batched_mm"
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 def forward(model: torch.nn.Module, batch_size: int, length: int) -> int:
