@@ -26,6 +26,7 @@ _EXACT_PAIRS: Pairs = {
     "causal": lambda: (WHOLE, "causal_pairs", ()),
     "bidirectional": lambda: (WHOLE, "square", ()),
     "bidirectional_plus": lambda extra: (WHOLE, "square_plus", (extra,)),
+    "bidirectional_strided": lambda stride: (WHOLE, "strided_square", (stride,)),
     "window": lambda window: (WHOLE, "window_pairs", (window,)),
     "topk": lambda topk: (WHOLE, "topk_pairs", (topk,)),
     "chunk": lambda chunk: (WHOLE, "chunk_pairs", (chunk,)),
@@ -119,6 +120,7 @@ EXECUTED = Convention(
         # Vision towers cut their windows apart before they attend.
         "bidirectional_chunk": _EXACT_PAIRS["bidirectional_chunk"],
         "bidirectional_plus": _EXACT_PAIRS["bidirectional_plus"],
+        "bidirectional_strided": _EXACT_PAIRS["bidirectional_strided"],
     },
     padded_vocabulary=True,
     mamba_convolution=True,
@@ -127,8 +129,10 @@ EXECUTED = Convention(
 CONVENTIONS = {convention.name: convention for convention in (MEGATRON, MAXTEXT, EXACT, EXECUTED)}
 
 
-def get(name: str) -> Convention:
-    """The convention of that name; ConfigError names the known ones."""
+def get(name: str | Convention) -> Convention:
+    """The convention of that name, or a record of one's own as it is; ConfigError names the known ones."""
+    if isinstance(name, Convention):
+        return name
     try:
         return CONVENTIONS[name]
     except KeyError:

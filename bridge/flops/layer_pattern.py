@@ -11,7 +11,16 @@ from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Context
 
 #: Symbols of hybrid patterns -> (mixer, channel mixer).
-SYMBOLS = {"*": ("attention", ""), "M": ("mamba", ""), "-": ("", "mlp"), "E": ("", "moe"), "G": ("gdn", "")}
+SYMBOLS = {
+    "*": ("attention", ""),
+    "M": ("mamba", ""),
+    "-": ("", "mlp"),
+    "E": ("", "moe"),
+    "G": ("gdn", ""),
+    # DeepSeek sparse attention; attention and Mamba side by side on one norm (Falcon-H1).
+    "D": ("dsa", ""),
+    "P": ("attention_and_mamba", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,13 @@ class Layer:
 
     Attributes:
         number: from 1, counted apart in the decoder and in MTP.
-        mixer: ``attention``, ``mla``, ``gdn``, ``kda``, ``mamba``, ``dsa``, ``dsv4``, or empty.
+        mixer: ``attention``, ``mla``, ``gdn``, ``kda``, ``mamba``, ``attention_and_mamba``, ``dsa``, ``dsv4``, or empty.
         channel: ``mlp``, ``moe``, or empty.
         context: which keys its attention sees.
         is_global: sees everything in a model that also has local layers.
         shares_kv: takes keys and values from an earlier layer.
         ratio: of the compressed keys (DeepSeek-V4).
+        crosses: also attends to an encoder.
     """
 
     number: int
@@ -35,12 +45,13 @@ class Layer:
     is_global: bool = False
     shares_kv: bool = False
     ratio: int = 0
+    crosses: bool = False
 
 
 def decoder_layers(shape: ModelShape) -> list[Layer]:
     """The decoder's layers, first to last."""
     if shape.is_hybrid:
-        return [Layer(i, *SYMBOLS[symbol], context=_full(shape)) for i, symbol in enumerate(hybrid_patterns(shape)[0], 1)]
+        return _hybrid_layers(shape, hybrid_patterns(shape)[0])
     assert shape.num_layers is not None
     count = shape.num_layers
     moe, local, mixers = moe_layers(shape), local_layers(shape), _mixers(shape)
@@ -55,6 +66,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
             is_global=has_local and not local[i],
             shares_kv=i >= count - (shape.num_kv_shared_layers or 0),
             ratio=ratios[i],
+            crosses=bool(shape.encoder_num_layers),
         )
         for i in range(count)
     ]
@@ -63,10 +75,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
 def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
     """The layers of each multi-token-prediction depth: the decoder's last kind, or what a hybrid pattern says."""
     if shape.is_hybrid:
-        depths = [
-            [Layer(i, *SYMBOLS[symbol], context=_full(shape)) for i, symbol in enumerate(pattern, 1)]
-            for pattern in hybrid_patterns(shape)[1:]
-        ]
+        depths = [_hybrid_layers(shape, pattern) for pattern in hybrid_patterns(shape)[1:]]
         # One pattern and mtp_num_layers: every depth repeats it.
         return depths * (shape.mtp_num_layers or 1) if len(depths) == 1 else depths
     if not shape.mtp_num_layers:
@@ -75,6 +84,17 @@ def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
     return [
         [replace(last, number=depth + 1, ratio=ratios[(shape.num_layers or 0) + depth])] for depth in range(shape.mtp_num_layers)
     ]
+
+
+def _hybrid_layers(shape: ModelShape, pattern: str) -> list[Layer]:
+    mla = {"attention": "mla"} if shape.multi_latent_attention else {}
+    kinds = [SYMBOLS[symbol] for symbol in pattern]
+    return [Layer(i, mla.get(mixer, mixer), channel, _full(shape)) for i, (mixer, channel) in enumerate(kinds, 1)]
+
+
+def encoder_layers(shape: ModelShape, context: Context) -> list[Layer]:
+    """The layers of a bidirectional encoder beside the decoder: attention and MLP."""
+    return [Layer(i, "attention", "mlp", context) for i in range(1, (shape.encoder_num_layers or 0) + 1)]
 
 
 def hybrid_patterns(shape: ModelShape) -> list[str]:

@@ -6,11 +6,13 @@ A new architecture is a component file, a row in ``MIXERS`` or ``CHANNELS``, a r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge.flops.components import multi_token_prediction
+from bridge.flops.components.audio_encoder import POSITIONS, STRIDE, frontend, projector
 from bridge.flops.components.compressed_attention import INDEXED_RATIO, compressed_attention
+from bridge.flops.components.cross_attention import ENCODER_TOKENS, cross_attention
 from bridge.flops.components.gated_delta_net import gated_delta_net
 from bridge.flops.components.hyper_connections import hyper_connections
 from bridge.flops.components.kimi_delta_attention import kimi_delta_attention
@@ -18,7 +20,7 @@ from bridge.flops.components.latent_attention import latent_attention
 from bridge.flops.components.mamba import mamba
 from bridge.flops.components.mlp import mlp
 from bridge.flops.components.moe import moe
-from bridge.flops.components.output_layer import embedding, output_layer
+from bridge.flops.components.output_layer import bert_lm_head, embedding, output_layer
 from bridge.flops.components.per_layer_embeddings import per_layer_input, per_layer_projection
 from bridge.flops.components.self_attention import self_attention
 from bridge.flops.components.sparse_attention import indexer
@@ -33,9 +35,9 @@ from bridge.flops.components.vision_tower import (
 )
 from bridge.flops.conventions import Convention
 from bridge.flops.frameworks import Framework
-from bridge.flops.layer_pattern import Layer, decoder_layers, mtp_depths
-from bridge.flops.model_shape import ConfigError, ModelShape, VisionShape
-from bridge.flops.terms import Context, Term, join, norm
+from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
+from bridge.flops.model_shape import AudioShape, ConfigError, ModelShape, VisionShape
+from bridge.flops.terms import Context, Term, join, norm, onto, table
 
 #: Taps of Mamba's convolution: megatron-core's MambaMixer, argument d_conv.
 MAMBA_CONV_KERNEL = 4
@@ -66,18 +68,34 @@ class Build:
 
 
 def model_terms(
-    shape: ModelShape, vision: VisionShape | None, convention: Convention, framework: Framework, *, fused: bool
+    shape: ModelShape,
+    vision: VisionShape | None,
+    audio: AudioShape | None,
+    convention: Convention,
+    framework: Framework,
+    *,
+    fused: bool,
 ) -> list[Term]:
     """All terms of a model in the order of its forward pass, with megatron-core's module paths."""
     build = Build(shape, convention, framework, fused)
     terms: list[Term] = []
     if vision is not None:
         terms += vision_terms(vision, convention)
+    if audio is not None:
+        terms += audio_terms(build, audio)
     assert shape.vocab_size is not None
     vocabulary = shape.padded_vocab_size if convention.padded_vocabulary else shape.vocab_size
     hidden = build.hidden_size
     positions = shape.max_position_embeddings or 0 if shape.position_embedding_type == "learned_absolute" else 0
-    terms += embedding(vocab_size=vocabulary, hidden_size=hidden, max_position_embeddings=positions)
+    terms += embedding(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        max_position_embeddings=positions,
+        num_tokentypes=shape.num_tokentypes,
+        normed=shape.embedding_layernorm,
+    )
+    if shape.encoder_num_layers and audio is None:
+        terms += encoder_terms(build)
     layers = decoder_layers(shape)
     if shape.hidden_size_per_layer_input:
         terms += per_layer_input(
@@ -86,10 +104,10 @@ def model_terms(
             per_layer_size=shape.hidden_size_per_layer_input,
             vocab_size=shape.vocab_size_per_layer_input or vocabulary,
         )
+    terms += _relative_positions(build, "decoder.")
     for layer in layers:
         terms += [term.under(f"decoder.layers.{layer.number - 1}.") for term in _layer_terms(build, layer)]
-    final = norm("final_layernorm", hidden, "output_layer", source="hidden", to="states_0", bias=build.norm_bias)
-    terms.append(final.under("decoder."))
+    terms.append(_last_norm(build, "states_0").under("decoder."))
     depths = mtp_depths(shape)
     for depth, inner in enumerate(depths):
         terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth)]
@@ -98,7 +116,9 @@ def model_terms(
         # What the output layer reads: one state each, or all of them as one tensor.
         terms.append(join(*(states if framework.joint_logits else [state]), to="normed"))
         tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
-        logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=tied)
+        if shape.bert_lm_head:
+            terms += bert_lm_head(hidden_size=hidden)
+        logits = output_layer(hidden_size=hidden, vocab_size=vocabulary, tied=tied, bias=shape.bert_lm_head)
         terms.append(logits.under(f"mtp.layers.{i - 1}." if i else ""))
     return terms
 
@@ -112,6 +132,10 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     if layer.mixer:
         yield from _normed(
             build, MIXERS[layer.mixer](build, layer), "self_attention", "input_layernorm", "post_attention_layernorm"
+        )
+    if layer.crosses:
+        yield from _normed(
+            build, _cross_attention(build), "cross_attention", "pre_cross_attn_layernorm", "post_cross_attn_layernorm"
         )
     if layer.channel:
         block = [term.under("mlp.") for term in CHANNELS[layer.channel](build, layer)]
@@ -130,6 +154,63 @@ def _normed(build: Build, block: list[Term], component: str, before: str, after:
     yield from block
     if placement in ("post", "sandwich"):
         yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)
+
+
+def _last_norm(build: Build, to: str) -> Term:
+    """The norm after the last layer, which writes the states ``to``; without one they are the stream itself."""
+    if not build.shape.post_layer_norm:
+        return join("hidden", to=to)
+    return norm("final_layernorm", build.hidden_size, "output_layer", source="hidden", to=to, bias=build.norm_bias)
+
+
+def _relative_positions(build: Build, prefix: str) -> list[Term]:
+    """T5's table of biases by relative position, which all layers share."""
+    rows = build.shape.relative_attention_num_buckets
+    if not rows:
+        return []
+    return [table("relative_attention_bias", "core_attention", rows, build.heads, to=("position_bias",)).under(prefix)]
+
+
+def encoder_terms(build: Build) -> list[Term]:
+    """A bidirectional encoder over the encoder's tokens; it shares the word embedding (T5)."""
+    shape = replace(
+        build.shape,
+        ffn_hidden_size=build.shape.encoder_ffn_hidden_size or build.shape.ffn_hidden_size,
+        num_attention_heads=build.shape.encoder_num_attention_heads or build.shape.num_attention_heads,
+    )
+    own = replace(build, shape=shape)
+    embedded = table("word_embeddings", "embedding", shape.vocab_size or 0, own.hidden_size, to=("hidden",))
+    terms = [replace(embedded, tied="embedding.word_embeddings"), *_relative_positions(own, "")]
+    for layer in encoder_layers(shape, Context("bidirectional", over="encoder")):
+        terms += [term.under(f"layers.{layer.number - 1}.") for term in _layer_terms(own, layer)]
+    terms.append(_last_norm(own, "states"))
+    return [onto(term.under("encoder."), stream="encoder", tokens=ENCODER_TOKENS) for term in terms]
+
+
+def audio_terms(build: Build, audio: AudioShape) -> list[Term]:
+    """An audio encoder: what the decoder cross-attends to (Whisper), or projected into its stream (Qwen2-Audio)."""
+    width = audio.d_model or 0
+    shape = ModelShape(
+        hidden_size=width,
+        num_attention_heads=audio.encoder_attention_heads,
+        ffn_hidden_size=audio.encoder_ffn_dim,
+        encoder_num_layers=audio.encoder_layers,
+        normalization="LayerNorm",
+        add_bias_linear=True,
+        add_key_bias=False,
+    )
+    own = replace(build, shape=shape)
+    terms: list[Term] = []
+    for layer in encoder_layers(shape, Context("bidirectional_strided", (STRIDE,), "audio")):
+        terms += [term.under(f"audio_model.layers.{layer.number - 1}.") for term in _layer_terms(own, layer)]
+    crossed = bool(build.shape.encoder_num_layers)
+    if crossed:
+        terms.append(_last_norm(own, "states").under("audio_model."))
+    terms = [replace(onto(term, stream="audio", tokens=POSITIONS), component="audio_model") for term in terms]
+    start = frontend(num_mel_bins=audio.num_mel_bins, hidden_size=width, max_positions=audio.max_source_positions)
+    if crossed:
+        return [*start, *terms, join("audio.states", to="encoder.states")]
+    return [*start, *terms, *projector(hidden_size=width, out_hidden_size=audio.output_dim or 0, pooling=audio.pooling)]
 
 
 def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
@@ -195,11 +276,33 @@ def _attention(build: Build, layer: Layer) -> list[Term]:
         shares_kv=layer.shares_kv,
         fused=build.fused,
         qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
+        key_bias=shape.add_key_bias,
+        position_bias=bool(shape.relative_attention_num_buckets),
         proj_bias=shape.add_proj_bias or shape.add_bias_linear,
         head_norm=head_norm,
         norm_bias=build.norm_bias,
         sinks=shape.softmax_type == "learnable",
     )
+
+
+def _cross_attention(build: Build) -> list[Term]:
+    shape = build.shape
+    return cross_attention(
+        hidden_size=build.hidden_size,
+        encoder_hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
+        num_query_groups=shape.key_value_heads,
+        kv_channels=shape.head_size,
+        fused=build.fused,
+        qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
+        key_bias=shape.add_key_bias,
+        proj_bias=shape.add_proj_bias or shape.add_bias_linear,
+        head_norm=bool(shape.qk_layernorm),
+    )
+
+
+def _attention_and_mamba(build: Build, layer: Layer) -> list[Term]:
+    return [*_attention(build, layer), *_mamba(build, layer)]
 
 
 def _latent_attention(build: Build, layer: Layer, *, context: Context | None = None, absorbed: bool = False) -> list[Term]:
@@ -385,6 +488,7 @@ MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {
     "gdn": _gated_delta_net,
     "kda": _kimi_delta_attention,
     "mamba": _mamba,
+    "attention_and_mamba": _attention_and_mamba,
 }
 CHANNELS: dict[str, Callable[[Build, Layer], list[Term]]] = {"mlp": _mlp, "moe": _moe}
 PROJECTORS: dict[str, Callable[[VisionShape], list[Term]]] = {

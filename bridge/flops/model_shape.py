@@ -170,7 +170,8 @@ class ModelShape:
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
     hybrid_layer_pattern: Optional[str] = None
-    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``-`` MLP, ``E`` MoE, ``G`` GDN.
+    """One symbol a layer: ``M`` Mamba, ``*`` attention (MLA with multi_latent_attention), ``-`` MLP, ``E`` MoE, ``G`` GDN,
+    ``D`` DeepSeek sparse attention, ``P`` attention and Mamba in parallel.
 
     ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth.
     """
@@ -180,6 +181,28 @@ class ModelShape:
     mamba_head_dim: int = 64
     mamba_num_groups: int = 8
     mamba_num_heads: Optional[int] = None
+
+    # ---- encoders -----------------------------------------------------------------------------------
+    encoder_num_layers: Optional[int] = None
+    """Layers of an encoder the decoder cross-attends to (T5, Whisper); unset: a decoder alone."""
+    encoder_ffn_hidden_size: Optional[int] = None
+    """Inner width of the encoder's MLPs; ffn_hidden_size when unset."""
+    encoder_num_attention_heads: Optional[int] = None
+    """Heads of the encoder; num_attention_heads when unset."""
+    relative_attention_num_buckets: Optional[int] = None
+    """Rows of T5's table of relative positions (one column a head), one table for the encoder and one for the decoder."""
+    add_key_bias: bool = True
+    """False: keys have no bias where queries and values have one (Whisper)."""
+    post_layer_norm: bool = True
+    """A norm after the last layer; False in BERT, whose layers end with one."""
+    embedding_layernorm: bool = False
+    """A norm on the embeddings (BERT)."""
+    num_tokentypes: int = 0
+    """Rows of a table of token types (BERT)."""
+    bert_lm_head: bool = False
+    """A dense layer and a norm before the output layer, which has a bias (BERT)."""
+    audio_config: Any = None
+    """A Whisper-style audio encoder, with Hugging Face's names."""
 
     # ---- other modalities ------------------------------------------------------------------------
     vision_config: Any = None
@@ -276,7 +299,7 @@ class VisionShape:
     class_token: bool = False
     """A token beside the patches that attends like them (CLIP, Llama 4)."""
     projector_type: str = "merger"
-    """From patches to the language model: ``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4)."""
+    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA) or ``pixel_shuffle`` (Llama 4)."""
     projector_input_dim: Optional[int] = None
     projector_output_dim: Optional[int] = None
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
@@ -296,6 +319,26 @@ class VisionShape:
         return side * side
 
 
+@dataclass(kw_only=True)
+class AudioShape:
+    """A Whisper-style audio encoder, with the names of Hugging Face's configs."""
+
+    d_model: Optional[int] = None
+    """Width."""
+    encoder_layers: Optional[int] = None
+    encoder_attention_heads: Optional[int] = None
+    encoder_ffn_dim: Optional[int] = None
+    """Inner width of the MLPs."""
+    num_mel_bins: int = 80
+    """Channels of the spectrogram."""
+    max_source_positions: int = 1500
+    """Rows of the position table."""
+    pooling: int = 2
+    """Positions averaged into one token of the language model (Qwen2-Audio)."""
+    output_dim: Optional[int] = None
+    """Width it is projected to; the language model's when unset."""
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 _ALIASES = {"hybrid_layer_pattern": ("hybrid_override_pattern",)}
@@ -308,8 +351,6 @@ _VISION_ALIASES = {
 }
 #: Parts that models of other families have: named, not priced.
 _NOT_COUNTED = {
-    "audio_config": "the audio encoder",
-    "encoder_num_layers": "the encoder",
     "heterogeneous_block_specs": "blocks that differ from layer to layer",
 }
 PROJECTOR_TYPES = ("merger", "pooled_linear", "mlp", "pixel_shuffle")
@@ -400,10 +441,25 @@ def read_vision(cfg: Any) -> VisionShape | None:
     return vision
 
 
+def read_audio(cfg: Any) -> AudioShape | None:
+    """The audio encoder of a configuration; None without one, or for one of another kind (see ``not_counted``)."""
+    source = get(model_of(cfg), "audio_config")
+    if source is None or get(source, "d_model") is None:
+        return None
+    audio: AudioShape = _fill(AudioShape, source, {})
+    if audio.output_dim is None:
+        audio.output_dim = get(model_of(cfg), "hidden_size")
+    for name in ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "pooling"):
+        _positive(f"audio_config.{name}", getattr(audio, name), required=True)
+    return audio
+
+
 def not_counted(cfg: Any) -> tuple[str, ...]:
     """What the configuration asks for and the plan cannot price, as sentences that name the field."""
     model = model_of(cfg)
     found = [f"{name}: {what} is not counted" for name, what in _NOT_COUNTED.items() if get(model, name)]
+    if get(model, "audio_config") is not None and read_audio(cfg) is None:
+        found.append("audio_config: an audio encoder that is not like Whisper's is not counted")
     variant = ModelShape(experimental_attention_variant=get(model, "experimental_attention_variant")).variant
     if variant not in _VARIANTS:
         found.append(f"experimental_attention_variant={variant!r}: this attention is not counted")

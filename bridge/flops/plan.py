@@ -17,6 +17,7 @@ from operator import mul
 from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, model_shape, transforms
+from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model import model_terms, vision_terms
 from bridge.flops.model_shape import ConfigError, ModelShape
@@ -39,7 +40,7 @@ PASSES = {
 
 def compile_plan(
     cfg: Any,
-    convention: str = "megatron",
+    convention: str | conventions.Convention = "megatron",
     *,
     framework: str | None = None,
     trainable: Callable[[str], bool] | None = None,
@@ -47,7 +48,8 @@ def compile_plan(
     """Compile a configuration to a plan.
 
     Args:
-        cfg: anything with ``.model`` (and, where it has one, ``.peft``), a model config, or a mapping of its fields.
+        cfg: anything with ``.model`` (and, where they exist, ``.peft``, ``.teacher``: a configuration whose model runs forward
+            beside the trained one, and ``.reference_model``: the model itself does), a model config, or a mapping of its fields.
         convention: ``megatron``, ``exact`` or ``executed``.
         framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
@@ -57,20 +59,35 @@ def compile_plan(
     """
     record = conventions.get(convention)
     runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
-    shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
+    shape = model_shape.read(cfg)
+    teacher = model_shape.get(cfg, "teacher") or model_shape.get(model_shape.model_of(cfg), "teacher")
     lora, freeze = peft_of(cfg)
     # Adapters that name the parts of a fused layer (canonical LoRA) need the parts.
     fused = runs_on.fused and not (lora and lora.is_split)
     may_train = trainable or transforms.trainable_of(shape, lora, freeze)
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        terms = model_terms(shape, vision, how, runs_on, fused=fused)
+        terms = _terms(cfg, how, runs_on, fused)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora)
         terms = transforms.differentiate(terms, may_train, runs_on)
-        return tuple(transforms.with_recompute(terms, shape))
+        return (*transforms.with_recompute(terms, shape), *onlookers(how))
+
+    def onlookers(how: conventions.Convention) -> list[Term]:
+        terms = []
+        if teacher is not None:
+            terms += transforms.forward_only(_terms(teacher, how, runs_on, fused), "teacher_model")
+        if model_shape.get(cfg, "reference_model"):
+            terms += transforms.forward_only(_terms(cfg, how, runs_on, fused), "reference_model")
+        return terms
 
     return Plan(record, build(record), model_shape.not_counted(cfg), shape, may_train, build)
+
+
+def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework, fused: bool) -> list[Term]:
+    """The terms of a configuration's model, forward."""
+    parts = model_shape.read(cfg), model_shape.read_vision(cfg), model_shape.read_audio(cfg)
+    return model_terms(*parts, how, runs_on, fused=fused)
 
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
@@ -175,7 +192,7 @@ class Plan:
         self._record, self._shape, self._trainable, self._build = convention, shape, trainable, build
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
-        self._estimates = [(rule(s), s.over == "sequences", s.sizes) for s in self.statistics]
+        self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         self._totals = {name: self._coefficients(name) for name in PASSES}
 
@@ -216,19 +233,37 @@ class Plan:
 
     # ---- measuring -------------------------------------------------------------------------------
 
-    def measure(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = ()) -> list[int]:
+    def measure(
+        self,
+        sequence_lengths: Iterable[int],
+        image_patches: Iterable[int] = (),
+        encoder_lengths: Iterable[int] = (),
+        audio_frames: Iterable[int] = (),
+    ) -> list[int]:
         """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks add.
 
         Args:
             sequence_lengths: tokens of each sequence (packed: of each document).
             image_patches: patches of each image; of each temporal frame for videos.
+            encoder_lengths: what each sequence cross-attends to, in the encoder's tokens: one entry a sequence; the
+                positions of ``audio_frames`` by default.
+            audio_frames: mel frames of each clip.
         """
-        lengths = {"sequences": tuple(sequence_lengths), "images": tuple(image_patches)}
+        sequences, audio = tuple(sequence_lengths), tuple(audio_frames)
+        encoder = tuple(encoder_lengths) or tuple(map(POSITIONS.of, audio))
+        lengths = {
+            "sequences": sequences,
+            "images": tuple(image_patches),
+            "encoder": encoder,
+            "cross": tuple(map(mul, sequences, encoder)),
+            "audio": audio,
+        }
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
-    def measure_moments(self, sequences: Moments, images: Moments = NOTHING) -> list[Number]:
+    def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
         """The vector of a batch of which only the moments are known: see ``moments``."""
-        return [estimate(sequences if of_sequences else images, *sizes) for estimate, of_sequences, sizes in self._estimates]
+        known = {"sequences": sequences, "images": images, **others}
+        return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 
     # ---- evaluating ------------------------------------------------------------------------------
 
@@ -274,19 +309,40 @@ class Plan:
             stages[ends[place] if isinstance(place, str) else stage_of[place]] += coefficients.dot(vector)
         return stages
 
-    def flops(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), passes: str = "training") -> Number:
-        """FLOPs of a batch given length by length: an int (a fraction only where a convention makes it one)."""
-        return self.evaluate(self.measure(sequence_lengths, image_patches), passes)
+    def flops(
+        self,
+        sequence_lengths: Iterable[int],
+        image_patches: Iterable[int] = (),
+        passes: str = "training",
+        *,
+        encoder_lengths: Iterable[int] = (),
+        audio_frames: Iterable[int] = (),
+    ) -> Number:
+        """FLOPs of a batch given length by length (see ``measure``): an int, a fraction only where a convention makes it one."""
+        return self.evaluate(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames), passes)
 
     def breakdown(
-        self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), passes: str = "training"
+        self,
+        sequence_lengths: Iterable[int],
+        image_patches: Iterable[int] = (),
+        passes: str = "training",
+        *,
+        encoder_lengths: Iterable[int] = (),
+        audio_frames: Iterable[int] = (),
     ) -> dict[str, Number]:
         """FLOPs of a batch by component; they add up to ``flops``."""
-        return self.evaluate_components(self.measure(sequence_lengths, image_patches), passes)
+        return self.evaluate_components(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames), passes)
 
-    def table(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = ()) -> list[Row]:
+    def table(
+        self,
+        sequence_lengths: Iterable[int],
+        image_patches: Iterable[int] = (),
+        *,
+        encoder_lengths: Iterable[int] = (),
+        audio_frames: Iterable[int] = (),
+    ) -> list[Row]:
         """Every matmul of a batch, equal ones of several layers in one row."""
-        return self.tabulate(self.measure(sequence_lengths, image_patches))
+        return self.tabulate(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames))
 
     def tabulate(self, vector: Sequence[Number]) -> list[Row]:
         """``table`` for a vector."""
@@ -310,7 +366,7 @@ class Plan:
 
     def parameters(self) -> dict[str, int]:
         """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""
-        terms = self._build(conventions.EXACT)
+        terms = [term for term in self._build(conventions.EXACT) if not term.path.startswith(ONLOOKERS)]
         return {
             "total": sum(term.parameters for term in terms),
             "active": sum(term.active_parameters for term in terms),
@@ -318,12 +374,17 @@ class Plan:
         }
 
 
+#: Paths of models that only look on.
+ONLOOKERS = ("teacher_model.", "reference_model.")
+
+
 def _place(term: Term) -> int | str:
     """Where a term runs in a pipeline: its decoder layer, or the first or last stage."""
     layer = transforms.layer_index(term.path)
     if layer is not None:
         return layer
-    return "first" if term.path.startswith(("embedding.", "vision_model.", "per_layer")) else "last"
+    first = ("embedding.", "vision_model.", "per_layer", "audio_", "encoder.")
+    return "first" if term.path.startswith(first) else "last"
 
 
 def _whole(value: Number) -> Number:

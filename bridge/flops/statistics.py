@@ -69,6 +69,11 @@ def doubled_compressed_topk_area(s: Length, ratio: int, topk: int) -> Length:
     return 2 * s * t - ratio * t * t
 
 
+def strided(s: Length, stride: int) -> Length:
+    """Output positions of a convolution with kernel 3, padding 1 and ``stride`` over s frames (0 for none)."""
+    return ((s - 1) // stride + 1) * (s > 0)
+
+
 _FORMULAS: dict[str, Callable[..., Length]] = {
     "count": lambda s: s * 0 + 1,
     "length": lambda s: s,
@@ -89,6 +94,10 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "compressed_pairs": compressed_pairs,
     "compressed_topk_pairs": compressed_topk_pairs,
     "doubled_compressed_topk_area": doubled_compressed_topk_area,
+    # Of frames after a convolution of kernel 3, padding 1 and a stride.
+    "strided": strided,
+    "strided_square": lambda s, stride: strided(s, stride) ** 2,
+    "strided_quotient": lambda s, stride, divisor: strided(s, stride) // divisor,
     "quotient": lambda s, divisor: s // divisor,
 }
 
@@ -99,16 +108,21 @@ _KNOWN_NAMES = {
     ("count", "images"): "images",
     ("length", "images"): "patches",
     ("square", "images"): "squared_patches",
+    ("length", "encoder"): "encoder_tokens",
+    ("square", "encoder"): "squared_encoder_tokens",
+    ("length", "cross"): "cross_pairs",
+    ("length", "audio"): "audio_frames",
 }
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A sum over sequences or images of an integer function of one length.
+    """A sum over sequences or other items of an integer function of one length.
 
     Attributes:
         kind: which function, a key of this module's table.
-        over: ``sequences`` (lengths in tokens) or ``images`` (lengths in patches; one entry a video frame).
+        over: ``sequences`` (tokens), ``images`` (patches; one entry a video frame), ``encoder`` (tokens of an encoder's
+            input), ``cross`` (query tokens x encoder tokens) or ``audio`` (mel frames).
         sizes: the constants of the function: window, chunk, ratio, top-k.
     """
 

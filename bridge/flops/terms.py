@@ -120,18 +120,33 @@ class Term:
         return self.weight or bool(self.bias)
 
     @property
+    def _one_copy(self) -> int:
+        own_weight = self.weight and not self.tied
+        return own_weight * self.k * self.n + self.bias
+
+    @property
     def parameters(self) -> int:
         """Entries of the weights and biases."""
-        return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.copies
+        return self._one_copy * self.copies
 
     @property
     def active_parameters(self) -> int:
         """Entries of those weights that one token uses."""
-        return 0 if self.tied else (self.weight * self.k * self.n + self.bias) * self.active_copies
+        return self._one_copy * self.active_copies
 
     def under(self, prefix: str) -> Term:
         """The same term inside a module: ``prefix`` goes before its path."""
         return replace(self, path=prefix + (self.path or self.name))
+
+
+def onto(term: Term, *, stream: str, tokens: Statistic) -> Term:
+    """A term of an ordinary layer put on another stream: ``stream.`` goes before its values, ``tokens`` are its rows."""
+    return replace(
+        term,
+        rows=tokens if term.rows == TOKENS else term.rows,
+        inputs=tuple(f"{stream}.{name}" for name in term.inputs),
+        outputs=tuple(f"{stream}.{name}" for name in term.outputs),
+    )
 
 
 def norm(name: str, size: int, component: str, *, source: str, to: str, kind: Kind = Kind.NORM, bias: bool = False) -> Term:

@@ -47,7 +47,9 @@ def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framew
         passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
-            needs[name] = flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS)
+            needs[name] = (
+                flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS)
+            )
         result.append(replace(term, passes=passes & term.allowed))
     return result
 
@@ -113,6 +115,19 @@ def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
     if not hit:
         raise ConfigError(f"peft.target_modules={list(lora.target_modules)} matches no linear layer of this model")
     return result
+
+
+# ---- second models ------------------------------------------------------------------------------
+
+
+def forward_only(terms: Iterable[Term], component: str) -> list[Term]:
+    """A model that only looks on: a teacher (distillation), or the reference of a preference loss (DPO, arXiv:2305.18290).
+
+    Its FLOPs are one line of the breakdown, its parameters are nobody's.
+    """
+    return [
+        replace(term, component=component, path=f"{component}.{term.path}", passes=Pass.FORWARD & term.allowed) for term in terms
+    ]
 
 
 # ---- recomputation -------------------------------------------------------------------------------

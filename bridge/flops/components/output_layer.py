@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from bridge.flops.terms import Kind, Term
+from bridge.flops.terms import Kind, Term, norm, table
 
 OUTPUT_LAYER = "output_layer"
 
 
-def embedding(*, vocab_size: int, hidden_size: int, max_position_embeddings: int = 0) -> list[Term]:
+def embedding(
+    *, vocab_size: int, hidden_size: int, max_position_embeddings: int = 0, num_tokentypes: int = 0, normed: bool = False
+) -> list[Term]:
     """The word embedding, and a table of learned positions if there is one; image embeddings enter the stream here.
 
     Args:
         vocab_size: rows of the table.
         hidden_size: width of the residual stream.
         max_position_embeddings: rows of the position table, 0 for none.
+        num_tokentypes: rows of the table of token types (BERT), 0 for none.
+        normed: a LayerNorm on the sum (BERT).
     """
     terms = [
         Term("word_embeddings", "embedding", vocab_size, hidden_size, inputs=("image_embeddings",),
              outputs=("hidden", "embedded"), kind=Kind.TABLE)
     ]  # fmt: skip
-    if max_position_embeddings:
-        terms.append(Term("position_embeddings", "embedding", max_position_embeddings, hidden_size, inputs=(), kind=Kind.TABLE))
+    for name, rows in (("position_embeddings", max_position_embeddings), ("tokentype_embeddings", num_tokentypes)):
+        if rows:
+            terms.append(table(name, "embedding", rows, hidden_size, source="hidden", to=("hidden",)))
+    if normed:
+        terms.append(norm("layernorm", hidden_size, "embedding", source="hidden", to="hidden", bias=True))
     return [term.under("embedding.") for term in terms]
 
 
-def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "") -> Term:
+def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "", bias: bool = False) -> Term:
     """The projection of every position to the vocabulary.
 
     Args:
         hidden_size: width of the residual stream.
         vocab_size: columns, padded or not as the convention says.
         tied: module path of the weight where it is another module's: the word embedding, or the main output layer.
+        bias: a bias of its own.
     """
-    return Term(
-        OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied, path=OUTPUT_LAYER
-    )
+    return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied,
+                bias=vocab_size * bias, path=OUTPUT_LAYER)  # fmt: skip
+
+
+def bert_lm_head(*, hidden_size: int) -> list[Term]:
+    """BERT's dense layer and norm before the output layer (Devlin et al., arXiv:1810.04805)."""
+    terms = [
+        Term("dense", OUTPUT_LAYER, hidden_size, hidden_size, inputs=("normed",), outputs=("normed",), bias=hidden_size),
+        norm("layer_norm", hidden_size, OUTPUT_LAYER, source="normed", to="normed", bias=True),
+    ]
+    return [term.under("lm_head.") for term in terms]

@@ -5,7 +5,7 @@ Grouped-query attention: Ainslie et al., arXiv:2305.13245.  FLOPs of a layer: Na
 
 from __future__ import annotations
 
-from bridge.flops.terms import Context, Term, core, norm, table
+from bridge.flops.terms import Context, Term, core, join, norm, table
 
 COMPONENT = "self_attention"
 CORE = "core_attention"
@@ -23,6 +23,8 @@ def self_attention(
     shares_kv: bool = False,
     fused: bool = True,
     qkv_bias: bool = False,
+    key_bias: bool = True,
+    position_bias: bool = False,
     proj_bias: bool = False,
     head_norm: str = "",
     norm_bias: bool = False,
@@ -40,7 +42,8 @@ def self_attention(
         key_is_value: keys are projected once and serve as values too (Gemma 4's global layers).
         shares_kv: keys and values come from an earlier layer (Gemma 3n): only queries are projected.
         fused: one matmul linear_qkv (megatron-core), or one each for q, k and v (Hugging Face).
-        qkv_bias, proj_bias: biases.
+        qkv_bias, key_bias, proj_bias: biases; key_bias False takes the keys' away (Whisper).
+        position_bias: a learned bias by relative position is added to the scores (T5).
         head_norm: ``head`` for a norm over each query and key head, ``full`` for one over the whole projection.
         norm_bias: whether that norm has a bias.
         sinks: a learned attention sink per head.
@@ -53,12 +56,14 @@ def self_attention(
         outputs["linear_k"] = ("key", "value")
     if shares_kv:
         widths = {"linear_q": widths["linear_q"]}
+    biases = {name: n * (qkv_bias and (key_bias or name != "linear_k")) for name, n in widths.items()}
     if fused:
+        biases = {"linear_qkv": sum(biases.values())}
         outputs = {"linear_qkv": tuple(value for name in widths for value in outputs[name])}
         widths = {"linear_qkv": sum(widths.values())}
 
     terms = [
-        Term(name, COMPONENT, hidden_size, n, inputs=("normed",), outputs=outputs[name], bias=n * qkv_bias)
+        Term(name, COMPONENT, hidden_size, n, inputs=("normed",), outputs=outputs[name], bias=biases[name])
         for name, n in widths.items()
     ]
     if head_norm:
@@ -71,6 +76,8 @@ def self_attention(
         return core(name, CORE, context, head_size=kv_channels, heads=num_attention_heads, inputs=(first, second), output=output)
 
     terms.append(product("query_key", "query", "key", "scores"))
+    if position_bias:
+        terms.append(join("scores", "position_bias", to="scores"))
     if sinks:
         sink = table("softmax_offset", CORE, num_attention_heads, source="scores", to=("scores",))
         terms.append(sink.under("core_attention."))

@@ -1,0 +1,85 @@
+"""Cross attention: queries from the decoder, keys and values from an encoder (Vaswani et al., arXiv:1706.03762)."""
+
+from __future__ import annotations
+
+from bridge.flops.statistics import TOKENS, Statistic
+from bridge.flops.terms import Term, core, norm
+
+COMPONENT = "cross_attention"
+
+#: What the keys and values are made from: the encoder's tokens.
+ENCODER_TOKENS = Statistic("length", "encoder")
+#: Query tokens x encoder tokens of each sequence.
+CROSS_PAIRS = Statistic("length", "cross")
+
+
+def cross_attention(
+    *,
+    hidden_size: int,
+    encoder_hidden_size: int,
+    num_attention_heads: int,
+    num_query_groups: int,
+    kv_channels: int,
+    fused: bool = True,
+    qkv_bias: bool = False,
+    key_bias: bool = True,
+    proj_bias: bool = False,
+    head_norm: bool = False,
+) -> list[Term]:
+    """The terms of one block, from the normed input to the residual stream.
+
+    Args:
+        hidden_size: width of the decoder's residual stream.
+        encoder_hidden_size: width of the encoder's states.
+        num_attention_heads, num_query_groups, kv_channels: query heads, key/value heads, width of one head.
+        fused: keys and values in one matmul linear_kv (megatron-core) or one each (Hugging Face).
+        qkv_bias, key_bias, proj_bias: biases; key_bias False takes the keys' away (Whisper).
+        head_norm: a norm over each query and key head.
+    """
+    query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
+    key_bias_size, value_bias_size = key_size * (qkv_bias and key_bias), key_size * qkv_bias
+    terms = [
+        Term(
+            "linear_q",
+            COMPONENT,
+            hidden_size,
+            query_size,
+            TOKENS,
+            inputs=("normed",),
+            outputs=("query",),
+            bias=query_size * qkv_bias,
+        )
+    ]
+    if fused:
+        both = Term("linear_kv", COMPONENT, encoder_hidden_size, 2 * key_size, ENCODER_TOKENS, inputs=("encoder.states",),
+                    outputs=("key", "value"), bias=key_bias_size + value_bias_size)  # fmt: skip
+        terms.append(both)
+    else:
+        terms += [
+            Term(
+                name,
+                COMPONENT,
+                encoder_hidden_size,
+                key_size,
+                ENCODER_TOKENS,
+                inputs=("encoder.states",),
+                outputs=(value,),
+                bias=bias,
+            )
+            for name, value, bias in (("linear_k", "key", key_bias_size), ("linear_v", "value", value_bias_size))
+        ]
+    if head_norm:
+        terms.append(norm("q_layernorm", kv_channels, COMPONENT, source="query", to="query"))
+        terms.append(norm("k_layernorm", kv_channels, COMPONENT, source="key", to="key"))
+
+    def product(name: str, first: str, second: str, output: str) -> Term:
+        return core(
+            name, COMPONENT, CROSS_PAIRS, head_size=kv_channels, heads=num_attention_heads, inputs=(first, second), output=output
+        )
+
+    terms += [
+        product("query_key", "query", "key", "scores"),
+        product("scores_value", "scores", "value", "context"),
+        Term("linear_proj", COMPONENT, query_size, hidden_size, TOKENS, inputs=("context",), bias=hidden_size * proj_bias),
+    ]
+    return [term.under("cross_attention.") for term in terms]
