@@ -193,6 +193,7 @@ class Plan:
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
+        self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         self._totals = {name: self._coefficients(name) for name in PASSES}
 
@@ -262,6 +263,8 @@ class Plan:
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
         """The vector of a batch of which only the moments are known: see ``moments``."""
+        if not others and images is NOTHING and self._only_sequences:
+            return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
         known = {"sequences": sequences, "images": images, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 

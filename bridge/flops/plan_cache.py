@@ -49,11 +49,20 @@ class _Snapshot:
     #: More objects than this are not a configuration: it is read anew each time.
     LIMIT = 200
 
-    def __init__(self, root: Any):
+    def __init__(self, cfg: Any, parts: tuple[str, ...]):
         self.complete = True
+        self.pairs: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
-        self._pairs: list[tuple[Any, Any]] = []
-        self._add(root)
+        fields = _fields(cfg)
+        if fields is None:
+            self.complete = False
+        elif fields.get("model") is None:
+            self._add(cfg)
+        else:
+            # Sections that a plan does not depend on are compared by identity only.
+            self.pairs.append((fields, dict(fields)))
+            for name in parts:
+                self._add(fields.get(name))
 
     def _add(self, node: Any) -> None:
         if _is_leaf(node) or id(node) in self._seen or not self.complete:
@@ -61,21 +70,17 @@ class _Snapshot:
         self._seen.add(id(node))
         if isinstance(node, (list, tuple)):
             if isinstance(node, list):
-                self._pairs.append((node, list(node)))
+                self.pairs.append((node, list(node)))
             children = list(node)
         else:
             fields = _fields(node)
             if fields is None or len(self._seen) > self.LIMIT:
                 self.complete = False
                 return
-            self._pairs.append((fields, dict(fields)))
+            self.pairs.append((fields, dict(fields)))
             children = list(fields.values())
         for child in children:
             self._add(child)
-
-    def holds(self) -> bool:
-        """Whether nothing has changed since."""
-        return all(live == copy for live, copy in self._pairs)
 
 
 class PlanCache(Generic[T]):
@@ -83,33 +88,31 @@ class PlanCache(Generic[T]):
 
     Args:
         function: the costly function of a configuration.
-        parts: the parts of a configuration it depends on, by name, beside ``model``.
+        parts: the sections of a configuration that the result depends on.
     """
 
-    def __init__(self, function: Callable[[Any], T], parts: tuple[str, ...] = ("peft", "parallel")):
+    def __init__(self, function: Callable[[Any], T], parts: tuple[str, ...] = ("model", "peft", "parallel", "teacher")):
         self._function = function
         self._parts = parts
-        self._entries: OrderedDict[int, tuple[Any, tuple[Any, ...], _Snapshot, T]] = OrderedDict()
+        self._entries: OrderedDict[int, tuple[Any, tuple[tuple[Any, Any], ...], T]] = OrderedDict()
 
     def __call__(self, cfg: Any) -> T:
         """``function(cfg)``, remembered."""
-        key = id(cfg)
-        entry = self._entries.get(key)
-        if entry is not None and entry[0] is cfg and self._roots(cfg) == entry[1] and entry[2].holds():
-            return entry[3]
+        entry = self._entries.get(id(cfg))
+        if entry is not None and entry[0] is cfg:
+            for live, copy in entry[1]:
+                if live != copy:
+                    break
+            else:
+                return entry[2]
+        return self._renew(cfg)
+
+    def _renew(self, cfg: Any) -> T:
         result = self._function(cfg)
-        roots = self._roots(cfg)
-        snapshot = _Snapshot(roots)
+        snapshot = _Snapshot(cfg, self._parts)
         if snapshot.complete:
-            self._entries[key] = (cfg, roots, snapshot, result)
-            self._entries.move_to_end(key)
+            self._entries[id(cfg)] = (cfg, tuple(snapshot.pairs), result)
+            self._entries.move_to_end(id(cfg))
             while len(self._entries) > CAPACITY:
                 self._entries.popitem(last=False)
         return result
-
-    def _roots(self, cfg: Any) -> tuple[Any, ...]:
-        get = cfg.get if isinstance(cfg, Mapping) else None
-        model = get("model") if get else getattr(cfg, "model", None)
-        if model is None:
-            return (cfg,)
-        return (model, *((get(name) if get else getattr(cfg, name, None)) for name in self._parts))

@@ -6,26 +6,45 @@ operations of one training step: forward and backward as they run, two per multi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from bridge.data.packed_statistics import PackedStatistics, find_packed_file, table_key
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
+from bridge.flops import conventions
+from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
 from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
 
+_SUMS = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")
 #: Sequence statistics of packed fine-tuning files, by file identity, global batch size and sequence length.
 _lora_seq_stats_cache: dict[Any, tuple[Any, Any, Any, Any]] = {}
 
-_plans: dict[str, PlanCache[Plan]] = {}
+
+class _Known(NamedTuple):
+    """What a configuration says, read once and kept while it is unchanged."""
+
+    plan: Plan | None
+    own_price: Callable[..., Any] | None
+    """How a model prices itself; such a model needs no plan."""
+    nominal: int | None
+    """model.seq_length."""
+    adapted: bool
+    """PEFT is on."""
 
 
-def _plan(cfg: Any, convention: str) -> Plan:
-    if convention not in _plans:
-        _plans[convention] = PlanCache(lambda cfg: compile_plan(cfg, convention))
-    return _plans[convention](cfg)
+def _read(cfg: Any, convention: str) -> _Known:
+    model, adapted = model_of(cfg), get(cfg, "peft") is not None
+    own_price = None if adapted else _own_price(model)
+    plan = compile_plan(cfg, convention) if own_price is None else None
+    return _Known(plan, own_price, get(model, "seq_length"), adapted)
+
+
+_known = {name: PlanCache(partial(_read, convention=name)) for name in CONVENTIONS}
 
 
 def num_floating_point_operations(
@@ -48,8 +67,8 @@ def num_floating_point_operations(
         seqlen_sum: sum of their lengths in tokens; batch_size x model.seq_length when None.
         seqlen_squared_sum: sum of their squared lengths, which drives the attention core; all of the mean length when None.
         num_vision_patches: patches of all images of the batch, before merging.
-        cross_seqlen_sum, cross_seqlen_product_sum: key/value lengths, and query x key/value lengths, of cross attention:
-            for models that price themselves.
+        cross_seqlen_sum, cross_seqlen_product_sum: sums of the key/value lengths and of query x key/value lengths, for cross
+            attention.
         convention: ``megatron``, ``exact`` or ``executed``; sums of lengths only estimate what windows and top-k need, so
             prefer ``compile_plan(cfg).flops(sequence_lengths=...)`` where the lengths are known.
 
@@ -61,23 +80,26 @@ def num_floating_point_operations(
     """
     if batch_size < 0:
         raise ConfigError(f"batch_size={batch_size} must not be negative")
-    model = model_of(cfg)
-    peft = get(cfg, "peft")
-    if peft is None:
-        priced = _own_price(model, batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
-        if priced is not None:
-            return priced
-    nominal = get(model, "seq_length")
-    if peft is not None and seqlen_sum is None and seqlen_squared_sum is None:
+    if convention not in _known:
+        conventions.get(convention)
+    plan, own_price, nominal, adapted = _known[convention](cfg)
+    if own_price is not None or plan is None:
+        assert own_price is not None
+        return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
+    if adapted and seqlen_sum is None and seqlen_squared_sum is None:
         seqlen_sum, seqlen_squared_sum = _packed_sums(cfg, batch_size)
     if seqlen_sum is None:
         if nominal is None:
             raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
         seqlen_sum = batch_size * nominal
-    plan = _plan(cfg, convention)
     sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
-    images = Moments.of(batch_size, num_vision_patches) if num_vision_patches > 0 else NOTHING
-    return plan.evaluate(plan.measure_moments(sequences, images))
+    others = {}
+    if num_vision_patches > 0:
+        others["images"] = Moments.of(batch_size, num_vision_patches)
+    if cross_seqlen_sum is not None:
+        others["encoder"] = Moments.of(batch_size, cross_seqlen_sum)
+        others["cross"] = Moments.of(batch_size, cross_seqlen_product_sum or 0)
+    return plan.evaluate(plan.measure_moments(sequences, **others))
 
 
 def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
@@ -102,14 +124,13 @@ def _compile_vision(cfg: Any) -> Plan | None:
 _vision_plans: PlanCache[Plan | None] = PlanCache(_compile_vision)
 
 
-def _own_price(model: Any, batch_size: int, *sums: Any) -> Any:
-    """What a model that prices itself says; None for the others.  Its hook with runtime sums wins over the one without."""
+def _own_price(model: Any) -> Callable[..., Any] | None:
+    """How a model prices itself; None for the others.  Its hook with runtime sums wins over the one without."""
     with_sums = getattr(model, "_get_num_floating_point_operations_with_runtime_stats", None)
     if callable(with_sums):
-        names = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")
-        return with_sums(batch_size=batch_size, **dict(zip(names, sums, strict=True)))
+        return lambda batch_size, *sums: with_sums(batch_size=batch_size, **dict(zip(_SUMS, sums, strict=True)))
     plain = getattr(model, "_get_num_floating_point_operations", None)
-    return plain(batch_size) if callable(plain) else None
+    return (lambda batch_size, *sums: plain(batch_size)) if callable(plain) else None
 
 
 def _packed_sums(cfg: Any, batch_size: int) -> tuple[Any, Any]:
