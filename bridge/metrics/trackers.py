@@ -29,6 +29,9 @@ Metrics = Mapping[str, Any]
 #: Seconds that the end of a run waits for W&B to write or upload what is left.
 CLOSE_TIMEOUT = 60.0
 
+#: Seconds after which W&B's server counts as unreachable. Training does not wait for it.
+INIT_TIMEOUT = 20.0
+
 #: Rows that wait for more metrics of their step before they are written; see ``Trackers.log``.
 OPEN_ROWS = 2
 
@@ -238,6 +241,7 @@ class WandbTracker:
         self._run: Any = None
         self._error: Optional[BaseException] = None
         self._calls: queue.SimpleQueue[Optional[Callable[[Any], None]]] = queue.SimpleQueue()
+        self._folder = os.path.join(directory, "wandb")
         os.makedirs(directory, exist_ok=True)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -264,7 +268,9 @@ class WandbTracker:
             self._calls.put(None)
             self._thread.join(CLOSE_TIMEOUT)
             if self._thread.is_alive():
-                raise TimeoutError(f"W&B did not finish within {CLOSE_TIMEOUT:.0f} s")
+                # Else W&B's exit hook would wait for its service, and the process with it.
+                threading.Thread(target=_quietly, args=(self._wandb.teardown,), daemon=True).start()
+                raise TimeoutError(f"W&B did not finish within {CLOSE_TIMEOUT:.0f} s; its files are in {self._folder}")
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -300,6 +306,7 @@ class WandbTracker:
                 raise
             logger.warning("W&B cannot be reached (%s); this run is kept offline.", (str(error) or repr(error)).splitlines()[0])
             self.mode = "offline"
+            _quietly(self._wandb.teardown)  # the run's id is taken by the failed start
             run = self._init(self.mode)
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
@@ -309,7 +316,7 @@ class WandbTracker:
         settings = self._wandb.Settings(
             console="off",  # the console belongs to the progress line
             silent=True,
-            init_timeout=20,
+            init_timeout=INIT_TIMEOUT,
             x_transaction_log_flush_interval=0.2,  # seconds that a kill can lose; the default is 15
         )
         return self._wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)

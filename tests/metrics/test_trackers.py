@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from bridge.metrics import trackers as module
 from bridge.metrics.trackers import JsonlTracker, Trackers, default_mode, open_trackers, without_secrets
 
 
@@ -237,3 +241,49 @@ def test_wandb_offline_read_back_and_resumed(no_account, tmp_path):
     }
     steps = {record["metric"]["step_metric"] for record in records if "step_metric" in record.get("metric", {})}
     assert steps == {"step"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "says"), [("kill", "Connection "), ("stop", "W&B did not finish within 3 s")])
+def test_a_wandb_service_that_dies_or_hangs_is_one_warning(no_account, tmp_path, how, says):
+    script = Path(__file__).with_name("wandb_fault.py")
+    with open(tmp_path / "out", "w") as out:  # a file: a stuck service would keep a pipe open
+        finished = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), how],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(script.parents[2])},
+        )
+    text = (tmp_path / "out").read_text()
+    for service in text.rpartition("services")[2].split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(service), signal.SIGKILL)
+    assert finished.returncode == 0, text
+    assert "trained to the end" in text
+    assert "Traceback" not in text
+    (warning,) = [line for line in text.splitlines() if line.startswith("WARNING")]
+    assert says in warning
+    assert warning.endswith("Training goes on without it.")
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == list(range(1, 31))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    written = [record for record in inspect(folder) if record["type"] == "history"]
+    assert [record["history"]["item"]["step"] for record in written] == list(range(1, 11))
+
+
+@pytest.mark.slow
+def test_an_account_that_cannot_be_reached_means_offline(no_account, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(module, "INIT_TIMEOUT", 2.0)
+    trackers = open_trackers(options(tmp_path, wandb_project="bridge-test"))
+    for step in (1, 2, 3):
+        trackers.log({"x": step}, step, commit=True)
+    trackers.close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("bridge")]
+    assert warning.startswith("W&B cannot be reached (")
+    assert warning.endswith("this run is kept offline.")
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    written = [record["history"]["item"] for record in inspect(folder) if record["type"] == "history"]
+    assert [row["x"] for row in written] == [1, 2, 3]

@@ -1,0 +1,70 @@
+"""Single ranks of large jobs, in torch.distributed's fake process group (its collectives leave tensors as they are).
+
+python simulated_worker.py CASES.json RESULTS.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import callback_driver as driver
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from bridge.metrics import peak
+from bridge.training.callbacks import ThroughputCallback
+from bridge.training.callbacks.throughput import current_groups
+
+
+def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[str, Any]:
+    """Twenty steps, say, of one rank."""
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.get("tp", 1),
+        pipeline_model_parallel_size=layout.get("pp", 1),
+        virtual_pipeline_model_parallel_size=layout.get("vpp"),
+        context_parallel_size=layout.get("cp", 1),
+        expert_model_parallel_size=layout.get("ep", 1),
+        create_gloo_process_groups=False,
+    )
+    sums: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sums.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *args, **options)
+
+    dist.all_reduce = counted
+    callback = ThroughputCallback(log_interval=10)
+    data = map(driver.packed, driver.draw(rank, 2 * steps))
+    loop = driver.Loop([callback], driver.state(driver.config(num_layers=32)), data).start()
+    begin = time.perf_counter()
+    loop.steps(steps).end()
+    seconds = time.perf_counter() - begin
+    groups = current_groups()
+    dist.all_reduce = all_reduce
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+    return {
+        "rank": rank,
+        "speaks": groups.speaks_for_replica,
+        "replica": groups.data_rank,
+        "replicas": groups.data_size,
+        "names": callback._meter.names,
+        "sums": sums,
+        "tokens": callback.state_dict()["total_tokens"],
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    results = [[run(case["ranks"], rank, case, 20) for rank in case["look_at"]] for case in cases]
+    Path(sys.argv[2]).write_text(json.dumps(results))

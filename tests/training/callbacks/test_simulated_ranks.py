@@ -1,0 +1,82 @@
+"""1,024 and 16,384 ranks, one at a time: who contributes, what the vector looks like, what is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import callback_driver as driver
+import pytest
+
+HERE = Path(__file__).parent
+CASES = [
+    {"ranks": 1024, "tp": 8, "pp": 4, "look_at": [0, 1, 8, 248, 255, 256, 1023]},
+    {"ranks": 1024, "tp": 4, "pp": 8, "vpp": 2, "cp": 2, "ep": 8, "look_at": [0, 4, 8, 120, 128, 1016]},
+    {"ranks": 1024, "look_at": [0, 1, 1023]},
+    {"ranks": 16384, "tp": 8, "pp": 16, "cp": 4, "ep": 32, "look_at": [0, 8, 32, 992, 1023, 1024, 16383]},
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated")
+    (folder / "cases.json").write_text(json.dumps(CASES))
+    paths = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
+    command = [sys.executable, "simulated_worker.py", str(folder / "cases.json"), str(folder / "results.json")]
+    finished = subprocess.run(
+        command,
+        cwd=HERE,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+def coordinates(case, rank):
+    """Tensor, context, data and pipeline rank: megatron-core counts them in this order, tensor ranks first."""
+    sizes = [case.get("tp", 1), case.get("cp", 1)]
+    sizes += [case["ranks"] // (sizes[0] * sizes[1] * case.get("pp", 1)), case.get("pp", 1)]
+    places = []
+    for size in sizes:
+        places.append(rank % size)
+        rank //= size
+    return places, sizes[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_exactly_one_rank_of_each_replica_contributes(results, number):
+    case = CASES[number]
+    speakers = set()
+    for rank in range(case["ranks"]):
+        (tensor, context, data, pipeline), replicas = coordinates(case, rank)
+        if tensor == context == pipeline == 0:
+            speakers.add((rank, data))
+    assert sorted(data for _, data in speakers) == list(range(replicas))
+    for seen in results[number]:
+        (tensor, context, data, pipeline), _ = coordinates(case, seen["rank"])
+        assert seen["speaks"] == ((seen["rank"], data) in speakers)
+        assert (seen["replica"], seen["replicas"]) == (data, replicas)
+        fed = sum(map(sum, driver.draw(seen["rank"], 40)))
+        assert seen["tokens"] == (fed if seen["speaks"] else 0)  # this group's sums leave numbers as they are
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_the_vector_is_the_same_on_every_rank_and_small(results, number):
+    case, seen = CASES[number], results[number]
+    assert all(rank["names"] == seen[0]["names"] for rank in seen)
+    replicas = seen[0]["replicas"]
+    slots = sum(name.startswith("replica_work") for name in seen[0]["names"])
+    assert slots == (replicas if replicas <= 64 else 0)
+    for rank in seen:
+        size = 2 * 8 * len(seen[0]["names"])  # two int64 limbs
+        assert rank["sums"] == [2 * size, size]  # the first carries the warm-up step apart; one per log interval
+        assert size <= 1400, case
