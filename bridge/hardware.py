@@ -149,3 +149,26 @@ def compute_mfu(flops: float, duration_s: float, gpu_name: str, num_gpus: int = 
     if peak is None or duration_s <= 0:
         return 0.0
     return 100.0 * flops / (duration_s * peak * num_gpus)
+
+
+def compute_mbu(num_bytes: float, duration_s: float, gpu_name: str, num_gpus: int = 1) -> float:
+    """Memory bandwidth utilisation in percent of the peak.
+
+    Args:
+        num_bytes: read and written by all devices together.
+        duration_s: seconds it took.
+        gpu_name: device name, see :func:`peak_bandwidth`.
+        num_gpus: devices that shared the work.
+
+    Returns:
+        Percent; 0.0 for an unknown device or a duration that is not positive.
+
+    Raises:
+        ValueError: num_gpus is not positive.
+    """
+    if num_gpus <= 0:
+        raise ValueError(f"num_gpus={num_gpus} must be positive; give the number of devices that shared the work")
+    bandwidth = peak_bandwidth(gpu_name)
+    if bandwidth is None or duration_s <= 0:
+        return 0.0
+    return 100.0 * num_bytes / (duration_s * bandwidth * num_gpus)

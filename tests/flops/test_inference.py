@@ -44,9 +44,9 @@ ARCHITECTURES = {
                   "dsa_indexer_topk": 5, "dsa_indexer_loss_coeff": 0.1},
     "delta": SMALL | DELTA,
     "mamba": SMALL | {"hybrid_layer_pattern": "M*-", "mamba_state_dim": 16, "mamba_head_dim": 8, "mamba_num_groups": 2},
-    "compressed": MLA | {"experimental_attention_variant": "dsv4_hybrid", "csa_compress_ratios": [0, 4, 128], "csa_window_size": 4,
-                         "o_groups": 2, "o_lora_rank": 8, "dsa_indexer_n_heads": 2, "dsa_indexer_head_dim": 8,
-                         "dsa_indexer_topk": 2},
+    "compressed": MLA | {"experimental_attention_variant": "dsv4_hybrid", "csa_compress_ratios": [0, 4, 128],
+                         "csa_window_size": 4, "o_groups": 2, "o_lora_rank": 8, "dsa_indexer_n_heads": 2,
+                         "dsa_indexer_head_dim": 8, "dsa_indexer_topk": 2},
 }  # fmt: skip
 
 
@@ -67,7 +67,8 @@ def test_estimates():
 
 def test_parameters_by_name():
     nominal = {
-        "qwen3:8b": 8, "qwen3:0.6b": 0.6, "qwen3:4b": 4, "llama-3.1-70b": 70, "llama-3.1-8b": 8, "mistral-7b": 7, "mixtral-8x7b": 47
+        "qwen3:8b": 8, "qwen3:0.6b": 0.6, "qwen3:4b": 4, "llama-3.1-70b": 70, "llama-3.1-8b": 8, "mistral-7b": 7,
+        "mixtral-8x7b": 47,
     }  # fmt: skip
     assert {name: parameters.total for name, parameters in MODELS.items()} == {name: n * 1e9 for name, n in nominal.items()}
     for name, known in (
