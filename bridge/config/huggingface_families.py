@@ -95,10 +95,11 @@ class Family:
     def options(self, fields: Fields) -> Options:
         """Our options; those that are not set are left out."""
         names = {option: (source,) if isinstance(source, str) else source for option, source in self.fields.items()}
-        found = {option: fields.get(*sources) for option, sources in names.items()} | dict(self.fixed)
+        found = {option: fields.get(*sources) for option, sources in names.items()}
         fields.get(*self.ignored, "text_config")
         for rule in self.rules:
             found |= rule(fields)
+        found |= self.fixed
         return {option: value for option, value in found.items() if value is not None}
 
 
@@ -131,6 +132,17 @@ def _rope(fields: Fields) -> Options:
         "rope_scaling": scaled or None,
         "rope_scaling_factor": parameters.get("factor") if scaled else None,
     }
+
+
+def _head_size(fields: Fields) -> Options:
+    """transformers rounds down where the heads do not divide the width."""
+    heads = fields.get("num_attention_heads")
+    return {"kv_channels": fields.get("head_dim") or (fields.get("hidden_size") // heads if heads else None)}
+
+
+def _latent_head_size(fields: Fields) -> Options:
+    """With latent attention head_dim is another thing: the part of a key that RoPE turns."""
+    return {"kv_channels": fields.get("v_head_dim")}
 
 
 def _vocabulary(fields: Fields) -> Options:
@@ -321,7 +333,6 @@ _DECODER = Family(
         "ffn_hidden_size": "intermediate_size",
         "num_attention_heads": "num_attention_heads",
         "num_query_groups": "num_key_value_heads",
-        "kv_channels": "head_dim",
         "vocab_size": "vocab_size",
         "share_embeddings_and_output_weights": "tie_word_embeddings",
         "max_position_embeddings": "max_position_embeddings",
@@ -330,10 +341,11 @@ _DECODER = Family(
         "init_method_std": "initializer_range",
         "attention_dropout": "attention_dropout",
     },
-    rules=(_vocabulary, _activation, _rope),
+    rules=(_head_size, _vocabulary, _activation, _rope),
 )
 _SWIGLU = _DECODER.but(fixed={"gated_linear_unit": True})
 _LATENT = _SWIGLU.but(
+    _latent_head_size,
     _experts,
     _latent_biases,
     fields={
@@ -342,7 +354,6 @@ _LATENT = _SWIGLU.but(
         "qk_head_dim": "qk_nope_head_dim",
         "qk_pos_emb_head_dim": "qk_rope_head_dim",
         "v_head_dim": "v_head_dim",
-        "kv_channels": "v_head_dim",
     },
     fixed={"multi_latent_attention": True, "qk_layernorm": True, "num_query_groups": None},
     ignored=("head_dim", "qk_head_dim", "num_key_value_heads"),
@@ -358,7 +369,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": _DEEPSEEK_V3,
     "gemma": _GEMMA,
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
-    "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text"),
+    "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text", ignored=("mm_tokens_per_image",)),
     "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
     "glm4_moe": _SWIGLU.but(
         _experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm"), _next_token_depths
@@ -367,12 +378,15 @@ FAMILIES: dict[str, Family] = {
         _windows(_every(2)),
         _experts,
         _all_biases,
-        fixed={"softmax_type": "learnable"},
+        fields={"activation_func_clamp_value": "swiglu_limit"},
+        fixed={"softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias),
     "mistral": _SWIGLU.but(_window),
-    "mistral3": _VISION_LANGUAGE.but(_uncounted_tower, text="mistral"),
+    "mistral3": _VISION_LANGUAGE.but(
+        _uncounted_tower, text="mistral", ignored=("projector_hidden_act", "vision_feature_layer", "spatial_merge_size")
+    ),
     "mixtral": _SWIGLU.but(_window, _experts),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2.but(_windows(_every(4))),

@@ -32,7 +32,7 @@ def class_defaults() -> dict[str, dict[str, Any]]:
     for model_type, family in FAMILIES.items():
         kind = CONFIG_MAPPING[SAME_CLASS.get(model_type, model_type)]
         fields = _Recording(_of(kind), model_type)
-        family.options(fields)
+        dataclasses.replace(family, ignored=()).options(fields)
         found[model_type] = fields.used()
         for name, part in fields.parts.items():
             part_kind = kind.sub_configs[name]

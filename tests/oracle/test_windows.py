@@ -16,7 +16,22 @@ from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from oracle import transformers_models as oracle
 
-FAMILIES = ["llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "gpt_oss", "phi3", "olmo2", "olmo3", "deepseek_v3"]
+#: Every way to say which layers are local, and a few that have none.
+FAMILIES = [
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "gpt_oss",
+    "phi3",
+    "olmo3",
+    "deepseek_v3",
+]
 
 
 class Pairs:

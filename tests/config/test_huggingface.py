@@ -1,0 +1,235 @@
+"""from_huggingface: what it accepts, what it reports, and that published config files give the published models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.config import ConfigError, from_huggingface, load_recipe
+from bridge.config.huggingface_defaults import DEFAULTS
+from bridge.config.huggingface_families import FAMILIES, IRRELEVANT
+from bridge.flops import compile_plan
+
+MODELS = Path(__file__).parents[2] / "recipes/models"
+
+QWEN3 = {
+    "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    "use_sliding_window": False, "sliding_window": None, "max_window_layers": 28, "rope_theta": 1000000,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-06,
+}  # fmt: skip
+
+#: Recipe -> the fields of the published config.json that decide something.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": QWEN3,
+    # Older than the config classes: no head_dim, RoPE's base beside the scaling.
+    "llama3-8b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "rope_scaling": None,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False, "pretraining_tp": 1,
+    },
+    "mistral-7b-v0.1": {
+        "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 32768,
+    },
+    # null is not silence: this one has no window, though the class would assume one.
+    "mistral-7b-v0.3": {
+        "model_type": "mistral", "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": None,
+    },
+    "mixtral-8x7b": {
+        "model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "sliding_window": None,
+    },
+    "qwen2-0.5b": {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True, "use_sliding_window": False,
+        "sliding_window": 32768, "max_window_layers": 24,
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768, "decoder_sparse_step": 1, "mlp_only_layers": [], "sliding_window": None,
+    },
+    "deepseek-v2-lite": {
+        "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": None, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2,
+        "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+    },
+    "deepseek-v3": {
+        "model_type": "deepseek_v3", "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256,
+        "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
+        "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    },
+    "kimi-k2": {
+        "model_type": "kimi_k2", "vocab_size": 163840, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
+        "num_attention_heads": 64, "q_lora_rank": 1536, "n_routed_experts": 384, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    },
+    "gemma2-2b": {
+        "model_type": "gemma2", "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096,
+    },
+    # The published file says of the language model only what differs from the class.
+    "gemma3-4b": {
+        "model_type": "gemma3",
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128, "num_local_experts": 32,
+        "num_experts_per_tok": 4, "experts_per_token": 4, "attention_bias": True, "swiglu_limit": 7.0,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+    },
+    "phi-4-mini-3.8b": {
+        "model_type": "phi3", "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "num_attention_heads": 24, "num_key_value_heads": 8, "tie_word_embeddings": True, "sliding_window": None,
+    },
+    "olmo2-7b": {
+        "model_type": "olmo2", "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
+    "olmoe-1b-7b": {
+        "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+    },
+    # Older than text_config: the language model's fields lie beside vision_config.
+    "qwen2.5-vl-3b": {
+        "model_type": "qwen2_5_vl", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008,
+        "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True,
+        "use_sliding_window": False, "max_window_layers": 70,
+        "vision_config": {
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
+            "patch_size": 14, "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_the_recipes_models(name: str) -> None:
+    ours = load_recipe(MODELS / f"{name}.yaml", validate=False)
+    ours.model.moe_router_enable_expert_bias = False  # a buffer of transformers' models, not a parameter
+    theirs = from_huggingface(PUBLISHED[name])
+    lengths, patches = [5000, 100], [256, 1024] if ours.model.vision_config else []
+    for convention in ("megatron", "exact"):
+        expected, found = (compile_plan(source, convention, framework="transformers") for source in (ours, theirs))
+        assert found.flops(lengths, patches) == expected.flops(lengths, patches)
+        assert found.parameters() == expected.parameters()
+
+
+def test_accepts_mappings_objects_files_and_folders(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(QWEN3))
+    expected = from_huggingface(QWEN3)
+    for source in (file, str(file), tmp_path, str(tmp_path)):
+        assert from_huggingface(source) == expected
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert compile_plan(from_huggingface(config)).flops([99]) == compile_plan(expected).flops([99])
+    nested = transformers.Gemma3Config(text_config={"num_hidden_layers": 7})
+    nested.save_pretrained(tmp_path)
+    assert from_huggingface(tmp_path) == from_huggingface(nested)
+    assert compile_plan(from_huggingface({"model_type": "gemma3", "text_config": {"num_hidden_layers": 7}})).flops(
+        [2000]
+    ) == compile_plan(from_huggingface(nested)).flops([2000])
+
+
+def test_training_options_follow() -> None:
+    model = from_huggingface({**QWEN3, "attention_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh"}).model
+    assert (model.rotary_base, model.layernorm_epsilon, model.attention_dropout) == (1000000, 1e-6, 0.1)
+    assert (model.activation_func, model.seq_length, model.make_vocab_size_divisible_by) == ("gelu_tanh", 40960, 128)
+    scaled = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
+    model = from_huggingface({"model_type": "llama", "rope_parameters": scaled, "vocab_size": 100278}).model
+    assert (model.rope_scaling, model.rope_scaling_factor, model.make_vocab_size_divisible_by) == (True, 8.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "lama"}, ["model_type='lama'", "nearest known is 'llama'"]),
+        ({"hidden_size": 8}, ["model_type is missing"]),
+        ({**QWEN3, "hidden_size": 0}, ["hidden_size", "0"]),
+        ({**QWEN3, "layer_types": ["linear_attention"] * 28}, ["layer_types", "'linear_attention'", "sliding_attention"]),
+        ("nowhere/config.json", ["nowhere/config.json", "No such file", "config.json or a folder"]),
+        (3, ["int", "path"]),
+    ],
+)
+def test_errors_name_the_field_and_the_remedy(config: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_huggingface(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_files_that_are_no_configurations(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json .*JSON"):
+        from_huggingface(tmp_path)
+
+
+def test_unknown_fields_are_reported_and_reach_the_plan() -> None:
+    assert from_huggingface(QWEN3).not_counted == ()
+    strange = from_huggingface({**QWEN3, "extra_experts": 3, "switched_off": False, "bos_token_id": 1})
+    (sentence,) = strange.not_counted
+    assert sentence.startswith("extra_experts=3:")
+    assert sentence in compile_plan(strange).not_counted
+
+
+def test_parts_that_are_not_counted_are_named() -> None:
+    file = PUBLISHED["gemma3-4b"] | {"vision_config": {"hidden_size": 1152}}
+    assert "vision_config" in from_huggingface(file).not_counted[0]
+    (sentence,) = from_huggingface(PUBLISHED["deepseek-v3"] | {"num_nextn_predict_layers": 1}).not_counted
+    assert sentence.startswith("num_nextn_predict_layers=1:")
+    assert "model.mtp_num_layers=1" in sentence
+    inner = {"model_type": "qwen3_vl", "text_config": {"odd_one": 1}, "vision_config": {"odd_two": 2}}
+    places = [sentence.split("=")[0] for sentence in from_huggingface(inner).not_counted]
+    assert places == ["text_config.odd_one", "vision_config.odd_two"]
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    pytest.importorskip("transformers")
+    from write_huggingface_defaults import class_defaults
+
+    assert class_defaults() == DEFAULTS, "run tests/config/write_huggingface_defaults.py"
+
+
+def test_every_field_of_every_class_is_read_or_known_to_be_irrelevant() -> None:
+    """A config object as transformers makes it leaves nothing to report, but what transformers itself does not train."""
+    mapping = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    for model_type in FAMILIES:
+        if model_type in mapping:
+            for sentence in from_huggingface(mapping[model_type]()).not_counted:
+                assert "not known in this family" not in sentence, (model_type, sentence)
+
+
+def test_irrelevant_fields_are_not_read() -> None:
+    """What is read cannot be irrelevant, except what only training uses."""
+    for_training = {"initializer_range", "partial_rotary_factor", "routed_scaling_factor", "n_group", "topk_group",
+                    "router_aux_loss_coef", "rope_parameters", "rope_scaling", "rope_theta", "swiglu_limit"}  # fmt: skip
+    read = {name for family in FAMILIES.values() for name in family.fields.values() if isinstance(name, str)}
+    assert read & IRRELEVANT <= for_training
+
+
+def test_neither_torch_nor_transformers_is_imported() -> None:
+    code = f"""
+import sys
+from bridge.config import from_huggingface
+from bridge.flops import compile_plan
+compile_plan(from_huggingface({QWEN3!r})).flops([8])
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
