@@ -1,0 +1,140 @@
+"""Write the parts of docs/ that are tables: `python docs/generate.py`, or `--check` to only compare.
+
+Between `<!-- generated: NAME -->` and `<!-- end -->` stands what the function NAME of this file returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+from bridge.config import load_recipe
+from bridge.flops import compile_plan
+from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.terms import Context, Kind
+from bridge.hardware import PEAKS
+
+DOCS = Path(__file__).parent
+MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
+SIDE_BY_SIDE = ("llama3-8b", "gemma3-4b", "llama4-scout-17b-16e", "gpt-oss-20b", "deepseek-v3-mtp", "deepseek-v3.2",
+                "qwen3-next-80b-a3b", "nemotron-h-8b", "qwen2.5-vl-7b")  # fmt: skip
+LENGTH = 8192
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + " --- |" * len(lines[0]), *text[1:]])
+
+
+def contexts() -> str:
+    """How many query-key pairs each convention sees in an attention context."""
+    sizes = {"window": (1024,), "topk": (2048,), "chunk": (8192,), "bidirectional_chunk": (64,), "compressed": (128,),
+             "compressed_indexer": (4,), "compressed_topk": (4, 512), "indexer": (2048,), "bidirectional_plus": (1,),
+             "bidirectional_strided": (2,)}  # fmt: skip
+
+    def cell(convention: str, shape: str) -> str:
+        over = "images" if shape.startswith("bidirectional_") else "sequences"
+        factor, statistic = CONVENTIONS[convention].statistic(Context(shape, sizes.get(shape, ()), over))
+        return f"`{statistic.name}`" if factor == 1 else f"{factor} x `{statistic.name}`"
+
+    shapes = CONVENTIONS["exact"].pairs
+    return table(["context", *CONVENTIONS], [[f"`{shape}`", *(cell(name, shape) for name in CONVENTIONS)] for shape in shapes])
+
+
+def kinds() -> str:
+    """Which kinds of terms each convention prices."""
+    rows = [
+        [f"`{kind.value}`", *("no" if kind in convention.left_out else "yes" for convention in CONVENTIONS.values())]
+        for kind in Kind
+        if kind is not Kind.JOIN
+    ]
+    return table(["kind of term", *CONVENTIONS], rows)
+
+
+def switches() -> str:
+    """The remaining switches."""
+    names = [name for name, value in vars(CONVENTIONS["exact"]).items() if isinstance(value, bool)]
+    return table(
+        ["switch", *CONVENTIONS],
+        [[f"`{name}`", *("yes" if getattr(c, name) else "no" for c in CONVENTIONS.values())] for name in names],
+    )
+
+
+def tera(flops: int | Fraction) -> str:
+    return f"{float(flops) / 1e12:,.3f}"
+
+
+def side_by_side() -> str:
+    """The same models under each convention, and where the difference comes from."""
+    parts = []
+    for name in SIDE_BY_SIDE:
+        cfg = load_recipe(name)
+        sums = {convention: compile_plan(cfg, convention).breakdown([LENGTH]) for convention in CONVENTIONS}
+        components = list(dict.fromkeys(component for found in sums.values() for component in found))
+        rows = [[component, *(tera(found.get(component, 0)) for found in sums.values())] for component in components]
+        rows.append(["**total**", *(f"**{tera(sum(found.values()))}**" for found in sums.values())])
+        parts.append(f"### {name}\n\n" + table([f"TFLOPs, one sequence of {LENGTH:,}", *CONVENTIONS], rows))
+    return "\n\n".join(parts)
+
+
+def all_models() -> str:
+    """Every model recipe."""
+    rows = []
+    for name in MODELS:
+        cfg = load_recipe(name)
+        plans = {convention: compile_plan(cfg, convention) for convention in CONVENTIONS}
+        count = plans["exact"].parameters()
+        per_token = (float(plan.flops([4096])) / 4096 / 1e9 for plan in plans.values())
+        rows.append([f"`{name}`", f"{count['total']:,}", f"{count['active']:,}", *(f"{value:,.2f}" for value in per_token)])
+    return table(["recipe", "parameters", "active", *(f"{name}, GFLOPs/token" for name in CONVENTIONS)], rows)
+
+
+def devices() -> str:
+    """The table of peaks."""
+    formats = ("bf16", "fp16", "fp8", "fp4")
+    return table(
+        ["device", *(f"{name}, TFLOP/s" for name in formats), "TB/s", "source"],
+        [
+            [peak.words, *(f"{peak.tflops[name]:g}" if name in peak.tflops else "-" for name in formats),
+             f"{peak.bandwidth:g}" if peak.bandwidth else "-", peak.source]
+            for peak in PEAKS
+        ],
+    )  # fmt: skip
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (contexts, kinds, switches, side_by_side, all_models, devices)
+}
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(text: str) -> str:
+    """A page with its generated blocks filled in."""
+    return _BLOCK.sub(lambda match: f"{match[1]}\n{GENERATORS[match[2]]()}\n\n{match[3]}", text)
+
+
+def stale_pages(write: bool) -> list[str]:
+    """Pages whose tables are not what the code says; written anew on request."""
+    stale = []
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text()
+        fresh = render(text)
+        if fresh != text:
+            stale.append(page.name)
+            if write:
+                page.write_text(fresh)
+    return stale
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail instead of writing")
+    stale = stale_pages(write=not parser.parse_args().check)
+    print("\n".join(stale) or "nothing to do")
+    sys.exit(bool(stale) and "--check" in sys.argv)
