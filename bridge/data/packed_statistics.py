@@ -1,184 +1,175 @@
-"""Sequence lengths of packed fine-tuning files, without training on them and without trusting them.
+"""Sequence statistics of packed fine-tuning files, without training on them and without trusting them.
 
-A row holds ``input_ids`` and ``seq_start_id`` (NeMo's packed SFT data).  ``.npy`` files hold pickled rows: they are read by an
-unpickler that builds lists, dictionaries and numpy arrays and refuses everything else.  ``.parquet`` files are read column by
-column.  Each sequence counts without its last token, which is never an input.
+A table holds how many sequences of each length the rows of a file have.  That is all any statistic of any plan needs, so one
+small table serves every model, convention and window, exactly; the averages other frameworks use follow from it.
 """
 
 from __future__ import annotations
 
-import glob
-import io
-import os
-import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from bridge.flops.model_shape import ConfigError, get, model_of
+from bridge.data import packed_sidecar as sidecar
+from bridge.data.packed_files import Shard, identify_all, read_rows, shards_of
+from bridge.data.packed_progress import Progress
+from bridge.flops.model_shape import ConfigError
+from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to wait for another process that computes the same table; then this one computes it too.
+PATIENCE_S = 600.0
+#: Seconds between two looks at what the other process has written.
+_POLL_S = 0.05
+
+_SQUARES = Statistic("square")
 
 
-@dataclass(frozen=True)
-class PackedStatistics:
-    """Integer sums over the rows of a packed file.
+class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
+    """Four averages of a packed file, and the distribution of lengths behind them.
+
+    As a tuple: sequences per row, tokens per row, mean squared length, squared lengths per row.
 
     Attributes:
-        rows: packs counted.
-        sequences: sequences in them.
-        tokens: their tokens, the last one of each left out.
-        squared_tokens: sum of the squares of those lengths.
+        rows: rows counted.
+        lengths: length in tokens (without the last token, which is never an input) -> number of sequences.
     """
 
     rows: int
-    sequences: int
-    tokens: int
-    squared_tokens: int
+    lengths: Mapping[int, int]
+    _sums: dict[Statistic, int]
 
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> PackedStatistics:
-        """From the sequence lengths of each row."""
-        lengths = [length for row in rows for length in row]
-        return cls(len(rows), len(lengths), sum(lengths), sum(length * length for length in lengths))
+    def __new__(cls, rows: int, lengths: Mapping[int, int]) -> SequenceTable:
+        """From the number of rows and of the sequences of each length in them: at least one each."""
+        sequences, tokens, squares = (
+            sum(count * statistic.of(length) for length, count in lengths.items()) for statistic in (SEQUENCES, TOKENS, _SQUARES)
+        )
+        table = super().__new__(
+            cls, (Fraction(sequences, rows), Fraction(tokens, rows), Fraction(squares, sequences), Fraction(squares, rows))
+        )
+        table.rows, table.lengths = rows, lengths
+        table._sums = {SEQUENCES: sequences, TOKENS: tokens, _SQUARES: squares}
+        return table
+
+    def sum(self, statistic: Statistic) -> int:
+        """A statistic of all rows together; computed once."""
+        if statistic not in self._sums:
+            self._sums[statistic] = sum(count * statistic.of(length) for length, count in self.lengths.items())
+        return self._sums[statistic]
+
+    def mean(self, statistic: Statistic) -> Fraction:
+        """A statistic per row."""
+        return Fraction(self.sum(statistic), self.rows)
 
 
-def calculate_avg_seqlen(
-    dataset_file: str, gbs: int, max_seq_len: int | None, drop_remainder: bool
-) -> tuple[Fraction, Fraction, Fraction, Fraction]:
-    """Averages of a packed file, as Megatron-Bridge's packing utilities define them, but exact.
+def calculate_avg_seqlen(dataset_file: str, gbs: int, max_seq_len: int | None, drop_remainder: bool) -> SequenceTable:
+    """Statistics of a packed file, with the name, the arguments and the four averages of Megatron-Bridge's packing utilities.
+
+    They are read from the sidecar of the file where it has one of its present state, and written there otherwise.
 
     Args:
-        dataset_file: ``.npy`` or ``.parquet`` (one file, a folder or a glob).
+        dataset_file: ``.npy``, ``.parquet``, ``.jsonl``, ``.bin`` or ``.idx``; a file, a folder of shards or a glob.
         gbs: rows of a global batch.
-        max_seq_len: not used; part of the known signature.
-        drop_remainder: leave out the rows that do not fill a global batch.
+        max_seq_len: tokens of the longest sequence: a part of the key, nothing is cut.
+        drop_remainder: leave out the last rows, which do not fill a global batch.
 
     Returns:
-        Sequences per row, tokens per row, mean squared length, squared lengths per row.
+        A tuple of sequences per row, tokens per row, mean squared length and squared lengths per row, exact fractions.
 
     Raises:
         ConfigError: the file cannot be read, or holds no row to count.
     """
-    rows = list(row_lengths(dataset_file))
-    count = len(rows) // gbs * gbs if drop_remainder else len(rows)
-    found = PackedStatistics.of(rows[:count])
-    if not found.sequences:
-        raise ConfigError(
-            f"packed file {dataset_file}: {len(rows)} rows make no full global batch of {gbs}; "
-            "lower train.global_batch_size or add data"
-        )
-    return (
-        Fraction(found.sequences, found.rows),
-        Fraction(found.tokens, found.rows),
-        Fraction(found.squared_tokens, found.sequences),
-        Fraction(found.squared_tokens, found.rows),
-    )
+    if isinstance(gbs, bool) or not isinstance(gbs, int) or gbs <= 0:
+        raise ConfigError(f"train.global_batch_size={gbs!r} must be a positive integer")
+    shards = identify_all(shards_of(dataset_file))
+    key = {"global_batch_size": gbs, "seq_length": max_seq_len, "drop_remainder": drop_remainder}
+    places = sidecar.places(dataset_file, shards)
+    known = _look_up(places, shards, key)
+    if known is not None:
+        return known
+    with Progress(dataset_file, sum(shard.size or 0 for shard in shards)) as progress:
+        for place in places:
+            try:
+                return _compute_once(place, dataset_file, shards, key, progress)
+            except OSError as error:
+                logger.debug("no sequence statistics in %s: %s", place.parent, error)
+        return _tabulate(dataset_file, shards, gbs, drop_remainder, progress)
 
 
-def row_lengths(dataset_file: str) -> Iterator[list[int]]:
-    """The sequence lengths of each row, in file order."""
-    files = packed_files(dataset_file)
-    for path in files:
-        yield from _parquet_lengths(path) if path.endswith(".parquet") else _npy_lengths(path)
-
-
-def packed_files(dataset_file: str) -> list[str]:
-    """The shards behind a path: itself, the parquet files of a folder, or what a glob matches."""
-    if os.path.isdir(dataset_file):
-        found = sorted(glob.glob(os.path.join(glob.escape(dataset_file), "*.parquet")))
-    elif glob.has_magic(dataset_file) and not os.path.exists(dataset_file):
-        found = sorted(glob.glob(dataset_file))
-    else:
-        found = [dataset_file]
-    for path in found:
-        if not os.path.isfile(path):
-            raise ConfigError(f"packed file {path} does not exist; check dataset.packed_sequence_specs.packed_train_data_path")
-        if not path.endswith((".npy", ".parquet")):
-            raise ConfigError(f"packed file {path} must be .npy or .parquet")
-    if not found:
-        raise ConfigError(f"packed file {dataset_file} matches no file")
-    return found
-
-
-def table_key(dataset_file: str, global_batch_size: int, seq_length: int | None) -> tuple[Any, ...]:
-    """What identifies the statistics of a file: its shards with size and modification time, batch and sequence length."""
-    shards = tuple((path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in packed_files(dataset_file))
-    return (shards, global_batch_size, seq_length)
-
-
-def find_packed_file(cfg: Any) -> str | None:
-    """The packed training file a configuration names, or the one under its dataset_root; None without one."""
-    dataset = get(cfg, "dataset")
-    specs = get(dataset, "packed_sequence_specs")
-    if specs is None:
-        return None
-    named = get(specs, "packed_train_data_path")
-    if named is not None:
-        return str(named)
-    root, size = get(dataset, "dataset_root"), get(specs, "packed_sequence_size") or get(model_of(cfg), "seq_length")
-    if root is None or size is None:
-        return None
-    for ending in (".idx.parquet", ".npy"):
-        matches = sorted(Path(root).glob(f"packed/*/training_{size}{ending}"))
-        if matches:
-            return str(matches[0])
+def _look_up(places: Sequence[Any], shards: Sequence[Shard], key: Mapping[str, Any]) -> SequenceTable | None:
+    for place in places:
+        for table in sidecar.load(place, shards):
+            if all(table.get(name) == value for name, value in key.items()):
+                with suppress(KeyError, ValueError, TypeError, ZeroDivisionError):
+                    return SequenceTable(table["rows"], dict(zip(table["lengths"], table["counts"], strict=True)))
     return None
 
 
-# ---- readers -------------------------------------------------------------------------------------
+def _compute_once(
+    place: Any, dataset_file: str, shards: tuple[Shard, ...], key: Mapping[str, Any], progress: Progress
+) -> SequenceTable:
+    """The table, computed by whichever process comes first and read by the others.
 
-#: What a pickled array of rows consists of; anything else is refused.
-_ALLOWED = {
-    (module, name)
-    for package in ("numpy.core", "numpy._core")
-    for module, name in (
-        (f"{package}.multiarray", "_reconstruct"),
-        (f"{package}.multiarray", "scalar"),
-        (f"{package}.numeric", "_frombuffer"),
-    )
-} | {("numpy", "ndarray"), ("numpy", "dtype")}
+    Raises:
+        OSError: nothing can be written at this place.
+    """
+    start = time.monotonic()
+    while True:
+        with sidecar.try_lock(place) as mine:
+            # Somebody may have finished between our look and our lock.
+            known = _look_up([place], shards, key)
+            if known is not None:
+                return known
+            if mine or time.monotonic() - start > PATIENCE_S:
+                table = _tabulate(dataset_file, shards, key["global_batch_size"], key["drop_remainder"], progress)
+                if identify_all([shard.path for shard in shards]) == shards:
+                    with suppress(OSError):  # a full disk costs time, not the run
+                        sidecar.store(place, shards, [*sidecar.load(place, shards), {**key, **_as_json(table)}])
+                return table
+        progress.update(0, "Waiting for another process to read")
+        time.sleep(_POLL_S)
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, and only lists, dictionaries and numpy arrays are read")
-        return super().find_class(module, name)
+def _as_json(table: SequenceTable) -> dict[str, Any]:
+    lengths = sorted(table.lengths)
+    return {"rows": table.rows, "lengths": lengths, "counts": [table.lengths[length] for length in lengths]}
 
 
-def _npy_lengths(path: str) -> Iterator[list[int]]:
+def _tabulate(
+    dataset_file: str, shards: Sequence[Shard], global_batch_size: int, drop_remainder: bool, progress: Progress
+) -> SequenceTable:
+    """Read the shards, one after the other."""
     import numpy as np
 
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            _, _, dtype = read_header(file)
-            if not dtype.hasobject:
-                raise ValueError("it is not an array of pickled rows")
-            rows = _RestrictedUnpickler(io.BufferedReader(file)).load()
-        for row in rows:
-            yield _lengths(row["seq_start_id"], len(row["input_ids"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"packed file {path} cannot be read: {error}") from None
+    from bridge.data.packed_rows import Rows
 
-
-def _parquet_lengths(path: str) -> Iterator[list[int]]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["input_ids", "seq_start_id"]):
-                totals = pc.list_value_length(batch.column("input_ids")).to_pylist()
-                for starts, total in zip(batch.column("seq_start_id").to_pylist(), totals, strict=True):
-                    yield _lengths(starts, total)
-    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-        raise ConfigError(f"packed file {path} cannot be read: {error}") from None
-
-
-def _lengths(starts: Sequence[int], total: int) -> list[int]:
-    ends = [*starts[1:], total]
-    return [int(end) - int(start) - 1 for start, end in zip(starts, ends, strict=True)]
+    lengths: Counter[int] = Counter()
+    whole = global_batch_size if drop_remainder else 1
+    pending: list[Rows] = []
+    waiting = counted = 0
+    read: float = 0
+    for shard in shards:
+        for piece in read_rows(shard.path):
+            pending.append(piece)
+            waiting += len(piece)
+            if waiting >= whole:
+                ready, rest = Rows.joined(pending).split(waiting // whole * whole)
+                for length, count in zip(*map(np.ndarray.tolist, np.unique(ready.lengths, return_counts=True)), strict=True):
+                    lengths[length] += count
+                counted += len(ready)
+                pending, waiting = [rest], len(rest)
+            progress.update(read + piece.share * (shard.size or 0))
+        read += shard.size or 0
+    if not counted and waiting:
+        raise ConfigError(
+            f"packed file {dataset_file}: {waiting} rows make no full global batch of {global_batch_size}; "
+            "lower train.global_batch_size or add data"
+        )
+    if not lengths:
+        raise ConfigError(f"packed file {dataset_file} holds no sequences in {counted} rows; add data")
+    return SequenceTable(counted, lengths)

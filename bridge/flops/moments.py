@@ -21,13 +21,13 @@ class Moments(NamedTuple):
     ``nominal`` is the sequence length that the configuration names, which Megatron uses for DeepSeek-V4.
     """
 
-    number: int
+    number: Number
     total: Number
     squares: Number
     nominal: Number
 
     @classmethod
-    def of(cls, number: int, total: Any, squares: Any = None, nominal: Any = None) -> Moments:
+    def of(cls, number: Number, total: Any, squares: Any = None, nominal: Any = None) -> Moments:
         """From any numbers; without ``squares`` every length is the mean, without ``nominal`` that is the mean too."""
         if type(total) is not int:
             total = Fraction(total)

@@ -11,18 +11,23 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
-from bridge.data.packed_statistics import PackedStatistics, find_packed_file, table_key
+from bridge.data.packed_files import Locator
+from bridge.data.packed_statistics import SequenceTable
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops import conventions
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
-from bridge.flops.moments import NOTHING, Moments
+from bridge.flops.moments import NOTHING, Moments, Number
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
 
 _SUMS = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")
-#: Sequence statistics of packed fine-tuning files, by file identity, global batch size and sequence length.
+#: Averages of packed fine-tuning files, by file identity (path, size and time of every shard), global batch size and sequence
+#: length; the latest ``_LORA_SEQ_STATS_CAPACITY`` of them.
 _lora_seq_stats_cache: dict[Any, tuple[Any, Any, Any, Any]] = {}
+_LORA_SEQ_STATS_CAPACITY = 64
+
+_packed_file = Locator()
 
 
 class _Known(NamedTuple):
@@ -64,7 +69,8 @@ def num_floating_point_operations(
         cfg: a configuration with ``.model`` (and, where they exist, ``.peft``, ``.train``, ``.dataset``), a model config, or
             a mapping; megatron-core's field names.
         batch_size: sequences in the global batch.
-        seqlen_sum: sum of their lengths in tokens; batch_size x model.seq_length when None.
+        seqlen_sum: sum of their lengths in tokens; when None: batch_size x model.seq_length or, with PEFT and a packed file
+            (``cfg.dataset.packed_sequence_specs``), what batch_size rows of that file hold on average.
         seqlen_squared_sum: sum of their squared lengths, which drives the attention core; all of the mean length when None.
         num_vision_patches: patches of all images of the batch, before merging.
         cross_seqlen_sum, cross_seqlen_product_sum: sums of the key/value lengths and of query x key/value lengths, for cross
@@ -86,20 +92,28 @@ def num_floating_point_operations(
     if own_price is not None or plan is None:
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
+    averages = None
     if adapted and seqlen_sum is None and seqlen_squared_sum is None:
-        seqlen_sum, seqlen_squared_sum = _packed_sums(cfg, batch_size)
-    if seqlen_sum is None:
-        if nominal is None:
-            raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
-        seqlen_sum = batch_size * nominal
-    sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
+        averages = _packed_averages(cfg, batch_size, nominal)
+    if averages is not None:
+        per_row, tokens, _, squares = averages
+        sequences = Moments.of(*(batch_size * Fraction(average) for average in (per_row, tokens, squares)), nominal=nominal)
+    else:
+        if seqlen_sum is None:
+            if nominal is None:
+                raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
+            seqlen_sum = batch_size * nominal
+        sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
     others = {}
     if num_vision_patches > 0:
         others["images"] = Moments.of(batch_size, num_vision_patches)
     if cross_seqlen_sum is not None:
         others["encoder"] = Moments.of(batch_size, cross_seqlen_sum)
         others["cross"] = Moments.of(batch_size, cross_seqlen_product_sum or 0)
-    return plan.evaluate(plan.measure_moments(sequences, **others))
+    vector = plan.measure_moments(sequences, **others)
+    if isinstance(averages, SequenceTable):
+        vector = _with_table(vector, plan, averages, batch_size)
+    return plan.evaluate(vector)
 
 
 def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
@@ -133,18 +147,28 @@ def _own_price(model: Any) -> Callable[..., Any] | None:
     return (lambda batch_size, *sums: plain(batch_size)) if callable(plain) else None
 
 
-def _packed_sums(cfg: Any, batch_size: int) -> tuple[Any, Any]:
-    """Sum and sum of squares of the lengths of a batch of packed rows; (None, None) without a packed file."""
-    path = find_packed_file(cfg)
-    if path is None:
-        return None, None
-    size = get(model_of(cfg), "seq_length")
+def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple[Any, Any, Any, Any] | None:
+    """The averages of the packed file that a configuration trains on; None where it has none."""
+    found = _packed_file(cfg)
+    if found is None:
+        return None
     global_batch_size = get(get(cfg, "train"), "global_batch_size") or batch_size
-    key = table_key(path, global_batch_size, size)
-    if key not in _lora_seq_stats_cache:
-        _lora_seq_stats_cache[key] = calculate_avg_seqlen(path, global_batch_size, size, True)
-    _, tokens, _, squares = _lora_seq_stats_cache[key]
-    return batch_size * Fraction(tokens), batch_size * Fraction(squares)
+    key = (found.shards, global_batch_size, seq_length)
+    averages = _lora_seq_stats_cache.get(key)
+    if averages is None:
+        averages = calculate_avg_seqlen(found.dataset_file, global_batch_size, seq_length, drop_remainder=True)
+        while len(_lora_seq_stats_cache) >= _LORA_SEQ_STATS_CAPACITY:
+            _lora_seq_stats_cache.pop(next(iter(_lora_seq_stats_cache)))
+        _lora_seq_stats_cache[key] = averages
+    return averages
 
 
-__all__ = ["PackedStatistics", "calculate_avg_seqlen", "num_floating_point_operations", "vit_flops"]
+def _with_table(vector: list[Number], plan: Plan, table: SequenceTable, rows: int) -> list[Number]:
+    """The vector with what a table knows exactly in the place of estimates."""
+    return [
+        rows * table.mean(statistic) if statistic.over == "sequences" else estimate
+        for statistic, estimate in zip(plan.statistics, vector, strict=True)
+    ]
+
+
+__all__ = ["SequenceTable", "calculate_avg_seqlen", "num_floating_point_operations", "vit_flops"]

@@ -1,0 +1,233 @@
+"""Which packed file a configuration means, the shards behind it, and whether they have changed.
+
+Policy: a file is looked for once per configuration (its path, or its dataset_root and pack size).  From then on a call costs
+one stat for each shard and its folder, and nothing else; files of more than ``MANY`` shards, and searches that found nothing
+in a place that cannot be watched, are looked at again every ``PATIENCE_S`` seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bridge.flops.model_shape import ConfigError, get, model_of
+
+if TYPE_CHECKING:
+    from bridge.data.packed_rows import Rows
+
+logger = logging.getLogger(__name__)
+
+#: Endings of packed files, and the module that reads each (imported when needed).
+READERS = {
+    ".parquet": "bridge.data.packed_parquet",
+    ".pq": "bridge.data.packed_parquet",
+    ".npy": "bridge.data.packed_npy",
+    ".idx": "bridge.data.packed_index",
+    ".jsonl": "bridge.data.packed_jsonl",
+}
+
+#: Shards that are looked at on every call.
+MANY = 32
+#: Seconds between two looks at what is not looked at on every call.
+PATIENCE_S = 10.0
+#: Two changes within a tick of a file system's clock have the same time.
+TICK_NS = 20_000_000
+#: Configurations remembered.
+CAPACITY = 32
+
+OPTION = "dataset.packed_sequence_specs.packed_train_data_path"
+
+
+class Shard(NamedTuple):
+    """What identifies a file: size and modification time are None where it is missing."""
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
+
+
+def identify(path: str) -> Shard:
+    """A file as it is now: one stat."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return Shard(path, None, None)
+    return Shard(path, stat.st_size, stat.st_mtime_ns)
+
+
+def identify_all(paths: list[str]) -> tuple[Shard, ...]:
+    """Files as they are now, none of them so fresh that the next change would leave its time as it is."""
+    shards = tuple(map(identify, paths))
+    now = time.time_ns()
+    if any(shard.mtime_ns is not None and 0 <= now - shard.mtime_ns < TICK_NS for shard in shards):
+        time.sleep(TICK_NS / 1e9)
+        return tuple(map(identify, paths))
+    return shards
+
+
+def shards_of(dataset_file: str) -> list[str]:
+    """The files behind a path, in the order of their names.
+
+    Args:
+        dataset_file: a file; the ``.bin`` or ``.idx`` of an indexed dataset, or both without their ending; a folder, of
+            which the files of one known ending are taken; or a glob.
+
+    Raises:
+        ConfigError: there are none, or one has an unknown ending.
+    """
+    if os.path.isdir(dataset_file):
+        folder = glob.escape(dataset_file)
+        by_ending = (sorted(glob.glob(os.path.join(folder, f"*{ending}"))) for ending in READERS)
+        found = next(filter(None, by_ending), [])
+    elif os.path.exists(dataset_file) or not glob.has_magic(dataset_file):
+        found = [dataset_file]
+    else:
+        found = sorted(glob.glob(dataset_file))
+    if not found:
+        raise ConfigError(f"packed file {dataset_file} matches no file ending in {', '.join(READERS)}; check {OPTION}")
+    found = list(dict.fromkeys(map(_readable, found)))
+    for path in found:
+        if not os.path.isfile(path):
+            raise ConfigError(f"packed file {path} does not exist; check {OPTION}")
+        if not path.endswith(tuple(READERS)):
+            raise ConfigError(f"packed file {path} must end in {', '.join(READERS)} or .bin; check {OPTION}")
+    return found
+
+
+def _readable(path: str) -> str:
+    """The index of an indexed dataset; every other path as it is."""
+    if path.endswith(".bin"):
+        return path.removesuffix(".bin") + ".idx"
+    return f"{path}.idx" if not os.path.exists(path) and os.path.exists(f"{path}.idx") else path
+
+
+def read_rows(path: str) -> Iterator[Rows]:
+    """The rows of one shard, piece by piece.
+
+    Raises:
+        ConfigError: it cannot be read; the message names the file and says why.
+    """
+    ending = next(ending for ending in READERS if path.endswith(ending))
+    try:
+        yield from importlib.import_module(READERS[ending]).read(path)
+    except ImportError as error:
+        raise ConfigError(f"packed file {path} cannot be read without {error.name}: install it") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # readers of foreign bytes raise what they like
+        raise ConfigError(f"packed file {path} cannot be read: {error or type(error).__name__}. Write it again") from error
+
+
+# ---- the file of a configuration ---------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """What a configuration says about its packed training file."""
+
+    named: str | None
+    dataset_root: str | None
+    size: int | None
+
+    @classmethod
+    def of(cls, cfg: Any) -> Request | None:
+        """Read from ``cfg.dataset``; None where there is no ``packed_sequence_specs``."""
+        dataset = get(cfg, "dataset")
+        specs = get(dataset, "packed_sequence_specs")
+        if specs is None:
+            return None
+        named = get(specs, "packed_train_data_path")
+        if named is not None:
+            return cls(str(named), None, None)
+        root, size = get(dataset, "dataset_root"), get(specs, "packed_sequence_size") or get(model_of(cfg), "seq_length")
+        return None if root is None or not size or size < 0 else cls(None, str(root), size)
+
+
+@dataclass
+class Located:
+    """A packed file, or none, and what would tell of a change.
+
+    Attributes:
+        dataset_file: its path; empty where there is none.
+        shards: the files behind it, which identify its content.
+        folders: the folders that tell when a file comes or goes.
+        lasting: whether the shards and folders tell of every change.
+    """
+
+    dataset_file: str
+    shards: tuple[Shard, ...] = ()
+    folders: tuple[Shard, ...] = ()
+    lasting: bool = True
+    looked: float = field(default_factory=time.monotonic)
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since."""
+        if (not self.lasting or len(self.shards) > MANY) and time.monotonic() - self.looked < PATIENCE_S:
+            return True
+        self.looked = time.monotonic()
+        return self.lasting and all(identify(known.path) == known for known in (*self.shards, *self.folders))
+
+
+class Locator:
+    """The packed files of configurations, found once and then watched; see the policy above."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Request, Located] = OrderedDict()
+
+    def __call__(self, cfg: Any) -> Located | None:
+        """The packed training file of a configuration; None where it configures none or there is none (yet)."""
+        request = Request.of(cfg)
+        if request is None:
+            return None
+        known = self._known.get(request)
+        if known is None or not known.holds():
+            known = self._known[request] = locate(request)
+            while len(self._known) > CAPACITY:
+                self._known.popitem(last=False)
+        return known if known.dataset_file else None
+
+
+def locate(request: Request) -> Located:
+    """Look for the file a configuration asks for."""
+    if request.named is not None:
+        return _locate_named(request.named)
+    packed = Path(request.dataset_root or "", "packed")
+    for ending in (".idx.parquet", ".npy"):
+        matches = sorted(map(str, packed.glob(f"*/training_{request.size}{ending}")))
+        if matches:
+            return Located(matches[0], identify_all(matches[:1]))
+    # A new file or folder changes the time of the folder it comes into.
+    return Located("", folders=identify_all([str(packed.parent), str(packed), *map(str, packed.glob("*"))]))
+
+
+@functools.lru_cache(maxsize=CAPACITY)
+def _warn_once(path: str) -> None:
+    logger.warning("%s=%s does not exist: every row counts with model.seq_length tokens instead", OPTION, path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # in a folder that may not be looked into
+        return False
+
+
+def _locate_named(path: str) -> Located:
+    is_pattern = glob.has_magic(path) and not os.path.exists(path)
+    if not (glob.glob(path) if is_pattern else _exists(path) or _exists(f"{path}.idx")):
+        _warn_once(path)
+        return Located("", folders=identify_all([path]), lasting=not is_pattern)
+    if not is_pattern and not os.path.isdir(path):
+        return Located(path, identify_all([_readable(path)]))
+    shards = shards_of(path)
+    # Folders first: what is written into them in between is then seen as a change.
+    folders = identify_all(sorted({os.path.dirname(shard) or "." for shard in shards}))
+    return Located(path, identify_all(shards_of(path)), folders)

@@ -1,0 +1,122 @@
+"""Tables of packed files in a small file beside the data, so that one process computes and all others read.
+
+The sidecar is JSON with a checksum, replaced as a whole; the right to write it is an advisory lock, which the system takes back
+when its holder dies.  Where the folder of the data is read-only a cache folder serves (``BRIDGE_CACHE_DIR``, else
+``$XDG_CACHE_HOME/bridge`` or ``~/.cache/bridge``); where that is read-only too, every process computes for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge.data.packed_files import Shard
+
+VERSION = 1
+#: Tables kept of one file: one for each global batch size and sequence length in use.
+CAPACITY = 16
+#: A sidecar holds kilobytes; something larger is not one.
+LARGEST_BYTES = 64 << 20
+
+_NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
+
+
+def places(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
+    """Where the sidecar of a packed file may lie, the best place first."""
+    base = os.path.dirname(os.path.abspath(shards[0].path))
+    name = re.sub(r"[^\w.-]+", "_", os.path.basename(dataset_file.rstrip("/")))
+    digest = hashlib.sha256(os.path.abspath(dataset_file).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    caches = os.environ.get("BRIDGE_CACHE_DIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bridge")
+    caches = os.path.expanduser(caches)
+    return [Path(base, f".{name}.sequence-stats.json"), Path(caches, f"{name}.{digest}.sequence-stats.json")]
+
+
+def load(path: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """The tables of a file as it is now; none where the sidecar is missing, damaged, or of another state of the file."""
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            return []
+        content = json.loads(path.read_bytes())
+        checksum = content.pop("crc32")
+        if checksum != _checksum(content) or content["version"] != VERSION or content["shards"] != _names(shards):
+            return []
+        tables: list[dict[str, Any]] = content["tables"]
+        return tables
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def store(path: Path, shards: Sequence[Shard], tables: Sequence[dict[str, Any]]) -> None:
+    """Replace the sidecar; the last tables are kept.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content: dict[str, Any] = {"version": VERSION, "shards": _names(shards), "tables": list(tables[-CAPACITY:])}
+    content["crc32"] = _checksum(content)
+    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, separators=(",", ":"))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Try to become the one process that writes the sidecar at ``path``: yields whether this worked, without waiting.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    import fcntl
+
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A holder takes its lock file away with it: only the file that is there now counts.
+            mine = _is_same(handle, lock)
+        except OSError as error:
+            # A file system without locks: several may compute the same table, and the last one writes it.
+            mine = error.errno in _NO_LOCKS
+        try:
+            yield mine
+        finally:
+            if mine:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+    finally:
+        os.close(handle)
+
+
+def _is_same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
+
+
+def _names(shards: Sequence[Shard]) -> list[list[Any]]:
+    """The shards as the sidecar names them: relative to the first one's folder, so that a folder may be moved."""
+    base = os.path.dirname(shards[0].path)
+    return [[os.path.relpath(path, base or "."), size, mtime] for path, size, mtime in shards]
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
