@@ -34,10 +34,9 @@ def test_full_training(model_type: str, seed: int) -> None:
     config = oracle.draw(model_type, seed)
     model = oracle.build(config)
     plan = compile_plan(from_huggingface(config), convention="executed")
-    for size in (1, 7), batch(Random(seed)):
-        lengths = [size[1]] * size[0]
-        assert plan.flops(lengths, passes="forward") == oracle.forward(model, *size)
-        assert plan.flops(lengths, passes="training") == oracle.training(model, *size)
+    sequences, length = 1 + seed, Random(model_type).randint(2, 20)
+    assert plan.flops([length] * sequences, passes="forward") == oracle.forward(model, sequences, length)
+    assert plan.flops([length] * sequences, passes="training") == oracle.training(model, sequences, length)
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -47,7 +46,7 @@ def test_frozen_parts(model_type: str, seed: int) -> None:
     """Any set of modules may train: single norms, a router, the embedding, the upper layers, ..."""
     random = Random(f"{model_type} {seed}")
     config = oracle.draw(model_type, seed)
-    model = oracle.build(config)
+    model = oracle.build(config, device="cpu")  # faster than meta at this size
     modules = oracle.modules(model)
     share = random.choice([0.05, 0.2, 0.5, 0.9])
     trained = [name for name in modules if random.random() < share] or [random.choice(list(modules))]
@@ -68,7 +67,7 @@ def test_lora(model_type: str, seed: int) -> None:
     """peft's adapters on drawn layers; everything else is frozen."""
     random = Random(f"{model_type} {seed}")
     config = oracle.draw(model_type, seed)
-    model = oracle.build(config)
+    model = oracle.build(config, device="cpu")
     names = {name.rsplit(".", 1)[-1] for name in oracle.linear_layers(model)}
     targets = random.sample(sorted(names), random.randint(1, len(names)))
     rank, size = random.randint(1, 9), batch(random)

@@ -93,7 +93,7 @@ def training(model: torch.nn.Module, batch_size: int, length: int) -> int:
 
 
 def _logits(model: torch.nn.Module, batch_size: int, length: int) -> torch.Tensor:
-    with torch.device("meta"):
+    with next(model.parameters()).device:
         tokens = torch.zeros(batch_size, length, dtype=torch.long)
         # A finished mask: making one would look at values, which the meta device does not have.
         mask = torch.zeros(batch_size, 1, length, length)
