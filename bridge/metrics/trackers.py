@@ -239,6 +239,7 @@ class WandbTracker:
             "config": without_secrets(_plain(config or {})),
         }
         self._run: Any = None
+        self._started = threading.Event()
         self._error: Optional[BaseException] = None
         self._calls: queue.SimpleQueue[Optional[Callable[[Any], None]]] = queue.SimpleQueue()
         self._folder = os.path.join(directory, "wandb")
@@ -276,6 +277,7 @@ class WandbTracker:
             raise error
 
     def how_to_look(self) -> list[str]:
+        self._started.wait(CLOSE_TIMEOUT)  # at the end of a run, which waits for W&B anyway
         run = self._run
         if run is None or self.mode == "disabled":
             return []
@@ -289,12 +291,14 @@ class WandbTracker:
     def _work(self) -> None:
         try:
             self._run = self._start()
+            self._started.set()
             while (call := self._calls.get()) is not None:
                 call(self._run)
             self._run.finish()
         except Exception as error:
             self._error = error
         finally:
+            self._started.set()
             # Also takes W&B's exit hook back, which would wait for, or stumble over, a service that is gone.
             _quietly(self._wandb.teardown)
 
@@ -316,7 +320,7 @@ class WandbTracker:
         settings = self._wandb.Settings(
             console="off",  # the console belongs to the progress line
             silent=True,
-            init_timeout=INIT_TIMEOUT,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)),
             x_transaction_log_flush_interval=0.2,  # seconds that a kill can lose; the default is 15
         )
         return self._wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)

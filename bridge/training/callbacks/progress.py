@@ -7,15 +7,20 @@ later.  Losses are read only then, when the device has long computed them.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, TextIO
 
 from bridge.metrics.trackers import Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.callbacks.throughput import FACTS, ROWS, current_groups
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,33 +161,43 @@ class ProgressCallback(Callback):
 
     # ---- printing -------------------------------------------------------------------------------------------------
 
-    def _out(self) -> TextIO:
-        return self._stream or sys.stdout
-
     def _print(self, text: str) -> None:
-        out = self._out()
-        if out.isatty():
-            from rich.console import Console
-
-            Console(file=out, highlight=True).print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, file=out, flush=True)
+        self._show(lambda console: console.print(text, markup=False), text)
 
     def _table(self, title: str, rows: list[tuple[str, str]]) -> None:
-        out = self._out()
-        if out.isatty():
-            from rich.console import Console
+        def draw(console: Any) -> None:
             from rich.table import Table
 
             table = Table(title=title, show_header=False, title_justify="left")
             for name, value in rows:
                 table.add_row(name, value)
-            Console(file=out, soft_wrap=True).print(table)
-            return
+            console.print(table)
+
         width = max((len(name) for name, _ in rows), default=0)
-        self._print(f"== {title} ==")
-        for name, value in rows:
-            self._print(f"{name:<{width}}  {value}")
+        self._show(draw, "\n".join([f"== {title} ==", *(f"{name:<{width}}  {value}" for name, value in rows)]))
+
+    def _show(self, draw: Callable[[Any], None], plain: str) -> None:
+        """On a terminal what ``draw`` does with a rich console, elsewhere a plain text."""
+        if not self._prints:
+            return
+        out = self._stream or sys.stdout
+        try:
+            if out.isatty():
+                from rich.console import Console
+
+                draw(Console(file=out, soft_wrap=True))
+            else:
+                print(plain, file=out, flush=True)
+        except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed stream
+            self._prints = False
+            _let_go(out)
+            logger.warning("the console cannot be written (%s); training goes on in silence", error)
+
+
+def _let_go(out: TextIO) -> None:
+    """Send what the stream still holds nowhere; else Python would try again at its exit, and fail with code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[str, str]]:

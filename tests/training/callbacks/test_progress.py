@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -137,3 +141,30 @@ def test_quantity(number, text):
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+FULL_DISK = """
+import callback_driver as driver
+from bridge.training.callbacks import ProgressCallback
+driver.Loop([ProgressCallback(log_interval=1)], driver.state(driver.config()), None).start().steps(5).end()
+open("reached", "w").close()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_console_on_a_full_disk_is_one_warning_and_no_exit_code(tmp_path):
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here.parents[2]), str(here)])
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-c", FULL_DISK],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (finished.returncode, (tmp_path / "reached").exists()) == (0, True)
+    (warning,) = finished.stderr.splitlines()
+    assert warning == "the console cannot be written ([Errno 28] No space left on device); training goes on in silence"
