@@ -142,8 +142,23 @@ KINDS: dict[str, Draw] = {
 }
 
 
+def _recomputations(random: Random, model: dict[str, Any]) -> list[dict[str, Any]]:
+    """Options of activation checkpointing that this model can have."""
+    full = {"recompute_granularity": "full"}
+    modules = ["core_attn", "mlp"]
+    if "num_moe_experts" in model:
+        modules += ["moe", "shared_experts"] if model["moe_shared_expert_intermediate_size"] else ["moe"]
+    if "kv_lora_rank" in model:
+        modules.append("mla_up_proj")
+    return [
+        {**full, "recompute_method": "uniform", "recompute_num_layers": 1},
+        {**full, "recompute_method": "block", "recompute_num_layers": random.randint(1, model["num_layers"])},
+        *({"recompute_granularity": "selective", "recompute_modules": [module]} for module in modules),
+    ]
+
+
 def cases(shapes: int = 4) -> list[Case]:
-    """Every kind in several shapes: trained in full, in part, and with adapters."""
+    """Every kind in several shapes: trained in full, in part, with adapters, and with recomputation."""
     found = []
     for kind, draw in KINDS.items():
         for seed in range(shapes):
@@ -153,6 +168,10 @@ def cases(shapes: int = 4) -> list[Case]:
             found.append(Case(f"{kind}-{seed}-full", model, *size))
             for share in (0.07, random.choice([0.2, 0.5, 0.9])):
                 found.append(Case(f"{kind}-{seed}-{share}-trained", model, *size, share=share))
+            # In its backward pass megatron-core's own windows ask for a GPU.
+            if seed == 0 and "window_size" not in model:
+                for number, options in enumerate(_recomputations(random, model)):
+                    found.append(Case(f"{kind}-{seed}-recompute-{number}", {**model, **options}, *size))
             targets = tuple(random.sample(LINEAR[:4] + (LINEAR[4:] if "q_lora_rank" in model else ()), 3))
             found.append(Case(f"{kind}-{seed}-lora", model, *size, share=0.0, lora=random.randint(1, 6), targets=targets))
     return found
