@@ -11,6 +11,9 @@ from bridge.training.errors import RunError
 
 T = TypeVar("T")
 
+# What torch's archive writer says when the system takes only a part of what it writes.
+_CUT_SHORT = ("inline_container", "PytorchStreamWriter", "iostream error")
+
 
 def everywhere(action: Callable[[], T], what: str) -> T:
     """Call ``action`` on this rank, wait for all ranks, and return its result.
@@ -27,7 +30,7 @@ def everywhere(action: Callable[[], T], what: str) -> T:
     for rank, text in enumerate(problems):
         if text is not None:
             where = f" (rank {rank})" if len(problems) > 1 else ""
-            raise RunError(f"{what}: {text}{where}")
+            raise RunError(f"{what}: {text}{where}", shared=True)
     return result  # type: ignore[return-value]
 
 
@@ -51,5 +54,7 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if any(sign in str(error) for sign in _CUT_SHORT):
+        return "a file could not be written to its end; the disk may be full"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}".rstrip(": ")

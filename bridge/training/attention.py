@@ -76,6 +76,8 @@ class SegmentAttention(MegatronModule):
         packed_seq_params: Optional[PackedSeqParams] = None,
     ) -> Tensor:
         """Return the attended values with heads joined: [s, b, heads x dim], packed [t, heads x dim]."""
+        if self.config.multi_latent_attention:
+            key = self._share_positions(key)
         size = parallel_state.get_context_parallel_world_size()
         packed = packed_seq_params is not None
         if packed_seq_params is not None:
@@ -95,6 +97,16 @@ class SegmentAttention(MegatronModule):
         output = attended[0] if len(attended) == 1 else torch.cat(attended)
         output = output.flatten(2)
         return output.squeeze(1) if packed else output
+
+    def _share_positions(self, key: Tensor) -> Tensor:
+        """MLA: add up the gradient of the keys' RoPE part, which all heads share, over the tensor-parallel ranks.
+
+        Each rank has the gradient of its own heads; megatron-core's local layers would keep that part of it alone.
+        """
+        width = self.config.qk_pos_emb_head_dim
+        own, shared = key[..., :-width], key[..., :1, -width:]
+        shared = tensor_parallel.copy_to_tensor_model_parallel_region(shared)
+        return torch.cat([own, shared.expand(*own.shape[:-1], width)], dim=-1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One segment: query [local, b, heads, dim], key and value [whole, b, groups, dim] -> [local, b, heads, dim]."""

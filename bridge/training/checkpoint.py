@@ -22,6 +22,7 @@ it matters to dropout alone.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -34,15 +35,20 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedStateDict
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    determine_main_replica_uniform_distribution,
+    distribute_main_replicas_with_precomputed_distribution,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.utils import unwrap_model
 from torch.distributed import checkpoint as torch_checkpoint
 
@@ -59,6 +65,7 @@ _FORMAT = 1
 _METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
+    "chained_optim_avoid_prefix": True,
 }
 
 
@@ -85,7 +92,10 @@ def sharded_state(model: list[Any], optimizer: Any, scheduler: Any, *, is_loadin
     state: ShardedStateDict = {}
     for name, chunk in _chunks(model):
         state[name] = chunk.sharded_state_dict(metadata=_METADATA)
-    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_METADATA)
+    _begin(optimizer)
+    parts = _parts(optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_METADATA))
+    state["optimizer_step"] = next((step for step in map(_take_step, parts) if step is not None), None)
+    state["optimizer"] = dict(enumerate(_keep_local(parts)))
     state["scheduler"] = scheduler.state_dict()
     return state
 
@@ -94,8 +104,93 @@ def restore(loaded: Mapping[str, Any], model: list[Any], optimizer: Any, schedul
     """Put what :func:`load` returned into this rank's objects."""
     for name, chunk in _chunks(model):
         chunk.load_state_dict(loaded[name])
-    optimizer.load_state_dict(loaded["optimizer"])
+    parts = [loaded["optimizer"][number] for number in sorted(loaded["optimizer"])]
+    step = loaded["optimizer_step"]
+    for part in parts:
+        _give_step(part, step)
+    with _step_for_torch_adam(optimizer, step):
+        optimizer.load_state_dict(parts[0] if len(parts) == 1 else dict(enumerate(parts)))
     scheduler.load_state_dict(loaded["scheduler"])
+
+
+# megatron-core chains several optimizers where experts are spread over ranks, and holds their hyperparameters and step
+# count by place in the chain.  The moments have names and can be cut anew; the rest is made independent of the chain
+# here: hyperparameters are the configuration's, and there is one step count.
+
+
+def _singles(optimizer: Any) -> list[Any]:
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _counts_per_parameter(single: Any) -> bool:
+    return isinstance(single.optimizer, torch.optim.Adam)  # AdamW is one; those of Apex and TE count per group
+
+
+def _begin(optimizer: Any) -> None:
+    """Give an optimizer that has not made a step yet its empty moments; megatron-core reads the step count beside them."""
+    for single in _singles(optimizer):
+        single.init_state_fn(single.optimizer, single.config)
+        if _counts_per_parameter(single):
+            for moments in single.optimizer.state.values():
+                moments.setdefault("step", torch.tensor(0.0))
+
+
+@contextlib.contextmanager
+def _step_for_torch_adam(optimizer: Any, step: Optional[float]) -> Iterator[None]:
+    """Let megatron-core's distributed optimizer load on top of torch's Adam.
+
+    It leaves the step count out where it cuts the saved moments, then misses it where it copies them; and it gives all
+    parameters one and the same counter, which would count once for each of them.
+    """
+    affected = [s for s in _singles(optimizer) if isinstance(s, DistributedOptimizer) and _counts_per_parameter(s)]
+    for single in affected:
+        copy = single._set_main_param_and_optimizer_states
+        single._set_main_param_and_optimizer_states = lambda parameter, tensors, copy=copy: copy(
+            parameter, {**tensors, "step": torch.tensor(step)}
+        )
+    try:
+        yield
+    finally:
+        for single in affected:
+            del single._set_main_param_and_optimizer_states
+            for moments in single.optimizer.state.values():
+                moments["step"] = moments["step"].clone()
+
+
+def _parts(state: dict[Any, Any]) -> list[dict[str, Any]]:
+    chained = all(isinstance(key, int) for key in state)
+    return [state[number] for number in sorted(state)] if chained else [state]
+
+
+def _torch_state(part: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of torch's optimizer inside megatron-core's wrappers."""
+    return part.get("optimizer", part)
+
+
+def _take_step(part: dict[str, Any]) -> Optional[float]:
+    inner = _torch_state(part)
+    steps = [inner.get("state", {}).pop("common_step", None), *(group.pop("step", None) for group in inner["param_groups"])]
+    return next((float(step) for step in steps if step is not None), None)
+
+
+def _give_step(part: dict[str, Any], step: Optional[float]) -> None:
+    if step is None:
+        return
+    inner = _torch_state(part)
+    if "param_state" in part:  # the distributed optimizer keeps the count in its groups, the others beside the moments
+        for group in inner["param_groups"]:
+            group["step"] = step
+    else:
+        inner["state"]["common_step"] = torch.tensor(step)
+
+
+def _keep_local(value: Any) -> Any:
+    """The same structure, with everything that is not cut over ranks left to the process that loads."""
+    if isinstance(value, dict):
+        return {key: _keep_local(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_keep_local(item) for item in value]
+    return value if isinstance(value, (ShardedBase, LocalNonpersistentObject)) else LocalNonpersistentObject(value)
 
 
 def _chunks(model: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -169,7 +264,8 @@ def save(
                 shutil.rmtree(partial_path, ignore_errors=True)
         raise RunError(
             f"checkpoint.save={str(folder)!r}: step {step} could not be saved: {error}. Free space or choose another "
-            "folder; checkpoints saved before are untouched."
+            "folder; checkpoints saved before are untouched.",
+            shared=True,
         ) from error
     return final
 
@@ -198,10 +294,14 @@ def _write_tensors(path: Path, tensors: ShardedStateDict, groups: Groups) -> Non
     sharded, common = save_preprocess(tensors)
 
     def write_common() -> None:
-        torch.save(common, path / "common.pt")
+        _write_object(path / "common.pt", common)
         save_config(CheckpointingConfig("torch_dist", 1), str(path))
 
     everywhere(partial(_only_first, groups, write_common), "common state")
+    # Every replica holds all of this: each writes a share.
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    shares = determine_main_replica_uniform_distribution(sharded, replicas)
+    distribute_main_replicas_with_precomputed_distribution(sharded, replicas, shares)
     flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
     try:
         torch_checkpoint.save(
@@ -219,8 +319,15 @@ def _first_failure(error: torch_checkpoint.CheckpointException) -> str:
 
 
 def _write_random(path: Path, groups: Groups) -> None:
-    with open(path / f"random_{groups.rank}.pt", "wb") as file:
-        torch.save(random_state(), file)
+    _write_object(path / f"random_{groups.rank}.pt", random_state())
+
+
+def _write_object(path: Path, value: Any) -> None:
+    """As torch.save, which would hide what the system says when a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with open(path, "wb") as file:
+        file.write(buffer.getbuffer())
         _flush(file)
 
 
@@ -253,9 +360,8 @@ def _publish(partial_path: Path, final: Path, content: Mapping[str, Any], keep: 
     with open(partial_path / STATE, "w") as file:
         json.dump({"crc32": zlib.crc32(text.encode()), "checkpoint": content}, file, indent=1)
         _flush(file)
-    for name in ("common.pt", "metadata.json"):  # written by others' code
-        with open(partial_path / name, "rb") as file:
-            os.fsync(file.fileno())
+    with open(partial_path / "metadata.json", "rb") as file:  # written by megatron-core
+        os.fsync(file.fileno())
     _flush_folder(partial_path)
     replaced = final.with_name(f".{final.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -318,7 +424,8 @@ def find(folder: Path, groups: Groups) -> tuple[Optional[Checkpoint], list[str]]
     if problems:
         raise RunError(
             f"checkpoint.load={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder, "
-            "or leave checkpoint.load out to start a new run."
+            "or leave checkpoint.load out to start a new run.",
+            shared=True,
         )
     return None, notes
 
@@ -394,7 +501,8 @@ def load(checkpoint: Checkpoint, tensors: ShardedStateDict) -> dict[str, Any]:
 def _does_not_fit(checkpoint: Checkpoint, problem: str) -> RunError:
     return RunError(
         f"checkpoint.load: {checkpoint.path} does not fit this model or optimizer: {problem}. Use the recipe it was saved "
-        "with (its config.yaml), or leave checkpoint.load out."
+        "with (its config.yaml), or leave checkpoint.load out.",
+        shared=True,
     )
 
 

@@ -18,4 +18,11 @@ __all__ = ["EXIT_CONFIG", "EXIT_OK", "EXIT_RUN", "ConfigError", "RunError"]
 
 
 class RunError(RuntimeError):
-    """The run cannot go on for a reason outside its configuration: a disk, a file, another rank."""
+    """The run cannot go on for a reason outside its configuration: a disk, a file, another rank.
+
+    ``shared``: every rank raises the same error, so one of them may speak for all.
+    """
+
+    def __init__(self, message: str, *, shared: bool = False) -> None:
+        super().__init__(message)
+        self.shared = shared

@@ -7,6 +7,7 @@ quotes in its summary.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -31,8 +32,8 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connecti
 def run(action: Callable[[], None], *, rank: int) -> int:
     """Call ``action`` and turn what it raises into one message and an exit code: 0, 1 (run time) or 2 (configuration).
 
-    A configuration error is the same on every rank, so the first one alone speaks.  Other errors may be one rank's own:
-    every rank that has one says so, unless the first one has ended the job by then.
+    Of an error that is the same on every rank the first one alone speaks.  Other errors are one rank's own: it says so,
+    unless the first rank has ended the job by then.
     """
     try:
         action()
@@ -40,7 +41,7 @@ def run(action: Callable[[], None], *, rank: int) -> int:
     except ConfigError as error:
         return _fail(str(error), EXIT_CONFIG, rank=rank, speaks=rank == 0)
     except RunError as error:
-        return _fail(str(error), EXIT_RUN, rank=rank, speaks=True)
+        return _fail(str(error), EXIT_RUN, rank=rank, speaks=rank == 0 or not error.shared)
     except Exception as error:
         if any(text in str(error) for text in _LOST_PEER):
             # Not the cause: the rank that is gone has said, or torchrun will say, why.
@@ -52,11 +53,12 @@ def run(action: Callable[[], None], *, rank: int) -> int:
 def _fail(message: str, code: int, *, rank: int, speaks: bool, last: bool = False, details: Optional[str] = None) -> int:
     if rank > 0 or last:
         time.sleep(LINGER_S)
-    if details:
-        print(details, file=sys.stderr)
-    if speaks:
-        who = "" if rank == 0 else f"rank {rank}: "
-        print(f"bridge: {who}error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the console may be a file on a full disk
+        if details:
+            print(details, file=sys.stderr)
+        if speaks:
+            who = "" if rank == 0 else f"rank {rank}: "
+            print(f"bridge: {who}error: {message}", file=sys.stderr, flush=True)
     _tell_torchrun(message, code)
     return code
 
@@ -66,11 +68,8 @@ def _tell_torchrun(message: str, code: int) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        try:
-            with open(path, "w") as file:
-                json.dump({"message": {"message": message, "errorCode": code, "extraInfo": extra}}, file)
-        except OSError:
-            pass  # the message stands on the console
+        with contextlib.suppress(OSError), open(path, "w") as file:  # the message stands on the console
+            json.dump({"message": {"message": message, "errorCode": code, "extraInfo": extra}}, file)
 
 
 class StopSignals:

@@ -47,6 +47,9 @@ def prepare_libraries() -> None:
     # Notes on optional packages that are not installed; what is used instead is megatron-core's own code.
     for module in ("megatron", "transformer_engine", "torch.distributed"):
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    # The optimizer looks at gradients of parameters that are views; torch's checkpoints still use ShardedTensor.
+    for text in ("The .grad attribute of a Tensor that is not a leaf", "Please use DTensor instead"):
+        warnings.filterwarnings("ignore", message=text)
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
     from bridge.training import redirect

@@ -138,7 +138,8 @@ class Run:
         if other is not None:
             raise RunError(
                 f"data.path={self.cfg.data.path!r}: rank 0 reads {fingerprints[0]}, rank {other} reads "
-                f"{fingerprints[other]}. Put the same text on every machine, or on a disk they share."
+                f"{fingerprints[other]}. Put the same text on every machine, or on a disk they share.",
+                shared=True,
             )
 
     def _training_data(self) -> Any:
@@ -262,7 +263,9 @@ class Run:
             return
         tensors = checkpoint.sharded_state(self.model, self.optimizer, self.scheduler, is_loading=True)
         checkpoint.restore(checkpoint.load(found, tensors), self.model, self.optimizer, self.scheduler)
-        notes += [note for note in (checkpoint.load_random(found, state.groups),) if note]
+        restarted = checkpoint.load_random(found, state.groups)
+        if restarted and (self.cfg.model.hidden_dropout or self.cfg.model.attention_dropout):
+            notes.append(restarted)
         saved = found.state
         state.step = saved["step"]
         state.consumed_samples = saved["consumed_samples"]
