@@ -101,8 +101,8 @@ def test_sizes_calculate_like_integers():
         (100 // a, "(100 // a)", ("a",)),
         ((a + 1) // b // 2, "(((a + 1) // b) // 2)", ("a", "b")),
         (-(-a // b) * b, "b*ceil(a / b)", ("b", "a")),
-        (True * a, "a", ("a",)),
-        (False * a, "0", ()),
+        (a * True, "a", ("a",)),
+        (a * False, "0", ()),
         (7 - a, "-a + 7", ("a",)),
     ):
         assert (formula_of(value), fields_of(value)) == (formula, fields)
