@@ -96,8 +96,7 @@ def num_floating_point_operations(
     if adapted and seqlen_sum is None and seqlen_squared_sum is None:
         averages = _packed_averages(cfg, batch_size, nominal)
     if averages is not None:
-        per_row, tokens, _, squares = averages
-        sequences = Moments.of(*(batch_size * Fraction(average) for average in (per_row, tokens, squares)), nominal=nominal)
+        sequences = _moments_of_rows(averages, batch_size, nominal)
     else:
         if seqlen_sum is None:
             if nominal is None:
@@ -161,6 +160,11 @@ def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple
             _lora_seq_stats_cache.pop(next(iter(_lora_seq_stats_cache)))
         _lora_seq_stats_cache[key] = averages
     return averages
+
+
+def _moments_of_rows(averages: tuple[Any, Any, Any, Any], rows: int, nominal: int | None) -> Moments:
+    number, total, _, squares = (rows * Fraction(average) for average in averages)
+    return Moments.of(number, total, squares, nominal)
 
 
 def _with_table(vector: list[Number], plan: Plan, table: SequenceTable, rows: int) -> list[Number]:
