@@ -66,7 +66,7 @@ class ThroughputCallback(Callback):
     """Exact FLOPs, MFU and token rates, summed over all ranks once per log interval.
 
     Args:
-        convention: how FLOPs are counted: ``megatron``, ``exact`` or ``executed``.
+        convention: how FLOPs are counted: ``megatron``, ``maxtext``, ``exact`` or ``executed``.
         log_interval: steps between log points; None: ``cfg.logger.log_interval``.
         peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
         metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
@@ -142,6 +142,9 @@ class ThroughputCallback(Callback):
     @_hook
     def on_train_start(self, context: CallbackContext) -> None:
         """Compile the plan, find the peak, publish the constants."""
+        self._start(context)
+
+    def _start(self, context: CallbackContext) -> None:
         state, cfg = context.state, context.state.cfg
         self._groups = groups = current_groups()
         self._step = state.train_state.step
@@ -209,8 +212,10 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_step_start(self, context: CallbackContext) -> None:
-        """Time runs again after an evaluation or a checkpoint."""
-        if self._meter is not None:
+        """Time runs again after an evaluation or a checkpoint. In a loop that has no on_train_start, this is the start."""
+        if self._meter is None and not self._failed:
+            self._start(context)
+        elif self._meter is not None:
             self._meter.resume()
 
     @_hook

@@ -3,13 +3,16 @@
 import importlib.util
 from pathlib import Path
 
+import callback_driver as driver
 import pytest
 
+from bridge.flops import compile_plan
 from bridge.training.callbacks import (
     EVENTS,
     Callback,
     CallbackContext,
     CallbackManager,
+    ThroughputCallback,
     normalize_callbacks,
     should_fire,
 )
@@ -142,3 +145,29 @@ def test_megatron_bridge_has_these_events_and_takes_our_callbacks():
     manager.add(Recorder("a", log))
     manager.fire("on_train_start", CONTEXT)
     assert log == [("a", "on_train_start")]
+
+
+@pytest.mark.skipif(megatron_bridge() is None, reason="Megatron-Bridge is not installed")
+def test_the_throughput_callback_counts_in_megatron_bridges_manager(monkeypatch):
+    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
+    theirs = megatron_bridge()
+    run, callback = driver.state(driver.config(log_interval=2)), ThroughputCallback("exact")
+    manager = theirs.CallbackManager()
+    manager.add(callback)
+    drawn = driver.draw(3, 5)
+    data = callback.observe(map(driver.packed, drawn))
+
+    def fire(event, **fields):
+        context = theirs.CallbackContext(state=run, model=[], user_state=manager.user_state, **fields)
+        manager.fire(event, context)
+
+    fire("on_train_start")
+    for _ in drawn:
+        fire("on_train_step_start")
+        next(data)
+        fire("on_train_step_end", loss_dict={}, grad_norm=1.0, skipped_iter=False)
+        run.train_state.step += 1
+    fire("on_train_end")
+    lengths = [length for batch in drawn for length in batch]
+    assert callback.latest["step"] == 5
+    assert callback.latest["throughput/total_flops"] == compile_plan(run.cfg, "exact").flops(lengths)

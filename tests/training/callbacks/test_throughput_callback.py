@@ -198,6 +198,13 @@ def test_batches_taken_before_training_starts_are_counted():
     assert callback.latest["throughput/total_flops"] == flops(drawn)
 
 
+def test_a_loop_that_only_has_steps():
+    drawn = draw(10, 8)
+    callback = ThroughputCallback(log_interval=2)
+    Loop([callback], state(config()), map(packed, drawn)).steps(4).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+
+
 def test_facts_are_published_once():
     callback, loop = started(map(packed, draw(1, 2)))
     facts = loop.manager.user_state[FACTS]
