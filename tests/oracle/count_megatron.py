@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer.module import MegatronModule  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 
+from bridge.config import Config, ModelConfig  # noqa: E402
+from bridge.training.model import build_model  # noqa: E402
 from oracle.counter import count  # noqa: E402
-from oracle.megatron_cases import Case, cases  # noqa: E402
+from oracle.megatron_cases import Case, cases, trained_cases  # noqa: E402
 
 #: Options of ours that GPTModel takes, and not its configuration.
 _OF_THE_MODEL = ("vocab_size", "share_embeddings_and_output_weights", "position_embedding_type", "max_position_embeddings")
@@ -111,6 +114,13 @@ def build(case: Case) -> GPTModel:
     return model
 
 
+def build_as_trained(case: Case) -> torch.nn.Module:
+    """The model as ``bridge train`` builds it: with its own norm and core attention."""
+    model = ModelConfig(**case.model, seq_length=64, make_vocab_size_divisible_by=1)
+    (chunk,) = build_model(Config(model=model), torch.device("cpu"))
+    return chunk.module
+
+
 def _attend_plainly(layer: Any, latent: bool) -> None:
     if latent:
         layer.submodules.self_attention.submodules.core_attention = PlainAttention
@@ -121,9 +131,8 @@ def path_of(parameter: str) -> str:
     return re.sub(r"\.local_experts\.\d+|\.(weight|bias)$", "", parameter)
 
 
-def measure(case: Case) -> dict[str, int]:
+def measure(case: Case, model: torch.nn.Module) -> dict[str, int]:
     """What a case counts, and its parameters."""
-    model = build(case)
     tokens = torch.zeros(case.batch_size, case.length, dtype=torch.long)
     positions = torch.arange(case.length)[None].expand_as(tokens)
     hidden = torch.ones(case.length, case.length, dtype=torch.bool).triu(1)[None, None].expand(case.batch_size, 1, -1, -1)
@@ -146,11 +155,17 @@ def main() -> None:
     model_parallel_cuda_manual_seed(1)
     results: dict[str, Any] = {}
     for case in cases():
-        try:
-            results[case.name] = measure(case)
-        except Exception as error:  # the test of this case reports it, the others go on
-            results[case.name] = {"error": f"{type(error).__name__}: {error}"}
+        results[case.name] = _attempt(case, build)
+    for case in trained_cases():
+        results[f"trained-{case.name}"] = _attempt(case, build_as_trained)
     print(json.dumps(results))
+
+
+def _attempt(case: Case, builder: Callable[[Case], torch.nn.Module]) -> dict[str, Any]:
+    try:
+        return measure(case, builder(case))
+    except Exception as error:  # the test of this case reports it, the others go on
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

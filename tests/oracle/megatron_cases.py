@@ -175,3 +175,8 @@ def cases(shapes: int = 4) -> list[Case]:
             targets = tuple(random.sample(LINEAR[:4] + (LINEAR[4:] if "q_lora_rank" in model else ()), 3))
             found.append(Case(f"{kind}-{seed}-lora", model, *size, share=0.0, lora=random.randint(1, 6), targets=targets))
     return found
+
+
+def trained_cases() -> list[Case]:
+    """What ``bridge train`` builds of these: one shape of every kind, trained in full."""
+    return [case for case in cases(1) if case.name.endswith("-full")]

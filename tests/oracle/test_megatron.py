@@ -14,7 +14,7 @@ import pytest
 from bridge.config import Config, ModelConfig, PeftConfig
 from bridge.flops import compile_plan
 from bridge.flops.plan import Plan
-from oracle.megatron_cases import Case, cases
+from oracle.megatron_cases import Case, cases, trained_cases
 
 pytest.importorskip("megatron.core")
 CASES = cases()
@@ -55,3 +55,15 @@ def test_gpt_model(case: Case, counted: dict[str, dict[str, Any]]) -> None:
         assert plan.flops(lengths, passes="training") == plan.flops(lengths, passes="hardware")
     assert plan.parameters()["total"] == found["parameters"]
     assert plan.parameters()["trainable"] == found["trainable"]
+
+
+@pytest.mark.parametrize("case", trained_cases(), ids=lambda case: case.name)
+def test_what_is_trained_is_what_is_counted(case: Case, counted: dict[str, dict[str, Any]]) -> None:
+    """The model that ``bridge train`` builds, with fused attention, costs what the plan says."""
+    found = counted[f"trained-{case.name}"]
+    assert "error" not in found, found["error"]
+    plan = plan_of(case)
+    lengths = [case.length] * case.batch_size
+    assert plan.flops(lengths, passes="forward") == found["forward"]
+    assert plan.flops(lengths) == found["training"]
+    assert plan.parameters()["total"] == found["parameters"]
