@@ -35,6 +35,7 @@ class Layer:
         is_global: sees everything in a model that also has local layers.
         shares_kv: takes keys and values from an earlier layer.
         ratio: of the compressed keys (DeepSeek-V4).
+        rotates: RoPE turns its queries and keys, if the model has RoPE at all.
         crosses: also attends to an encoder.
     """
 
@@ -45,6 +46,7 @@ class Layer:
     is_global: bool = False
     shares_kv: bool = False
     ratio: int = 0
+    rotates: bool = True
     crosses: bool = False
 
 
@@ -55,7 +57,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
     assert shape.num_layers is not None
     count = shape.num_layers
     moe, local, mixers = moe_layers(shape), local_layers(shape), _mixers(shape)
-    ratios = _compress_ratios(shape)
+    ratios, unrotated = _compress_ratios(shape), no_rope_layers(shape)
     has_local = any(local)
     return [
         Layer(
@@ -66,6 +68,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
             is_global=has_local and not local[i],
             shares_kv=i >= count - (shape.num_kv_shared_layers or 0),
             ratio=ratios[i],
+            rotates=not unrotated[i],
             crosses=bool(shape.encoder_num_layers),
         )
         for i in range(count)
@@ -127,17 +130,22 @@ def moe_layers(shape: ModelShape) -> list[bool]:
     return _flags("moe_layer_freq", freq, count)
 
 
+def no_rope_layers(shape: ModelShape) -> list[bool]:
+    """Which decoder layers are without RoPE: every Nth, or as the list says."""
+    count, freq = shape.num_layers or 0, shape.no_rope_freq
+    if freq is None:
+        return [False] * count
+    if _is_int(freq):
+        _check_freq("no_rope_freq", freq)
+        return [i % freq == 0 for i in range(1, count + 1)]
+    return _flags("no_rope_freq", freq, count)
+
+
 def local_layers(shape: ModelShape) -> list[bool]:
     """Which decoder layers see a window or a chunk instead of everything."""
     count = shape.num_layers or 0
     if shape.attention_chunk_size:
-        freq = shape.no_rope_freq
-        if freq is None:
-            return [True] * count
-        if _is_int(freq):
-            _check_freq("no_rope_freq", freq)
-            return [i % freq != 0 for i in range(1, count + 1)]
-        return [not flag for flag in _flags("no_rope_freq", freq, count)]
+        return [not flag for flag in no_rope_layers(shape)]
     if not shape.window:
         return [False] * count
     if shape.interleaved_attn_pattern is not None:

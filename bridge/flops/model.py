@@ -34,11 +34,14 @@ from bridge.flops.components.vision_tower import (
     vision_layer,
 )
 from bridge.flops.conventions import Convention
+from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING, Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
 from bridge.flops.model_shape import AudioShape, ConfigError, ModelShape, VisionShape
-from bridge.flops.terms import Context, Term, join, norm, onto, table
+from bridge.flops.terms import Context, Term, elementwise, join, norm, onto, table
 
+#: Kinds of positions that turn queries and keys.
+ROTARY = ("rope", "mrope", "yarn")
 #: Taps of Mamba's convolution: megatron-core's MambaMixer, argument d_conv.
 MAMBA_CONV_KERNEL = 4
 
@@ -65,6 +68,16 @@ class Build:
     @property
     def norm_bias(self) -> bool:
         return self.shape.normalization == "LayerNorm"
+
+    @property
+    def activation(self) -> Operations:
+        """What the activation does to one number; nothing where it is unknown, which the operation ledger reports."""
+        return ACTIVATIONS.get(self.shape.activation, NOTHING)
+
+    def rotated(self, layer: Layer, head_size: int) -> int:
+        """Channels of a head that RoPE turns."""
+        turns = self.shape.position_embedding_type in ROTARY and layer.rotates
+        return int(head_size * self.shape.rotary_percent) if turns else 0
 
 
 def model_terms(
@@ -128,7 +141,7 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     shape = build.shape
     size = build.hidden_size
     if shape.hc_mult and layer.mixer:
-        yield hyper_connections(hidden_size=size, multiplicity=shape.hc_mult)
+        yield from hyper_connections(hidden_size=size, multiplicity=shape.hc_mult)
     if layer.mixer:
         yield from _normed(
             build, MIXERS[layer.mixer](build, layer), "self_attention", "input_layernorm", "post_attention_layernorm"
@@ -154,6 +167,7 @@ def _normed(build: Build, block: list[Term], component: str, before: str, after:
     yield from block
     if placement in ("post", "sandwich"):
         yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)
+    yield elementwise("residual", component, size * ADDITION, "hidden")
 
 
 def _last_norm(build: Build, to: str) -> Term:
@@ -249,6 +263,8 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             window_patches=0 if full[i] else vision.window_patches,
             class_token=vision.class_token and not plain,
             norm_bias=not vision.gated,
+            heads=vision.heads,
+            rope=vision.projector_type in ("merger", "pixel_shuffle"),
         )
         terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
         if i in vision.deepstack_visual_indexes:
@@ -265,11 +281,12 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
 def _attention(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     head_norm = "full" if shape.qk_layernorm == "full" else "head" if shape.qk_layernorm else ""
+    head_size = layer.is_global and shape.global_kv_channels or shape.head_size
     return self_attention(
         hidden_size=build.hidden_size,
         num_attention_heads=build.heads,
         num_query_groups=layer.is_global and shape.global_num_query_groups or shape.key_value_heads,
-        kv_channels=layer.is_global and shape.global_kv_channels or shape.head_size,
+        kv_channels=head_size,
         context=layer.context,
         output_gate=shape.attention_output_gate,
         key_is_value=layer.is_global and shape.global_attention_k_eq_v,
@@ -282,6 +299,7 @@ def _attention(build: Build, layer: Layer) -> list[Term]:
         head_norm=head_norm,
         norm_bias=build.norm_bias,
         sinks=shape.softmax_type == "learnable",
+        rotated=build.rotated(layer, head_size),
     )
 
 
@@ -414,6 +432,7 @@ def _mlp(build: Build, layer: Layer) -> list[Term]:
         gated=shape.gated_linear_unit,
         fused=build.fused,
         bias=shape.add_bias_linear,
+        activation=build.activation,
     )
 
 
@@ -433,6 +452,8 @@ def _moe(build: Build, layer: Layer) -> list[Term]:
         bias=shape.add_bias_linear,
         router_bias=shape.add_bias_linear,
         expert_bias=shape.moe_router_enable_expert_bias,
+        activation=build.activation,
+        sigmoid_scores=shape.moe_router_score_function == "sigmoid",
     )
 
 

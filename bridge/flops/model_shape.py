@@ -72,6 +72,12 @@ class ModelShape:
     """True: a norm over each query and key head; ``full``: over the whole projection (OLMo 2)."""
     softmax_type: str = "vanilla"
     """``learnable``: one attention sink per head (GPT-OSS)."""
+    activation_func: Any = None
+    """Activation of the MLPs, by name or as torch's function; silu where they are gated, else gelu, when unset."""
+    moe_router_score_function: str = "softmax"
+    """What turns router logits into scores: ``softmax`` or ``sigmoid``."""
+    rotary_percent: float = 1.0
+    """Fraction of a head's channels that RoPE turns."""
     position_embedding_type: str = "rope"
     """``learned_absolute`` adds max_position_embeddings x hidden_size parameters."""
     max_position_embeddings: Optional[int] = None
@@ -225,6 +231,13 @@ class ModelShape:
 
     # ---- derived ---------------------------------------------------------------------------------
     @property
+    def activation(self) -> str:
+        """The name of the activation."""
+        if self.activation_func is None:
+            return "silu" if self.gated_linear_unit else "gelu"
+        return str(getattr(self.activation_func, "__name__", self.activation_func))
+
+    @property
     def head_size(self) -> int:
         return self.kv_channels or self.hidden_size // self.num_attention_heads  # type: ignore[operator]
 
@@ -274,6 +287,8 @@ class VisionShape:
 
     depth: Optional[int] = None
     """Layers."""
+    num_heads: int = 16
+    """Heads of its attention; they share the width, so that only the operation ledger tells them apart."""
     hidden_size: Optional[int] = None
     """Width of the tower."""
     intermediate_size: Optional[int] = None
@@ -303,6 +318,12 @@ class VisionShape:
     projector_input_dim: Optional[int] = None
     projector_output_dim: Optional[int] = None
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of its attention; one where the number given does not divide the width."""
+        given, width = self.num_heads, self.hidden_size or 0
+        return given if isinstance(given, int) and given > 0 and width % given == 0 else 1
 
     @property
     def gated(self) -> bool:
@@ -344,6 +365,7 @@ class AudioShape:
 _ALIASES = {"hybrid_layer_pattern": ("hybrid_override_pattern",)}
 _VISION_ALIASES = {
     "depth": ("num_hidden_layers", "num_layers"),
+    "num_heads": ("num_attention_heads",),
     "hidden_size": ("embed_dim",),
     "in_channels": ("in_chans", "num_channels"),
     "projector_output_dim": ("vision_output_dim",),

@@ -23,7 +23,7 @@ from bridge.flops.model import model_terms, vision_terms
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Pass, Term
+from bridge.flops.terms import Context, Kind, Pass, Term
 
 K = TypeVar("K")
 
@@ -44,6 +44,7 @@ def compile_plan(
     *,
     framework: str | None = None,
     trainable: Callable[[str], bool] | None = None,
+    elementwise: bool = False,
 ) -> Plan:
     """Compile a configuration to a plan.
 
@@ -53,6 +54,7 @@ def compile_plan(
         convention: ``megatron``, ``exact`` or ``executed``.
         framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
+        elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
 
     Raises:
         ConfigError: a required field is missing or impossible; the message names it.
@@ -70,6 +72,8 @@ def compile_plan(
         terms = _terms(cfg, how, runs_on, fused)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora)
+        if not elementwise:
+            terms = [term for term in terms if term.kind is not Kind.ELEMENTWISE]
         terms = transforms.differentiate(terms, may_train, runs_on)
         return (*transforms.with_recompute(terms, shape), *onlookers(how))
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.model_shape import ConfigError, ModelShape
-from bridge.flops.terms import Kind, Pass, Term
+from bridge.flops.terms import Kind, Pass, Term, elementwise
 
 ADAPTERS = "adapters"
 #: The value that never carries a gradient.
@@ -50,7 +51,7 @@ def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framew
             needs[name] = (
                 flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS)
             )
-        result.append(replace(term, passes=passes & term.allowed))
+        result.append(term.changed(passes=passes & term.allowed))
     return result
 
 
@@ -97,6 +98,9 @@ class Lora:
         return any(matches(name, self.target_modules) for name in names)
 
 
+_SCALED_SUM = Operations(additions=1, multiplications=1)
+
+
 def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
     """Two matmuls beside every target, k -> r -> n, on the target's rows."""
     result = []
@@ -111,6 +115,8 @@ def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
         result += [
             replace(base, name="lora_A", n=lora.dim, outputs=(low,), path=f"{low}.linear_in"),
             replace(base, name="lora_B", k=lora.dim, inputs=(low,), path=f"{low}.linear_out"),
+            # Scaled by alpha / r and added to what the frozen weight makes.
+            elementwise("lora_sum", ADAPTERS, term.times * term.n * _SCALED_SUM, *term.outputs, rows=term.rows).under(f"{low}."),
         ]
     if not hit:
         raise ConfigError(f"peft.target_modules={list(lora.target_modules)} matches no linear layer of this model")
@@ -136,7 +142,7 @@ def forward_only(terms: Iterable[Term], component: str) -> list[Term]:
 def with_recompute(terms: Sequence[Term], shape: ModelShape) -> list[Term]:
     """Add the forward passes that activation checkpointing runs again (HFU; model FLOPs do not change).
 
-    ``full``/``uniform`` runs every decoder layer again, ``full``/``block`` the first recompute_num_layers, ``selective`` the
+    ``full``/``uniform`` runs every layer again, ``full``/``block`` the decoder's first recompute_num_layers, ``selective`` the
     named modules.  Terms without a backward pass are not run again: nothing of them was dropped that is needed.
     """
     if shape.recompute_granularity is None:
@@ -166,8 +172,11 @@ def _recomputed(shape: ModelShape) -> Callable[[Term], bool]:
             raise ConfigError(
                 f"model.recompute_method={shape.recompute_method!r} must be 'uniform' or 'block' with full recomputation"
             )
-        first = shape.recompute_num_layers if shape.recompute_method == "block" else None
-        return lambda term: (layer := layer_index(term.path)) is not None and (first is None or layer < first)
+        if shape.recompute_method == "uniform":
+            # Multi-token-prediction depths too, all but their output layers.
+            return lambda term: term.path.startswith(("decoder.layers.", "mtp.")) and term.name != "output_layer"
+        first = shape.recompute_num_layers or 0
+        return lambda term: (layer := layer_index(term.path)) is not None and layer < first
     if shape.recompute_granularity != "selective":
         raise ConfigError(f"model.recompute_granularity={shape.recompute_granularity!r} must be 'full' or 'selective'")
     modules = tuple(shape.recompute_modules or ("core_attn",))

@@ -5,8 +5,9 @@ The transformer layers over the halved frames are the ordinary ones (see ``model
 
 from __future__ import annotations
 
+from bridge.flops.elementwise import ACTIVATIONS, ADDITION, Operations
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Kind, Term, norm, table
+from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "audio_model"
 PROJECTION = "audio_projection"
@@ -29,9 +30,12 @@ def frontend(*, num_mel_bins: int, hidden_size: int, max_positions: int) -> list
     terms = [
         Term("conv1", COMPONENT, KERNEL * num_mel_bins, hidden_size, FRAMES, inputs=("mel",), outputs=("conv1",),
              kind=Kind.PATCH_EMBEDDING, bias=hidden_size),
+        elementwise("activation", COMPONENT, hidden_size * ACTIVATIONS["gelu"], "conv1", rows=FRAMES),
         Term("conv2", COMPONENT, KERNEL * hidden_size, hidden_size, POSITIONS, inputs=("conv1",), outputs=("audio.hidden",),
              kind=Kind.PATCH_EMBEDDING, bias=hidden_size),
+        elementwise("activation", COMPONENT, hidden_size * ACTIVATIONS["gelu"], "audio.hidden", rows=POSITIONS),
         table("embed_positions", COMPONENT, max_positions, hidden_size, source="audio.hidden", to=("audio.hidden",)),
+        elementwise("embed_positions", COMPONENT, hidden_size * ADDITION, "audio.hidden", rows=POSITIONS),
     ]  # fmt: skip
     return [term.under("audio_model.") for term in terms]
 
@@ -44,9 +48,10 @@ def projector(*, hidden_size: int, out_hidden_size: int, pooling: int) -> list[T
         out_hidden_size: width of the language model.
         pooling: positions averaged into one token.
     """
-    rows = Statistic("strided_quotient", "audio", (STRIDE, pooling))
+    rows, pooled = Statistic("strided_quotient", "audio", (STRIDE, pooling)), Operations(additions=pooling - 1, divisions=1)
     terms = [
-        norm("layer_norm", hidden_size, PROJECTION, source="audio.hidden", to="audio.pooled", bias=True),
+        elementwise("pooling", PROJECTION, hidden_size * pooled, "audio.hidden", rows=rows),
+        norm("layer_norm", hidden_size, PROJECTION, source="audio.hidden", to="audio.pooled", bias=True, rows=rows),
         Term("linear", PROJECTION, hidden_size, out_hidden_size, rows, inputs=("audio.pooled",), outputs=("image_embeddings",),
              bias=out_hidden_size),
     ]  # fmt: skip

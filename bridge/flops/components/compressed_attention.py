@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.elementwise import Operations
 from bridge.flops.statistics import TOKENS
-from bridge.flops.terms import Context, Kind, Rows, Term, core, join, norm
+from bridge.flops.terms import Context, Kind, Rows, Term, core, elementwise, join, norm, softmax
 
 COMPONENT = "self_attention"
 CORE = "core_attention"
@@ -77,6 +78,8 @@ def compressed_attention(
             context = Context("compressed_topk", (ratio, indexer_topk))
         attend.append(("compressed", context, Fraction(1), "compressed"))
     outputs = []
+    # One softmax runs over all keys: only the first part has its fixed costs.
+    terms += softmax(CORE, Context("window", (window,)), heads=heads, value_size=v_head_dim, on="query")
     for name, over, factor, keys in attend:
         scores, value = f"{name}_scores", f"{name}_context"
         terms += [
@@ -85,6 +88,9 @@ def compressed_attention(
             core(f"{name}_scores_value", CORE, over, head_size=v_head_dim, heads=heads, inputs=(scores, keys), output=value,
                  times=factor),
         ]  # fmt: skip
+        if name != "window":
+            more = Operations(additions=heads, divisions=2 * heads, exponentiations=heads)
+            terms.append(elementwise(f"{name}_softmax", CORE, more, scores, rows=over))
         outputs.append(value)
     terms += [
         join(*outputs, to="context"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import Term, core, norm
+from bridge.flops.terms import Term, core, norm, softmax
 
 COMPONENT = "cross_attention"
 
@@ -69,8 +69,9 @@ def cross_attention(
             for name, value, bias in (("linear_k", "key", key_bias_size), ("linear_v", "value", value_bias_size))
         ]
     if head_norm:
-        terms.append(norm("q_layernorm", kv_channels, COMPONENT, source="query", to="query"))
-        terms.append(norm("k_layernorm", kv_channels, COMPONENT, source="key", to="key"))
+        terms.append(norm("q_layernorm", kv_channels, COMPONENT, source="query", to="query", times=num_attention_heads))
+        keys = norm("k_layernorm", kv_channels, COMPONENT, source="key", to="key", rows=ENCODER_TOKENS, times=num_query_groups)
+        terms.append(keys)
 
     def product(name: str, first: str, second: str, output: str) -> Term:
         return core(
@@ -79,6 +80,7 @@ def cross_attention(
 
     terms += [
         product("query_key", "query", "key", "scores"),
+        *softmax(COMPONENT, CROSS_PAIRS, heads=num_attention_heads, value_size=kv_channels),
         product("scores_value", "scores", "value", "context"),
         Term("linear_proj", COMPONENT, query_size, hidden_size, TOKENS, inputs=("context",), bias=hidden_size * proj_bias),
     ]

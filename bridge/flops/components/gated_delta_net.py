@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.terms import Kind, Term, norm, table
+from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SIGMOID, SILU, SOFTPLUS, Operations, l2_norm
+from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "gated_delta_net"
 STATE_MACS = 4
+DECAY = ADDITION + SOFTPLUS + MULTIPLICATION + Operations(exponentiations=2)
 
 
 def gated_delta_net(
@@ -44,9 +46,14 @@ def gated_delta_net(
         Term("conv1d", COMPONENT, conv_kernel_dim, conv, inputs=("qkv",), outputs=("qkv",), kind=Kind.CONVOLUTION),
         table("A_log", COMPONENT, num_value_heads, source="qkv", to=("qkv",)),
         table("dt_bias", COMPONENT, num_value_heads, source="qkv", to=("qkv",)),
+        elementwise("convolution_activation", COMPONENT, conv * SILU, "qkv"),
+        elementwise("query_key_norm", COMPONENT, 2 * num_key_heads * l2_norm(key_head_dim), "qkv"),
+        # exp(-exp(A) softplus(a + dt)) and sigmoid(b), a number each per value head.
+        elementwise("decay_and_strength", COMPONENT, num_value_heads * (DECAY + SIGMOID), "qkv"),
         Term("delta_rule", COMPONENT, state, 1, times=Fraction(STATE_MACS), inputs=("qkv", "qkv"), outputs=("context",),
              kind=Kind.SCAN, weight=False),
-        norm("out_norm", value_head_dim, COMPONENT, source="context", to="context"),
+        norm("out_norm", value_head_dim, COMPONENT, source="context", to="context", times=num_value_heads),
+        elementwise("output_gate", COMPONENT, values * (SILU + MULTIPLICATION), "context"),
         Term("out_proj", COMPONENT, values, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]

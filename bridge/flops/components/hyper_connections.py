@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.terms import Kind, Term
+from bridge.flops.elementwise import Operations
+from bridge.flops.terms import Kind, Term, elementwise
 
 COMPONENT = "hyper_connections"
 
 
-def hyper_connections(*, hidden_size: int, multiplicity: int) -> Term:
+def hyper_connections(*, hidden_size: int, multiplicity: int) -> list[Term]:
     """The mixing maps of one layer: from all m copies (m h values) to m^2 + 2 m coefficients, before each of its two blocks."""
     m = multiplicity
-    return Term("hc_fn", COMPONENT, m * hidden_size, m * m + 2 * m, times=Fraction(2), kind=Kind.HYPER_CONNECTION, copies=2,
+    maps = Term("hc_fn", COMPONENT, m * hidden_size, m * m + 2 * m, times=Fraction(2), kind=Kind.HYPER_CONNECTION, copies=2,
                 active_copies=2)  # fmt: skip
+    # Around each block the copies are read as one, mixed with each other, and written to.
+    mixing = Operations(additions=(m - 1) + m * (m - 1) + m, multiplications=m + m * m + m)
+    return [maps, elementwise("mixing", COMPONENT, 2 * hidden_size * mixing, "hidden")]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.components.gated_delta_net import STATE_MACS
-from bridge.flops.terms import Kind, Term, norm, table
+from bridge.flops.components.gated_delta_net import DECAY, STATE_MACS
+from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
+from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "kimi_delta_attention"
 
@@ -47,9 +48,16 @@ def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, con
         Term("f_b_proj", COMPONENT, head_dim, width, inputs=("decay",), outputs=("value",)),
         table("A_log", COMPONENT, num_heads, source="value", to=("value",)),
         table("dt_bias", COMPONENT, width, source="value", to=("value",)),
+        elementwise("convolution_activation", COMPONENT, width * SILU, "query"),
+        elementwise("convolution_activation", COMPONENT, width * SILU, "key"),
+        elementwise("convolution_activation", COMPONENT, width * SILU, "value"),
+        elementwise("query_key_norm", COMPONENT, num_heads * l2_norm(head_dim), "query"),
+        elementwise("query_key_norm", COMPONENT, num_heads * l2_norm(head_dim), "key"),
+        elementwise("decay_and_strength", COMPONENT, width * DECAY + num_heads * SIGMOID, "value"),
         Term("delta_rule", COMPONENT, num_heads * head_dim * head_dim, 1, times=Fraction(STATE_MACS),
              inputs=("query", "value"), outputs=("context",), kind=Kind.SCAN, weight=False),
-        norm("o_norm", head_dim, COMPONENT, source="context", to="context"),
+        norm("o_norm", head_dim, COMPONENT, source="context", to="context", times=num_heads),
+        elementwise("output_gate", COMPONENT, width * (SIGMOID + MULTIPLICATION), "context"),
         Term("o_proj", COMPONENT, width, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]

@@ -5,7 +5,8 @@ With ``absorbed`` the core works on the latents themselves, as sparse attention 
 
 from __future__ import annotations
 
-from bridge.flops.terms import Context, Kind, Term, core, join, norm
+from bridge.flops.elementwise import ROPE
+from bridge.flops.terms import Context, Kind, Term, core, elementwise, join, norm, softmax
 
 COMPONENT = "self_attention"
 CORE = "core_attention"
@@ -61,8 +62,11 @@ def latent_attention(
     key_width, value_width = (kv_down, kv_lora_rank) if absorbed else (query_size, v_head_dim)
     # A key is its up-projected part beside the RoPE part: it needs a gradient where either does.
     terms += [
+        elementwise("rope_query", COMPONENT, heads * qk_pos_emb_head_dim * ROPE, "query"),
+        elementwise("rope_key", COMPONENT, qk_pos_emb_head_dim * ROPE, "key_rope"),
         join("key_value", "key_rope", to="key"),
         core("query_key", CORE, context, head_size=key_width, heads=heads, inputs=("query", "key"), output="scores"),
+        *softmax(CORE, context, heads=heads, value_size=value_width),
         core("scores_value", CORE, context, head_size=value_width, heads=heads, inputs=("scores", "key_value"), output="context"),
         Term("linear_proj", COMPONENT, heads * v_head_dim, hidden_size, inputs=("context",), bias=hidden_size * proj_bias),
     ]  # fmt: skip

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.terms import Kind, Term, norm, table
+from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SILU, SOFTPLUS, Operations
+from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "mamba"
 SCAN_MACS = Fraction(7, 2)
+STEP = ADDITION + SOFTPLUS + MULTIPLICATION + Operations(exponentiations=1)
 
 
 def mamba(
@@ -42,8 +44,13 @@ def mamba(
              kind=Kind.CONVOLUTION, bias=conv),
         *(table(name, COMPONENT, num_heads, source="xbc", to=("xbc",))
           for name in ("A_log", "D", "dt_bias")),
+        elementwise("convolution_activation", COMPONENT, conv * SILU, "xbc"),
+        # dt = softplus(dt + bias), exp(dt A), a number each per head.
+        elementwise("step_and_decay", COMPONENT, num_heads * STEP, "xbc"),
         Term("scan", COMPONENT, inner_size, state_dim, times=SCAN_MACS, inputs=("xbc", "xbc"), outputs=("context",),
              kind=Kind.SCAN, weight=False),
+        elementwise("skip", COMPONENT, inner_size * (ADDITION + MULTIPLICATION), "context"),
+        elementwise("output_gate", COMPONENT, inner_size * (SILU + MULTIPLICATION), "context"),
         norm("norm", inner_size, COMPONENT, source="context", to="context"),
         Term("out_proj", COMPONENT, inner_size, hidden_size, inputs=("context",)),
     ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bridge.flops.terms import Term, join
+from bridge.flops.elementwise import MULTIPLICATION, SILU, Operations
+from bridge.flops.terms import Term, elementwise, join
 
 
 def mlp(
@@ -13,6 +14,7 @@ def mlp(
     fused: bool = True,
     bias: bool = False,
     component: str = "mlp",
+    activation: Operations = SILU,
 ) -> list[Term]:
     """The terms of one MLP, from the normed input to the residual stream.
 
@@ -23,6 +25,7 @@ def mlp(
         fused: gate and values in one matmul (megatron-core's linear_fc1), or one each (Hugging Face).
         bias: biases on both projections.
         component: line of the breakdown.
+        activation: of one number.
     """
     names = {"linear_fc1": 2 if gated else 1}
     if gated and not fused:
@@ -32,6 +35,11 @@ def mlp(
              bias=width * ffn_hidden_size * bias)
         for i, (name, width) in enumerate(names.items())
     ]  # fmt: skip
-    activation = join(*(term.outputs[0] for term in ins), to="inner")
+    inner = [
+        join(*(term.outputs[0] for term in ins), to="inner"),
+        elementwise("activation", component, ffn_hidden_size * activation, "inner"),
+    ]
+    if gated:
+        inner.append(elementwise("gate_product", component, ffn_hidden_size * MULTIPLICATION, "inner"))
     out = Term("linear_fc2", component, ffn_hidden_size, hidden_size, inputs=("inner",), bias=hidden_size * bias)
-    return [*ins, activation, out]
+    return [*ins, *inner, out]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.components.mlp import mlp
-from bridge.flops.terms import Kind, Term, join, table
+from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
+from bridge.flops.terms import Kind, Term, elementwise, join, table
 
 COMPONENT = "moe"
 
@@ -29,6 +30,8 @@ def moe(
     bias: bool = False,
     router_bias: bool = False,
     expert_bias: bool = False,
+    activation: Operations = SILU,
+    sigmoid_scores: bool = False,
 ) -> list[Term]:
     """The terms of one MoE block, from the normed input to the residual stream.
 
@@ -46,6 +49,8 @@ def moe(
         bias: biases on the routed experts' projections.
         router_bias: a bias on the router's logits.
         expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
+        activation: of one number.
+        sigmoid_scores: the router's scores are sigmoids instead of a softmax.
     """
     width = latent_size or hidden_size
     inner = ffn_hidden_size * (2 if gated else 1)
@@ -58,14 +63,20 @@ def moe(
         Term("router", COMPONENT, hidden_size, num_experts, inputs=("normed",), outputs=("routing",), kind=Kind.ROUTER,
              bias=num_experts * router_bias),
     ]  # fmt: skip
+    scores = num_experts * SIGMOID if sigmoid_scores else softmax(num_experts)
+    terms.append(elementwise("router_scores", COMPONENT, scores, "routing"))
     if expert_bias:
         terms.append(table("expert_bias", COMPONENT, num_experts, to=()).under("router."))
+        terms.append(elementwise("router_scores", COMPONENT, num_experts * ADDITION, "routing"))
     if latent_size:
         terms.append(Term("fc1_latent_proj", COMPONENT, hidden_size, latent_size, inputs=("normed",), outputs=("latent",)))
     terms += [
         expert("linear_fc1", width, inner, "latent" if latent_size else "normed", "inner"),
         join("inner", *(("routing",) if routing_before_fc2 else ()), to="activated"),
+        elementwise("activation", COMPONENT, topk * ffn_hidden_size * activation, "activated"),
+        elementwise("gate_product", COMPONENT, topk * ffn_hidden_size * (MULTIPLICATION if gated else NOTHING), "activated"),
         expert("linear_fc2", ffn_hidden_size, width, "activated", "routed"),
+        elementwise("weighted_sum", COMPONENT, width * Operations(additions=topk - 1, multiplications=topk), "routed"),
         join("routed", "routing", to="combined") if latent_size else join("hidden", "routed", "routing", to="hidden"),
     ]  # fmt: skip
     if latent_size:
@@ -77,8 +88,11 @@ def moe(
             gated=gated,
             fused=fused,
             component=COMPONENT,
+            activation=activation,
         )
+        shared.append(elementwise("shared_sum", COMPONENT, hidden_size * ADDITION, "hidden"))
         if shared_gate:
             shared.append(Term("gate_weight", COMPONENT, hidden_size, 1, inputs=("normed",), kind=Kind.GATE))
+            shared.append(elementwise("shared_gate", COMPONENT, SIGMOID + hidden_size * MULTIPLICATION, "hidden"))
         terms += [term.under("shared_experts.") for term in shared]
     return terms

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bridge.flops.terms import Kind, Term, norm, table
+from bridge.flops.elementwise import ACTIVATIONS, ADDITION
+from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 OUTPUT_LAYER = "output_layer"
 
@@ -26,6 +27,7 @@ def embedding(
     for name, rows in (("position_embeddings", max_position_embeddings), ("tokentype_embeddings", num_tokentypes)):
         if rows:
             terms.append(table(name, "embedding", rows, hidden_size, source="hidden", to=("hidden",)))
+            terms.append(elementwise(name, "embedding", hidden_size * ADDITION, "hidden"))
     if normed:
         terms.append(norm("layernorm", hidden_size, "embedding", source="hidden", to="hidden", bias=True))
     return [term.under("embedding.") for term in terms]
@@ -48,6 +50,7 @@ def bert_lm_head(*, hidden_size: int) -> list[Term]:
     """BERT's dense layer and norm before the output layer (Devlin et al., arXiv:1810.04805)."""
     terms = [
         Term("dense", OUTPUT_LAYER, hidden_size, hidden_size, inputs=("normed",), outputs=("normed",), bias=hidden_size),
+        elementwise("activation", OUTPUT_LAYER, hidden_size * ACTIVATIONS["gelu"], "normed"),
         norm("layer_norm", hidden_size, OUTPUT_LAYER, source="normed", to="normed", bias=True),
     ]
     return [term.under("lm_head.") for term in terms]

@@ -6,7 +6,8 @@ back (h -> p, p -> h): 3 h p multiply-accumulates per token and layer.
 
 from __future__ import annotations
 
-from bridge.flops.terms import Term, norm, table
+from bridge.flops.elementwise import ACTIVATIONS, ADDITION, MULTIPLICATION
+from bridge.flops.terms import Term, elementwise, norm, table
 
 COMPONENT = "per_layer_embeddings"
 
@@ -17,7 +18,8 @@ def per_layer_input(*, hidden_size: int, num_layers: int, per_layer_size: int, v
     return [
         table("embed_tokens_per_layer", COMPONENT, vocab_size, width, to=("per_layer",)),
         Term("per_layer_model_projection", COMPONENT, hidden_size, width, outputs=("per_layer",)),
-        norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer"),
+        norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer", times=num_layers),
+        elementwise("per_layer_sum", COMPONENT, width * (ADDITION + MULTIPLICATION), "per_layer"),
     ]
 
 
@@ -25,6 +27,8 @@ def per_layer_projection(*, hidden_size: int, per_layer_size: int) -> list[Term]
     """Gate and projection of one layer, and the norm after them."""
     return [
         Term("per_layer_input_gate", COMPONENT, hidden_size, per_layer_size, outputs=("gated",)),
+        elementwise("per_layer_gate", COMPONENT, per_layer_size * (ACTIVATIONS["gelu_tanh"] + MULTIPLICATION), "gated"),
         Term("per_layer_projection", COMPONENT, per_layer_size, hidden_size, inputs=("gated",)),
         norm("post_per_layer_input_norm", hidden_size, COMPONENT, source="hidden", to="hidden"),
+        elementwise("residual", COMPONENT, hidden_size * ADDITION, "hidden"),
     ]

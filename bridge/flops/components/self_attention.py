@@ -5,7 +5,8 @@ Grouped-query attention: Ainslie et al., arXiv:2305.13245.  FLOPs of a layer: Na
 
 from __future__ import annotations
 
-from bridge.flops.terms import Context, Term, core, join, norm, table
+from bridge.flops.elementwise import ADDITION, MULTIPLICATION, ROPE, SIGMOID
+from bridge.flops.terms import Context, Term, core, elementwise, join, norm, softmax, table
 
 COMPONENT = "self_attention"
 CORE = "core_attention"
@@ -29,6 +30,7 @@ def self_attention(
     head_norm: str = "",
     norm_bias: bool = False,
     sinks: bool = False,
+    rotated: int = 0,
 ) -> list[Term]:
     """The terms of one attention block, from the normed input to the residual stream.
 
@@ -47,6 +49,7 @@ def self_attention(
         head_norm: ``head`` for a norm over each query and key head, ``full`` for one over the whole projection.
         norm_bias: whether that norm has a bias.
         sinks: a learned attention sink per head.
+        rotated: channels of a head that RoPE turns.
     """
     query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
     widths = {"linear_q": query_size * (2 if output_gate else 1), "linear_k": key_size, "linear_v": key_size}
@@ -67,10 +70,19 @@ def self_attention(
         for name, n in widths.items()
     ]
     if head_norm:
-        sizes = (query_size, key_size) if head_norm == "full" else (kv_channels, kv_channels)
-        terms.append(norm("q_layernorm", sizes[0], COMPONENT, source="query", to="query", bias=norm_bias))
+        full = head_norm == "full"
+
+        def head(name: str, size: int, heads: int, value: str) -> Term:
+            size, times = (size, 1) if full else (kv_channels, heads)
+            return norm(name, size, COMPONENT, source=value, to=value, bias=norm_bias, times=times)
+
+        terms.append(head("q_layernorm", query_size, num_attention_heads, "query"))
         if not shares_kv:
-            terms.append(norm("k_layernorm", sizes[1], COMPONENT, source="key", to="key", bias=norm_bias))
+            terms.append(head("k_layernorm", key_size, num_query_groups, "key"))
+    if rotated:
+        terms.append(elementwise("rope_query", COMPONENT, rotated * num_attention_heads * ROPE, "query"))
+        if not shares_kv:
+            terms.append(elementwise("rope_key", COMPONENT, rotated * num_query_groups * ROPE, "key"))
 
     def product(name: str, first: str, second: str, output: str) -> Term:
         return core(name, CORE, context, head_size=kv_channels, heads=num_attention_heads, inputs=(first, second), output=output)
@@ -78,9 +90,13 @@ def self_attention(
     terms.append(product("query_key", "query", "key", "scores"))
     if position_bias:
         terms.append(join("scores", "position_bias", to="scores"))
+        terms.append(elementwise("position_bias", CORE, num_attention_heads * ADDITION, "scores", rows=context))
     if sinks:
         sink = table("softmax_offset", CORE, num_attention_heads, source="scores", to=("scores",))
         terms.append(sink.under("core_attention."))
+    terms += softmax(CORE, context, heads=num_attention_heads, value_size=kv_channels, sinks=sinks)
     terms.append(product("scores_value", "scores", "value", "context"))
+    if output_gate:
+        terms.append(elementwise("output_gate", COMPONENT, query_size * (SIGMOID + MULTIPLICATION), "context"))
     terms.append(Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias))
     return [term.under("self_attention.") for term in terms]

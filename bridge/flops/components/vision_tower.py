@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bridge.flops.elementwise import ACTIVATIONS, ADDITION, MULTIPLICATION, ROPE, SILU, Operations
 from bridge.flops.statistics import PATCHES, Statistic
-from bridge.flops.terms import Context, Kind, Term, core, norm, table
+from bridge.flops.terms import Context, Kind, Term, core, elementwise, norm, softmax, table
 
 COMPONENT = "vision_model"
 CORE = "vision_attention"
@@ -34,6 +35,7 @@ def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_posi
     ]  # fmt: skip
     if num_position_embeddings:
         terms.append(table("pos_embed", COMPONENT, num_position_embeddings, hidden_size, to=("patches",)))
+        terms.append(elementwise("pos_embed", COMPONENT, hidden_size * ADDITION, "patches", rows=PATCHES))
     return [term.under("vision_model.") for term in terms]
 
 
@@ -46,6 +48,8 @@ def vision_layer(
     class_token: bool = False,
     bias: bool = True,
     norm_bias: bool = True,
+    heads: int = 1,
+    rope: bool = False,
 ) -> list[Term]:
     """One block: bidirectional attention inside an image (or inside windows of it) and an MLP.
 
@@ -57,6 +61,8 @@ def vision_layer(
         class_token: one more token than patches.
         bias: biases on the linear layers.
         norm_bias: LayerNorm instead of RMSNorm.
+        heads: heads of the attention.
+        rope: queries and keys are turned by the place of their patch.
     """
     rows = PATCHES_AND_CLASS if class_token else PATCHES
     if window_patches:
@@ -64,26 +70,32 @@ def vision_layer(
     else:
         context = Context("bidirectional_plus", (1,), "images") if class_token else Context("bidirectional", (), "images")
     fc1 = (2 if gated else 1) * intermediate_size
+    activation = SILU + MULTIPLICATION if gated else ACTIVATIONS["gelu"]
 
     def linear(name: str, k: int, n: int, source: str, to: str) -> Term:
         return Term(name, COMPONENT, k, n, rows, inputs=(source,), outputs=(to,), bias=n * bias)
 
     def product(name: str, first: str, second: str, output: str) -> Term:
-        # Heads x head width is the width, however it is split.
-        return core(name, CORE, context, head_size=hidden_size, heads=1, inputs=(first, second), output=output)
+        size = hidden_size // heads
+        return core(name, CORE, context, head_size=size, heads=heads, inputs=(first, second), output=output)
 
     attention = [
         linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv"),
+        elementwise("rope", COMPONENT, 2 * hidden_size * rope * ROPE, "qkv", rows=rows),
         product("query_key", "qkv", "qkv", "scores"),
+        *softmax(CORE, context, heads=heads, value_size=hidden_size // heads, tokens=rows),
         product("scores_value", "scores", "qkv", "context"),
         linear("linear_proj", hidden_size, hidden_size, "context", "patches"),
     ]
     return [
-        norm("input_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias),
+        norm("input_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias, rows=rows),
         *(term.under("self_attention.") for term in attention),
-        norm("pre_mlp_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias),
+        elementwise("residual", COMPONENT, hidden_size * ADDITION, "patches", rows=rows),
+        norm("pre_mlp_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias, rows=rows),
         linear("linear_fc1", hidden_size, fc1, "normed", "inner").under("mlp."),
+        elementwise("activation", COMPONENT, intermediate_size * activation, "inner", rows=rows),
         linear("linear_fc2", intermediate_size, hidden_size, "inner", "patches").under("mlp."),
+        elementwise("residual", COMPONENT, hidden_size * ADDITION, "patches", rows=rows),
     ]
 
 
@@ -100,8 +112,17 @@ def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, n
     merged = hidden_size * spatial_merge_size**2
     rows = merged_tokens(spatial_merge_size)
     return [
-        norm("norm", norm_size, PROJECTION, source="patches", to="merged", bias=norm_bias),
+        norm(
+            "norm",
+            norm_size,
+            PROJECTION,
+            source="patches",
+            to="merged",
+            bias=norm_bias,
+            rows=PATCHES if norm_size == hidden_size else rows,
+        ),
         _projection("linear_fc1", merged, merged, rows, "merged", "inner", bias=True),
+        elementwise("activation", PROJECTION, merged * ACTIVATIONS["gelu"], "inner", rows=rows),
         _projection("linear_fc2", merged, out_hidden_size, rows, "inner", "image_embeddings", bias=True),
     ]
 
@@ -110,7 +131,14 @@ def pooled_linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size:
     """Gemma 3's projector: average pooling over spatial_merge_size^2 patches, a norm, one matmul."""
     rows = merged_tokens(spatial_merge_size)
     return [
-        norm("mm_soft_emb_norm", hidden_size, PROJECTION, source="patches", to="pooled"),
+        elementwise(
+            "pooling",
+            PROJECTION,
+            hidden_size * Operations(additions=spatial_merge_size**2 - 1, divisions=1),
+            "patches",
+            rows=rows,
+        ),
+        norm("mm_soft_emb_norm", hidden_size, PROJECTION, source="patches", to="pooled", rows=rows),
         _projection("mm_input_projection", hidden_size, out_hidden_size, rows, "pooled", "image_embeddings", bias=False),
     ]
 
@@ -119,6 +147,7 @@ def mlp_projector(*, hidden_size: int, out_hidden_size: int) -> list[Term]:
     """LLaVA-1.5's projector: a two-layer MLP on every patch."""
     return [
         _projection("linear_1", hidden_size, out_hidden_size, PATCHES, "patches", "inner", bias=True),
+        elementwise("activation", PROJECTION, out_hidden_size * ACTIVATIONS["gelu"], "inner", rows=PATCHES),
         _projection("linear_2", out_hidden_size, out_hidden_size, PATCHES, "inner", "image_embeddings", bias=True),
     ]
 
@@ -141,6 +170,10 @@ def pixel_shuffle(
             ("linear_fc1", intermediate_size, projector_input_dim, "patches", "inner"),
             ("linear_fc2", projector_input_dim, projector_output_dim, "inner", "shuffled"),
         )
+    ]
+    adapter += [
+        elementwise("activation", COMPONENT, projector_input_dim * ACTIVATIONS["gelu"], "inner", rows=rows),
+        elementwise("activation", COMPONENT, projector_output_dim * ACTIVATIONS["gelu"], "shuffled", rows=rows),
     ]
     linear = _projection("linear_1", projector_output_dim, out_hidden_size, rows, "shuffled", "image_embeddings", bias=False)
     return [*(term.under("vision_adapter.") for term in adapter), linear.under("merger.")]
