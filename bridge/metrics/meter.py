@@ -4,6 +4,8 @@ What is summed, and when, follows from the calls alone, which follow from the co
 calls at the same steps, whatever data it saw and whether or not it can still count.  A rank that cannot sends zeros
 and says so in the vector, so that the collective never waits for it and every rank learns of it.
 
+Nothing here raises but the collective itself: what goes wrong on the way is a failure of this rank, said once.
+
 Life of a step: ``add_batch`` for each micro-batch, ``end_step``; at a log point ``launch(step)``; some time later, when
 the sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` brings the totals up to date.
 """
@@ -11,9 +13,9 @@ the sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import torch
 
@@ -27,6 +29,7 @@ from bridge.metrics.timing import Clock, IntervalTimer, Lap
 from bridge.metrics.totals import Totals, whole
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Replica work is cut off here rather than refused: it only makes a ratio, and 1e24 FLOPs in an interval are far away.
 _MOST_WORK = (1 << (2 * LIMB_BITS)) - 1
@@ -56,6 +59,16 @@ class _Launch:
     report_step: Optional[int]
     lap: Optional[Lap]
     overhead_ns: int
+
+    def arrived(self) -> bool:
+        """Whether it can be read without waiting."""
+        return self.sum.ready() and (self.lap is None or self.lap.ready())
+
+
+def warn_of(error: Exception) -> None:
+    """Tell the user that this rank stopped counting."""
+    logger.warning("throughput: stopped counting on this rank: %s: %s. Training goes on.", type(error).__name__, error)
+    logger.debug("the exception", exc_info=error)
 
 
 class Meter:
@@ -127,8 +140,8 @@ class Meter:
         """Count a micro-batch that this rank's replica is about to compute."""
         if self._failed or not self.contributes:
             return
-        self._batch.count("data_wait_ns", waited_ns)
         try:
+            self._batch.count("data_wait_ns", waited_ns)
             lengths = read_lengths(batch, images=self._batch.needs_images)
             if lengths is not None:
                 self._batch.add(lengths)
@@ -137,38 +150,51 @@ class Meter:
             if not self._warned_unread:
                 self._warned_unread = True
                 logger.warning("not counted: micro-batches whose lengths cannot be read: %s", error)
+        except Exception as error:
+            self.fail(error)
 
     def end_step(self, *, skipped: bool = False) -> None:
         """A step is over. ``skipped``: it changed no weights; its work counts, its tokens are reported apart.
 
         The first one is warm-up: from here on time is measured.
         """
-        if skipped and not self._failed:
-            self._batch.mark_unlearned(self._learned_mark)
+        was_warm, self._warm = self._warm, True
         self._steps += 1
+        self._timed_steps += was_warm
         self.unreported_steps += 1
-        if self._warm:
-            self._timed_steps += 1
-            self._learned_mark = self._batch.tokens()
-        else:
-            self._warm = True
-            self._warm_up = self._batch.drain()
-            self._learned_mark = (0, None)
+        self.attempt(lambda: self._close_step(skipped, warm_up=not was_warm))
+
+    def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
+        if skipped:
+            self._batch.mark_unlearned(self._learned_mark)
+        self._learned_mark = self._batch.tokens()
+        if warm_up:
+            self._warm_up, self._learned_mark = self._batch.drain(), (0, None)
             self.overhead_ns = 0
             self._timer.run()
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""
-        self._timer.pause()
+        self.attempt(self._timer.pause)
 
     def resume(self) -> None:
         """Training goes on."""
         if self._warm:
-            self._timer.run()
+            self.attempt(self._timer.run)
 
-    def fail(self) -> None:
-        """This rank can not count any more. All ranks will learn it at the next sum."""
-        self._failed = True
+    def attempt(self, call: Callable[[], T]) -> Optional[T]:
+        """What ``call`` returns; if it raises, a failure of this rank, and None."""
+        try:
+            return call()
+        except Exception as error:
+            self.fail(error)
+            return None
+
+    def fail(self, error: Exception) -> None:
+        """This rank can not count any more: one warning here, and all ranks learn it at the next sum."""
+        if not self._failed:
+            self._failed = True
+            warn_of(error)
 
     # ---- over all ranks: every rank calls these at the same steps -------------------------------------------------
 
@@ -178,17 +204,19 @@ class Meter:
         Args:
             report_step: the log point this sum completes; None: it only brings the totals up to date.
         """
-        self._finish_pending()
+        self._receive()
         segments = 1 if self._launched else 2  # the first sum carries the warm-up apart, since no time belongs to it
         self._launched = True
-        limbs, on_device = self._payload(segments)
+        lap = self.attempt(self._timer.lap) if report_step is not None else None
+        payload = None if self._failed else self.attempt(lambda: self._payload(segments))
+        limbs, on_device = payload or (self._failure(segments), None)
         self._pending = _Launch(
             PendingSum(limbs, on_device, device=self._device),
             segments,
             self._steps,
             self._timed_steps,
             report_step,
-            None if report_step is None else self._timer.lap(),
+            lap,
             self.overhead_ns,
         )
         self._steps = self._timed_steps = 0
@@ -198,44 +226,38 @@ class Meter:
 
     def poll(self, *, wait: bool = False) -> Optional[Report]:
         """The next report that is complete, if any. Does not wait unless told to."""
-        if self._pending is not None and (wait or self._arrived(self._pending)):
-            self._finish_pending()
+        if self._pending is not None and (wait or self.attempt(self._pending.arrived)):
+            self._receive()
         return self._reports.pop(0) if self._reports else None
 
     def settle(self) -> None:
         """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
         if self._steps:
             self.launch(None)
-        self._finish_pending()
+        self._receive()
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
     def _payload(self, segments: int) -> tuple[list[list[int]], Any]:
-        """Limbs of the host's and of the device's part. Never raises: what cannot be sent is a failure of this rank."""
-        try:
-            parts = [self._batch.drain()]
-            if segments == 2:
-                parts.insert(0, self._warm_up or (self._zeros(), None))
-                self._warm_up = None
-            if self._failed:
-                parts = [self._failure()] * segments
-            elif self.contributes:
-                parts = [self._with_replica_work(*part) for part in parts]
-            limbs = split([value for host, _ in parts for value in host])
-            if all(device is None for _, device in parts):
-                return limbs, None
-            example = next(device for _, device in parts if device is not None)
-            on_device = [torch.zeros_like(example) if device is None else device for _, device in parts]
-            return limbs, torch.cat(on_device, dim=1)
-        except Exception as error:
-            logger.warning("throughput: this rank cannot count any more: %s", error)
-            self._failed = True
-            return split([value for host, _ in [self._failure()] * segments for value in host]), None
+        """Limbs of the host's and of the device's part."""
+        parts = [self._batch.drain()]
+        if segments == 2:
+            parts.insert(0, self._warm_up or (self._zeros(), None))
+            self._warm_up = None
+        if self.contributes:
+            parts = [self._with_replica_work(*part) for part in parts]
+        limbs = split([value for host, _ in parts for value in host])
+        if all(device is None for _, device in parts):
+            return limbs, None
+        example = next(device for _, device in parts if device is not None)
+        on_device = [torch.zeros_like(example) if device is None else device for _, device in parts]
+        return limbs, torch.cat(on_device, dim=1)
 
-    def _failure(self) -> tuple[list[int], Any]:
+    def _failure(self, segments: int) -> list[list[int]]:
+        """What a rank sends that cannot count: nothing but this fact."""
         values = self._zeros()
         values[self._batch.index["failures"]] = 1
-        return values, None
+        return split(values * segments)
 
     def _with_replica_work(self, host: list[int], device: Any) -> tuple[list[int], Any]:
         """Fill this replica's slot with its FLOPs (without a plan: its tokens)."""
@@ -260,10 +282,8 @@ class Meter:
 
     # ---- receiving ------------------------------------------------------------------------------------------------
 
-    def _arrived(self, launch: _Launch) -> bool:
-        return launch.sum.ready() and (launch.lap is None or launch.lap.ready())
-
-    def _finish_pending(self) -> None:
+    def _receive(self) -> None:
+        """Take in the sum that is under way, if any; waits for it."""
         launch, self._pending = self._pending, None
         if launch is None:
             return
@@ -279,14 +299,14 @@ class Meter:
         if self._work[self._batch.index["failures"]]:
             self.totals.complete = False
         if launch.report_step is not None:
-            self._reports.append(self._report(launch))
+            report = self.attempt(lambda: self._report(launch))
+            self._reports.append(report or Report(launch.report_step, None))
             self._work, self._timed = self._zeros(), self._zeros()
             self._work_steps = self._timed_steps_done = 0
 
     def _report(self, launch: _Launch) -> Report:
         assert launch.report_step is not None
-        assert launch.lap is not None
-        if not self.totals.complete:
+        if not self.totals.complete or launch.lap is None:
             return Report(launch.report_step, None)
         work, timed = self._work, self._timed
         components: dict[str, int] = {}

@@ -71,6 +71,19 @@ class Totals:
             "complete": self.complete,
         }
 
+    @staticmethod
+    def unknown() -> dict[str, Any]:
+        """The state of a rank that cannot say what was done."""
+        return {
+            "convention": None,
+            "statistics": {},
+            "carried_flops": 0,
+            "carried_tokens": 0,
+            "total_flops": None,
+            "total_tokens": 0,
+            "complete": False,
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> Optional[str]:
         """Continue from a checkpoint, whatever layout, log interval, convention or model it was written with.
 

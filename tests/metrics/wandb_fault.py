@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 from bridge.metrics import trackers as module
@@ -31,7 +32,7 @@ trackers = module.open_trackers(options)
 def log(steps):
     for step in steps:
         start = time.perf_counter()
-        trackers.log({"throughput/total_flops": step}, step, commit=True)
+        trackers.log({"throughput/total_flops": step, f"row_{step}": 1}, step, commit=True)
         assert time.perf_counter() - start < 1, "logging held the step back"
         time.sleep(0.02)
 
@@ -44,7 +45,8 @@ def services():
 log(range(1, 11))
 while not (found := services()):
     time.sleep(0.05)
-time.sleep(1.5)  # the rows reach the disk
+while sum(file.read_bytes().count(b"row_10") for file in Path(folder).rglob("*.wandb")) < 2:
+    time.sleep(0.05)  # until the tenth row is on the disk, in a summary and a history record
 for process in found:
     os.kill(process, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
 log(range(11, 31))

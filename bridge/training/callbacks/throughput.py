@@ -27,11 +27,12 @@ import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
 from bridge.flops.plan import Plan
-from bridge.metrics.meter import Meter, Report
+from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.peak import DevicePeak, device_peak
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.throughput import doubts, throughput
 from bridge.metrics.timing import Clock, CudaClock, HostClock
+from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.state import Groups
@@ -124,18 +125,15 @@ class ThroughputCallback(Callback):
         return self._groups.speaks_for_replica
 
     def _count(self, batch: Any, waited_ns: int) -> None:
-        if self._failed or self._evaluating:
+        if self._evaluating:
+            return
+        if self._meter is None:
+            if not self._failed:
+                self._early.append((batch, waited_ns))
             return
         start = time.perf_counter_ns()
-        try:
-            if self._meter is None:
-                self._early.append((batch, waited_ns))
-                return
-            self._meter.add_batch(batch, waited_ns)
-        except Exception as error:
-            self._fail(error)
-        if self._meter is not None:
-            self._meter.overhead_ns += time.perf_counter_ns() - start
+        self._meter.add_batch(batch, waited_ns)
+        self._meter.overhead_ns += time.perf_counter_ns() - start
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +223,9 @@ class ThroughputCallback(Callback):
         if self._meter is None:
             return
         self._meter.end_step(skipped=bool(context.skipped_iter))
-        self._publish(context)  # before the launch: a report comes with a later step, when the loop has logged its own
+        # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
+        # happens here, the launch comes next: the other ranks are about to do the same.
+        self._meter.attempt(lambda: self._publish(context))
         if self._step % self._log_interval == 0:  # type: ignore[operator]
             self._meter.launch(self._step)
 
@@ -304,19 +304,18 @@ class ThroughputCallback(Callback):
 
     def _fail(self, error: Exception) -> None:
         """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
-        if not self._failed:
-            self._failed = True
-            logger.warning("ThroughputCallback stopped counting: %s: %s. Training goes on.", type(error).__name__, error)
-            logger.debug("the exception", exc_info=error)
         if self._meter is not None:
-            self._meter.fail()
+            self._meter.fail(error)
+        elif not self._failed:
+            warn_of(error)
+        self._failed = True
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""
         if self._meter is not None:
-            return self._meter.totals.state_dict()
+            return self._meter.attempt(self._meter.totals.state_dict) or Totals.unknown()
         return dict(self._restored or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

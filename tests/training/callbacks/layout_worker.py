@@ -73,6 +73,8 @@ def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
     loop.start()
     saved = None
     for step in range(first + 1, case["steps"] + 1):
+        if case.get("breaks") and dist.get_rank() == 1 and step == 5:
+            break_down(callback, case["breaks"])
         loop.steps(1, case["micro_batches"], skipped=step in case.get("skipped", ()))
         if step in case.get("evaluate", ()):
             loop.evaluate(0)
@@ -82,6 +84,25 @@ def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
     dist.all_reduce = all_reduce
     parallel_state.destroy_model_parallel()
     return {"latest": callback.latest, "state": callback.state_dict(), "saved": saved, "collectives": seen}
+
+
+def break_down(callback: ThroughputCallback, part: str) -> None:
+    """From now on one part of the callback raises, on this rank alone."""
+
+    def broken(*args: Any, **options: Any) -> Any:
+        raise RuntimeError(f"broken {part}")
+
+    meter = callback._meter
+    if part == "clock":
+        meter._timer.clock = type("Clock", (), {"mark": broken, "reached": broken, "seconds": broken})()
+    elif part == "plan":
+        meter.plan.evaluate = broken
+    elif part == "report":
+        meter._work_of = broken
+    elif part == "publication":
+        callback._metrics = broken
+    elif part == "counting":
+        meter._batch.tokens = meter._batch.drain = broken
 
 
 def main(cases_file: str, folder: str) -> None:

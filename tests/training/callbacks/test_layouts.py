@@ -73,6 +73,10 @@ def build_cases() -> list[dict]:
         {**base, "name": "after it", "steps": 10, "resumes": "before a restart", "pp": 2, "log_interval": 4},
         {**base, "name": "broken batch", "fault": {"kind": "broken", "replica": 1, "from": 8}},
         {**base, "name": "bound overrun", "fault": {"kind": "huge", "replica": 3, "from": 8}},
+        *(
+            {**base, "name": f"broken {part}", "breaks": part, "save": [4, 7], "evaluate": [5]}
+            for part in ("clock", "plan", "report", "publication", "counting")
+        ),
         {**base, "name": "mute batches", "fault": {"kind": "mute", "replica": 2, "from": 8}},
     ]
 
@@ -124,7 +128,7 @@ def plan_of(case: dict):
     return compile_plan(model, convention=case["convention"])
 
 
-HEALTHY = [(i, case) for i, case in enumerate(CASES) if "fault" not in case]
+HEALTHY = [(i, case) for i, case in enumerate(CASES) if not case.keys() & {"fault", "breaks"}]
 
 
 @pytest.mark.slow
@@ -216,6 +220,17 @@ def test_one_rank_that_cannot_count_ends_the_numbers_on_all_and_hangs_none(resul
         assert len(own) == (number == case["fault"]["replica"])
         told = [warning for warning in rank["warnings"] if "not reported from step 6 on" in warning]
         assert len(told) == (number == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["clock", "plan", "report", "publication", "counting"])
+def test_whatever_breaks_on_one_rank_all_ranks_still_make_the_same_sums(results, part):
+    ranks = results[NAMES.index(f"broken {part}")]
+    for number, rank in enumerate(ranks):
+        assert rank["collectives"] == ranks[0]["collectives"]
+        own = [warning for warning in rank["warnings"] if f"RuntimeError: broken {part}" in warning]
+        assert len(own) == (number == 1)
+        assert rank["state"]["complete"] is False
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import torch
 from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, positions, real_lengths, state
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.metrics import meter as meter_module
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks import ThroughputCallback
 from bridge.training.callbacks.throughput import FACTS, ROWS
@@ -272,28 +271,33 @@ def test_an_exception_inside_is_one_warning_and_no_more_numbers(caplog):
     callback, loop = started(iter(batches))
     loop.steps(12).end()
     assert warnings(caplog) == [
-        "ThroughputCallback stopped counting: RuntimeError: broken batch. Training goes on.",
+        "throughput: stopped counting on this rank: RuntimeError: broken batch. Training goes on.",
         "throughput is not reported from step 8 on: a rank could not count its batches",
     ]
     assert callback.latest["step"] == 4
     assert callback.state_dict()["complete"] is False
 
 
-@pytest.mark.parametrize("event", ["on_train_start", "on_train_step_start", "on_eval_start", "on_checkpoint_save"])
+@pytest.mark.parametrize("event", ["on_train_step_start", "on_eval_start", "on_checkpoint_save", "on_train_end"])
 def test_an_exception_in_an_event_never_reaches_the_loop(event, monkeypatch, caplog):
-    class Odd:
-        """A state that has nothing a callback needs."""
-
     callback, loop = started(map(packed, draw(1, 20)))
-    monkeypatch.setattr(meter_module.Meter, "pause", lambda self: 1 / 0)
-    monkeypatch.setattr(meter_module.Meter, "resume", lambda self: 1 / 0)
-    if event == "on_train_start":
-        loop.state = Odd()
+    loop.steps(2)
+    monkeypatch.setattr("bridge.metrics.timing.IntervalTimer.pause", lambda self: 1 / 0)
+    monkeypatch.setattr("bridge.metrics.timing.IntervalTimer.run", lambda self: 1 / 0)
     loop.fire(event)
-    assert len(warnings(caplog)) == 1
-    assert "Training goes on." in warnings(caplog)[0]
-    loop.state = state(config())
-    loop.steps(8).end()
+    assert warnings(caplog)[0] == (
+        "throughput: stopped counting on this rank: ZeroDivisionError: division by zero. Training goes on."
+    )
+    loop.steps(6).end()
+
+
+def test_a_state_that_has_nothing_a_callback_needs(caplog):
+    callback = ThroughputCallback()
+    loop = Loop([callback], SimpleNamespace(train_state=SimpleNamespace(step=0)), map(packed, draw(1, 20)))
+    loop.start().steps(8).end()
+    (warning,) = warnings(caplog)
+    assert "AttributeError" in warning
+    assert warning.endswith("Training goes on.")
 
 
 def test_batches_without_lengths_are_said_not_to_count(caplog):
@@ -324,7 +328,7 @@ def test_a_statistic_beyond_its_bound_is_noticed_before_it_is_sent(caplog):
     callback, loop = started(iter(batches))
     loop.steps(8).end()
     first, second = warnings(caplog)
-    assert first.startswith("throughput: this rank cannot count any more:")
+    assert first.startswith("throughput: stopped counting on this rank: OverflowError:")
     assert "outside 0 .. 2^80" in first
     assert second.startswith("throughput is not reported from step 8 on")
     assert callback.latest["throughput/total_tokens"] == 24
