@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,10 +32,10 @@ def places(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
     """Where the sidecar of a packed file may lie, the best place first."""
     base = os.path.dirname(os.path.abspath(shards[0].path))
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(dataset_file.rstrip("/")))
-    digest = hashlib.sha256(os.path.abspath(dataset_file).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    where = zlib.crc32(os.path.abspath(dataset_file).encode("utf-8", "surrogateescape"))
     caches = os.environ.get("BRIDGE_CACHE_DIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bridge")
     caches = os.path.expanduser(caches)
-    return [Path(base, f".{name}.sequence-stats.json"), Path(caches, f"{name}.{digest}.sequence-stats.json")]
+    return [Path(base, f".{name}.sequence-stats.json"), Path(caches, f"{name}.{where:08x}.sequence-stats.json")]
 
 
 def load(path: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
@@ -63,15 +61,14 @@ def store(path: Path, shards: Sequence[Shard], tables: Sequence[dict[str, Any]])
     """
     content: dict[str, Any] = {"version": VERSION, "shards": _names(shards), "tables": list(tables[-CAPACITY:])}
     content["crc32"] = _checksum(content)
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent)
+    new = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        with os.fdopen(handle, "w") as file:
+        with new.open("x") as file:
             json.dump(content, file, separators=(",", ":"))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            new.unlink()
         raise
 
 

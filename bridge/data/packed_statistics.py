@@ -18,12 +18,15 @@ from bridge.data import packed_sidecar as sidecar
 from bridge.data.packed_files import Shard, identify_all, read_rows, shards_of
 from bridge.data.packed_progress import Progress
 from bridge.flops.model_shape import ConfigError
+from bridge.flops.plan import Plan
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 
 logger = logging.getLogger(__name__)
 
 #: Seconds to wait for another process that computes the same table; then this one computes it too.
 PATIENCE_S = 600.0
+#: Plans whose price a table remembers.
+PRICES = 32
 #: Seconds between two looks at what the other process has written.
 _POLL_S = 0.05
 
@@ -43,6 +46,7 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
     rows: int
     lengths: Mapping[int, int]
     _sums: dict[Statistic, int]
+    _prices: dict[Plan, Fraction]
 
     def __new__(cls, rows: int, lengths: Mapping[int, int]) -> SequenceTable:
         """From the number of rows and of the sequences of each length in them: at least one each."""
@@ -53,6 +57,7 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
             cls, (Fraction(sequences, rows), Fraction(tokens, rows), Fraction(squares, sequences), Fraction(squares, rows))
         )
         table.rows, table.lengths = rows, lengths
+        table._prices = {}
         table._sums = {SEQUENCES: sequences, TOKENS: tokens, _SQUARES: squares}
         return table
 
@@ -62,9 +67,14 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
             self._sums[statistic] = sum(count * statistic.of(length) for length, count in self.lengths.items())
         return self._sums[statistic]
 
-    def mean(self, statistic: Statistic) -> Fraction:
-        """A statistic per row."""
-        return Fraction(self.sum(statistic), self.rows)
+    def price(self, plan: Plan) -> Fraction:
+        """Training FLOPs of a row in the mean of all rows, without images; computed once for a plan."""
+        if plan not in self._prices:
+            while len(self._prices) >= PRICES:
+                self._prices.pop(next(iter(self._prices)))
+            vector = [self.sum(statistic) if statistic.over == "sequences" else 0 for statistic in plan.statistics]
+            self._prices[plan] = Fraction(plan.evaluate(vector)) / self.rows
+        return self._prices[plan]
 
 
 def calculate_avg_seqlen(dataset_file: str, gbs: int, max_seq_len: int | None, drop_remainder: bool) -> SequenceTable:

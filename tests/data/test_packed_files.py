@@ -215,7 +215,8 @@ def test_two_changes_within_a_tick_of_the_clock_are_told_apart(tmp_path, monkeyp
         assert identify(str(path)) != before
 
 
-def test_only_the_latest_configurations_are_kept(tmp_path):
+def test_only_the_latest_configurations_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_files, "TICK_NS", 0)
     locate = Locator()
     for number in range(3 * packed_files.CAPACITY):
         locate(config(str(write(tmp_path / f"{number}.npy"))))

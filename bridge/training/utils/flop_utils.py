@@ -17,7 +17,7 @@ from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_
 from bridge.flops import conventions
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
-from bridge.flops.moments import NOTHING, Moments, Number
+from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
 
@@ -92,27 +92,22 @@ def num_floating_point_operations(
     if own_price is not None or plan is None:
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
-    averages = None
-    if adapted and seqlen_sum is None and seqlen_squared_sum is None:
-        averages = _packed_averages(cfg, batch_size, nominal)
-    if averages is not None:
-        sequences = _moments_of_rows(averages, batch_size, nominal)
-    else:
-        if seqlen_sum is None:
-            if nominal is None:
-                raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
-            seqlen_sum = batch_size * nominal
-        sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
     others = {}
     if num_vision_patches > 0:
         others["images"] = Moments.of(batch_size, num_vision_patches)
     if cross_seqlen_sum is not None:
         others["encoder"] = Moments.of(batch_size, cross_seqlen_sum)
         others["cross"] = Moments.of(batch_size, cross_seqlen_product_sum or 0)
-    vector = plan.measure_moments(sequences, **others)
-    if isinstance(averages, SequenceTable):
-        vector = _with_table(vector, plan, averages, batch_size)
-    return plan.evaluate(vector)
+    if adapted and seqlen_sum is None and seqlen_squared_sum is None:
+        averages = _packed_averages(cfg, batch_size, nominal)
+        if averages is not None:
+            return _price_of_rows(plan, averages, batch_size, nominal, others)
+    if seqlen_sum is None:
+        if nominal is None:
+            raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
+        seqlen_sum = batch_size * nominal
+    sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
+    return plan.evaluate(plan.measure_moments(sequences, **others))
 
 
 def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
@@ -162,17 +157,17 @@ def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple
     return averages
 
 
-def _moments_of_rows(averages: tuple[Any, Any, Any, Any], rows: int, nominal: int | None) -> Moments:
-    number, total, _, squares = (rows * Fraction(average) for average in averages)
-    return Moments.of(number, total, squares, nominal)
-
-
-def _with_table(vector: list[Number], plan: Plan, table: SequenceTable, rows: int) -> list[Number]:
-    """The vector with what a table knows exactly in the place of estimates."""
-    return [
-        rows * table.mean(statistic) if statistic.over == "sequences" else estimate
-        for statistic, estimate in zip(plan.statistics, vector, strict=True)
-    ]
+def _price_of_rows(
+    plan: Plan, averages: tuple[Any, Any, Any, Any], rows: int, nominal: int | None, others: dict[str, Moments]
+) -> int | Fraction:
+    """FLOPs of a batch of packed rows: exact from a table of lengths, estimated from bare averages."""
+    if not isinstance(averages, SequenceTable):
+        number, total, _, squares = (rows * Fraction(average) for average in averages)
+        return plan.evaluate(plan.measure_moments(Moments.of(number, total, squares, nominal), **others))
+    flops = rows * averages.price(plan)
+    if others:
+        flops += plan.evaluate(plan.measure_moments(NOTHING, **others))
+    return flops.numerator if flops.denominator == 1 else flops
 
 
 __all__ = ["SequenceTable", "calculate_avg_seqlen", "num_floating_point_operations", "vit_flops"]
