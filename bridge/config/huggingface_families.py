@@ -236,6 +236,113 @@ def _sparse_layers(fields: Fields) -> list[bool]:
     return listed or [i >= first and (i + 1) % step == 0 and i % frequency == 0 and i not in dense for i in range(layers)]
 
 
+def _chunks(fields: Fields) -> Options:
+    """Llama 4: layers with RoPE see their chunk, the others everything."""
+    layers, interval = fields.get("num_hidden_layers"), fields.get("no_rope_layer_interval")
+    rope = fields.get("no_rope_layers") or [i % interval for i in range(1, layers + 1)]
+    local = _flags(fields, "layer_types", {"chunked_attention": True, "full_attention": False}) or [bool(x) for x in rope]
+    chunk = fields.get("attention_chunk_size")
+    return {"attention_chunk_size": chunk, "no_rope_freq": [int(not flag) for flag in local]} if chunk and any(local) else {}
+
+
+def _llama4_experts(fields: Fields) -> Options:
+    """Dense layers have a width of their own; one shared expert is as wide as a routed one."""
+    layers, step, width = (fields.get(name) for name in ("num_hidden_layers", "interleave_moe_layer_step", "intermediate_size"))
+    listed = fields.get("moe_layers")
+    sparse = set(range(step - 1, layers, step) if listed is None else listed)
+    experts = fields.get("num_local_experts", "num_experts")
+    routed = {
+        "num_moe_experts": experts,
+        "moe_layer_freq": [int(i in sparse) for i in range(layers)],
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": width,
+        "moe_shared_expert_intermediate_size": width,
+        "moe_router_score_function": "sigmoid",
+    }
+    return {"ffn_hidden_size": fields.get("intermediate_size_mlp"), **(routed if sparse else {})}
+
+
+def _linear_attention(fields: Fields) -> Options:
+    """Gated delta nets with full attention every so many layers (Qwen3-Next)."""
+    interval, layers = fields.get("full_attention_interval") or 4, fields.get("num_hidden_layers")
+    usual = [bool(i % interval) for i in range(1, layers + 1)]
+    linear = _flags(fields, "layer_types", {"linear_attention": True, "full_attention": False}) or usual
+    if not any(linear):
+        return {}
+    names = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
+    return {
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": [int(flag) for flag in linear],
+        **{f"linear_{name}": fields.get(f"linear_{name}") for name in names},
+    }
+
+
+def _indexer(fields: Fields) -> Options:
+    """DeepSeek sparse attention: an indexer picks the keys, in all layers or in those that ``indexer_types`` calls full."""
+    full = _flags(fields, "indexer_types", {"full": True, "shared": False})
+    if full and not all(full):
+        fields.report("indexer_types", "the indexer is counted in every layer")
+    names = {"n_heads": "index_n_heads", "head_dim": "index_head_dim", "topk": "index_topk"}
+    return {"experimental_attention_variant": "dsa"} | {f"dsa_indexer_{ours}": fields.get(n) for ours, n in names.items()}
+
+
+_SYMBOLS = {
+    "mamba": "M",
+    "linear_attention": "M",
+    "attention": "*",
+    "full_attention": "*",
+    "mlp": "-",
+    "moe": "E",
+}
+
+
+def _hybrid(fields: Fields) -> Options:
+    """Nemotron-H: a kind for each layer, or the same as one symbol each; Mamba-2 beside attention, MLP and MoE layers."""
+    kinds = fields.get("layers_block_type", "layer_types")
+    pattern = "".join(_SYMBOLS[kind] for kind in kinds) if kinds else fields.get("hybrid_override_pattern") or "ME*-"
+    experts = {
+        "num_moe_experts": fields.get("n_routed_experts"),
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
+        "moe_shared_expert_intermediate_size": fields.get("moe_shared_expert_intermediate_size"),
+        "moe_latent_size": fields.get("moe_latent_size"),
+    }
+    fields.get("n_shared_experts", "num_hidden_layers")
+    return {"hybrid_layer_pattern": pattern, "num_layers": len(pattern), **(experts if "E" in pattern else {}), **_mamba(fields)}
+
+
+def _pure_mamba(fields: Fields) -> Options:
+    return {"hybrid_layer_pattern": "M" * fields.get("num_hidden_layers"), "mamba_num_heads": fields.get("num_heads"),
+            "mamba_head_dim": fields.get("head_dim"), "kv_channels": None, **_mamba(fields)}  # fmt: skip
+
+
+def _mamba(fields: Fields) -> Options:
+    if fields.get("conv_kernel") != 4:
+        fields.report("conv_kernel", "the convolution is counted with 4 taps")
+    fields.get("expand", "use_conv_bias")
+    return {"is_hybrid_model": True, "mamba_state_dim": fields.get("ssm_state_size", "state_size"),
+            "mamba_num_groups": fields.get("n_groups")}  # fmt: skip
+
+
+def _gemma4(fields: Fields) -> Options:
+    """Gemma 4: wider heads in global layers, which may use keys as values; the MLP stays beside the experts."""
+    layer = next(iter((fields.get("per_layer_config") or {}).values()), {})
+    experts = {
+        "num_moe_experts": fields.get("num_experts"),
+        "moe_router_topk": fields.get("top_k_experts"),
+        "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
+        "moe_shared_expert_intermediate_size": fields.get("intermediate_size"),
+    }
+    shared = bool(fields.get("attention_k_eq_v"))
+    groups = layer.get("num_key_value_heads") or fields.get("num_global_key_value_heads")
+    return {
+        "global_kv_channels": layer.get("head_dim") or fields.get("global_head_dim") or 512,
+        "global_num_query_groups": groups if shared else None,
+        "global_attention_k_eq_v": shared,
+        **(experts if fields.get("enable_moe_block") else {}),
+    }
+
+
 def _experts(fields: Fields) -> Options:
     count, sparse = fields.get("num_local_experts", "num_experts", "n_routed_experts"), _sparse_layers(fields)
     width, shared = fields.get("moe_intermediate_size"), fields.get("n_shared_experts", "num_shared_experts")
@@ -360,6 +467,7 @@ _LATENT = _SWIGLU.but(
 )
 _DEEPSEEK_V3 = _LATENT.but(_group_limited_routing, _next_token_depths)
 _QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
+_QWEN3_NEXT = _QWEN3.but(_linear_attention, fixed={"attention_output_gate": True})
 _GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True})
 _OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
@@ -367,6 +475,7 @@ _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_wo
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
+    "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
     "gemma": _GEMMA,
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
     "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text", ignored=("mm_tokens_per_image",)),
@@ -374,6 +483,19 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe": _SWIGLU.but(
         _experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm"), _next_token_depths
     ),
+    "gemma4": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma4_text"),
+    "gemma4_text": _GEMMA.but(
+        _windows(_every(6)),
+        _gemma4,
+        fields={
+            "num_kv_shared_layers": "num_kv_shared_layers",
+            "use_double_wide_mlp": "use_double_wide_mlp",
+            "hidden_size_per_layer_input": "hidden_size_per_layer_input",
+            "vocab_size_per_layer_input": "vocab_size_per_layer_input",
+        },
+        fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
+    ),
+    "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
         _experts,
@@ -383,11 +505,22 @@ FAMILIES: dict[str, Family] = {
     ),
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias),
+    "llama4": _VISION_LANGUAGE.but(_uncounted_tower, text="llama4_text"),
+    "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored=("use_qk_norm",)),
+    "mamba2": _DECODER.but(_pure_mamba, ignored=("time_step_rank",)),
     "mistral": _SWIGLU.but(_window),
     "mistral3": _VISION_LANGUAGE.but(
         _uncounted_tower, text="mistral", ignored=("projector_hidden_act", "vision_feature_layer", "spatial_merge_size")
     ),
     "mixtral": _SWIGLU.but(_window, _experts),
+    "nemotron_h": _DECODER.but(
+        _hybrid,
+        _attention_bias,
+        _next_token_depths,
+        fields={"mamba_num_heads": "mamba_num_heads", "mamba_head_dim": "mamba_head_dim"},
+        fixed={"share_embeddings_and_output_weights": False},
+        ignored=("mtp_layers_block_type", "mtp_hybrid_override_pattern"),
+    ),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2.but(_windows(_every(4))),
     "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
@@ -401,7 +534,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
     "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen3": _QWEN3.but(_windows(_upper_layers)),
+    "qwen3_5": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_text"),
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_5_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_moe_text"),
+    "qwen3_5_moe_text": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
     "qwen3_moe": _QWEN3.but(_optional_window, _experts),
+    "qwen3_next": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
     "qwen3_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_text"),
     "qwen3_vl_text": _QWEN3,
     "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
@@ -414,11 +552,8 @@ _OF_TRANSFORMERS = """
     model_type architectures transformers_version dtype torch_dtype auto_map id2label label2id problem_type
     return_dict output_attentions output_hidden_states output_router_logits use_cache is_encoder_decoder
     chunk_size_feed_forward tokenizer_class unsloth_version unsloth_fixed"""
-_TOKENS_AND_GENERATION = """
-    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id image_token_id
-    video_token_id vision_start_token_id vision_end_token_id vision_token_id image_token_index boi_token_index
-    eoi_token_index boi_token_id eoi_token_id temperature top_k top_p do_sample max_length repetition_penalty
-    num_beams cache_implementation initial_context_length"""
+_GENERATION = """
+    temperature top_k top_p do_sample max_length repetition_penalty num_beams cache_implementation initial_context_length"""
 _POSITIONS = """
     rope_theta rope_scaling rope_parameters rope_local_base_freq rope_interleave partial_rotary_factor
     original_max_position_embeddings use_mrope attn_temperature_tuning attn_scale floor_scale"""
@@ -428,10 +563,13 @@ _ELEMENTWISE = """
     attention_multiplier embedding_multiplier residual_multiplier logit_scale clip_qkv swiglu_limit
     swiglu_alpha norm_topk_prob routed_scaling_factor scoring_func topk_method n_group topk_group
     aux_loss_alpha seq_aux router_aux_loss_coef router_jitter_noise input_jitter_noise"""
+_MAMBA = """
+    use_mamba_kernels mamba_hidden_act time_step_min time_step_max time_step_limit time_step_floor chunk_size
+    mamba_ssm_cache_dtype rescale_prenorm_residual residual_in_fp32 num_logits_to_keep moe_shared_expert_overlap"""
 _STORAGE = """
     quantization_config pretraining_tp ep_size experts_per_token tokens_per_second num_heads"""
 
-IRRELEVANT = frozenset(" ".join((_OF_TRANSFORMERS, _TOKENS_AND_GENERATION, _POSITIONS, _ELEMENTWISE, _STORAGE)).split())
+IRRELEVANT = frozenset(" ".join((_OF_TRANSFORMERS, _GENERATION, _POSITIONS, _ELEMENTWISE, _MAMBA, _STORAGE)).split())
 
 
 def unknown(fields: Fields) -> list[str]:
@@ -439,7 +577,7 @@ def unknown(fields: Fields) -> list[str]:
     return [
         f"{fields.place}{name}={_short(value)}: not known in this family; if it changes the work, that is not counted"
         for name, value in fields.unread()
-        if name not in IRRELEVANT
+        if name not in IRRELEVANT and not name.endswith(("_token_id", "_token_index"))
     ]
 
 

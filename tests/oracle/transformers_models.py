@@ -24,13 +24,22 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         # Here head_dim is the part of a head that RoPE turns, and every head has keys of its own.
         sizes.pop("head_dim", None)
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    if "index_topk" in known:
+        sizes["q_lora_rank"] = 11  # the indexer's queries come from the compressed ones
     for name in _FIXED.get(model_type, ()):
         sizes.pop(name, None)
     return kind(**sizes)
 
 
 #: Fields that all models of a family agree on, and whose other values we report as not counted.
-_FIXED = {"gpt_oss": ("attention_bias",), "deepseek_v2": ("attention_bias",), "deepseek_v3": ("attention_bias",)}
+_FIXED = {
+    "gpt_oss": ("attention_bias",),
+    "deepseek_v2": ("attention_bias",),
+    "deepseek_v3": ("attention_bias",),
+    "deepseek_v32": ("attention_bias",),
+    "glm_moe_dsa": ("attention_bias",),
+    "nemotron_h": ("attention_bias", "sliding_window"),
+}
 
 
 def _sizes(random: Random) -> dict[str, Any]:
@@ -72,6 +81,31 @@ def _sizes(random: Random) -> dict[str, Any]:
         "qk_nope_head_dim": 2 * random.randint(1, 6),
         "qk_rope_head_dim": 2 * random.randint(1, 6),
         "v_head_dim": random.randint(3, 12),
+        "index_n_heads": random.randint(1, 3),
+        "index_head_dim": 2 * random.randint(6, 10),
+        "index_topk": random.randint(2, 5),
+        # Llama 4
+        "intermediate_size_mlp": random.randint(10, 70),
+        "attention_chunk_size": random.randint(2, 9),
+        "moe_layers": sorted(random.sample(range(layers), random.randint(0, layers))),
+        # Gemma 4
+        "num_global_key_value_heads": 1,
+        "global_head_dim": 2 * random.randint(2, 9),
+        "attention_k_eq_v": random.random() < 0.5,
+        "hidden_size_per_layer_input": random.choice([0, random.randint(3, 9)]),
+        "vocab_size_per_layer_input": random.randint(20, 60),
+        # linear attention and Mamba-2
+        "linear_key_head_dim": random.randint(3, 9),
+        "linear_value_head_dim": random.randint(3, 9),
+        "linear_num_key_heads": groups,
+        "linear_num_value_heads": heads,
+        "layers_block_type": random.choices(["linear_attention", "full_attention", "moe", "mlp"], k=5),
+        "ssm_state_size": random.randint(3, 9),
+        "mamba_num_heads": 2 * groups,
+        "mamba_head_dim": random.randint(3, 9),
+        "moe_shared_expert_intermediate_size": random.randint(5, 40),
+        "n_groups": groups,
+        "chunk_size": random.randint(3, 9),
     }
 
 
@@ -84,15 +118,16 @@ def build(config: PreTrainedConfig, *, attention: str = "eager", device: str = "
 
 def forward(model: torch.nn.Module, batch_size: int, length: int) -> int:
     """FLOPs of one forward pass over ``batch_size`` sequences of ``length`` tokens."""
-    return count(lambda: _logits(model, batch_size, length))
+    return count(lambda: run(model, batch_size, length))
 
 
 def training(model: torch.nn.Module, batch_size: int, length: int) -> int:
     """FLOPs of one forward and one backward pass."""
-    return count(lambda: _logits(model, batch_size, length).sum().backward())
+    return count(lambda: run(model, batch_size, length).sum().backward())
 
 
-def _logits(model: torch.nn.Module, batch_size: int, length: int) -> torch.Tensor:
+def run(model: torch.nn.Module, batch_size: int, length: int) -> torch.Tensor:
+    """The logits of a batch."""
     with next(model.parameters()).device:
         tokens = torch.zeros(batch_size, length, dtype=torch.long)
         # A finished mask: making one would look at values, which the meta device does not have.

@@ -7,7 +7,7 @@ of the main heads (the teacher term).  Without that loss it runs forward only.
 from __future__ import annotations
 
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import Context, Pass, Term, core
+from bridge.flops.terms import Context, Pass, Term, core, norm
 
 COMPONENT = "indexer"
 
@@ -55,6 +55,7 @@ def indexer(
     terms = [
         projection("linear_wq_b", q_input_size, num_heads * head_dim, "index_query"),
         projection("linear_wk", hidden_size, head_dim, "index_key"),
+        norm("k_norm", head_dim, COMPONENT, source="index_key", to="index_key", bias=True, rows=rows),
         projection("linear_weights_proj", hidden_size, num_heads, "index_query"),
         scores("index_scores", dense, Pass.TRAINING if like_any_layer else Pass.FORWARD),
     ]
