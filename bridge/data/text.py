@@ -8,8 +8,9 @@ top-level definitions, which gives tens of thousands of documents from a few byt
 from __future__ import annotations
 
 import glob
+import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,9 +19,11 @@ from bridge.flops.model_shape import ConfigError
 STANDARD_LIBRARY_SEPARATOR = "\n\n\n"
 """Two blank lines: what PEP 8 puts between top-level definitions."""
 
+_NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
-def find_files(path: Any) -> list[Path]:
-    """Return the text files that ``data.path`` names, in an order that is the same on every machine.
+
+def find_files(path: Any) -> Iterator[Path]:
+    """Yield the text files that ``data.path`` names, in an order that is the same on every machine.
 
     ``path`` is a file, a folder (searched to the bottom, hidden entries left out), a glob, or a sequence of these.
     None means the sources of the running Python's standard library.
@@ -29,33 +32,27 @@ def find_files(path: Any) -> list[Path]:
         ConfigError: nothing is there.
     """
     if path is None:
-        return _standard_library()
+        yield from _standard_library()
+        return
     entries = [path] if isinstance(path, (str, Path)) else list(path)
     if not entries:
         raise ConfigError("data.path=[] names no text. Give a text file, a folder or a glob, or leave it out.")
-    files: list[Path] = []
     for entry in entries:
-        found = list(_expand(str(entry)))
+        found = False
+        for file in _expand(str(entry)):
+            found = True
+            yield file
         if not found:
             raise ConfigError(
                 f"data.path={str(entry)!r} holds no files. Give a text file, a folder with text files or a glob that "
                 "matches some; without data.path the standard library's sources are used."
             )
-        files.extend(found)
-    return files
 
 
 def _expand(entry: str) -> Iterator[Path]:
     path = Path(entry).expanduser()
     if path.is_dir():
-        try:
-            yield from (
-                file
-                for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix())
-                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            )
-        except OSError as error:
-            raise ConfigError(f"data.path={entry!r} cannot be read: {error.strerror}. Check its permissions.") from error
+        yield from _walk(path, leave_out=lambda name: name.startswith("."))
     elif path.is_file():
         yield path
     elif glob.has_magic(entry):
@@ -64,21 +61,29 @@ def _expand(entry: str) -> Iterator[Path]:
         raise ConfigError(f"data.path={entry!r} does not exist. Give a text file, a folder or a glob.")
 
 
-def _standard_library() -> list[Path]:
+def _walk(root: Path, leave_out: Callable[[str], bool]) -> Iterator[Path]:
+    """Files below a folder by name, those of a folder before those of its folders."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"data.path: {error.filename!r} cannot be read: {error.strerror}. Check its permissions.") from error
+
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not leave_out(name))
+        yield from (Path(folder, name) for name in sorted(files) if not leave_out(name))
+
+
+def _standard_library() -> Iterator[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [
-        file
-        for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix())
-        if "site-packages" not in file.parts and "dist-packages" not in file.parts
-    ]
-    if not files:
+    found = False
+    for file in _walk(root, leave_out=lambda name: name in _NOT_THE_LIBRARY):
+        if file.suffix == ".py":
+            found = True
+            yield file
+    if not found:
         raise ConfigError(f"data.path is unset, and {root} holds no Python sources. Set data.path to a folder of text.")
-    return files
 
 
-def read_documents(
-    path: Any = None, separator: Optional[str] = None, max_documents: Optional[int] = None
-) -> list[bytes]:
+def read_documents(path: Any = None, separator: Optional[str] = None, max_documents: Optional[int] = None) -> list[bytes]:
     """Read all documents, as bytes, in file order.
 
     Args:

@@ -42,7 +42,7 @@ def test_without_a_path_the_standard_library_gives_documents_of_very_different_l
     lengths = [len(document) for document in read_documents(max_documents=2000)]
     assert len(lengths) == 2000
     assert np.quantile(lengths, 0.95) > 20 * np.quantile(lengths, 0.05)
-    files = find_files(None)
+    files = list(find_files(None))
     assert Path(sysconfig.get_paths()["stdlib"], "abc.py") in files
     assert not any("site-packages" in file.parts for file in files)
 

@@ -87,7 +87,7 @@ def config(folder: Path, model: str = "dense", batching: str = "padded", *overri
                 **MODELS[model],
             }
         ),
-        train=TrainConfig(train_iters=STEPS, global_batch_size=8, micro_batch_size=1),
+        train=TrainConfig(train_iters=STEPS, global_batch_size=4, micro_batch_size=1),
         data=DataConfig(batching=batching, document_separator="\n", max_documents=1500),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(lr=1e-2, min_lr=1e-3),
         logger=LoggerConfig(log_interval=1, dir=str(folder), metrics_file=str(folder / "metrics.jsonl"), wandb_project=None),
@@ -182,9 +182,18 @@ def count_documents(cfg: Config, packs: int) -> int:
 
 def resume(folder: Path) -> dict[str, Any]:
     """Two ranks: unbroken, broken and continued, with all that makes a resume hard."""
-    options = ("train.train_iters=8", "model.hidden_dropout=0.1", "model.attention_dropout=0.1", "train.eval_interval=3",
-               "train.eval_iters=1", "train.rampup_batch_size=[4,4,12]", "train.skip_iterations=[2,7]", "data.num_workers=1",
-               "optimizer.lr_warmup_iters=2")  # fmt: skip
+    options = (
+        "train.train_iters=8",
+        "train.global_batch_size=8",
+        "train.rampup_batch_size=[4,4,12]",
+        "train.skip_iterations=[2,7]",
+        "train.eval_interval=3",
+        "train.eval_iters=1",
+        "model.hidden_dropout=0.1",
+        "model.attention_dropout=0.1",
+        "data.num_workers=1",
+        "optimizer.lr_warmup_iters=2",
+    )
     distributed = (
         "optimizer.use_distributed_optimizer=true",
         "optimizer.overlap_grad_reduce=true",
