@@ -111,6 +111,11 @@ _DENSE_STEP_PAIRS: Pairs = {
 }
 
 
+def step_pairs(record: Convention) -> Pairs:
+    """The pairs whose growth one more query costs in a convention."""
+    return _DENSE_STEP_PAIRS if record is conventions.EXECUTED else _STEP_PAIRS
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a number, by where it lives.
@@ -286,7 +291,7 @@ class InferencePlan:
         record = conventions.get(convention)
         dense = record is conventions.EXECUTED
         self.full = _forward_plan(cfg, record)
-        growing = replace(record, pairs=_DENSE_STEP_PAIRS if dense else _STEP_PAIRS)
+        growing = replace(record, pairs=step_pairs(record))
         edit = _latent_edit(latents or ("expanded" if dense else "once"))
         self.step = _forward_plan(cfg, growing, lambda terms: edit(terms, shape))
         self.caches: list[Cache] = [cache for caches in layer_caches(shape) for cache in caches]

@@ -254,15 +254,7 @@ class Plan:
                 positions of ``audio_frames`` by default.
             audio_frames: mel frames of each clip.
         """
-        sequences, audio = tuple(sequence_lengths), tuple(audio_frames)
-        encoder = tuple(encoder_lengths) or tuple(map(POSITIONS.of, audio))
-        lengths = {
-            "sequences": sequences,
-            "images": tuple(image_patches),
-            "encoder": encoder,
-            "cross": tuple(map(mul, sequences, encoder)),
-            "audio": audio,
-        }
+        lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames)
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
@@ -383,6 +375,24 @@ class Plan:
 
 #: Paths of models that only look on.
 ONLOOKERS = ("teacher_model.", "reference_model.")
+
+
+def batch_lengths(
+    sequence_lengths: Iterable[int],
+    image_patches: Iterable[int] = (),
+    encoder_lengths: Iterable[int] = (),
+    audio_frames: Iterable[int] = (),
+) -> dict[str, tuple[int, ...]]:
+    """The lengths of a batch by what statistics sum over; the arguments are those of ``Plan.measure``."""
+    sequences, audio = tuple(sequence_lengths), tuple(audio_frames)
+    encoder = tuple(encoder_lengths) or tuple(map(POSITIONS.of, audio))
+    return {
+        "sequences": sequences,
+        "images": tuple(image_patches),
+        "encoder": encoder,
+        "cross": tuple(map(mul, sequences, encoder)),
+        "audio": audio,
+    }
 
 
 def _place(term: Term) -> int | str:

@@ -1,0 +1,423 @@
+"""The operation ledger: the exercise to the last digit, and any model against arithmetic that counts itself."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.elementwise import ACTIVATIONS
+from bridge.flops.operations import (
+    COUNTED,
+    NOTEBOOK,
+    TRUE,
+    Budget,
+    Ledger,
+    OperationCost,
+    attention_block,
+    differences,
+    evaluation,
+    forward_pass,
+    generation,
+    layer,
+    ledger_of,
+    mlp_block,
+    norms_and_residuals,
+    training,
+)
+from bridge.flops.terms import Kind
+from tests.flops.published import MODELS, full_config
+
+L, D, H, DH, F, V = 24, 896, 14, 64, 4864, 151936
+
+
+# ---- the exercise ----------------------------------------------------------------------------------------------------
+
+
+def test_anchors():
+    assert attention_block(512).total == 5914223626
+    assert mlp_block(512).total == 13415153664
+    assert norms_and_residuals(512).total == 4597760
+    assert layer(512).total == 19333975050
+    assert [layer(512, rank).lora for rank in (0, 1, 4)] == [0, 4586496, 15593472]
+    assert forward_pass(512).total == 603419129072
+    assert forward_pass(512, 4).total == 603793372400
+    assert generation(512, 512).total == 473172281951744
+    step = training(512, lora_rank=4, batch_size=4, steps=1)
+    assert (step.total, step.lora) == (7245520468800, 4490919936)
+    assert forward_pass(512, architecture=TRUE).total == 530118227184
+
+
+def table(n, r):
+    """The rows of the published table: (additions, multiplications, divisions, exponentiations, square roots), counted."""
+    rms = (n * (D - 1), 2 * n * D, n * D + n, 0, n)
+    lora = (n * (D - 1) * r + n * (r - 1) * D + n * D, 2 * n * D * r + n * D, 0, 0, 0)
+    attention = [
+        (3 * n * D * D, 3 * n * D * D, 0, 0, 0),
+        (2 * n * (D - 1) * D, 2 * n * D * D, 0, 0, 0),
+        (H * n * n * (DH - 1), H * n * n * DH, 0, 0, 0),
+        (0, 0, H * n * n, 0, 1),
+        (H * n * (n - 1), 0, H * n * n, H * n * n, 0),
+        (H * n * (n - 1) * DH, H * n * n * DH, 0, 0, 0),
+        (n * (D - 1) * D, n * D * D, 0, 0, 0),
+        *([lora, lora] if r else []),
+    ]
+    mlp = [
+        (2 * n * (D - 1) * F, 2 * n * D * F, 0, 0, 0),
+        (n * F, 0, n * F, n * F, 0),
+        (0, n * F, 0, 0, 0),
+        (n * (F - 1) * D, n * F * D, 0, 0, 0),
+    ]
+    residual = (n * D, 0, 0, 0, 0)
+    return attention, mlp, [rms, rms, residual, residual], [rms, (n * V * D, n * V * D, 0, 0, 0)]
+
+
+def weighted(rows, times=1):
+    added, multiplied, divided, raised, rooted = (sum(column) * times for column in zip(*rows, strict=True))
+    return (added, multiplied, divided, 10 * raised, 10 * rooted)
+
+
+def columns(cost):
+    return (cost.additions, cost.multiplications, cost.divisions, cost.exponentiations, cost.square_roots)
+
+
+@pytest.mark.parametrize("n", [1, 2, 37, 512, 1024, 32768])
+@pytest.mark.parametrize("r", [0, 1, 4, 8, 64])
+def test_every_column(n, r):
+    attention, mlp, around, end = table(n, r)
+    assert columns(attention_block(n, r)) == weighted(attention)
+    assert columns(mlp_block(n, r)) == weighted(mlp)
+    assert columns(norms_and_residuals(n, r)) == weighted(around)
+    whole = weighted((attention + mlp + around) * L + end)
+    got = forward_pass(n, r)
+    assert columns(got) == whole
+    assert got.total == sum(whole)
+    assert got.lora == (sum(weighted(attention[-2:])) * L if r else 0)
+    assert got.total - forward_pass(n).total == got.lora
+
+
+def test_training_and_evaluation():
+    once = forward_pass(300, 8)
+    assert training(300, 8, 4, 5) == 3 * 4 * 5 * once
+    assert training(300, 8, 4, 0) == OperationCost()
+    assert evaluation(300, 8, 4) == 4 * once
+    assert training(300) == 3 * forward_pass(300)
+
+
+@pytest.mark.parametrize("r", [0, 4])
+def test_generation(r):
+    passes = [forward_pass(n, r) for n in range(20, 27)]
+    assert generation(20, 7, r) == sum(passes, OperationCost())
+    drawn = generation(20, 7, r, stochastic=True)
+    assert drawn.total - generation(20, 7, r).total == 7 * (10 * V + (V - 1) + V)
+    assert drawn.lora == generation(20, 7, r).lora
+    assert generation(20, 0, r) == OperationCost()
+
+
+# ---- the true architecture -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 100, 512])
+@pytest.mark.parametrize("r", [0, 4])
+def test_the_difference_is_itemised(n, r):
+    found = {item.part: item.change for item in differences(n, r)}
+    assert sum(found.values()) == forward_pass(n, r, architecture=TRUE).total - forward_pass(n, r).total
+    narrower = n * 2 * D * (D - 128) * L
+    assert found["linear_k"] == found["linear_v"] == -narrower
+    dense = n * D * (2 * D - 1) * L
+    assert (found["rope_query"], found["rope_key"]) == (3 * n * D * L - dense, 3 * n * 128 * L - dense)
+    assert found["output_layer"] == -n * V
+    assert set(found) - {"lora_B", "lora_sum"} == {"linear_k", "linear_v", "rope_query", "rope_key", "output_layer"}
+    assert ("lora_B" in found) == bool(r)
+
+
+def test_full_training_is_three_forward_passes():
+    assert training(100, 0, 2, 3, architecture=TRUE) == 3 * 6 * forward_pass(100, architecture=TRUE)
+
+
+def test_frozen_weights_have_no_gradient():
+    """Of a frozen matmul forward and dgrad run, of an adapter all three; below the first adapter nothing needs a gradient."""
+    ledger = ledger_of(TRUE, 4)
+    entries = {passes: {(e.component, e.name): e.cost.total for e in ledger.entries([50], passes=passes)}
+               for passes in ("forward", "training")}  # fmt: skip
+    forward, trained = entries["forward"], entries["training"]
+    for name in ("linear_fc1_gate", "linear_fc1_up", "linear_fc2"):
+        assert trained["mlp", name] == 2 * forward["mlp", name]
+    for name in ("linear_q", "linear_k", "linear_v"):
+        assert trained["self_attention", name] * L == forward["self_attention", name] * (2 * L - 1)
+    assert trained["adapters", "lora_B"] == 3 * forward["adapters", "lora_B"]
+    assert trained["adapters", "lora_A"] * L == forward["adapters", "lora_A"] * (3 * L - 1)
+    assert training(50, 4, architecture=TRUE).total < 0.7 * training(50, 4).total
+
+
+def test_generation_with_a_cache_is_one_pass_over_all_positions():
+    """Token by token the same work as at once, for attention that only looks back."""
+    causal = Ledger({"model": QWEN_SMALL}, "exact")
+    at_once, one_by_one = causal.cost([30]), causal.cost([20]) + causal.decode(20, 10)
+    roots = 10 * QWEN_SMALL["num_layers"]
+    assert one_by_one.total == at_once.total + 10 * roots
+    assert generation(20, 1, architecture=TRUE) == forward_pass(20, architecture=TRUE)
+    assert generation(512, 512, architecture=TRUE).total < generation(512, 512).total / 400
+
+
+def test_a_decode_step_runs_one_row_against_all_keys():
+    ledger = Ledger({"model": QWEN_SMALL})
+    for cached in (1, 9, 80):
+        assert columns(ledger.decode(cached)) == counted(QWEN_SMALL, 1, cached + 1)
+
+
+# ---- the budget ------------------------------------------------------------------------------------------------------
+
+
+def test_budget():
+    step = training(512, 4, 4, 1)
+    budget = Budget().spend(training(512, 4, 4, 1000))
+    assert budget.limit == 10**17
+    assert budget.spent == 1000 * step.total
+    assert budget.percent == 100 * 7245520468800000 / 10**17
+    assert budget.share(step) == pytest.approx(0.0072455204688)
+    assert budget.steps_left(step) == (10**17 - 1000 * step.total) // step.total == 12801
+    assert Budget().steps_left(step) == 13801
+    over = budget.spend(training(512, 4, 4, 20000))
+    assert over.remaining < 0
+    assert over.percent > 100
+    assert over.steps_left(step) == 0
+    with pytest.raises(ConfigError, match="costs nothing"):
+        budget.steps_left(OperationCost())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: forward_pass(0), "tokens=0 must be an integer of at least 1"),
+        (lambda: forward_pass(5, -1), "lora_rank=-1 must be an integer of at least 0"),
+        (lambda: training(5, 1, 0), "batch_size=0 must be"),
+        (lambda: training(5, 1, 1, -1), "steps=-1 must be"),
+        (lambda: generation(5, -1), "tokens_generated=-1 must be"),
+        (lambda: Ledger({"hidden_size": 8}), "model.vocab_size is missing"),
+    ],
+)
+def test_impossible_numbers(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+# ---- any model: arithmetic that counts itself ------------------------------------------------------------------------
+
+QWEN_SMALL = {
+    "num_layers": 2, "hidden_size": 12, "ffn_hidden_size": 10, "num_attention_heads": 3, "num_query_groups": 1, "vocab_size": 17,
+    "gated_linear_unit": True, "add_qkv_bias": True,
+}  # fmt: skip
+
+
+class Tally:
+    """A number whose arithmetic is counted."""
+
+    counts: Counter[str] = Counter()
+
+    def __init__(self, value):
+        self.value = value
+
+    def _with(self, kind, value):
+        Tally.counts[kind] += 1
+        return Tally(value)
+
+    def __add__(self, other):
+        return self._with("+", self.value + other.value)
+
+    def __mul__(self, other):
+        return self._with("*", self.value * other.value)
+
+    def __truediv__(self, other):
+        return self._with("/", self.value / other.value)
+
+    def __neg__(self):
+        return Tally(-self.value)
+
+    def exp(self):
+        return self._with("exp", math.exp(self.value))
+
+    def sqrt(self):
+        return self._with("sqrt", math.sqrt(abs(self.value)))
+
+
+ONE = Tally(1.0)
+
+
+def fold(numbers):
+    total = numbers[0]
+    for number in numbers[1:]:
+        total = total + number
+    return total
+
+
+def dot(a, b):
+    return fold([x * y for x, y in zip(a, b, strict=True)])
+
+
+@dataclass
+class Model:
+    """A transformer in scalar arithmetic: every operation it does is one that the formulas say."""
+
+    shape: dict
+    random: Random
+
+    def weights(self, n):
+        return [Tally(self.random.random()) for _ in range(n)]
+
+    def linear(self, x, n, bias=False):
+        out = [dot(x, self.weights(len(x))) for _ in range(n)]
+        return [y + b for y, b in zip(out, self.weights(n), strict=True)] if bias else out
+
+    def norm(self, x):
+        size = Tally(len(x))
+        if self.shape.get("normalization") == "LayerNorm":
+            mean = fold(x) / size
+            x = [y + -mean for y in x]
+            deviation = (dot(x, x) / size).sqrt()
+            scaled = [y / deviation * w for y, w in zip(x, self.weights(len(x)), strict=True)]
+            return [y + b for y, b in zip(scaled, self.weights(len(x)), strict=True)]
+        root = (dot(x, x) / size).sqrt()
+        return [y / root * w for y, w in zip(x, self.weights(len(x)), strict=True)]
+
+    def rope(self, head):
+        turned = int(len(head) * self.shape.get("rotary_percent", 1.0))
+        mixed = [y * c + z * s for y, z, c, s in zip(head[:turned], head[:turned], *[self.weights(turned)] * 2, strict=True)]
+        return mixed + head[turned:]
+
+    def heads(self, x, number, size, bias, turned):
+        found = [x[i * size : (i + 1) * size] for i in range(number)] if turned is None else []
+        if turned is not None:
+            flat = self.linear(x, number * size, bias)
+            found = [flat[i * size : (i + 1) * size] for i in range(number)]
+            if turned:
+                if self.shape.get("qk_layernorm"):
+                    found = [self.norm(head) for head in found]
+                found = [self.rope(head) for head in found]
+        return found
+
+    def attention(self, rows, keys_before):
+        shape = self.shape
+        number, groups = shape["num_attention_heads"], shape["num_query_groups"]
+        size, bias = shape["hidden_size"] // number, shape.get("add_qkv_bias", False)
+        queries = [self.heads(row, number, size, bias, True) for row in rows]
+        keys = [[self.weights(size) for _ in range(groups)] for _ in range(keys_before)]
+        values = [[self.weights(size) for _ in range(groups)] for _ in range(keys_before)]
+        keys += [self.heads(row, groups, size, bias, True) for row in rows]
+        values += [self.heads(row, groups, size, bias, False) for row in rows]
+        gates = [self.linear(row, number * size) for row in rows] if shape.get("attention_output_gate") else None
+        root = Tally(size).sqrt()
+        out = []
+        for i, query in enumerate(queries):
+            flat = []
+            for h, head in enumerate(query):
+                group = h * groups // number
+                powers = [(dot(head, key[group]) / root).exp() for key in keys]
+                sinks = [Tally(0.1).exp()] if shape.get("softmax_type") == "learnable" else []
+                total = fold(powers + sinks)
+                shares = [power / total for power in powers]
+                flat += [dot(shares, [value[group][c] for value in values]) for c in range(size)]
+            if gates:
+                flat = [y * (ONE / (ONE + (-g).exp())) for y, g in zip(flat, gates[i], strict=True)]
+            out.append(self.linear(flat, shape["hidden_size"]))
+        return out
+
+    def mlp(self, x, inner, bias=False):
+        values = self.linear(x, inner, bias)
+        if self.shape.get("gated_linear_unit"):
+            gates = self.linear(x, inner, bias)
+            values = [v * (g / (ONE + (-g).exp())) for v, g in zip(values, gates, strict=True)]
+        else:
+            # x / 2 (1 + erf(x / sqrt 2)), the error function as one exponentiation.
+            values = [(y * ONE) * (ONE + (y * ONE).exp()) for y in values]
+        return self.linear(values, self.shape["hidden_size"], bias)
+
+    def channel(self, x):
+        shape = self.shape
+        if "num_moe_experts" not in shape:
+            return self.mlp(x, shape["ffn_hidden_size"])
+        powers = [score.exp() for score in self.linear(x, shape["num_moe_experts"])]
+        total = fold(powers)
+        shares = [power / total for power in powers][: shape["moe_router_topk"]]
+        outs = [[y * share for y in self.mlp(x, shape["moe_ffn_hidden_size"])] for share in shares]
+        mixed = [fold(list(column)) for column in zip(*outs, strict=True)]
+        if shape.get("moe_shared_expert_intermediate_size"):
+            mixed = [a + b for a, b in zip(mixed, self.mlp(x, shape["moe_shared_expert_intermediate_size"]), strict=True)]
+        return mixed
+
+    def run(self, queries, keys):
+        rows = [self.weights(self.shape["hidden_size"]) for _ in range(queries)]
+        for _ in range(self.shape["num_layers"]):
+            mixed = self.attention([self.norm(row) for row in rows], keys - queries)
+            rows = [[a + b for a, b in zip(row, more, strict=True)] for row, more in zip(rows, mixed, strict=True)]
+            mixed = [self.channel(self.norm(row)) for row in rows]
+            rows = [[a + b for a, b in zip(row, more, strict=True)] for row, more in zip(rows, mixed, strict=True)]
+        for row in rows:
+            self.linear(self.norm(row), self.shape["vocab_size"])
+
+
+def counted(shape, queries, keys):
+    Tally.counts.clear()
+    Model(shape, Random(0)).run(queries, keys)
+    found = Tally.counts
+    return (found["+"], found["*"], found["/"], 10 * found["exp"], 10 * found["sqrt"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_query_groups": 3, "add_qkv_bias": False},
+        {"qk_layernorm": True},
+        {"softmax_type": "learnable"},
+        {"attention_output_gate": True, "add_qkv_bias": False},
+        {"rotary_percent": 0.5},
+        {"gated_linear_unit": False, "normalization": "LayerNorm"},
+        {"num_moe_experts": 5, "moe_router_topk": 2, "moe_ffn_hidden_size": 7},
+        {"num_moe_experts": 5, "moe_router_topk": 3, "moe_ffn_hidden_size": 7, "moe_shared_expert_intermediate_size": 4},
+    ],
+    ids=str,
+)
+def test_scalar_arithmetic(changes):
+    """What a model does in scalar arithmetic, operation by operation, is what the ledger says."""
+    shape = QWEN_SMALL | changes
+    for tokens in (1, 5):
+        assert columns(Ledger({"model": shape}).cost([tokens])) == counted(shape, tokens, tokens)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_multiplications_of_matmuls_are_those_of_the_plan(name):
+    """For every published model, the ledger's multiplications of matmuls are the plan's multiply-accumulates."""
+    config = full_config(MODELS[name]) | {"should_pad_vocab": False}
+    images = {"image_patches": [64, 256]} if config.get("vision_config") else {}
+    not_matmuls = (Kind.NORM, Kind.LATENT_NORM, Kind.ELEMENTWISE)
+    got = Ledger(config).cost([70, 9], keep=lambda term: term.kind not in not_matmuls, **images)
+    assert 2 * got.multiplications == compile_plan(config, "executed").flops([70, 9], passes="forward", **images)
+    assert Ledger(config).not_counted == ()
+
+
+def test_every_kind_of_term_is_counted():
+    assert set(COUNTED) == set(Kind)
+
+
+def test_lora_of_any_model():
+    config = {"model": QWEN_SMALL, "peft": {"kind": "lora", "dim": 2, "target_modules": ["linear_fc2"]}}
+    with_lora, without = Ledger(config).cost([6]), Ledger({"model": QWEN_SMALL}).cost([6])
+    rows, k, n = 6 * QWEN_SMALL["num_layers"], 10, 12
+    assert with_lora.lora == with_lora.total - without.total
+    assert with_lora.lora == rows * ((2 * k - 1) * 2 + (2 * 2 - 1) * n + 2 * n)
+
+
+def test_an_unknown_activation_is_reported():
+    assert ACTIVATIONS.keys() >= {"silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu"}
+    assert Ledger(QWEN_SMALL | {"activation_func": "mish"}).not_counted == (
+        "activation_func='mish': what this activation costs is not known and not counted",
+    )
+
+
+def test_notebook_is_the_default():
+    assert forward_pass(9) == forward_pass(9, architecture=NOTEBOOK)
