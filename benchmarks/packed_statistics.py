@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,11 +107,8 @@ def measure(path: str) -> dict[str, float]:
         dataset=SimpleNamespace(packed_sequence_specs=SimpleNamespace(packed_train_data_path=path)),
     )
     num_floating_point_operations(cfg, BATCH)
-    calls = 2000
-    before = time.perf_counter()
-    for _ in range(calls):
-        num_floating_point_operations(cfg, BATCH)
-    step = (time.perf_counter() - before) / calls
+    calls = 200
+    step = min(timeit.repeat(lambda: num_floating_point_operations(cfg, BATCH), number=calls, repeat=100)) / calls
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": built - start,
@@ -133,9 +131,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure)))
         return
     print(f"{arguments.rows} rows of 8 sequences, {arguments.tokens} tokens a row")
-    print(
-        f"{'format':8} {'MB':>8} {'seconds':>8} {'rows/s':>12} {'tokens/s':>12} {'peak MiB':>9} {'sidecar ms':>10} {'step us':>8}"
-    )
+    columns = "seconds", "cpu_seconds", "peak_mib", "sidecar_ms", "step_us"
+    print(f"{'format':8} {'MB':>8} {'rows/s':>12} {'tokens/s':>12}", *(f"{column:>11}" for column in columns))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for name in arguments.formats.split(","):
             path = str(Path(folder, f"training_4096.{name}"))

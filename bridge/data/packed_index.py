@@ -21,11 +21,11 @@ _HEADER = struct.Struct("<9sQBQQ")
 #: Bytes of one token by dtype code.
 _TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
 
-_ROWS_AT_A_TIME = 1_000_000
+_ROWS_AT_A_TIME = 131_072
 
 
 def read(path: str) -> Iterator[Rows]:
-    """The documents of an index, a million at a time.
+    """The documents of an index, some at a time.
 
     Raises:
         ValueError, OSError: it is torn, or not an index, or its .bin is shorter than it says.

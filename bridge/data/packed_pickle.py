@@ -167,7 +167,7 @@ class RowReader:
         self.position = position
         self._stack: list[Any] = []
         self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []
         self._rows: List | None = None
 
     def batches(self) -> Iterator[list[Any]]:
@@ -260,9 +260,8 @@ class RowReader:
             return
         made = List(self.data, found.start(3), found.end(3))
         short, long = found.group(1, 2)
-        index = short[1] if short else int.from_bytes(long, "little") if long else len(self._memo)
-        self._memo[index] = made
         self._stack.append(made)
+        self._remember(short[1] if short else int.from_bytes(long, "little") if long else len(self._memo))
         self.position = found.end()
 
     def _append(self) -> None:
@@ -288,11 +287,17 @@ class RowReader:
         items = [self._pop() for _ in range(size)]
         self._stack.append(tuple(reversed(items)))
 
+    def _remember(self, index: int) -> None:
+        if index == len(self._memo):  # every pickler counts upwards
+            self._memo.append(self._stack[-1])
+        else:
+            self._memo[index] = self._stack[-1]
+
     def _memoize(self) -> None:
-        self._memo[len(self._memo)] = self._stack[-1]
+        self._memo.append(self._stack[-1])
 
     def _put(self, size: int) -> None:
-        self._memo[self._number(size)] = self._stack[-1]
+        self._remember(self._number(size))
 
     def _short_get(self) -> None:
         self._stack.append(self._memo[self.data[self.position]])

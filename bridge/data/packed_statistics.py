@@ -7,6 +7,7 @@ small table serves every model, convention and window, exactly; the averages oth
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,9 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
         return self._prices[plan]
 
 
-def calculate_avg_seqlen(dataset_file: str, gbs: int, max_seq_len: int | None, drop_remainder: bool) -> SequenceTable:
+def calculate_avg_seqlen(
+    dataset_file: str | os.PathLike[str], gbs: int, max_seq_len: int | None, drop_remainder: bool
+) -> SequenceTable:
     """Statistics of a packed file, with the name, the arguments and the four averages of Megatron-Bridge's packing utilities.
 
     They are read from the sidecar of the file where it has one of its present state, and written there otherwise.
@@ -96,6 +99,7 @@ def calculate_avg_seqlen(dataset_file: str, gbs: int, max_seq_len: int | None, d
     """
     if isinstance(gbs, bool) or not isinstance(gbs, int) or gbs <= 0:
         raise ConfigError(f"train.global_batch_size={gbs!r} must be a positive integer")
+    dataset_file = os.fspath(dataset_file)
     shards = identify_all(shards_of(dataset_file))
     key = {"global_batch_size": gbs, "seq_length": max_seq_len, "drop_remainder": drop_remainder}
     places = sidecar.places(dataset_file, shards)

@@ -177,7 +177,7 @@ def test_a_moved_dataset_keeps_its_sidecar(dataset, computed):
 def test_a_new_shard_is_noticed(tmp_path, computed):
     for i, lengths in enumerate(PACKS[:2]):
         save_parquet(tmp_path / f"{i}.parquet", [pack(lengths)])
-    assert calculate_avg_seqlen(str(tmp_path), 1, 64, True) == averages(PACKS[:2])
+    assert calculate_avg_seqlen(tmp_path, 1, 64, True) == averages(PACKS[:2])
     save_parquet(tmp_path / "2.parquet", [pack(PACKS[2])])
     assert calculate_avg_seqlen(str(tmp_path), 1, 64, True) == averages(PACKS[:3])
     assert len(computed) == 2

@@ -146,7 +146,7 @@ def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple
     found = _packed_file(cfg)
     if found is None:
         return None
-    global_batch_size = get(get(cfg, "train"), "global_batch_size") or batch_size
+    global_batch_size = get(get(cfg, "train"), "global_batch_size") or max(batch_size, 1)
     key = (found.shards, global_batch_size, seq_length)
     averages = _lora_seq_stats_cache.get(key)
     if averages is None:

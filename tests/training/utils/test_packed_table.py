@@ -97,6 +97,14 @@ def test_the_cache_is_bounded(dataset, monkeypatch, cache):
     assert [key[1] for key in cache][-1] == 3 * flop_utils._LORA_SEQ_STATS_CAPACITY - 1
 
 
+def test_a_batch_of_nothing_and_a_configuration_without_train(dataset):
+    cfg = fine_tune(dataset)
+    assert num_floating_point_operations(cfg, 0) == 0
+    del cfg.train
+    assert num_floating_point_operations(cfg, 0) == 0
+    assert num_floating_point_operations(cfg, 4, convention="exact") == compile_plan(cfg, "exact").flops(LENGTHS)
+
+
 def test_images_are_added_to_the_table(dataset):
     tower = {
         "depth": 2,
