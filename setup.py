@@ -20,11 +20,23 @@ setup(
     # The recipes lie beside the package in the repository and inside it when installed.
     packages=[*find_packages(include=["bridge", "bridge.*"]), "bridge.recipes", "bridge.recipes.models"],
     package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},
-    package_data={"bridge.recipes": ["*.yaml"], "bridge.recipes.models": ["*.yaml"]},
+    package_data={"bridge.recipes": ["*.yaml"], "bridge.recipes.models": ["*.yaml"], "bridge.explorer": ["*.css", "*.js"]},
     install_requires=["omegaconf>=2.4", "rich"],
     extras_require={
+        "explorer": ["gradio", "plotly"],
         "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "transformers", "peft", "einops", "ruff", "mypy", "types-PyYAML"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "transformers",
+            "peft",
+            "diffusers",
+            "einops",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["bridge = bridge.cli.main:main"]},
 )

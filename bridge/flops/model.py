@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bridge.flops.components import multi_token_prediction
+from bridge.flops.components import diffusion, multi_token_prediction
 from bridge.flops.components.audio_encoder import POSITIONS, STRIDE, frontend, projector
 from bridge.flops.components.compressed_attention import INDEXED_RATIO, compressed_attention
 from bridge.flops.components.cross_attention import ENCODER_TOKENS, cross_attention
@@ -37,8 +37,8 @@ from bridge.flops.conventions import Convention
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING, Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
-from bridge.flops.model_shape import AudioShape, ConfigError, ModelShape, VisionShape
-from bridge.flops.terms import Context, Term, elementwise, join, norm, onto, table
+from bridge.flops.model_shape import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
+from bridge.flops.terms import Context, Kind, Term, elementwise, join, norm, onto, table
 
 #: Kinds of positions that turn queries and keys.
 ROTARY = ("rope", "mrope", "yarn")
@@ -225,6 +225,49 @@ def audio_terms(build: Build, audio: AudioShape) -> list[Term]:
     if crossed:
         return [*start, *terms, join("audio.states", to="encoder.states")]
     return [*start, *terms, *projector(hidden_size=width, out_hidden_size=audio.output_dim or 0, pooling=audio.pooling)]
+
+
+def diffusion_terms(shape: DiffusionShape) -> list[Term]:
+    """A diffusion transformer: embedders, blocks with adaLN, final layer (DiT), or two kinds of blocks (Flux)."""
+    heads, in_channels = shape.num_attention_heads or 0, shape.in_channels or 0
+    hidden = heads * (shape.attention_head_dim or 0)
+    ffn, patch = shape.mlp_ratio * hidden, shape.patch_size**2
+    text, per_block = bool(shape.joint_attention_dim), bool(shape.num_embeds_ada_norm)
+    terms = [replace(diffusion.linear("x_embedder", patch * in_channels, hidden, "latents", "hidden"), kind=Kind.PATCH_EMBEDDING)]
+    if text:
+        terms.append(
+            diffusion.linear(
+                "context_embedder", shape.joint_attention_dim, hidden, "text", "context.hidden", diffusion.TEXT_TOKENS
+            )
+        )
+    if not per_block:
+        terms += diffusion.embedder("timestep_embedder", diffusion.TIMESTEP_CHANNELS, hidden)
+        if shape.guidance_embeds:
+            terms += diffusion.embedder("guidance_embedder", diffusion.TIMESTEP_CHANNELS, hidden)
+        if shape.pooled_projection_dim:
+            terms += diffusion.embedder("text_embedder", shape.pooled_projection_dim, hidden)
+    embedders = [
+        *diffusion.embedder("timestep_embedder", diffusion.TIMESTEP_CHANNELS, hidden),
+        diffusion.class_labels(num_classes=shape.num_embeds_ada_norm, hidden_size=hidden),
+    ]
+    for i in range(shape.num_layers or 0):
+        block = embedders if per_block else []
+        block = block + diffusion.joint_block(
+            hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn, head_norm=text, text=text
+        )
+        terms += [term.under(f"decoder.layers.{i}.") for term in block]
+    if shape.num_single_layers:
+        terms.append(join("hidden", "context.hidden", to="joint.hidden"))
+    for i in range(shape.num_single_layers):
+        block = diffusion.single_block(hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
+        terms += [term.under(f"decoder.layers.{(shape.num_layers or 0) + i}.") for term in block]
+    if shape.num_single_layers:
+        terms.append(join("joint.hidden", to="hidden"))
+    if per_block:
+        # The last layer computes the first block's conditioning once more.
+        again = [replace(term.under("decoder.layers.0."), tied=f"decoder.layers.0.{term.path}", bias=0) for term in embedders]
+        terms += again
+    return terms + diffusion.final_layer(hidden_size=hidden, out_values=patch * (shape.out_channels or in_channels))
 
 
 def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:

@@ -207,6 +207,8 @@ class ModelShape:
     """Rows of a table of token types (BERT)."""
     bert_lm_head: bool = False
     """A dense layer and a norm before the output layer, which has a bias (BERT)."""
+    diffusion_config: Any = None
+    """A diffusion transformer (DiT, Flux) in place of a language model, with diffusers' names."""
     audio_config: Any = None
     """A Whisper-style audio encoder, with Hugging Face's names."""
 
@@ -341,6 +343,34 @@ class VisionShape:
 
 
 @dataclass(kw_only=True)
+class DiffusionShape:
+    """A diffusion transformer, with the names of diffusers' configs; sequence lengths are latent tokens of the images."""
+
+    num_layers: Optional[int] = None
+    """Blocks; in Flux those that keep text and image apart."""
+    num_single_layers: int = 0
+    """Flux's later blocks, where text and image are one sequence."""
+    num_attention_heads: Optional[int] = None
+    attention_head_dim: Optional[int] = None
+    """Width of a head; heads x width is the model's."""
+    mlp_ratio: int = 4
+    in_channels: Optional[int] = None
+    """Channels of the latents (Flux: of a packed latent token)."""
+    out_channels: Optional[int] = None
+    """Channels of the prediction; in_channels when unset."""
+    patch_size: int = 1
+    """Side of a patch of latents."""
+    joint_attention_dim: int = 0
+    """Width of the text encoder's states (Flux); 0: no text."""
+    pooled_projection_dim: int = 0
+    """Width of the pooled text vector that joins the conditioning (Flux)."""
+    guidance_embeds: bool = False
+    """The guidance scale is embedded like the time step (Flux dev)."""
+    num_embeds_ada_norm: int = 0
+    """Classes (DiT). diffusers gives each block an embedder of its own; the last layer uses the first block's again."""
+
+
+@dataclass(kw_only=True)
 class AudioShape:
     """A Whisper-style audio encoder, with the names of Hugging Face's configs."""
 
@@ -420,7 +450,8 @@ def read(cfg: Any) -> ModelShape:
         shape.tensor_model_parallel_size = 1 if size is None else size
     if shape.vision_config is None:
         shape.vision_config = get(get(model, "thinker_config"), "vision_config")
-    _check(shape)
+    if shape.diffusion_config is None:
+        _check(shape)
     return shape
 
 
@@ -461,6 +492,17 @@ def read_vision(cfg: Any) -> VisionShape | None:
             f"choose one of {', '.join(PROJECTOR_TYPES)}"
         )
     return vision
+
+
+def read_diffusion(cfg: Any) -> DiffusionShape | None:
+    """The diffusion transformer of a configuration; None without one."""
+    source = get(model_of(cfg), "diffusion_config")
+    if source is None:
+        return None
+    shape: DiffusionShape = _fill(DiffusionShape, source, {})
+    for name in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "mlp_ratio"):
+        _positive(f"diffusion_config.{name}", getattr(shape, name), required=True)
+    return shape
 
 
 def read_audio(cfg: Any) -> AudioShape | None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
-from operator import mul
+from operator import add, mul
 from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, model_shape, transforms
 from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.model import model_terms, vision_terms
+from bridge.flops.model import diffusion_terms, model_terms, vision_terms
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.statistics import Statistic
@@ -90,6 +90,9 @@ def compile_plan(
 
 def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework, fused: bool) -> list[Term]:
     """The terms of a configuration's model, forward."""
+    diffusion = model_shape.read_diffusion(cfg)
+    if diffusion is not None:
+        return diffusion_terms(diffusion)
     parts = model_shape.read(cfg), model_shape.read_vision(cfg), model_shape.read_audio(cfg)
     return model_terms(*parts, how, runs_on, fused=fused)
 
@@ -391,6 +394,7 @@ def batch_lengths(
         "images": tuple(image_patches),
         "encoder": encoder,
         "cross": tuple(map(mul, sequences, encoder)),
+        "joint": tuple(map(add, sequences, encoder)),
         "audio": audio,
     }
 

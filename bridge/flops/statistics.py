@@ -122,7 +122,7 @@ class Statistic:
     Attributes:
         kind: which function, a key of this module's table.
         over: ``sequences`` (tokens), ``images`` (patches; one entry a video frame), ``encoder`` (tokens of an encoder's
-            input), ``cross`` (query tokens x encoder tokens) or ``audio`` (mel frames).
+            input), ``cross`` (query tokens x encoder tokens), ``joint`` (their sum) or ``audio`` (mel frames).
         sizes: the constants of the function: window, chunk, ratio, top-k.
     """
 

@@ -15,7 +15,7 @@ ADAPTERS = "adapters"
 #: The value that never carries a gradient.
 DETACHED = "detached"
 #: Values that several terms add to.
-STREAMS = frozenset({"hidden", "patches", "image_embeddings", "index_query", "value", "logits"})
+STREAMS = frozenset({"hidden", "patches", "image_embeddings", "index_query", "value", "logits", "conditioning"})
 Trainable = Callable[[str], bool]
 
 
