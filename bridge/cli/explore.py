@@ -1,0 +1,37 @@
+"""``bridge explore``: the interactive page, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+from bridge.flops import ConfigError
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "explore",
+        help="open the interactive page",
+        description="Serve a page to explore what models cost: by component and length, side by side, fine-tuned, at inference, "
+        "and what a finished run reached. It fetches nothing from the network, and only this machine can open it.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0: every network)")
+    parser.add_argument("--port", type=_port, help="port to listen on (default: the first free one from 7860 on)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        from bridge.explorer.page import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "plotly"):
+            raise
+        raise ConfigError(f"`bridge explore` needs {error.name}; pip install 'bridge-flops[explorer]'") from None
+    serve(arguments.host, arguments.port, open_browser=arguments.open)
+    return 0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port from 1 to 65535")
+    return int(text)

@@ -1,0 +1,154 @@
+"""What can be set on the page, as data: each control checks values, reads them from a link and writes them into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Union
+
+from bridge.flops import ConfigError
+
+#: Between the values of a multiple choice in a link; in no recipe's name.
+SEPARATOR = "~"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Control:
+    """What all controls have.
+
+    Attributes:
+        key: its name in the link and in code.
+        label: its name on the page.
+        info: a sentence of help.
+    """
+
+    key: str
+    label: str
+    info: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slider(_Control):
+    """A number from a range.
+
+    Attributes:
+        minimum, maximum, step: the range; integers where all three are.
+        default: where it starts.
+    """
+
+    minimum: float
+    maximum: float
+    step: float
+    default: float
+
+    def accept(self, value: Any) -> float:
+        """The value as a number of the range; ConfigError otherwise."""
+        whole = all(isinstance(number, int) for number in (self.minimum, self.maximum, self.step))
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = float("nan")
+        if not isfinite(number) or not self.minimum <= number <= self.maximum or (whole and number != int(number)):
+            kind = "an integer" if whole else "a number"
+            raise ConfigError(f"{self.label}: {value!r} must be {kind} from {self.minimum:,} to {self.maximum:,}")
+        return int(number) if whole else number
+
+    def read(self, text: str) -> float:
+        return self.accept(text)
+
+    def write(self, value: Any) -> str:
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(_Control):
+    """One of several names.
+
+    Attributes:
+        options: all names.
+        default: where it starts.
+        buttons: shown side by side instead of in a list that opens.
+    """
+
+    options: Sequence[str]
+    default: str
+    buttons: bool = False
+
+    def accept(self, value: Any) -> str:
+        """The value as one of the options; ConfigError otherwise."""
+        if value not in self.options:
+            raise ConfigError(f"{self.label}: {value!r} is not one of the options")
+        return str(value)
+
+    def read(self, text: str) -> str:
+        return self.accept(text)
+
+    def write(self, value: Any) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices(_Control):
+    """Any number of several names, in the order they were picked.
+
+    Attributes:
+        options: all names.
+        default: where it starts.
+        most: how many may be picked.
+        buttons: check boxes instead of a list that opens.
+    """
+
+    options: Sequence[str]
+    default: tuple[str, ...]
+    most: int = 12
+    buttons: bool = False
+
+    def accept(self, value: Any) -> tuple[str, ...]:
+        """The values as a tuple of options; ConfigError otherwise."""
+        picked = tuple(dict.fromkeys(value or ()))
+        for name in picked:
+            if name not in self.options:
+                raise ConfigError(f"{self.label}: {name!r} is not one of the options")
+        if len(picked) > self.most:
+            raise ConfigError(f"{self.label}: {len(picked)} are too many to show; pick at most {self.most}")
+        return picked
+
+    def read(self, text: str) -> tuple[str, ...]:
+        return self.accept([name for name in text.split(SEPARATOR) if name])
+
+    def write(self, value: Any) -> str:
+        return SEPARATOR.join(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toggle(_Control):
+    """On or off."""
+
+    default: bool
+
+    def accept(self, value: Any) -> bool:
+        """The value as a truth value; ConfigError otherwise."""
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.label}: {value!r} must be on or off")
+        return value
+
+    def read(self, text: str) -> bool:
+        return self.accept({"1": True, "0": False}.get(text, text))
+
+    def write(self, value: Any) -> str:
+        return "1" if value else "0"
+
+
+Control = Union[Slider, Choice, Choices, Toggle]
+Values = dict[str, Any]
+
+
+def defaults(controls: Sequence[Control]) -> Values:
+    """The first position of each control."""
+    return {control.key: control.default for control in controls}
+
+
+def accept(controls: Sequence[Control], values: Values) -> Values:
+    """All values, checked; ConfigError names the first that is impossible."""
+    return {control.key: control.accept(values[control.key]) for control in controls}

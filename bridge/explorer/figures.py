@@ -1,0 +1,219 @@
+"""The look of all figures, and the few kinds there are.  Fonts and colours are local; nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from math import log10
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.graph_objects import Figure
+
+from bridge.cli.console import with_unit
+
+INK, GRID, PAPER = "#1f2937", "rgba(128, 138, 155, 0.25)", "#ffffff"
+#: Pixels; the width follows the page.
+HEIGHT = 420
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+#: Told apart with any colour vision (Okabe and Ito), and a few tints of them.
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a400", "#7a7a7a", "#7e57c2", "#4db6ac")
+
+#: The same part has the same colour in every figure.
+COLOURS = {
+    "mlp": "#0072b2",
+    "moe": "#7e57c2",
+    "core_attention": "#e69f00",
+    "self_attention": "#009e73",
+    "output_layer": "#cc79a7",
+    "mamba": "#56b4e9",
+    "gated_delta_net": "#56b4e9",
+    "kimi_delta_attention": "#56b4e9",
+    "indexer": "#d55e00",
+    "cross_attention": "#d55e00",
+    "adapters": "#d55e00",
+    "mtp": "#b5a400",
+    "vision_model": "#4db6ac",
+    "vision_attention": "#b5a400",
+    "vision_projection": "#7a7a7a",
+    "forward": "#0072b2",
+    "dgrad": "#56b4e9",
+    "wgrad": "#e69f00",
+    "recompute": "#7a7a7a",
+}
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: the part's own, or the next that is free."""
+    taken = {COLOURS[name] for name in names if name in COLOURS}
+    free = cycle([colour for colour in PALETTE if colour not in taken] or PALETTE)
+    return {name: COLOURS.get(name) or next(free) for name in names}
+
+
+def styled(figure: Figure, title: str, *, x: str = "", y: str = "", height: int = HEIGHT) -> Figure:
+    """Title, axes, margins and legend as all figures have them; the mode bar has the line above the title."""
+    figure.update_layout(
+        title={
+            "text": title,
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 1 - 34 / height,
+            "yanchor": "top",
+            "font": {"size": 15},
+        },
+        font={"family": FONT, "size": 12, "color": INK},
+        paper_bgcolor=PAPER,
+        plot_bgcolor="rgba(0, 0, 0, 0)",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 72, "b": 48},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -0.2 if x else -0.1,
+            "yanchor": "top",
+            "traceorder": "normal",
+        },
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": "#6b7280", "activecolor": "#0072b2"},
+        hoverlabel={"font": {"family": FONT}},
+        template="none",
+    )
+    figure.update_xaxes(title={"text": x, "standoff": 8}, gridcolor=GRID, zeroline=False, automargin=True, linecolor=GRID)
+    figure.update_yaxes(title={"text": y, "standoff": 8}, gridcolor=GRID, zeroline=False, automargin=True)
+    return figure
+
+
+def stacked(
+    groups: Sequence[str],
+    parts: Mapping[str, Sequence[Any]],
+    title: str,
+    *,
+    y: str,
+    unit: str = "FLOP",
+    totals: bool = True,
+    height: int = HEIGHT,
+) -> Figure:
+    """A bar for each group, stacked of parts, with the total above it.
+
+    Args:
+        groups: names of the bars.
+        parts: name -> a number for each bar; None or 0 draws nothing.
+        title: of the figure.
+        y: what the numbers are.
+        unit: of the numbers, for the totals.
+        totals: whether to write them.
+        height: pixels.
+    """
+    names = [_wrapped(group) for group in groups]
+    tint = colours(list(parts))
+    figure = go.Figure()
+    for name, numbers in parts.items():
+        values = [float(number or 0) for number in numbers]
+        texts = [with_unit(value, unit) for value in values]
+        figure.add_bar(
+            x=names, y=values, name=words(name), marker={"color": tint[name]}, customdata=texts,
+            hovertemplate="%{x}<br>" + words(name) + ": %{customdata}<extra></extra>",
+        )  # fmt: skip
+    sums = [sum(float(numbers[i] or 0) for numbers in parts.values()) for i in range(len(groups))]
+    if totals:
+        figure.add_scatter(
+            x=names, y=sums, mode="text", text=[with_unit(value, unit) for value in sums], textposition="top center",
+            showlegend=False, hoverinfo="skip", cliponaxis=False,
+        )  # fmt: skip
+    styled(figure, title, y=y, height=height)
+    figure.update_layout(barmode="stack", bargap=0.35)
+    figure.update_yaxes(tickformat="~s", range=[0, 1.12 * max(sums, default=0) or 1])
+    figure.update_xaxes(showgrid=False, type="category")
+    return figure
+
+
+def area(x: Sequence[float], parts: Mapping[str, Sequence[Any]], title: str, *, xlabel: str, y: str, unit: str) -> Figure:
+    """Parts on top of each other over x."""
+    tint = colours(list(parts))
+    figure = go.Figure()
+    for name, numbers in parts.items():
+        values = [None if number is None else float(number) for number in numbers]
+        figure.add_scatter(
+            x=list(x), y=values, name=words(name), mode="lines", stackgroup="all",
+            line={"width": 0.5, "color": tint[name]}, fillcolor=tint[name],
+            customdata=[with_unit(value or 0, unit) for value in values],
+            hovertemplate=words(name) + ": %{customdata}<extra></extra>",
+        )  # fmt: skip
+    styled(figure, title, x=xlabel, y=y)
+    figure.update_yaxes(tickformat="~s", rangemode="tozero")
+    figure.update_layout(hovermode="x unified")
+    return figure
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[Any]],
+    title: str,
+    *,
+    xlabel: str,
+    y: str,
+    unit: str = "",
+    markers: bool = False,
+    tickformat: str = "~s",
+) -> Figure:
+    """Lines over x."""
+    tint = colours(list(series))
+    figure = go.Figure()
+    for name, numbers in series.items():
+        values = [None if number is None else float(number) for number in numbers]
+        figure.add_scatter(
+            x=list(x), y=values, name=words(name), mode="lines+markers" if markers else "lines", connectgaps=True,
+            line={"width": 2.5, "color": tint[name]}, marker={"size": 5},
+            customdata=[None if value is None else with_unit(value, unit) for value in values],
+            hovertemplate=words(name) + ": %{customdata}<extra></extra>",
+        )  # fmt: skip
+    styled(figure, title, x=xlabel, y=y)
+    figure.update_yaxes(tickformat=tickformat, rangemode="tozero")
+    figure.update_layout(hovermode="x unified")
+    return figure
+
+
+def mark(
+    figure: Figure, x: float, text: str, *, log: bool = False, colour: str = INK, dash: str = "dot", low: bool = False
+) -> None:
+    """A vertical line with a word beside it; ``low`` puts the word at the bottom."""
+    figure.add_vline(x=x, line={"color": colour, "width": 1.5, "dash": dash})
+    figure.add_annotation(
+        x=log10(x) if log else x, y=0.02 if low else 1, yref="paper", text=text, showarrow=False, xanchor="left", xshift=4,
+        yanchor="bottom" if low else "top", font={"color": colour, "size": 12}, bgcolor="rgba(255, 255, 255, 0.7)",
+    )  # fmt: skip
+
+
+def log_axis(figure: Figure, *, axis: str = "x", powers_of_two: tuple[float, float] | None = None) -> None:
+    """A logarithmic axis; with powers of two as ticks where it counts tokens."""
+    update = figure.update_xaxes if axis == "x" else figure.update_yaxes
+    update(type="log", rangemode="normal")
+    if axis == "y":
+        numbers = [y for trace in figure.data for y in trace.y or () if y]
+        # Ticks at 1, 2 and 5, or at whole decades where there are many.
+        update(dtick="D2" if not numbers or max(numbers) < 1000 * min(numbers) else 1)
+        update(minor={"showgrid": False})
+    if powers_of_two:
+        low, high = powers_of_two
+        ticks = [2**i for i in range(64) if low <= 2**i <= high]
+        ticks = ticks[:: 1 if len(ticks) < 8 else 2]
+        update(tickvals=ticks, ticktext=[binary(tick) for tick in ticks])
+
+
+def binary(number: float) -> str:
+    """A count of tokens in Ki and Mi where it is whole: ``8Ki``."""
+    for size, letter in ((2**20, "Mi"), (2**10, "Ki")):
+        if number >= size and number % size == 0:
+            return f"{number // size:.0f}{letter}"
+    return f"{number:,.0f}"
+
+
+def words(name: str) -> str:
+    """``self_attention`` as ``self attention``."""
+    return name.replace("_", " ")
+
+
+def _wrapped(text: str) -> str:
+    """Long names of bars in two lines."""
+    return text.replace(", ", "<br>")

@@ -1,0 +1,330 @@
+"""The page itself: declared controls become widgets, views become HTML and plots.  The only file that knows gradio.
+
+One function refreshes the tab that is open; it runs on the values of all controls, which is also what the link in the
+address bar is made of.  Nothing is kept on the server between two requests but uploaded files, for an hour.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it asks for gradio's newest version otherwise
+
+import gradio as gr
+from gradio.components.plot import PlotData
+
+from bridge.config import ConfigError
+from bridge.explorer import html, link
+from bridge.explorer.controls import Choice, Choices, Control, Slider, Toggle, Values, accept
+from bridge.explorer.figures import Figure
+from bridge.explorer.run_file import MAX_BYTES
+from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
+from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model, run
+from bridge.explorer.view import View
+
+logger = logging.getLogger(__name__)
+
+TITLE = "bridge explore"
+TABS = {tab.KEY: tab for tab in (model, compare, fine_tune, inference, byte_latent, run)}
+SHARED: tuple[Control, ...] = (
+    Choice(key="model", label="Model", options=tuple(model_names()), default="llama3-8b", info="A recipe; type to search."),
+    Choice(key="save", label="The camera above a plot saves", options=("png", "svg"), default="png", buttons=True),
+    Choice(key="tab", label="Tab", options=tuple(TABS), default=model.KEY),
+)
+#: The controls of each tab; "" is shared by all.
+SECTIONS: dict[str, tuple[Control, ...]] = {
+    "": SHARED,
+    **{key: tuple(control for part in tab.SECTIONS.values() for control in part) for key, tab in TABS.items()},
+}
+#: Groups of controls that are unfolded at first.
+_OPEN = ("Parallel layout", "LoRA", "Device")
+_FOLDER = Path(__file__).parent
+#: Seconds after which uploaded files are deleted, and how often that is looked at.
+_CACHE = (600, 3600)
+#: Gradio bounds every upload by this; a configuration has a bound of its own.
+MAX_UPLOAD = MAX_BYTES
+
+
+# ---- from values to what is shown ---------------------------------------------------------------------------------
+
+
+def contents(tab: str, values: dict[str, Values], config: str = "", file: str | None = None) -> View:
+    """The view of a tab; ConfigError says what is wrong with the inputs."""
+    chosen = accept(SECTIONS[tab], values[tab])
+    if tab == run.KEY:
+        if not file:
+            raise _Nothing("No run yet: drop a file above.")
+        return run.view(file, chosen)
+    return TABS[tab].view(Source(values[""]["model"], config), chosen)
+
+
+class _Nothing(ConfigError):
+    """There is nothing to show yet, and nothing wrong with that."""
+
+
+def shown(call: Callable[[], View], name: str) -> tuple[str, View | None]:
+    """The headline of a view, or one sentence about why there is none.  Never a traceback."""
+    try:
+        view = call()
+        return html.headline(view), view
+    except _Nothing as error:
+        return html.notes([str(error)]), None
+    except ConfigError as error:
+        return html.message(str(error)), None
+    except Exception as error:  # a model that cannot be: the log has the traceback, the page a sentence
+        logger.exception("%s cannot be shown", name)
+        return html.message(f"These inputs cannot be counted ({type(error).__name__}). Check the configuration's sizes."), None
+
+
+def plot(figure: Figure, name: str, image_format: str) -> PlotData:
+    """A figure with its mode bar always there, the camera saving in the format that was picked."""
+    config = {
+        "displaylogo": False,
+        "displayModeBar": True,
+        "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+        "toImageButtonOptions": {"format": image_format, "filename": name, "scale": 2 if image_format == "png" else 1},
+    }
+    return PlotData(type="plotly", plot=json.dumps({**json.loads(figure.to_json() or ""), "config": config}))
+
+
+# ---- widgets ------------------------------------------------------------------------------------------------------
+
+
+def widget(control: Control, section: str) -> Any:
+    """The gradio component of a control."""
+    common: dict[str, Any] = {
+        "label": control.label,
+        "info": control.info or None,
+        "value": list(control.default) if isinstance(control.default, tuple) else control.default,
+        "elem_id": f"{section}-{control.key}" if section else control.key,
+    }
+    if isinstance(control, Slider):
+        return gr.Slider(minimum=control.minimum, maximum=control.maximum, step=control.step, **common)
+    if isinstance(control, Toggle):
+        return gr.Checkbox(**common)
+    common["choices"] = list(control.options)
+    if control.buttons:
+        return (gr.CheckboxGroup if isinstance(control, Choices) else gr.Radio)(**common)
+    return gr.Dropdown(multiselect=isinstance(control, Choices), **common)
+
+
+class Page:
+    """The page under construction: widgets by section and key, and what each tab shows."""
+
+    def __init__(self) -> None:
+        self.widgets: dict[str, dict[str, Any]] = {}
+        self.headlines: dict[str, gr.HTML] = {}
+        self.tables: dict[str, gr.HTML] = {}
+        self.plots: dict[str, list[gr.Plot]] = {}
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_CACHE, fill_width=True) as self.blocks:
+            gr.HTML(f'<h1 class="title">{TITLE}</h1><p class="lead">What training and inference cost, to the last FLOP.</p>')
+            self._source()
+            with gr.Tabs(elem_id="tabs") as self.tabs:
+                self._tabs = {key: self._tab(key) for key in TABS}
+            self._state()
+        self._wire()
+
+    # Layout
+
+    def _source(self) -> None:
+        with gr.Row():
+            shared = {control.key: widget(control, "") for control in SHARED if control.key != "tab"}
+        with gr.Accordion(OWN_MODEL.replace(" (below)", ": a model of your own"), open=False, elem_id="own"), gr.Row():
+            self.config = gr.Textbox(
+                label="config.json",
+                info="Hugging Face's. Where there is one, it is the model.",
+                placeholder='{"model_type": "llama", "hidden_size": 4096, ...}',
+                lines=6,
+                max_lines=12,
+                elem_id="config",
+            )
+            self.upload = gr.File(label="or drop the file", file_types=[".json"], elem_id="upload", height=160)
+        self.problem = gr.HTML(elem_id="problem")
+        self.widgets[""] = shared
+
+    def _tab(self, key: str) -> gr.Tab:
+        tab = TABS[key]
+        with gr.Tab(tab.TITLE, id=key, elem_id=f"tab-{key}") as result:
+            gr.HTML(f'<p class="introduction">{tab.INTRODUCTION}</p>')
+            with gr.Row(elem_classes="tab"):
+                with gr.Column(scale=1, min_width=280, elem_classes="controls"):
+                    if key == run.KEY:
+                        self.run = gr.File(label="metrics.jsonl or run-*.wandb", elem_id="run-file", height=160)
+                    self.widgets[key] = {}
+                    for title, controls in tab.SECTIONS.items():
+                        with gr.Accordion(title, open=title in _OPEN) if title else gr.Column():
+                            self.widgets[key] |= {control.key: widget(control, key) for control in controls}
+                with gr.Column(scale=3, min_width=300, elem_classes="results"):
+                    self.headlines[key] = gr.HTML(elem_id=f"{key}-headline")
+                    with gr.Row(elem_classes="plots"):
+                        self.plots[key] = [
+                            gr.Plot(show_label=False, elem_id=f"{key}-plot-{i}", visible=False, min_width=300)
+                            for i in range(tab.NUM_FIGURES)
+                        ]
+                    self.tables[key] = gr.HTML(elem_id=f"{key}-table")
+        return result
+
+    def _state(self) -> None:
+        """What the browser knows and the user does not see: the open tab and the address."""
+        self.widgets[""]["tab"] = gr.Textbox(value=model.KEY, visible="hidden", elem_id="open-tab")
+        self.query = gr.Textbox(visible="hidden", elem_id="query")
+
+    # Events
+
+    def _wire(self) -> None:
+        everything = [item for section in self.widgets.values() for item in section.values()]
+        inputs = {*everything, self.config, self.run}
+        plots = [item for items in self.plots.values() for item in items]
+        outputs = [*self.headlines.values(), *self.tables.values(), *plots, self.query]
+        with self.blocks:
+            refreshed = {
+                "fn": self.refresh, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "concurrency_limit": 4,
+                "api_visibility": "private",
+            }  # fmt: skip
+            put = {"fn": None, "inputs": [self.query], "outputs": None, "js": "(query) => window.bridge.putQuery(query)"}
+            changes = [item.change for item in [*everything, self.config, self.run]]
+            gr.on(changes, trigger_mode="always_last", **refreshed).then(**put)
+            for key, tab in self._tabs.items():
+                tab.select(fn=None, js=f"() => {key!r}", outputs=[self.widgets[""]["tab"]])
+            self.upload.upload(
+                self.take,
+                [self.upload],
+                [self.config, self.upload, self.problem],
+                show_progress="hidden",
+                api_visibility="private",
+            )
+            restored = [*everything, self.config, self.tabs, self.problem]
+            loaded = self.blocks.load(
+                self.restore, [self.query], restored, js="() => [window.location.search]", api_visibility="private"
+            )
+            loaded.then(**refreshed).then(**put)
+
+    def _values(self, data: dict[Any, Any]) -> dict[str, Values]:
+        return {section: {key: data[item] for key, item in items.items()} for section, items in self.widgets.items()}
+
+    def refresh(self, data: dict[Any, Any]) -> dict[Any, Any]:
+        """Show the open tab, and put the state into the address."""
+        values = self._values(data)
+        config = (data[self.config] or "").strip()
+        tab = values[""]["tab"]
+        if tab not in TABS:
+            return {}
+        try:
+            values = {"": accept(SHARED, values[""]), **{key: values[key] for key in TABS}}
+        except ConfigError as error:
+            return {self.headlines[tab]: html.message(str(error))}
+        name = f"bridge-{tab}"
+        text, view = shown(lambda: contents(tab, values, config, data[self.run]), name)
+        result: dict[Any, Any] = {self.headlines[tab]: text, self.tables[tab]: html.values(view, name) if view else ""}
+        figures = view.figures if view else [None] * len(self.plots[tab])
+        for i, (item, figure) in enumerate(zip(self.plots[tab], figures, strict=True), 1):
+            drawn = figure and plot(figure, f"{name}-{i}", values[""]["save"])
+            result[item] = gr.update(value=drawn, visible=True) if drawn else gr.update(visible=False)
+        result[self.query] = self._link(values, config)
+        return result
+
+    def _link(self, values: dict[str, Values], config: str) -> str:
+        checked = {}
+        for section, controls in SECTIONS.items():
+            try:
+                checked[section] = accept(controls, values[section])
+            except ConfigError:  # half-typed: the link keeps the first positions
+                checked[section] = {control.key: control.default for control in controls}
+        return link.write(SECTIONS, checked, {link.CONFIG: link.pack(config) if config else ""})
+
+    def restore(self, query: str) -> dict[Any, Any]:
+        """Set everything as a link says."""
+        values, others, problems = link.read(SECTIONS, query or "")
+        config = ""
+        try:
+            config = link.unpack(others[link.CONFIG]) if link.CONFIG in others else ""
+        except ConfigError as error:
+            problems.append(str(error))
+        result: dict[Any, Any] = {
+            item: list(value) if isinstance(value := values[section][key], tuple) else value
+            for section, items in self.widgets.items()
+            for key, item in items.items()
+        }
+        result[self.config] = config
+        result[self.tabs] = gr.Tabs(selected=values[""]["tab"])
+        result[self.problem] = "".join(map(html.message, problems))
+        return result
+
+    def take(self, path: str | None) -> tuple[Any, Any, str]:
+        """The text of an uploaded config.json, or what is wrong with it."""
+        if not path:
+            return gr.skip(), gr.skip(), ""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            parse(text)
+        except (OSError, UnicodeDecodeError):
+            return gr.skip(), None, html.message("The file is no text; drop a model's config.json.")
+        except ConfigError as error:
+            return gr.skip(), None, html.message(str(error))
+        return text, None, ""
+
+
+# ---- serving ------------------------------------------------------------------------------------------------------
+
+
+def _theme() -> gr.themes.Base:
+    """System fonts, and grey text that is dark enough to read."""
+    return gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    ).set(
+        body_text_color_subdued="#566070", body_text_color_subdued_dark="#aeb7c5",
+        block_info_text_color="#566070", block_info_text_color_dark="#aeb7c5",
+    )  # fmt: skip
+
+
+def serve(
+    host: str = "127.0.0.1", port: int | None = None, *, open_browser: bool = False, block: bool = True
+) -> tuple[gr.Blocks, str]:
+    """Serve the page until interrupted.
+
+    Args:
+        host: address to listen on.
+        port: None: the first free one from 7860 on.
+        open_browser: show the page.
+        block: wait here for the end.
+
+    Returns:
+        The page and its URL.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    blocks = Page().blocks
+    try:
+        _, url, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            theme=_theme(),
+            css_paths=_FOLDER / "page.css",
+            head=f"<script>{(_FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+        )
+    except OSError as error:
+        where = f"{host}:{port}" if port else host
+        raise ConfigError(f"cannot listen on {where} ({error}); choose another --host or --port") from None
+    if open_browser:
+        webbrowser.open(url)
+    if block:
+        print(f"bridge explore: {url}  (Ctrl-C ends it)", flush=True)
+        blocks.block_thread()
+    return blocks, url

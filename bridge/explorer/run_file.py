@@ -1,0 +1,206 @@
+"""Rows of a finished or a running training run: a ``metrics.jsonl``, or the ``run-*.wandb`` of an offline W&B run.
+
+Files are a stranger's.  Values are parsed as JSON and nothing else; the frame around them in a W&B file (LevelDB's log of
+protobuf records) is read here with bounds on every length, so that the page needs neither wandb nor protobuf.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+from bridge.flops import ConfigError
+
+MAX_BYTES = 32 * 1024 * 1024
+MAX_ROWS = 100_000
+_KEYS_A_ROW = 1000
+Row = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A run's rows by step, and what of the file could not be read.
+
+    Attributes:
+        rows: numbers by key, in rising order of ``step``; rows of one step are one.
+        kind: what the file was.
+        skipped: lines or records that were damaged.
+        torn: the file ends in the middle of a row, as a killed run's may.
+    """
+
+    kind: str
+    rows: list[Row] = field(default_factory=list)
+    skipped: int = 0
+    torn: bool = False
+
+    def series(self, key: str) -> list[Any]:
+        """The values of a key, None where a row has none."""
+        return [row.get(key) for row in self.rows]
+
+    def names(self) -> list[str]:
+        """All keys but the step, in the order they first come."""
+        return [key for key in dict.fromkeys(key for row in self.rows for key in row) if key != "step"]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a file of either kind.
+
+    Raises:
+        ConfigError: too large, neither kind, or without a row.
+    """
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{file.name} has {size / 2**20:.0f} MiB; the page reads runs of up to {MAX_BYTES // 2**20} MiB")
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from None
+    run = _wandb(data) if data.startswith(_WANDB_MAGIC) else _jsonl(data)
+    if not run.rows:
+        raise ConfigError(f"{file.name} holds no rows of metrics; drop a run's metrics.jsonl or its run-*.wandb file")
+    return run
+
+
+def _collect(run: Run, found: Iterator[Any]) -> Run:
+    """Rows of one step together, in rising order of steps."""
+    rows: dict[float, Row] = {}
+    for i, row in enumerate(found):
+        if i >= MAX_ROWS:
+            raise ConfigError(f"the file has more than {MAX_ROWS:,} rows; thin it out first")
+        numbers = _numbers(row)
+        if numbers is None:
+            run.skipped += 1
+        else:
+            rows.setdefault(numbers["step"], {}).update(numbers)
+    run.rows = [rows[step] for step in sorted(rows)]
+    return run
+
+
+def _numbers(row: Any) -> Row | None:
+    """The finite numbers of a row; None where it has no step."""
+    if not isinstance(row, dict) or len(row) > _KEYS_A_ROW:
+        return None
+    row = {**row, "step": row.get("step", row.get("throughput/step", row.get("_step")))}
+    numbers = {str(key): value for key, value in row.items() if _is_number(value)}
+    return numbers if "step" in numbers else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else value.bit_length() < 1000
+
+
+# ---- JSON lines --------------------------------------------------------------------------------------------------
+
+
+def _jsonl(data: bytes) -> Run:
+    run = Run("metrics.jsonl")
+    lines = data.splitlines()
+    if lines and not data.endswith(b"\n") and _json(lines[-1]) is None:
+        run.torn = True
+        lines.pop()
+    return _collect(run, (_json(line) for line in lines if line.strip()))
+
+
+def _json(text: Union[bytes, str]) -> Any:
+    """The value, or None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+# ---- W&B ---------------------------------------------------------------------------------------------------------
+
+_WANDB_MAGIC = b":W&B"
+_WANDB_HEADER = 7  # magic, a magic number and a version
+_BLOCK = 32768
+_CHUNK = struct.Struct("<IHB")  # checksum, length, kind
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+# Field numbers of wandb_internal.proto.
+_RECORD_HISTORY, _HISTORY_ITEM, _ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_VALUE = 2, 1, 1, 2, 16
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def _wandb(data: bytes) -> Run:
+    run = Run("offline W&B run")
+
+    def rows() -> Iterator[Any]:
+        for record in _records(data, run):
+            try:
+                yield from (_history(value) for number, value in _fields(record) if number == _RECORD_HISTORY)
+            except ValueError:
+                yield None
+
+    return _collect(run, rows())
+
+
+def _history(message: bytes) -> Row:
+    row = {}
+    for number, item in _fields(message):
+        if number == _HISTORY_ITEM:
+            texts: dict[int, list[str]] = {}
+            for field_number, value in _fields(item):
+                texts.setdefault(field_number, []).append(value.decode(errors="replace"))
+            key = "".join(texts.get(_ITEM_KEY, [])) or ".".join(texts.get(_ITEM_NESTED_KEY, []))
+            row[key] = _json("".join(texts.get(_ITEM_VALUE, [])))
+    return row
+
+
+def _records(data: bytes, run: Run) -> Iterator[bytes]:
+    """The records of a LevelDB log: chunks in blocks of 32 KiB, the file's header counting as part of the first."""
+    place, parts = _WANDB_HEADER, b""
+    while place + _CHUNK.size <= len(data):
+        left = _BLOCK - place % _BLOCK
+        if left < _CHUNK.size:  # too short for a header: filled with zeros
+            place += left
+            continue
+        _, length, kind = _CHUNK.unpack_from(data, place)
+        if kind == 0 and length == 0:  # space that was never written
+            break
+        chunk = data[place + _CHUNK.size : place + _CHUNK.size + length]
+        if kind > _LAST or len(chunk) < length or length > left - _CHUNK.size:
+            run.torn = True
+            return
+        place += _CHUNK.size + length
+        parts = chunk if kind in (_FULL, _FIRST) else parts + chunk
+        if kind in (_FULL, _LAST):
+            yield parts
+            parts = b""
+    run.torn = run.torn or bool(parts)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The length-delimited fields of a protobuf message; ValueError where it is none."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind = tag & 7
+        if kind == _BYTES:
+            length, place = _varint(message, place)
+            if place + length > len(message):
+                raise ValueError("a field is longer than its message")
+            yield tag >> 3, message[place : place + length]
+            place += length
+        elif kind == _VARINT:
+            _, place = _varint(message, place)
+        elif kind in (_FIXED64, _FIXED32):
+            place += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError("a field of a kind that is not used")
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    value = 0
+    for i, byte in enumerate(message[place : place + 10]):
+        value |= (byte & 127) << (7 * i)
+        if byte < 128:
+            return value, place + i + 1
+    raise ValueError("a number without an end")

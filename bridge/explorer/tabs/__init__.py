@@ -1,0 +1,1 @@
+"""One tab a file: what can be set (``CONTROLS``) and a pure function from it to a view."""

@@ -1,0 +1,103 @@
+"""What a tab shows: numbers, figures and a table.  Plain values; the page turns them into HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from plotly.graph_objects import Figure
+
+from bridge.cli.console import plain
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of the headline.
+
+    Attributes:
+        key: its name for programs.
+        label: its name for people.
+        value: the number itself, all digits.
+        text: how it is shown.
+        detail: a line below it.
+    """
+
+    key: str
+    label: str
+    value: Any
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of values; what is shown may be rounded, what is copied is not.
+
+    Attributes:
+        columns: a name for programs, a heading and how to show a value of it (None: as it is).
+        rows: values in the order of the columns.
+        title: above it.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+
+    def as_csv(self) -> str:
+        """Comma-separated values with a first line of names."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(column.key for column in self.columns)
+        writer.writerows([plain(value) for value in row] for row in self.rows)
+        return file.getvalue()
+
+    def as_records(self) -> list[dict[str, Any]]:
+        """One mapping a row."""
+        return [{c.key: plain(value) for c, value in zip(self.columns, row, strict=True)} for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    key: str
+    heading: str
+    show: Any = None
+
+    def text(self, value: Any) -> str:
+        """A cell; nothing where there is no value."""
+        if value is None:
+            return ""
+        return str(value) if self.show is None else str(self.show(value))
+
+
+@dataclass(frozen=True)
+class View:
+    """A tab's contents for one set of inputs.
+
+    Attributes:
+        facts: the headline numbers.
+        figures: in the order they are shown; None where there is nothing to draw.
+        table: what the figures are drawn from.
+        notes: sentences about what the numbers leave out or what is odd about the inputs.
+    """
+
+    facts: Sequence[Fact]
+    figures: Sequence[Figure | None]
+    table: Table
+    notes: Sequence[str] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """Inputs, facts and rows; integers keep all their digits."""
+        whole = {
+            "inputs": dict(self.inputs),
+            "facts": {fact.key: plain(fact.value) for fact in self.facts},
+            "rows": self.table.as_records(),
+            "notes": list(self.notes),
+        }
+        return json.dumps(whole, indent=2)
