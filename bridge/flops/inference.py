@@ -20,7 +20,7 @@ from bridge.flops.conventions import Convention, Pairs
 from bridge.flops.kv_cache import Cache, layer_caches
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import Number
-from bridge.flops.plan import FLOPS_PER_MAC, Plan, compile_plan
+from bridge.flops.plan import FLOPS_PER_MAC, Plan, batch_lengths, compile_plan
 from bridge.flops.terms import CAUSAL, Kind, Pass, Term
 
 # ---- the rule of thumb ---------------------------------------------------------------------------
@@ -314,22 +314,26 @@ class InferencePlan:
         before, after = (self.step.measure([n], **inputs) for n in (cached, cached + new))
         return self.step.evaluate(list(map(sub, after, before)), "forward")
 
-    def weight_entries(self, tokens: int | None = None, *, images: bool = True) -> float:
+    def weight_entries(self, tokens: int | None = None, *, images: bool = True, encoder: bool | None = None) -> float:
         """Numbers of weights that a pass over ``tokens`` tokens of all requests reads; all weights when None.
 
         Of routed experts those that so many tokens can be expected to meet if every expert is as likely; of embeddings the
-        rows that are looked up.
+        rows that are looked up.  Without ``images`` not the vision tower, without ``encoder`` (as ``images`` when None) not
+        the encoder nor what makes keys and values of its states.
         """
-        return sum(_entries(term, tokens) for term in self._built if images or not term.path.startswith(_NOT_IN_A_STEP))
+        skipped = () if images else _VISION
+        skipped += () if (images if encoder is None else encoder) else _ENCODER
+        return sum(_entries(term, tokens) for term in self._built if not any(part in f".{term.path}." for part in skipped))
 
-    def cache_bytes(self, tokens: int, memory: Memory = Memory()) -> float:
+    def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes that one request's cache holds after so many tokens."""
-        return sum(cache.entries_after(tokens) * _size(cache, memory) for cache in self.caches)
+        return sum(cache.entries_after(tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
 
-    def step_cache_bytes(self, position: int, memory: Memory = Memory()) -> float:
+    def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes of cache that the token at ``position`` (from 1) reads and writes."""
         return sum(
-            (cache.entries_read(position) + cache.entries_written(position)) * _size(cache, memory) for cache in self.caches
+            (cache.entries_read(position, encoder_tokens) + cache.entries_written(position)) * _size(cache, memory)
+            for cache in self.caches
         )
 
 
@@ -341,6 +345,8 @@ def prefill_and_decode(
     *,
     batch_size: int = 1,
     image_patches: Sequence[int] = (),
+    encoder_tokens: int = 0,
+    audio_frames: Sequence[int] = (),
     convention: str = "exact",
     logits_to_keep: int = 0,
     latents: str | None = None,
@@ -355,6 +361,8 @@ def prefill_and_decode(
         kv_cache: False runs the whole sequence again for every token.
         batch_size: equal requests that run together and share the reading of the weights.
         image_patches: patches of each image in the prompt.
+        encoder_tokens: what an encoder reads before the decoder starts (T5); the positions of ``audio_frames`` by default.
+        audio_frames: mel frames of each clip.
         convention: how to count FLOPs; ``executed`` is what a dense kernel runs.
         logits_to_keep: positions of the prompt the output layer runs on; 0 for all, 1 is what engines do.
         latents: what MLA's decode steps do with the cached latents, a key of ``LATENTS``: ``once`` counts the model's FLOPs,
@@ -369,21 +377,28 @@ def prefill_and_decode(
         ("generated_tokens", generated_tokens, 0),
         ("batch_size", batch_size, 1),
         ("logits_to_keep", logits_to_keep, 0),
+        ("encoder_tokens", encoder_tokens, 0),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
     plan = InferencePlan(cfg, convention, latents=latents)
-    inputs = {"image_patches": tuple(image_patches)}
+    inputs = {
+        "image_patches": tuple(image_patches),
+        "encoder_lengths": (encoder_tokens,) if encoder_tokens else (),
+        "audio_frames": tuple(audio_frames),
+    }
+    crossed = sum(batch_lengths([prompt_tokens], **inputs)["encoder"])
     lengths = range(prompt_tokens + 1, prompt_tokens + generated_tokens)
 
     def whole_bytes(tokens: int) -> float:
-        written = plan.cache_bytes(tokens, memory) if kv_cache else 0
-        return memory.weight * plan.weight_entries(batch_size * tokens, images=bool(image_patches)) + batch_size * written
+        written = plan.cache_bytes(tokens, memory, crossed) if kv_cache else 0
+        weights = plan.weight_entries(batch_size * tokens, images=bool(image_patches), encoder=bool(crossed))
+        return memory.weight * weights + batch_size * written
 
     if kv_cache:
         weights = memory.weight * plan.weight_entries(batch_size, images=False)
-        steps = tuple(batch_size * plan.decode(length - 1) for length in lengths)
-        step_bytes = tuple(round(weights + batch_size * plan.step_cache_bytes(length, memory)) for length in lengths)
+        steps = tuple(batch_size * plan.decode(length - 1, 1, **inputs) for length in lengths)
+        step_bytes = tuple(round(weights + batch_size * plan.step_cache_bytes(length, memory, crossed)) for length in lengths)
     else:
         steps = tuple(batch_size * plan.prefill(length, logits_to_keep=logits_to_keep, **inputs) for length in lengths)
         step_bytes = tuple(round(whole_bytes(length)) for length in lengths)
@@ -399,7 +414,7 @@ def prefill_and_decode(
         prefill_bytes=round(whole_bytes(prompt_tokens)),
         step_bytes=step_bytes,
         weight_bytes=round(memory.weight * plan.weight_entries()),
-        cache_bytes=round(batch_size * plan.cache_bytes(last, memory)) if kv_cache else 0,
+        cache_bytes=round(batch_size * plan.cache_bytes(last, memory, crossed)) if kv_cache else 0,
         not_counted=plan.full.not_counted,
     )
 
@@ -407,7 +422,13 @@ def prefill_and_decode(
 # ---- terms of inference --------------------------------------------------------------------------
 
 _TRAINING_ONLY = ("mtp.", "teacher_model.", "reference_model.")
-_NOT_IN_A_STEP = ("vision_model.", "audio_", "encoder.")
+#: Modules that only run where there is something to look at, anywhere in a path.
+_VISION: tuple[str, ...] = (".vision_model.",)
+_ENCODER: tuple[str, ...] = (
+    ".encoder.",
+    ".audio_",
+    *(f".cross_attention.{name}." for name in ("linear_kv", "linear_k", "linear_v")),
+)
 #: Tables of which a token reads one row.
 _LOOKED_UP = ("word_embeddings", "position_embeddings", "tokentype_embeddings", "embed_tokens_per_layer")
 
@@ -464,7 +485,7 @@ def _entries(term: Term, tokens: int | None) -> float:
     if tokens is None:
         return 0 if term.tied else one * term.copies
     if term.kind is Kind.TABLE and term.name in _LOOKED_UP:
-        return min(term.k, tokens) * term.n
+        return 0 if term.tied else min(term.k, tokens) * term.n
     return one * _experts_met(term.copies, term.active_copies, tokens)
 
 

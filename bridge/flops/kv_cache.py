@@ -17,6 +17,9 @@ from bridge.flops.model import MAMBA_CONV_KERNEL
 from bridge.flops.model_shape import ModelShape
 from bridge.flops.terms import CAUSAL, Context
 
+#: What cross attention sees.
+ENCODER = Context("bidirectional", over="encoder")
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -38,26 +41,27 @@ class Cache:
     owned: bool = True
     is_state: bool = False
 
-    def entries_after(self, tokens: int) -> int:
+    def entries_after(self, tokens: int, encoder_tokens: int = 0) -> int:
         """Numbers held after so many tokens."""
-        if not self.owned or not tokens:
-            return 0
-        return self.entries if self.kept is None else self.entries * seen(self.kept, tokens)
+        return self.entries * self._tokens(self.kept, tokens, encoder_tokens) if self.owned and tokens else 0
 
-    def entries_read(self, tokens: int) -> int:
-        """Numbers that the query at position ``tokens`` (from 1) reads, its own token's included."""
-        context = self.read or self.kept
-        return self.entries if context is None else self.entries * seen(context, tokens)
+    def entries_read(self, position: int, encoder_tokens: int = 0) -> int:
+        """Numbers that the query at ``position`` (from 1) reads, its own token's included."""
+        return self.entries * self._tokens(self.read or self.kept, position, encoder_tokens)
 
-    def entries_written(self, tokens: int) -> int:
-        """Numbers that the token at position ``tokens`` (from 1) writes."""
-        if not self.owned:
+    def entries_written(self, position: int) -> int:
+        """Numbers that the token at ``position`` (from 1) writes."""
+        if not self.owned or self.kept == ENCODER:
             return 0
-        if self.kept is None:
-            return self.entries
-        if self.kept.shape != "compressed":
-            return self.entries
-        return self.entries * (seen(self.kept, tokens) - seen(self.kept, tokens - 1))
+        if self.kept is not None and self.kept.shape == "compressed":
+            return self.entries * (seen(self.kept, position) - seen(self.kept, position - 1))
+        return self.entries
+
+    @staticmethod
+    def _tokens(context: Context | None, position: int, encoder_tokens: int) -> int:
+        if context is None:
+            return 1
+        return encoder_tokens if context == ENCODER else seen(context, position)
 
 
 def seen(context: Context, position: int) -> int:
@@ -69,7 +73,13 @@ def seen(context: Context, position: int) -> int:
 
 def layer_caches(shape: ModelShape) -> list[list[Cache]]:
     """What each decoder layer keeps."""
-    return [CACHES[layer.mixer](shape, layer) if layer.mixer else [] for layer in decoder_layers(shape)]
+
+    def caches(layer: Layer) -> list[Cache]:
+        kept = CACHES[layer.mixer](shape, layer) if layer.mixer else []
+        crossed = Cache("cross_keys_and_values", 2 * shape.key_value_heads * shape.head_size, ENCODER)
+        return [*kept, crossed] if layer.crosses else kept
+
+    return [caches(layer) for layer in decoder_layers(shape)]
 
 
 # ---- the table: layer kind -> what it keeps ------------------------------------------------------

@@ -156,6 +156,20 @@ def test_images_are_read_once():
     )
 
 
+def test_an_encoder_is_read_once():
+    config = SMALL | {"encoder_num_layers": 2}
+    plan = compile_plan(config, "exact")
+    found = prefill_and_decode(config, 1, 6, encoder_tokens=20)
+    assert found.prefill == plan.flops([1], passes="forward", encoder_lengths=[20])
+    assert found.total == plan.flops([6], passes="forward", encoder_lengths=[20])
+    # Six own tokens and twenty of the encoder in each of three layers, whose weights for its states run once too.
+    assert found.cache_bytes == 2 * 3 * (6 + 20) * 64
+    once = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64) + 64 + 3 * 64 * 64
+    read = plan.parameters()["total"] - 100 * 64 + 64 - once
+    assert found.step_bytes[0] == 2 * (read + 3 * (2 + 20) * 64 + 3 * 64)
+    assert found.prefill_bytes == 2 * (read + once + 3 * (1 + 20) * 64)
+
+
 def test_latents():
     once, expanded, absorbed = (InferencePlan(MLA, latents=name) for name in ("once", "expanded", "absorbed"))
     up, heads = 20 * 4 * (8 + 6), 4
