@@ -1,7 +1,7 @@
 """Which packed file a configuration means, the shards behind it, and whether they have changed.
 
 Policy: a file is looked for once per configuration (its path, or its dataset_root and pack size).  From then on a call costs
-one stat for each shard and its folder, and nothing else; files of more than ``MANY`` shards, and searches that found nothing
+one stat for each shard (and the folders of several), and nothing else; more than ``MANY`` of them, and searches that found nothing
 in a place that cannot be watched, are looked at again every ``PATIENCE_S`` seconds.
 """
 
@@ -35,7 +35,7 @@ READERS = {
     ".jsonl": "bridge.data.packed_jsonl",
 }
 
-#: Shards that are looked at on every call.
+#: Shards and folders that are looked at on every call.
 MANY = 32
 #: Seconds between two looks at what is not looked at on every call.
 PATIENCE_S = 10.0
@@ -170,7 +170,8 @@ class Located:
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
-        if (not self.lasting or len(self.shards) > MANY) and time.monotonic() - self.looked < PATIENCE_S:
+        many = len(self.shards) + len(self.folders) > MANY
+        if (many or not self.lasting) and time.monotonic() - self.looked < PATIENCE_S:
             return True
         self.looked = time.monotonic()
         return self.lasting and all(identify(known.path) == known for known in (*self.shards, *self.folders))
@@ -200,12 +201,14 @@ def locate(request: Request) -> Located:
     if request.named is not None:
         return _locate_named(request.named)
     packed = Path(request.dataset_root or "", "packed")
+    # A new file or folder changes the time of the folder it comes into.  Folders first, here and below: what comes into them
+    # while we look is then seen as a change.
+    folders = identify_all([str(packed.parent), str(packed), *map(str, packed.glob("*"))])
     for ending in (".idx.parquet", ".npy"):
         matches = sorted(map(str, packed.glob(f"*/training_{request.size}{ending}")))
         if matches:
             return Located(matches[0], identify_all(matches[:1]))
-    # A new file or folder changes the time of the folder it comes into.
-    return Located("", folders=identify_all([str(packed.parent), str(packed), *map(str, packed.glob("*"))]))
+    return Located("", folders=folders)
 
 
 @functools.lru_cache(maxsize=CAPACITY)
@@ -222,12 +225,11 @@ def _exists(path: str) -> bool:
 
 def _locate_named(path: str) -> Located:
     is_pattern = glob.has_magic(path) and not os.path.exists(path)
+    absent = identify_all([path, f"{path}.idx"])
     if not (glob.glob(path) if is_pattern else _exists(path) or _exists(f"{path}.idx")):
         _warn_once(path)
-        return Located("", folders=identify_all([path]), lasting=not is_pattern)
+        return Located("", folders=absent, lasting=not is_pattern)
     if not is_pattern and not os.path.isdir(path):
         return Located(path, identify_all([_readable(path)]))
-    shards = shards_of(path)
-    # Folders first: what is written into them in between is then seen as a change.
-    folders = identify_all(sorted({os.path.dirname(shard) or "." for shard in shards}))
+    folders = identify_all(sorted({os.path.dirname(shard) or "." for shard in shards_of(path)}))
     return Located(path, identify_all(shards_of(path)), folders)
