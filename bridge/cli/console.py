@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.table import Table
+
+from bridge.flops.planning import Range
 
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _COUNTS = ("", " thousand", " million", " billion", " trillion")
@@ -23,16 +28,61 @@ def make_console() -> Console:
     return console if console.is_terminal else _Console(highlight=False, width=_WIDTH_IN_FILES)
 
 
+def make_table(left: Sequence[str], right: Sequence[str] = (), *, title: str = "") -> Table:
+    """A table without lines: headings of texts, then headings of numbers."""
+    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def print_json(value: Any) -> None:
+    """One JSON value; numbers as ``plain`` makes them."""
+    print(json.dumps(value, indent=2, default=plain))
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+def plain(value: int | float | Fraction | Range | None) -> int | float | list[Any] | None:
+    """A number as JSON has it: an integer wherever it is one; a range as its two ends."""
+    if isinstance(value, Range):
+        return plain(value.low) if value.is_known else [plain(value.low), plain(value.high)]
+    if isinstance(value, Fraction):
+        return value.numerator if value.denominator == 1 else float(value)
+    return value
+
+
+def exactly(value: int | float | Fraction) -> str:
+    """All digits of a whole number, three decimals of another."""
+    whole = plain(value)
+    return f"{whole:,}" if isinstance(whole, int) else f"{whole:,.3f}"
+
+
 def with_unit(value: int | float | Fraction, unit: str) -> str:
     """Four digits and an SI prefix: ``421.6 TFLOP``."""
     number, step = _reduced(value, len(_SI))
     return f"{number:.4g} {_SI[step]}{unit}"
 
 
-def in_words(value: int) -> str:
+def in_words(value: int | float | Fraction) -> str:
     """Three digits and a word: ``8.03 billion``."""
     number, step = _reduced(value, len(_COUNTS))
     return f"{number:.3g}{_COUNTS[step]}"
+
+
+def count(number: int, singular: str, plural: str = "") -> str:
+    """``1 sequence``, ``4,096 tokens``."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def spread(value: Range | int | float | Fraction, show: Callable[[Any], str]) -> str:
+    """A number, or both ends of a range: ``12.3 days to 15.8 days``."""
+    ends = Range.of(value)
+    low, high = show(ends.low), show(ends.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def _reduced(value: int | float | Fraction, steps: int) -> tuple[float, int]:

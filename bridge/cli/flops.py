@@ -1,216 +1,149 @@
-"""``bridge flops``: what a batch of a model costs, as a table or as JSON."""
+"""``bridge flops``: what a batch of a model costs, matmul by matmul, stage by stage."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from fractions import Fraction
-from functools import cached_property
-from operator import add
-from pathlib import Path
-from typing import Any
+from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 
-from bridge.cli.console import in_words, make_console, with_unit
-from bridge.config import Config, from_huggingface, load_recipe, with_overrides
-from bridge.flops import ConfigError, Plan, compile_plan
-from bridge.flops.moments import Moments
+from bridge.cli import arguments as options
+from bridge.cli.console import count, exactly, in_words, make_console, make_table, print_json, with_unit
+from bridge.cli.report import COLUMNS, Report, make_batch, micro_batches
+from bridge.flops import compile_plan
+from bridge.flops.plan import FLOPS_PER_MAC, Row
+from bridge.flops.provenance import Origin, explain
 
-Number = int | Fraction
 
-
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
         "flops",
-        help="count the FLOPs of a batch",
-        description="Count the FLOPs of one batch: of --batch-size sequences of model.seq_length tokens each, or of "
-        "exactly the sequences given by --sequence-lengths.",
+        run,
+        "count the FLOPs of a batch",
+        "Count the FLOPs of one batch: of --batch-size sequences of model.seq_length tokens each, or of exactly the sequences "
+        "given by --sequence-lengths.",
     )
-    parser.add_argument("recipe", help="a YAML recipe, a Hugging Face config.json, or a name from `bridge recipes`")
-    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
-    parser.add_argument("--convention", default="megatron", help="how to count: megatron (default), exact, executed, ...")
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="sequences of model.seq_length tokens (default 1)")
-    parser.add_argument("--sequence-lengths", type=_lengths, metavar="N,N,...", help="tokens of each sequence")
-    parser.add_argument("--image-patches", type=_lengths, default=(), metavar="N,N,...", help="patches of each image")
-    parser.add_argument("--passes", default="training", choices=("forward", "training", "hardware"),
-                        help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    options.add_model(parser)
+    options.add_counting(parser)
+    options.add_passes(parser)
+    options.add_batch(parser)
+    options.add_replicas(parser)
+    parser.add_argument("--explain", action="store_true", help="show every matmul as an equation, with the fields behind it")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.batch_size and arguments.sequence_lengths:
-        raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
-    config = read_config(arguments.recipe, arguments.overrides)
-    plan = compile_plan(config, convention=arguments.convention)
-    if arguments.sequence_lengths:
-        batch = _batch_of_lengths(plan, arguments.sequence_lengths, arguments.image_patches)
-    else:
-        batch = _batch_of_moments(plan, config, arguments.batch_size or 1, arguments.image_patches)
-    report = Report(config, plan, batch, arguments.passes)
+    config = options.read_config(arguments.recipe, arguments.overrides)
+    plan = compile_plan(config, arguments.convention, framework=arguments.framework)
+    batch = make_batch(plan, config, **options.batch_of(arguments))
+    report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
+    origins = explain(config, arguments.convention, framework=arguments.framework) if arguments.explain else []
     if arguments.json:
-        print(json.dumps(report.as_json(), indent=2))
+        values = report.as_json()
+        for row, origin in zip(values["table"], origins, strict=False):
+            row["origin"] = {name: value for name, value in asdict(origin).items() if name != "row"}
+        print_json(values)
+        return 0
+    stages = report.stages  # errors come before the first line
+    console = make_console()
+    console.print(f"[bold]{config.name}[/]: {sizes(plan.parameters())}")
+    images = f", {count(batch.images, 'image')}" if batch.images else ""
+    console.print(
+        f"{count(batch.sequences, 'sequence')}, {count(batch.tokens, 'token')}{images}; "
+        f"convention {plan.convention}; passes: {arguments.passes}\n"
+    )
+    if origins:
+        _show_equations(console, report, origins)
     else:
-        report.show(make_console())
+        console.print(_table(report))
+    console.print(f"\n[bold]{exactly(report.flops)} FLOP[/] = {with_unit(report.flops, 'FLOP')}")
+    console.print(
+        f"{with_unit(report.flops_per_token, 'FLOP')} per token, {with_unit(report.flops_per_sample, 'FLOP')} per sample, "
+        f"{with_unit(report.flops_per_step, 'FLOP')} per step of {count(config.train.global_batch_size, 'sample')}"
+    )
+    if len(stages) > 1:
+        _show_pipeline(console, report)
+    for sentence in plan.not_counted:
+        console.print(f"[yellow]not counted:[/] {sentence}")
     return 0
 
 
-def read_config(source: str, overrides: Sequence[str]) -> Config:
-    """A configuration from a Hugging Face config.json (or its folder), a recipe's path, or a recipe's name."""
-    path = Path(source)
-    if path.is_dir() and (path / "config.json").is_file():
-        path /= "config.json"
-    if path.suffix == ".json":
-        return with_overrides(from_huggingface(path), overrides)
-    return load_recipe(source, overrides, validate=False)
-
-
-# ---- the batch ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is priced: a vector of the plan's statistics and how it came about."""
-
-    vector: Sequence[Number]
-    sequences: int
-    tokens: int
-    images: int
-
-
-def _batch_of_lengths(plan: Plan, lengths: Sequence[int], patches: Sequence[int]) -> Batch:
-    return Batch(plan.measure(lengths, patches), len(lengths), sum(lengths), len(patches))
-
-
-def _batch_of_moments(plan: Plan, config: Config, batch_size: int, patches: Sequence[int]) -> Batch:
-    """Equal sequences by the rules of the public function, which knows count, sum and squares only; images exactly."""
-    length = config.model.seq_length
-    if length is None:
-        raise ConfigError("model.seq_length is not set; add model.seq_length=... or --sequence-lengths")
-    tokens = batch_size * length
-    sequences = plan.measure_moments(Moments.of(batch_size, tokens, tokens * length, length))
-    vector = list(map(add, sequences, plan.measure((), patches)))
-    return Batch(vector, batch_size, tokens, len(patches))
-
-
-# ---- the report -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """One configuration, one batch, one convention."""
-
-    config: Config
-    plan: Plan
-    batch: Batch
-    passes: str
-
-    @cached_property
-    def flops(self) -> Number:
-        return self.plan.evaluate(self.batch.vector, self.passes)
-
-    @cached_property
-    def components(self) -> dict[str, Number]:
-        return self.plan.evaluate_components(self.batch.vector, self.passes)
-
-    @cached_property
-    def stages(self) -> list[Number]:
-        parallel = self.config.parallel
-        return self.plan.evaluate_stages(
-            self.batch.vector,
-            parallel.pipeline_model_parallel_size,
-            parallel.virtual_pipeline_model_parallel_size,
-            self.passes,
-            num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-            num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Integers wherever the count is one; FLOPs throughout."""
-        return {
-            "name": self.config.name,
-            "convention": self.plan.convention,
-            "passes": self.passes,
-            "sequences": self.batch.sequences,
-            "tokens": self.batch.tokens,
-            "images": self.batch.images,
-            "flops": _number(self.flops),
-            "flops_per_token": _number(Fraction(self.flops, self.batch.tokens)),
-            "parameters": self.plan.parameters(),
-            "components": {name: _number(value) for name, value in self.components.items()},
-            "stages": [_number(value) for value in self.stages],
-            "not_counted": list(self.plan.not_counted),
-        }
-
-    def show(self, console: Console) -> None:
-        batch, stages = self.batch, self.stages  # errors come before the first line
-        console.print(f"[bold]{self.config.name}[/]: {_sizes(self.plan.parameters())}")
-        images = f", {batch.images} images" if batch.images else ""
-        console.print(
-            f"{batch.sequences} sequences, {batch.tokens:,} tokens{images}; "
-            f"convention {self.plan.convention}; passes: {self.passes}\n"
-        )
-        console.print(self._table())
-        per_token = with_unit(float(self.flops) / batch.tokens, "FLOP")
-        console.print(f"\n[bold]{_exactly(self.flops)} FLOP[/] = {with_unit(self.flops, 'FLOP')}, {per_token} per token")
-        if len(stages) > 1:
-            shares = ", ".join(f"{float(stage) / float(self.flops):.1%}" for stage in stages)
-            console.print(f"pipeline stages: {shares}")
-        for sentence in self.plan.not_counted:
-            console.print(f"[yellow]not counted:[/] {sentence}")
-
-    def _table(self) -> Table:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for heading in ("component", "matmul"):
-            table.add_column(heading, no_wrap=True)
-        for heading in ("k x n", "layers", "forward", "passes", "share"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.plan.tabulate(self.batch.vector):
-            passes = (row.forward + row.dgrad + row.wgrad + row.recompute) / Fraction(row.forward or 1)
-            table.add_row(
-                row.component,
-                row.name,
-                f"{row.k} x {row.n}",
-                str(row.layers),
-                with_unit(row.forward, "FLOP"),
-                f"{float(passes):.3g}",
-                f"{row.share:.1%}",
-            )
-        return table
-
-
-def _sizes(parameters: dict[str, int]) -> str:
+def sizes(parameters: dict[str, int]) -> str:
+    """``30.5 billion parameters, 3.34 billion active``."""
     total = parameters["total"]
     parts = [f"{in_words(total)} parameters"]
     parts += [f"{in_words(parameters[name])} {name}" for name in ("active", "trainable") if parameters[name] != total]
     return ", ".join(parts)
 
 
-def _exactly(value: Number) -> str:
-    whole = _number(value)
-    return f"{whole:,}" if isinstance(whole, int) else f"{whole:,.3f}"
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _number(value: Number) -> int | float:
-    return int(value) if Fraction(value).denominator == 1 else float(value)
+def _table(report: Report) -> Table:
+    columns = COLUMNS[report.passes]
+    repeated = any(row.times != 1 for row in report.rows)
+    heads = ("times", "layers") if repeated else ("layers",)
+    table = make_table(("component / matmul",), ("k x n", *heads, *columns, "share"))
+
+    def costs(rows: Iterable[Row]) -> list[str]:
+        rows = list(rows)
+        work = [with_unit(sum(getattr(row, column) for row in rows), "FLOP") for column in columns]
+        return [*work, f"{sum(map(report.share, rows)):.1%}"]
+
+    by_component = sorted(report.rows, key=lambda row: list(report.components).index(row.component))
+    for component, group in groupby(by_component, key=lambda row: row.component):
+        rows = list(group)
+        table.add_row(component, "", *("" for _ in heads), *costs(rows), style="bold")
+        for row in rows:
+            counts = (f"{float(row.times):.3g}", str(row.layers)) if repeated else (str(row.layers),)
+            table.add_row(f"  {row.name}", f"{row.k} x {row.n}", *counts, *costs([row]))
+    return table
 
 
-# ---- arguments ------------------------------------------------------------------------------------------------------
+# ---- equations ------------------------------------------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a positive integer")
-    return value
+def _show_equations(console: Console, report: Report, origins: list[Origin]) -> None:
+    statistics = {statistic.name: statistic for statistic in report.plan.statistics}
+    values = dict(zip(statistics, report.batch.vector, strict=True))
+    for row, origin in zip(report.rows, origins, strict=True):
+        passes = " + ".join(column for column in COLUMNS["hardware"] if getattr(row, column)) or "nothing in this batch"
+        console.print(f"[bold]{row.component} {row.name}[/] {report.share(row):.1%}, {passes}")
+        console.print(f"  {_equation(row, values[row.rows])} FLOP a pass", soft_wrap=True)
+        numbers = (row.k, row.n, row.times, *statistics[row.rows].sizes)
+        formulas = (origin.k, origin.n, origin.times, *origin.rows)
+        lines = [f"{number} = {formula}" for number, formula in zip(numbers, formulas, strict=True) if formula != str(number)]
+        lines += [f"shaped by {', '.join(origin.switches)}"] if origin.switches else []
+        for line in dict.fromkeys(lines):
+            console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+def _equation(row: Row, value: int | Fraction) -> str:
+    """``2 x 8,192 tokens x 4096 x 6144 x 32 layers = 13,194,139,533,312``."""
+    factors = [f"{exactly(value)} {row.rows}", str(row.k), str(row.n), count(row.layers, "layer")]
+    product = FLOPS_PER_MAC * row.layers * row.k * row.n * value
+    work = Fraction(row.forward or row.dgrad)
+    # What rows repeat (experts of a token) and what a convention takes of the pairs.
+    scale = work / product if product and work else row.times
+    factors += [str(scale)] if scale != 1 else []
+    return f"{' x '.join([str(FLOPS_PER_MAC), *factors])} = {exactly(product * scale)}".replace("[", r"\[")
+
+
+# ---- the pipeline ---------------------------------------------------------------------------------------------------
+
+
+def _show_pipeline(console: Console, report: Report) -> None:
+    bound = report.pipeline
+    console.print()
+    table = make_table((), ("stage", "work", "share"), title="Pipeline")
+    for number, stage in enumerate(report.stages):
+        table.add_row(str(number), with_unit(stage, "FLOP"), f"{float(stage) / float(report.flops or 1):.2%}")
+    console.print(table)
+    console.print(
+        f"largest over mean stage {bound.imbalance:.3f}; with {count(bound.micro_batches, 'micro-batch', 'micro-batches')} "
+        f"a step at least {bound.bubble:.1%} of the devices' time is idle"
+    )

@@ -1,4 +1,4 @@
-"""``bridge train``, ``bridge flops``, ``bridge recipes``: arguments, errors and exit codes."""
+"""The commands of ``bridge``: arguments, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -6,34 +6,55 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bridge import __version__
-from bridge.cli import flops, recipes, train
+from bridge.cli import compare, completion, devices, explore, flops, inference, plan, recipes, train
+from bridge.cli.arguments import hint
 from bridge.flops.model_shape import ConfigError
 
 EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
+COMMANDS = (train, flops, compare, plan, inference, explore, recipes, devices, completion)
+
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument like any other configuration error: in one line."""
+    """Reports a wrong argument like any other configuration error: in one line, with what it might have meant."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            meant = hint(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{meant}") from None
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 (run time) or 2 (configuration)."""
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = _Parser(prog="bridge", description="Exact FLOPs and MFU accounting for Megatron-style training.")
     parser.add_argument("--version", action="version", version=f"bridge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, flops, recipes):
+    for command in COMMANDS:
         command.add_to(commands)
+    return parser
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, by name."""
+    return next(dict(action.choices) for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 (run time) or 2 (configuration)."""
+    parser = make_parser()
     try:
         arguments, rest = parser.parse_known_args(argv)
-        _take_overrides(parser, arguments, rest)
+        _take_overrides(commands_of(parser)[arguments.command], arguments, rest)
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
@@ -42,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet too
         return 0
+    except OSError as error:  # a full disk, for example
+        return _fail(f"error: {error}", EXIT_RUN_TIME)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
 
@@ -49,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _take_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:
     """argparse gives up on positionals that follow an option; they are overrides as well."""
     options = [text for text in rest if text.startswith("-")]
-    if options or (rest and "overrides" not in arguments):
-        parser.error(f"unknown argument {(options or rest)[0]}")
+    if options:
+        parser.error(f"unknown argument {options[0]}{hint(options[0], parser._option_string_actions)}")
+    if rest and "overrides" not in arguments:
+        parser.error(f"unknown argument {rest[0]}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
 

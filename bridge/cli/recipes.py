@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
-from rich.table import Table
-
-from bridge.cli.console import make_console
+from bridge.cli import arguments as options
+from bridge.cli.console import make_console, make_table, print_json
 from bridge.config import list_recipes
 
 _HARDWARE = "Hardware: "
 
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    options.add_command(
+        commands,
         "recipes",
-        help="list the recipes",
-        description="List the recipes: those that `bridge train` runs, and the bare models they build on.",
+        run,
+        "list the recipes",
+        "List the recipes: those that `bridge train` runs, and the bare models they build on.",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON array")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     rows = [describe(path) for path in list_recipes()]
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return 0
     console = make_console()
     for kind, title in (("training", "Training recipes"), ("model", "Models, to count or to build a recipe on")):
-        table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        table.add_column("name", no_wrap=True)
+        table = make_table(("name",), title=title)
         table.add_column("hardware")
         for row in rows:
             if row["kind"] == kind:

@@ -11,7 +11,7 @@ import pytest
 
 import bridge
 from bridge.cli.console import in_words, with_unit
-from bridge.cli.main import main
+from bridge.cli.main import commands_of, main, make_parser
 from bridge.config import list_recipes
 
 
@@ -47,6 +47,11 @@ def test_recipes_as_tables(capsys):
     [
         ([], "the following arguments are required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
+        (["flps"], "(did you mean flops?)"),
+        (
+            ["flops", "tiny", "--sequence-length", "5", "--bath-size", "2"],
+            "unknown argument --bath-size (did you mean --batch-size?)",
+        ),
         (["train"], "the following arguments are required: recipe"),
         (["train", "tinny"], "did you mean tiny?"),
         (["train", "tiny", "train.train_iter=3"], "did you mean train.train_iters?"),
@@ -67,6 +72,59 @@ def test_one_message_a_job():
     assert first.returncode == second.returncode == 2
     assert first.stderr == "bridge: error: recipe tinny does not exist; did you mean tiny?\n"
     assert second.stderr == ""
+
+
+WITHOUT_PACKAGES = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "megatron", "numpy", "transformers", "wandb", "gradio", "plotly")))
+for line in sys.argv[1:]:
+    sys.argv = ["bridge", *line.split()]
+    try:
+        runpy.run_module("bridge", run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0, line
+"""
+
+
+def test_everything_but_training_runs_on_a_bare_python():
+    device = "--device-name h100"
+    lines = [
+        "flops qwen3-30b-a3b --explain",
+        "compare tiny llama3-8b --convention megatron,exact",
+        f"plan llama3-8b --tokens 1T --devices 8 --mfu 0.4 {device}",
+        f"inference llama3-8b --prompt 90 --generate 9 {device}",
+        "devices",
+        "recipes",
+    ]
+    commands = [*lines, *(f"{line} --json" for line in lines), "completion bash"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PACKAGES, *commands], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hidden_size" in done.stdout
+
+
+def test_training_says_what_it_needs():
+    code = "import sys; sys.modules['torch'] = None; from bridge.cli.main import main; sys.exit(main(['train', 'tiny']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "training needs torch, which is not installed; pip install 'bridge-flops[train]'" in done.stderr
+
+
+def test_a_full_disk_is_a_run_time_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bridge", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("bridge: error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", list(commands_of(make_parser())))
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: bridge {command}")
 
 
 @pytest.mark.parametrize("output", ["", "--json"])

@@ -1,0 +1,194 @@
+"""What commands share: the options that say what is counted, and the readers of numbers as people write them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from bridge.config import Config, from_huggingface, load_recipe, with_overrides
+from bridge.flops import ConfigError
+from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.frameworks import FRAMEWORKS
+from bridge.flops.plan import PASSES
+from bridge.flops.planning import Range
+from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+Parser = argparse.ArgumentParser
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def add_command(
+    commands: Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str
+) -> Parser:
+    """A command with ``--json``."""
+    parser: Parser = commands.add_parser(name, help=summary, description=text)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser: Parser) -> None:
+    """The positional arguments: a model and overrides."""
+    parser.add_argument("recipe", help="a YAML recipe, a Hugging Face config.json, or a name from `bridge recipes`")
+    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+
+
+def add_counting(parser: Parser, convention: str = "megatron") -> None:
+    """How to count."""
+    parser.add_argument(
+        "--convention", default=convention, choices=tuple(CONVENTIONS), help=f"how to count (default {convention})"
+    )
+    parser.add_argument("--framework", choices=tuple(FRAMEWORKS),
+                        help="whose layers and backward passes (default megatron; transformers for a config.json)")  # fmt: skip
+
+
+def add_passes(parser: Parser) -> None:
+    """Which passes to count."""
+    parser.add_argument("--passes", default="training", choices=tuple(PASSES),
+                        help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
+
+
+_BATCH = ("batch_size", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames")
+
+
+def add_batch(parser: Parser) -> None:
+    """What a batch consists of."""
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="sequences of model.seq_length tokens (default 1)")
+    parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
+    parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
+    parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
+                        help="what each sequence cross-attends to, in the encoder's tokens")  # fmt: skip
+    parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
+
+
+def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``add_batch``'s options."""
+    return {name: getattr(arguments, name) for name in _BATCH}
+
+
+def add_replicas(parser: Parser) -> None:
+    """How many replicas of the model share a step."""
+    parser.add_argument("--devices", type=positive, metavar="N",
+                        help="of the whole job: what the layout leaves over are replicas, which share the micro-batches of a "
+                             "step (default: one replica)")  # fmt: skip
+
+
+def add_device(parser: Parser, devices: Callable[[str], Any], default: int | None = None) -> None:
+    """What it runs on; the number of devices is required where it has no default."""
+    parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
+    parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N",
+                        help="how many of them" + (f" (default {default})" if default else ""))  # fmt: skip
+    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
+    parser.add_argument("--peak-flops", type=number, metavar="FLOP/S", help="dense peak of one device, instead of the table's")
+
+
+# ---- the configuration ----------------------------------------------------------------------------------------------
+
+
+def read_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """A configuration from a Hugging Face config.json (or its folder), a recipe's path, or a recipe's name."""
+    path = Path(source)
+    if path.is_dir() and (path / "config.json").is_file():
+        path /= "config.json"
+    if path.suffix == ".json":
+        return with_overrides(from_huggingface(path), overrides)
+    return load_recipe(source, overrides, validate=False)
+
+
+def known_device(name: str) -> Peak:
+    """The row of the peak table; ConfigError with the nearest name where there is none."""
+    peak = find_peak(name)
+    if peak is None:
+        meant = hint(name.lower(), [known.words for known in PEAKS])
+        raise ConfigError(
+            f"device {name!r} is not known or means several{meant}; name one from `bridge devices`, or give --peak-flops"
+        )
+    return peak
+
+
+def known_peak(name: str, number_format: str) -> float:
+    """Dense FLOP/s of one device."""
+    rates = known_device(name).tflops
+    if number_format not in rates:
+        raise ConfigError(
+            f"device {name!r} has no {number_format} peak, only {', '.join(rates)}; change --number-format or give --peak-flops"
+        )
+    return rates[number_format] * 1e12
+
+
+def known_bandwidth(name: str) -> float:
+    """Memory bandwidth of one device in byte/s."""
+    bandwidth = known_device(name).bandwidth
+    if bandwidth is None:
+        raise ConfigError(f"device {name!r} names devices with different memory; name one of them or give --bandwidth")
+    return bandwidth * 1e12
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean megatron?)`` where something known is spelled much like it."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+_SUFFIXES = {"": 0, "k": 3, "M": 6, "G": 9, "B": 9, "T": 12, "P": 15}
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?([kMGBTP]?)")
+RANGE = rf"({_AMOUNT.pattern})(?:-({_AMOUNT.pattern}))?"
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a positive integer")
+    return value
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """``4096,512``."""
+    return tuple(positive(part) for part in text.split(","))
+
+
+def amount(text: str) -> Range:
+    """A positive number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``."""
+    ends = re.fullmatch(RANGE, text)
+    if ends is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number such as 0.4, 1024, 15T or 1e24, or a range such as 0.35-0.45"
+        )
+    first, last = ends.group(1), ends.group(5)
+    try:
+        result = Range(_amount(first), _amount(last or first))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if result.low <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
+    return result
+
+
+def number(text: str) -> float:
+    """A positive number with an exponent or a suffix."""
+    value = amount(text)
+    if not value.is_known:
+        raise argparse.ArgumentTypeError(f"{text!r} must be one number")
+    return float(value.low)
+
+
+def _amount(text: str) -> int | Fraction:
+    """Exactly what was written: 0.1 is a tenth, 15T an integer."""
+    match = _AMOUNT.fullmatch(text)
+    assert match is not None  # the caller has matched it
+    digits, exponent, suffix = match.groups()
+    value = Fraction(digits) * Fraction(10) ** (int(exponent or 0) + _SUFFIXES[suffix])
+    return value.numerator if value.denominator == 1 else value

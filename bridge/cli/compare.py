@@ -1,0 +1,180 @@
+"""``bridge compare``: models, layouts and conventions side by side, per token and per byte."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+from bridge.cli import arguments as options
+from bridge.cli.console import in_words, make_console, make_table, plain, print_json, with_unit
+from bridge.cli.report import Report, make_batch, micro_batches
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.conventions import CONVENTIONS
+
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "compare",
+        run,
+        "models, layouts or conventions side by side",
+        "Compare models, layouts or conventions. Every model starts a column and the options after it belong to it; name a model "
+        "again for another layout. Options before the first model go for all of them: bridge compare model.seq_length=4096 "
+        "llama3-8b parallel.pipeline_model_parallel_size=2 llama3-8b parallel.pipeline_model_parallel_size=4 qwen3-8b",
+    )
+    parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
+                        help="recipes, config.json files or names from `bridge recipes`, each with its options")  # fmt: skip
+    parser.add_argument("--convention", type=_conventions, default=("megatron",), metavar="NAME,NAME,...",
+                        help=f"ways of counting, one column each: {', '.join(CONVENTIONS)} (default megatron)")  # fmt: skip
+    parser.add_argument("--bytes-per-token", type=_numbers, metavar="N,N,...",
+                        help="of the text, on average: one number for all models, or one for each")  # fmt: skip
+    options.add_passes(parser)
+    options.add_batch(parser)
+    options.add_replicas(parser)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model with its options in one convention.
+
+    Attributes:
+        overrides: its own options.
+        report: its numbers.
+        bytes_per_token: of its text; None where it was not given.
+    """
+
+    overrides: Sequence[str]
+    report: Report
+    bytes_per_token: Fraction | None
+
+    @property
+    def label(self) -> str:
+        """The model and its own options."""
+        return " ".join([self.report.config.name, *self.overrides])
+
+    @property
+    def flops_per_byte(self) -> Fraction | None:
+        return None if self.bytes_per_token is None else self.report.flops_per_token / self.bytes_per_token
+
+    @property
+    def measure(self) -> Fraction:
+        """What columns are held against each other by: FLOPs per byte where they are known, else per token."""
+        return self.report.flops_per_token if self.flops_per_byte is None else self.flops_per_byte
+
+
+def run(arguments: argparse.Namespace) -> int:
+    columns = list(_columns(arguments))
+    if arguments.json:
+        print_json([_as_json(column, columns[0]) for column in columns])
+        return 0
+    _show(columns)
+    return 0
+
+
+def _columns(arguments: argparse.Namespace) -> Iterator[Column]:
+    models = _grouped(arguments.overrides)
+    sizes = arguments.bytes_per_token or (None,)
+    if len(sizes) not in (1, len(models)):
+        raise ConfigError(f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one, or one for each")
+    sizes = sizes * len(models) if len(sizes) == 1 else sizes
+    for (source, shared, own), bytes_per_token in zip(models, sizes, strict=True):
+        config = options.read_config(source, [*shared, *own])
+        for convention in arguments.convention:
+            try:
+                plan = compile_plan(config, convention)
+                batch = make_batch(plan, config, **options.batch_of(arguments))
+                report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
+                report.stages  # noqa: B018  # errors of the layout come before the first line
+            except ConfigError as error:
+                raise ConfigError(f"{' '.join([source, *own])}: {error}") from None
+            yield Column(own, report, bytes_per_token)
+
+
+def _grouped(words: Sequence[str]) -> list[tuple[str, list[str], list[str]]]:
+    """(model, options for all, own options) for every model."""
+    shared: list[str] = []
+    models: list[tuple[str, list[str], list[str]]] = []
+    for word in words:
+        if "=" not in word:
+            models.append((word, shared, []))
+        else:
+            (models[-1][2] if models else shared).append(word)
+    if not models:
+        raise ConfigError(f"{words[0]!r} is an option; name a model, for example one from `bridge recipes`")
+    return models
+
+
+def _as_json(column: Column, first: Column) -> dict[str, Any]:
+    values = column.report.as_json()
+    del values["table"]
+    return {
+        **values,
+        "overrides": list(column.overrides),
+        "bytes_per_token": plain(column.bytes_per_token),
+        "flops_per_byte": plain(column.flops_per_byte),
+        "relative": float(column.measure / first.measure),
+    }
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def _show(columns: Sequence[Column]) -> None:
+    reports = [column.report for column in columns]
+    console = make_console()
+    headings = {column.label: column.label for column in columns}
+    if any(column.overrides for column in columns):  # too long for a heading
+        headings = {label: f"({number})" for number, label in enumerate(headings, 1)}
+        for label, heading in headings.items():
+            console.print(f"{heading} {label}", markup=False, soft_wrap=True)
+        console.print()
+    table = make_table(("",), [headings[column.label] for column in columns])
+    flop = partial(with_unit, unit="FLOP")
+    parameters = [report.plan.parameters() for report in reports]
+    table.add_row("convention", *(report.plan.convention for report in reports))
+    table.add_row("parameters", *(in_words(each["total"]) for each in parameters))
+    table.add_row("active", *(in_words(each["active"]) for each in parameters))
+    table.add_row(
+        "tokens a sample", *(f"{float(Fraction(r.batch.tokens, r.batch.sequences)):,.6g}" for r in reports), end_section=True
+    )
+    table.add_row("FLOPs a sample", *(flop(report.flops_per_sample) for report in reports))
+    table.add_row("FLOPs a token", *(flop(report.flops_per_token) for report in reports), style="bold")
+    for component in dict.fromkeys(name for report in reports for name in report.components):
+        parts = (report.components.get(component) for report in reports)
+        cells = (
+            "" if part is None else flop(Fraction(part, report.batch.tokens)) for part, report in zip(parts, reports, strict=True)
+        )
+        table.add_row(f"  {component}", *cells)
+    if any(column.bytes_per_token for column in columns):
+        table.add_row("bytes a token", *(f"{float(column.bytes_per_token or 0):g}" for column in columns))
+        table.add_row("FLOPs a byte", *(flop(column.measure) for column in columns), style="bold")
+    table.add_row("relative", *(f"{float(column.measure / columns[0].measure):.3f}" for column in columns))
+    if any(len(report.stages) > 1 for report in reports):
+        table.add_row("pipeline stages", *(str(len(report.stages)) for report in reports))
+        table.add_row("micro-batches a step", *(str(report.micro_batches) for report in reports))
+        table.add_row("largest over mean stage", *(f"{report.pipeline.imbalance:.3f}" for report in reports))
+        table.add_row("idle at least", *(f"{report.pipeline.bubble:.1%}" for report in reports))
+    console.print(table)
+    console.print(f"\npasses: {reports[0].passes}")
+    for name, sentence in dict.fromkeys((report.config.name, text) for report in reports for text in report.plan.not_counted):
+        console.print(f"[yellow]not counted in {name}:[/] {sentence}")
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _conventions(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in CONVENTIONS:
+            known = ", ".join(CONVENTIONS)
+            raise argparse.ArgumentTypeError(f"{name!r} is not known; known are {known}{options.hint(name, CONVENTIONS)}")
+    return names
+
+
+def _numbers(text: str) -> tuple[Fraction, ...]:
+    return tuple(Fraction(str(options.number(part))) for part in text.split(","))

@@ -1,0 +1,51 @@
+"""``bridge devices``: the peaks that utilisation is held against, and where they come from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from bridge.cli import arguments as options
+from bridge.cli.console import make_console, make_table, print_json
+from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak
+
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "devices",
+        run,
+        "list the devices with a known peak",
+        "List the devices with a known peak: dense matmul rates by number format, memory bandwidth, and the document they are "
+        "from. With a name, as torch or nvidia-smi reports it, only the row that it means.",
+    )
+    parser.add_argument("name", nargs="?", help="for example 'NVIDIA H100 80GB HBM3'")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    peaks: tuple[Peak, ...] = PEAKS
+    if arguments.name is not None:
+        peaks = (options.known_device(arguments.name),)
+    if arguments.json:
+        print_json([_as_json(peak) for peak in peaks])
+        return 0
+    formats = [name for name in NUMBER_FORMATS if any(name in peak.tflops for peak in peaks)]
+    table = make_table(("device",), (*formats, "TB/s"))
+    table.add_column("source")
+    for peak in peaks:
+        rates = (f"{peak.tflops[name]:g}" if name in peak.tflops else "" for name in formats)
+        table.add_row(peak.words, *rates, "" if peak.bandwidth is None else f"{peak.bandwidth:g}", peak.source)
+    console = make_console()
+    console.print("Dense peaks in TFLOP/s, memory bandwidth in TB/s, of one device as torch sees it.\n")
+    console.print(table)
+    return 0
+
+
+def _as_json(peak: Peak) -> dict[str, Any]:
+    """FLOP/s and byte/s."""
+    return {
+        "name": peak.words,
+        "peak_flops": {name: rate * 1e12 for name, rate in peak.tflops.items()},
+        "bandwidth": None if peak.bandwidth is None else peak.bandwidth * 1e12,
+        "source": peak.source,
+    }

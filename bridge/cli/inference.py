@@ -1,0 +1,156 @@
+"""``bridge inference``: what a request costs, prefill and decode apart, and how fast a device could answer it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+from bridge.cli import arguments as options
+from bridge.cli.console import count, exactly, make_console, make_table, plain, print_json, with_unit
+from bridge.cli.flops import sizes
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.inference import LATENTS, Generation, Memory, Roofline, prefill_and_decode
+
+_SPANS = ("prefill", "decode", "total")
+
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "inference",
+        run,
+        "count FLOPs and bytes of a request",
+        "Count FLOPs and bytes of a request, prefill and decode apart. With a device, the bound that its peak and its memory "
+        "bandwidth set on time to first token and tokens per second.",
+    )
+    options.add_model(parser)
+    parser.add_argument("--prompt", type=options.positive, required=True, metavar="N", help="tokens of the prompt")
+    parser.add_argument("--generate", type=options.positive, required=True, metavar="N",
+                        help="tokens of the answer; the first comes out of the pass over the prompt")  # fmt: skip
+    parser.add_argument("--batch", "--batch-size", type=options.positive, default=1, metavar="N",
+                        help="equal requests that run together (default 1)")  # fmt: skip
+    parser.add_argument("--no-kv-cache", action="store_true", help="every token runs the whole sequence again")
+    parser.add_argument("--image-patches", type=options.lengths, default=(), metavar="N,N,...", help="patches of each image")
+    parser.add_argument("--logits-to-keep", type=options.positive, default=0, metavar="N",
+                        help="positions of the prompt the output layer runs on (default all; engines keep 1)")  # fmt: skip
+    parser.add_argument(
+        "--latents", choices=tuple(LATENTS), help="what MLA's decode steps do with the cached latents (default once)"
+    )
+    options.add_counting(parser, "exact")
+    parser.add_argument("--weight-bytes", type=options.number, default=2, metavar="N", help="bytes of a weight (default 2)")
+    parser.add_argument("--cache-bytes", type=options.number, default=2, metavar="N", help="bytes of a cached number (default 2)")
+    options.add_device(parser, options.positive, 1)
+    parser.add_argument(
+        "--bandwidth", type=options.number, metavar="BYTE/S", help="of one device's memory, instead of the table's"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = options.read_config(arguments.recipe, arguments.overrides)
+    generation = prefill_and_decode(
+        config,
+        arguments.prompt,
+        arguments.generate,
+        not arguments.no_kv_cache,
+        batch_size=arguments.batch,
+        image_patches=arguments.image_patches,
+        convention=arguments.convention,
+        logits_to_keep=arguments.logits_to_keep,
+        latents=arguments.latents,
+        memory=Memory(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
+    )
+    roofline = _roofline(generation, arguments)
+    parameters = compile_plan(config).parameters()
+    if arguments.json:
+        print_json({"name": config.name, "parameters": parameters, **_as_json(generation, roofline)})
+        return 0
+    console = make_console()
+    console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
+    cached = "with" if generation.kv_cache else "without"
+    console.print(
+        f"{count(generation.batch_size, 'request')} of {count(generation.prompt_tokens, 'token')} answered with "
+        f"{count(generation.generated_tokens, 'token')}, {cached} a KV cache; convention {generation.convention}\n"
+    )
+    _show(console, generation, roofline)
+    return 0
+
+
+def _roofline(generation: Generation, arguments: argparse.Namespace) -> Roofline | None:
+    """None where nothing says what it runs on."""
+    name, peak, bandwidth = arguments.device_name, arguments.peak_flops, arguments.bandwidth
+    if name is not None:
+        peak = peak or options.known_peak(name, arguments.number_format)
+        bandwidth = bandwidth or options.known_bandwidth(name)
+    if peak is None and bandwidth is None:
+        return None
+    if peak is None or bandwidth is None:
+        raise ConfigError("without --device-name a roofline needs both --peak-flops and --bandwidth")
+    return generation.roofline(name or "", num_devices=arguments.devices, peak_flops=peak, bandwidth=bandwidth)
+
+
+def _as_json(generation: Generation, roofline: Roofline | None) -> dict[str, Any]:
+    """FLOP, bytes, seconds; utilisations are fractions."""
+    values: dict[str, Any] = {
+        "convention": generation.convention,
+        "prompt_tokens": generation.prompt_tokens,
+        "generated_tokens": generation.generated_tokens,
+        "batch_size": generation.batch_size,
+        "kv_cache": generation.kv_cache,
+        "flops": plain(generation.total),
+        "prefill": {"flops": plain(generation.prefill), "bytes": generation.prefill_bytes},
+        "decode": {
+            "flops": plain(generation.decode),
+            "bytes": generation.decode_bytes,
+            "steps": [plain(step) for step in generation.steps],
+            "step_bytes": list(generation.step_bytes),
+        },
+        "weight_bytes": generation.weight_bytes,
+        "cache_bytes": generation.cache_bytes,
+        "not_counted": list(generation.not_counted),
+        "roofline": None,
+    }
+    if roofline is not None:
+        values["roofline"] = {
+            "time_to_first_token": roofline.time_to_first_token,
+            "decode_time": roofline.decode_time,
+            "total_time": roofline.total_time,
+            "tokens_per_second": roofline.tokens_per_second,
+            "mfu": dict(zip(_SPANS, roofline.mfu, strict=True)),
+            "mbu": dict(zip(_SPANS, roofline.mbu, strict=True)),
+            "prefill_bound": roofline.prefill_bound,
+            "decode_bound": roofline.decode_bound,
+        }
+    return values
+
+
+def _show(console: Console, generation: Generation, roofline: Roofline | None) -> None:
+    timed = ("time", "MFU", "MBU", "bound by") if roofline else ()
+    table = make_table(("",), ("passes", "FLOPs", "a pass", "bytes", "FLOPs a byte", *timed))
+    steps = len(generation.steps)
+    spans = (
+        ("prefill", 1, generation.prefill, generation.prefill_bytes),
+        ("decode", steps, generation.decode, generation.decode_bytes),
+        ("total", 1 + steps, generation.total, generation.prefill_bytes + generation.decode_bytes),
+    )
+    times = (roofline.time_to_first_token, roofline.decode_time, roofline.total_time) if roofline else ()
+    bounds = (roofline.prefill_bound, roofline.decode_bound, "") if roofline else ()
+    for i, (name, passes, flops, size) in enumerate(spans):
+        cells = [str(passes), with_unit(flops, "FLOP"), with_unit(flops / max(passes, 1), "FLOP"), with_unit(size, "B")]
+        cells.append(f"{float(flops) / size:.4g}" if size else "")
+        if roofline:
+            cells += [f"{times[i]:.4g} s", f"{roofline.mfu[i]:.1%}", f"{roofline.mbu[i]:.1%}", bounds[i] if passes else ""]
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(
+        f"\n[bold]{exactly(generation.total)} FLOP[/]; weights {with_unit(generation.weight_bytes, 'B')}, "
+        f"cache {with_unit(generation.cache_bytes, 'B')} in the end"
+    )
+    if roofline:
+        rate = f", {roofline.tokens_per_second:.4g} tokens/s" if roofline.tokens_per_second else ""
+        console.print(
+            f"at best {roofline.time_to_first_token:.4g} s to the first token{rate}, {roofline.total_time:.4g} s in all"
+        )
+    for sentence in generation.not_counted:
+        console.print(f"[yellow]not counted:[/] {sentence}")

@@ -1,0 +1,79 @@
+"""Numbers as people write them, and the nearest match of a misspelled name."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+
+import pytest
+
+from bridge.cli import arguments as options
+from bridge.cli.console import exactly, plain, spread
+from bridge.flops import ConfigError
+from bridge.flops.planning import Range
+
+
+@pytest.mark.parametrize(
+    ("text", "low", "high"),
+    [
+        ("1024", 1024, 1024),
+        ("15T", 15 * 10**12, 15 * 10**12),
+        ("1e24", 10**24, 10**24),
+        ("2.5k", 2500, 2500),
+        (".4", Fraction(2, 5), Fraction(2, 5)),
+        ("0.35-0.45", Fraction(7, 20), Fraction(9, 20)),
+        ("1e-3-2e-3", Fraction(1, 1000), Fraction(2, 1000)),
+        ("1B-1.5T", 10**9, 1_500_000_000_000),
+    ],
+)
+def test_amounts_are_exact(text, low, high):
+    assert options.amount(text) == Range(low, high)
+    assert type(options.amount(text).low) is type(low)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "0", "0.0", "2-1", "1-", "1--2", "1 T", "15t", "nan", "inf", "1e", "1,5"])
+def test_what_is_no_amount(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        options.amount(text)
+
+
+def test_one_number_is_no_range():
+    assert options.number("3.35T") == 3.35e12
+    with pytest.raises(argparse.ArgumentTypeError, match="must be one number"):
+        options.number("1-2")
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "x", ""])
+def test_positive_integers(text):
+    assert options.lengths("4096,512") == (4096, 512)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a positive integer"):
+        options.lengths(f"1,{text}")
+
+
+def test_hints():
+    assert options.hint("megatrn", ["exact", "megatron"]) == " (did you mean megatron?)"
+    assert options.hint("zzz", ["exact", "megatron"]) == ""
+
+
+def test_devices():
+    assert options.known_peak("NVIDIA H100 80GB HBM3", "bf16") == 989.4e12
+    assert options.known_bandwidth("H100 PCIe") == 2e12
+    for call, words in (
+        (lambda: options.known_device("h101"), r"'h101' is not known or means several \(did you mean h100\?\)"),
+        (lambda: options.known_peak("A100", "fp8"), "has no fp8 peak, only bf16, fp16"),
+        (lambda: options.known_bandwidth("A100"), "different memory"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            call()
+
+
+def test_numbers_for_people_and_for_programs():
+    assert [plain(value) for value in (3, Fraction(4, 2), Fraction(1, 2), 0.5, None, Range.of(7), Range(Fraction(1, 2), 7))] == [
+        3, 2, 0.5, 0.5, None, 7, [0.5, 7],
+    ]  # fmt: skip
+    assert (exactly(1234567), exactly(Fraction(10, 3))) == ("1,234,567", "3.333")
+    assert (spread(Range(1, 2), str), spread(Range.of(1), str), spread(Range(1.01, 1.02), "{:.1f}".format)) == (
+        "1 to 2",
+        "1",
+        "1.0",
+    )

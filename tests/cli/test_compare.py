@@ -1,0 +1,94 @@
+"""``bridge compare``: every column is what ``bridge flops`` says of it."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from bridge.cli.main import main
+from bridge.config import load_recipe
+from bridge.flops import compile_plan
+
+
+def answer(capsys, command: str, *arguments: str):
+    assert main([command, *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_columns_are_what_flops_says(capsys):
+    columns = answer(
+        capsys, "compare", "model.seq_length=2048", "llama3-8b", "tiny", "model.num_layers=3", "--convention", "exact"
+    )
+    shared = "model.seq_length=2048"
+    for column, words in zip(columns, (["llama3-8b", shared], ["tiny", shared, "model.num_layers=3"]), strict=True):
+        report = answer(capsys, "flops", *words, "--convention", "exact")
+        assert {name: column[name] for name in report if name != "table"} == {n: v for n, v in report.items() if n != "table"}
+    assert [column["overrides"] for column in columns] == [[], ["model.num_layers=3"]]
+    assert columns[1]["relative"] == columns[1]["flops_per_token"] / columns[0]["flops_per_token"]
+
+
+def test_options_of_the_last_model_may_follow_flags(capsys):
+    columns = answer(capsys, "compare", "tiny", "--batch-size", "2", "model.num_layers=2", "tiny")
+    assert [column["overrides"] for column in columns] == [["model.num_layers=2"], []]
+
+
+def test_conventions_side_by_side(capsys):
+    columns = answer(capsys, "compare", "gemma3-4b", "--convention", "megatron,maxtext,exact,executed", "--passes", "forward")
+    config = load_recipe("gemma3-4b", validate=False)
+    assert [column["convention"] for column in columns] == ["megatron", "maxtext", "exact", "executed"]
+    for column in columns:
+        plan = compile_plan(config, column["convention"])
+        assert column["flops"] == plan.flops([config.model.seq_length], passes="forward")
+
+
+def test_layouts_side_by_side(capsys):
+    pp = "parallel.pipeline_model_parallel_size"
+    columns = answer(capsys, "compare", "train.global_batch_size=64", *("llama3-8b", f"{pp}=2"), *("llama3-8b", f"{pp}=8"))
+    assert [len(column["stages"]) for column in columns] == [2, 8]
+    assert columns[0]["flops"] == columns[1]["flops"]
+    assert columns[0]["pipeline"]["bubble"] < columns[1]["pipeline"]["bubble"]
+
+
+def test_per_byte(capsys):
+    per_token, per_byte = (answer(capsys, "compare", "llama3-8b", "tiny", *more) for more in ([], ["--bytes-per-token", "4.4,1"]))
+    assert [column["flops_per_byte"] for column in per_token] == [None, None]
+    first, second = (column["flops_per_token"] for column in per_token)
+    assert [column["flops_per_byte"] for column in per_byte] == [pytest.approx(first / 4.4), second]
+    assert per_byte[1]["relative"] == pytest.approx(float(second / (first / Fraction("4.4"))))
+
+
+def test_the_table(capsys):
+    assert main(["compare", "llama3-8b", "qwen3-8b", "--bytes-per-token", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["llama3-8b", "qwen3-8b"]
+    rows = {line[:16].strip(): line[16:].split() for line in lines}
+    assert rows["FLOPs a token"] == ["51.47", "GFLOP", "49.03", "GFLOP"]
+    assert rows["FLOPs a byte"] == ["12.87", "GFLOP", "12.26", "GFLOP"]
+    assert rows["relative"] == ["1.000", "0.953"]
+
+
+def test_long_headings_are_numbered(capsys):
+    assert main(["compare", "llama3-8b", "llama3-8b", "parallel.pipeline_model_parallel_size=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["(1) llama3-8b", "(2) llama3-8b parallel.pipeline_model_parallel_size=2"]
+    assert lines[3].split() == ["(1)", "(2)"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: MODEL"),
+        (["model.num_layers=2"], "'model.num_layers=2' is an option; name a model"),
+        (["tiny", "tinny"], "did you mean tiny?"),
+        (["tiny", "--convention", "exact,exat"], "maxtext, exact, executed (did you mean exact?)"),
+        (["tiny", "tiny", "--bytes-per-token", "1,2,3"], "--bytes-per-token has 3 numbers for 2 models"),
+        (["tiny", "tiny", "parallel.pipeline_model_parallel_size=3"], "tiny parallel.pipeline_model_parallel_size=3: "),
+    ],
+)  # fmt: skip
+def test_errors(arguments, words, capsys):
+    assert main(["compare", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert words in captured.err

@@ -1,0 +1,120 @@
+"""``bridge plan``: the API's integers, ranges in and out, and a published run between its ends."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+
+from bridge.cli.main import main
+from bridge.config import load_recipe
+from bridge.flops import compile_plan
+
+CLUSTER = ["--devices", "1024", "--device-name", "H100", "--mfu", "0.4"]
+
+
+def planned(capsys, *arguments: str) -> dict:
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_fifteen_trillion_tokens(capsys):
+    report = planned(capsys, "llama3-8b", "--tokens", "15T", *CLUSTER, "--price", "2", "--power", "1000")
+    plan = compile_plan(load_recipe("llama3-8b", validate=False))
+    per_token = Fraction(plan.flops([8192]), 8192)
+    assert Fraction(report["flops_per_token"]) == per_token
+    assert report["flops"] == per_token * 15 * 10**12  # to the last digit, far over 2^63
+    seconds = float(per_token) * 15e12 / (1024 * 989.4e12 * 0.4)
+    assert report["days"] == pytest.approx(seconds / 86400)
+    assert report["device_hours"] == pytest.approx(1024 * seconds / 3600)
+    assert report["cost"] == pytest.approx(2 * 1024 * seconds / 3600)
+    assert report["energy_kwh"] == pytest.approx(1024 * seconds / 3600)
+    assert report["tokens_per_parameter"] == pytest.approx(15e12 / 8_030_261_248)
+    assert report["chinchilla_ratio"] == pytest.approx(15e12 / 8_030_261_248 / 20)
+    assert report["chinchilla_tokens"] == 20 * 8_030_261_248
+
+
+def test_a_budget_is_the_way_back(capsys):
+    there = planned(capsys, "llama3-8b", "--tokens", "1T", *CLUSTER, "--price", "2", "--power", "1k")
+    for name, unit in (("flops", ""), ("days", "days"), ("device_hours", "device-hours"), ("energy_kwh", "kWh"), ("cost", "$")):
+        back = planned(capsys, "llama3-8b", "--budget", f"{there[name]}{unit}", *CLUSTER, "--price", "2", "--power", "1k")
+        assert back["tokens"] == pytest.approx(1e12, rel=1e-9)
+    assert planned(capsys, "llama3-8b", "--budget", "$2M", *CLUSTER, "--price", "2")["device_hours"] == pytest.approx(1e6)
+
+
+def test_ranges(capsys):
+    report = planned(
+        capsys, "llama3-8b", "--tokens", "1T-2T", "--devices", "512-1024", "--device-name", "H100", "--mfu", "0.35-0.45"
+    )
+    one = planned(capsys, "llama3-8b", "--tokens", "1T", "--devices", "1024", "--device-name", "H100", "--mfu", "0.45")
+    two = planned(capsys, "llama3-8b", "--tokens", "2T", "--devices", "512", "--device-name", "H100", "--mfu", "0.35")
+    assert report["flops"] == [one["flops"], two["flops"]]
+    assert report["days"] == pytest.approx([one["days"], two["days"]])
+    assert report["mfu"] == [0.35, 0.45]
+
+
+def test_steps_and_batches(capsys):
+    by_batch = planned(capsys, "llama3-8b", "--tokens", "1G", *CLUSTER, "--batch-size", "1000")
+    assert (by_batch["batch_tokens"], by_batch["steps"]) == (8_192_000, 123)  # 122.07, rounded up
+    assert by_batch["step_seconds"] == pytest.approx(by_batch["days"] * 86400 / (1e9 / 8_192_000))
+    by_steps = planned(capsys, "llama3-8b", "--tokens", "1G", *CLUSTER, "--steps", "123")
+    assert (by_steps["batch_size"], by_steps["steps"]) == (993, 123)  # 992.4 sequences
+    by_law = planned(capsys, "llama3-8b", "--tokens", "1G", *CLUSTER)
+    assert by_law["batch_size"] == -(-0.2920 * by_law["flops"] ** 0.3271 // 8192)
+
+
+def test_a_published_run_lies_in_between(capsys):
+    """DeepSeek-V3: 14.8 trillion tokens took 2.664 million H800 hours (arXiv:2412.19437, table 1)."""
+    report = planned(
+        capsys, "deepseek-v3", "--tokens", "14.8T", "--devices", "2048", "--device-name", "H800", "--mfu", "0.35-0.45"
+    )
+    low, high = report["device_hours"]
+    assert low < 2.664e6 < high
+    assert report["tokens_per_active_parameter"] == pytest.approx(14.8e12 / report["parameters"]["active"])
+
+
+def test_a_peak_of_ones_own(capsys):
+    report = planned(capsys, "tiny", "--tokens", "1M", "--devices", "1", "--peak-flops", "1T", "--mfu", "0.5")
+    assert (report["peak_flops"], report["cost"], report["energy_kwh"]) == (1e12, None, None)
+    fp8 = planned(
+        capsys, "tiny", "--tokens", "1M", "--devices", "1", "--device-name", "h100", "--number-format", "fp8", "--mfu", "0.5"
+    )
+    assert fp8["peak_flops"] == 1978.9e12
+
+
+def test_the_table(capsys):
+    assert main(["plan", "llama3-8b", "--tokens", "15T", *CLUSTER[:-1], "0.35-0.45", "--price", "2", "--power", "1.2k"]) == 0
+    rows = {line[:20].strip(): line[20:].strip() for line in capsys.readouterr().out.splitlines()}
+    assert rows["FLOPs"] == "7.721e+23 = 772.1 ZFLOP"
+    assert rows["days"] == "19.6 to 25.2"
+    assert rows["device-hours"] == "481,684 to 619,308"
+    assert rows["energy"] == "578 MWh to 743.2 MWh"
+    assert rows["cost"] == "963,367 to 1,238,615"
+    assert rows["tokens a parameter"] == "1,868, 93.4 times Chinchilla's 20"
+    assert rows["compute-optimal"] == "80.2 billion dense parameters on 1.6 trillion tokens"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tokens", "1T", "--mfu", "0.4", "--device-name", "h100"], "the following arguments are required: --devices"),
+        (["--tokens", "1T", "--devices", "8", "--device-name", "h100"], "the following arguments are required: --mfu"),
+        (["--tokens", "1T", "--devices", "8", "--mfu", "0.4"], "--device-name is missing"),
+        (["--tokens", "1T", "--devices", "8", "--mfu", "40", "--device-name", "h100"], "mfu=40 is a fraction"),
+        (["--tokens", "1T", "--devices", "8", "--mfu", "0.4", "--device-name", "h1000"], "(did you mean h100?)"),
+        (["--tokens", "1T", "--budget", "1e20", *CLUSTER], "not allowed with argument"),
+        ([*CLUSTER], "one of the arguments --tokens --budget is required"),
+        (
+            ["--budget", "3weeks", *CLUSTER],
+            "'3weeks' must be a number or a range, alone or with a unit: flop, days, device-hours",
+        ),
+        (["--budget", "3M$", *CLUSTER], "give price"),
+        (["--tokens", "many", *CLUSTER], "'many' must be a number such as"),
+    ],
+)
+def test_errors(arguments, words, capsys):
+    assert main(["plan", "tiny", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert words in captured.err
