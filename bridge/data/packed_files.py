@@ -1,8 +1,8 @@
 """Which packed file a configuration means, the shards behind it, and whether they have changed.
 
 Policy: a file is looked for once per configuration (its path, or its dataset_root and pack size).  From then on a call costs
-one stat for each shard (and the folders of several), and nothing else; more than ``MANY`` of them, and searches that found nothing
-in a place that cannot be watched, are looked at again every ``PATIENCE_S`` seconds.
+one stat for each shard (and each folder of several), and nothing else.  More than ``MANY`` of them, and globs that match
+nothing yet, are looked at again every ``PATIENCE_S`` seconds.
 """
 
 from __future__ import annotations
