@@ -392,7 +392,13 @@ class AudioShape:
 
 # ---- reading -------------------------------------------------------------------------------------
 
-_ALIASES = {"hybrid_layer_pattern": ("hybrid_override_pattern",)}
+_ALIASES = {
+    "hybrid_layer_pattern": ("hybrid_override_pattern",),
+    # Megatron-LM's arguments.
+    "gated_linear_unit": ("swiglu",),
+    "num_moe_experts": ("num_experts",),
+    "vocab_size": ("padded_vocab_size",),
+}
 _VISION_ALIASES = {
     "depth": ("num_hidden_layers", "num_layers"),
     "num_heads": ("num_attention_heads",),
@@ -445,6 +451,11 @@ def read(cfg: Any) -> ModelShape:
     """
     model = model_of(cfg)
     shape: ModelShape = _fill(ModelShape, model, _ALIASES)
+    _read_megatron_lm(shape, model)
+    # A TransformerConfig of megatron-core's knows neither: they are arguments of the model built from it.
+    for name in ("vocab_size", "seq_length"):
+        if getattr(shape, name) is None:
+            setattr(shape, name, get(cfg, name))
     if get(model, "tensor_model_parallel_size") is None:
         size = get(get(cfg, "parallel"), "tensor_model_parallel_size")
         shape.tensor_model_parallel_size = 1 if size is None else size
@@ -453,6 +464,16 @@ def read(cfg: Any) -> ModelShape:
     if shape.diffusion_config is None:
         _check(shape)
     return shape
+
+
+def _read_megatron_lm(shape: ModelShape, args: Any) -> None:
+    """Megatron-LM's ``args`` say some things the other way round."""
+    if get(args, "group_query_attention") is False:
+        shape.num_query_groups = None
+    if get(args, "untie_embeddings_and_output_weights") is not None:
+        shape.share_embeddings_and_output_weights = not get(args, "untie_embeddings_and_output_weights")
+    if get(args, "swiglu"):
+        shape.gated_linear_unit = True
 
 
 def read_vision(cfg: Any) -> VisionShape | None:

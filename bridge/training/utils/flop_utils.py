@@ -46,7 +46,7 @@ def _read(cfg: Any, convention: str) -> _Known:
     model, adapted = model_of(cfg), get(cfg, "peft") is not None
     own_price = None if adapted else _own_price(model)
     plan = compile_plan(cfg, convention) if own_price is None else None
-    return _Known(plan, own_price, get(model, "seq_length"), adapted)
+    return _Known(plan, own_price, get(model, "seq_length") or get(cfg, "seq_length"), adapted)
 
 
 _known = {name: PlanCache(partial(_read, convention=name)) for name in CONVENTIONS}
