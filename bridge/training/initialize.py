@@ -52,9 +52,10 @@ def prepare_libraries() -> None:
         warnings.filterwarnings("ignore", message=text)
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
-    from bridge.training import redirect
+    from bridge.training import missing_engine, redirect
 
     redirect.install()
+    missing_engine.mend()
 
 
 def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:

@@ -56,10 +56,6 @@ class _NoStream:
         return lambda *args, **kwargs: _NoStream()
 
 
-class _NoTELinear:
-    """Stands for Transformer Engine's linear layer in isinstance()."""
-
-
 def install() -> None:
     """Redirect CUDA to the CPU in this process; nothing happens where CUDA is present, or the second time.
 
@@ -87,26 +83,18 @@ def _redirect_torch() -> None:
     # The all-to-all dispatcher of the experts copies split sizes on a stream of its own.
     cuda.Stream = _NoStream
     cuda.current_stream = lambda *args, **kwargs: _NoStream()
-    # The reset of the activation memory statistics before an evaluation, and offloading.
-    cuda.empty_cache = lambda: None
 
 
 def _redirect_megatron() -> None:
     from megatron.core.tensor_parallel import random
-    from megatron.core.transformer import multi_latent_attention
-    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+    from megatron.core.transformer.moe import token_dispatcher
 
     megatron_random: Any = random
     # The random number tracker reads and writes CUDA generators by functions of its own.
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    # The router looks this name up at run time; it is not defined where Transformer Engine is missing.
-    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
     # Split sizes are turned into numpy arrays only when they come from a GPU; gloo needs them as well.
     token_dispatcher.maybe_move_tensor_to_cpu = _as_numpy
-    # Without Transformer Engine TELinear is a mock object, which isinstance() rejects.
-    if not isinstance(multi_latent_attention.TELinear, type):
-        multi_latent_attention.TELinear = _NoTELinear
 
 
 def _as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

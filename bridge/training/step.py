@@ -61,10 +61,7 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     rank = parallel_state.get_context_parallel_rank()
     rows = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "position_ids")}
     if "cu_seqlens" not in batch:
-        if batch["attention_mask"] is not None:
-            rows["real"] = batch["attention_mask"]  # megatron-core takes "attention_mask" for a square mask
-        mine = get_batch_on_this_cp_rank(rows)
-        return {**batch, **mine, "attention_mask": mine.get("real")}
+        return {**batch, **get_batch_on_this_cp_rank(rows)}
     bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].tolist()
     index = torch.cat(
         [start + positions((end - start) // size, size, rank, torch.device("cpu")) for start, end in pairwise(bounds)]
@@ -72,17 +69,16 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     return {**batch, **{key: value[:, index] for key, value in rows.items()}}
 
 
-def padding_mask_for(model: torch.nn.Module, batch: MicroBatch) -> Optional[Tensor]:
+def padding_mask_for(model: torch.nn.Module, loss_mask: Tensor) -> Optional[Tensor]:
     """True on padding, [b, s]: the router's balance must not depend on it. None for models without experts."""
     config = get_model_config(model)
-    if config.num_moe_experts is None or batch["attention_mask"] is None:
+    if config.num_moe_experts is None:
         return None
-    mask = ~batch["attention_mask"]
+    mask = loss_mask == 0
     if config.sequence_parallel and not get_attr_wrapped_model(model, "pre_process"):
         # megatron-core cuts the mask along the sequence on the first stage only.
-        return mask.chunk(parallel_state.get_tensor_model_parallel_world_size(), dim=1)[
-            parallel_state.get_tensor_model_parallel_rank()
-        ].contiguous()
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        return mask.chunk(ranks, dim=1)[parallel_state.get_tensor_model_parallel_rank()].contiguous()
     return mask
 
 
@@ -111,7 +107,7 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
         packed_seq_params=packed,
-        padding_mask=padding_mask_for(model, batch),
+        padding_mask=padding_mask_for(model, batch["loss_mask"]),
     )
     return output, partial(loss_function, batch["loss_mask"])
 

@@ -46,16 +46,16 @@ LAYOUTS: dict[str, list[str]] = {
     "pp2ep2": ["parallel.pipeline_model_parallel_size=2", "parallel.expert_model_parallel_size=2"],
 }
 
-REFERENCES = ("dense/padded", "dense/packed", "dense/fixed", "moe/padded", "mla/padded", "mla/packed", "mtp/packed",
+REFERENCES = ("dense/padded", "dense/packed", "dense/fixed", "moe/padded", "moe/packed", "mla/padded", "mla/packed", "mtp/packed",
               "mtp/padded", "window/packed", "window/padded", "tied/padded")  # fmt: skip
 
 ON_TWO_RANKS = (
     *(f"dense/{kind}/{layout}" for kind in ("padded", "packed", "fixed")
       for layout in ("dp2", "tp2sp", "pp2", "pp2vpp2", "cp2")),
     "dense/padded/tp2",
-    "moe/padded/dp2", "moe/padded/ep2", "moe/padded/pp2",
+    "moe/padded/dp2", "moe/padded/ep2", "moe/padded/pp2", "moe/packed/tp2sp",
     "mla/padded/tp2", "mla/padded/tp2sp", "mla/packed/pp2", "mla/packed/cp2",
-    "mtp/packed/tp2", "mtp/padded/pp2", "mtp/padded/dp2",
+    "mtp/packed/tp2", "mtp/padded/pp2", "mtp/padded/tp2sp",
     "window/packed/tp2", "window/padded/cp2", "window/padded/pp2vpp2",
     "tied/padded/tp2sp", "tied/padded/pp2",
 )  # fmt: skip
