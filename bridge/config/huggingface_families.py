@@ -161,6 +161,18 @@ def _attention_bias(fields: Fields) -> Options:
     return {"add_qkv_bias": attention, "add_proj_bias": attention}
 
 
+def _biases(name: str) -> Rule:
+    """The field ``name`` is for all linear layers."""
+    return lambda fields: {"add_bias_linear": bool(fields.get(name))}
+
+
+def _separate_biases(fields: Fields) -> Options:
+    """Seed-OSS: fields of their own for the biases of q, k and v and for that of o."""
+    if fields.get("mlp_bias"):
+        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
+    return {"add_qkv_bias": bool(fields.get("attention_bias")), "add_proj_bias": bool(fields.get("attention_out_bias"))}
+
+
 def _all_biases(fields: Fields) -> Options:
     """GPT-OSS: biases on everything; ``attention_bias`` speaks of some of them."""
     if not fields.get("attention_bias"):
@@ -205,6 +217,13 @@ def _upper_layers(fields: Fields, layers: int) -> list[bool]:
     """Qwen 2 and 3: from ``max_window_layers`` on, and only where ``use_sliding_window`` says so."""
     first = fields.get("max_window_layers")
     return [bool(fields.get("use_sliding_window")) and i >= first for i in range(layers)]
+
+
+def _layers_without_rope(fields: Fields, layers: int) -> list[bool]:
+    """SmolLM3: each fourth layer has no RoPE, and a window where ``use_sliding_window`` says so."""
+    interval = fields.get("no_rope_layer_interval") or 4
+    rope = fields.get("no_rope_layers") or [i % interval for i in range(1, layers + 1)]
+    return [bool(fields.get("use_sliding_window")) and not flag for flag in rope]
 
 
 def _lower_odd_layers(fields: Fields, layers: int) -> list[bool]:
@@ -326,18 +345,23 @@ def _mamba(fields: Fields) -> Options:
 
 def _gemma4(fields: Fields) -> Options:
     """Gemma 4: wider heads in global layers, which may use keys as values; the MLP stays beside the experts."""
-    layer = next(iter((fields.get("per_layer_config") or {}).values()), {})
+    listed = fields.get("per_layer_config")
+    usual = {"head_dim": fields.get("global_head_dim") or 512, "num_key_value_heads": fields.get("num_global_key_value_heads")}
+    layer = usual if listed is None else next(iter(listed.values()), {})
     experts = {
         "num_moe_experts": fields.get("num_experts"),
         "moe_router_topk": fields.get("top_k_experts"),
         "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
         "moe_shared_expert_intermediate_size": fields.get("intermediate_size"),
     }
+    if fields.get("enable_moe_block"):
+        fields.report(
+            "enable_moe_block", "three norms and the router's scales of each layer are missing from the parameter count"
+        )
     shared = bool(fields.get("attention_k_eq_v"))
-    groups = layer.get("num_key_value_heads") or fields.get("num_global_key_value_heads")
     return {
-        "global_kv_channels": layer.get("head_dim") or fields.get("global_head_dim") or 512,
-        "global_num_query_groups": groups if shared else None,
+        "global_kv_channels": layer.get("head_dim"),
+        "global_num_query_groups": layer.get("num_key_value_heads") if shared else None,
         "global_attention_k_eq_v": shared,
         **(experts if fields.get("enable_moe_block") else {}),
     }
@@ -444,7 +468,7 @@ _DECODER = Family(
         "share_embeddings_and_output_weights": "tie_word_embeddings",
         "max_position_embeddings": "max_position_embeddings",
         "seq_length": "max_position_embeddings",
-        "layernorm_epsilon": ("rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon"),
+        "layernorm_epsilon": ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon"),
         "init_method_std": "initializer_range",
         "attention_dropout": "attention_dropout",
     },
@@ -473,16 +497,17 @@ _OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
 FAMILIES: dict[str, Family] = {
+    "arcee": _DECODER.but(_attention_bias),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
+    "ernie4_5": _SWIGLU.but(_biases("use_bias")),
+    "exaone4": _QWEN3.but(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
+    "exaone_moe": _QWEN3.but(_windows(_every(4)), _experts, _group_limited_routing, _next_token_depths),
     "gemma": _GEMMA,
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
     "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text", ignored=("mm_tokens_per_image",)),
     "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
-    "glm4_moe": _SWIGLU.but(
-        _experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm"), _next_token_depths
-    ),
     "gemma4": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma4_text"),
     "gemma4_text": _GEMMA.but(
         _windows(_every(6)),
@@ -495,6 +520,10 @@ FAMILIES: dict[str, Family] = {
         },
         fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
     ),
+    "glm4": _SWIGLU.but(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
+    "glm4_moe": _SWIGLU.but(
+        _experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm"), _next_token_depths
+    ),
     "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
@@ -503,16 +532,23 @@ FAMILIES: dict[str, Family] = {
         fields={"activation_func_clamp_value": "swiglu_limit"},
         fixed={"softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
+    "granite": _SWIGLU.but(_attention_bias),
+    "granitemoe": _SWIGLU.but(_attention_bias, _experts),
+    "hunyuan_v1_dense": _QWEN3,
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias),
     "llama4": _VISION_LANGUAGE.but(_uncounted_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored=("use_qk_norm",)),
     "mamba2": _DECODER.but(_pure_mamba, ignored=("time_step_rank",)),
+    "mimo": _SWIGLU.but(_windows(_upper_layers), _next_token_depths, fixed={"add_qkv_bias": True}),
+    "minimax_m2": _SWIGLU.but(_experts, fixed={"qk_layernorm": "full", "moe_router_score_function": "sigmoid"}),
+    "ministral3": _SWIGLU.but(_window),
     "mistral": _SWIGLU.but(_window),
     "mistral3": _VISION_LANGUAGE.but(
         _uncounted_tower, text="mistral", ignored=("projector_hidden_act", "vision_feature_layer", "spatial_merge_size")
     ),
     "mixtral": _SWIGLU.but(_window, _experts),
+    "nemotron": _DECODER.but(_attention_bias, fixed={"normalization": "LayerNorm"}),
     "nemotron_h": _DECODER.but(
         _hybrid,
         _attention_bias,
@@ -526,24 +562,28 @@ FAMILIES: dict[str, Family] = {
     "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
     "phi3": replace(_SWIGLU.but(_window), framework="transformers_fused"),
     "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
+    "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen2_moe": _SWIGLU.but(
         _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}
     ),
     "qwen2_vl": _VISION_LANGUAGE.but(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
     "qwen2_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
-    "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
-    "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen3": _QWEN3.but(_windows(_upper_layers)),
     "qwen3_5": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_text"),
-    "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_5_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_moe_text"),
     "qwen3_5_moe_text": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
+    "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_moe": _QWEN3.but(_optional_window, _experts),
     "qwen3_next": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
     "qwen3_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_text"),
-    "qwen3_vl_text": _QWEN3,
     "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
     "qwen3_vl_moe_text": _QWEN3.but(_experts),
+    "qwen3_vl_text": _QWEN3,
+    "seed_oss": _SWIGLU.but(_separate_biases),
+    "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias),
+    "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "starcoder2": _DECODER.but(_window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}),
 }
 
 # ---- what changes neither the work nor the parameters -----------------------------------------------------------------

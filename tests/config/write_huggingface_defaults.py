@@ -15,7 +15,7 @@ from bridge.config import huggingface_defaults
 from bridge.config.huggingface_families import FAMILIES, IRRELEVANT, Fields
 
 #: Families without a config class of their own, and the one whose class they use.
-SAME_CLASS = {"kimi_k2": "deepseek_v3"}
+SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
 HEADER = '''"""What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``.
 
 Only the fields that decide something here.  Written by tests/config/write_huggingface_defaults.py, checked by its test.

@@ -18,7 +18,7 @@ from oracle.counter import count
 def draw(model_type: str, seed: int) -> PreTrainedConfig:
     """A configuration of this family with small, uneven sizes; the same for the same seed."""
     kind, random = CONFIG_MAPPING[model_type], Random(f"{model_type} {seed}")
-    known = {field.name for field in fields(kind)} | set(kind.attribute_map)
+    known = {field.name for field in fields(kind)} | set(kind.attribute_map) | set(_NO_FIELDS.get(model_type, ()))
     sizes = {name: value for name, value in _sizes(random).items() if name in known}
     if "kv_lora_rank" in known:
         # Here head_dim is the part of a head that RoPE turns, and every head has keys of its own.
@@ -31,6 +31,8 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
     return kind(**sizes)
 
 
+#: Arguments that a class takes and keeps by another name.
+_NO_FIELDS = {"gemma4_text": ("global_head_dim", "num_global_key_value_heads")}
 #: Fields that all models of a family agree on, and whose other values we report as not counted.
 _FIXED = {
     "gpt_oss": ("attention_bias",),
@@ -88,6 +90,8 @@ def _sizes(random: Random) -> dict[str, Any]:
         "intermediate_size_mlp": random.randint(10, 70),
         "attention_chunk_size": random.randint(2, 9),
         "moe_layers": sorted(random.sample(range(layers), random.randint(0, layers))),
+        "top_k_experts": random.randint(1, experts),
+        "enable_moe_block": random.random() < 0.5,
         # Gemma 4
         "num_global_key_value_heads": 1,
         "global_head_dim": 2 * random.randint(2, 9),
