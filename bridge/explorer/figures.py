@@ -55,8 +55,7 @@ def styled(figure: Figure, title: str, *, x: str = "", y: str = "", height: int 
     figure.update_layout(
         title={
             "text": title,
-            "x": 0,
-            "xref": "paper",
+            "x": 0.02,
             "xanchor": "left",
             "y": 1 - 34 / height,
             "yanchor": "top",
@@ -74,6 +73,7 @@ def styled(figure: Figure, title: str, *, x: str = "", y: str = "", height: int 
             "y": -0.2 if x else -0.1,
             "yanchor": "top",
             "traceorder": "normal",
+            "bgcolor": "rgba(0, 0, 0, 0)",
         },
         modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": "#6b7280", "activecolor": "#0072b2"},
         hoverlabel={"font": {"family": FONT}},

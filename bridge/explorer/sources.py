@@ -46,7 +46,11 @@ def read(source: Source) -> Config:
     """The configuration; ConfigError says what is wrong with it."""
     if not source.config.strip():
         return load_recipe(source.recipe, validate=False)
-    return from_huggingface(parse(source.config))
+    values = parse(source.config)
+    try:
+        return from_huggingface(values)
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:  # a value of a type that no such file has
+        raise ConfigError(f"config.json has a value of the wrong type or size: {error}") from None
 
 
 def parse(text: str) -> Mapping[str, Any]:

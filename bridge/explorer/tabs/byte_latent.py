@@ -86,7 +86,7 @@ def _iso_cost(values: Values, total: float, bpe: float) -> figures.Figure:
         hovertemplate="%{x:.1f} bytes: d = %{y:,.0f}<extra>now</extra>",
     )  # fmt: skip
     figures.styled(
-        figure, "Widths of equal cost: below a line is cheaper", x="patch size, bytes", y="d_model of the latent transformer"
+        figure, "Widths of equal cost", x="patch size, bytes", y="latent d_model"
     )
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -106,7 +106,7 @@ def _curve(per_byte: float, layers: int) -> tuple[list[float], list[float]]:
 def _notes(notice: str) -> list[str]:
     claim = (
         "Patch size and width can rise together at equal cost only while the width grows about as the square root of the patch "
-        "size: the latent transformer costs about 24 L d^2 a patch. A width that grows faster leaves the line."
+        "size: the latent transformer costs about 24 L d^2 a patch. A width that grows faster leaves the line; below a line is cheaper."
     )
     heads = f"Note: {notice} (the {PUBLISHED.heads} heads of the published comparison)." if notice else ""
     return [claim, *([heads] if heads else [])]

@@ -31,6 +31,8 @@ LAYOUT = (
     Slider(key="tp", label="Tensor parallel size", minimum=1, maximum=64, step=1, default=1),
     Slider(key="pp", label="Pipeline parallel size", minimum=1, maximum=64, step=1, default=1),
     Slider(key="vpp", label="Virtual pipeline chunks a stage", minimum=1, maximum=16, step=1, default=1),
+    Slider(key="first", label="Layers of the first stage", minimum=0, maximum=128, step=1, default=0, info="0: as the others."),
+    Slider(key="last", label="Layers of the last stage", minimum=0, maximum=128, step=1, default=0, info="0: as the others."),
     Slider(key="cp", label="Context parallel size", minimum=1, maximum=64, step=1, default=1),
     Slider(key="ep", label="Expert parallel size", minimum=1, maximum=64, step=1, default=1),
     Slider(key="dp", label="Data parallel size", minimum=1, maximum=1024, step=1, default=1),
@@ -86,19 +88,16 @@ def view(source: Source, values: Values) -> View:
 
 
 def with_layout(config: Config, values: Values) -> Config:
-    """The configuration on a parallel layout; ConfigError where it does not fit.
-
-    Stages of uneven depth are kept where the pipeline has as many stages as the recipe's.
-    """
+    """The configuration on a parallel layout; ConfigError where it does not fit."""
     sizes: dict[str, Any] = {
         "tensor_model_parallel_size": values["tp"],
         "pipeline_model_parallel_size": values["pp"],
         "virtual_pipeline_model_parallel_size": values["vpp"] if values["vpp"] > 1 else None,
+        "num_layers_in_first_pipeline_stage": values["first"] or None,
+        "num_layers_in_last_pipeline_stage": values["last"] or None,
         "context_parallel_size": values["cp"],
         "expert_model_parallel_size": values["ep"],
     }
-    if values["pp"] != config.parallel.pipeline_model_parallel_size:
-        sizes |= {"num_layers_in_first_pipeline_stage": None, "num_layers_in_last_pipeline_stage": None}
     if values["vpp"] > 1 and values["pp"] == 1:
         raise ConfigError("virtual pipeline chunks need a pipeline: raise the pipeline parallel size or lower the chunks to 1")
     train = replace(config.train, global_batch_size=values["batch"], micro_batch_size=1, rampup_batch_size=None)

@@ -1,0 +1,155 @@
+"""Files of runs: JSON lines and W&B's own, whole, torn and hostile."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bridge.config import ConfigError
+from bridge.explorer import run_file
+from bridge.explorer.controls import defaults
+from bridge.explorer.run_file import read_run
+from bridge.explorer.tabs import run
+from bridge.metrics.throughput import Interval, Work, throughput
+
+VALUES = defaults(run.CONTROLS)
+
+
+def row(step):
+    """What a run logs at a step, by the arithmetic that a run uses."""
+    work = Work(steps=10, flops=2 * 10**15 + step, hardware_flops=3 * 10**15, tokens=80_000, positions=100_000, sequences=40)
+    interval = Interval(work=work, timed=work, seconds=2.0 + step / 1000, world_size=8, total_flops=step * 2 * 10**14,
+                        total_tokens=8000 * step, components={"mlp": 15 * 10**14, "core_attention": 5 * 10**14 + step},
+                        peak_flops=989.4e12, overhead_seconds=0.001)  # fmt: skip
+    return {"step": step, **throughput(interval), "lm loss": 5 - step / 1000}
+
+
+def write(path, rows, end="\n"):
+    path.write_text("\n".join(map(json.dumps, rows)) + end)
+    return path
+
+
+def test_json_lines(tmp_path):
+    rows = [row(step) for step in range(10, 1001, 10)]
+    read = read_run(write(tmp_path / "metrics.jsonl", rows))
+    assert read.rows == rows
+    assert (read.skipped, read.torn) == (0, False)
+
+
+def test_parts_of_a_step_become_one_row(tmp_path):
+    read = read_run(write(tmp_path / "metrics.jsonl", [{"step": 5, "a": 1}, {"step": 10, "a": 2}, {"step": 5, "b": 3}]))
+    assert read.rows == [{"step": 5, "a": 1, "b": 3}, {"step": 10, "a": 2}]
+
+
+def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(row(10)) + '\nno json\n{"a": 1}\n[1]\n{"step": "x"}\n{"step": true}\n{"step": 20, "throughput/mf')
+    read = read_run(file)
+    assert (len(read.rows), read.skipped, read.torn) == (1, 5, True)
+    notes = run.view(str(file), VALUES).notes
+    assert any("killed" in note for note in notes)
+    assert any("5 rows" in note for note in notes)
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "a": NaN, "b": Infinity, "c": "3", "d": null, "e": {"f": 1}, "g": 1' + "0" * 400 + ', "h": 2}\n')
+    assert read_run(file).rows == [{"step": 1, "h": 2}]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"\x00" * 100, b"[" * 100_000, b'{"a": 1}\n', b":W&B", b":W&B\x00\x00\x00" + b"\xff" * 99]
+)
+def test_files_without_a_run_are_refused(tmp_path, content):
+    file = tmp_path / "x"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="holds no rows"):
+        read_run(file)
+
+
+def test_large_files_are_refused(tmp_path, monkeypatch):
+    file = write(tmp_path / "metrics.jsonl", [row(1)])
+    monkeypatch.setattr(run_file, "MAX_BYTES", 10)
+    with pytest.raises(ConfigError, match="MiB"):
+        read_run(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_run(tmp_path / "missing")
+    monkeypatch.undo()
+    monkeypatch.setattr(run_file, "MAX_ROWS", 3)
+    with pytest.raises(ConfigError, match="more than 3 rows"):
+        read_run(write(tmp_path / "many.jsonl", [row(i) for i in range(4)]))
+
+
+# ---- W&B ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def offline_run(tmp_path_factory):
+    """A real offline run of many blocks, and its rows."""
+    wandb = pytest.importorskip("wandb", reason="writes a run with wandb itself")
+    folder = tmp_path_factory.mktemp("wandb")
+    rows = [row(step) for step in range(10, 6001, 10)]
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+    with wandb.init(mode="offline", dir=folder, project="explorer", settings=settings) as offline:
+        for one in rows:
+            offline.log(one, step=one["step"])
+    (file,) = Path(folder).glob("wandb/offline-run-*/run-*.wandb")
+    assert file.stat().st_size > 5 * 32768
+    return file, rows
+
+
+def test_offline_wandb_run(offline_run):
+    file, rows = offline_run
+    read = read_run(file)
+    assert (len(read.rows), read.skipped, read.torn) == (len(rows), 0, False)
+    assert [{key: value for key, value in one.items() if key[0] != "_"} for one in read.rows] == rows
+
+
+def test_torn_and_damaged_wandb_runs_never_raise_anything_else(offline_run, tmp_path):
+    data, dice = offline_run[0].read_bytes(), random.Random(0)
+    file = tmp_path / "run.wandb"
+    for _ in range(60):
+        place = dice.randrange(8, len(data))
+        file.write_bytes(data[:place] if dice.random() < 0.5 else data[:place] + dice.randbytes(50) + data[place + 50 :])
+        try:
+            assert len(read_run(file).rows) <= len(offline_run[1])
+        except ConfigError as error:
+            assert "holds no rows" in str(error)  # noqa: PT017
+
+
+# ---- the tab ------------------------------------------------------------------------------------------------------
+
+
+def test_facts_and_table(tmp_path):
+    rows = [row(step) for step in (10, 20, 30)]
+    view = run.view(str(write(tmp_path / "metrics.jsonl", rows)), VALUES)
+    facts = {fact.key: fact.value for fact in view.facts}
+    assert facts["steps"] == 30
+    assert facts["mfu"] == rows[1]["throughput/mfu"]
+    assert facts["total_flops"] == rows[-1]["throughput/total_flops"]
+    assert len(view.figures) == run.NUM_FIGURES
+    table = {record["key"]: record for record in view.table.as_records()}
+    assert set(table) == set(rows[0]) - {"step"}
+    assert table["throughput/flops/mlp"]["last"] == 15 * 10**14
+    assert view.notes == []
+
+
+def test_components_are_drawn_as_logged(tmp_path):
+    rows = [row(step) for step in (10, 20, 30)]
+    file = str(write(tmp_path / "metrics.jsonl", rows))
+    drawn = {trace.name: list(trace.y) for trace in run.view(file, {**VALUES, "components": "FLOPs"}).figures[2].data}
+    assert drawn == {
+        name.replace("_", " "): [one[f"throughput/flops/{name}"] for one in rows] for name in ("mlp", "core_attention")
+    }
+
+
+def test_smoothing():
+    assert run.smoothed([1, None, 3, 5], 2) == [1, None, 2, 4]
+
+
+def test_doubtful_runs_are_marked(tmp_path):
+    file = write(tmp_path / "metrics.jsonl", [{"step": 1, "throughput/mfu": 1.2}, {"step": 2, "lm loss": 3.0}])
+    assert any("above 100 %" in note for note in run.view(str(file), VALUES).notes)
+    file = write(tmp_path / "metrics.jsonl", [{"step": 2, "lm loss": 3.0}])
+    assert any("ThroughputCallback" in note for note in run.view(str(file), VALUES).notes)
