@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import in_words, make_console, make_table, plain, print_json, with_unit
+from bridge.cli.console import Output, in_words, make_table, plain, print_json, with_unit
 from bridge.cli.report import Report, make_batch, micro_batches
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
@@ -125,7 +125,7 @@ def _as_json(column: Column, first: Column) -> dict[str, Any]:
 
 def _show(columns: Sequence[Column]) -> None:
     reports = [column.report for column in columns]
-    console = make_console()
+    console = Output()
     headings = {column.label: column.label for column in columns}
     if any(column.overrides for column in columns):  # too long for a heading
         headings = {label: f"({number})" for number, label in enumerate(headings, 1)}
@@ -158,7 +158,7 @@ def _show(columns: Sequence[Column]) -> None:
         table.add_row("micro-batches a step", *(str(report.micro_batches) for report in reports))
         table.add_row("largest over mean stage", *(f"{report.pipeline.imbalance:.3f}" for report in reports))
         table.add_row("idle at least", *(f"{report.pipeline.bubble:.1%}" for report in reports))
-    console.print(table)
+    console.show(table)
     console.print(f"\npasses: {reports[0].passes}")
     for name, sentence in dict.fromkeys((report.config.name, text) for report in reports for text in report.plan.not_counted):
         console.print(f"[yellow]not counted in {name}:[/] {sentence}")

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from bridge.flops.planning import Range
@@ -15,17 +17,30 @@ from bridge.flops.planning import Range
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _COUNTS = ("", " thousand", " million", " billion", " trillion")
 _WIDTH_IN_FILES = 120
+_LEAST_TEXT = 40  # columns a text keeps beside numbers
 
 
-class _Console(Console):
+class Output(Console):
+    """Standard output; wide where it is a file or a pipe, which have no width of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+        if not self.is_terminal:
+            self.width = _WIDTH_IN_FILES
+
     def on_broken_pipe(self) -> NoReturn:  # rich would exit with 1
         raise BrokenPipeError
 
-
-def make_console() -> Console:
-    """Standard output; wide where it is a file or a pipe, which have no width of their own."""
-    console = _Console(highlight=False)
-    return console if console.is_terminal else _Console(highlight=False, width=_WIDTH_IN_FILES)
+    def show(self, table: Table) -> None:
+        """Print a table as wide as its numbers need: a narrow terminal breaks lines, but no number loses digits."""
+        needed = Measurement.get(self, self.options.update(width=10**4), table).maximum
+        for column in table.columns:
+            if not column.no_wrap:
+                widest = max(cell_len(str(cell)) for cell in column.cells)
+                needed -= max(widest - _LEAST_TEXT, 0)
+        usual, self.width = self.width, max(self.width, needed)
+        self.print(table)
+        self.width = usual
 
 
 def make_table(left: Sequence[str], right: Sequence[str] = (), *, title: str = "") -> Table:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import make_console, make_table, print_json
+from bridge.cli.console import Output, make_table, print_json
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak
 
 
@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     for peak in peaks:
         rates = (f"{peak.tflops[name]:g}" if name in peak.tflops else "" for name in formats)
         table.add_row(peak.words, *rates, "" if peak.bandwidth is None else f"{peak.bandwidth:g}", peak.source)
-    console = make_console()
+    console = Output()
     console.print("Dense peaks in TFLOP/s, memory bandwidth in TB/s, of one device as torch sees it.\n")
-    console.print(table)
+    console.show(table)
     return 0
 
 

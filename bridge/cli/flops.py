@@ -8,11 +8,10 @@ from dataclasses import asdict
 from fractions import Fraction
 from itertools import groupby
 
-from rich.console import Console
 from rich.table import Table
 
 from bridge.cli import arguments as options
-from bridge.cli.console import count, exactly, in_words, make_console, make_table, print_json, with_unit
+from bridge.cli.console import Output, count, exactly, in_words, make_table, print_json, with_unit
 from bridge.cli.report import COLUMNS, Report, make_batch, micro_batches
 from bridge.flops import compile_plan
 from bridge.flops.plan import FLOPS_PER_MAC, Row
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(values)
         return 0
     stages = report.stages  # errors come before the first line
-    console = make_console()
+    console = Output()
     console.print(f"[bold]{config.name}[/]: {sizes(plan.parameters())}")
     images = f", {count(batch.images, 'image')}" if batch.images else ""
     console.print(
@@ -59,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if origins:
         _show_equations(console, report, origins)
     else:
-        console.print(_table(report))
+        console.show(_table(report))
     console.print(f"\n[bold]{exactly(report.flops)} FLOP[/] = {with_unit(report.flops, 'FLOP')}")
     console.print(
         f"{with_unit(report.flops_per_token, 'FLOP')} per token, {with_unit(report.flops_per_sample, 'FLOP')} per sample, "
@@ -107,7 +106,7 @@ def _table(report: Report) -> Table:
 # ---- equations ------------------------------------------------------------------------------------------------------
 
 
-def _show_equations(console: Console, report: Report, origins: list[Origin]) -> None:
+def _show_equations(console: Output, report: Report, origins: list[Origin]) -> None:
     statistics = {statistic.name: statistic for statistic in report.plan.statistics}
     values = dict(zip(statistics, report.batch.vector, strict=True))
     for row, origin in zip(report.rows, origins, strict=True):
@@ -136,13 +135,13 @@ def _equation(row: Row, value: int | Fraction) -> str:
 # ---- the pipeline ---------------------------------------------------------------------------------------------------
 
 
-def _show_pipeline(console: Console, report: Report) -> None:
+def _show_pipeline(console: Output, report: Report) -> None:
     bound = report.pipeline
     console.print()
     table = make_table((), ("stage", "work", "share"), title="Pipeline")
     for number, stage in enumerate(report.stages):
         table.add_row(str(number), with_unit(stage, "FLOP"), f"{float(stage) / float(report.flops or 1):.2%}")
-    console.print(table)
+    console.show(table)
     console.print(
         f"largest over mean stage {bound.imbalance:.3f}; with {count(bound.micro_batches, 'micro-batch', 'micro-batches')} "
         f"a step at least {bound.bubble:.1%} of the devices' time is idle"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-
 from bridge.cli import arguments as options
-from bridge.cli.console import count, exactly, make_console, make_table, plain, print_json, with_unit
+from bridge.cli.console import Output, count, exactly, make_table, plain, print_json, with_unit
 from bridge.cli.flops import sizes
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.inference import LATENTS, Generation, Memory, Roofline, prefill_and_decode
@@ -66,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"name": config.name, "parameters": parameters, **_as_json(generation, roofline)})
         return 0
-    console = make_console()
+    console = Output()
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
     cached = "with" if generation.kv_cache else "without"
     console.print(
@@ -125,7 +123,7 @@ def _as_json(generation: Generation, roofline: Roofline | None) -> dict[str, Any
     return values
 
 
-def _show(console: Console, generation: Generation, roofline: Roofline | None) -> None:
+def _show(console: Output, generation: Generation, roofline: Roofline | None) -> None:
     timed = ("time", "MFU", "MBU", "bound by") if roofline else ()
     table = make_table(("",), ("passes", "FLOPs", "a pass", "bytes", "FLOPs a byte", *timed))
     steps = len(generation.steps)
@@ -142,7 +140,7 @@ def _show(console: Console, generation: Generation, roofline: Roofline | None) -
         if roofline:
             cells += [f"{times[i]:.4g} s", f"{roofline.mfu[i]:.1%}", f"{roofline.mbu[i]:.1%}", bounds[i] if passes else ""]
         table.add_row(name, *cells)
-    console.print(table)
+    console.show(table)
     console.print(
         f"\n[bold]{exactly(generation.total)} FLOP[/]; weights {with_unit(generation.weight_bytes, 'B')}, "
         f"cache {with_unit(generation.cache_bytes, 'B')} in the end"

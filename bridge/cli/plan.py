@@ -10,10 +10,8 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-from rich.console import Console
-
 from bridge.cli import arguments as options
-from bridge.cli.console import in_words, make_console, make_table, plain, print_json, spread, with_unit
+from bridge.cli.console import Output, in_words, make_table, plain, print_json, spread, with_unit
 from bridge.cli.flops import sizes
 from bridge.cli.report import make_batch
 from bridge.config import Config
@@ -87,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_as_json(config, plan, planned, schedule))
     else:
-        _show(make_console(), config, plan, planned, schedule)
+        _show(Output(), config, plan, planned, schedule)
     return 0
 
 
@@ -148,7 +146,7 @@ def _as_json(config: Config, plan: Plan, planned: TrainingRun, schedule: Schedul
     }
 
 
-def _show(console: Console, config: Config, plan: Plan, planned: TrainingRun, schedule: Schedule) -> None:
+def _show(console: Output, config: Config, plan: Plan, planned: TrainingRun, schedule: Schedule) -> None:
     parameters, length = plan.parameters(), config.model.seq_length or 0
     best, flop = compute_optimal(planned.flops), partial(with_unit, unit="FLOP")
 
@@ -179,7 +177,7 @@ def _show(console: Console, config: Config, plan: Plan, planned: TrainingRun, sc
     table.add_row(
         "compute-optimal", f"{spread(best.parameters, in_words)} dense parameters on {spread(best.tokens, in_words)} tokens"
     )
-    console.print(table)
+    console.show(table)
     for sentence in plan.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")
 

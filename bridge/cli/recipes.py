@@ -7,7 +7,7 @@ import itertools
 from pathlib import Path
 
 from bridge.cli import arguments as options
-from bridge.cli.console import make_console, make_table, print_json
+from bridge.cli.console import Output, make_table, print_json
 from bridge.config import list_recipes
 
 _HARDWARE = "Hardware: "
@@ -28,14 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(rows)
         return 0
-    console = make_console()
+    console = Output()
     for kind, title in (("training", "Training recipes"), ("model", "Models, to count or to build a recipe on")):
         table = make_table(("name",), title=title)
         table.add_column("hardware")
         for row in rows:
             if row["kind"] == kind:
                 table.add_row(row["name"], row["hardware"])
-        console.print(table)
+        console.show(table)
     return 0
 
 

@@ -254,9 +254,8 @@ class ModelShape:
     @property
     def padded_vocab_size(self) -> int:
         """megatron-core's padding: up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
-        assert self.vocab_size is not None
-        if not self.should_pad_vocab:
-            return self.vocab_size
+        if self.vocab_size is None or not self.should_pad_vocab:
+            return self.vocab_size  # type: ignore[return-value]  # read() has checked it
         multiple = self.make_vocab_size_divisible_by * self.tensor_model_parallel_size
         return -(-self.vocab_size // multiple) * multiple
 

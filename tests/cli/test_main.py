@@ -93,6 +93,7 @@ def test_everything_but_training_runs_on_a_bare_python():
         "compare tiny llama3-8b --convention megatron,exact",
         f"plan llama3-8b --tokens 1T --devices 8 --mfu 0.4 {device}",
         f"inference llama3-8b --prompt 90 --generate 9 {device}",
+        "ledger notebook --lora-rank 4 --differences",
         "devices",
         "recipes",
     ]
