@@ -27,8 +27,7 @@ aten = torch.ops.aten
 
 
 def _grouped_mm(rows: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    if len(rows) == 2 and len(weights) == 2:  # the gradient of the weights: every row is in one group
-        return 2 * prod(rows) * weights[-1]
+    # In the gradient of the weights both are matrices, with the rows in the middle: the same product of sizes.
     return 2 * prod(rows) * weights[-1]
 
 
