@@ -34,9 +34,27 @@ class GatherSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # never write into somebody else's gradient
         torch.distributed.all_reduce(gradient, group=ctx.group)
         return gradient[ctx.group.rank()], None
+
+
+class SumGradient(torch.autograd.Function):
+    """The identity; the gradient is summed over the ranks of a group.
+
+    megatron-core's own copy into the tensor-parallel region loses the sum where the gradient is a view.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(gradient, group=ctx.group)
+        return gradient, None
 
 
 class SegmentAttention(MegatronModule):
@@ -105,7 +123,8 @@ class SegmentAttention(MegatronModule):
         """
         width = self.config.qk_pos_emb_head_dim
         own, shared = key[..., :-width], key[..., :1, -width:]
-        shared = tensor_parallel.copy_to_tensor_model_parallel_region(shared)
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            shared = SumGradient.apply(shared, parallel_state.get_tensor_model_parallel_group())
         return torch.cat([own, shared.expand(*own.shape[:-1], width)], dim=-1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

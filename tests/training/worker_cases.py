@@ -32,6 +32,7 @@ LAYOUTS: dict[str, list[str]] = {
     "tp2pp2": ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"],
     "dp2tp2": ["parallel.tensor_model_parallel_size=2"],
     "dp2pp2vpp2": ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"],
+    "tp4": ["parallel.tensor_model_parallel_size=4"],
     "cp2tp2sp": [
         "parallel.context_parallel_size=2",
         "parallel.tensor_model_parallel_size=2",
@@ -62,5 +63,5 @@ ON_TWO_RANKS = (
 
 ON_FOUR_RANKS = (
     "dense/padded/tp2pp2", "dense/packed/tp2pp2", "dense/padded/dp2tp2", "dense/packed/dp2pp2vpp2",
-    "dense/packed/cp2tp2sp", "moe/padded/tp2ep2", "moe/padded/pp2ep2",
+    "dense/packed/cp2tp2sp", "moe/padded/tp2ep2", "moe/padded/pp2ep2", "mla/padded/tp4",
 )  # fmt: skip
