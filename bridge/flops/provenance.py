@@ -15,7 +15,7 @@ from typing import Any
 
 from bridge.flops import model_shape
 from bridge.flops.conventions import Convention
-from bridge.flops.model_shape import AudioShape, ConfigError, ModelShape, VisionShape
+from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.plan import Plan, Row, compile_plan
 
 
@@ -200,26 +200,32 @@ def _rows(plan: Plan) -> list[Row]:
 # ---- configurations whose integers remember ------------------------------------------------------
 
 _Parts = dict[str, Any]
-_TOWERS = ("vision_config", "audio_config")
+#: Shapes inside the model's -> their readers.
+_INNER = {
+    "vision_config": model_shape.read_vision,
+    "audio_config": model_shape.read_audio,
+    "diffusion_config": model_shape.read_diffusion,
+}
 _NAMES = ("peft", "framework", "teacher", "reference_model", "not_counted")
 
 
 def _parts(cfg: Any) -> _Parts:
     """What ``compile_plan`` reads of a configuration, its model as shapes."""
     model: ModelShape = model_shape.read(cfg)
-    towers = {"vision_config": model_shape.read_vision(cfg), "audio_config": model_shape.read_audio(cfg)}
-    known: dict[str, Any] = {name: tower for name, tower in towers.items() if tower is not None}
+    inner: dict[str, Any] = {name: read(cfg) for name, read in _INNER.items()}
+    known = {name: shape for name, shape in inner.items() if shape is not None}
     return {**{name: model_shape.get(cfg, name) for name in _NAMES}, "model": replace(model, **known)}
 
 
 def _remembering(parts: _Parts) -> _Parts:
     model = parts["model"]
-    towers = {name: _tower(getattr(model, name), f"{name}.") for name in _TOWERS}
-    return {**parts, "model": replace(_traced(model), **towers), "peft": _adapters(parts["peft"])}
+    inner = {name: _traced(shape, f"{name}.") for name, shape in _inner_shapes(model)}
+    return {**parts, "model": replace(_traced(model), **inner), "peft": _adapters(parts["peft"])}
 
 
-def _tower(shape: Any, prefix: str) -> Any:
-    return _traced(shape, prefix) if isinstance(shape, (VisionShape, AudioShape)) else shape
+def _inner_shapes(model: ModelShape) -> list[tuple[str, Any]]:
+    shapes = [(name, getattr(model, name)) for name in _INNER]
+    return [(name, shape) for name, shape in shapes if dataclasses.is_dataclass(shape)]
 
 
 def _traced(shape: Any, prefix: str = "") -> Any:
@@ -248,12 +254,11 @@ def _ablations(parts: _Parts) -> Iterator[tuple[str, _Parts]]:
     """The configuration without each field that is set, one at a time."""
     model = parts["model"]
     for name, shape in _without(model):
-        if name not in _TOWERS:
+        if name not in _INNER:
             yield name, {**parts, "model": shape}
-    for tower in _TOWERS:
-        if isinstance(getattr(model, tower), (VisionShape, AudioShape)):
-            for name, shape in _without(getattr(model, tower)):
-                yield f"{tower}.{name}", {**parts, "model": replace(model, **{tower: shape})}
+    for outer, inner in _inner_shapes(model):
+        for name, shape in _without(inner):
+            yield f"{outer}.{name}", {**parts, "model": replace(model, **{outer: shape})}
     for name in ("peft", "teacher", "reference_model"):
         if parts[name]:
             yield name, {**parts, name: None}

@@ -30,9 +30,9 @@ KINDS = {
 def namespace(config):
     shape = model_shape.read(config)
     names = {**vars(shape), "ceil": ceil, "max": max}
-    for name, read in (("vision_config", model_shape.read_vision), ("audio_config", model_shape.read_audio)):
-        tower = read(config)
-        names[name] = tower and SimpleNamespace(**vars(tower))
+    for part in ("vision", "audio", "diffusion"):
+        inner = getattr(model_shape, f"read_{part}")(config)
+        names[f"{part}_config"] = inner and SimpleNamespace(**vars(inner))
     if config.peft is not None:
         names["peft"] = config.peft
     return names
@@ -55,6 +55,19 @@ def test_every_formula_gives_its_integer(name, convention):
         assert [eval(formula, {}, names) for formula in formulas] == [origin.row.k, origin.row.n, *sizes[origin.row.rows]]
         times, _, denominator = origin.times.partition("/")
         assert Fraction(eval(times, {}, names), int(denominator or 1)) == origin.row.times
+
+
+def test_a_diffusion_transformer():
+    sizes = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 8, "patch_size": 2}
+    overrides = [f"model.diffusion_config={{{', '.join(f'{name}: {value}' for name, value in sizes.items())}}}"]
+    config = load_recipe("tiny", overrides, validate=False)
+    names = namespace(config)
+    origins = explain(config, "exact")
+    assert [row_key(origin.row) for origin in origins] == [row_key(row) for row in compile_plan(config, "exact").table([64])]
+    for origin in origins:
+        assert [eval(formula, {}, names) for formula in (origin.k, origin.n)] == [origin.row.k, origin.row.n]
+    prefix = "diffusion_config."
+    assert {name.removeprefix(prefix) for name in origins[0].fields} == set(sizes) - {"num_layers"}
 
 
 def test_a_dense_layer_by_hand():
