@@ -64,7 +64,7 @@ def add_batch(parser: Parser) -> None:
     parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
     parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
     parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
-                        help="what each sequence cross-attends to, in the encoder's tokens (the text of diffusion models)")  # fmt: skip
+                        help="encoder tokens that each sequence attends to (text, in diffusion models)")  # fmt: skip
     parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
 
 
