@@ -88,6 +88,14 @@ def test_tables_grow_and_stop_growing(monkeypatch):
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([3, 31, 32, 33, 63, 64, 1000, 2])
 
 
+def test_many_short_lengths_are_counted_by_value():
+    statistics = BatchStatistics(STATISTICS)
+    batches = [list(range(16)) * 9, [15, 0, 1] * 30, [*[3] * 200, 40], list(range(41)) * 4]  # the third: one is longer
+    for sequences in batches:
+        statistics.add(batch(sequences))
+    assert list(counted(statistics).values())[: len(STATISTICS)] == expected([s for lengths in batches for s in lengths])
+
+
 def test_the_layout_follows_from_the_plan_and_the_size_of_the_job():
     plan = (Statistic("length"), Statistic("square"))
     layout = BatchStatistics(plan, replicas=3, replica=1)
