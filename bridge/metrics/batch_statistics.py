@@ -46,19 +46,16 @@ class StatisticSums:
 
     def of_array(self, lengths: np.ndarray) -> list[int]:
         """One sum a statistic; right as long as none leaves int64."""
-        if lengths.size > self._table.shape[1]:
-            counts = np.bincount(lengths, minlength=self._table.shape[1])
-            if counts.size == self._table.shape[1]:
-                return self._table.dot(counts).tolist()
-        try:
-            return np.add.reduce(self._table.take(lengths, axis=1), axis=1).tolist()
-        except IndexError:
-            longest = int(lengths.max())
-            if longest >= _TABLE_LIMIT:
-                return [int(self._masked(statistic, lengths).sum()) for statistic in self.statistics]
+        longest = lengths.item(lengths.argmax()) if lengths.size else 0
+        if longest >= _TABLE_LIMIT:
+            return [int(self._masked(statistic, lengths).sum()) for statistic in self.statistics]
+        if longest >= self._table.shape[1]:
             every = np.arange(1 << longest.bit_length(), dtype=np.int64)
             self._table = np.stack([self._masked(statistic, every) for statistic in self.statistics])
-            return self.of_array(lengths)
+        table = self._table
+        if lengths.size > table.shape[1]:
+            return table.dot(np.bincount(lengths, minlength=table.shape[1])).tolist()
+        return np.add.reduce(table.take(lengths, axis=1), axis=1).tolist()
 
     def of_frames(self, patches: np.ndarray, frames: np.ndarray) -> list[int]:
         """The sums over images of ``frames`` times the statistic of one frame."""
