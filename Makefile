@@ -9,13 +9,24 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # torchrun warns where this is not set.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test check format clean
+.PHONY: train test test-gpu bench bench-gpu check format clean
 
 train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest $(ARGS)
+
+# Skipped with a reason where there is no GPU.
+test-gpu: $(VENV)/test.done
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Figures go to build/bench.json and build/bench_gpu.json.
+bench: $(VENV)/train.done
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(VENV)/train.done
+	$(BIN)/python -m benchmarks gpu --json build/bench_gpu.json $(ARGS)
 
 check: $(VENV)/test.done
 	$(BIN)/ruff check .
