@@ -434,6 +434,40 @@ def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rul
     return rule
 
 
+def _t5(fields: Fields) -> Options:
+    """T5: an encoder as deep as the decoder unless told otherwise; ``gated-gelu`` names a gated MLP and its activation."""
+    encoder, mlp = fields.get("num_layers", "num_hidden_layers"), fields.get("feed_forward_proj")
+    gated, name = mlp.startswith("gated-"), mlp.rsplit("-", 1)[-1]
+    fields.get("is_gated_act", "dense_act_fn")  # derived from it
+    return {
+        "encoder_num_layers": encoder,
+        "num_layers": fields.get("num_decoder_layers") or encoder,
+        "gated_linear_unit": gated,
+        "activation_func": _ACTIVATIONS.get("gelu_new" if mlp == "gated-gelu" else name),
+    }
+
+
+def _mask_token_head(fields: Fields) -> Options:
+    """BERT with the head that fills in masked tokens."""
+    for name in ("is_decoder", "add_cross_attention"):
+        if fields.get(name):
+            fields.report(name, "counted as an encoder")
+    if not fields.get("tie_word_embeddings"):
+        fields.report("tie_word_embeddings", "a second, unused output bias of transformers is missing from the parameter count")
+    return {"kv_channels": fields.get("hidden_size") // fields.get("num_attention_heads")}
+
+
+def _whisper(fields: Fields) -> Options:
+    """Whisper: the encoder over mel frames goes by the same names in configurations of its own."""
+    names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
+    audio = {name: fields.get(name) for name in names}
+    return {
+        "encoder_num_layers": audio["encoder_layers"],
+        "audio_config": {name: value for name, value in audio.items() if value is not None},
+        "activation_func": _ACTIVATIONS.get(fields.get("activation_function")),
+    }
+
+
 _TOWER_FIELDS = (
     "depth",
     "intermediate_size",
@@ -494,10 +528,79 @@ _QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
 _QWEN3_NEXT = _QWEN3.but(_linear_attention, fixed={"attention_output_gate": True})
 _GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True})
 _OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
+_T5 = Family(
+    fields={
+        "hidden_size": ("d_model", "hidden_size"),
+        "kv_channels": ("d_kv", "head_dim"),
+        "ffn_hidden_size": "d_ff",
+        "num_attention_heads": ("num_heads", "num_attention_heads"),
+        "vocab_size": "vocab_size",
+        "relative_attention_num_buckets": "relative_attention_num_buckets",
+        "layernorm_epsilon": "layer_norm_epsilon",
+    },
+    # transformers ties the embeddings whatever the file says of it.
+    fixed={"position_embedding_type": "relative", "share_embeddings_and_output_weights": True},
+    rules=(_vocabulary, _t5),
+    ignored=("relative_attention_max_distance", "scale_decoder_outputs", "tie_word_embeddings", "n_positions", "initializer_factor",
+             "dropout_rate"),
+)  # fmt: skip
+_BERT = Family(
+    fields={
+        "num_layers": "num_hidden_layers",
+        "hidden_size": "hidden_size",
+        "ffn_hidden_size": "intermediate_size",
+        "num_attention_heads": "num_attention_heads",
+        "vocab_size": "vocab_size",
+        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        "max_position_embeddings": "max_position_embeddings",
+        "seq_length": "max_position_embeddings",
+        "num_tokentypes": "type_vocab_size",
+        "layernorm_epsilon": "layer_norm_eps",
+        "init_method_std": "initializer_range",
+        "hidden_dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+    },
+    fixed={
+        "is_causal": False,
+        "normalization": "LayerNorm",
+        "layernorm_placement": "post",
+        "post_layer_norm": False,
+        "embedding_layernorm": True,
+        "position_embedding_type": "learned_absolute",
+        "add_bias_linear": True,
+        "bert_lm_head": True,
+    },
+    rules=(_vocabulary, _activation, _mask_token_head),
+    ignored=("position_embedding_type",),
+)
+_WHISPER = Family(
+    fields={
+        "num_layers": "decoder_layers",
+        "hidden_size": "d_model",
+        "ffn_hidden_size": "decoder_ffn_dim",
+        "num_attention_heads": "decoder_attention_heads",
+        "vocab_size": "vocab_size",
+        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        "max_position_embeddings": "max_target_positions",
+        "seq_length": "max_target_positions",
+        "init_method_std": "init_std",
+        "attention_dropout": "attention_dropout",
+    },
+    fixed={
+        "normalization": "LayerNorm",
+        "add_bias_linear": True,
+        "add_key_bias": False,
+        "position_embedding_type": "learned_absolute",
+    },
+    rules=(_vocabulary, _whisper),
+    ignored=("num_hidden_layers", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "scale_embedding",
+             "use_weighted_layer_sum", "classifier_proj_size", "apply_spec_augment", "median_filter_width"),
+)  # fmt: skip
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
 FAMILIES: dict[str, Family] = {
     "arcee": _DECODER.but(_attention_bias),
+    "bert": _BERT,
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
@@ -584,6 +687,8 @@ FAMILIES: dict[str, Family] = {
     "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
     "starcoder2": _DECODER.but(_window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}),
+    "t5": _T5,
+    "whisper": _WHISPER,
 }
 
 # ---- what changes neither the work nor the parameters -----------------------------------------------------------------
@@ -593,7 +698,8 @@ _OF_TRANSFORMERS = """
     return_dict output_attentions output_hidden_states output_router_logits use_cache is_encoder_decoder
     chunk_size_feed_forward tokenizer_class unsloth_version unsloth_fixed"""
 _GENERATION = """
-    temperature top_k top_p do_sample max_length repetition_penalty num_beams cache_implementation initial_context_length"""
+    temperature top_k top_p do_sample max_length repetition_penalty num_beams cache_implementation initial_context_length
+    suppress_tokens begin_suppress_tokens forced_decoder_ids task_specific_params"""
 _POSITIONS = """
     rope_theta rope_scaling rope_parameters rope_local_base_freq rope_interleave partial_rotary_factor
     original_max_position_embeddings use_mrope attn_temperature_tuning attn_scale floor_scale"""
