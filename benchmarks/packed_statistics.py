@@ -1,6 +1,6 @@
 """Rows per second and peak memory of the table of a packed file, for every format, and the cost of a step that uses it.
 
-    python benchmarks/packed_statistics.py [--rows 1000000] [--tokens 64] [--formats parquet,idx,jsonl,npy] [--folder DIR]
+    python -m benchmarks.packed_statistics [--rows 1000000] [--tokens 64] [--formats parquet,idx,jsonl,npy] [--folder DIR]
 
 Each format runs in a process of its own, so that the peak resident memory is its own.  Files are written to a temporary
 folder (about ``rows x tokens x 4`` bytes each) and removed.
@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 import timeit
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import Row
+
+ROOT = Path(__file__).resolve().parents[1]
 BATCH = 128
 ROWS_AT_A_TIME = 50_000
 
@@ -119,6 +123,28 @@ def measure(path: str) -> dict[str, float]:
     }
 
 
+def measurements(rows: int, tokens: int, formats: Iterable[str], folder: str | None = None) -> Iterator[dict[str, Any]]:
+    """One format after the other: written, measured in a process of its own, removed."""
+    module = [sys.executable, "-m", "benchmarks.packed_statistics"]
+    with tempfile.TemporaryDirectory(dir=folder) as here:
+        for name in formats:
+            path = str(Path(here, f"training_4096.{name}"))
+            write = f"import benchmarks.packed_statistics as p; p.FORMATS[{name!r}]({path!r}, {rows}, {tokens})"
+            subprocess.run([sys.executable, "-c", write], check=True, cwd=ROOT)
+            done = subprocess.run([*module, "--measure", path], check=True, cwd=ROOT, stdout=subprocess.PIPE)
+            found = json.loads(done.stdout)
+            yield {"format": name, "megabytes": os.path.getsize(path) / 1e6, "rows_s": rows / found["seconds"], **found}
+            os.unlink(path)
+
+
+def rows() -> Iterator[Row]:
+    """A small file of each format; the command above measures large ones."""
+    count = 50_000
+    for found in measurements(count, 64, FORMATS):
+        yield Row(f"table of a packed file, {found['format']}", found["rows_s"], "rows/s", None, f"{count:,} rows of 8 sequences")
+        yield Row(f"price of a step from it, {found['format']}", found["step_us"], "us")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -133,18 +159,11 @@ def main() -> None:
     print(f"{arguments.rows} rows of 8 sequences, {arguments.tokens} tokens a row")
     columns = "seconds", "cpu_seconds", "peak_mib", "sidecar_ms", "step_us"
     print(f"{'format':8} {'MB':>8} {'rows/s':>12} {'tokens/s':>12}", *(f"{column:>11}" for column in columns))
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for name in arguments.formats.split(","):
-            path = str(Path(folder, f"training_4096.{name}"))
-            write = f"import sys; sys.path[0] = {os.path.dirname(os.path.abspath(__file__))!r}; import packed_statistics as p"
-            write += f"; p.FORMATS[{name!r}]({path!r}, {arguments.rows}, {arguments.tokens})"
-            subprocess.run([sys.executable, "-c", write], check=True)
-            done = subprocess.run([sys.executable, __file__, "--measure", path], check=True, stdout=subprocess.PIPE)
-            found = json.loads(done.stdout)
-            speed = arguments.rows / found["seconds"]
-            print(f"{name:8} {os.path.getsize(path) / 1e6:8.0f} {speed:12,.0f} {speed * arguments.tokens:12,.0f}", end=" ")
-            print(*(f"{found[column]:11.2f}" for column in columns), flush=True)
-            os.unlink(path)
+    formats = arguments.formats.split(",")
+    for found in measurements(arguments.rows, arguments.tokens, formats, arguments.folder):
+        speed = found["rows_s"]
+        print(f"{found['format']:8} {found['megabytes']:8.0f} {speed:12,.0f} {speed * arguments.tokens:12,.0f}", end=" ")
+        print(*(f"{found[column]:11.2f}" for column in columns), flush=True)
 
 
 if __name__ == "__main__":
