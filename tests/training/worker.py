@@ -87,7 +87,7 @@ def config(folder: Path, model: str = "dense", batching: str = "padded", *overri
                 **MODELS[model],
             }
         ),
-        train=TrainConfig(train_iters=STEPS, global_batch_size=4, micro_batch_size=1),
+        train=TrainConfig(train_iters=4, global_batch_size=4, micro_batch_size=1),
         data=DataConfig(batching=batching, document_separator="\n", max_documents=1500),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(lr=1e-2, min_lr=1e-3),
         logger=LoggerConfig(log_interval=1, dir=str(folder), metrics_file=str(folder / "metrics.jsonl"), wandb_project=None),
@@ -133,7 +133,8 @@ def references(folder: Path) -> dict[str, Any]:
     for name in REFERENCES:
         model, batching = name.split("/")
         here = folder / "references" / name
-        cfg = config(here, model, batching, f"checkpoint.save={here}/checkpoints", f"checkpoint.save_interval={FORK}")
+        cfg = config(here, model, batching, f"checkpoint.save={here}/checkpoints", f"checkpoint.save_interval={FORK}",
+                     f"train.train_iters={STEPS}")  # fmt: skip
         results[name] = run(cfg, here)
     return results
 
@@ -145,7 +146,8 @@ def layouts(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
         model, batching, layout = name.split("/")
         fork = folder / "references" / model / batching / "checkpoints" / f"step_{FORK:07d}"
         here = folder / "layouts" / name
-        results[name] = run(config(here, model, batching, *LAYOUTS[layout], f"checkpoint.load={fork}"), here)
+        options = (*LAYOUTS[layout], f"checkpoint.load={fork}", f"train.train_iters={STEPS}")
+        results[name] = run(config(here, model, batching, *options), here)
     return results
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-STEPS = 4
+STEPS = 3
 FORK = 1
 """The step whose checkpoint all layouts continue from."""
 
@@ -51,9 +51,8 @@ REFERENCES = ("dense/padded", "dense/packed", "dense/fixed", "moe/padded", "moe/
               "mtp/padded", "window/packed", "window/padded", "tied/padded")  # fmt: skip
 
 ON_TWO_RANKS = (
-    *(f"dense/{kind}/{layout}" for kind in ("padded", "packed", "fixed")
-      for layout in ("dp2", "tp2sp", "pp2", "pp2vpp2", "cp2")),
-    "dense/padded/tp2",
+    *(f"dense/{kind}/{layout}" for kind in ("padded", "packed") for layout in ("dp2", "tp2sp", "pp2", "pp2vpp2", "cp2")),
+    "dense/padded/tp2", "dense/fixed/dp2", "dense/fixed/pp2vpp2", "dense/fixed/tp2sp",
     "moe/padded/dp2", "moe/padded/ep2", "moe/padded/pp2", "moe/packed/tp2sp",
     "mla/padded/tp2", "mla/padded/tp2sp", "mla/packed/pp2", "mla/packed/cp2",
     "mtp/packed/tp2", "mtp/padded/pp2", "mtp/padded/tp2sp",
