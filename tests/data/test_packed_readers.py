@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_data import SAVE, input_lengths, pack, save_npy
+from tests.data.packed_data import SAVE, input_lengths, pack, save_npy
 
 from bridge.data.packed_files import read_rows
 from bridge.data.packed_pickle import RowReader

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
+from tests.data.packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
 
 from bridge.data import packed_progress, packed_sidecar, packed_statistics
 from bridge.data.packed_files import identify_all, shards_of
