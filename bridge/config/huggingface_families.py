@@ -343,6 +343,33 @@ def _mamba(fields: Fields) -> Options:
             "mamba_num_groups": fields.get("n_groups")}  # fmt: skip
 
 
+def _side_by_side(fields: Fields) -> Options:
+    """Falcon-H1: each layer has attention and Mamba side by side, then an MLP."""
+    for name in ("mamba_proj_bias", "projectors_bias", "mlp_bias"):
+        if fields.get(name):
+            fields.report(name, "these bias vectors are missing from the parameter count")
+    if not fields.get("mamba_conv_bias"):
+        fields.report("mamba_conv_bias", "the parameter count has the convolution's bias vectors nevertheless")
+    if fields.get("mamba_d_conv") != 4:
+        fields.report("mamba_d_conv", "the convolution is counted with 4 taps")
+    heads, layers = fields.get("mamba_n_heads"), fields.get("num_hidden_layers")
+    expanded = fields.get("mamba_expand") * fields.get("hidden_size")
+    inner = fields.get("mamba_d_ssm") or expanded
+    fields.get("mamba_d_head")  # inner // heads, or an error in transformers
+    return {
+        "is_hybrid_model": True,
+        "hybrid_layer_pattern": "P-" * layers,
+        "num_layers": 2 * layers,
+        "mamba_num_heads": heads,
+        "mamba_head_dim": inner // heads,
+        "mamba_state_dim": fields.get("mamba_d_state"),
+        "mamba_num_groups": fields.get("mamba_n_groups"),
+        "mamba_rms_norm": bool(fields.get("mamba_rms_norm")),
+        "add_qkv_bias": bool(fields.get("attention_bias")),
+        "add_proj_bias": bool(fields.get("attention_bias")),
+    }
+
+
 def _gemma4(fields: Fields) -> Options:
     """Gemma 4: wider heads in global layers, which may use keys as values; the MLP stays beside the experts."""
     listed = fields.get("per_layer_config")
@@ -353,11 +380,8 @@ def _gemma4(fields: Fields) -> Options:
         "moe_router_topk": fields.get("top_k_experts"),
         "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
         "moe_shared_expert_intermediate_size": fields.get("intermediate_size"),
+        "moe_branch_norms": True,
     }
-    if fields.get("enable_moe_block"):
-        fields.report(
-            "enable_moe_block", "three norms and the router's scales of each layer are missing from the parameter count"
-        )
     shared = bool(fields.get("attention_k_eq_v"))
     return {
         "global_kv_channels": layer.get("head_dim"),
@@ -541,8 +565,8 @@ _T5 = Family(
     # transformers ties the embeddings whatever the file says of it.
     fixed={"position_embedding_type": "relative", "share_embeddings_and_output_weights": True},
     rules=(_vocabulary, _t5),
-    ignored=("relative_attention_max_distance", "scale_decoder_outputs", "tie_word_embeddings", "n_positions", "initializer_factor",
-             "dropout_rate"),
+    ignored=("relative_attention_max_distance", "scale_decoder_outputs", "tie_word_embeddings", "n_positions",
+             "initializer_factor", "dropout_rate"),
 )  # fmt: skip
 _BERT = Family(
     fields={
@@ -594,7 +618,9 @@ _WHISPER = Family(
     },
     rules=(_vocabulary, _whisper),
     ignored=("num_hidden_layers", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "scale_embedding",
-             "use_weighted_layer_sum", "classifier_proj_size", "apply_spec_augment", "median_filter_width"),
+             "use_weighted_layer_sum", "classifier_proj_size", "apply_spec_augment", "median_filter_width",
+             "mask_time_prob", "mask_time_length", "mask_time_min_masks", "mask_feature_prob", "mask_feature_length",
+             "mask_feature_min_masks"),
 )  # fmt: skip
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
@@ -607,6 +633,10 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5": _SWIGLU.but(_biases("use_bias")),
     "exaone4": _QWEN3.but(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
     "exaone_moe": _QWEN3.but(_windows(_every(4)), _experts, _group_limited_routing, _next_token_depths),
+    "falcon_h1": _SWIGLU.but(
+        _side_by_side,
+        ignored=("layers_block_type", "layer_types"),
+    ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
     "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text", ignored=("mm_tokens_per_image",)),
@@ -711,6 +741,8 @@ _ELEMENTWISE = """
     aux_loss_alpha seq_aux router_aux_loss_coef router_jitter_noise input_jitter_noise"""
 _MAMBA = """
     use_mamba_kernels mamba_hidden_act time_step_min time_step_max time_step_limit time_step_floor chunk_size
+    mamba_chunk_size mamba_norm_before_gate lm_head_multiplier embedding_multiplier mlp_multipliers key_multiplier
+    attention_out_multiplier attention_in_multiplier ssm_multipliers ssm_in_multiplier ssm_out_multiplier
     mamba_ssm_cache_dtype rescale_prenorm_residual residual_in_fp32 num_logits_to_keep moe_shared_expert_overlap"""
 _STORAGE = """
     quantization_config pretraining_tp ep_size experts_per_token tokens_per_second num_heads"""

@@ -464,6 +464,7 @@ def _mamba(build: Build, layer: Layer) -> list[Term]:
         num_heads=heads,
         conv_kernel_dim=MAMBA_CONV_KERNEL,
         conv_is_free=not convention.mamba_convolution,
+        normed=shape.mamba_rms_norm,
     )
 
 
@@ -497,6 +498,7 @@ def _moe(build: Build, layer: Layer) -> list[Term]:
         expert_bias=shape.moe_router_enable_expert_bias,
         activation=build.activation,
         sigmoid_scores=shape.moe_router_score_function == "sigmoid",
+        branch_norms=shape.moe_branch_norms,
     )
 
 

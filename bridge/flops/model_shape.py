@@ -140,6 +140,8 @@ class ModelShape:
     """A sigmoid gate (hidden_size x 1) on the shared experts."""
     moe_latent_size: Optional[int] = None
     """Routed experts work in a latent space of this width (Nemotron 3)."""
+    moe_branch_norms: bool = False
+    """Norms of their own before and after the routed experts and after the shared ones, scales on the router (Gemma 4)."""
     moe_router_enable_expert_bias: bool = False
     """A correction bias per expert (DeepSeek-V3)."""
 
@@ -187,6 +189,8 @@ class ModelShape:
     mamba_head_dim: int = 64
     mamba_num_groups: int = 8
     mamba_num_heads: Optional[int] = None
+    mamba_rms_norm: bool = True
+    """A norm on what the scan returns (Falcon-H1 can do without)."""
 
     # ---- encoders -----------------------------------------------------------------------------------
     encoder_num_layers: Optional[int] = None

@@ -202,7 +202,7 @@ def test_parts_that_are_not_counted_are_named() -> None:
 
 def test_defaults_are_those_of_transformers() -> None:
     pytest.importorskip("transformers")
-    from write_huggingface_defaults import class_defaults
+    from config.write_huggingface_defaults import class_defaults
 
     assert class_defaults() == DEFAULTS, "run tests/config/write_huggingface_defaults.py"
 

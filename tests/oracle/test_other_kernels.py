@@ -34,6 +34,7 @@ OTHER = {
     "qwen3_5_text": (r"GatedDeltaNet$", r"\.(delta_rule|conv1d)$"),
     "qwen3_5_moe_text": (r"GatedDeltaNet$", r"\.(delta_rule|conv1d)$"),
     "nemotron_h": (r"Mamba2Mixer$", r"\.(scan|conv1d)$"),
+    "falcon_h1": (r"FalconH1Mixer$", r"\.(scan|conv1d)$"),
     "llama4_text": (r"TextExperts$", r"\.mlp\.experts\."),
     "deepseek_v32": (r"Attention$", CORES),
     "glm_moe_dsa": (r"Attention$", CORES),

@@ -26,6 +26,15 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     if "index_topk" in known:
         sizes["q_lora_rank"] = 11  # the indexer's queries come from the compressed ones
+    if model_type == "gemma4_text" and seed % 2:
+        # Layers of both kinds share the keys and values of earlier ones (E2B, E4B).
+        kinds = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"] * random.randint(0, 2) + ["full_attention"]
+        sizes |= {
+            "num_hidden_layers": len(kinds),
+            "layer_types": kinds,
+            "num_kv_shared_layers": random.randint(1, len(kinds) - 2),
+        }
+        sizes |= {"use_double_wide_mlp": random.random() < 0.5, "hidden_size_per_layer_input": random.randint(3, 9)}
     for name in _FIXED.get(model_type, ()):
         sizes.pop(name, None)
     return kind(**sizes)
@@ -109,6 +118,11 @@ def _sizes(random: Random) -> dict[str, Any]:
         "mamba_head_dim": random.randint(3, 9),
         "moe_shared_expert_intermediate_size": random.randint(5, 40),
         "n_groups": groups,
+        "mamba_d_ssm": 12 * groups,
+        "mamba_n_heads": 2 * groups,
+        "mamba_n_groups": groups,
+        "mamba_d_state": random.randint(3, 9),
+        "mamba_rms_norm": random.random() < 0.5,
         "chunk_size": random.randint(3, 9),
     }
 

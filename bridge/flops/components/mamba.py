@@ -25,6 +25,7 @@ def mamba(
     num_heads: int,
     conv_kernel_dim: int,
     conv_is_free: bool = False,
+    normed: bool = True,
 ) -> list[Term]:
     """The terms of one block, from the normed input to the residual stream.
 
@@ -36,6 +37,7 @@ def mamba(
         num_heads: heads, one step size each.
         conv_kernel_dim: taps of the depthwise convolution over x, B and C.
         conv_is_free: its multiply-accumulates are not counted (its parameters are).
+        normed: a norm on the gated output of the scan.
     """
     conv = inner_size + 2 * num_groups * state_dim
     terms = [
@@ -51,7 +53,7 @@ def mamba(
              kind=Kind.SCAN, weight=False),
         elementwise("skip", COMPONENT, inner_size * (ADDITION + MULTIPLICATION), "context"),
         elementwise("output_gate", COMPONENT, inner_size * (SILU + MULTIPLICATION), "context"),
-        norm("norm", inner_size, COMPONENT, source="context", to="context"),
+        *([norm("norm", inner_size, COMPONENT, source="context", to="context")] if normed else []),
         Term("out_proj", COMPONENT, inner_size, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("mixer.") for term in terms]

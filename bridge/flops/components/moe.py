@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from bridge.flops.components.mlp import mlp
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
-from bridge.flops.terms import Kind, Term, elementwise, join, table
+from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
 
 COMPONENT = "moe"
 
@@ -32,6 +32,7 @@ def moe(
     expert_bias: bool = False,
     activation: Operations = SILU,
     sigmoid_scores: bool = False,
+    branch_norms: bool = False,
 ) -> list[Term]:
     """The terms of one MoE block, from the normed input to the residual stream.
 
@@ -51,6 +52,8 @@ def moe(
         expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
         activation: of one number.
         sigmoid_scores: the router's scores are sigmoids instead of a softmax.
+        branch_norms: the router and the routed experts read the residual stream, each through a norm of its own; their output
+            and that of the shared experts have norms too (Gemma 4).
     """
     width = latent_size or hidden_size
     inner = ffn_hidden_size * (2 if gated else 1)
@@ -59,19 +62,27 @@ def moe(
         return Term(name, COMPONENT, k, n, times=Fraction(topk), inputs=(source,), outputs=(to,), bias=n * bias,
                     copies=num_experts, active_copies=topk).under("experts.")  # fmt: skip
 
+    routed_input, router_input = ("routed_normed", "router_normed") if branch_norms else ("normed", "normed")
     terms = [
-        Term("router", COMPONENT, hidden_size, num_experts, inputs=("normed",), outputs=("routing",), kind=Kind.ROUTER,
+        Term("router", COMPONENT, hidden_size, num_experts, inputs=(router_input,), outputs=("routing",), kind=Kind.ROUTER,
              bias=num_experts * router_bias),
     ]  # fmt: skip
+    if branch_norms:
+        terms = [
+            norm("router_layernorm", hidden_size, COMPONENT, source="hidden", to=router_input),
+            norm("pre_experts_layernorm", hidden_size, COMPONENT, source="hidden", to=routed_input),
+            *terms,
+            table("per_expert_scale", COMPONENT, num_experts, source="routing", to=("routing",)).under("router."),
+        ]
     scores = num_experts * SIGMOID if sigmoid_scores else softmax(num_experts)
     terms.append(elementwise("router_scores", COMPONENT, scores, "routing"))
     if expert_bias:
         terms.append(table("expert_bias", COMPONENT, num_experts, to=()).under("router."))
         terms.append(elementwise("router_scores", COMPONENT, num_experts * ADDITION, "routing"))
     if latent_size:
-        terms.append(Term("fc1_latent_proj", COMPONENT, hidden_size, latent_size, inputs=("normed",), outputs=("latent",)))
+        terms.append(Term("fc1_latent_proj", COMPONENT, hidden_size, latent_size, inputs=(routed_input,), outputs=("latent",)))
     terms += [
-        expert("linear_fc1", width, inner, "latent" if latent_size else "normed", "inner"),
+        expert("linear_fc1", width, inner, "latent" if latent_size else routed_input, "inner"),
         join("inner", *(("routing",) if routing_before_fc2 else ()), to="activated"),
         elementwise("activation", COMPONENT, topk * ffn_hidden_size * activation, "activated"),
         elementwise("gate_product", COMPONENT, topk * ffn_hidden_size * (MULTIPLICATION if gated else NOTHING), "activated"),
@@ -95,4 +106,9 @@ def moe(
             shared.append(Term("gate_weight", COMPONENT, hidden_size, 1, inputs=("normed",), kind=Kind.GATE))
             shared.append(elementwise("shared_gate", COMPONENT, SIGMOID + hidden_size * MULTIPLICATION, "hidden"))
         terms += [term.under("shared_experts.") for term in shared]
+    if branch_norms:
+        terms += [
+            norm(f"post_{branch}_layernorm", hidden_size, COMPONENT, source="hidden", to="hidden")
+            for branch in ("experts", "shared_experts")
+        ]
     return terms
