@@ -92,9 +92,9 @@ def stacked(
     y: str,
     unit: str = "FLOP",
     totals: bool = True,
-    height: int = HEIGHT,
+    horizontal: bool = False,
 ) -> Figure:
-    """A bar for each group, stacked of parts, with the total above it.
+    """A bar for each group, stacked of parts, with the total at its end.
 
     Args:
         groups: names of the bars.
@@ -103,28 +103,42 @@ def stacked(
         y: what the numbers are.
         unit: of the numbers, for the totals.
         totals: whether to write them.
-        height: pixels.
+        horizontal: bars lie, one below the other: for many groups or long names.
     """
-    names = [_wrapped(group) for group in groups]
     tint = colours(list(parts))
+    along, across, place = ("x", "y", "middle right") if horizontal else ("y", "x", "top center")
     figure = go.Figure()
     for name, numbers in parts.items():
         values = [float(number or 0) for number in numbers]
-        texts = [with_unit(value, unit) for value in values]
         figure.add_bar(
-            x=names, y=values, name=words(name), marker={"color": tint[name]}, customdata=texts,
-            hovertemplate="%{x}<br>" + words(name) + ": %{customdata}<extra></extra>",
-        )  # fmt: skip
+            **{across: list(groups), along: values},
+            orientation="h" if horizontal else "v",
+            name=words(name),
+            marker={"color": tint[name]},
+            customdata=[with_unit(value, unit) for value in values],
+            hovertemplate=f"%{{{across}}}<br>{words(name)}: %{{customdata}}<extra></extra>",
+        )
     sums = [sum(float(numbers[i] or 0) for numbers in parts.values()) for i in range(len(groups))]
     if totals:
         figure.add_scatter(
-            x=names, y=sums, mode="text", text=[with_unit(value, unit) for value in sums], textposition="top center",
-            showlegend=False, hoverinfo="skip", cliponaxis=False,
-        )  # fmt: skip
-    styled(figure, title, y=y, height=height)
+            **{across: list(groups), along: sums},
+            mode="text",
+            text=[f" {with_unit(value, unit)}" for value in sums],
+            textposition=place,
+            showlegend=False,
+            hoverinfo="skip",
+            cliponaxis=False,
+        )
+    longest = max(sums, default=0) or 1
+    if horizontal:
+        styled(figure, title, x=y, height=max(HEIGHT, 220 + 30 * len(groups)))
+        figure.update_xaxes(tickformat="~s", range=[0, 1.3 * longest], nticks=6)
+        figure.update_yaxes(showgrid=False, type="category", autorange="reversed", ticksuffix=" ")
+    else:
+        styled(figure, title, y=y)
+        figure.update_yaxes(tickformat="~s", range=[0, 1.12 * longest])
+        figure.update_xaxes(showgrid=False, type="category")
     figure.update_layout(barmode="stack", bargap=0.35)
-    figure.update_yaxes(tickformat="~s", range=[0, 1.12 * max(sums, default=0) or 1])
-    figure.update_xaxes(showgrid=False, type="category")
     return figure
 
 
@@ -212,8 +226,3 @@ def binary(number: float) -> str:
 def words(name: str) -> str:
     """``self_attention`` as ``self attention``."""
     return name.replace("_", " ")
-
-
-def _wrapped(text: str) -> str:
-    """Long names of bars in two lines."""
-    return text.replace(", ", "<br>")

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
+import tempfile
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -300,7 +303,10 @@ def serve(
     Raises:
         ConfigError: the address cannot be listened on.
     """
+    uploads = tempfile.TemporaryDirectory(prefix="bridge-explore-", ignore_cleanup_errors=True)  # ours alone, gone at the end
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
     blocks = Page().blocks
+    blocks.uploads = uploads  # lives as long as the page
     try:
         _, url, _ = blocks.launch(
             server_name=host,
@@ -326,5 +332,6 @@ def serve(
         webbrowser.open(url)
     if block:
         print(f"bridge explore: {url}  (Ctrl-C ends it)", flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # end as on Ctrl-C: uploads are deleted
         blocks.block_thread()
     return blocks, url

@@ -1,16 +1,19 @@
 """Take the screenshots of docs/images: `python -m tests.explorer.screenshots [METRICS.jsonl]`."""
 
+import io
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from PIL import Image
 
 from tests.explorer.browser import Browser, serving
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 #: File -> what is opened and the size of the window.
 VIEWS = {
-    "explore-model": ("?model=qwen3-30b-a3b&model.length=32768&model.batch=64&model.pp=4&model.dp=4&model.ep=4&model.convention=exact", 1280),
+    "explore-model": ("?model=qwen3-30b-a3b&model.length=32768&model.batch=64&model.pp=4&model.dp=4&model.ep=4", 1280),
     "explore-compare": ("?tab=compare&compare.models=llama3-8b~gemma3-12b~qwen3-30b-a3b~deepseek-v3&compare.length=32768", 1280),
     "explore-finetune": ("?tab=finetune&finetune.rank=32", 1280),
     "explore-inference": ("?tab=inference&inference.batch=16&inference.device=H200", 1280),
@@ -34,7 +37,8 @@ def main(metrics: Path) -> None:
             time.sleep(2)
             browser.resize(width, min(browser.script("return document.querySelector('.gradio-container').scrollHeight"), 2600))
             time.sleep(2)
-            browser.driver.save_screenshot(str(FOLDER / f"{name}.png"))
+            picture = Image.open(io.BytesIO(browser.driver.get_screenshot_as_png()))
+            picture.convert("RGB").quantize(256).save(FOLDER / f"{name}.png", optimize=True)
         browser.close()
 
 

@@ -1,8 +1,9 @@
 """The page in a real Chromium: controls are moved, numbers are read, and they are those of the command line."""
 
 import json
-import subprocess
-import sys
+import tempfile
+import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -262,8 +263,20 @@ def test_it_fits_a_phone(browser):
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_an_interrupt_ends_it():
-    with serving():
-        pass  # terminated there
-    done = subprocess.run([sys.executable, "-m", "bridge", "explore", "--help"], capture_output=True, text=True, check=True)
-    assert "127.0.0.1" in done.stdout
+def test_uploads_are_gone_when_it_ends(tmp_path):
+    file = write(tmp_path / "metrics.jsonl", [row(10), row(20)])
+    folder = Path(tempfile.gettempdir())
+    before = set(folder.glob("bridge-explore-*"))
+    with serving() as url:
+        (uploads,) = set(folder.glob("bridge-explore-*")) - before
+        assert uploads.stat().st_mode & 0o077 == 0
+        boundary = "x" * 20
+        body = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="m.jsonl"\r\n\r\n'.encode()
+        request = urllib.request.Request(
+            f"{url}gradio_api/upload",
+            body + file.read_bytes() + f"\r\n--{boundary}--\r\n".encode(),
+            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
+        urllib.request.urlopen(request, timeout=60).close()
+        assert list(uploads.rglob("m.jsonl"))
+    assert not uploads.exists()

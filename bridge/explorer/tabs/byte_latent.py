@@ -85,9 +85,7 @@ def _iso_cost(values: Values, total: float, bpe: float) -> figures.Figure:
         marker={"size": 13, "color": "#d55e00", "symbol": "diamond", "line": {"color": "white", "width": 1.5}},
         hovertemplate="%{x:.1f} bytes: d = %{y:,.0f}<extra>now</extra>",
     )  # fmt: skip
-    figures.styled(
-        figure, "Widths of equal cost", x="patch size, bytes", y="latent d_model"
-    )
+    figures.styled(figure, "Widths of equal cost", x="patch size, bytes", y="latent d_model")
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -106,7 +104,7 @@ def _curve(per_byte: float, layers: int) -> tuple[list[float], list[float]]:
 def _notes(notice: str) -> list[str]:
     claim = (
         "Patch size and width can rise together at equal cost only while the width grows about as the square root of the patch "
-        "size: the latent transformer costs about 24 L d^2 a patch. A width that grows faster leaves the line; below a line is cheaper."
+        "size: the latent transformer costs about 24 L d^2 a patch. Below a line of equal cost is cheaper."
     )
     heads = f"Note: {notice} (the {PUBLISHED.heads} heads of the published comparison)." if notice else ""
     return [claim, *([heads] if heads else [])]

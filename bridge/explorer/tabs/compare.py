@@ -64,7 +64,7 @@ def view(source: Source, values: Values) -> View:
             Fact("ratio", "Dearest over cheapest", ratio, f"{float(ratio):.3g}", f"{passes}, {length:,} tokens a sequence"),
         ],
         figures=(
-            figures.stacked(labels, parts, f"A token at length {length:,}, {passes}", y="FLOPs a token"),
+            figures.stacked(labels, parts, f"A token at length {length:,}, {passes}", y="FLOPs a token", horizontal=True),
             _by_length(entries, passes, length),
         ),
         table=_table(entries, flops, length),

@@ -236,8 +236,10 @@ def _by_stage(stages: Sequence[Number], values: Values) -> figures.Figure:
     work = [stage * share for stage in stages]
     figure = figures.stacked(
         [str(i) for i in range(len(stages))], {"forward and backward": work}, "Work of a device by pipeline stage",
-        y="FLOPs a step", totals=len(stages) <= 8,
+        y="FLOPs a step", totals=False,
     )  # fmt: skip
+    if len(stages) <= 8:  # there is room
+        figure.update_traces(text=[with_unit(value, "FLOP") for value in work], textposition="inside", insidetextanchor="middle")
     mean = float(sum(work)) / len(work)
     figure.update_xaxes(title={"text": "pipeline stage"})
     figure.add_hline(
@@ -273,5 +275,5 @@ def _notes(plan: Plan, config: Config, values: Values) -> list[str]:
         sentences.append("This model has an encoder, which costs nothing here until you set its tokens.")
     longest = config.model.seq_length
     if longest and values["length"] > longest:
-        sentences.append(f"The model was published for sequences of {longest:,} tokens.")
+        sentences.append(f"The model's own configuration says sequences of {longest:,} tokens.")
     return sentences

@@ -36,7 +36,7 @@ def view(path: str, values: Values) -> View:
         facts=_facts(run),
         figures=(
             _line(run, steps, values, ("tflops/device",), "Throughput of a device", "TFLOP/s", "~g"),
-            _line(run, steps, values, ("mfu", "hfu"), "Utilisation", "of the dense peak", ".1%"),
+            _line(run, steps, values, ("mfu", "hfu"), "Utilisation", "of the dense peak", ".0%"),
             _components(run, steps, values),
             _line(run, steps, values, ("padding_fraction", "data_wait_fraction"), "Padding and data wait", "fraction", ".1%"),
         ),
