@@ -303,6 +303,8 @@ def serve(
     Raises:
         ConfigError: the address cannot be listened on.
     """
+    if block:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # end as on Ctrl-C: uploads are deleted
     uploads = tempfile.TemporaryDirectory(prefix="bridge-explore-", ignore_cleanup_errors=True)  # ours alone, gone at the end
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     blocks = Page().blocks
@@ -332,6 +334,5 @@ def serve(
         webbrowser.open(url)
     if block:
         print(f"bridge explore: {url}  (Ctrl-C ends it)", flush=True)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # end as on Ctrl-C: uploads are deleted
         blocks.block_thread()
     return blocks, url
