@@ -49,9 +49,10 @@ def divide(a: Number, b: Number) -> Number:
 
 
 def _window_pairs(m: Moments, window: int) -> Number:
-    if window * m.number >= m.total:
-        return divide(m.squares, 2)
-    return m.total * window - window * (window - 1) // 2 * m.number
+    number, total, squares, _ = m
+    if window * number >= total:
+        return divide(squares, 2)
+    return total * window - window * (window - 1) // 2 * number
 
 
 def _topk_pairs(m: Moments, topk: int) -> Number:
