@@ -15,7 +15,7 @@ train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Skipped with a reason where there is no GPU.
 test-gpu: $(VENV)/test.done
