@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isqrt
 from typing import Any
 
 from bridge.config.huggingface_defaults import DEFAULTS
@@ -492,6 +493,54 @@ def _whisper(fields: Fields) -> Options:
     }
 
 
+def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
+    """A tower over whole images of one size, with biases, layer norms and a learned table of positions."""
+    names = {
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "patch_size": "patch_size",
+        "in_channels": "num_channels",
+        "projector_input_dim": "projector_input_dim",
+        "projector_output_dim": "projector_output_dim",
+    }
+    vision = {option: tower.get(name) for option, name in names.items()} | {"temporal_patch_size": 1} | more
+    tower.get("hidden_act", "layer_norm_eps", "norm_eps")
+    fields.not_counted += tower.not_counted + unknown(tower)
+    return {"vision_config": {name: value for name, value in vision.items() if value is not None}}
+
+
+def _siglip_tower(fields: Fields) -> Options:
+    """Gemma 3: SigLIP, averaged down to a fixed number of tokens."""
+    tower = fields.part("vision_config")
+    side = tower.get("image_size") // tower.get("patch_size")
+    if tower.get("vision_use_head"):
+        tower.report("vision_use_head", "the pooling head, whose output nothing uses, is not counted")
+    return _plain_tower(
+        fields,
+        tower,
+        num_position_embeddings=side**2,
+        spatial_merge_size=side // isqrt(fields.get("mm_tokens_per_image")) or 1,  # the default tower is smaller than that
+        projector_type="pooled_linear",
+    )
+
+
+def _llama4_tower(fields: Fields) -> Options:
+    """Llama 4: a class token, then patches become channels."""
+    tower = fields.part("vision_config")
+    side = tower.get("image_size") // tower.get("patch_size")
+    tower.get("vision_output_dim", "vision_feature_select_strategy", "projector_dropout")
+    return _plain_tower(
+        fields,
+        tower,
+        num_position_embeddings=side**2 + 1,
+        spatial_merge_size=round(1 / (tower.get("pixel_shuffle_ratio") or 0.5)),
+        class_token=True,
+        projector_type="pixel_shuffle",
+    )
+
+
 _TOWER_FIELDS = (
     "depth",
     "intermediate_size",
@@ -639,7 +688,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma": _GEMMA,
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
-    "gemma3": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma3_text", ignored=("mm_tokens_per_image",)),
+    "gemma3": _VISION_LANGUAGE.but(_siglip_tower, text="gemma3_text"),
     "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
     "gemma4": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma4_text"),
     "gemma4_text": _GEMMA.but(
@@ -670,7 +719,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_dense": _QWEN3,
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias),
-    "llama4": _VISION_LANGUAGE.but(_uncounted_tower, text="llama4_text"),
+    "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored=("use_qk_norm",)),
     "mamba2": _DECODER.but(_pure_mamba, ignored=("time_step_rank",)),
     "mimo": _SWIGLU.but(_windows(_upper_layers), _next_token_depths, fixed={"add_qkv_bias": True}),

@@ -25,6 +25,7 @@ from bridge.flops.components.per_layer_embeddings import per_layer_input, per_la
 from bridge.flops.components.self_attention import self_attention
 from bridge.flops.components.sparse_attention import indexer
 from bridge.flops.components.vision_tower import (
+    PATCHES_AND_CLASS,
     full_attention_layers,
     merger,
     mlp_projector,
@@ -38,6 +39,7 @@ from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING, Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
 from bridge.flops.model_shape import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
+from bridge.flops.statistics import PATCHES, Statistic
 from bridge.flops.terms import Context, Kind, Term, elementwise, join, norm, onto, table
 
 #: Kinds of positions that turn queries and keys.
@@ -295,8 +297,9 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
     terms = patch_embedding(
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         hidden_size=hidden,
-        bias=bool(vision.num_position_embeddings),
+        bias=bool(vision.num_position_embeddings) and not vision.class_token,
         num_position_embeddings=vision.num_position_embeddings,
+        class_token=vision.class_token and not plain,
     )
     for i in range(depth):
         layer = vision_layer(
@@ -522,8 +525,12 @@ def _pooled_linear(vision: VisionShape) -> list[Term]:
         spatial_merge_size=vision.spatial_merge_size,
         out_hidden_size=vision.out_hidden_size,
     )
-    last = norm("post_layernorm", vision.hidden_size, "vision_model", source="patches", to="patches", bias=True)
-    return [last, *(term.under("merger.") for term in projector)]
+    return [_last_vision_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+
+
+def _last_vision_norm(vision: VisionShape, rows: Statistic) -> Term:
+    assert vision.hidden_size is not None
+    return norm("post_layernorm", vision.hidden_size, "vision_model", source="patches", to="patches", bias=True, rows=rows)
 
 
 def _mlp_projector(vision: VisionShape) -> list[Term]:
@@ -537,13 +544,14 @@ def _pixel_shuffle(vision: VisionShape) -> list[Term]:
     for name in ("projector_input_dim", "projector_output_dim"):
         if getattr(vision, name) is None:
             raise ConfigError(f"model.vision_config.{name} is missing: projector_type='pixel_shuffle' needs a positive integer")
-    return pixel_shuffle(
+    projector = pixel_shuffle(
         intermediate_size=vision.mlp_size,
         spatial_merge_size=vision.spatial_merge_size,
         projector_input_dim=vision.projector_input_dim or 0,
         projector_output_dim=vision.projector_output_dim or 0,
         out_hidden_size=vision.out_hidden_size,
     )
+    return [_last_vision_norm(vision, PATCHES_AND_CLASS), *projector]
 
 
 MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {

@@ -201,7 +201,8 @@ def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) ->
     if shape.freeze_language_model:
         frozen += ["embedding", "decoder", "output_layer", "mtp"]
     if shape.freeze_vision_model:
-        frozen += [f"vision_model.{part}" for part in ("patch_embed", "pos_embed", "decoder", "post_layernorm", "vision_adapter")]
+        tower = ("patch_embed", "pos_embed", "class_embedding", "pre_layernorm", "decoder", "post_layernorm", "vision_adapter")
+        frozen += [f"vision_model.{part}" for part in tower]
     if shape.freeze_vision_projection:
         frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
 

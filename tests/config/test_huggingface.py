@@ -100,13 +100,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "mamba_d_head": 64, "mamba_d_state": 128,
     },
     "minimax-m2": {"model_type": "minimax_m2"},
-    # The published file says of the language model only what differs from the class.
+    # The language model of the published file, which says only what differs from the class.
     "gemma3-4b": {
-        "model_type": "gemma3",
-        "text_config": {
-            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
-            "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        },
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
     },
     "gpt-oss-20b": {
         "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24,
@@ -211,8 +208,10 @@ def test_unknown_fields_are_reported_and_reach_the_plan() -> None:
 
 
 def test_parts_that_are_not_counted_are_named() -> None:
-    file = PUBLISHED["gemma3-4b"] | {"vision_config": {"hidden_size": 1152}}
+    file = {"model_type": "gemma4", "text_config": PUBLISHED["gemma4-e2b"], "vision_config": {"hidden_size": 768}}
     assert "vision_config" in from_huggingface(file).not_counted[0]
+    (sentence,) = from_huggingface({"model_type": "gemma3", "vision_config": {"vision_use_head": True}}).not_counted
+    assert sentence.startswith("vision_config.vision_use_head=True:")
     (sentence,) = from_huggingface(PUBLISHED["deepseek-v3"] | {"num_nextn_predict_layers": 1}).not_counted
     assert sentence.startswith("num_nextn_predict_layers=1:")
     assert "model.mtp_num_layers=1" in sentence

@@ -31,30 +31,23 @@ def class_defaults() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for model_type, family in FAMILIES.items():
         kind = CONFIG_MAPPING[SAME_CLASS.get(model_type, model_type)]
-        fields = _Recording(_of(kind), model_type)
+        fields = _Recording(kind, model_type)
         dataclasses.replace(family, ignored=()).options(fields)
         found[model_type] = fields.used()
-        for name, part in fields.parts.items():
-            part_kind = kind.sub_configs[name]
-            part.set(_of(part_kind))
-            for field in list(part._read):
-                part.get(field)
-            found[f"{model_type}.{name}"] = part.used()
+        found |= {f"{model_type}.{name}": part.used() for name, part in fields.parts.items()}
     return {name: values for name, values in sorted(found.items()) if values}
 
 
 class _Recording(Fields):
-    """Fields that keep the parts that a rule asked for."""
+    """The fields of a config class, which keep the parts that a rule asked for."""
 
-    def __init__(self, values: dict[str, Any], defaults: str, place: str = "") -> None:
-        super().__init__(values, defaults, place)
+    def __init__(self, kind: type, defaults: str) -> None:
+        super().__init__(_of(kind), defaults)
+        self._class = kind
         self.parts: dict[str, _Recording] = {}
 
-    def set(self, values: dict[str, Any]) -> None:
-        self._values = values
-
     def part(self, name: str) -> Fields:
-        return self.parts.setdefault(name, _Recording({}, f"{self._kind}.{name}"))
+        return self.parts.setdefault(name, _Recording(type(getattr(self._class(), name)), f"{self._kind}.{name}"))
 
     def used(self) -> dict[str, Any]:
         return {name: value for name, value in self._values.items() if name in self._read and _decides(name, value)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -10,12 +12,14 @@ from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from oracle import vision_models as oracle
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3", "llama4")
+#: How transformers names towers and projectors.
+TOWER, PROJECTOR = r"\.(visual|vision_tower)\.|(^|\.)vision_model\.", r"\.merger|deepstack|multi_modal_projector"
 #: The switch that freezes a part -> the parameters of transformers that it holds still.
 PARTS = {
-    "freeze_vision_model": lambda name: ".visual." in name and ".merger" not in name and "deepstack" not in name,
-    "freeze_vision_projection": lambda name: ".visual.merger" in name or "deepstack_merger" in name,
-    "freeze_language_model": lambda name: ".visual." not in name,
+    "freeze_vision_model": lambda name: bool(re.search(TOWER, name)) and not re.search(PROJECTOR, name),
+    "freeze_vision_projection": lambda name: bool(re.search(PROJECTOR, name)),
+    "freeze_language_model": lambda name: not re.search(f"{TOWER}|{PROJECTOR}", name),
 }
 
 
@@ -41,7 +45,7 @@ def test_vision_language_model(model_type: str, frozen: tuple[str, ...], seed: i
     for part in frozen:
         setattr(configuration.model, part, True)
     plan = compile_plan(configuration, convention="executed")
-    batch = oracle.Batch(model, oracle.draw_images(seed))
+    batch = oracle.Batch(model, oracle.draw_images(config, seed))
     assert plan.flops([batch.length], batch.patches, passes="forward") == batch.forward()
     assert plan.flops([batch.length], batch.patches, passes="training") == batch.training()
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())

@@ -16,10 +16,14 @@ IMAGE, START, END = 10, 12, 13
 MERGE = 2
 WINDOW = 4
 """Side of an attention window, in patches (Qwen2.5-VL)."""
+SQUARE = ("gemma3", "llama4")
+"""Families whose images all have the size that the tower is built for."""
 
 
 def draw(model_type: str, seed: int) -> PreTrainedConfig:
     """A configuration with small, uneven sizes; the same for the same seed."""
+    if model_type in SQUARE:
+        return _draw_square(model_type, seed)
     random = Random(f"{model_type} {seed}")
     hidden, heads, width = 8 * random.randint(2, 5), 2, 12 * random.randint(1, 3)
     depth, patch = random.randint(2, 4), random.randint(2, 5)
@@ -59,12 +63,42 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
     return CONFIG_MAPPING[model_type](text_config=text, vision_config=tower, tie_word_embeddings=tied, **ids)
 
 
-def draw_images(seed: int) -> list[tuple[int, int]]:
-    """Heights and widths in patches.
+def _draw_square(model_type: str, seed: int) -> PreTrainedConfig:
+    """SigLIP in Gemma 3, and Llama 4, whose experts get another test: all layers are dense."""
+    random = Random(f"{model_type} {seed}")
+    heads, width, patch, side = 2, 8 * random.randint(1, 3), random.randint(2, 4), MERGE * random.randint(1, 3)
+    text: dict[str, Any] = {
+        "vocab_size": random.randint(50, 200), "hidden_size": 8 * random.randint(2, 5), "num_hidden_layers": random.randint(1, 3),
+        "intermediate_size": random.randint(10, 50), "num_attention_heads": heads,
+        "num_key_value_heads": random.choice([1, heads]), "head_dim": 2 * random.randint(2, 9),
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    tower: dict[str, Any] = {
+        "hidden_size": width, "num_hidden_layers": random.randint(1, 3), "num_attention_heads": heads, "patch_size": patch,
+        "image_size": side * patch, "intermediate_size": random.randint(10, 40),
+    }  # fmt: skip
+    tied = model_type == "gemma3" and random.random() < 0.5  # transformers never ties Llama 4's
+    if model_type == "gemma3":
+        tower |= {"model_type": "siglip_vision_model", "vision_use_head": False}
+        ids: dict[str, Any] = {"image_token_id": IMAGE, "mm_tokens_per_image": (side // MERGE) ** 2}
+    else:
+        inner = random.randint(5, 40)
+        text |= {"moe_layers": [], "intermediate_size_mlp": random.randint(10, 50)}
+        tower |= {"intermediate_size": width * MERGE**2, "projector_input_dim": inner, "projector_output_dim": inner}
+        tower["vision_output_dim"] = inner
+        ids = {"image_token_id": IMAGE, "image_token_index": IMAGE}
+    return CONFIG_MAPPING[model_type](text_config=text, vision_config=tower, tie_word_embeddings=tied, **ids)
 
-    An image is one window high, or whole windows both ways: windows of other images are cut at the edges in a way that
+
+def draw_images(config: PreTrainedConfig, seed: int) -> list[tuple[int, int]]:
+    """Heights and widths in patches: all the same where the tower knows one size.
+
+    Else an image is one window high, or whole windows both ways: windows of other images are cut at the edges in a way that
     the number of patches alone does not tell.
     """
+    if config.model_type in SQUARE:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return [(side, side)] * (1 + seed)
     random = Random(f"images {seed}")
     wide = [(WINDOW, MERGE * random.randint(1, 5)) for _ in range(random.randint(1, 3))]
     return [*wide, (2 * WINDOW, WINDOW * random.randint(1, 2))]
@@ -93,15 +127,16 @@ class Batch:
             tokens += [START, *[IMAGE] * (patches // MERGE**2), END, 3]
         self.length = len(tokens)
         tower = model.config.vision_config
-        pixels = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
         ids = torch.tensor([tokens])
-        self._inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values": torch.zeros(sum(self.patches), pixels),
-            "image_grid_thw": torch.tensor([[1, height, width] for height, width in images]),
-            "use_cache": False,
-        }
+        self._inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        if model.config.model_type in SQUARE:
+            self._inputs["pixel_values"] = torch.zeros(len(images), tower.num_channels, tower.image_size, tower.image_size)
+            if model.config.model_type == "gemma3":
+                self._inputs["token_type_ids"] = (ids == IMAGE).int()
+            return
+        pixels = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
+        self._inputs["pixel_values"] = torch.zeros(sum(self.patches), pixels)
+        self._inputs["image_grid_thw"] = torch.tensor([[1, height, width] for height, width in images])
         if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
             self._inputs["mm_token_type_ids"] = (ids == IMAGE).int()
 

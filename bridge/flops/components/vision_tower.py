@@ -20,7 +20,9 @@ PROJECTION = "vision_projection"
 PATCHES_AND_CLASS = Statistic("length_plus", "images", (1,))
 
 
-def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0) -> list[Term]:
+def patch_embedding(
+    *, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0, class_token: bool = False
+) -> list[Term]:
     """The convolution whose stride is its kernel: one matmul per patch, on pixels, which need no gradient.
 
     Args:
@@ -28,6 +30,7 @@ def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_posi
         hidden_size: width of the tower.
         bias: a bias on the convolution.
         num_position_embeddings: rows of a learned position table, 0 for none.
+        class_token: a learned token beside the patches, and a norm over all of them (CLIP, Llama 4).
     """
     terms = [
         Term("patch_embed", COMPONENT, patch_values, hidden_size, PATCHES, inputs=("pixels",), outputs=("patches",),
@@ -36,6 +39,10 @@ def patch_embedding(*, patch_values: int, hidden_size: int, bias: bool, num_posi
     if num_position_embeddings:
         terms.append(table("pos_embed", COMPONENT, num_position_embeddings, hidden_size, to=("patches",)))
         terms.append(elementwise("pos_embed", COMPONENT, hidden_size * ADDITION, "patches", rows=PATCHES))
+    if class_token:
+        rows = PATCHES_AND_CLASS
+        terms.append(table("class_embedding", COMPONENT, 1, hidden_size, to=("patches",)))
+        terms.append(norm("pre_layernorm", hidden_size, COMPONENT, source="patches", to="patches", bias=True, rows=rows))
     return [term.under("vision_model.") for term in terms]
 
 
