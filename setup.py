@@ -33,6 +33,7 @@ setup(
             "peft",
             "diffusers",
             "einops",
+            "selenium",
             "ruff",
             "mypy",
             "types-PyYAML",
