@@ -74,12 +74,11 @@ def test_a_layout_shows_its_stages(browser, capsys):
     browser.until_fact("flops", said["flops"])
     assert float(browser.fact("flops_per_device")) == max(said["stages"]) / 2
     assert float(browser.fact("imbalance")) == said["pipeline"]["imbalance"]
-    assert len(browser.visible("#model-plot-2 .bars .point path")) == 4
+    browser.until(lambda: len(browser.visible("#model-plot-2 .bars .point path")) == 4)
 
     browser.type_number("model-dp", 3)
-    message = browser.only(".problem").text
-    assert "train.global_batch_size=16 is not divisible" in message
-    assert not browser.visible(".js-plotly-plot")
+    assert "train.global_batch_size=16 is not divisible" in browser.until(lambda: browser.only(".problem").text)
+    browser.until(lambda: not browser.visible(".js-plotly-plot"))
     browser.type_number("model-dp", 4)
     browser.until(lambda: browser.visible("#model-plot-2 .js-plotly-plot"))
 
@@ -100,7 +99,7 @@ def test_the_address_holds_the_state(browser):
     browser.choose_tab("Model")
     assert browser.only("#model-length input[type=number]").get_attribute("value") == "1024"
     browser.open("?model.length=many")
-    assert "This link is not understood." in browser.only("#problem").text
+    browser.until(lambda: "This link is not understood." in browser.only("#problem").text)
 
 
 def test_compare(browser, capsys):
@@ -111,7 +110,7 @@ def test_compare(browser, capsys):
         for convention in ("megatron", "exact"):
             said = command(capsys, "flops", model, "--sequence-lengths", "1024", "--convention", convention)
             assert str(said["flops"]) in browser.only(".table table").get_attribute("innerHTML")
-    assert len(browser.visible("#compare-plot-1 .scatterlayer .trace")) == 4
+    browser.until(lambda: len(browser.visible("#compare-plot-1 .scatterlayer .trace")) == 4)
 
 
 def test_fine_tune(browser, capsys):
@@ -154,7 +153,7 @@ def test_bytes_against_tokens(browser):
         assert [browser.text(key) for key in ("bpe_per_byte", "blt_global", "blt_local", "blt_total", "advantage")] == [
             f"{result.bpe_per_byte:.2e}", f"{result.blt_global:.2e}", f"{result.blt_local:.2e}", total, percent,
         ]  # fmt: skip
-        assert total in browser.only("#blt-plot-0 .textpoint:last-child").text
+        browser.until(lambda total=total: total in browser.only("#blt-plot-0 .textpoint:last-child").text)
     browser.push("blt-patch_size", Keys.HOME)
     browser.until_fact("blt_total", compare(1.0, 4096, 10).blt_total)
     browser.push("blt-local_layers", Keys.END)
