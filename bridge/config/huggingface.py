@@ -73,8 +73,11 @@ def _read(values: Mapping[str, Any], model_type: str, place: str = "") -> tuple[
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Older files keep the language model's fields beside ``vision_config``: move them where newer ones have them."""
-    if isinstance(values.get("text_config"), Mapping):
+    inner = values.get("text_config")
+    if isinstance(inner, Mapping):
         return dict(values)
+    if inner is not None:
+        raise ConfigError(f"text_config={inner!r} in the Hugging Face config must be an object with fields")
     outer = {name: values[name] for name in ("model_type", "vision_config", "tie_word_embeddings") if name in values}
     return {**outer, "text_config": {name: value for name, value in values.items() if name not in outer}}
 

@@ -34,12 +34,22 @@ class Fields:
         """
         self._read.update(names)
         source = self._values if any(name in self._values for name in names) else self._defaults
-        return next((source[name] for name in names if source.get(name) is not None), None)
+        name = next((name for name in names if source.get(name) is not None), None)
+        return None if name is None else self._checked(name, source[name])
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """A value, unless the class default is a number and this is none."""
+        default = self._defaults.get(name)
+        if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, (int, float)):
+            raise ConfigError(f"{self.place}{name}={value!r} in the Hugging Face config must be a number, for example {default}")
+        return value
 
     def part(self, name: str) -> Fields:
         """A configuration inside this one (``vision_config``)."""
-        values = self.get(name)
-        return Fields(values if isinstance(values, Mapping) else {}, f"{self._kind}.{name}", f"{self.place}{name}.")
+        values = {} if (found := self.get(name)) is None else found
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{self.place}{name}={values!r} in the Hugging Face config must be an object with fields")
+        return Fields(values, f"{self._kind}.{name}", f"{self.place}{name}.")
 
     def report(self, name: str, consequence: str) -> None:
         """Say what the counts leave out because of a field."""

@@ -253,3 +253,16 @@ compile_plan(from_huggingface({QWEN3!r})).flops([8])
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen3", "hidden_size": "many"}, "hidden_size='many' in the Hugging Face config must be a number"),
+        ({"model_type": "qwen2_5_vl", "text_config": 3}, "text_config=3 in the Hugging Face config must be an object"),
+        ({"model_type": "qwen2_5_vl", "vision_config": "x"}, "vision_config='x' in the Hugging Face config must be an object"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_huggingface(change)
