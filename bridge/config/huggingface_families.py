@@ -517,7 +517,8 @@ def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
     }
     vision = {option: tower.get(name) for option, name in names.items()} | {"temporal_patch_size": 1} | more
     tower.get("hidden_act", "layer_norm_eps", "norm_eps")
-    fields.not_counted += tower.not_counted + unknown(tower)
+    if tower is not fields:
+        fields.not_counted += tower.not_counted + unknown(tower)
     return {"vision_config": {name: value for name, value in vision.items() if value is not None}}
 
 
@@ -534,6 +535,57 @@ def _siglip_tower(fields: Fields) -> Options:
         spatial_merge_size=side // isqrt(fields.get("mm_tokens_per_image")) or 1,  # the default tower is smaller than that
         projector_type="pooled_linear",
     )
+
+
+def _siglip_alone(tower: Fields) -> Options:
+    """SigLIP's vision tower by itself."""
+    side = tower.get("image_size") // tower.get("patch_size")
+    if tower.get("vision_use_head"):
+        tower.report("vision_use_head", "the pooling head is not counted")
+    return _plain_tower(tower, tower, num_position_embeddings=side**2, projector_type="none")
+
+
+def _siglip(fields: Fields) -> Options:
+    """SigLIP: its vision tower; the text tower is reported."""
+    fields.get("text_config")
+    fields.report("text_config", "the text tower is not counted")
+    tower = fields.part("vision_config")
+    options = _siglip_alone(tower)
+    fields.not_counted += tower.not_counted + unknown(tower)
+    return options
+
+
+def _deepseek_v4(fields: Fields) -> Options:
+    """DeepSeek-V4: window and compressed attention layer by layer, grouped output projection, hyper-connections."""
+    count, width, inner = fields.get("num_hidden_layers"), fields.get("head_dim"), fields.get("moe_intermediate_size")
+    rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128} | (fields.get("compress_rates") or {})
+    kinds = fields.get("layer_types")
+    # The published files list one ratio a layer, those of multi-token prediction after the others.
+    ratios = fields.get("compress_ratios") or [rates.get(kind, 0) for kind in kinds or ()]
+    # transformers' default: two layers of the coarse kind, then both in turn.
+    ratios = list(ratios)[:count] or [128, 128, *(4 if i % 2 else 128 for i in range(count - 2))][:count]
+    hashed = fields.get("mlp_layer_types", "num_hash_layers")
+    if hashed != 0 and (not isinstance(hashed, list) or "hash_moe" in hashed):
+        fields.report("mlp_layer_types", "layers that route by hash are counted with a router")
+    rope = fields.get("qk_rope_head_dim") or round(width * (fields.get("partial_rotary_factor") or 0.125))
+    names = {"n_heads": "index_n_heads", "head_dim": "index_head_dim", "topk": "index_topk"}
+    return {
+        "experimental_attention_variant": "dsv4_hybrid",
+        "multi_latent_attention": True,
+        "num_query_groups": None,
+        "kv_channels": None,
+        "ffn_hidden_size": inner,
+        "num_moe_experts": fields.get("n_routed_experts", "num_local_experts"),
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": inner,
+        "moe_shared_expert_intermediate_size": (fields.get("n_shared_experts") or 0) * inner or None,
+        "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+        "qk_head_dim": width - rope,
+        "qk_pos_emb_head_dim": rope,
+        "v_head_dim": width,
+        "csa_compress_ratios": ratios,
+        "csa_window_size": fields.get("sliding_window"),
+    } | {f"dsa_indexer_{ours}": fields.get(name) for ours, name in names.items()}
 
 
 def _llama4_tower(fields: Fields) -> Options:
@@ -689,6 +741,24 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored=("layer_types",)),
+    "deepseek_v4": _SWIGLU.but(
+        _deepseek_v4,
+        _next_token_depths,
+        fields={"q_lora_rank": "q_lora_rank", "o_groups": "o_groups", "o_lora_rank": "o_lora_rank", "hc_mult": "hc_mult"},
+        ignored=(
+            "num_key_value_heads",
+            "hc_sinkhorn_iters",
+            "hc_eps",
+            "compress_rope_theta",
+            "scoring_func",
+            "norm_topk_prob",
+            "swiglu_limit",
+            "routed_scaling_factor",
+            "attention_bias",
+            "mlp_bias",
+            "rms_norm_eps",
+        ),
+    ),
     "ernie4_5": _SWIGLU.but(_biases("use_bias")),
     "exaone4": _QWEN3.but(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
     "exaone_moe": _QWEN3.but(_windows(_every(4)), _experts, _group_limited_routing, _next_token_depths),
@@ -776,6 +846,8 @@ FAMILIES: dict[str, Family] = {
     "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
     "starcoder2": _DECODER.but(_window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}),
+    "siglip": Family(rules=(_siglip,), ignored=("initializer_factor",)),
+    "siglip_vision_model": Family(rules=(_siglip_alone,)),
     "t5": _T5,
     "whisper": _WHISPER,
 }

@@ -566,6 +566,7 @@ MIXERS: dict[str, Callable[[Build, Layer], list[Term]]] = {
 }
 CHANNELS: dict[str, Callable[[Build, Layer], list[Term]]] = {"mlp": _mlp, "moe": _moe}
 PROJECTORS: dict[str, Callable[[VisionShape], list[Term]]] = {
+    "none": lambda vision: [_last_vision_norm(vision, PATCHES)],
     "merger": lambda vision: [term.under("merger.") for term in _merger(vision, vision.hidden_size or 0)],
     "pooled_linear": _pooled_linear,
     "mlp": lambda vision: [term.under("merger.") for term in _mlp_projector(vision)],

@@ -276,6 +276,11 @@ class ModelShape:
         return 0 if left < 0 else left + max(right, 0) + 1
 
     @property
+    def is_tower_alone(self) -> bool:
+        """A vision tower without a language model (SigLIP)."""
+        return self.vision_config is not None and self.num_layers is None and self.hidden_size is None
+
+    @property
     def is_hybrid(self) -> bool:
         return bool(self.is_hybrid_model or self.hybrid_layer_pattern)
 
@@ -319,7 +324,7 @@ class VisionShape:
     class_token: bool = False
     """A token beside the patches that attends like them (CLIP, Llama 4)."""
     projector_type: str = "merger"
-    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA) or ``pixel_shuffle`` (Llama 4)."""
+    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4) or ``none``."""
     projector_input_dim: Optional[int] = None
     projector_output_dim: Optional[int] = None
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
@@ -414,7 +419,7 @@ _VISION_ALIASES = {
 _NOT_COUNTED = {
     "heterogeneous_block_specs": "blocks that differ from layer to layer",
 }
-PROJECTOR_TYPES = ("merger", "pooled_linear", "mlp", "pixel_shuffle")
+PROJECTOR_TYPES = ("none", "merger", "pooled_linear", "mlp", "pixel_shuffle")
 _VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
 
 
@@ -464,7 +469,7 @@ def read(cfg: Any) -> ModelShape:
         shape.tensor_model_parallel_size = 1 if size is None else size
     if shape.vision_config is None:
         shape.vision_config = get(get(model, "thinker_config"), "vision_config")
-    if shape.diffusion_config is None:
+    if shape.diffusion_config is None and not shape.is_tower_alone:
         _check(shape)
     return shape
 
@@ -498,7 +503,7 @@ def read_vision(cfg: Any) -> VisionShape | None:
             vision.deepstack_visual_indexes = tuple(indexes)
             break
     if vision.out_hidden_size is None:
-        vision.out_hidden_size = get(model, "hidden_size")
+        vision.out_hidden_size = get(model, "hidden_size") or vision.hidden_size
     for name in ("depth", "hidden_size"):
         _positive(f"vision_config.{name}", getattr(vision, name), required=True)
     for name in (

@@ -93,7 +93,10 @@ def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework,
     diffusion = model_shape.read_diffusion(cfg)
     if diffusion is not None:
         return diffusion_terms(diffusion)
-    parts = model_shape.read(cfg), model_shape.read_vision(cfg), model_shape.read_audio(cfg)
+    shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
+    if shape.is_tower_alone and vision is not None:
+        return vision_terms(vision, how)
+    parts = shape, vision, model_shape.read_audio(cfg)
     return model_terms(*parts, how, runs_on, fused=fused)
 
 

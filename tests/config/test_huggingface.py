@@ -266,3 +266,18 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
 def test_values_of_the_wrong_kind_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_huggingface(change)
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["ratios", "kinds"])
+def test_deepseek_v4(published: bool) -> None:
+    """One ratio a layer, as the published file has it, or one word a layer, as transformers writes it."""
+    recipe = load_recipe("deepseek-v4-flash")
+    ratios = list(recipe.model.csa_compress_ratios)
+    kinds = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+    layers = {"compress_ratios": ratios} if published else {"layer_types": [kinds[ratio] for ratio in ratios[:-1]]}
+    found = from_huggingface({"model_type": "deepseek_v4", **layers})
+    recipe.model.mtp_num_layers, recipe.model.csa_compress_ratios = None, ratios[:-1]
+    for convention in ("megatron", "exact"):
+        counted = compile_plan(found, convention, framework="megatron").flops([4096, 300])
+        assert counted == compile_plan(recipe, convention).flops([4096, 300])
+    assert [sentence.split("=")[0] for sentence in found.not_counted] == ["mlp_layer_types"]
