@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.packed_data import SAVE, input_lengths, pack, save_npy
 
 from bridge.data.packed_files import read_rows
 from bridge.data.packed_pickle import RowReader
 from bridge.data.packed_rows import Rows
 from bridge.flops import ConfigError
+from tests.data.packed_data import SAVE, input_lengths, pack, save_npy
 
 PACKS = [[5, 7], [7], [2, 4, 3], [1], [1, 1, 1], [2500, 1, 1300]]
 

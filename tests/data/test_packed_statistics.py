@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
 
 from bridge.data import packed_progress, packed_sidecar, packed_statistics
 from bridge.data.packed_files import identify_all, shards_of
 from bridge.data.packed_statistics import SequenceTable, calculate_avg_seqlen
 from bridge.flops import ConfigError, compile_plan
+from tests.data.packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
 
 MODEL = {
     "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512, "seq_length": 64,
