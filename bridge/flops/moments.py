@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from bridge.flops.statistics import Statistic
@@ -84,9 +85,9 @@ def _by_mean(kind: str) -> Callable[..., Number]:
 
 
 _RULES: dict[str, Callable[..., Number]] = {
-    "count": lambda m: m.number,
-    "length": lambda m: m.total,
-    "square": lambda m: m.squares,
+    "count": itemgetter(0),
+    "length": itemgetter(1),
+    "square": itemgetter(2),
     "causal_pairs": lambda m: divide(m.squares + m.total, 2),
     "window_pairs": _window_pairs,
     "topk_pairs": _topk_pairs,
