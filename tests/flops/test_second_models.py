@@ -1,9 +1,9 @@
 """Models that only look on: teachers of a distillation, references of a preference loss."""
 
 import pytest
-from tests.flops.published import MODELS, full_config
 
 from bridge.flops import compile_plan
+from tests.flops.published import MODELS, full_config
 
 LENGTHS = [1000, 37]
 
