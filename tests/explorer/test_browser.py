@@ -170,7 +170,7 @@ def test_a_model_of_ones_own(browser, capsys, tmp_path):
     for content, word in (
         ("{", "not valid JSON"),
         ("[1]", "holds a JSON list"),
-        ('{"model_type": "llama", "hidden_size": "x"}', "type"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "must be a number"),
     ):
         bad = tmp_path / "bad.json"
         bad.write_text(content)

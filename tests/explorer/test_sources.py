@@ -72,7 +72,7 @@ def test_the_sentence_names_the_reason(name):
     with pytest.raises(ConfigError) as error:
         compiled(Source("llama3-8b", BAD[name]), "exact")
     word = {"no JSON": "not valid JSON", "long": "longer than 256 KiB", "endless layers": "num_hidden_layers",
-            "unknown family": "model_type='nonsense'", "text for a size": "wrong type"}[name]  # fmt: skip
+            "unknown family": "model_type='nonsense'", "text for a size": "must be a number"}[name]  # fmt: skip
     assert word in str(error.value)
 
 
