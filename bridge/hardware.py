@@ -143,12 +143,7 @@ def compute_mfu(flops: float, duration_s: float, gpu_name: str, num_gpus: int = 
     Raises:
         ValueError: num_gpus is not positive.
     """
-    if num_gpus <= 0:
-        raise ValueError(f"num_gpus={num_gpus} must be positive; give the number of devices that shared the work")
-    peak = peak_flops(gpu_name, "bf16") or peak_flops(gpu_name, "fp16")
-    if peak is None or duration_s <= 0:
-        return 0.0
-    return 100.0 * flops / (duration_s * peak * num_gpus)
+    return _utilisation(flops, duration_s, peak_flops(gpu_name, "bf16") or peak_flops(gpu_name, "fp16"), num_gpus)
 
 
 def compute_mbu(num_bytes: float, duration_s: float, gpu_name: str, num_gpus: int = 1) -> float:
@@ -166,9 +161,13 @@ def compute_mbu(num_bytes: float, duration_s: float, gpu_name: str, num_gpus: in
     Raises:
         ValueError: num_gpus is not positive.
     """
+    return _utilisation(num_bytes, duration_s, peak_bandwidth(gpu_name), num_gpus)
+
+
+def _utilisation(work: float, duration_s: float, peak: float | None, num_gpus: int) -> float:
+    """``work`` in percent of what ``num_gpus`` devices do at their peak in that time; 0.0 where there is no such number."""
     if num_gpus <= 0:
         raise ValueError(f"num_gpus={num_gpus} must be positive; give the number of devices that shared the work")
-    bandwidth = peak_bandwidth(gpu_name)
-    if bandwidth is None or duration_s <= 0:
+    if peak is None or duration_s <= 0:
         return 0.0
-    return 100.0 * num_bytes / (duration_s * bandwidth * num_gpus)
+    return 100.0 * work / (duration_s * peak * num_gpus)

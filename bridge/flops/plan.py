@@ -51,7 +51,7 @@ def compile_plan(
     Args:
         cfg: anything with ``.model`` (and, where they exist, ``.peft``, ``.teacher``: a configuration whose model runs forward
             beside the trained one, and ``.reference_model``: the model itself does), a model config, or a mapping of its fields.
-        convention: ``megatron``, ``exact`` or ``executed``.
+        convention: ``megatron``, ``maxtext``, ``exact`` or ``executed``, or a record of switches.
         framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
         elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
@@ -68,14 +68,15 @@ def compile_plan(
     fused = runs_on.fused and not (lora and lora.is_split)
     may_train = trainable or transforms.trainable_of(shape, lora, freeze)
 
+    def kept(terms: Iterable[Term]) -> list[Term]:
+        return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
+
     def build(how: conventions.Convention) -> tuple[Term, ...]:
         terms = _terms(cfg, how, runs_on, fused)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora)
-        if not elementwise:
-            terms = [term for term in terms if term.kind is not Kind.ELEMENTWISE]
-        terms = transforms.differentiate(terms, may_train, runs_on)
-        return (*transforms.with_recompute(terms, shape), *onlookers(how))
+        terms = transforms.differentiate(kept(terms), may_train, runs_on)
+        return (*transforms.with_recompute(terms, shape), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:
         terms = []

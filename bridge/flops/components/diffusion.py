@@ -18,6 +18,7 @@ TEXT_TOKENS = Statistic("length", "encoder")
 #: Text and image tokens of a sample together.
 JOINT_TOKENS = Statistic("length", "joint")
 JOINT = Context("bidirectional", over="joint")
+ALONE = Context("bidirectional")
 
 
 def linear(name: str, k: int, n: int, source: str, to: str, rows: Rows = TOKENS) -> Term:
@@ -69,7 +70,7 @@ def joint_block(*, hidden_size: int, num_attention_heads: int, ffn_hidden_size: 
                 terms.append(norm(name, head_size, COMPONENT, source=f"{stream}{value}", to=f"{stream}{value}"))
     values = [[f"{stream}{value}" for stream, _, _ in streams] for value in ("query", "key", "value")]
     terms += [join(*parts, to=f"joint.{name}") for parts, name in zip(values, ("query", "key", "value"), strict=True)]
-    terms += attention(hidden_size=hidden_size, num_attention_heads=num_attention_heads, context=JOINT if text else _alone())
+    terms += attention(hidden_size=hidden_size, num_attention_heads=num_attention_heads, context=JOINT if text else ALONE)
     for stream, prefix, rows in streams:
         hidden = f"{stream}hidden"
         terms += [
@@ -124,7 +125,3 @@ def final_layer(*, hidden_size: int, out_values: int) -> list[Term]:
         linear("linear", hidden_size, out_values, "normed", "prediction"),
     ]
     return [term.under("final_layer.") for term in terms]
-
-
-def _alone() -> Context:
-    return Context("bidirectional")
