@@ -132,6 +132,8 @@ class TrainConfig:
 class DataConfig:
     """Real text and how it becomes batches."""
 
+    kind: Literal["text"] = "text"
+    """What the samples are: ``text``, documents whose every token is predicted from those before it."""
     path: Any = None
     """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library."""
     tokenizer: str = "byte"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Optional
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bridge.data.batching import Collate, MicroBatch, build_collate
 from bridge.data.corpus import load_corpus, split
-from bridge.data.samples import KINDS, Samples, Segment
+from bridge.data.samples import KINDS, Samples
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.data.tokenizer import build_tokenizer
 from bridge.flops.model_shape import ConfigError
@@ -19,8 +20,50 @@ if TYPE_CHECKING:
     from bridge.config.schema import Config
 
 
+class SampleSource(Protocol):
+    """An endless sequence of samples, a function of the seed and the sample number alone."""
+
+    def __getitem__(self, index: int) -> Any:
+        """What the collate function takes of sample ``index``."""
+
+    def samples_per_epoch(self) -> int:
+        """Samples before one comes up again, in the first epoch."""
+
+
+class RunData(Protocol):
+    """Training and evaluation data of a run; knows nothing of ranks."""
+
+    training: SampleSource
+    evaluation: Optional[SampleSource]
+    schedule: BatchSchedule
+    collate: Collate
+    fingerprint: str
+    """Equal where and only where the same samples come."""
+
+
+#: ``data.kind`` -> the class that reads it: its module and its name.
+KINDS_OF_DATA = {"text": ("bridge.data.loader", "TextData")}
+
+
+def open_data(cfg: Config) -> RunData:
+    """The data that ``data.kind`` names.
+
+    Raises:
+        ConfigError: what is configured is not there, or is not enough for one global batch.
+    """
+    module, name = KINDS_OF_DATA[cfg.data.kind]
+    data: RunData = getattr(import_module(module), name)(cfg)
+    return data
+
+
+def schedule_for(cfg: Config) -> BatchSchedule:
+    """The configuration's batch size over the run."""
+    ramp = cfg.train.rampup_batch_size
+    return BatchSchedule(cfg.train.global_batch_size, (ramp[0], ramp[1], ramp[2]) if ramp else None)
+
+
 class TextData:
-    """Training and evaluation text of a run; knows nothing of ranks."""
+    """Training and evaluation text of a run."""
 
     def __init__(self, cfg: Config) -> None:
         """Read and tokenize everything.
@@ -48,10 +91,8 @@ class TextData:
         training, evaluation = split(len(corpus), cfg.data.eval_fraction, cfg.train.seed)
         kind = KINDS[cfg.data.batching]
         self.fingerprint = corpus.fingerprint()
-        self.schedule = BatchSchedule(
-            cfg.train.global_batch_size,
-            (*cfg.train.rampup_batch_size,) if cfg.train.rampup_batch_size else None,  # type: ignore[arg-type]
-        )
+        self.schedule = schedule_for(cfg)
+        self.collate = collate_for(cfg)
         self.training: Samples = kind(corpus, training, seq_length, cfg.train.seed)
         self.evaluation: Optional[Samples] = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates else None
         self._check(cfg, len(corpus))
@@ -73,13 +114,13 @@ class TextData:
             )
 
 
-class _Samples(Dataset[list[Segment]]):
-    """torch's view of :class:`Samples`."""
+class _Samples(Dataset[Any]):
+    """torch's view of a :class:`SampleSource`."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: SampleSource) -> None:
         self.samples = samples
 
-    def __getitem__(self, index: int) -> list[Segment]:
+    def __getitem__(self, index: int) -> Any:
         return self.samples[index]
 
 
@@ -95,7 +136,7 @@ def collate_for(cfg: Config) -> Collate:
 
 
 def micro_batches(
-    samples: Samples,
+    samples: SampleSource,
     sampler: MicroBatchSampler,
     collate: Collate,
     *,

@@ -18,7 +18,7 @@ import torch
 from bridge.config.instantiate import instantiate
 from bridge.config.schema import Config
 from bridge.config.validation import validate, validate_layout
-from bridge.data.loader import TextData
+from bridge.data.loader import open_data
 from bridge.training import exit as ending
 from bridge.training.callbacks import CallbackManager, ProgressCallback
 from bridge.training.errors import ConfigError
@@ -39,7 +39,7 @@ def _train(cfg: Config, launch: Launch) -> None:
     validate_layout(cfg, launch.world_size)
     callbacks = build_callbacks(cfg)
     _check_folders(cfg)
-    data = TextData(cfg)
+    data = open_data(cfg)
     prepare_libraries()
     from bridge.training.run import Run, check_trainable  # megatron-core, which needs the preparation
 

@@ -30,8 +30,7 @@ from megatron.core.utils import get_model_config
 from bridge.config import dump_config
 from bridge.config.schema import Config
 from bridge.data.batching import MicroBatch
-from bridge.data.loader import TextData, collate_for, micro_batches
-from bridge.data.samples import Samples
+from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers
 from bridge.training import checkpoint
@@ -56,7 +55,7 @@ class Run:
     def __init__(
         self,
         cfg: Config,
-        data: TextData,
+        data: RunData,
         callbacks: CallbackManager,
         groups: Groups,
         device: torch.device,
@@ -67,7 +66,6 @@ class Run:
         self.callbacks = callbacks
         self.signals = signals
         self.schedule: BatchSchedule = data.schedule
-        self.collate = collate_for(cfg)
         number_format = "fp8" if cfg.model.fp8 else "bf16" if uses_bf16(cfg.model) else "fp32"
         self.state = TrainState(cfg=cfg, groups=groups, device=device, number_format=number_format)
         self.model = build_model(cfg, device)
@@ -153,7 +151,7 @@ class Run:
 
     def _iterators(
         self,
-        samples: Samples,
+        samples: SampleSource,
         schedule: BatchSchedule,
         *,
         step: int = 0,
@@ -176,7 +174,7 @@ class Run:
             return micro_batches(
                 samples,
                 sampler,
-                self.collate,
+                self.data.collate,
                 num_workers=cfg.data.num_workers,
                 pin_memory=self.state.device.type == "cuda",
             )
