@@ -5,7 +5,8 @@ key                shape, type                 meaning
 =================  ==========================  =========================================================================
 tokens             [b, s] int64                inputs
 labels             [b, s] int64                the same, one token later
-loss_mask          [b, s] float32              1 on real tokens, 0 on padding
+loss_mask          [b, s] float32              1 where the label is learned, 0 on padding and where it is given (a prompt)
+padding_mask       [b, s] bool                 True on padding
 position_ids       [b, s] int64                from 0 in every document
 attention_mask     [b, s] bool, or None        padded batches: True on real tokens; else None (causal alone)
 cu_seqlens         [n + 1] int32               packed batches: where documents begin and end, padding left out
@@ -38,17 +39,20 @@ def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: 
     ``masked``: add the attention mask (batches of one length everywhere need none).
     """
     segments = [segment for (segment,) in samples]
-    lengths = np.asarray([len(inputs) for inputs, _ in segments])
+    lengths = np.asarray([len(inputs) for inputs, *_ in segments])
     width = _round_up(int(lengths.max()), multiple_of)
     tokens, labels = _blank(len(segments), width), _blank(len(segments), width)
-    for row, (inputs, following) in enumerate(segments):
+    loss_mask = np.zeros((len(segments), width), dtype=np.float32)
+    for row, (inputs, following, *learned) in enumerate(segments):
         tokens[row, : len(inputs)] = inputs
         labels[row, : len(inputs)] = following
+        loss_mask[row, : len(inputs)] = learned[0] if learned else 1
     real = np.arange(width) < lengths[:, None]
     return {
         "tokens": torch.from_numpy(tokens),
         "labels": torch.from_numpy(labels),
-        "loss_mask": torch.from_numpy(real.astype(np.float32)),
+        "loss_mask": torch.from_numpy(loss_mask),
+        "padding_mask": torch.from_numpy(~real),
         "position_ids": torch.arange(width).expand(len(segments), width).contiguous(),
         "attention_mask": torch.from_numpy(real) if masked else None,
     }
@@ -61,23 +65,26 @@ def collate_packed(samples: Sequence[list[Segment]], *, multiple_of: int, segmen
     ``multiple_of``: the row is, behind its last segment (sequence parallelism cuts the row).
     """
     segments = [segment for sample in samples for segment in sample]
-    lengths = np.asarray([len(inputs) for inputs, _ in segments], dtype=np.int64)
+    lengths = np.asarray([len(inputs) for inputs, *_ in segments], dtype=np.int64)
     slots = -(-lengths // segment_multiple_of) * segment_multiple_of
     width = _round_up(int(slots.sum()), multiple_of)
     slots[-1] += width - int(slots.sum())
     tokens, labels = _blank(1, width), _blank(1, width)
     loss_mask = np.zeros((1, width), dtype=np.float32)
+    padding_mask = np.ones((1, width), dtype=np.bool_)
     position_ids = np.empty((1, width), dtype=np.int64)
     bounds = _cumulative(slots)
-    for (inputs, following), start, length, slot in zip(segments, bounds[:-1], lengths, slots, strict=True):
+    for (inputs, following, *learned), start, length, slot in zip(segments, bounds[:-1], lengths, slots, strict=True):
         tokens[0, start : start + length] = inputs
         labels[0, start : start + length] = following
-        loss_mask[0, start : start + length] = 1
+        loss_mask[0, start : start + length] = learned[0] if learned else 1
+        padding_mask[0, start : start + length] = False
         position_ids[0, start : start + slot] = np.arange(slot)
     batch: MicroBatch = {
         "tokens": torch.from_numpy(tokens),
         "labels": torch.from_numpy(labels),
         "loss_mask": torch.from_numpy(loss_mask),
+        "padding_mask": torch.from_numpy(padding_mask),
         "position_ids": torch.from_numpy(position_ids),
         "attention_mask": None,
         "cu_seqlens": torch.from_numpy(_cumulative(lengths)),
@@ -130,4 +137,4 @@ def real_lengths(batch: MicroBatch) -> list[int]:
     bounds: Optional[torch.Tensor] = batch.get("cu_seqlens")
     if bounds is not None:
         return torch.diff(bounds).tolist()
-    return batch["loss_mask"].sum(dim=1).int().tolist()
+    return (~batch["padding_mask"]).sum(dim=1).tolist()

@@ -5,7 +5,7 @@ permutation drawn from (seed, e); sample g lies at its place in the endless row 
 sees the same samples in the same global batches, and a run that resumes at sample g continues exactly there.
 
 A sample is a list of segments; a segment is a pair (inputs, labels) of equal length, labels being the inputs one token
-later.  Segments never see each other in attention.
+later, or a triple with the mask of the labels that are learned.  Segments never see each other in attention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bridge.data.corpus import Corpus
 from bridge.data.tokenizer import Tokens
 
-Segment = tuple[Tokens, Tokens]
+Segment = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, NDArray[np.bool_]]
 
 
 class Samples(ABC):

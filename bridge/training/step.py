@@ -59,7 +59,7 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     if size == 1:
         return batch
     rank = parallel_state.get_context_parallel_rank()
-    rows = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "position_ids")}
+    rows = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "padding_mask", "position_ids")}
     if "cu_seqlens" not in batch:
         return {**batch, **get_batch_on_this_cp_rank(rows)}
     bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].tolist()
@@ -69,12 +69,11 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     return {**batch, **{key: value[:, index] for key, value in rows.items()}}
 
 
-def padding_mask_for(model: torch.nn.Module, loss_mask: Tensor) -> Optional[Tensor]:
+def padding_mask_for(model: torch.nn.Module, mask: Tensor) -> Optional[Tensor]:
     """True on padding, [b, s]: the router's balance must not depend on it. None for models without experts."""
     config = get_model_config(model)
     if config.num_moe_experts is None:
         return None
-    mask = loss_mask == 0
     if config.sequence_parallel and not get_attr_wrapped_model(model, "pre_process"):
         # megatron-core cuts the mask along the sequence on the first stage only.
         ranks = parallel_state.get_tensor_model_parallel_world_size()
@@ -83,7 +82,7 @@ def padding_mask_for(model: torch.nn.Module, loss_mask: Tensor) -> Optional[Tens
 
 
 def loss_function(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the token losses, number of real tokens, and both for the report.
+    """Sum of the token losses, number of learned tokens, and both for the report.
 
     megatron-core divides gradients by the number of tokens of the whole global batch. The reported loss is a copy: the
     schedule divides the first value in place.
@@ -107,7 +106,7 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
         packed_seq_params=packed,
-        padding_mask=padding_mask_for(model, batch["loss_mask"]),
+        padding_mask=padding_mask_for(model, batch["padding_mask"]),
     )
     return output, partial(loss_function, batch["loss_mask"])
 
