@@ -129,13 +129,29 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
+class PackedSequenceSpecs:
+    """Packed fine-tuning data, with Megatron-Bridge's names."""
+
+    packed_sequence_size: Optional[int] = None
+    """Most tokens of a packed row. Unset: model.seq_length."""
+    packed_train_data_path: Optional[str] = None
+    """Packed rows to train on: ``.npy`` or ``.parquet``, a file, a folder of shards or a glob. Unset: examples are packed at
+    the start of the run."""
+    packed_val_data_path: Optional[str] = None
+    """Packed rows to evaluate on. Unset: data.eval_fraction of the examples where they are packed at the start."""
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """Real text and how it becomes batches."""
 
-    kind: Literal["text"] = "text"
-    """What the samples are: ``text``, documents whose every token is predicted from those before it."""
+    kind: Literal["text", "instructions"] = "text"
+    """What the samples are: ``text``, documents whose every token is predicted from those before it; ``instructions``,
+    prompts with answers, packed, of which the answers alone are learned."""
     path: Any = None
-    """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library."""
+    """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library. For
+    instructions: ``.jsonl`` files with ``input`` and ``output``, or Python sources, whose functions with a docstring are
+    the examples."""
     tokenizer: str = "byte"
     """``byte`` (256 bytes and an end-of-document token) or the path of a ``tokenizers`` JSON file."""
     batching: Literal["padded", "packed", "fixed"] = "padded"
@@ -152,6 +168,8 @@ class DataConfig:
     """Share of the documents that is kept for evaluation, 0 to 1."""
     num_workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
+    packed_sequence_specs: Optional[PackedSequenceSpecs] = None
+    """Packed rows of instructions: their size, and files that hold them. Unset: rows of model.seq_length."""
 
 
 @dataclass(kw_only=True)
@@ -222,6 +240,9 @@ class CheckpointConfig:
     """Steps between checkpoints. Unset: at the end only."""
     keep: Optional[int] = None
     """Keep the newest so many checkpoints. Unset: all."""
+    pretrained_checkpoint: Optional[str] = None
+    """Checkpoint folder of a trained model to fine-tune: a new run begins with its newest weights. Weights that stay frozen
+    are left to it and not saved again. Unset: random weights."""
 
 
 @dataclass(kw_only=True)
