@@ -20,6 +20,8 @@ RECIPES = sorted(str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "re
 #: Long and short sequences together, and images where there is a tower.
 LENGTHS = [512, 2048, 6144, 12000]
 PATCHES = [400, 1600]
+#: Training on one sequence of text, for docs/models.md.
+SEQUENCE = 4096
 
 
 def _plain(value: int | Fraction) -> int | str:
@@ -36,6 +38,7 @@ def golden(recipe: str) -> dict[str, Any]:
         found[convention] = {
             passes: _plain(plan.flops(LENGTHS, images, passes)) for passes in ("forward", "training", "hardware")
         }
+        found[convention][f"one_sequence_of_{SEQUENCE}"] = _plain(plan.flops([SEQUENCE]))
         found["parameters"], found["not_counted"] = plan.parameters(), list(plan.not_counted)
     return found
 
