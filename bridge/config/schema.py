@@ -126,6 +126,9 @@ class TrainConfig:
     """Batches per evaluation."""
     skip_iterations: list[int] = field(default_factory=list)
     """Steps (from 1) whose update is skipped; their batches are consumed."""
+    distributed_timeout_minutes: float = 10.0
+    """Minutes that a rank waits for the others in a collective before the job ends with an error; fractions are allowed.
+    More than the slowest checkpoint takes."""
 
 
 @dataclass(kw_only=True)

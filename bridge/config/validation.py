@@ -44,6 +44,7 @@ _AT_LEAST = {
     "train.seed": 0,
     "train.eval_interval": 1,
     "train.eval_iters": 0,
+    "train.distributed_timeout_minutes": 0.01,
     "data.max_documents": 1,
     "data.min_document_length": 1,
     "data.num_workers": 0,

@@ -7,6 +7,7 @@ import os
 import random
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,8 +70,9 @@ def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
     device = torch.device("cuda", launch.local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    timeout = timedelta(minutes=cfg.train.distributed_timeout_minutes)
     if not torch.distributed.is_initialized():
-        _join(launch, device)
+        _join(launch, device, timeout)
     parallel = cfg.parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -79,6 +81,7 @@ def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
         context_parallel_size=parallel.context_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        distributed_timeout_minutes=cfg.train.distributed_timeout_minutes,
         create_gloo_process_groups=False,
     )
     groups = Groups.from_parallel_state(local_rank=launch.local_rank)
@@ -86,10 +89,10 @@ def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
     return groups, device
 
 
-def _join(launch: Launch, device: torch.device) -> None:
+def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if launch.rendezvous:
-        torch.distributed.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+        torch.distributed.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     else:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
