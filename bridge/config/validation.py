@@ -86,7 +86,7 @@ _NEEDED_TO_TRAIN = (
 def validate(cfg: Config) -> None:
     """Raise :class:`ConfigError` for the first rule that a configuration breaks, whatever the number of ranks."""
     _raise_first(cfg, (_ranges, _required, _tensor_parallel, _pipeline_parallel, _context_parallel, _experts, _batch,
-                       _evaluation, _optimizer, _recompute, _callbacks))  # fmt: skip
+                       _evaluation, _instructions, _optimizer, _recompute, _callbacks))  # fmt: skip
 
 
 def validate_layout(cfg: Config, world_size: int) -> None:
@@ -244,6 +244,27 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         yield f"{_named(cfg, 'train.eval_interval')} with train.eval_iters=0 evaluates nothing; set train.eval_iters"
     if cfg.data.eval_fraction == 0:
         yield f"{_named(cfg, 'train.eval_interval')} with data.eval_fraction=0 has no text; set data.eval_fraction"
+
+
+def _instructions(cfg: Config) -> Iterator[str]:
+    specs, kind = cfg.data.packed_sequence_specs, cfg.data.kind
+    if kind == "instructions" and cfg.data.batching != "packed":
+        yield f"data.batching={cfg.data.batching}: instructions come packed; set data.batching=packed"
+    if specs is None:
+        return
+    name = "data.packed_sequence_specs"
+    if kind != "instructions":
+        yield f"{name} with data.kind={kind} is not read; set data.kind=instructions, or leave it out"
+    if specs.packed_sequence_size is not None and specs.packed_sequence_size < 2:
+        yield f"{name}.packed_sequence_size={specs.packed_sequence_size} is out of range; give at least 2"
+    if specs.packed_val_data_path is not None and specs.packed_train_data_path is None:
+        yield f"{name}.packed_val_data_path={specs.packed_val_data_path} needs packed_train_data_path; set both"
+    evaluates = cfg.train.eval_interval is not None
+    if evaluates and specs.packed_train_data_path is not None and specs.packed_val_data_path is None:
+        yield (
+            f"train.eval_interval={cfg.train.eval_interval} has no rows; set {name}.packed_val_data_path, "
+            "or leave train.eval_interval out"
+        )
 
 
 def _optimizer(cfg: Config) -> Iterator[str]:

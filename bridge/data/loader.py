@@ -42,7 +42,10 @@ class RunData(Protocol):
 
 
 #: ``data.kind`` -> the class that reads it: its module and its name.
-KINDS_OF_DATA = {"text": ("bridge.data.loader", "TextData")}
+KINDS_OF_DATA = {
+    "text": ("bridge.data.loader", "TextData"),
+    "instructions": ("bridge.data.instructions", "InstructionData"),
+}
 
 
 def open_data(cfg: Config) -> RunData:

@@ -139,8 +139,8 @@ class Request(NamedTuple):
 
     @classmethod
     def of(cls, cfg: Any) -> Request | None:
-        """Read from ``cfg.dataset``; None where there is no ``packed_sequence_specs``."""
-        dataset = get(cfg, "dataset")
+        """Read from ``cfg.dataset`` (here: ``cfg.data``); None where there is no ``packed_sequence_specs``."""
+        dataset = get(cfg, "dataset") or get(cfg, "data")
         specs = get(dataset, "packed_sequence_specs")
         if specs is None:
             return None

@@ -1,0 +1,141 @@
+"""``data.kind=instructions``: packed prompts with answers, of which the answers alone are learned."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.data.corpus import split
+from bridge.data.examples import read_examples
+from bridge.data.packed_content import PackedFile, PackedRow, pack_examples
+from bridge.data.samples import Segment
+from bridge.data.tokenizer import build_tokenizer
+from bridge.flops.model_shape import ConfigError
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+_SPECS = "data.packed_sequence_specs"
+_TRAIN, _VAL = f"{_SPECS}.packed_train_data_path", f"{_SPECS}.packed_val_data_path"
+
+
+class PackedRows:
+    """Packed rows as an endless sequence of samples: in epoch e in the order drawn from (seed, e)."""
+
+    def __init__(self, rows: Sequence[PackedRow], cfg: Config) -> None:
+        assert cfg.model.seq_length is not None and cfg.model.vocab_size is not None
+        self.rows = rows
+        self._seed = cfg.train.seed
+        self._longest, self._vocab_size = cfg.model.seq_length, cfg.model.vocab_size
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def samples_per_epoch(self) -> int:
+        """The rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[Segment]:
+        epoch, place = divmod(index, len(self.rows))
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.rows)))
+        number = int(self._order[1][place])
+        row = self.rows[number]
+        if not 0 <= row.input_ids.min() <= row.input_ids.max() < self._vocab_size:
+            raise ConfigError(f"model.vocab_size={self._vocab_size}: packed row {number} has other tokens; set it to its tokenizer's")
+        segments = row.segments()
+        longest = max(len(inputs) for inputs, *_ in segments)
+        if longest > self._longest:
+            raise ConfigError(f"model.seq_length={self._longest}: packed row {number} has a sequence of {longest} tokens; raise it")
+        return segments
+
+
+class InstructionData:
+    """Training and evaluation rows of a run, packed at its start or read from packed files."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Read everything.
+
+        Raises:
+            ConfigError: no examples or rows, none that fits, or too few for one global batch.
+        """
+        from bridge.data.loader import collate_for, schedule_for  # torch, which packing a file does not need
+
+        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
+        training, evaluation, self.fingerprint = _read_files(cfg) if _named(cfg) else _pack(cfg)
+        self.schedule = schedule_for(cfg)
+        self.collate = collate_for(cfg)
+        self.training = PackedRows(training, cfg)
+        self.evaluation: Optional[PackedRows] = PackedRows(evaluation, cfg) if evaluates else None
+        have, need = len(training), self.schedule.global_batch_size
+        if have < need:
+            raise ConfigError(
+                f"train.global_batch_size={need}: one batch needs {need} different rows, and there are {have} packed ones. Give "
+                f"more examples (data.path, data.max_documents), a smaller {_SPECS}.packed_sequence_size or a smaller batch."
+            )
+        if evaluates and not evaluation:
+            remedy = f"Set {_VAL}" if _named(cfg) else "Raise data.eval_fraction"
+            raise ConfigError(f"train.eval_interval={cfg.train.eval_interval}: no rows to evaluate on. {remedy}.")
+
+
+def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
+    """The rows to train on and those to evaluate on, from the examples that a configuration names.
+
+    Raises:
+        ConfigError: there are no examples, or none fits into a row.
+    """
+    if cfg.model.seq_length is None or cfg.model.vocab_size is None:
+        raise ConfigError("model.seq_length and model.vocab_size must be set: the longest sequence, and the tokens there are")
+    tokenizer = build_tokenizer(cfg.data.tokenizer)
+    if cfg.model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+            f"data.tokenizer={cfg.data.tokenizer!r}. Set model.vocab_size to {tokenizer.vocab_size} or more."
+        )
+    examples = read_examples(cfg.data.path, cfg.data.max_documents)
+    size, longest = packed_sequence_size(cfg), cfg.model.seq_length + 1
+    parts = split(len(examples), cfg.data.eval_fraction, cfg.train.seed)
+    shuffled = (np.random.default_rng([cfg.train.seed, 0x9AC4]).permutation(part).tolist() for part in parts)
+    training, evaluation = (
+        pack_examples(examples, tokenizer, size=size, longest=longest, order=order) for order in shuffled
+    )
+    if not training:
+        raise ConfigError(
+            f"data.path={cfg.data.path!r}: none of the {len(examples)} examples fits into a row of {size} tokens. Raise "
+            f"model.seq_length or {_SPECS}.packed_sequence_size."
+        )
+    return training, evaluation
+
+
+def packed_sequence_size(cfg: Config) -> int:
+    """Most tokens of a row."""
+    specs = cfg.data.packed_sequence_specs
+    assert cfg.model.seq_length is not None
+    return (specs and specs.packed_sequence_size) or cfg.model.seq_length
+
+
+def _named(cfg: Config) -> bool:
+    """Whether packed files are read."""
+    specs = cfg.data.packed_sequence_specs
+    return specs is not None and specs.packed_train_data_path is not None
+
+
+def _read_files(cfg: Config) -> tuple[Sequence[PackedRow], Sequence[PackedRow], str]:
+    specs = cfg.data.packed_sequence_specs
+    assert specs is not None and specs.packed_train_data_path is not None
+    training = PackedFile(specs.packed_train_data_path, _TRAIN)
+    if specs.packed_val_data_path is None:
+        return training, (), training.fingerprint()
+    evaluation = PackedFile(specs.packed_val_data_path, _VAL)
+    return training, evaluation, f"{training.fingerprint()}; {evaluation.fingerprint()}"
+
+
+def _pack(cfg: Config) -> tuple[Sequence[PackedRow], Sequence[PackedRow], str]:
+    training, evaluation = pack_instructions(cfg)
+    checksum = 0
+    for row in (*training, *evaluation):
+        for part in row:
+            checksum = zlib.crc32(part.tobytes(), checksum)
+    return training, evaluation, f"{len(training)} and {len(evaluation)} packed rows, crc32 {checksum:08x}"
