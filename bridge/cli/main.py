@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from bridge import __version__
-from bridge.cli import compare, completion, devices, explore, flops, inference, ledger, plan, recipes, train
+from bridge.cli import compare, completion, devices, explore, flops, inference, ledger, pack, plan, recipes, train
 from bridge.cli.arguments import hint
 from bridge.flops.model_shape import ConfigError
 
@@ -17,7 +17,7 @@ EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
-COMMANDS = (train, flops, compare, plan, inference, ledger, explore, recipes, devices, completion)
+COMMANDS = (train, flops, compare, plan, inference, ledger, explore, pack, recipes, devices, completion)
 
 
 class _Parser(argparse.ArgumentParser):

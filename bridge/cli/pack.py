@@ -1,0 +1,69 @@
+"""``bridge pack``: the instruction data of a recipe, packed once and written to files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bridge.cli import arguments as options
+from bridge.cli.console import Output, exactly, make_table, print_json
+from bridge.config import load_recipe
+from bridge.flops import ConfigError
+
+if TYPE_CHECKING:
+    from bridge.data.packed_content import PackedRow
+
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "pack",
+        run,
+        "write packed fine-tuning data",
+        "Pack the instruction data of a recipe and write the rows as NeMo's packed data has them. Train on them with "
+        "data.packed_sequence_specs.packed_train_data_path=FILE.",
+    )
+    parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`; its data.kind is instructions")
+    parser.add_argument("file", help="where to write: .npy or .parquet")
+    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+    parser.add_argument("--evaluation", metavar="FILE", help="write the rows that are kept for evaluation too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from bridge.data.instructions import pack_instructions, packed_sequence_size
+    from bridge.data.packed_content import write_rows
+
+    config = load_recipe(arguments.recipe, arguments.overrides, validate=False)
+    if config.data.kind != "instructions":
+        raise ConfigError(f"{arguments.recipe}: data.kind={config.data.kind} is not packed; add data.kind=instructions")
+    parts = zip((arguments.file, arguments.evaluation), pack_instructions(config), strict=True)
+    written = {}
+    for file, rows in parts:
+        if file is not None:
+            write_rows(file, rows)
+            written[file] = _facts(rows, packed_sequence_size(config))
+    if arguments.json:
+        print_json(written)
+        return 0
+    table = make_table(("file",), ("rows", "sequences", "input tokens", "learned", "filled"))
+    for file, facts in written.items():
+        shares = (f"{100 * facts[name]:.1f} %" for name in ("learned", "filled"))
+        table.add_row(file, *(exactly(facts[name]) for name in ("rows", "sequences", "input_tokens")), *shares)
+    Output().show(table)
+    return 0
+
+
+def _facts(rows: Sequence[PackedRow], size: int) -> dict[str, Any]:
+    """What was written; ``learned``: share of the inputs whose next token is learned; ``filled``: share of the rows' size."""
+    segments = [segment for row in rows for segment in row.segments()]
+    tokens = sum(len(segment[0]) for segment in segments)
+    learned = sum(int(segment[2].sum()) for segment in segments)  # type: ignore[misc]
+    filled = sum(len(row.input_ids) for row in rows) / (size * max(len(rows), 1))
+    return {
+        "rows": len(rows),
+        "sequences": len(segments),
+        "input_tokens": tokens,
+        "learned": learned / max(tokens, 1),
+        "filled": filled,
+    }
