@@ -55,6 +55,10 @@ class ModelConfig(ModelShape):
     rope_scaling_factor: float = 8.0
     """Factor of that scaling."""
 
+    # ---- images ---------------------------------------------------------------------------------------------------
+    image_token_id: Optional[int] = None
+    """Token that holds the place of a merged patch of an image. Needed to train a model with a vision_config."""
+
     # ---- experts --------------------------------------------------------------------------------------------------
     moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] = "alltoall"
     """How tokens travel to their experts."""
@@ -148,9 +152,10 @@ class PackedSequenceSpecs:
 class DataConfig:
     """Real text and how it becomes batches."""
 
-    kind: Literal["text", "instructions"] = "text"
+    kind: Literal["text", "instructions", "images"] = "text"
     """What the samples are: ``text``, documents whose every token is predicted from those before it; ``instructions``,
-    prompts with answers, packed, of which the answers alone are learned."""
+    prompts with answers, packed, of which the answers alone are learned; ``images``, pictures of lines of text, each
+    followed by its text, which is learned."""
     path: Any = None
     """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library. For
     instructions: ``.jsonl`` files with ``input`` and ``output``, or Python sources, whose functions with a docstring are
@@ -171,6 +176,10 @@ class DataConfig:
     """Share of the documents that is kept for evaluation, 0 to 1."""
     num_workers: int = 0
     """Processes that prepare batches; 0: the training process itself."""
+    images_per_sample: int = 3
+    """Images: most of them in a sample; the number is drawn, 0 included."""
+    longest_line: int = 24
+    """Images: lines of text with more characters are left out."""
     packed_sequence_specs: Optional[PackedSequenceSpecs] = None
     """Packed rows of instructions: their size, and files that hold them. Unset: rows of model.seq_length."""
 
@@ -229,6 +238,16 @@ class LoggerConfig:
     """Unset: online where an account is configured, offline otherwise."""
     wandb_tags: list[str] = field(default_factory=list)
     """Tags of the W&B run."""
+    tensorboard_dir: Optional[str] = None
+    """Folder of TensorBoard's event files. Unset: no TensorBoard."""
+    mlflow_experiment: Optional[str] = None
+    """MLflow experiment. Unset: no MLflow."""
+    mlflow_run_name: Optional[str] = None
+    """Name of the MLflow run. Unset: the recipe's name."""
+    mlflow_tracking_uri: Optional[str] = None
+    """``https://...`` or ``sqlite:///...``. Unset: MLflow's own setting."""
+    mlflow_tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the MLflow run."""
 
 
 @dataclass(kw_only=True)

@@ -48,6 +48,8 @@ _AT_LEAST = {
     "data.max_documents": 1,
     "data.min_document_length": 1,
     "data.num_workers": 0,
+    "data.images_per_sample": 1,
+    "data.longest_line": 3,
     "data.eval_fraction": 0,
     "optimizer.lr": 0,
     "optimizer.min_lr": 0,

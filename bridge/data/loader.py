@@ -45,6 +45,7 @@ class RunData(Protocol):
 KINDS_OF_DATA = {
     "text": ("bridge.data.loader", "TextData"),
     "instructions": ("bridge.data.instructions", "InstructionData"),
+    "images": ("bridge.data.images", "ImageData"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Core attention on plain torch: causal, windowed, packed, context parallel.
+"""Core attention on plain torch: causal or to both sides, windowed, packed, context parallel.
 
 megatron-core's local attention handles one unpacked sequence on one rank; Transformer Engine's handles everything but
 needs a GPU.  This module handles everything on any device, through torch's scaled dot-product attention.  It is exact,
@@ -58,7 +58,9 @@ class SumGradient(torch.autograd.Function):
 
 
 class SegmentAttention(MegatronModule):
-    """Causal attention inside each segment of a batch; a drop-in for megatron-core's ``core_attention``.
+    """Attention inside each segment of a batch; a drop-in for megatron-core's ``core_attention``.
+
+    Causal, or to both sides where the layer's mask type is ``no_mask`` (vision towers).
 
     Unpacked batches are one segment of shape [s, b, heads, dim]; packed ones (THD) are [t, heads, dim] with the
     segments' bounds in ``packed_seq_params.cu_seqlens_q``.  Under context parallelism a rank holds two of the
@@ -77,6 +79,7 @@ class SegmentAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
+        self.causal = attn_mask_type is not AttnMaskType.no_mask
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         left = config.window_size[0] if windowed and config.window_size else -1
@@ -133,7 +136,7 @@ class SegmentAttention(MegatronModule):
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
         mask = self._mask(query.shape[0], key.shape[0], query.device)
-        arguments: dict[str, Any] = {"scale": self.softmax_scale, "attn_mask": mask, "is_causal": mask is None}
+        arguments: dict[str, Any] = {"scale": self.softmax_scale, "attn_mask": mask, "is_causal": self.causal and mask is None}
         arrays = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, dim]
         if self.dropout and self.training:
             arguments["dropout_p"] = self.dropout
@@ -144,8 +147,8 @@ class SegmentAttention(MegatronModule):
         return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
 
     def _mask(self, local: int, whole: int, device: torch.device) -> Optional[Tensor]:
-        """True where a query of this rank sees a key; None where plain causal attention says it all."""
-        if local == whole and self.window is None:
+        """True where a query of this rank sees a key; None where plain attention, causal or not, says it all."""
+        if not self.causal or (local == whole and self.window is None):
             return None
         size = whole // local
         ranks: Sequence[int] = range(size)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -19,14 +21,19 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec,
 )
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.model_shape import ConfigError, read, read_vision
+from bridge.flops.plan import peft_of
+from bridge.flops.transforms import trainable_of
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
+from bridge.training.vision import VisionLanguageModel, check_vision, tower_config
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, ModelConfig
@@ -54,7 +61,6 @@ _NOT_TRAINABLE: Mapping[str, Any] = {
     "use_double_wide_mlp": False,
     "hidden_size_per_layer_input": None,
     "hc_mult": None,
-    "vision_config": None,
     "is_causal": True,
     "layernorm_placement": "pre",
 }
@@ -98,6 +104,9 @@ def check_trainable(cfg: Config) -> None:
                 f"model.{option}={value!r} can be counted (bridge flops) but not trained: megatron-core's GPTModel has "
                 "no such part. Choose another model for training."
             )
+    vision = read_vision(cfg)
+    if vision is not None:
+        check_vision(cfg, vision)
     if cfg.peft is not None:
         raise ConfigError(
             "peft: adapters can be counted (bridge flops) but not trained yet. Remove the peft section to train all weights."
@@ -201,6 +210,7 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
     chunks: list[torch.nn.Module] = []
     for stage in range(stages or 1):
         chunk: torch.nn.Module = _gpt(cfg, config, None if stages is None else stage)
+        freeze(chunk, cfg)
         for parameter in chunk.parameters():
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         chunk = chunk.to(device)
@@ -235,7 +245,18 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
     if not engine:
         spec, mtp = _substitute(spec), _substitute(mtp)
     assert model.seq_length is not None
-    return GPTModel(
+    vision = read_vision(cfg)
+    kind: Callable[..., GPTModel] = GPTModel
+    if vision is not None:
+        tower = tower_config(config, vision)
+        kind = partial(
+            VisionLanguageModel,
+            vision=vision,
+            vision_config=tower,
+            vision_layer=_vision_layer(tower),
+            image_token_id=model.image_token_id,
+        )
+    return kind(
         config=config,
         transformer_layer_spec=spec,
         vocab_size=padded_vocab_size(cfg),
@@ -251,6 +272,23 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
         mtp_block_spec=mtp,
         vp_stage=vp_stage,
     )
+
+
+def _vision_layer(config: TransformerConfig) -> ModuleSpec:
+    """One block of a tower: megatron-core's layer, attending to both sides."""
+    engine = config.transformer_impl == "transformer_engine"
+    (layer, *_) = get_gpt_decoder_layer_specs(config, use_transformer_engine=engine, normalization=config.normalization)
+    attention = dataclasses.replace(layer.submodules.self_attention, params={"attn_mask_type": AttnMaskType.no_mask})
+    submodules = dataclasses.replace(layer.submodules, self_attention=attention)
+    layer = dataclasses.replace(layer, submodules=submodules)
+    return layer if engine else _substitute(layer)
+
+
+def freeze(model: torch.nn.Module, cfg: Config) -> None:
+    """Hold still what the plan takes for frozen (``model.freeze_*``, ``peft.freeze``): one rule for work and for its price."""
+    trains = trainable_of(read(cfg), None, peft_of(cfg)[1])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trains(re.sub(r"\.local_experts\.\d+|\.(weight|bias)$", "", name)))
 
 
 def padded_vocab_size(cfg: Config) -> int:

@@ -99,6 +99,8 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
     engine = get_model_config(model).transformer_impl == "transformer_engine"
     packed = packed_params(host, device if engine else torch.device("cpu"))
     batch = to_device(host, device)
+    # Grids stay on the host, which cuts the patches into images by them.
+    images = {"pixel_values": batch["pixel_values"], "image_grid_thw": host["image_grid_thw"]} if "pixel_values" in batch else {}
     output = model(
         batch["tokens"],
         batch["position_ids"],
@@ -107,6 +109,7 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
         loss_mask=batch["loss_mask"],
         packed_seq_params=packed,
         padding_mask=padding_mask_for(model, batch["padding_mask"]),
+        **images,
     )
     return output, partial(loss_function, batch["loss_mask"])
 

@@ -1,0 +1,194 @@
+"""``data.kind=images``: lines of real text as pictures, to be read aloud.
+
+A sample is a row of pictures, each followed by its text, which is what is learned; now and then it is text alone.  A picture
+is a few lines of type, broken at a width drawn for it, so that pictures differ in height and width.  The line of text is
+one of the documents (``data.path``, by default the standard library's sources); what a picture shows, its width and how many
+a sample has follow from (seed, sample number) and nothing else.
+
+Micro-batches are those of :mod:`bridge.data.batching` with two more keys:
+
+==============  ===================  ==========================================================================
+key             shape, type          meaning
+==============  ===================  ==========================================================================
+pixel_values    [p, values] float32  patches of all images, values = channels x temporal_patch_size x patch_size^2
+image_grid_thw  [n, 3] int64         frames, rows and columns, in patches, of each image
+==============  ===================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Optional
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bridge.data.batching import Collate, MicroBatch
+from bridge.data.corpus import split
+from bridge.data.images_pixels import render, to_patches
+from bridge.data.samples import Segment
+from bridge.data.text import read_documents
+from bridge.data.tokenizer import Tokenizer, Tokens, build_tokenizer
+from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+_COLUMNS = (2, 12)
+"""Fewest and most characters beside each other in a picture."""
+_SHORTEST = 3
+"""Characters of the shortest line that is worth a picture."""
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """One segment of tokens, and the images that its placeholders stand for, in order."""
+
+    segment: Segment
+    patches: list[NDArray[np.float32]]
+    grids: list[tuple[int, int, int]]
+
+
+class ImageSamples:
+    """An endless sequence of samples, indexed by the global sample number."""
+
+    def __init__(
+        self, lines: Sequence[str], tokenizer: Tokenizer, vision: VisionShape, *, image_token_id: int, seq_length: int,
+        images_per_sample: int, seed: int,
+    ) -> None:  # fmt: skip
+        """``lines``: what there is to show; ``images_per_sample``: most images of a sample."""
+        self.lines = lines
+        self.vision = vision
+        self._tokenizer = tokenizer
+        self._image_token_id = image_token_id
+        self._seq_length = seq_length
+        self._most = images_per_sample
+        self._seed = seed
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    def samples_per_epoch(self) -> int:
+        """Samples before a line comes up again."""
+        return len(self.lines) // self._most
+
+    def __getitem__(self, index: int) -> ImageSample:
+        """Sample ``index``: 0 to ``images_per_sample`` pictures, each before its text."""
+        epoch, place = divmod(index, self.samples_per_epoch())
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.lines)))
+        draw = np.random.default_rng([self._seed, 0x1A6E, index])
+        count = int(draw.integers(0, self._most + 1))
+        numbers = self._order[1][place * self._most :][: max(count, 1)]
+        texts = [self.lines[number] for number in numbers.tolist()]
+        encoded = self._tokenizer.encode([f"{text}\n".encode() for text in texts])
+        tokens: list[NDArray[np.int64]] = []
+        learned: list[NDArray[np.bool_]] = []
+        patches, grids, length = [], [], 0
+        for text, text_tokens in zip(texts, encoded, strict=True):
+            pages: list[str] = []
+            if count:
+                width = int(draw.integers(_COLUMNS[0], _COLUMNS[1] + 1))
+                pages = [text[start : start + width] for start in range(0, len(text), width)]
+            cells = len(pages) * max(map(len, pages), default=0)
+            if tokens and length + cells + len(text_tokens) > self._seq_length:
+                break
+            if pages:
+                cell = self.vision.patch_size * self.vision.spatial_merge_size
+                image, grid = to_patches(render(pages, cell), self.vision)
+                patches.append(image)
+                grids.append(grid)
+            tokens += [np.full(cells, self._image_token_id, dtype=np.int64), text_tokens.astype(np.int64)]
+            learned += [np.zeros(cells, dtype=np.bool_), np.ones(len(text_tokens), dtype=np.bool_)]
+            length += cells + len(text_tokens)
+        whole = np.concatenate([*tokens, [self._tokenizer.eod]])[: self._seq_length + 1]
+        mask = np.concatenate([*learned, [True]])[: self._seq_length + 1]
+        return ImageSample((whole[:-1], whole[1:], mask[1:]), patches, grids)
+
+
+class ImageData:
+    """Training and evaluation images of a run."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Read the text; images are drawn when their sample is asked for.
+
+        Raises:
+            ConfigError: no tower, no placeholder, no text that can be shown, or too little of it.
+        """
+        from bridge.data.loader import collate_for, schedule_for  # which finds this module by its name
+
+        vision = _vision_of(cfg)
+        tokenizer = build_tokenizer(cfg.data.tokenizer)
+        token = cfg.model.image_token_id
+        if token is None or token == tokenizer.eod or (cfg.data.tokenizer == "byte" and token < tokenizer.vocab_size):
+            raise ConfigError(
+                f"model.image_token_id={token} must be a number that no text has: with data.tokenizer={cfg.data.tokenizer!r} "
+                f"{tokenizer.vocab_size} is free (and model.vocab_size at least {tokenizer.vocab_size + 1})."
+            )
+        render(["Aa"], vision.patch_size * vision.spatial_merge_size)  # a missing Pillow is noticed here
+        lines = read_lines(cfg)
+        training, evaluation = split(len(lines), cfg.data.eval_fraction, cfg.train.seed)
+        samples = partial(
+            ImageSamples, tokenizer=tokenizer, vision=vision, image_token_id=token, seq_length=cfg.model.seq_length or 0,
+            images_per_sample=cfg.data.images_per_sample, seed=cfg.train.seed,
+        )  # fmt: skip
+        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
+        self.training: ImageSamples = samples([lines[number] for number in training])
+        self.evaluation: Optional[ImageSamples] = samples([lines[number] for number in evaluation]) if evaluates else None
+        self.schedule = schedule_for(cfg)
+        self.collate: Collate = partial(collate_images, rows=collate_for(cfg), vision=vision)  # type: ignore[assignment]
+        self.fingerprint = f"{len(lines)} lines, crc32 {zlib.crc32(chr(10).join(lines).encode()):08x}"
+        have, need = self.training.samples_per_epoch(), self.schedule.global_batch_size
+        if have < need:
+            raise ConfigError(
+                f"train.global_batch_size={need}: one batch needs {need} different samples, and {len(training)} lines give {have}. "
+                "Give more text (data.path, data.max_documents), or a smaller data.images_per_sample or train.global_batch_size."
+            )
+        if self.evaluation is not None and self.evaluation.samples_per_epoch() < 1:
+            raise ConfigError(f"data.eval_fraction={cfg.data.eval_fraction} leaves no sample for evaluation. Raise it.")
+
+
+def read_lines(cfg: Config) -> list[str]:
+    """The different lines of the documents that can be shown: printable ASCII, not too long for a sample.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    longest = min(cfg.data.longest_line, ((cfg.model.seq_length or 0) - 2) // 3)
+    lines: dict[str, None] = {}
+    for document in read_documents(cfg.data.path, cfg.data.document_separator, cfg.data.max_documents):
+        for line in document.decode("utf-8", errors="replace").splitlines():
+            text = line.strip()
+            if _SHORTEST <= len(text) <= longest and text.isascii() and text.isprintable():
+                lines.setdefault(text)
+    if not lines:
+        raise ConfigError(
+            f"data.path={cfg.data.path!r} has no line of {_SHORTEST} to {longest} printable ASCII characters to show. Give other "
+            "text, or raise data.longest_line and model.seq_length."
+        )
+    return list(lines)
+
+
+def collate_images(samples: Sequence[ImageSample], *, rows: Collate, vision: VisionShape) -> MicroBatch:
+    """A micro-batch of samples: their tokens as ``rows`` lays them out, and all their images, in order."""
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    patches = [image for sample in samples for image in sample.patches]
+    grids = [grid for sample in samples for grid in sample.grids]
+    return {
+        **rows([[sample.segment] for sample in samples]),
+        "pixel_values": torch.from_numpy(np.concatenate([np.empty((0, values), np.float32), *patches])),
+        "image_grid_thw": torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+    }
+
+
+def _vision_of(cfg: Config) -> VisionShape:
+    vision = read_vision(cfg)
+    if vision is None:
+        raise ConfigError(
+            "data.kind=images needs a model that sees: set model.vision_config (docs/vision.md), or use data.kind=text."
+        )
+    if cfg.data.batching == "fixed":
+        raise ConfigError("data.batching=fixed cuts samples apart, and images with them. Use padded or packed.")
+    return vision

@@ -1,0 +1,87 @@
+"""Text to pixels, and pixels to the patches that a vision tower takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridge.flops.model_shape import ConfigError, VisionShape
+
+Pixels = NDArray[np.uint8]
+
+_MEAN, _DEVIATION = 0.5, 0.5
+"""Normalisation of pixel values between 0 and 1, for every channel alike: to -1 ... 1."""
+
+
+def render(lines: Sequence[str], cell: int) -> Pixels:
+    """Draw text as on a typewriter, each character in a square of ``cell`` pixels: [rows x cell, longest line x cell].
+
+    Dark on light, in the font that Pillow brings with it, so that every machine draws the same pixels.
+    """
+    page = np.full((len(lines) * cell, max(map(len, lines)) * cell), 255, dtype=np.uint8)
+    for row, line in enumerate(lines):
+        for column, character in enumerate(line):
+            page[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = _glyph(character, cell)
+    return page
+
+
+@lru_cache(maxsize=4096)
+def _glyph(character: str, cell: int) -> Pixels:
+    image_module, draw_module, font = _pillow(cell)
+    image = image_module.new("L", (cell, cell), 255)
+    draw_module.Draw(image).text((cell / 2, cell / 2), character, fill=0, font=font, anchor="mm")
+    return np.asarray(image)
+
+
+@lru_cache(maxsize=16)
+def _pillow(cell: int) -> Any:
+    """Pillow's modules and its own font at a size that fills a cell.
+
+    Raises:
+        ConfigError: Pillow is missing, or was built without FreeType.
+    """
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+
+        return Image, ImageDraw, ImageFont.load_default(cell * 0.9)
+    except ImportError as error:
+        raise ConfigError(
+            f"data.kind=images draws its images with Pillow and FreeType, which cannot be loaded ({error}): pip install pillow, "
+            "or use data.kind=text."
+        ) from error
+
+
+def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+    """Cut an image into the patches that a tower takes.
+
+    Args:
+        pixels: uint8 [height, width] or [height, width, channels]; a grey image stands for every channel.  Height and width are
+            multiples of patch_size x spatial_merge_size.
+        vision: the tower.
+
+    Returns:
+        Patches [n, in_channels x temporal_patch_size x patch_size^2], blocks of spatial_merge_size^2 neighbours one after the
+        other, and the grid (frames, rows, columns) in patches: one row of ``image_grid_thw``.
+    """
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], vision.in_channels, axis=2)
+    height, width, channels = pixels.shape
+    size, merge = vision.patch_size, vision.spatial_merge_size
+    block = size * merge
+    if height % block or width % block or not height or not width or channels != vision.in_channels:
+        raise ValueError(
+            f"an image of {height} x {width} pixels and {channels} channels does not cut into blocks of {block} x {block} with "
+            f"{vision.in_channels} channels"
+        )
+    values = (pixels.astype(np.float32) / 255 - _MEAN) / _DEVIATION
+    cut = values.reshape(height // block, merge, size, width // block, merge, size, channels)
+    patches = cut.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column, channel, y, x
+    patches = patches.reshape(-1, channels, 1, size * size)
+    # A still image is a film of equal frames.
+    patches = np.repeat(patches, vision.temporal_patch_size, axis=2)
+    rows, columns = height // size, width // size
+    return np.ascontiguousarray(patches).reshape(rows * columns, -1), (1, rows, columns)

@@ -1,0 +1,312 @@
+"""A vision tower and a language model on megatron-core: patches of images become tokens among the words.
+
+The tower has dynamic resolution, as in Qwen2-VL (arXiv:2409.12191) and its successors: an image is a grid of patches of any
+height and width, all images of a micro-batch lie side by side in one packed row, and each attends to itself alone.  Blocks of
+``spatial_merge_size`` x ``spatial_merge_size`` patches become one token of the language model; they take the places that
+``model.image_token_id`` holds free among the tokens.  Module paths are those of the plan (``bridge flops --explain``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.activations import quick_gelu
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from bridge.flops.model_shape import ConfigError, VisionShape
+from bridge.training.norm import Norm
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+_ACTIVATIONS = {
+    "": F.gelu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "silu": F.silu,
+}
+_LAYERNORM_EPSILON = 1e-6
+_ROTARY_BASE = 10000.0
+
+
+def check_vision(cfg: Config, vision: VisionShape) -> None:
+    """Raise ConfigError for towers and layouts that can be counted but not trained here."""
+    model, parallel = cfg.model, cfg.parallel
+    absent: dict[str, tuple[Any, Any]] = {
+        "vision_config.projector_type": (vision.projector_type, "merger"),
+        "vision_config.class_token": (vision.class_token, False),
+        "vision_config.window_size": (vision.window_size, 0),
+        "vision_config.deepstack_visual_indexes": (tuple(vision.deepstack_visual_indexes), ()),
+        "mtp_num_layers": (model.mtp_num_layers or None, None),
+        "audio_config": (model.audio_config, None),
+    }
+    for option, (value, trained) in absent.items():
+        if value != trained:
+            raise ConfigError(
+                f"model.{option}={value!r} can be counted (bridge flops) but not trained with images; "
+                f"training needs {option}={trained!r}."
+            )
+    if vision.hidden_act not in _ACTIVATIONS:
+        raise ConfigError(
+            f"model.vision_config.hidden_act={vision.hidden_act!r} is not known; choose one of "
+            f"{', '.join(name for name in _ACTIVATIONS if name)}"
+        )
+    if vision.hidden_size % vision.num_heads or vision.hidden_size // vision.num_heads % 4:  # type: ignore[operator]
+        raise ConfigError(
+            f"model.vision_config.num_heads={vision.num_heads} must divide vision_config.hidden_size={vision.hidden_size} into "
+            "heads whose width is a multiple of 4: half of it turns with the row of a patch, half with its column."
+        )
+    if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
+        raise ConfigError(
+            f"model.vision_config.num_position_embeddings={vision.num_position_embeddings} must be a square: the table is "
+            "stretched over an image. Use 0 for none."
+        )
+    if vision.out_hidden_size != model.hidden_size:
+        raise ConfigError(
+            f"model.vision_config.out_hidden_size={vision.out_hidden_size} must be model.hidden_size={model.hidden_size} to train: "
+            "merged patches are tokens of the language model. Leave it out."
+        )
+    size = parallel.tensor_model_parallel_size
+    for name in ("num_heads", "mlp_size", "hidden_size"):
+        if getattr(vision, name) % size:
+            raise ConfigError(
+                f"model.vision_config: {name} {getattr(vision, name)} does not divide over "
+                f"parallel.tensor_model_parallel_size={size}; lower that."
+            )
+    if parallel.context_parallel_size > 1:
+        raise ConfigError(
+            f"parallel.context_parallel_size={parallel.context_parallel_size}: images cannot be cut over context-parallel ranks "
+            "here. Use parallel.context_parallel_size=1."
+        )
+    if parallel.virtual_pipeline_model_parallel_size is not None:
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size={parallel.virtual_pipeline_model_parallel_size}: with a tower the "
+            "first stage is one chunk. Leave it unset."
+        )
+    if model.image_token_id is None or not 0 <= model.image_token_id < (model.vocab_size or 0):
+        raise ConfigError(
+            f"model.image_token_id={model.image_token_id} must be a token number below model.vocab_size={model.vocab_size}: it "
+            "stands where the merged patches of an image go."
+        )
+
+
+def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerConfig:
+    """The tower as megatron-core sees it: numerics and tensor parallelism of the language model, sizes of its own."""
+    return TransformerConfig(
+        num_layers=vision.depth,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.mlp_size,
+        num_attention_heads=vision.num_heads,
+        gated_linear_unit=vision.gated,
+        activation_func=_ACTIVATIONS[vision.hidden_act],
+        normalization="RMSNorm" if vision.gated else "LayerNorm",
+        layernorm_epsilon=_LAYERNORM_EPSILON,
+        add_bias_linear=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=config.init_method_std,
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        bf16=config.bf16,
+        params_dtype=config.params_dtype,
+        pipeline_dtype=config.pipeline_dtype,
+        autocast_dtype=config.autocast_dtype,
+        transformer_impl=config.transformer_impl,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+    )
+
+
+class PatchMerger(MegatronModule):
+    """Blocks of neighbouring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
+
+    def __init__(self, config: TransformerConfig, vision: VisionShape) -> None:
+        super().__init__(config=config)
+        assert vision.out_hidden_size is not None
+        self.merged_size = config.hidden_size * vision.spatial_merge_size**2
+        self.norm = Norm(config, config.hidden_size, eps=_LAYERNORM_EPSILON)
+        options = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
+        self.linear_fc1 = ColumnParallelLinear(self.merged_size, self.merged_size, gather_output=False, **options)
+        self.linear_fc2 = RowParallelLinear(self.merged_size, vision.out_hidden_size, input_is_parallel=True, **options)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches [p, 1, hidden], the blocks one after the other -> [p / merge^2, out]."""
+        merged = self.norm(patches).view(-1, 1, self.merged_size)
+        inner = F.gelu(self.linear_fc1(merged)[0])
+        return self.linear_fc2(inner)[0].squeeze(1)
+
+
+class VisionModel(MegatronModule):
+    """The tower: patch embedding, positions, transformer blocks over the patches of each image, merger."""
+
+    def __init__(self, config: TransformerConfig, vision: VisionShape, layer: ModuleSpec) -> None:
+        """``layer``: megatron-core's specification of one block, with attention to both sides."""
+        super().__init__(config=config)
+        self.vision = vision
+        patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        # Cut over the tensor-parallel ranks like every other matrix, and gathered: no rank repeats another's work.
+        self.patch_embed = ColumnParallelLinear(
+            patch_values,
+            config.hidden_size,
+            config=config,
+            init_method=config.init_method,
+            bias=bool(vision.num_position_embeddings),
+            gather_output=True,
+        )
+        self.pos_embed = None
+        if vision.num_position_embeddings:
+            self.pos_embed = torch.nn.Embedding(vision.num_position_embeddings, config.hidden_size, dtype=config.params_dtype)
+            config.init_method(self.pos_embed.weight)
+        self.decoder = TransformerBlock(
+            config=config,
+            spec=TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers),
+            post_layer_norm=False,  # the merger has a norm of its own
+        )
+        self.merger = PatchMerger(config, vision)
+
+    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+        """The images of a micro-batch as tokens of the language model.
+
+        Args:
+            pixel_values: [patches, channels x temporal_patch_size x patch_size^2], block by block (see bridge.data.images).
+            grids: (frames, rows, columns) in patches of each image.
+
+        Returns:
+            [patches / merge^2, out_hidden_size].
+        """
+        device = pixel_values.device
+        places = torch.cat([patch_places(grid, self.vision.spatial_merge_size) for grid in grids]).to(device)
+        patches = self.patch_embed(pixel_values.to(self.config.params_dtype).unsqueeze(1))[0]
+        if self.pos_embed is not None:
+            patches = patches + self._learned_positions(grids).unsqueeze(1)
+        angles = rotary_angles(places, self.config.kv_channels)
+        packed = packed_frames(grids, device if self.config.transformer_impl == "transformer_engine" else torch.device("cpu"))
+        for layer in self.decoder.layers:
+            patches, _ = layer(patches, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed)
+        return self.merger(patches)
+
+    def _learned_positions(self, grids: Sequence[Sequence[int]]) -> Tensor:
+        """The table, stretched over each image (bilinear between its rows) and in the order of the patches: [p, hidden]."""
+        assert self.pos_embed is not None
+        side = int(self.vision.num_position_embeddings**0.5)
+        table = self.pos_embed.weight.t().view(1, -1, side, side)
+        merge = self.vision.spatial_merge_size
+        stretched = []
+        for frames, rows, columns in grids:
+            image = F.interpolate(table, size=(rows, columns), mode="bilinear", align_corners=True)[0]
+            blocks = image.view(-1, rows // merge, merge, columns // merge, merge).permute(1, 3, 2, 4, 0)
+            stretched.append(blocks.reshape(rows * columns, -1).repeat(frames, 1))
+        return torch.cat(stretched)
+
+
+def patch_places(grid: Sequence[int], merge: int) -> Tensor:
+    """Row and column of every patch of an image, block by block: int64 [frames x rows x columns, 2]."""
+    frames, rows, columns = grid
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows // merge, merge, columns // merge, merge, 2)
+    return places.permute(0, 2, 1, 3, 4).reshape(-1, 2).repeat(frames, 1)
+
+
+def rotary_angles(places: Tensor, head_size: int) -> Tensor:
+    """Angles of a head's channels, [p, 1, 1, head_size]: half of the pairs turn with the row, half with the column."""
+    pairs = head_size // 4
+    frequencies = _ROTARY_BASE ** -(torch.arange(pairs, device=places.device) / pairs)
+    angles = (places[:, :, None] * frequencies).flatten(1)
+    return torch.cat([angles, angles], dim=-1)[:, None, None]
+
+
+def packed_frames(grids: Sequence[Sequence[int]], device: torch.device) -> PackedSeqParams:
+    """megatron-core's description of images side by side: each frame is a segment."""
+    lengths = torch.tensor([rows * columns for frames, rows, columns in grids for _ in range(frames)])
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    longest = int(lengths.max())
+    return PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
+class WithoutUse(torch.autograd.Function):
+    """The identity; parameters that had no part in it get a gradient of zeros.
+
+    Data-parallel replicas wait for every parameter's gradient, and a loss needs something to differentiate, also in a
+    micro-batch without images.  Nothing is computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
+class VisionLanguageModel(GPTModel):
+    """megatron-core's GPTModel with a tower on its first pipeline stage."""
+
+    def __init__(self, *, vision: VisionShape, vision_config: TransformerConfig, vision_layer: ModuleSpec,
+                 image_token_id: int, **options: Any) -> None:  # fmt: skip
+        """``vision``, ``vision_config``, ``vision_layer``: the tower; the rest as for GPTModel."""
+        # Images are put in before the sequence is cut over the ranks.
+        super().__init__(**options, scatter_embedding_sequence_parallel=False)
+        self.image_token_id = image_token_id
+        self.vision_model: Optional[VisionModel] = VisionModel(vision_config, vision, vision_layer) if self.pre_process else None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Optional[Tensor],
+        pixel_values: Optional[Tensor] = None,
+        image_grid_thw: Optional[Tensor] = None,
+        padding_mask: Optional[Tensor] = None,
+        **options: Any,
+    ) -> Tensor:
+        """GPTModel's forward pass, with the images at the places of ``image_token_id``, in order.
+
+        Args:
+            input_ids: [b, s], with one ``image_token_id`` for every merged patch.
+            position_ids: [b, s].
+            attention_mask: None: attention is causal.
+            pixel_values: the patches of all images, as :class:`VisionModel` takes them.
+            image_grid_thw: [images, 3] on the CPU: frames, rows and columns, in patches, of each image.
+            padding_mask: [b, s], True on padding; for experts.
+            options: GPTModel's other arguments.
+        """
+        decoder_input = None
+        if self.pre_process:
+            decoder_input = self._embed(input_ids, position_ids, pixel_values, image_grid_thw)
+            if self.config.sequence_parallel:
+                decoder_input = tensor_parallel.scatter_to_sequence_parallel_region(decoder_input)
+                if padding_mask is not None:
+                    padding_mask = tensor_parallel.scatter_to_sequence_parallel_region(padding_mask.t().contiguous()).t()
+        return super().forward(
+            input_ids, position_ids, attention_mask, decoder_input=decoder_input, padding_mask=padding_mask, **options
+        )
+
+    def _embed(
+        self, input_ids: Tensor, position_ids: Tensor, pixel_values: Optional[Tensor], image_grid_thw: Optional[Tensor]
+    ) -> Tensor:
+        """Words and images, [s, b, hidden]."""
+        assert self.vision_model is not None
+        words = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        if pixel_values is None or image_grid_thw is None or not len(image_grid_thw):
+            unused = [parameter for parameter in self.vision_model.parameters() if parameter.requires_grad]
+            return WithoutUse.apply(words, *unused) if unused and torch.is_grad_enabled() else words
+        images = self.vision_model(pixel_values, image_grid_thw.tolist())
+        places = (input_ids == self.image_token_id).unsqueeze(-1)
+        return words.transpose(0, 1).masked_scatter(places, images.to(words.dtype)).transpose(0, 1).contiguous()
