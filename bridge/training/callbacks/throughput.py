@@ -100,6 +100,8 @@ class ThroughputCallback(Callback):
         self._trackers: Optional[Trackers] = None
         self._step = 0
         self._evaluating = False
+        self._waits = False
+        """Whether the time spent waiting for batches is seen: through ``observe``, not through ``count``."""
         self._failed = False
         self._reported_failure = False
         self._doubted = False
@@ -113,11 +115,17 @@ class ThroughputCallback(Callback):
         first one's iterator is counted. Wrap what the schedule itself takes batches from: a prefetcher around the
         result would run ahead of the steps. Ranks that do not contribute get back what they gave.
         """
+        self._waits = True
         if isinstance(data_iterator, (list, tuple)):
             return [self.observe(iterator) if chunk == 0 else iterator for chunk, iterator in enumerate(data_iterator)]
         if data_iterator is None or not self._contributes():
             return data_iterator
         return _Observed(data_iterator, self._count)
+
+    def count(self, batch: Any) -> None:
+        """Count one training micro-batch, in loops that show their batches but not their iterator."""
+        if self._contributes():
+            self._count(batch, 0)
 
     def _contributes(self) -> bool:
         if self._groups is None:
@@ -176,6 +184,8 @@ class ThroughputCallback(Callback):
         self._trackers.summary(facts)
 
     def _compile(self, cfg: Any) -> Optional[Plan]:
+        if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
+            return None
         try:
             return compile_plan(cfg, convention=self.convention)
         except Exception as error:  # follows from the configuration: the same on every rank
@@ -262,15 +272,25 @@ class ThroughputCallback(Callback):
         if self._meter is None:
             return
         self._meter.pause()
-        if self._meter.unreported_steps:
-            self._meter.launch(self._step)
-        self._publish(context, wait=True)
+        self.report(context)
         if self._trackers is not None:
             self._trackers.summary({key: value for key, value in self.latest.items() if key != "step"})
             if not isinstance(getattr(context.state, "trackers", None), Trackers):
                 self._trackers.close()
 
     # ---- reports --------------------------------------------------------------------------------------------------
+
+    @_hook
+    def report(self, context: CallbackContext) -> None:
+        """A row of all steps since the last one, now, in :attr:`latest`. Waits for all ranks.
+
+        For loops that decide by themselves when they log, and wait for all ranks then anyway; at the same step on every rank.
+        """
+        if self._meter is None:
+            return
+        if self._meter.unreported_steps:
+            self._meter.launch(self._step)
+        self._publish(context, wait=True)
 
     def _publish(self, context: CallbackContext, *, wait: bool = False) -> None:
         assert self._meter is not None
@@ -292,6 +312,8 @@ class ThroughputCallback(Callback):
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
+        if not self._waits:
+            metrics.pop("throughput/data_wait_fraction", None)
         if reasons := doubts(metrics):
             metrics["throughput/doubtful"] = 1
             if not self._doubted and self._is_first_rank():
