@@ -52,5 +52,5 @@ $(VENV)/train.done: setup.py constraints.txt | $(BIN)/python
 
 $(VENV)/test.done: $(VENV)/train.done
 	@echo "Installing what the tests need into $(VENV), once ..."
-	$(PIP) -e '.[train,test,explorer]'
+	$(PIP) -e '.[train,test,explorer,dashboard,tensorboard,mlflow]'
 	@touch $@

@@ -24,6 +24,9 @@ setup(
     install_requires=["omegaconf>=2.4", "rich"],
     extras_require={
         "explorer": ["gradio", "plotly"],
+        "dashboard": ["wandb-workspaces"],
+        "tensorboard": ["tensorboard"],
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow"],
         "test": [
             "pytest",

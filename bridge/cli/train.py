@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from bridge.config import Config, load_recipe
 from bridge.flops.model_shape import ConfigError
+from bridge.metrics.trackers import check_installed
 from bridge.training import exit as ending
 
 
@@ -38,4 +39,5 @@ def _load(arguments: argparse.Namespace) -> Config:
     for package in ("torch", "megatron"):
         if find_spec(package) is None:
             raise ConfigError(f"training needs {package}, which is not installed; pip install 'bridge-flops[train]'")
+    check_installed(config.logger)
     return config

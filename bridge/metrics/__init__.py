@@ -6,5 +6,6 @@
 ``timing``            seconds of an interval without evaluation and checkpoints
 ``throughput``        pure arithmetic: totals and seconds in, logged keys out
 ``peak``              what the device could do: from the table, from the configuration, or measured on a CPU
-``trackers``          where rows of metrics go: JSON lines and W&B
+``keys``              every logged key with its unit and meaning
+``trackers``          where rows of metrics go: JSON lines, W&B, TensorBoard, MLflow
 """

@@ -14,8 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.metrics import trackers as module
-from bridge.metrics.trackers import JsonlTracker, Trackers, default_mode, open_trackers, without_secrets
+from bridge.metrics.trackers import JsonlTracker, Trackers, default_mode, open_trackers, wandb, without_secrets
 
 
 def rows(path):
@@ -277,7 +276,7 @@ def test_a_wandb_service_that_dies_or_hangs_is_one_warning(no_account, tmp_path,
 def test_an_account_that_cannot_be_reached_means_offline(no_account, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(module, "INIT_TIMEOUT", 2.0)
+    monkeypatch.setattr(wandb, "INIT_TIMEOUT", 2.0)
     trackers = open_trackers(options(tmp_path, wandb_project="bridge-test"))
     for step in (1, 2, 3):
         trackers.log({"x": step}, step, commit=True)

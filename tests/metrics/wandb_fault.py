@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from bridge.metrics import trackers as module
+from bridge.metrics.trackers import background, open_trackers
 
 logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
 folder, how = sys.argv[1:]
-module.CLOSE_TIMEOUT = 3.0
+background.CLOSE_TIMEOUT = 3.0
 options = SimpleNamespace(
     dir=folder,
     metrics_file=f"{folder}/metrics.jsonl",
@@ -26,7 +26,7 @@ options = SimpleNamespace(
     wandb_mode="offline",
     wandb_tags=[],
 )
-trackers = module.open_trackers(options)
+trackers = open_trackers(options)
 
 
 def log(steps):

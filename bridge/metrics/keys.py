@@ -1,0 +1,95 @@
+"""Every key that is logged, once: its unit and what it means.
+
+The table of the documentation, the units in W&B and TensorBoard, and the panels of dashboards and reports come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Optional
+
+STEP = "step"
+"""Optimizer steps since the first ever: the axis of every chart."""
+
+FRACTION, FLOP = "fraction", "FLOP"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, or a family of keys.
+
+    Attributes:
+        name: ``throughput/mfu``; ``throughput/flops/<component>`` stands for all keys that begin so.
+        unit: of the numbers.
+        meaning: in one sentence.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+
+    @property
+    def prefix(self) -> Optional[str]:
+        """What the keys of a family begin with; None for a single key."""
+        return self.name.partition("<")[0] if "<" in self.name else None
+
+    def matches(self, key: str) -> bool:
+        """Whether a logged key is this one, or of this family."""
+        return key == self.name if self.prefix is None else key.startswith(self.prefix) and key != self.prefix
+
+    def among(self, logged: Iterable[str]) -> list[str]:
+        """Those of the logged keys that are meant."""
+        return [key for key in logged if self.matches(key)]
+
+
+#: What ``ThroughputCallback`` reports.
+THROUGHPUT = (
+    Key("throughput/tflops/device", "TFLOP/s", "model FLOPs of the interval / seconds / world size"),
+    Key("throughput/tflops", "TFLOP/s", "the same, whole job"),
+    Key("throughput/mfu", FRACTION, "model FLOP/s over the peak"),
+    Key("throughput/hfu", FRACTION, "hardware FLOP/s (with recomputation) over the peak"),
+    Key("throughput/tokens_per_sec", "tokens/s", "real tokens, no padding"),
+    Key("throughput/device/tokens_per_sec", "tokens/s", "the same / world size"),
+    Key("throughput/samples_per_sec", "sequences/s", "sequences"),
+    Key("throughput/step_time", "s", "mean in the interval"),
+    Key("throughput/padding_fraction", FRACTION, "padded positions over all positions"),
+    Key("throughput/data_wait_fraction", FRACTION, "time waiting for the next batch"),
+    Key(
+        "throughput/imbalance/data_parallel",
+        "ratio",
+        "largest over mean work of the replicas; up to 64 of them, absent above (one entry each in the vector)",
+    ),
+    Key("throughput/imbalance/pipeline", "ratio", "largest over mean work of the pipeline stages"),
+    Key("throughput/flops/<component>", FLOP, "work of the interval by component; adds up to the total"),
+    Key("throughput/unlearned_tokens", "tokens", "computed in steps that were skipped"),
+    Key("throughput/unread_micro_batches", "count", "micro-batches whose lengths could not be read"),
+    Key("throughput/doubtful", "1", "present where MFU or HFU is above 1: the number cannot be true"),
+    Key("throughput/overhead_ms", "ms/step", "what the callback itself cost"),
+    Key("throughput/total_flops", FLOP, "since the first step ever; kept in checkpoints"),
+    Key("throughput/total_tokens", "tokens", "since the first step ever; kept in checkpoints"),
+)
+
+#: What our training loop logs besides, under Megatron-LM's names.
+TRAINING = (
+    Key("lm loss", "nats/token", "mean over the tokens of the step"),
+    Key("lm loss validation", "nats/token", "the same on held-out text"),
+    Key("grad-norm", "1", "of all gradients, before clipping"),
+    Key("learning-rate", "1", "of the step"),
+    Key("batch-size", "sequences", "of the step, over all ranks"),
+    Key("consumed-samples", "sequences", "since the first step ever"),
+    Key("skipped-iterations", "steps", "without an update, since the first step ever"),
+)
+
+KEYS = (*THROUGHPUT, *TRAINING)
+_BY_NAME = {key.name: key for key in KEYS}
+
+
+def find_key(logged: str) -> Optional[Key]:
+    """What is declared of a logged key; None for a stranger's."""
+    return _BY_NAME.get(logged) or next((key for key in KEYS if key.matches(logged)), None)
+
+
+def units() -> dict[str, str]:
+    """The unit of every key."""
+    return {key.name: key.unit for key in KEYS}

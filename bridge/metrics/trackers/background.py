@@ -1,0 +1,81 @@
+"""A tracker that talks to another process or machine: its work is done in a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Optional
+
+from bridge.metrics.trackers.tracker import quietly
+
+#: Seconds that the end of a run waits for a tracker to write or upload what is left.
+CLOSE_TIMEOUT = 60.0
+
+
+class BackgroundTracker:
+    """The thread and its queue. Subclasses fill in ``_open`` and ``_finish``, and ``_put`` what is to be done.
+
+    An error in the thread is raised by the next call, which is how :class:`Trackers` learns of it.
+    """
+
+    service = "the tracker"
+    """What messages call it."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._error: Optional[BaseException] = None
+        self._calls: queue.SimpleQueue[Optional[Callable[[], Any]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=self.service, daemon=True)
+        self._thread.start()
+
+    # In the training loop's thread: never blocks.
+
+    def _put(self, call: Callable[[], Any]) -> None:
+        if self._error is not None:
+            raise self._error
+        self._calls.put(call)
+
+    def close(self) -> None:
+        """Waits for the thread, but not longer than ``CLOSE_TIMEOUT``."""
+        if self._thread.is_alive():
+            self._calls.put(None)
+            self._thread.join(CLOSE_TIMEOUT)
+            if self._thread.is_alive():
+                threading.Thread(target=quietly, args=(self._let_go,), daemon=True).start()
+                raise TimeoutError(f"{self.service} did not finish within {CLOSE_TIMEOUT:.0f} s{self._left_behind()}")
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _wait_until_opened(self) -> None:
+        """At the end of a run, which waits for the tracker anyway."""
+        self._opened.wait(CLOSE_TIMEOUT)
+
+    # In the tracker's own thread.
+
+    def _work(self) -> None:
+        try:
+            self._open()
+            self._opened.set()
+            while (call := self._calls.get()) is not None:
+                call()
+            self._finish()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._opened.set()
+            quietly(self._let_go)
+
+    def _open(self) -> None:
+        """Connect; may take its time."""
+
+    def _finish(self) -> None:
+        """Write what is left."""
+
+    def _let_go(self) -> None:
+        """Free what is held, also after a failure or where ``_finish`` is stuck."""
+
+    def _left_behind(self) -> str:
+        """Where the data is that was not delivered, as the end of a sentence."""
+        return ""

@@ -1,0 +1,121 @@
+"""MLflow: an experiment's run on a server, in a database or in files.
+
+Metrics are doubles there; facts are tags, which are texts, so their integers keep all digits.  MLflow cannot take back a
+row: a resumed run does not send steps again that it has sent before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+from bridge.metrics.trackers.background import BackgroundTracker
+from bridge.metrics.trackers.plain import doubles, flat, plain, without_login, without_secrets
+from bridge.metrics.trackers.tracker import Metrics
+
+#: The tag by which a resumed run finds itself.
+RUN_ID_TAG = "bridge.run_id"
+
+# What a server takes at once, and the longest texts.
+_AT_ONCE = 100
+_LONGEST_TAG, _LONGEST_PARAMETER = 5000, 6000
+
+
+class MlflowTracker(BackgroundTracker):
+    """An MLflow run.
+
+    A login belongs into ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` (or ``MLFLOW_TRACKING_TOKEN``), not
+    into the configuration.
+
+    Args:
+        experiment: its name; made where it does not exist.
+        run_id: continues the run of this id, if the experiment has one.
+        tracking_uri: ``https://...``, ``sqlite:///...``; None: ``MLFLOW_TRACKING_URI``, else MLflow's own default.
+        name: of the run.
+        tags: of the run.
+        config: the run's options, as MLflow's parameters; secrets are taken out.
+    """
+
+    service = "MLflow"
+
+    def __init__(
+        self,
+        *,
+        experiment: str,
+        run_id: str,
+        tracking_uri: Optional[str] = None,
+        name: Optional[str] = None,
+        tags: Optional[Mapping[str, str]] = None,
+        config: Optional[Metrics] = None,
+    ) -> None:
+        self._experiment, self._uri, self._name = experiment, tracking_uri, name
+        self._tags = {RUN_ID_TAG: run_id, **(tags or {})}
+        self._config = without_secrets(plain(config or {}))
+        self._run = ""
+        self._sent = -1
+        super().__init__()
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        numbers, now = {**doubles(metrics), "step": float(step)}, int(1e3 * time.time())
+        self._put(lambda: self._send(numbers, step, now))
+
+    def summary(self, facts: Metrics) -> None:
+        tags = _texts(without_secrets(plain(facts)), _LONGEST_TAG)
+        self._put(lambda: self._send_tags(tags))
+
+    def how_to_look(self) -> list[str]:
+        self._wait_until_opened()
+        if not self._run:
+            return []
+        return [f"MLflow: run {self._run} of experiment {self._experiment} at {without_login(str(self._uri))}"]
+
+    # In the tracker's own thread.
+
+    def _open(self) -> None:
+        import mlflow
+        from mlflow import entities
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the making of a database is no news
+        self._entities = entities
+        self._uri = self._uri or mlflow.get_tracking_uri()
+        self._client = mlflow.MlflowClient(tracking_uri=self._uri)
+        found = self._client.get_experiment_by_name(self._experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        known = self._client.search_runs([experiment], f"tags.`{RUN_ID_TAG}` = '{self._tags[RUN_ID_TAG]}'", max_results=1)
+        if known:
+            self._run = known[0].info.run_id
+            self._sent = int(known[0].data.metrics.get("step", -1))
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        self._run = self._client.create_run(experiment, run_name=self._name, tags=self._tags).info.run_id
+        parameters = [entities.Param(key, text) for key, text in _texts(self._config, _LONGEST_PARAMETER).items()]
+        for some in _in_batches(parameters):
+            self._client.log_batch(self._run, params=some)
+
+    def _send(self, numbers: dict[str, float], step: int, now: int) -> None:
+        if step <= self._sent:  # a start before this one has sent it
+            return
+        self._sent = step
+        metrics = [self._entities.Metric(key, number, now, step) for key, number in numbers.items()]
+        for some in _in_batches(metrics):
+            self._client.log_batch(self._run, metrics=some)
+
+    def _send_tags(self, texts: dict[str, str]) -> None:
+        for some in _in_batches([self._entities.RunTag(key, text) for key, text in texts.items()]):
+            self._client.log_batch(self._run, tags=some)
+
+    def _finish(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _texts(options: Mapping[str, Any], longest: int) -> dict[str, str]:
+    """Options by dotted name; one whose text is too long is left out rather than cut."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat(options)}
+    return {key: text for key, text in texts.items() if len(text) <= longest}
+
+
+def _in_batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))

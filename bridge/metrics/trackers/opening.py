@@ -1,0 +1,138 @@
+"""From the options of ``logger`` to trackers: one row of a table each."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Optional
+
+from bridge.flops.model_shape import ConfigError
+from bridge.metrics.trackers.jsonl import JsonlTracker
+from bridge.metrics.trackers.mlflow import MlflowTracker
+from bridge.metrics.trackers.plain import without_login
+from bridge.metrics.trackers.tensorboard import TensorBoardTracker
+from bridge.metrics.trackers.tracker import Tracker, Trackers, first_line
+from bridge.metrics.trackers.wandb import WandbTracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a tracker is told of the run: see ``open_trackers``."""
+
+    options: Any
+    name: str
+    step: int
+    run_id: str
+    config: Optional[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tracker.
+
+    Attributes:
+        option: of ``logger``; asks for it where it is set.
+        open: makes it.
+        package: what it imports; None: nothing.
+        extra: ours that brings the package.
+    """
+
+    option: str
+    open: Callable[[Start], Tracker]
+    package: Optional[str] = None
+    extra: Optional[str] = None
+
+
+def _wandb(start: Start) -> Tracker:
+    options = start.options
+    return WandbTracker(
+        project=options.wandb_project,
+        directory=str(options.dir),
+        run_id=start.run_id,
+        name=options.wandb_exp_name or start.name,
+        entity=options.wandb_entity,
+        tags=options.wandb_tags or (),
+        mode=options.wandb_mode,
+        config=start.config,
+    )
+
+
+def _mlflow(start: Start) -> Tracker:
+    options = start.options
+    return MlflowTracker(
+        experiment=options.mlflow_experiment,
+        run_id=start.run_id,
+        tracking_uri=options.mlflow_tracking_uri,
+        name=options.mlflow_run_name or start.name,
+        tags=options.mlflow_tags,
+        config=start.config,
+    )
+
+
+KINDS = (
+    Kind("metrics_file", lambda start: JsonlTracker(start.options.metrics_file, step=start.step)),
+    Kind("wandb_project", _wandb, "wandb", "train"),
+    Kind(
+        "tensorboard_dir",
+        lambda start: TensorBoardTracker(start.options.tensorboard_dir, step=start.step, config=start.config),
+        "tensorboard",
+        "tensorboard",
+    ),
+    Kind("mlflow_experiment", _mlflow, "mlflow", "mlflow"),
+)
+
+
+def check_installed(logger_config: Any) -> None:
+    """Before training: whether the packages are there that ``logger`` asks for.
+
+    Raises:
+        ConfigError: one that is not, with the command that installs it.
+    """
+    for kind in KINDS:
+        value = getattr(logger_config, kind.option, None)
+        if value and kind.package and find_spec(kind.package) is None:
+            raise ConfigError(
+                f"logger.{kind.option}={value} needs {kind.package}, which is not installed; "
+                f"pip install 'bridge-flops[{kind.extra}]', or set logger.{kind.option}=null"
+            )
+
+
+def open_trackers(
+    logger_config: Any,
+    *,
+    name: str = "run",
+    step: int = 0,
+    run_id: Optional[str] = None,
+    config: Optional[Mapping[str, Any]] = None,
+) -> Trackers:
+    """The trackers that ``logger`` of the configuration asks for; one that cannot start is one warning.
+
+    Args:
+        logger_config: ``dir``, ``metrics_file``, ``wandb_project`` and the other options of ``logger``.
+        name: the run's name where ``wandb_exp_name`` or ``mlflow_run_name`` is unset.
+        step: the step training starts after: 0, or that of the checkpoint.
+        run_id: from the checkpoint; None: a new run.
+        config: the effective configuration.
+    """
+    start = Start(options=logger_config, name=name, step=step, run_id=run_id or secrets.token_hex(4), config=config)
+    trackers: list[Tracker] = []
+    for kind in KINDS:
+        value = getattr(logger_config, kind.option, None)
+        if not value:
+            continue
+        try:
+            trackers.append(kind.open(start))
+        except (ImportError, OSError) as error:
+            logger.warning(
+                "logger.%s=%s cannot start: %s. Training goes on without it; logger.%s=null silences this.",
+                kind.option,
+                without_login(str(value)),
+                first_line(error),
+                kind.option,
+            )
+    return Trackers(trackers, run_id=start.run_id if trackers else None)

@@ -1,0 +1,82 @@
+"""What trackers can hold: numbers, texts, lists and mappings of them; never a secret."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_SECRET_WORDS = (
+    "api_key",
+    "apikey",
+    "password",
+    "passwd",
+    "secret",
+    "credential",
+    "access_token",
+    "auth_token",
+    "hf_token",
+)
+_LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: numbers, texts, lists and mappings; NaN and infinities become texts.
+
+    Integers stay integers, whatever their size: Python's JSON reads them back exactly.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if _is_single(value):
+        return plain(value.item())
+    return str(value)
+
+
+def doubles(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row as doubles, as TensorBoard and MLflow store them; the rest is left out.
+
+    Above 2^53 a double is the nearest one: 16 digits are right.
+    """
+    items = ((key, value.item() if _is_single(value) else value) for key, value in metrics.items())
+    return {str(key): float(value) for key, value in items if isinstance(value, (bool, int, float))}
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested options with dotted names: ``model.num_layers``."""
+    for key, value in options.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_secrets(options: Any) -> Any:
+    """The same options, with the values of names that sound like a secret, and logins in addresses, blacked out."""
+    if isinstance(options, Mapping):
+        return {
+            key: "***" if any(word in str(key).lower() for word in _SECRET_WORDS) else without_secrets(value)
+            for key, value in options.items()
+        }
+    if isinstance(options, list):
+        return [without_secrets(item) for item in options]
+    return without_login(options) if isinstance(options, str) else options
+
+
+def without_login(address: str) -> str:
+    """``https://user:password@host`` as ``https://***@host``."""
+    return _LOGIN_IN_ADDRESS.sub("***@", address)
+
+
+def _is_single(value: Any) -> bool:
+    """An array or a tensor of one number."""
+    if not hasattr(value, "item"):
+        return False
+    size = value.numel() if hasattr(value, "numel") else getattr(value, "size", None)
+    return size == 1

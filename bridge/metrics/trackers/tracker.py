@@ -1,0 +1,104 @@
+"""What a tracker is, and all trackers of a run as one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional, Protocol
+
+logger = logging.getLogger(__name__)
+
+Metrics = Mapping[str, Any]
+
+#: Rows that wait for more metrics of their step before they are written; see ``Trackers.log``.
+OPEN_ROWS = 2
+
+
+class Tracker(Protocol):
+    """A destination of complete rows, in rising order of steps."""
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Write one row."""
+
+    def summary(self, facts: Metrics) -> None:
+        """Write what is true of the run as a whole; called again, it adds and replaces."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+    def how_to_look(self) -> list[str]:
+        """Lines for the user: where the results are, and the command that shows them."""
+
+
+class Trackers:
+    """All trackers of a run, as one. A row may come in parts, and a tracker that fails is dropped with one warning.
+
+    ``log`` has the meaning of W&B's ``step`` and ``commit``: parts with the same step become one row, written when a
+    part says ``commit`` or when a later step needs the room.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker] = (), *, run_id: Optional[str] = None) -> None:
+        self._trackers = list(trackers)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self.run_id = run_id
+        """What W&B and MLflow know this run by when it is resumed, to be kept in the checkpoint; None without trackers."""
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
+
+    def log(self, metrics: Metrics, step: int, commit: bool = False) -> None:
+        """Add metrics to the row of ``step``; ``commit`` writes it, and all rows before it."""
+        self._rows.setdefault(step, {}).update(metrics)
+        if commit:
+            self._write([open_step for open_step in sorted(self._rows) if open_step <= step])
+        else:
+            self._write(sorted(self._rows)[:-OPEN_ROWS])
+
+    def summary(self, facts: Metrics) -> None:
+        """Constants of the run, and its results."""
+        self._each(lambda tracker: tracker.summary(facts))
+
+    def close(self) -> None:
+        """Write the open rows and end; more calls do nothing."""
+        self._write(sorted(self._rows))
+        self._each(lambda tracker: tracker.close())
+        self._trackers = []
+
+    def how_to_look(self) -> list[str]:
+        """Where the results are."""
+        lines: list[str] = []
+        self._each(lambda tracker: lines.extend(tracker.how_to_look()))
+        return lines
+
+    def _write(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            row = self._rows.pop(step)
+            if row:
+                self._each(functools.partial(_log, row=row, step=step))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                logger.warning("%s stopped: %s. Training goes on without it.", type(tracker).__name__, first_line(error))
+                quietly(tracker.close)
+
+
+def _log(tracker: Tracker, row: Metrics, step: int) -> None:
+    tracker.log(row, step)
+
+
+def quietly(call: Callable[[], Any]) -> None:
+    """Call something whose failure interests nobody any more."""
+    try:
+        call()
+    except Exception:
+        logger.debug("closing a broken tracker", exc_info=True)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return next(iter(str(error).splitlines()), "") or repr(error)

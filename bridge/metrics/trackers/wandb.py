@@ -1,0 +1,181 @@
+"""Weights & Biases: a run of our own, or one that another loop has started."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from bridge.metrics.keys import STEP, units
+from bridge.metrics.trackers.background import BackgroundTracker
+from bridge.metrics.trackers.plain import plain, without_secrets
+from bridge.metrics.trackers.tracker import Metrics, first_line, quietly
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which W&B's server counts as unreachable. Training does not wait for it.
+INIT_TIMEOUT = 20.0
+
+
+class WandbTracker(BackgroundTracker):
+    """A W&B run, offline unless an account is configured.
+
+    Integers above 2^53 lose digits in W&B's charts (JSON numbers are doubles there); metrics.jsonl has all of them.
+
+    Args:
+        project, entity, name, tags: as in ``wandb.init``.
+        directory: where the ``wandb/`` folder goes.
+        run_id: continues the run of this id.
+        mode: ``online``, ``offline`` or ``disabled``; None: offline unless an account is configured.
+        config: the run's options, shown by W&B; secrets are taken out.
+    """
+
+    service = "W&B"
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        directory: str,
+        run_id: str,
+        name: Optional[str] = None,
+        entity: Optional[str] = None,
+        tags: Sequence[str] = (),
+        mode: Optional[str] = None,
+        config: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        import wandb  # here, so that a broken package is this tracker's failure alone
+
+        self._wandb = wandb
+        self.mode = mode or default_mode()
+        self._arguments = {
+            "project": project,
+            "dir": directory,
+            "id": run_id,
+            "name": name,
+            "entity": entity,
+            "tags": list(tags),
+            "config": without_secrets(plain(config or {})),
+        }
+        self._run: Any = None
+        self._folder = os.path.join(directory, "wandb")
+        os.makedirs(directory, exist_ok=True)
+        super().__init__()
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        row = {STEP: step, **plain(metrics)}
+        # With `step` alone W&B would hold the newest row back until the next one; a kill would lose it.
+        self._put(lambda: self._run.log(row, step=step, commit=True))
+
+    def summary(self, facts: Metrics) -> None:
+        texts = without_secrets(plain(facts))
+        self._put(lambda: (self._run.config.update(texts, allow_val_change=True), self._run.summary.update(texts)))
+
+    def how_to_look(self) -> list[str]:
+        self._wait_until_opened()
+        run = self._run
+        if run is None or self.mode == "disabled":
+            return []
+        if self.mode == "online":
+            return [f"W&B: {run.url}"]
+        folder = shlex.quote(_nearby(run.settings.sync_dir))
+        return [f"W&B, here: wandb leet {folder}", f"W&B, in the browser: wandb sync {folder}"]
+
+    # In the tracker's own thread.
+
+    def _open(self) -> None:
+        try:
+            self._run = self._init(self.mode)
+        except Exception as error:
+            if self.mode != "online":
+                raise
+            logger.warning("W&B cannot be reached (%s); this run is kept offline.", first_line(error))
+            self.mode = "offline"
+            quietly(self._wandb.teardown)  # the run's id is taken by the failed start
+            self._run = self._init(self.mode)
+        define_metrics(self._run, STEP)
+        self._run.config.update({"units": units()}, allow_val_change=True)
+
+    def _init(self, mode: Any) -> Any:
+        settings = self._wandb.Settings(
+            console="off",  # the console belongs to the progress line
+            silent=True,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT)),
+            x_transaction_log_flush_interval=0.2,  # seconds that a kill can lose; the default is 15
+        )
+        return self._wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)
+
+    def _finish(self) -> None:
+        self._run.finish()
+
+    def _let_go(self) -> None:
+        # Takes W&B's exit hook back, which would wait for, or stumble over, a service that is gone.
+        self._wandb.teardown()
+
+    def _left_behind(self) -> str:
+        return f"; its files are in {self._folder}"
+
+
+class AttachedWandb:
+    """A W&B run that belongs to somebody else's loop: rows are added to it, it is neither started nor finished here.
+
+    Args:
+        wandb: the module, or a run.
+    """
+
+    STEP = "throughput/step"
+    """A step of its own: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
+
+    def __init__(self, wandb: Any) -> None:
+        self._wandb = wandb
+        define_metrics(wandb, self.STEP, groups=("throughput/*",))
+        wandb.config.update({"units": units()}, allow_val_change=True)
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        self._wandb.log({self.STEP: step, **plain(metrics)}, commit=False)
+
+    def summary(self, facts: Metrics) -> None:
+        self._wandb.config.update({"throughput": without_secrets(plain(facts))}, allow_val_change=True)
+
+    def close(self) -> None:
+        pass
+
+    def how_to_look(self) -> list[str]:
+        return []
+
+
+def define_metrics(run: Any, step: str, groups: Sequence[str] = ("*",)) -> None:
+    """Charts over the steps of training, and none of the steps themselves."""
+    run.define_metric(step, hidden=True)
+    for group in groups:
+        run.define_metric(group, step_metric=step)
+
+
+def _nearby(folder: str) -> str:
+    """Relative to where the user is, if that is shorter to type."""
+    relative = os.path.relpath(folder)
+    return folder if relative.startswith("..") else relative
+
+
+def default_mode() -> str:
+    """``WANDB_MODE`` if set; else online if an account is configured (``WANDB_API_KEY`` or netrc), offline if not."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
+    if has_account():
+        return "online"
+    return "offline"
+
+
+def has_account() -> bool:
+    """Whether W&B's server would know us: ``WANDB_API_KEY``, or a line in netrc, which ``wandb login`` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return bool(netrc.netrc(os.environ.get("NETRC")).authenticators(host))
+    except (OSError, netrc.NetrcParseError):
+        return False
