@@ -18,12 +18,14 @@ from bridge.flops import compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.terms import Context, Kind
 from bridge.hardware import PEAKS
+from bridge.metrics.keys import THROUGHPUT, TRAINING, Key
 
 DOCS = Path(__file__).parent
 MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
 SIDE_BY_SIDE = ("llama3-8b", "gemma3-4b", "llama4-scout-17b-16e", "gpt-oss-20b", "deepseek-v3-mtp", "deepseek-v3.2",
                 "qwen3-next-80b-a3b", "nemotron-h-8b", "qwen2.5-vl-7b")  # fmt: skip
 LENGTH = 8192
+SQUARE_MODELS, SQUARE_LENGTHS = ("llama3-8b", "gemma3-4b", "gpt-oss-20b"), (8192, 32768, 131072)
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -84,6 +86,27 @@ def side_by_side() -> str:
     return "\n\n".join(parts)
 
 
+def convention_gaps() -> str:
+    """How far the conventions lie from `megatron`."""
+
+    def row(name: str) -> list[str]:
+        flops = {convention: compile_plan(load_recipe(name), convention).flops([LENGTH]) for convention in CONVENTIONS}
+        return [f"`{name}`", *(f"{float(found / flops['megatron']) - 1:+.2%}" for found in list(flops.values())[1:])]
+
+    return table(["recipe", *list(CONVENTIONS)[1:]], map(row, SIDE_BY_SIDE))
+
+
+def attention_square() -> str:
+    """What a count of the whole attention square claims."""
+
+    def row(name: str) -> list[str]:
+        plans = [compile_plan(load_recipe(name), convention) for convention in ("executed", "exact")]
+        claims = (plans[0].flops([length]) / plans[1].flops([length]) for length in SQUARE_LENGTHS)
+        return [f"`{name}`", *(f"{float(claim):.2f}" for claim in claims)]
+
+    return table(["recipe", *(f"{length:,} tokens" for length in SQUARE_LENGTHS)], map(row, SQUARE_MODELS))
+
+
 def all_models() -> str:
     """Every model recipe, from the file that `python -m tests.golden` writes."""
     golden = json.loads((DOCS.parent / "tests" / "data" / "golden_flops.json").read_text())
@@ -109,8 +132,23 @@ def devices() -> str:
     )  # fmt: skip
 
 
+def keys_table(keys: Iterable[Key]) -> str:
+    return table(["key", "unit", "meaning"], [[f"`{key.name}`", key.unit, key.meaning] for key in keys])
+
+
+def throughput_keys() -> str:
+    """What the callback logs."""
+    return keys_table(THROUGHPUT)
+
+
+def training_keys() -> str:
+    """What the training loop logs besides."""
+    return keys_table(TRAINING)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (contexts, kinds, switches, side_by_side, all_models, devices)
+    function.__name__: function
+    for function in (contexts, kinds, switches, side_by_side, convention_gaps, attention_square, all_models, devices)
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
