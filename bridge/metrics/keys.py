@@ -46,7 +46,12 @@ class Key:
 #: What ``ThroughputCallback`` reports.
 THROUGHPUT = (
     Key("throughput/tflops/device", "TFLOP/s", "model FLOPs of the interval / seconds / world size"),
-    Key("throughput/tflops", "TFLOP/s", "the same, whole job"),
+    Key(
+        "throughput/tflops/device_6nd",
+        "TFLOP/s",
+        "what 6 x all parameters x tokens would have claimed; where some parameters are frozen",
+    ),
+    Key("throughput/tflops", "TFLOP/s", "model FLOPs of the interval / seconds, whole job"),
     Key("throughput/mfu", FRACTION, "model FLOP/s over the peak"),
     Key("throughput/hfu", FRACTION, "hardware FLOP/s (with recomputation) over the peak"),
     Key("throughput/tokens_per_sec", "tokens/s", "real tokens, no padding"),

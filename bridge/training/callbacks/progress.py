@@ -138,7 +138,7 @@ class ProgressCallback(Callback):
         if "throughput/tokens_per_sec" in row:
             parts.append(f"{quantity(row['throughput/tokens_per_sec'])} tokens/s")
         if "throughput/tflops/device" in row:
-            parts.append(f"{row['throughput/tflops/device']:.4g} TFLOP/s/device")
+            parts.append(_rate(row))
         if "throughput/mfu" in row:
             parts.append(f"MFU {100 * row['throughput/mfu']:.1f} %")
         if step_time and self._steps:
@@ -155,8 +155,7 @@ class ProgressCallback(Callback):
         if "throughput/total_flops" in row:
             table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
-            rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
-            table.append(("speed", rate + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
+            table.append(("speed", _rate(row) + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
         return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
 
     # ---- printing -------------------------------------------------------------------------------------------------
@@ -219,7 +218,8 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
     if parameters := facts.get("parameters"):
         active = f", {quantity(parameters['active'])} active" if parameters.get("active") != parameters["total"] else ""
         trained = parameters.get("trainable", parameters["total"])
-        frozen = f", {quantity(trained)} trained" if trained != parameters["total"] else ""
+        percent = 100 * trained / parameters["total"]
+        frozen = f", {quantity(trained)} trained ({percent:.3g} %)" if trained != parameters["total"] else ""
         rows.append(("parameters", f"{quantity(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
     if "flops_per_token" in facts:
         length = facts["flops_per_token_seq_length"]
@@ -266,6 +266,13 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(int(max(seconds, 0) + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    """FLOP/s of a device and, where something is frozen, what 6 x parameters x tokens would have claimed."""
+    rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
+    claimed = row.get("throughput/tflops/device_6nd")
+    return rate if claimed is None else f"{rate} (6ND: {claimed:.4g})"
 
 
 def _number(value: Any) -> float:

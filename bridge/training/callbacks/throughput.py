@@ -30,7 +30,7 @@ from bridge.flops.plan import Plan
 from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.peak import DevicePeak, device_peak
 from bridge.metrics.reduction import collective_device
-from bridge.metrics.throughput import doubts, throughput
+from bridge.metrics.throughput import TERA, doubts, throughput
 from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
@@ -105,6 +105,8 @@ class ThroughputCallback(Callback):
         self._failed = False
         self._reported_failure = False
         self._doubted = False
+        self._all_parameters: Optional[int] = None
+        """Where some are frozen."""
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
@@ -180,6 +182,9 @@ class ThroughputCallback(Callback):
         self._meter.peak_flops = peak.flops if peak else None
         facts = constants(cfg, plan, peak, groups, self.convention)
         context.user_state[FACTS] = facts
+        parameters = facts.get("parameters", {})
+        if parameters.get("trainable") != parameters.get("total"):
+            self._all_parameters = parameters["total"]
         self._trackers = self._find_trackers(state)
         self._trackers.summary(facts)
 
@@ -312,6 +317,9 @@ class ThroughputCallback(Callback):
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
+        if self._all_parameters is not None and "throughput/device/tokens_per_sec" in metrics:
+            claimed = 6 * self._all_parameters * metrics["throughput/device/tokens_per_sec"]
+            metrics["throughput/tflops/device_6nd"] = claimed / TERA
         if not self._waits:
             metrics.pop("throughput/data_wait_fraction", None)
         if reasons := doubts(metrics):
@@ -404,7 +412,8 @@ def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups
     }
     if plan is not None:
         facts["not_counted"] = list(plan.not_counted)
-        facts["parameters"] = plan.parameters()
+        facts["parameters"] = parameters = plan.parameters()
+        facts["trainable_percent"] = 100 * parameters["trainable"] / parameters["total"]
         facts["statistics"] = [statistic.name for statistic in plan.statistics]
         seq_length = getattr(cfg.model, "seq_length", None)
         if seq_length:
