@@ -248,16 +248,6 @@ class LoggerConfig:
     """``https://...`` or ``sqlite:///...``. Unset: MLflow's own setting."""
     mlflow_tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run."""
-    tensorboard_dir: Optional[str] = None
-    """Folder of TensorBoard's event files. Unset: no TensorBoard."""
-    mlflow_experiment: Optional[str] = None
-    """MLflow experiment. Unset: no MLflow."""
-    mlflow_run_name: Optional[str] = None
-    """Name of the MLflow run. Unset: the recipe's name."""
-    mlflow_tracking_uri: Optional[str] = None
-    """``https://...`` or ``sqlite:///...``. Unset: MLflow's own setting."""
-    mlflow_tags: dict[str, str] = field(default_factory=dict)
-    """Tags of the MLflow run."""
 
 
 @dataclass(kw_only=True)
