@@ -148,7 +148,18 @@ def training_keys() -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (contexts, kinds, switches, side_by_side, convention_gaps, attention_square, all_models, devices)
+    for function in (
+        contexts,
+        kinds,
+        switches,
+        side_by_side,
+        convention_gaps,
+        attention_square,
+        all_models,
+        devices,
+        throughput_keys,
+        training_keys,
+    )
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
