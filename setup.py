@@ -20,9 +20,15 @@ setup(
     # The recipes lie beside the package in the repository and inside it when installed.
     packages=[*find_packages(include=["bridge", "bridge.*"]), "bridge.recipes", "bridge.recipes.models"],
     package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},
-    package_data={"bridge.recipes": ["*.yaml"], "bridge.recipes.models": ["*.yaml"], "bridge.explorer": ["*.css", "*.js"]},
+    package_data={
+        "bridge": ["py.typed"],
+        "bridge.recipes": ["*.yaml"],
+        "bridge.recipes.models": ["*.yaml"],
+        "bridge.explorer": ["*.css", "*.js"],
+    },
     install_requires=["omegaconf>=2.4", "rich"],
     extras_require={
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "explorer": ["gradio", "plotly"],
         "dashboard": ["wandb-workspaces"],
         "tensorboard": ["tensorboard"],
