@@ -73,8 +73,8 @@ def num_floating_point_operations(
             (``cfg.dataset.packed_sequence_specs``), what batch_size rows of that file hold on average.
         seqlen_squared_sum: sum of their squared lengths, which drives the attention core; all of the mean length when None.
         num_vision_patches: patches of all images of the batch, before merging.
-        cross_seqlen_sum, cross_seqlen_product_sum: sums of the key/value lengths and of query x key/value lengths, for cross
-            attention.
+        cross_seqlen_sum: sum of the key/value lengths, for cross attention.
+        cross_seqlen_product_sum: sum of query x key/value lengths, for cross attention.
         convention: ``megatron``, ``exact`` or ``executed``; sums of lengths only estimate what windows and top-k need, so
             prefer ``compile_plan(cfg).flops(sequence_lengths=...)`` where the lengths are known.
 
