@@ -56,7 +56,7 @@ def _hook(method: _Hook) -> _Hook:
         try:
             method(self, context)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         if self._meter is not None:
             self._meter.overhead_ns += time.perf_counter_ns() - start
 
@@ -332,7 +332,7 @@ class ThroughputCallback(Callback):
     def _is_first_rank(self) -> bool:
         return self._groups is None or self._groups.rank == 0
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
         if self._meter is not None:
             self._meter.fail(error)
