@@ -44,11 +44,15 @@ class PackedRows:
         number = int(self._order[1][place])
         row = self.rows[number]
         if not 0 <= row.input_ids.min() <= row.input_ids.max() < self._vocab_size:
-            raise ConfigError(f"model.vocab_size={self._vocab_size}: packed row {number} has other tokens; set it to its tokenizer's")
+            raise ConfigError(
+                f"model.vocab_size={self._vocab_size}: packed row {number} has other tokens; set it to its tokenizer's"
+            )
         segments = row.segments()
         longest = max(len(inputs) for inputs, *_ in segments)
         if longest > self._longest:
-            raise ConfigError(f"model.seq_length={self._longest}: packed row {number} has a sequence of {longest} tokens; raise it")
+            raise ConfigError(
+                f"model.seq_length={self._longest}: packed row {number} has a sequence of {longest} tokens; raise it"
+            )
         return segments
 
 
@@ -98,9 +102,7 @@ def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
     size, longest = packed_sequence_size(cfg), cfg.model.seq_length + 1
     parts = split(len(examples), cfg.data.eval_fraction, cfg.train.seed)
     shuffled = (np.random.default_rng([cfg.train.seed, 0x9AC4]).permutation(part).tolist() for part in parts)
-    training, evaluation = (
-        pack_examples(examples, tokenizer, size=size, longest=longest, order=order) for order in shuffled
-    )
+    training, evaluation = (pack_examples(examples, tokenizer, size=size, longest=longest, order=order) for order in shuffled)
     if not training:
         raise ConfigError(
             f"data.path={cfg.data.path!r}: none of the {len(examples)} examples fits into a row of {size} tokens. Raise "
