@@ -1,0 +1,69 @@
+"""From a live transformers model to our configuration: its config, and the adapters that peft put on it.
+
+Adapters are read from the model itself, layer by layer, since ``target_modules`` may be names, a pattern or "all-linear".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Optional
+
+from bridge.config.huggingface import HuggingFaceConfig, from_huggingface
+from bridge.config.schema import PeftConfig
+from bridge.flops.model_shape import ConfigError
+
+#: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
+_LINEAR_LAYERS = {
+    "self_attn.q_proj": ("self_attention.linear_q", "self_attention.linear_q_proj"),
+    "self_attn.k_proj": ("self_attention.linear_k",),
+    "self_attn.v_proj": ("self_attention.linear_v",),
+    "self_attn.qkv_proj": ("self_attention.linear_qkv",),
+    "self_attn.o_proj": ("self_attention.linear_proj",),
+    "self_attn.q_a_proj": ("self_attention.linear_q_down_proj",),
+    "self_attn.q_b_proj": ("self_attention.linear_q_up_proj",),
+    "self_attn.kv_a_proj_with_mqa": ("self_attention.linear_kv_down_proj",),
+    "self_attn.kv_b_proj": ("self_attention.linear_kv_up_proj",),
+    "mlp.gate_proj": ("mlp.linear_fc1_gate",),
+    "mlp.up_proj": ("mlp.linear_fc1_up",),
+    "mlp.gate_up_proj": ("mlp.linear_fc1",),
+    "mlp.down_proj": ("mlp.linear_fc2",),
+}
+_REMEDY = "Give the configuration of the run yourself: config=..."
+
+
+def from_huggingface_model(model: Any) -> HuggingFaceConfig:
+    """Read a transformers model as it is about to be trained.
+
+    Args:
+        model: a ``PreTrainedModel``, or a ``PeftModel`` with LoRA adapters around one.
+
+    Raises:
+        ConfigError: :func:`~bridge.config.huggingface.from_huggingface` does not know the architecture; or some weights
+            are frozen, or adapted, in a way that is not described here.
+    """
+    result = from_huggingface(model.config)
+    result.peft = _adapters(model)
+    for name, parameter in model.named_parameters():
+        adapter = ".lora_A." in name or ".lora_B." in name
+        if parameter.requires_grad != (adapter or result.peft is None):
+            state = "trains" if parameter.requires_grad else "is frozen"
+            raise ConfigError(f"{name} {state}: read are models that train in full or by LoRA adapters alone. {_REMEDY}")
+    return result
+
+
+def _adapters(model: Any) -> Optional[PeftConfig]:
+    """peft's LoRA adapters, one target a layer; None without any."""
+    ranks, targets = set(), []
+    for name, module in model.named_modules():
+        if not getattr(module, "lora_A", None):
+            continue
+        ranks |= {module.r[adapter] for adapter in module.active_adapters}
+        place = re.search(r"\.layers\.(\d+)\.(\w+\.\w+)$", name)
+        if place is None or place[2] not in _LINEAR_LAYERS or len(module.active_adapters) != 1:
+            raise ConfigError(f"the adapter on {name} is not one that can be priced. {_REMEDY}")
+        targets += [f"decoder.layers.{place[1]}.{path}" for path in _LINEAR_LAYERS[place[2]]]
+    if not targets:
+        return None
+    if len(ranks) > 1:
+        raise ConfigError(f"adapters of ranks {sorted(ranks)}: one rank for all is read. {_REMEDY}")
+    return PeftConfig(dim=ranks.pop(), target_modules=targets)

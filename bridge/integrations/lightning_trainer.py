@@ -1,0 +1,114 @@
+"""Lightning: a ``Callback`` for its ``Trainer``.
+
+::
+
+    throughput = ThroughputLightningCallback(from_huggingface(model.config), convention="exact")
+    Trainer(callbacks=[throughput], ...).fit(module, dataloader)
+
+Rows go to the Trainer's loggers under the number of completed optimizer steps; the micro-batches of
+``accumulate_grad_batches`` belong to one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Optional
+
+from bridge.flops import ConfigError
+from bridge.metrics.trackers import Trackers
+from bridge.training.callbacks import CallbackContext, ThroughputCallback
+
+try:
+    from lightning.pytorch import Callback, Trainer
+except ImportError as error:
+    raise ImportError("bridge.integrations.lightning_trainer needs Lightning: pip install lightning") from error
+
+#: Number formats by what Lightning's names of them contain.
+_FORMATS = {"transformer-engine": "fp8", "bf16": "bf16", "16": "fp16"}
+_NEVER = 1 << 62
+
+
+class ThroughputLightningCallback(Callback):
+    """Exact FLOPs, MFU and token rates in the Trainer's loggers; totals in its checkpoints.
+
+    Args:
+        config: prices the model, see :func:`bridge.flops.compile_plan`.
+        read: from a batch to a mapping with ``attention_mask``, ``input_ids``, ``cu_seqlens``, ...; None: it is one.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is ``log_every_n_steps`` if unset.
+    """
+
+    def __init__(self, config: Any, read: Optional[Callable[[Any], Any]] = None, **options: Any) -> None:
+        self.throughput = ThroughputCallback(**options)
+        self._config, self._read, self._options = config, read, options
+        self._context: Optional[CallbackContext] = None
+        self._steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            interval = self._options.get("log_interval") or trainer.log_every_n_steps or _NEVER
+            self.throughput = ThroughputCallback(**{**self._options, "log_interval": interval})
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._steps = trainer.global_step
+        run = SimpleNamespace(
+            cfg=self._config,
+            train_state=SimpleNamespace(step=self._steps),
+            number_format=next((name for part, name in _FORMATS.items() if part in str(trainer.precision)), "fp32"),
+            trackers=Trackers([_Loggers(trainer)]),
+        )
+        self._context = CallbackContext(state=run, model=[pl_module])
+        replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)
+        if replicas == trainer.world_size:
+            self.throughput.on_train_start(self._context)
+        else:
+            self.throughput.fail(
+                ConfigError(f"{trainer.world_size} ranks share {replicas} batches; counted are data-parallel ranks")
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.throughput.on_train_step_start(self._context)
+        self.throughput.count(self._read(batch) if self._read else batch)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self._steps:  # an optimizer step, and not only one more micro-batch
+            self._steps = trainer.global_step
+            self.throughput.on_train_step_end(self._context)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._context is not None:  # Lightning validates a little before training starts
+            self.throughput.on_eval_start(self._context)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._context is not None:
+            self.throughput.on_eval_end(self._context)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.throughput.on_train_end(self._context)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals up to now; Lightning asks all ranks for it when it saves."""
+        if self._context is not None:
+            self.throughput.on_checkpoint_save(self._context)
+        return self.throughput.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.throughput.load_state_dict(state_dict)
+
+
+class _Loggers:
+    """The Trainer's loggers as a tracker; Lightning lets only the first rank write."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(dict(metrics), step)
+
+    def summary(self, facts: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def how_to_look(self) -> list[str]:
+        return []

@@ -1,0 +1,127 @@
+"""Hugging Face: a ``TrainerCallback`` that counts what the model is called with while it trains.
+
+::
+
+    trainer = Trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+    throughput = add_throughput(trainer, convention="exact")
+    trainer.train()
+
+The Trainer fetches batches ahead, and shares its collator with evaluation; so batches are counted where they are
+trained on, in a hook before the model's forward pass.  A row joins each of the Trainer's own logs of the loss, at the
+same step, where the Trainer waits for all ranks anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import torch
+
+from bridge.config.huggingface_model import from_huggingface_model
+from bridge.flops import ConfigError
+from bridge.training.callbacks import CallbackContext, ThroughputCallback
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError("bridge.integrations.transformers_trainer needs transformers: pip install transformers") from error
+
+logger = logging.getLogger(__name__)
+
+
+class ThroughputTrainerCallback(TrainerCallback, ExportableState):
+    """Exact FLOPs, MFU and token rates in the Trainer's logs; totals in its checkpoints.
+
+    Args:
+        config: prices the model; None: read from the model and its LoRA adapters.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; the Trainer decides when to log.
+    """
+
+    def __init__(self, config: Any = None, **options: Any) -> None:
+        self._config, self._options = config, options
+        self.throughput = self._new()
+        self._hook: Any = None
+        self.totals: dict[str, Any] = {}
+        """Those of the checkpoint that training went on from."""
+
+    def _new(self) -> ThroughputCallback:
+        return ThroughputCallback(**{**self._options, "log_interval": 1 << 62})  # never by itself
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer keeps in ``trainer_state.json``."""
+        return {"args": self._options, "attributes": {"totals": self.throughput.state_dict()}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.throughput = self._new()
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step and isinstance(saved, dict):
+            self.throughput.load_state_dict(saved["attributes"]["totals"])
+        self._context = CallbackContext(state=None, model=[model])
+        if problem := _problem(args, model):
+            self.throughput.fail(ConfigError(problem))
+            return
+        low = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
+        self._context.state = SimpleNamespace(
+            cfg=self._read(model),
+            train_state=SimpleNamespace(step=state.global_step),
+            number_format=low or ("bf16" if getattr(model, "dtype", None) == torch.bfloat16 else "fp32"),
+        )
+        self.throughput.on_train_start(self._context)
+        self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _read(self, model: Any) -> Any:
+        if self._config is not None:
+            return self._config
+        try:
+            return from_huggingface_model(model)
+        except Exception as error:  # any module may be trained
+            logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
+            return SimpleNamespace(model=None)
+
+    @torch.compiler.disable
+    def _see(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if module.training and torch.is_grad_enabled():
+            self.throughput.count(kwargs)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.throughput.on_train_step_start(self._context)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.throughput.on_train_step_end(self._context)
+        self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if control.should_save or control.should_evaluate:  # the best model is saved after the evaluation
+            self.throughput.on_checkpoint_save(self._context)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs or "train_loss" in logs:  # not those of an evaluation
+            self.throughput.report(self._context)
+            row = {key: value for key, value in self.throughput.latest.items() if key != "step"}
+            logs.update(row)
+            state.log_history[-1].update(row)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self.throughput.on_train_end(self._context)
+
+
+def _problem(args: Any, model: Any) -> Optional[str]:
+    """Why the batches of the ranks do not add up to the work of the devices, if so."""
+    if args.n_gpu > 1:
+        return f"{args.n_gpu} GPUs share this process (DataParallel); start one process a GPU with torchrun or accelerate"
+    layout = getattr(args, "parallelism_config", None)
+    if max(getattr(layout, "non_data_parallel_size", 1), getattr(model, "tp_size", None) or 1) > 1:
+        return "ranks share their batches (tensor, context or sequence parallel); counted are data-parallel ranks"
+    return None
+
+
+def add_throughput(trainer: Trainer, config: Any = None, **options: Any) -> ThroughputTrainerCallback:
+    """Register ahead of the Trainer's reporters, so that W&B, TensorBoard and the others get the rows with the loss."""
+    callback = ThroughputTrainerCallback(config, **options)
+    trainer.callback_handler.callbacks.insert(1, callback)  # after the one that decides when to log and to save
+    return callback
