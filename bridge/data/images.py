@@ -17,6 +17,7 @@ image_grid_thw  [n, 3] int64         frames, rows and columns, in patches, of ea
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from bridge.data.batching import Collate, MicroBatch
 from bridge.data.corpus import split
-from bridge.data.images_pixels import render, to_patches
+from bridge.data.images_pixels import render, to_patches, wrap
 from bridge.data.samples import Segment
 from bridge.data.text import read_documents
 from bridge.data.tokenizer import Tokenizer, Tokens, build_tokenizer
@@ -38,8 +39,10 @@ from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
 if TYPE_CHECKING:
     from bridge.config.schema import Config
 
-_COLUMNS = (2, 12)
+_WORD = re.compile(r"\w+|[^\w\s]+")
+_COLUMNS = (2, 6)
 """Fewest and most characters beside each other in a picture."""
+_DRAW = 0x1A6E
 _SHORTEST = 3
 """Characters of the shortest line that is worth a picture."""
 
@@ -66,43 +69,39 @@ class ImageSamples:
         self._tokenizer = tokenizer
         self._image_token_id = image_token_id
         self._seq_length = seq_length
+        self._cell = vision.patch_size * vision.spatial_merge_size
         self._most = images_per_sample
         self._seed = seed
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
 
     def samples_per_epoch(self) -> int:
-        """Samples before a line comes up again."""
-        return len(self.lines) // self._most
+        """The lines."""
+        return len(self.lines)
 
     def __getitem__(self, index: int) -> ImageSample:
-        """Sample ``index``: 0 to ``images_per_sample`` pictures, each before its text."""
-        epoch, place = divmod(index, self.samples_per_epoch())
+        """Sample ``index``: the first words of a line, each behind its picture; or the line without pictures."""
+        epoch, place = divmod(index, len(self.lines))
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.lines)))
-        draw = np.random.default_rng([self._seed, 0x1A6E, index])
+        line = self.lines[int(self._order[1][place])]
+        draw = np.random.default_rng([self._seed, _DRAW, index])
         count = int(draw.integers(0, self._most + 1))
-        numbers = self._order[1][place * self._most :][: max(count, 1)]
-        texts = [self.lines[number] for number in numbers.tolist()]
-        encoded = self._tokenizer.encode([f"{text}\n".encode() for text in texts])
+        texts = _WORD.findall(line)[:count] if count else [line]
         tokens: list[NDArray[np.int64]] = []
         learned: list[NDArray[np.bool_]] = []
-        patches, grids, length = [], [], 0
-        for text, text_tokens in zip(texts, encoded, strict=True):
-            pages: list[str] = []
+        patches, grids = [], []
+        for text, encoded in zip(texts, self._tokenizer.encode([f"{text}\n".encode() for text in texts]), strict=True):
+            cells = 0
             if count:
                 width = int(draw.integers(_COLUMNS[0], _COLUMNS[1] + 1))
-                pages = [text[start : start + width] for start in range(0, len(text), width)]
-            cells = len(pages) * max(map(len, pages), default=0)
-            if tokens and length + cells + len(text_tokens) > self._seq_length:
-                break
-            if pages:
-                cell = self.vision.patch_size * self.vision.spatial_merge_size
-                image, grid = to_patches(render(pages, cell), self.vision)
+                image, grid = to_patches(render(wrap(text, width), self._cell), self.vision)
+                cells = len(image) // self.vision.spatial_merge_size**2
+                if sum(map(len, tokens)) + cells + len(encoded) > self._seq_length and tokens:
+                    break
                 patches.append(image)
                 grids.append(grid)
-            tokens += [np.full(cells, self._image_token_id, dtype=np.int64), text_tokens.astype(np.int64)]
-            learned += [np.zeros(cells, dtype=np.bool_), np.ones(len(text_tokens), dtype=np.bool_)]
-            length += cells + len(text_tokens)
+            tokens += [np.full(cells, self._image_token_id, dtype=np.int64), encoded.astype(np.int64)]
+            learned += [np.zeros(cells, dtype=np.bool_), np.ones(len(encoded), dtype=np.bool_)]
         whole = np.concatenate([*tokens, [self._tokenizer.eod]])[: self._seq_length + 1]
         mask = np.concatenate([*learned, [True]])[: self._seq_length + 1]
         return ImageSample((whole[:-1], whole[1:], mask[1:]), patches, grids)

@@ -17,6 +17,11 @@ _MEAN, _DEVIATION = 0.5, 0.5
 """Normalisation of pixel values between 0 and 1, for every channel alike: to -1 ... 1."""
 
 
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` characters."""
+    return [text[start : start + width] for start in range(0, len(text), width)]
+
+
 def render(lines: Sequence[str], cell: int) -> Pixels:
     """Draw text as on a typewriter, each character in a square of ``cell`` pixels: [rows x cell, longest line x cell].
 

@@ -1,0 +1,43 @@
+"""The plan's integer equals what torch counts while the model that ``bridge train`` builds looks at images and reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.flops import compile_plan
+from oracle.vision_training_cases import BATCHES, FROZEN, MODELS, config
+
+pytest.importorskip("megatron.core")
+pytest.importorskip("PIL")
+
+
+@pytest.fixture(scope="module")
+def counted() -> dict[str, Any]:
+    """What is counted, case by case: one process for all."""
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "oracle.count_vision_training"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_trained_model_costs_what_the_plan_says(model: str, frozen: str, counted: dict[str, Any]) -> None:
+    found = counted[f"{model}/{frozen}"]
+    plan = compile_plan(config(model, frozen), convention="executed")
+    for name, images in BATCHES.items():
+        batch = found[name]
+        assert (len(batch["sequences"]), len(batch["patches"])) == (len(images), sum(images))
+        for passes in ("forward", "training"):
+            assert plan.flops(batch["sequences"], batch["patches"], passes=passes) == batch[passes], (name, passes)
+    assert plan.parameters()["total"] == found["parameters"]
+    assert plan.parameters()["trainable"] == found["trainable"]
