@@ -137,7 +137,7 @@ class ImageData:
         self.training: ImageSamples = samples([lines[number] for number in training])
         self.evaluation: Optional[ImageSamples] = samples([lines[number] for number in evaluation]) if evaluates else None
         self.schedule = schedule_for(cfg)
-        self.collate: Collate = partial(collate_images, rows=collate_for(cfg), vision=vision)  # type: ignore[assignment]
+        self.collate: Collate = partial(collate_images, rows=collate_for(cfg), vision=vision)
         self.fingerprint = f"{len(lines)} lines, crc32 {zlib.crc32(chr(10).join(lines).encode()):08x}"
         have, need = self.training.samples_per_epoch(), self.schedule.global_batch_size
         if have < need:

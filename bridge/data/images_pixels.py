@@ -82,11 +82,11 @@ def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.fl
             f"an image of {height} x {width} pixels and {channels} channels does not cut into blocks of {block} x {block} with "
             f"{vision.in_channels} channels"
         )
-    values = (pixels.astype(np.float32) / 255 - _MEAN) / _DEVIATION
+    values = ((pixels / 255 - _MEAN) / _DEVIATION).astype(np.float32)
     cut = values.reshape(height // block, merge, size, width // block, merge, size, channels)
     patches = cut.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column, channel, y, x
     patches = patches.reshape(-1, channels, 1, size * size)
     # A still image is a film of equal frames.
     patches = np.repeat(patches, vision.temporal_patch_size, axis=2)
-    rows, columns = height // size, width // size
-    return np.ascontiguousarray(patches).reshape(rows * columns, -1), (1, rows, columns)
+    rows, columns = int(height // size), int(width // size)
+    return patches.reshape(rows * columns, -1), (1, rows, columns)

@@ -248,6 +248,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
     vision = read_vision(cfg)
     kind: Callable[..., GPTModel] = GPTModel
     if vision is not None:
+        assert model.image_token_id is not None
         tower = tower_config(config, vision)
         kind = partial(
             VisionLanguageModel,

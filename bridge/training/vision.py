@@ -24,6 +24,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model_shape import ConfigError, VisionShape
 from bridge.training.norm import Norm
 
@@ -47,8 +48,6 @@ def check_vision(cfg: Config, vision: VisionShape) -> None:
     absent: dict[str, tuple[Any, Any]] = {
         "vision_config.projector_type": (vision.projector_type, "merger"),
         "vision_config.class_token": (vision.class_token, False),
-        "vision_config.window_size": (vision.window_size, 0),
-        "vision_config.deepstack_visual_indexes": (tuple(vision.deepstack_visual_indexes), ()),
         "mtp_num_layers": (model.mtp_num_layers or None, None),
         "audio_config": (model.audio_config, None),
     }
@@ -73,6 +72,26 @@ def check_vision(cfg: Config, vision: VisionShape) -> None:
             f"model.vision_config.num_position_embeddings={vision.num_position_embeddings} must be a square: the table is "
             "stretched over an image. Use 0 for none."
         )
+    deep = len(vision.deepstack_visual_indexes)
+    if deep:
+        first = pipeline_stages(
+            model.num_layers or 0,
+            parallel.pipeline_model_parallel_size,
+            1,
+            parallel.num_layers_in_first_pipeline_stage,
+            parallel.num_layers_in_last_pipeline_stage,
+        ).count(0)
+        if deep > first:
+            raise ConfigError(
+                f"parallel.pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}: the first stage has {first} "
+                f"layers, and model.vision_config.deepstack_visual_indexes adds to the first {deep}. Use fewer stages, or set "
+                "parallel.num_layers_in_first_pipeline_stage."
+            )
+        if model.recompute_granularity == "full":
+            raise ConfigError(
+                "model.recompute_granularity=full would lose what model.vision_config.deepstack_visual_indexes adds inside the "
+                "decoder. Use selective, or leave it unset."
+            )
     if vision.out_hidden_size != model.hidden_size:
         raise ConfigError(
             f"model.vision_config.out_hidden_size={vision.out_hidden_size} must be model.hidden_size={model.hidden_size} to train: "
@@ -134,20 +153,32 @@ def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerC
 class PatchMerger(MegatronModule):
     """Blocks of neighbouring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
 
-    def __init__(self, config: TransformerConfig, vision: VisionShape) -> None:
+    def __init__(self, config: TransformerConfig, vision: VisionShape, *, deep: bool = False) -> None:
+        """``deep``: the norm comes after the merge, as in the mergers inside the tower (deepstack)."""
         super().__init__(config=config)
         assert vision.out_hidden_size is not None
         self.merged_size = config.hidden_size * vision.spatial_merge_size**2
-        self.norm = Norm(config, config.hidden_size, eps=_LAYERNORM_EPSILON)
+        self.deep = deep
+        self.norm = Norm(config, self.merged_size if deep else config.hidden_size, eps=_LAYERNORM_EPSILON)
         options = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
         self.linear_fc1 = ColumnParallelLinear(self.merged_size, self.merged_size, gather_output=False, **options)
         self.linear_fc2 = RowParallelLinear(self.merged_size, vision.out_hidden_size, input_is_parallel=True, **options)
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches [p, 1, hidden], the blocks one after the other -> [p / merge^2, out]."""
-        merged = self.norm(patches).view(-1, 1, self.merged_size)
-        inner = F.gelu(self.linear_fc1(merged)[0])
+        normed = patches if self.deep else self.norm(patches)
+        merged = normed.reshape(-1, 1, self.merged_size)
+        inner = F.gelu(self.linear_fc1(self.norm(merged) if self.deep else merged)[0])
         return self.linear_fc2(inner)[0].squeeze(1)
+
+
+class Mergers(MegatronModule):
+    """The mergers inside the tower, by number (a ModuleList would not know how checkpoints cut them)."""
+
+    def __init__(self, config: TransformerConfig, vision: VisionShape) -> None:
+        super().__init__(config=config)
+        for number in range(len(vision.deepstack_visual_indexes)):
+            self.add_module(str(number), PatchMerger(config, vision, deep=True))
 
 
 class VisionModel(MegatronModule):
@@ -176,9 +207,10 @@ class VisionModel(MegatronModule):
             spec=TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers),
             post_layer_norm=False,  # the merger has a norm of its own
         )
+        self.deepstack_merger_list = Mergers(config, vision)
         self.merger = PatchMerger(config, vision)
 
-    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+    def forward(self, pixel_values: Tensor, grids: Sequence[Sequence[int]]) -> tuple[Tensor, list[Tensor]]:
         """The images of a micro-batch as tokens of the language model.
 
         Args:
@@ -186,18 +218,34 @@ class VisionModel(MegatronModule):
             grids: (frames, rows, columns) in patches of each image.
 
         Returns:
-            [patches / merge^2, out_hidden_size].
+            [patches / merge^2, out_hidden_size], and one such tensor for each of deepstack_visual_indexes.
         """
-        device = pixel_values.device
-        places = torch.cat([patch_places(grid, self.vision.spatial_merge_size) for grid in grids]).to(device)
+        vision, device = self.vision, pixel_values.device
+        merge = vision.spatial_merge_size
+        host = device if self.config.transformer_impl == "transformer_engine" else torch.device("cpu")
         patches = self.patch_embed(pixel_values.to(self.config.params_dtype).unsqueeze(1))[0]
         if self.pos_embed is not None:
             patches = patches + self._learned_positions(grids).unsqueeze(1)
+        places = torch.cat([patch_places(grid, merge) for grid in grids]).to(device)
         angles = rotary_angles(places, self.config.kv_channels)
-        packed = packed_frames(grids, device if self.config.transformer_impl == "transformer_engine" else torch.device("cpu"))
-        for layer in self.decoder.layers:
-            patches, _ = layer(patches, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=packed)
-        return self.merger(patches)
+        whole = packed([rows * columns for frames, rows, columns in grids for _ in range(frames)], host)
+        order, windows = None, whole
+        if vision.window_patches:
+            order, lengths = window_order(grids, merge, vision.window_size // merge // vision.patch_size)
+            order, windows = order.to(device), packed(lengths, host)
+            patches, angles = (_blocks_in(order, tensor, merge) for tensor in (patches, angles))
+        deep: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.decoder.layers):
+            bounds = whole if number in vision.fullatt_block_indexes else windows
+            patches, _ = layer(patches, attention_mask=None, rotary_pos_emb=angles, packed_seq_params=bounds)
+            if number in vision.deepstack_visual_indexes:
+                index = list(vision.deepstack_visual_indexes).index(number)
+                deep[index] = self.deepstack_merger_list.get_submodule(str(index))(patches)
+        features = [self.merger(patches), *(deep[index] for index in sorted(deep))]
+        if order is not None:
+            back = order.argsort()
+            features = [feature[back] for feature in features]
+        return features[0], features[1:]
 
     def _learned_positions(self, grids: Sequence[Sequence[int]]) -> Tensor:
         """The table, stretched over each image (bilinear between its rows) and in the order of the patches: [p, hidden]."""
@@ -216,7 +264,9 @@ class VisionModel(MegatronModule):
 def patch_places(grid: Sequence[int], merge: int) -> Tensor:
     """Row and column of every patch of an image, block by block: int64 [frames x rows x columns, 2]."""
     frames, rows, columns = grid
-    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(rows // merge, merge, columns // merge, merge, 2)
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(
+        rows // merge, merge, columns // merge, merge, 2
+    )
     return places.permute(0, 2, 1, 3, 4).reshape(-1, 2).repeat(frames, 1)
 
 
@@ -228,13 +278,40 @@ def rotary_angles(places: Tensor, head_size: int) -> Tensor:
     return torch.cat([angles, angles], dim=-1)[:, None, None]
 
 
-def packed_frames(grids: Sequence[Sequence[int]], device: torch.device) -> PackedSeqParams:
-    """megatron-core's description of images side by side: each frame is a segment."""
-    lengths = torch.tensor([rows * columns for frames, rows, columns in grids for _ in range(frames)])
-    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
-    longest = int(lengths.max())
+def window_order(grids: Sequence[Sequence[int]], merge: int, side: int) -> tuple[Tensor, list[int]]:
+    """The blocks of all images, those of a window one after the other.
+
+    Args:
+        grids: (frames, rows, columns) in patches of each image.
+        merge: patches along a side of a block.
+        side: blocks along a side of a window; those at the lower and right edges of an image may be smaller.
+
+    Returns:
+        Numbers of the blocks [patches / merge^2], and the patches of each window.
+    """
+    orders, lengths, start = [], [], 0
+    for frames, rows, columns in grids:
+        down, across = torch.arange(rows // merge) // side, torch.arange(columns // merge) // side
+        window = (down[:, None] * (columns // merge) + across).flatten()
+        order = window.argsort(stable=True)
+        sizes = (window.unique(return_counts=True)[1] * merge**2).tolist()
+        for _ in range(frames):
+            orders.append(order + start)
+            lengths += sizes
+            start += len(order)
+    return torch.cat(orders), lengths
+
+
+def _blocks_in(order: Tensor, patches: Tensor, merge: int) -> Tensor:
+    """patches [p, ...] with their blocks in another order."""
+    return patches.unflatten(0, (-1, merge**2))[order].flatten(0, 1)
+
+
+def packed(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
+    """megatron-core's description of segments of so many patches, side by side."""
+    bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
     return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
+        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
     )
 
 
@@ -264,9 +341,15 @@ class VisionLanguageModel(GPTModel):
         # Images are put in before the sequence is cut over the ranks.
         super().__init__(**options, scatter_embedding_sequence_parallel=False)
         self.image_token_id = image_token_id
-        self.vision_model: Optional[VisionModel] = VisionModel(vision_config, vision, vision_layer) if self.pre_process else None
+        self.vision_model: Optional[VisionModel] = None
+        if self.pre_process:
+            self.vision_model = VisionModel(vision_config, vision, vision_layer)
+            for layer in self.decoder.layers[: len(vision.deepstack_visual_indexes)]:
+                layer.register_forward_hook(self._add_deep)
+        self._deep: list[Tensor] = []
+        """What the next layers of the decoder are to add, [s, b, hidden] each (deepstack)."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
@@ -289,24 +372,34 @@ class VisionLanguageModel(GPTModel):
         """
         decoder_input = None
         if self.pre_process:
-            decoder_input = self._embed(input_ids, position_ids, pixel_values, image_grid_thw)
-            if self.config.sequence_parallel:
-                decoder_input = tensor_parallel.scatter_to_sequence_parallel_region(decoder_input)
-                if padding_mask is not None:
-                    padding_mask = tensor_parallel.scatter_to_sequence_parallel_region(padding_mask.t().contiguous()).t()
+            decoder_input, *self._deep = self._embed(input_ids, position_ids, pixel_values, image_grid_thw)
+            if padding_mask is not None:
+                padding_mask = self._cut(padding_mask.t().contiguous()).t()
         return super().forward(
             input_ids, position_ids, attention_mask, decoder_input=decoder_input, padding_mask=padding_mask, **options
         )
 
     def _embed(
         self, input_ids: Tensor, position_ids: Tensor, pixel_values: Optional[Tensor], image_grid_thw: Optional[Tensor]
-    ) -> Tensor:
-        """Words and images, [s, b, hidden]."""
+    ) -> list[Tensor]:
+        """Words and images, and what images add inside the decoder, [s, b, hidden] each."""
         assert self.vision_model is not None
         words = self.embedding(input_ids=input_ids, position_ids=position_ids)
         if pixel_values is None or image_grid_thw is None or not len(image_grid_thw):
             unused = [parameter for parameter in self.vision_model.parameters() if parameter.requires_grad]
-            return WithoutUse.apply(words, *unused) if unused and torch.is_grad_enabled() else words
-        images = self.vision_model(pixel_values, image_grid_thw.tolist())
+            return [self._cut(WithoutUse.apply(words, *unused) if unused and torch.is_grad_enabled() else words)]
+        images, deep = self.vision_model(pixel_values, image_grid_thw.tolist())
         places = (input_ids == self.image_token_id).unsqueeze(-1)
-        return words.transpose(0, 1).masked_scatter(places, images.to(words.dtype)).transpose(0, 1).contiguous()
+
+        def put(images: Tensor, among: Tensor) -> Tensor:
+            return self._cut(among.transpose(0, 1).masked_scatter(places, images.to(among.dtype)).transpose(0, 1).contiguous())
+
+        return [put(images, words), *(put(feature, torch.zeros_like(words)) for feature in deep)]
+
+    def _cut(self, sequence: Tensor) -> Tensor:
+        """This tensor-parallel rank's part of [s, ...] under sequence parallelism."""
+        return tensor_parallel.scatter_to_sequence_parallel_region(sequence) if self.config.sequence_parallel else sequence
+
+    def _add_deep(self, layer: torch.nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> Optional[tuple[Tensor, Any]]:
+        """After one of the decoder's first layers: add what the tower's layers saw."""
+        return (output[0] + self._deep.pop(0), output[1]) if self._deep else None

@@ -31,6 +31,9 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24, "moe_router_load_balancing_type": "none"},
         {"num_heads": 3, "spatial_merge_size": 3},
     ),
+    "deepstack": ({}, {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 9}),
+    # Windows of one block: larger ones are cut at the edges of an image, which its number of patches does not tell.
+    "windows": ({}, {"hidden_act": "silu", "window_size": 8, "fullatt_block_indexes": [1]}),
 }
 
 FROZEN: dict[str, tuple[str, ...]] = {
@@ -51,9 +54,7 @@ def config(model: str, frozen: str) -> Config:
     """The run of a case."""
     language, tower = MODELS[model]
     return Config(
-        model=ModelConfig(
-            **{**LANGUAGE, **language}, vision_config={**TOWER, **tower}, **dict.fromkeys(FROZEN[frozen], True)
-        ),
+        model=ModelConfig(**{**LANGUAGE, **language}, vision_config={**TOWER, **tower}, **dict.fromkeys(FROZEN[frozen], True)),
         train=TrainConfig(global_batch_size=1),
         data=DataConfig(kind="images", batching="packed", max_documents=60),
     )
