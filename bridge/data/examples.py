@@ -72,7 +72,8 @@ def _from_source(file: Path) -> Iterator[Example]:
         if len(function.body) < 2 or ast.get_docstring(function, clean=False) is None:
             continue
         first, last, end = function.lineno - 1, function.body[0].end_lineno, function.end_lineno
-        assert last is not None and end is not None
+        assert last is not None
+        assert end is not None
         if function.body[1].lineno <= last:  # on the line of the docstring
             continue
         whole = textwrap.dedent("\n".join(lines[first:end])).split("\n")

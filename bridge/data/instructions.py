@@ -17,7 +17,7 @@ from bridge.data.tokenizer import build_tokenizer
 from bridge.flops.model_shape import ConfigError
 
 if TYPE_CHECKING:
-    from bridge.config.schema import Config
+    from bridge.config.schema import Config, PackedSequenceSpecs
 
 _SPECS = "data.packed_sequence_specs"
 _TRAIN, _VAL = f"{_SPECS}.packed_train_data_path", f"{_SPECS}.packed_val_data_path"
@@ -27,7 +27,8 @@ class PackedRows:
     """Packed rows as an endless sequence of samples: in epoch e in the order drawn from (seed, e)."""
 
     def __init__(self, rows: Sequence[PackedRow], cfg: Config) -> None:
-        assert cfg.model.seq_length is not None and cfg.model.vocab_size is not None
+        assert cfg.model.seq_length is not None
+        assert cfg.model.vocab_size is not None
         self.rows = rows
         self._seed = cfg.train.seed
         self._longest, self._vocab_size = cfg.model.seq_length, cfg.model.vocab_size
@@ -68,7 +69,8 @@ class InstructionData:
         from bridge.data.loader import collate_for, schedule_for  # torch, which packing a file does not need
 
         evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
-        training, evaluation, self.fingerprint = _read_files(cfg) if _named(cfg) else _pack(cfg)
+        files = _named(cfg)
+        training, evaluation, self.fingerprint = _pack(cfg) if files is None else _read_files(files)
         self.schedule = schedule_for(cfg)
         self.collate = collate_for(cfg)
         self.training = PackedRows(training, cfg)
@@ -80,7 +82,7 @@ class InstructionData:
                 f"more examples (data.path, data.max_documents), a smaller {_SPECS}.packed_sequence_size or a smaller batch."
             )
         if evaluates and not evaluation:
-            remedy = f"Set {_VAL}" if _named(cfg) else "Raise data.eval_fraction"
+            remedy = "Raise data.eval_fraction" if files is None else f"Set {_VAL}"
             raise ConfigError(f"train.eval_interval={cfg.train.eval_interval}: no rows to evaluate on. {remedy}.")
 
 
@@ -118,15 +120,14 @@ def packed_sequence_size(cfg: Config) -> int:
     return (specs and specs.packed_sequence_size) or cfg.model.seq_length
 
 
-def _named(cfg: Config) -> bool:
-    """Whether packed files are read."""
+def _named(cfg: Config) -> Optional[PackedSequenceSpecs]:
+    """The packed files to read, if there are any."""
     specs = cfg.data.packed_sequence_specs
-    return specs is not None and specs.packed_train_data_path is not None
+    return None if specs is None or specs.packed_train_data_path is None else specs
 
 
-def _read_files(cfg: Config) -> tuple[Sequence[PackedRow], Sequence[PackedRow], str]:
-    specs = cfg.data.packed_sequence_specs
-    assert specs is not None and specs.packed_train_data_path is not None
+def _read_files(specs: PackedSequenceSpecs) -> tuple[Sequence[PackedRow], Sequence[PackedRow], str]:
+    assert specs.packed_train_data_path is not None
     training = PackedFile(specs.packed_train_data_path, _TRAIN)
     if specs.packed_val_data_path is None:
         return training, (), training.fingerprint()

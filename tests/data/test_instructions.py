@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bridge.cli.main import main
-from bridge.config import load_recipe
+from bridge.config import Config, load_recipe
 from bridge.data.batching import build_collate, real_lengths
 from bridge.data.examples import read_examples
 from bridge.data.instructions import InstructionData, pack_instructions
@@ -62,7 +62,7 @@ def lines(tmp_path: Path) -> Path:
     return path
 
 
-def config(*overrides: str):
+def config(*overrides: str) -> Config:
     sizes = ("model.seq_length=40", "train.global_batch_size=4", "train.micro_batch_size=2", "data.eval_fraction=0.1")
     return load_recipe("tiny", ["data.kind=instructions", "data.batching=packed", *sizes, *overrides])
 
@@ -171,7 +171,8 @@ def test_a_run_on_a_packed_file_is_a_run_on_its_examples(lines: Path, tmp_path: 
     read = open_data(config(specs, "train.eval_interval=1", "train.eval_iters=1"))
     made = open_data(config(f"data.path={lines}", "train.eval_interval=1", "train.eval_iters=1"))
     for one, two in ((read.training, made.training), (read.evaluation, made.evaluation)):
-        assert one is not None and two is not None
+        assert one is not None
+        assert two is not None
         assert one.samples_per_epoch() == two.samples_per_epoch()
         for number in range(one.samples_per_epoch()):
             for left, right in zip(one[number], two[number], strict=True):
@@ -220,9 +221,9 @@ class Hostile:
 def test_a_bad_packed_file_is_one_error(tmp_path: Path, rows: list[object], problem: str) -> None:
     save_npy(tmp_path / "bad.npy", rows)
     specs = f"data.packed_sequence_specs.packed_train_data_path={tmp_path}/bad.npy"
+    cfg = config(specs, "train.global_batch_size=1", "train.micro_batch_size=1")
     with pytest.raises(ConfigError, match=problem):
-        data = InstructionData(config(specs, "train.global_batch_size=1", "train.micro_batch_size=1"))
-        [data.training[number] for number in range(len(rows))]
+        [InstructionData(cfg).training[number] for number in range(len(rows))]
     assert not Path("hostile").exists()
 
 
