@@ -23,6 +23,10 @@ class Framework:
         routing_before_fc2: routing weights multiply the experts' activations, not their outputs.
         joint_logits: the hidden states of the decoder and of all MTP depths go through the output layer as one tensor, so
             that all of them get a gradient if one needs it.
+        reentrant: what activation checkpointing runs again has a backward pass only if something that goes into it needs a
+            gradient; so that weights in there learn at all, the embedding's output is made to need one.
+        stops_early: the second run of a layer ends with the last tensor that the backward pass asks for.
+        dora_by_identity: DoRA multiplies its matrices with an identity matrix instead of with each other (peft).
     """
 
     name: str
@@ -31,14 +35,40 @@ class Framework:
     router_backward_is_whole: bool
     routing_before_fc2: bool
     joint_logits: bool
+    reentrant: bool
+    stops_early: bool
+    dora_by_identity: bool
 
 
-MEGATRON = Framework("megatron", True, True, True, True, True)
-TRANSFORMERS = Framework("transformers", False, False, False, False, False)
+MEGATRON = Framework(
+    "megatron",
+    fused=True,
+    dgrad_with_wgrad=True,
+    router_backward_is_whole=True,
+    routing_before_fc2=True,
+    joint_logits=True,
+    reentrant=True,
+    stops_early=False,
+    dora_by_identity=False,
+)
+TRANSFORMERS = Framework(
+    "transformers",
+    fused=False,
+    dgrad_with_wgrad=False,
+    router_backward_is_whole=False,
+    routing_before_fc2=False,
+    joint_logits=False,
+    reentrant=False,
+    stops_early=True,
+    dora_by_identity=True,
+)
 #: transformers' models that fuse their projections themselves (Phi-3).
 TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True)
 
-FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED)}
+#: transformers with gradient_checkpointing_kwargs={"use_reentrant": True}.
+TRANSFORMERS_REENTRANT = replace(TRANSFORMERS, name="transformers_reentrant", reentrant=True, stops_early=False)
+
+FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED, TRANSFORMERS_REENTRANT)}
 
 
 def get(name: str) -> Framework:

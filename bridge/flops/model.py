@@ -127,9 +127,11 @@ def model_terms(
     for depth, inner in enumerate(depths):
         terms += [term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth)]
     states = [f"states_{i}" for i in range(len(depths) + 1)]
-    for i, state in enumerate(states if convention.mtp_output_layers else states[:1]):
+    # As megatron-core runs them: the losses of the depths come first and hang on the decoder's state.
+    for i in (*range(1, len(states) * convention.mtp_output_layers), 0):
         # What the output layer reads: one state each, or all of them as one tensor.
-        terms.append(join(*(states if framework.joint_logits else [state]), to="normed"))
+        read = (*states, *(["logits"] if i == 0 else [])) if framework.joint_logits else [states[i]]
+        terms.append(join(*read, to="normed"))
         tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
         if shape.bert_lm_head:
             terms += bert_lm_head(hidden_size=hidden)

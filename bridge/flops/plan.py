@@ -43,7 +43,7 @@ def compile_plan(
     convention: str | conventions.Convention = "megatron",
     *,
     framework: str | None = None,
-    trainable: Callable[[str], bool] | None = None,
+    trainable: transforms.Rule | transforms.Trainable | None = None,
     elementwise: bool = False,
 ) -> Plan:
     """Compile a configuration to a plan.
@@ -53,7 +53,8 @@ def compile_plan(
             beside the trained one, and ``.reference_model``: the model itself does), a model config, or a mapping of its fields.
         convention: ``megatron``, ``maxtext``, ``exact`` or ``executed``, or a record of switches.
         framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
-        trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say.
+        trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
+            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.peft.trainable_from``).
         elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
 
     Raises:
@@ -63,33 +64,31 @@ def compile_plan(
     runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
     shape = model_shape.read(cfg)
     teacher = model_shape.get(cfg, "teacher") or model_shape.get(model_shape.model_of(cfg), "teacher")
-    lora, freeze = peft_of(cfg)
-    # Adapters that name the parts of a fused layer (canonical LoRA) need the parts.
-    fused = runs_on.fused and not (lora and lora.is_split)
-    may_train = trainable or transforms.trainable_of(shape, lora, freeze)
+    lora, freeze, train = peft_of(cfg)
+    may_train = transforms.Trainable.of(trainable or transforms.trainable_of(shape, lora, freeze, train))
 
     def kept(terms: Iterable[Term]) -> list[Term]:
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        terms = _terms(cfg, how, runs_on, fused)
+        terms = _terms(cfg, how, runs_on)
         if lora is not None:
-            terms = transforms.with_adapters(terms, lora)
-        terms = transforms.differentiate(kept(terms), may_train, runs_on)
-        return (*transforms.with_recompute(terms, shape), *kept(onlookers(how)))
+            terms = transforms.with_adapters(terms, lora, runs_on)
+        terms = transforms.differentiate(kept(terms), may_train, runs_on, shape=shape)
+        return (*transforms.with_recompute(terms, shape, runs_on), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:
         terms = []
         if teacher is not None:
-            terms += transforms.forward_only(_terms(teacher, how, runs_on, fused), "teacher_model")
+            terms += transforms.forward_only(_terms(teacher, how, runs_on), "teacher_model")
         if model_shape.get(cfg, "reference_model"):
-            terms += transforms.forward_only(_terms(cfg, how, runs_on, fused), "reference_model")
+            terms += transforms.forward_only(_terms(cfg, how, runs_on), "reference_model")
         return terms
 
     return Plan(record, build(record), model_shape.not_counted(cfg), shape, may_train, build)
 
 
-def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework, fused: bool) -> list[Term]:
+def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework) -> list[Term]:
     """The terms of a configuration's model, forward."""
     diffusion = model_shape.read_diffusion(cfg)
     if diffusion is not None:
@@ -98,7 +97,7 @@ def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework,
     if shape.is_tower_alone and vision is not None:
         return vision_terms(vision, how)
     parts = shape, vision, model_shape.read_audio(cfg)
-    return model_terms(*parts, how, runs_on, fused=fused)
+    return model_terms(*parts, how, runs_on, fused=runs_on.fused)
 
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
@@ -115,24 +114,38 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
     return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
 
 
-def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...]]:
-    """The adapters and the frozen patterns that ``cfg.peft`` asks for; (None, ()) where there is none.
+#: What ``peft.kind`` may be.
+PEFT_KINDS = ("lora", "dora", "freeze")
 
-    Ours has ``kind``, ``dim``, ``target_modules`` and ``freeze``; Megatron-Bridge's LoRA object has the same ``dim`` and
-    ``target_modules``.
+
+def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...], tuple[str, ...]]:
+    """The adapters that ``cfg.peft`` asks for, and the patterns of what it freezes and of what trains all the same.
+
+    Ours has ``kind``, ``dim``, ``target_modules``, ``freeze`` and ``train``; Megatron-Bridge's LoRA and DoRA objects have the
+    same ``dim`` and ``target_modules``.
+
+    Returns:
+        (None, (), ()) where there is none.
     """
-    peft = model_shape.get(cfg, "peft")
-    if peft is None:
-        return None, ()
     get = model_shape.get
-    freeze = tuple(get(peft, "freeze") or ())
-    kind = get(peft, "kind") or type(peft).__name__.lower()
-    if kind in ("freeze", "none"):
-        return None, freeze
+    peft = get(cfg, "peft")
+    if peft is None:
+        return None, (), ()
+    freeze, train = tuple(get(peft, "freeze") or ()), tuple(get(peft, "train") or ())
+    kind = get(peft, "kind")
+    if kind is None:
+        kind = "dora" if "dora" in type(peft).__name__.lower() else "lora"
+    if kind == "freeze":
+        return None, freeze, train
+    if kind not in PEFT_KINDS:
+        raise ConfigError(f"peft.kind={kind!r} is not known; choose one of {', '.join(PEFT_KINDS)}")
     dim, targets = get(peft, "dim"), get(peft, "target_modules")
     if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
         raise ConfigError(f"peft.dim={dim!r} must be a positive integer: the rank of the adapters")
-    return transforms.Lora(dim, tuple(targets or ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"))), freeze
+    if isinstance(targets, str):
+        raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
+    lora = transforms.Lora(dim, tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout")))
+    return lora, freeze, train
 
 
 @dataclass(frozen=True)
@@ -194,13 +207,14 @@ class Plan:
         terms: Sequence[Term],
         not_counted: tuple[str, ...],
         shape: ModelShape,
-        trainable: Callable[[str], bool],
+        trainable: transforms.Rule | transforms.Trainable,
         build: Callable[[conventions.Convention], Sequence[Term]],
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
         self.not_counted = not_counted
-        self._record, self._shape, self._trainable, self._build = convention, shape, trainable, build
+        self._record, self._shape, self._build = convention, shape, build
+        self._trainable = transforms.Trainable.of(trainable)
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
@@ -376,7 +390,7 @@ class Plan:
         return {
             "total": sum(term.parameters for term in terms),
             "active": sum(term.active_parameters for term in terms),
-            "trainable": sum(term.parameters for term in terms if term.parameters and self._trainable(term.path)),
+            "trainable": sum(map(self._trainable.parameters, terms)),
         }
 
 
@@ -400,6 +414,7 @@ def batch_lengths(
         "cross": tuple(map(mul, sequences, encoder)),
         "joint": tuple(map(add, sequences, encoder)),
         "audio": audio,
+        "micro_batches": (1,) if sequences else (),
     }
 
 

@@ -112,6 +112,7 @@ _KNOWN_NAMES = {
     ("square", "encoder"): "squared_encoder_tokens",
     ("length", "cross"): "cross_pairs",
     ("length", "audio"): "audio_frames",
+    ("count", "micro_batches"): "forward_passes",
 }
 
 
@@ -122,7 +123,8 @@ class Statistic:
     Attributes:
         kind: which function, a key of this module's table.
         over: ``sequences`` (tokens), ``images`` (patches; one entry a video frame), ``encoder`` (tokens of an encoder's
-            input), ``cross`` (query tokens x encoder tokens), ``joint`` (their sum) or ``audio`` (mel frames).
+            input), ``cross`` (query tokens x encoder tokens), ``joint`` (their sum), ``audio`` (mel frames) or
+            ``micro_batches`` (whatever they hold).
         sizes: the constants of the function: window, chunk, ratio, top-k.
     """
 
@@ -157,3 +159,4 @@ SEQUENCES = Statistic("count")
 TOKENS = Statistic("length")
 IMAGES = Statistic("count", "images")
 PATCHES = Statistic("length", "images")
+FORWARD_PASSES = Statistic("count", "micro_batches")

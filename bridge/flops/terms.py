@@ -93,6 +93,7 @@ class Term:
         weight: whether a k x n weight belongs to it.
         copies, active_copies: equal weights side by side (experts), and how many of them one token uses.
         bias: entries of a bias vector per copy.
+        parts: what a fused weight is made of, in order: name and columns of each.
         path: the module path in megatron-core (``decoder.layers.3.mlp.linear_fc1``).
         tied: shares the weight of the module with this path; its parameters count there.
         allowed: passes that can ever run: forward only for what is detached from the loss.
@@ -113,6 +114,7 @@ class Term:
     copies: int = 1
     active_copies: int = 1
     bias: int = 0
+    parts: tuple[tuple[str, int], ...] = ()
     path: str = ""
     tied: str = ""
     allowed: Pass = Pass.TRAINING

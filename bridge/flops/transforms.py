@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from fractions import Fraction
+from typing import Any
 
+from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.statistics import FORWARD_PASSES
 from bridge.flops.terms import Kind, Pass, Term, elementwise
 
 ADAPTERS = "adapters"
@@ -16,10 +21,39 @@ ADAPTERS = "adapters"
 DETACHED = "detached"
 #: Values that several terms add to.
 STREAMS = frozenset({"hidden", "patches", "image_embeddings", "index_query", "value", "logits", "conditioning"})
-Trainable = Callable[[str], bool]
+Rule = Callable[[str], bool]
 
 
-def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framework) -> list[Term]:
+@dataclass(frozen=True)
+class Trainable:
+    """What trains, by module path.
+
+    Attributes:
+        weights: path -> whether the module's weight trains.
+        biases: path -> whether its bias does.
+    """
+
+    weights: Rule
+    biases: Rule
+
+    @classmethod
+    def of(cls, rule: Rule | Trainable) -> Trainable:
+        """One rule for weights and biases."""
+        return rule if isinstance(rule, Trainable) else cls(rule, rule)
+
+    def __call__(self, path: str) -> bool:
+        """Whether the weight of the module with this path trains."""
+        return self.weights(path)
+
+    def parameters(self, term: Term) -> int:
+        """Entries of a term's weight and bias that train."""
+        bias = term.bias * term.copies
+        return (term.parameters - bias) * self.weights(term.tied or term.path) + bias * self.biases(term.path)
+
+
+def differentiate(
+    terms: Iterable[Term], trainable: Rule | Trainable, framework: Framework, *, shape: ModelShape | None = None
+) -> list[Term]:
     """Set the passes that autograd runs.
 
     A matmul runs forward; its backward has one matmul for each operand that needs a gradient: the activations if anything
@@ -29,28 +63,33 @@ def differentiate(terms: Iterable[Term], trainable: Trainable, framework: Framew
         terms: a model, first term first.
         trainable: module path -> whether its weights train.
         framework: whose rules.
+        shape: says which layers are recomputed; None for none.
     """
+    trainable = Trainable.of(trainable)
+    asked = framework.reentrant and recomputes_weights(shape)
     needs: dict[str, bool] = {}
     result = []
     for term in terms:
         sources = [needs.get(name, False) for name in term.inputs]
-        trains = term.has_weight and Pass.WGRAD in term.allowed and trainable(term.tied or term.path)
+        learns = Pass.WGRAD in term.allowed
+        wgrad = learns and term.weight and trainable.weights(term.tied or term.path)
+        # A bias needs no matmul for its gradient, but what it is added to carries one.
+        trains = wgrad or (learns and bool(term.bias) and trainable.biases(term.path))
         flows = any(sources) and bool(term.allowed & Pass.BACKWARD)
         if term.has_weight:
-            wgrad = trains
             # The gate on the shared experts is torch's own linear function, in megatron-core too.
             whole = framework.dgrad_with_wgrad and term.kind is not Kind.GATE
-            dgrad = flows or (trains and whole and DETACHED not in term.inputs)
+            dgrad = flows or (wgrad and whole and DETACHED not in term.inputs)
         else:
             dgrad, wgrad = flows and sources[0], flows and sources[-1]
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
             dgrad = wgrad = flows or trains
         passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
+        given = flows or trains or (asked and term.path.startswith("embedding."))
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
-            needs[name] = (
-                flows or trains or (term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS)
-            )
+            kept = term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS
+            needs[name] = given or kept
         result.append(term.changed(passes=passes & term.allowed))
     return result
 
@@ -66,61 +105,126 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, pattern) or fnmatchcase(leaf, pattern) or path.startswith(f"{pattern}.") for pattern in patterns)
 
 
-# ---- LoRA ----------------------------------------------------------------------------------------
+# ---- adapters ------------------------------------------------------------------------------------
 
 
 #: megatron-core's fused linear layers -> what they are made of (the targets of canonical LoRA).
 PARTS = {"linear_qkv": ("linear_q", "linear_k", "linear_v"), "linear_fc1": ("linear_fc1_gate", "linear_fc1_up")}
+#: Layers that get an adapter where none are named; a model need not have all of them.
+DEFAULT_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (Hu et al., arXiv:2106.09685).
+    """Low-rank adapters (LoRA, Hu et al., arXiv:2106.09685).
 
     Attributes:
         dim: rank.
         target_modules: names or wildcards of the linear layers that get one.
+        dora: the lengths of the adapted weights' rows train too (DoRA, Liu et al., arXiv:2402.09353).
+        dropout: whether values are dropped before the adapters.
     """
 
     dim: int
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] = DEFAULT_TARGETS
+    dora: bool = False
+    dropout: bool = False
 
-    @property
-    def is_split(self) -> bool:
-        """Whether a part of a fused layer is a target."""
-        parts = [part for names in PARTS.values() for part in names]
-        return any(target.rsplit(".", 1)[-1] in parts for target in self.target_modules)
+    def wanted(self, path: str, parts: Iterable[str] = ()) -> tuple[str, ...]:
+        """Names of the adapters of the linear layer at ``path``: its own name for one over the whole layer, or those of parts.
 
-    def targets(self, path: str) -> bool:
-        """Whether the linear layer at ``path`` gets an adapter; a fused layer's name stands for its parts too."""
+        Args:
+            path: of the layer; where frameworks fuse layers, a fused layer's name stands for its parts.
+            parts: what the layer is made of, if it is fused itself.
+        """
         stem, _, leaf = path.rpartition(".")
-        names = [path] + [f"{stem}.{whole}" for whole, parts in PARTS.items() if leaf in parts]
-        return any(matches(name, self.target_modules) for name in names)
+
+        def named(name: str) -> bool:
+            return matches(f"{stem}.{name}" if stem else name, self.target_modules)
+
+        if named(leaf) or any(leaf in names and named(whole) for whole, names in PARTS.items()):
+            return (leaf,)
+        return tuple(filter(named, parts))
+
+    def check(self, layers: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Raise ConfigError where a target is none of a model's linear layers: (path, parts) of each."""
+        layers = list(layers)
+
+        def hits(target: str) -> bool:
+            one = replace(self, target_modules=(target,))
+            return any(one.wanted(path, parts) for path, parts in layers)
+
+        missed = [target for target in self.target_modules if not hits(target)]
+        if missed and (self.target_modules != DEFAULT_TARGETS or len(missed) == len(DEFAULT_TARGETS)):
+            names = sorted({name for path, parts in layers for name in (path.rpartition(".")[2], *parts)})
+            raise ConfigError(
+                f"peft.target_modules: {missed[0]!r} matches no linear layer of this model; there are {', '.join(names)}, "
+                "and wildcards of whole paths such as '*.layers.0.*'"
+            )
 
 
 _SCALED_SUM = Operations(additions=1, multiplications=1)
 
 
-def with_adapters(terms: Iterable[Term], lora: Lora) -> list[Term]:
-    """Two matmuls beside every target, k -> r -> n, on the target's rows."""
+def with_adapters(terms: Sequence[Term], lora: Lora, framework: Framework) -> list[Term]:
+    """Two matmuls beside every target, k -> r -> n, on the target's rows.
+
+    Raises:
+        ConfigError: a target is the name of no linear layer.
+    """
     result = []
-    hit = False
+    linear = (term for term in terms if term.kind is Kind.LINEAR and term.weight)
+    layers = {id(term): (_module(term), tuple(dict(term.parts))) for term in linear}
+    lora.check(layers.values())
     for term in terms:
         result.append(term)
-        if term.kind is not Kind.LINEAR or not term.weight or not lora.targets(term.path):
+        names = lora.wanted(*layers[id(term)]) if id(term) in layers else ()
+        if not names:
             continue
-        hit = True
-        low = f"{term.path}.adapter"
-        base = replace(term, component=ADAPTERS, bias=0, tied="")
-        result += [
-            replace(base, name="lora_A", n=lora.dim, outputs=(low,), path=f"{low}.linear_in"),
-            replace(base, name="lora_B", k=lora.dim, inputs=(low,), path=f"{low}.linear_out"),
-            # Scaled by alpha / r and added to what the frozen weight makes.
-            elementwise("lora_sum", ADAPTERS, term.times * term.n * _SCALED_SUM, *term.outputs, rows=term.rows).under(f"{low}."),
-        ]
-    if not hit:
-        raise ConfigError(f"peft.target_modules={list(lora.target_modules)} matches no linear layer of this model")
+        stem, _, leaf = term.path.rpartition(".")
+        for name in names:
+            part = term if name == leaf else replace(term, n=dict(term.parts)[name], path=f"{stem}.{name}".lstrip("."))
+            result += _low_rank(part, lora)
+        if lora.dora:
+            result += _row_lengths(term, sum(dict(term.parts).get(name, term.n) for name in names), lora, framework)
     return result
+
+
+def _module(term: Term) -> str:
+    """The path of the module that runs a term: the output layers of all multi-token-prediction depths are one."""
+    return OUTPUT_LAYER if term.name == OUTPUT_LAYER else term.path
+
+
+def _low_rank(term: Term, lora: Lora) -> list[Term]:
+    low = f"{term.path}.adapter"
+    home = "" if _module(term) == term.path else f"{_module(term)}.adapter"
+    base = replace(term, component=ADAPTERS, bias=0, parts=())
+    return [
+        replace(base, name="lora_A", n=lora.dim, outputs=(low,), path=f"{low}.linear_in", tied=home and f"{home}.linear_in"),
+        replace(base, name="lora_B", k=lora.dim, inputs=(low,), path=f"{low}.linear_out", tied=home and f"{home}.linear_out"),
+        # Scaled by alpha / r and added to what the frozen weight makes.
+        elementwise("lora_sum", ADAPTERS, term.times * term.n * _SCALED_SUM, *term.outputs, rows=term.rows).under(f"{low}."),
+    ]
+
+
+def _row_lengths(term: Term, adapted: int, lora: Lora, framework: Framework) -> list[Term]:
+    """What DoRA adds: a vector of lengths, and in every forward pass the rows of W + B A, which no gradient goes through.
+
+    Where each of several experts has a weight, all of them are measured, whichever the tokens visit.
+    """
+    path = f"{term.path}.adapter"
+    base = replace(term, component=ADAPTERS, bias=0, parts=(), allowed=Pass.FORWARD, tied=path, path=path, inputs=(), outputs=())
+    once = replace(base, rows=FORWARD_PASSES, times=Fraction(term.copies))
+    terms = [replace(once, name="dora_product", k=lora.dim, n=term.k * adapted)]
+    if framework.dora_by_identity:
+        terms.insert(0, replace(once, name="dora_identity", n=term.k * lora.dim))
+        if lora.dropout:
+            # Weighted apart from the layer's output, whose input was not dropped.
+            values = {"inputs": term.inputs, "outputs": term.outputs, "allowed": term.allowed}
+            terms.append(replace(base, name="dora_base", tied=term.path, **values))
+    lengths = replace(base, name="magnitude", k=term.n, n=1, kind=Kind.TABLE, outputs=term.outputs, path=f"{path}.magnitude",
+                      tied="" if _module(term) == term.path else f"{_module(term)}.adapter.magnitude", allowed=term.allowed)  # fmt: skip
+    return [*terms, lengths]
 
 
 # ---- second models ------------------------------------------------------------------------------
@@ -139,19 +243,37 @@ def forward_only(terms: Iterable[Term], component: str) -> list[Term]:
 # ---- recomputation -------------------------------------------------------------------------------
 
 
-def with_recompute(terms: Sequence[Term], shape: ModelShape) -> list[Term]:
+def with_recompute(terms: Sequence[Term], shape: ModelShape, framework: Framework) -> list[Term]:
     """Add the forward passes that activation checkpointing runs again (HFU; model FLOPs do not change).
 
     ``full``/``uniform`` runs every layer again, ``full``/``block`` the decoder's first recompute_num_layers, ``selective`` the
-    named modules.  Terms without a backward pass are not run again: nothing of them was dropped that is needed.
+    named modules.  A region without a backward pass is not run again; any other is run to its end, or where the framework
+    stops early, to the last tensor that the backward pass asks for.
     """
     if shape.recompute_granularity is None:
         return list(terms)
-    selected = _recomputed(shape)
-    return [
-        replace(term, passes=term.passes | Pass.RECOMPUTE) if Pass.FORWARD in term.passes and selected(term) else term
-        for term in terms
-    ]
+    region_of = _regions(shape)
+    regions: dict[str, list[int]] = {}
+    for index, term in enumerate(terms):
+        if Pass.FORWARD in term.passes and (region := region_of(term)):
+            regions.setdefault(region, []).append(index)
+    result = list(terms)
+    for indices in regions.values():
+        saving = [index for index in indices if terms[index].passes & Pass.BACKWARD]
+        if not saving:
+            continue
+        for index in indices:
+            # A matmul keeps its operands, not its result: the last one that keeps anything is not run to its end.
+            if not framework.stops_early or index < saving[-1]:
+                result[index] = replace(terms[index], passes=terms[index].passes | Pass.RECOMPUTE)
+    return result
+
+
+def recomputes_weights(shape: Any) -> bool:
+    """Whether layers with weights are recomputed, and not attention alone; of anything with megatron-core's field names."""
+    granularity = getattr(shape, "recompute_granularity", None)
+    modules = getattr(shape, "recompute_modules", None) or ("core_attn",)
+    return granularity == "full" or (granularity == "selective" and not {*modules} <= {"core_attn", "moe_act"})
 
 
 #: megatron-core's names of recompute_modules -> which terms run again.
@@ -166,7 +288,8 @@ _MODULES: dict[str, Callable[[Term], bool]] = {
 }
 
 
-def _recomputed(shape: ModelShape) -> Callable[[Term], bool]:
+def _regions(shape: ModelShape) -> Callable[[Term], str]:
+    """Which region of activation checkpointing a term belongs to: '' for none."""
     if shape.recompute_granularity == "full":
         if shape.recompute_method not in ("uniform", "block"):
             raise ConfigError(
@@ -174,16 +297,31 @@ def _recomputed(shape: ModelShape) -> Callable[[Term], bool]:
             )
         if shape.recompute_method == "uniform":
             # Multi-token-prediction depths too, all but their output layers.
-            return lambda term: term.path.startswith(("decoder.layers.", "mtp.")) and term.name != "output_layer"
+            return lambda term: _layer(term.path) if term.name != "output_layer" else ""
         first = shape.recompute_num_layers or 0
-        return lambda term: (layer := layer_index(term.path)) is not None and layer < first
+        return lambda term: _layer(term.path) if (layer := layer_index(term.path)) is not None and layer < first else ""
     if shape.recompute_granularity != "selective":
         raise ConfigError(f"model.recompute_granularity={shape.recompute_granularity!r} must be 'full' or 'selective'")
     modules = tuple(shape.recompute_modules or ("core_attn",))
     for name in modules:
         if name not in _MODULES:
             raise ConfigError(f"model.recompute_modules has {name!r}; known are {', '.join(_MODULES)}")
-    return lambda term: term.path.startswith(("decoder.", "mtp.")) and any(_MODULES[name](term) for name in modules)
+
+    def region(term: Term) -> str:
+        layer = _layer(term.path)
+        name = next((name for name in modules if _MODULES[name](term)), "") if layer else ""
+        return name and f"{layer}.{name}"
+
+    return region
+
+
+def _layer(path: str) -> str:
+    """``decoder.layers.3`` or ``mtp.layers.0``; '' outside of layers."""
+    match = _LAYER.match(path)
+    return match.group() if match else ""
+
+
+_LAYER = re.compile(r"(decoder|mtp)\.layers\.\d+")
 
 
 def layer_index(path: str) -> int | None:
@@ -195,8 +333,15 @@ def layer_index(path: str) -> int | None:
 # ---- what a configuration asks for ---------------------------------------------------------------
 
 
-def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) -> Trainable:
-    """Which modules train: everything, or the adapters only, minus what is frozen by pattern or by a model's switches."""
+def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str], train: Sequence[str] = ()) -> Trainable:
+    """What trains: everything, or the adapters only; less what is frozen by pattern or by a model's switches.
+
+    Args:
+        shape: for its switches.
+        lora: the adapters, whose base model is frozen.
+        freeze: patterns of what is frozen: modules, or ``....weight`` and ``....bias`` of them.
+        train: patterns of what trains in spite of all that.
+    """
     frozen = list(freeze)
     if shape.freeze_language_model:
         frozen += ["embedding", "decoder", "output_layer", "mtp"]
@@ -206,9 +351,13 @@ def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str]) ->
     if shape.freeze_vision_projection:
         frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
 
-    def trainable(path: str) -> bool:
-        if ".adapter." in path:
-            return True
-        return lora is None and not matches(path, frozen)
+    def rule(kind: str) -> Rule:
+        def trains(path: str) -> bool:
+            def named(patterns: Sequence[str]) -> bool:
+                return matches(path, patterns) or matches(f"{path}.{kind}", patterns)
 
-    return trainable
+            return ".adapter." in path or named(train) or (lora is None and not named(frozen))
+
+        return trains
+
+    return Trainable(rule("weight"), rule("bias"))

@@ -8,11 +8,13 @@ from fnmatch import fnmatchcase
 from random import Random
 from typing import Any
 
-#: Linear layers that adapters may go on.
-LINEAR = (
-    "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "linear_q_down_proj", "linear_q_up_proj", "linear_q_proj",
-    "linear_kv_down_proj", "linear_kv_up_proj",
-)  # fmt: skip
+
+def linear_layers(model: dict[str, Any]) -> tuple[str, ...]:
+    """Linear layers of a model that adapters may go on."""
+    if "kv_lora_rank" not in model:
+        return "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"
+    queries = ("linear_q_down_proj", "linear_q_up_proj") if model["q_lora_rank"] else ("linear_q_proj",)
+    return *queries, "linear_kv_down_proj", "linear_kv_up_proj", "linear_proj", "linear_fc1", "linear_fc2"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def cases(shapes: int = 4) -> list[Case]:
             if seed == 0 and "window_size" not in model:
                 for number, options in enumerate(_recomputations(random, model)):
                     found.append(Case(f"{kind}-{seed}-recompute-{number}", {**model, **options}, *size))
-            targets = tuple(random.sample(LINEAR[:4] + (LINEAR[4:] if "q_lora_rank" in model else ()), 3))
+            targets = tuple(random.sample(linear_layers(model), 3))
             found.append(Case(f"{kind}-{seed}-lora", model, *size, share=0.0, lora=random.randint(1, 6), targets=targets))
     return found
 

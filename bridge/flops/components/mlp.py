@@ -32,7 +32,7 @@ def mlp(
         names = {"linear_fc1_gate": 1, "linear_fc1_up": 1}
     ins = [
         Term(name, component, hidden_size, width * ffn_hidden_size, inputs=("normed",), outputs=(f"inner_{i}",),
-             bias=width * ffn_hidden_size * bias)
+             bias=width * ffn_hidden_size * bias, parts=halves(ffn_hidden_size) if width == 2 else ())
         for i, (name, width) in enumerate(names.items())
     ]  # fmt: skip
     inner = [
@@ -43,3 +43,8 @@ def mlp(
         inner.append(elementwise("gate_product", component, ffn_hidden_size * MULTIPLICATION, "inner"))
     out = Term("linear_fc2", component, ffn_hidden_size, hidden_size, inputs=("inner",), bias=hidden_size * bias)
     return [*ins, *inner, out]
+
+
+def halves(ffn_hidden_size: int) -> tuple[tuple[str, int], ...]:
+    """What a fused up projection is made of."""
+    return ("linear_fc1_gate", ffn_hidden_size), ("linear_fc1_up", ffn_hidden_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from bridge.flops.components.mlp import mlp
+from bridge.flops.components.mlp import halves, mlp
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
 from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
 
@@ -60,7 +60,8 @@ def moe(
 
     def expert(name: str, k: int, n: int, source: str, to: str) -> Term:
         return Term(name, COMPONENT, k, n, times=Fraction(topk), inputs=(source,), outputs=(to,), bias=n * bias,
-                    copies=num_experts, active_copies=topk).under("experts.")  # fmt: skip
+                    copies=num_experts, active_copies=topk, parts=halves(ffn_hidden_size) if gated and n == inner else (),
+                    ).under("experts.")  # fmt: skip
 
     routed_input, router_input = ("routed_normed", "router_normed") if branch_norms else ("normed", "normed")
     terms = [

@@ -60,13 +60,15 @@ def self_attention(
     if shares_kv:
         widths = {"linear_q": widths["linear_q"]}
     biases = {name: n * (qkv_bias and (key_bias or name != "linear_k")) for name, n in widths.items()}
+    parts: tuple[tuple[str, int], ...] = ()
     if fused:
+        parts = tuple(widths.items())
         biases = {"linear_qkv": sum(biases.values())}
         outputs = {"linear_qkv": tuple(value for name in widths for value in outputs[name])}
         widths = {"linear_qkv": sum(widths.values())}
 
     terms = [
-        Term(name, COMPONENT, hidden_size, n, inputs=("normed",), outputs=outputs[name], bias=biases[name])
+        Term(name, COMPONENT, hidden_size, n, inputs=("normed",), outputs=outputs[name], bias=biases[name], parts=parts)
         for name, n in widths.items()
     ]
     if head_norm:

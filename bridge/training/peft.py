@@ -1,0 +1,497 @@
+"""Fine-tuning: adapters on the linear layers of a built model, and which of its weights train.
+
+LoRA (Hu et al., arXiv:2106.09685) adds ``alpha / dim * B A x`` to a frozen layer's ``W x``; DoRA (Liu et al., arXiv:2402.09353)
+also trains the length of every row of ``W + alpha / dim * B A``.  B starts at zero, so a model starts as it was.
+
+Under tensor parallelism one matrix of an adapter is split as the layer it belongs to and the other one is whole on every rank::
+
+    column-parallel layer   x -> A (whole)                    -> B (its rows, as those of W)
+    row-parallel layer      x -> A (its columns, as those of W), summed over the ranks -> B (whole)
+
+What travels between the ranks is as wide as the rank of the adapter.  Layers keep their class's interface and their names: an
+adapter is the submodule ``adapter`` of its layer (``decoder.layers.0.mlp.linear_fc1.adapter.linear_in.weight``).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    linear_with_grad_accumulation_and_async_allreduce,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from bridge.flops import transforms
+from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.plan import peft_of
+
+if TYPE_CHECKING:
+    from bridge.config.schema import PeftConfig
+
+__all__ = ["adapter_names", "add_adapters", "is_adapter", "merge_adapters", "reset_magnitudes", "trainable_from"]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter (or a checkpoint's key) of this name belongs to an adapter."""
+    return ".adapter." in name
+
+
+def adapter_names(model: Module) -> list[str]:
+    """The names of a model's parameters that belong to adapters, as ``named_parameters`` has them."""
+    return [name for name, _ in model.named_parameters() if is_adapter(name)]
+
+
+def _places(model: Module) -> Callable[[str], str]:
+    """Local name -> name in the whole model: without wrappers, layers and experts counted over all ranks."""
+    numbers: dict[str, str] = {}
+    for name, module in model.named_modules():
+        stem, _, index = name.rpartition(".")
+        if isinstance(module, TransformerLayer) and stem.endswith("decoder.layers"):
+            numbers[f"{name}."] = f"{stem}.{module.layer_number - 1}."
+        if isinstance(module, SequentialMLP):
+            first = module.ep_group.rank() * module.num_local_experts
+            for index in range(module.num_local_experts):
+                numbers[f"{name}.local_experts.{index}."] = f"{name}.local_experts.{first + index}."
+
+    def place(name: str) -> str:
+        for local in sorted((local for local in numbers if name.startswith(local)), key=len, reverse=True):
+            name = numbers[local] + name.removeprefix(local)
+        return re.sub(r"^(module\.)*(language_model\.)?", "", name)
+
+    return place
+
+
+def _plan_path(name: str) -> str:
+    """The path in a plan of a module of the whole model: the experts of a layer are one module there."""
+    return re.sub(r"\.local_experts\.\d+", "", name)
+
+
+# ---- the modules -----------------------------------------------------------------------------------------------------
+
+
+class ReplicatedLinear(Module):
+    """A linear layer that is whole on every tensor-parallel rank; it runs megatron-core's kernels."""
+
+    def __init__(self, layer: Module, input_size: int, output_size: int) -> None:
+        """``layer``: whose adapter it is part of."""
+        super().__init__()
+        self.tp_group = layer.tp_group
+        self.weight = _replicated(layer, output_size, input_size)
+
+    def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """x [..., input_size] -> ([..., output_size], no bias)."""
+        return linear_with_grad_accumulation_and_async_allreduce(x, self.weight, None, False, False, False), None
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """For megatron-core's checkpoints: not split."""
+        return _sharded(self, prefix, {}, sharded_offsets, metadata)
+
+
+class Update(Module):
+    """What is added to a layer's weight: an adapter or several side by side, and with DoRA the length of each row.
+
+    Subclasses say how it acts on x and which matrix it is.
+    """
+
+    magnitude: Optional[Parameter]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("magnitude", None)
+
+    def add_magnitude(self, layer: Module) -> None:
+        """Train the lengths of the rows (DoRA)."""
+        split = isinstance(layer, ColumnParallelLinear)
+        self.magnitude = _split(layer, _rows(layer)) if split else _replicated(layer, _rows(layer))
+
+    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+        """x, as the layer takes it -> what is added to the layer's output."""
+        raise NotImplementedError
+
+    def matrix(self) -> Tensor:
+        """What is added to this rank's part of the weight [rows, columns]."""
+        raise NotImplementedError
+
+
+class LowRank(Update):
+    """``scale * B A``."""
+
+    def __init__(self, layer: Module, rows: int, *, rank: int, scale: float, dropout: float) -> None:
+        """``rows``: of B, over all tensor-parallel ranks."""
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+        self.splits_input = isinstance(layer, RowParallelLinear)
+        # The tracker's random numbers differ over the tensor-parallel ranks, and so does what is dropped; under sequence
+        # parallelism the whole decoder runs with them.
+        self.forks = self.splits_input and layer.tp_group.size() > 1 and not layer.config.sequence_parallel
+        config = copy.copy(layer.config)
+        config.perform_initialization = False  # without a draw from the model's random numbers
+        options: dict[str, Any] = {
+            "config": config,
+            "init_method": None,
+            "bias": False,
+            "skip_bias_add": True,
+            "is_expert": layer.is_expert,
+            "tp_group": layer.tp_group,
+        }
+        self.linear_in: Module
+        self.linear_out: Module
+        if self.splits_input:
+            self.linear_in = RowParallelLinear(layer.input_size, rank, input_is_parallel=layer.input_is_parallel, **options)
+            self.linear_out = ReplicatedLinear(layer, rank, rows)
+            set_tensor_model_parallel_attributes(self.linear_in.weight, True, 1, 1)
+        else:
+            self.linear_in = ReplicatedLinear(layer, layer.input_size, rank)
+            self.linear_out = ColumnParallelLinear(rank, rows, gather_output=layer.gather_output, **options)
+            set_tensor_model_parallel_attributes(self.linear_out.weight, True, 0, _stride(layer))
+
+    def draw(self, seed: int) -> None:
+        """A as in the reference implementation (uniform, He et al. for fan-in), B zero: the same on every parallel layout."""
+        whole = (self.linear_in.weight.shape[0], _input_size(self.linear_in))
+        bound = 1 / math.sqrt(whole[1])
+        values = torch.empty(whole).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        if self.splits_input:
+            columns = self.linear_in.input_size_per_partition
+            values = values[:, self.linear_in.tp_group.rank() * columns :][:, :columns]
+        with torch.no_grad():
+            self.linear_in.weight.copy_(values)
+            self.linear_out.weight.zero_()
+
+    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+        if self.dropout and self.training:
+            with get_cuda_rng_tracker().fork() if self.forks else nullcontext():
+                x = F.dropout(x, self.dropout)
+        low, _ = self.linear_in(x)
+        options = {} if self.splits_input else {"runtime_gather_output": gather_output}
+        return self.linear_out(low, **options)[0] * self.scale
+
+    def matrix(self) -> Tensor:
+        return self.scale * (self.linear_out.weight @ self.linear_in.weight)
+
+
+class Split(Update):
+    """Adapters of their own for the parts of a fused layer (canonical LoRA), put where the fused weight has their rows."""
+
+    def __init__(self, layer: Module, parts: Mapping[str, Optional[LowRank]], widths: Mapping[str, int]) -> None:
+        """``parts``: in the fused layer's order, None for a part without; ``widths``: rows of each, over all ranks."""
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+        ranks = layer.tp_group.size()
+        self.widths = {name: width // ranks for name, width in widths.items()}
+        # Queries, keys and values lie group by group, gate and values one after the other.
+        self.groups = layer.config.num_query_groups // ranks if "linear_q" in parts else 1
+
+    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+        return self._arrange(lambda part: part(x, gather_output))
+
+    def matrix(self) -> Tensor:
+        return self._arrange(lambda part: part.matrix().T).T
+
+    def _arrange(self, of: Callable[[Any], Tensor]) -> Tensor:
+        found = {name: of(part) for name, part in self.named_children()}
+        like = next(iter(found.values()))
+        pieces = []
+        for name, width in self.widths.items():
+            piece = found.get(name)
+            piece = like.new_zeros(*like.shape[:-1], width) if piece is None else piece
+            pieces.append(piece.unflatten(-1, (self.groups, width // self.groups)))
+        return torch.cat(pieces, dim=-1).flatten(-2)
+
+
+class _Adapted(Module):
+    """A parallel linear layer with an adapter."""
+
+    adapter: Update
+    config: Any
+    tp_group: Any
+    bias: Optional[Tensor]
+
+    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Optional[Tensor]]:
+        """As the layer without an adapter."""
+        output, bias = super().forward(input_, *args, **kwargs)
+        gather_output = kwargs.get("runtime_gather_output")
+        update = self.adapter(input_, gather_output)
+        if self.adapter.magnitude is None:
+            return output + update, bias
+        weight = kwargs.get("weight")
+        scale = self.adapter.magnitude / row_lengths(self, self.weight if weight is None else weight, self.adapter)
+        if getattr(self, "gather_output", False) if gather_output is None else gather_output:
+            scale = gather_from_tensor_model_parallel_region(scale, group=self.tp_group)
+        product = output if bias is not None or self.bias is None else output - self.bias
+        # Written so that it is the layer's own output, bit by bit, where the scale is one and the update zero.
+        return output + (scale - 1) * product + scale * update, bias
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """For megatron-core's checkpoints: the adapter is split as the layer is."""
+        found = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        own = {key: value for key, value in found.items() if not key.startswith(f"{prefix}adapter.")}
+        return own | self._sharded_adapter(f"{prefix}adapter.", sharded_offsets, metadata)
+
+    def _sharded_adapter(self, prefix: str, sharded_offsets: Any, metadata: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, module in self.adapter.named_modules():
+            if hasattr(module, "sharded_state_dict"):
+                found |= module.sharded_state_dict(f"{prefix}{name}.", sharded_offsets, metadata)
+        if self.adapter.magnitude is not None:
+            axes = {"magnitude": 0} if isinstance(self, ColumnParallelLinear) else {}
+            tensors = {"magnitude": self.adapter.magnitude}
+            found |= make_sharded_tensors_for_checkpoint(
+                tensors, prefix, axes, sharded_offsets, tp_group=self.tp_group, dp_cp_group=metadata["dp_cp_group"]
+            )
+        if _stride(self) == 2:
+            # As megatron-core does with the fused weight: each rank holds a piece of the gate and a piece of the values.
+            alone = metadata.get("singleton_local_shards", False)
+            for name in ("linear_out.weight", "magnitude"):
+                if (key := prefix + name) in found:
+                    found[key] = apply_swiglu_sharded_factory(found[key], sharded_offsets, alone)
+        return found
+
+
+class AdaptedColumnParallelLinear(_Adapted, ColumnParallelLinear):
+    """A column-parallel layer with an adapter."""
+
+
+class AdaptedRowParallelLinear(_Adapted, RowParallelLinear):
+    """A row-parallel layer with an adapter."""
+
+
+_ADAPTED: Mapping[type, type] = {
+    ColumnParallelLinear: AdaptedColumnParallelLinear,
+    RowParallelLinear: AdaptedRowParallelLinear,
+}
+
+
+@torch.no_grad()
+def row_lengths(layer: Any, weight: Tensor, update: Optional[Update] = None) -> Tensor:
+    """|W + update|, row by row, for this rank's rows. No gradient: DoRA takes it for a constant (its section 4.3)."""
+    whole = weight if update is None else weight + update.matrix()
+    squares = whole.float().square().sum(dim=1)
+    if isinstance(layer, RowParallelLinear) and layer.tp_group.size() > 1:
+        torch.distributed.all_reduce(squares, group=layer.tp_group)
+    return squares.sqrt().to(weight.dtype)
+
+
+def _rows(layer: Any) -> int:
+    return layer.output_size
+
+
+def _input_size(linear: Any) -> int:
+    return linear.input_size if isinstance(linear, RowParallelLinear) else linear.weight.shape[1]
+
+
+def _stride(layer: Any) -> int:
+    """2 where the rows of a rank are a piece of the gate and a piece of the values."""
+    return 2 if getattr(layer, "is_gated_fc1", False) else 1
+
+
+def _device(layer: Any) -> Any:
+    return "cpu" if layer.config.use_cpu_initialization else torch.cuda.current_device()
+
+
+def _parameter(layer: Any, *shape: int) -> Parameter:
+    parameter = Parameter(torch.empty(*shape, device=_device(layer), dtype=layer.config.params_dtype))
+    # Experts have data-parallel ranks of their own.
+    parameter.allreduce = not (layer.is_expert and layer.expert_parallel)
+    return parameter
+
+
+def _replicated(layer: Any, *shape: int) -> Parameter:
+    """A parameter that is whole on every tensor-parallel rank."""
+    parameter = _parameter(layer, *shape)
+    # Where each rank sees its part of the tokens, or of the experts' sums, gradients are summed.
+    partial = layer.tp_group.size() > 1 if layer.is_expert else layer.config.sequence_parallel
+    parameter.sequence_parallel = partial
+    return parameter
+
+
+def _split(layer: Any, rows: int) -> Parameter:
+    """A parameter with this rank's part of so many rows."""
+    parameter = _parameter(layer, rows // layer.tp_group.size())
+    set_tensor_model_parallel_attributes(parameter, True, 0, _stride(layer))
+    return parameter
+
+
+def _sharded(module: Any, prefix: str, axes: dict[str, int], sharded_offsets: Any, metadata: Any) -> dict[str, Any]:
+    tensors = module.state_dict(prefix="", keep_vars=True)
+    return make_sharded_tensors_for_checkpoint(
+        tensors, prefix, axes, sharded_offsets, tp_group=module.tp_group, dp_cp_group=metadata["dp_cp_group"]
+    )
+
+
+# ---- what a configuration asks for -----------------------------------------------------------------------------------
+
+
+def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[ModelShape] = None, seed: int = 0) -> None:
+    """Put adapters on the linear layers that ``peft`` names, and leave only what it trains with a gradient.
+
+    Args:
+        model: megatron-core's model or a pipeline stage of it, on its device, not yet wrapped for data parallelism.
+        peft: what is adapted and what is frozen; a target is a layer's name, its whole path or a wildcard for either.
+            None: only what ``shape`` freezes.
+        shape: the model's, for its own switches (``freeze_language_model``, ...).
+        seed: of the adapters' weights; the same seed gives the same adapters on every parallel layout.
+
+    Raises:
+        ConfigError: a whole model has no layer of a target's name, or it is of a class that adapters cannot be put on.
+    """
+    lora, freeze, train = peft_of({"peft": peft})
+    place = _places(model)
+    if lora is not None and peft is not None:
+        layers = {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
+        found = {name: (_plan_path(place(name)), tuple(_widths(name, layer))) for name, layer in layers.items()}
+        if _is_whole(model):
+            lora.check(found.values())
+        for name, layer in layers.items():
+            if parts := lora.wanted(*found[name]):
+                _adapt(layer, name, parts, lora, peft, zlib.crc32(f"{seed} {place(name)}".encode()))
+    reset_magnitudes(model)
+    trains = transforms.trainable_of(shape or ModelShape(), lora, freeze, train)
+    for name, parameter in model.named_parameters():
+        path, bias = _split_name(_plan_path(place(name)))
+        parameter.requires_grad_(trains.biases(path) if bias else trains.weights(path))
+    _let_gradients_reach_recomputation(model)
+
+
+def reset_magnitudes(model: Module) -> None:
+    """Set DoRA's lengths to those of the weights as they are now: after other weights were loaded below the adapters."""
+    for layer in _adapted_layers(model):
+        if layer.adapter.magnitude is not None:
+            layer.adapter.magnitude.data.copy_(row_lengths(layer, _weight(model, layer), layer.adapter))
+
+
+def merge_adapters(model: Module) -> None:
+    """Write every adapter into the weight it adapts and take it away: an ordinary model that computes the same.
+
+    Raises:
+        ValueError: an adapter sits on an output layer that shares its weight with the embedding; nothing was changed.
+    """
+    layers = list(_adapted_layers(model))
+    if any(layer.weight is None for layer in layers):
+        raise ValueError(
+            "the adapter of the output layer cannot be merged: its weight is the embedding's, which has no adapter "
+            "(share_embeddings_and_output_weights)"
+        )
+    for layer in layers:
+        with torch.no_grad():
+            whole, magnitude = layer.weight + layer.adapter.matrix(), layer.adapter.magnitude
+            layer.weight.copy_(whole if magnitude is None else (magnitude / row_lengths(layer, whole))[:, None] * whole)
+        del layer.adapter
+        layer.__class__ = next(plain for plain, adapted in _ADAPTED.items() if isinstance(layer, adapted))
+
+
+def trainable_from(model: Module) -> transforms.Trainable:
+    """What trains of a built model, by the names of a plan: from ``requires_grad`` of its parameters.
+
+    Args:
+        model: megatron-core's model or a pipeline stage, wrapped or not.
+    """
+    place = _places(model)
+    trained: dict[bool, set[str]] = {False: set(), True: set()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            path, bias = _split_name(_plan_path(place(name)))
+            trained[bias].add(path)
+    return transforms.Trainable(trained[False].__contains__, trained[True].__contains__)
+
+
+def _adapt(layer: Any, name: str, parts: tuple[str, ...], lora: transforms.Lora, peft: PeftConfig, seed: int) -> None:
+    """Give a layer its adapter: one over the whole of it, or one for each of ``parts``."""
+    if type(layer) not in _ADAPTED:
+        raise ConfigError(
+            f"peft.target_modules names {name}, which is a {type(layer).__name__}: adapters can be put on megatron-core's "
+            "own linear layers. Use model.transformer_impl=local, or take it out of the targets."
+        )
+    sizes: dict[str, Any] = {"rank": lora.dim, "scale": peft.alpha / lora.dim, "dropout": peft.dropout}
+    leaf, widths = name.rpartition(".")[2], _widths(name, layer)
+    layer.is_gated_fc1 = leaf == "linear_fc1" and bool(widths)
+    if parts == (leaf,):
+        adapter: Update = LowRank(layer, layer.output_size, **sizes)
+        adapter.draw(seed)
+    else:
+        own = {part: LowRank(layer, width, **sizes) if part in parts else None for part, width in widths.items()}
+        for number, part in enumerate(own.values()):
+            if part is not None:
+                part.draw(seed + number)
+        adapter = Split(layer, own, widths)
+    if lora.dora:
+        adapter.add_magnitude(layer)
+    layer.adapter = adapter
+    layer.__class__ = _ADAPTED[type(layer)]
+
+
+def _is_linear(layer: Module) -> bool:
+    """megatron-core's layers, its own and those of Transformer Engine; its router is none."""
+    return type(layer) in _ADAPTED or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))
+
+
+def _widths(name: str, layer: Any) -> dict[str, int]:
+    """What a fused linear layer is made of, in the order of its rows: part -> rows over all ranks; {} where it is one."""
+    if not isinstance(layer, ColumnParallelLinear):
+        return {}
+    config, leaf = layer.config, name.rpartition(".")[2]
+    if leaf == "linear_qkv":
+        heads = config.num_attention_heads * (2 if config.attention_output_gate else 1)
+        keys = config.num_query_groups * config.kv_channels
+        return {"linear_q": heads * config.kv_channels, "linear_k": keys, "linear_v": keys}
+    if leaf == "linear_fc1" and config.gated_linear_unit:
+        return dict.fromkeys(("linear_fc1_gate", "linear_fc1_up"), layer.output_size // 2)
+    return {}
+
+
+def _split_name(parameter: str) -> tuple[str, bool]:
+    """A parameter's name -> its module's path in a plan, and whether it is a bias."""
+    stem, _, leaf = parameter.rpartition(".")
+    return (stem, leaf == "bias") if leaf in ("weight", "bias") else (parameter, False)
+
+
+def _adapted_layers(model: Module) -> Iterator[Any]:
+    return (module for module in model.modules() if isinstance(module, _Adapted))
+
+
+def _weight(model: Module, layer: Any) -> Tensor:
+    """A layer's weight; for an output layer without one of its own the embedding's."""
+    if layer.weight is not None:
+        return layer.weight
+    owner = next(module for module in model.modules() if getattr(module, "output_layer", None) is layer)
+    return owner.shared_embedding_or_output_weight()
+
+
+def _is_whole(model: Any) -> bool:
+    return getattr(model, "pre_process", True) and getattr(model, "post_process", True)
+
+
+def _let_gradients_reach_recomputation(model: Any) -> None:
+    """Let the embedding's output ask for a gradient where layers are recomputed.
+
+    What megatron-core recomputes has a backward pass only if something that goes into it needs a gradient; above a frozen
+    embedding nothing would, and what trains in there would not learn.
+    """
+    embedding, config = getattr(model, "embedding", None), getattr(model, "config", None)
+    if embedding is None or not transforms.recomputes_weights(config):
+        return
+
+    def ask(module: Module, arguments: Any, output: Tensor) -> Tensor:
+        return output if output.requires_grad or not torch.is_grad_enabled() else output.requires_grad_()
+
+    embedding.register_forward_hook(ask)
