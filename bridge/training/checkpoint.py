@@ -17,19 +17,23 @@ if one differs, the checkpoint before it is taken, with a message.
 Weights and optimizer are stored by megatron-core's distributed checkpointing as parts of whole tensors, so a run may
 continue with other tensor, pipeline, data or expert parallel sizes.  Only the random number state belongs to a layout;
 it matters to dropout alone.
+
+Fine-tuning begins with the weights of another checkpoint, its base.  Frozen weights are not written again: the state names
+the base, by path and by content, and a resume reads both.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import random
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
@@ -37,7 +41,13 @@ from typing import Any, Optional
 import torch
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase, ShardedStateDict
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedBase,
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     determine_main_replica_uniform_distribution,
@@ -54,8 +64,10 @@ from torch.distributed import checkpoint as torch_checkpoint
 
 from bridge.training.agree import describe, everywhere, from_first, gather
 from bridge.training.errors import RunError
+from bridge.training.peft import is_adapter, reset_magnitudes
 from bridge.training.state import Groups
 
+LOAD, BASE = "checkpoint.load", "checkpoint.pretrained_checkpoint"
 LATEST = "latest"
 STATE = "state.json"
 _PREFIX = "step_"
@@ -78,22 +90,51 @@ class Checkpoint:
     """What :func:`save` was given as ``state``."""
     layout: Mapping[str, int]
     """Sizes of the parallel dimensions it was saved with."""
+    files: Mapping[str, list[int]] = field(default_factory=dict)
+    """Size and CRC-32 of each file beside the state."""
 
     @property
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal where and only where the files have equal content."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()[:16]
+
+    @property
+    def base(self) -> Optional[Base]:
+        """What holds the weights that were not written here."""
+        saved = self.state.get("base")
+        return None if saved is None else Base(**saved)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that frozen weights are left to."""
+
+    path: str
+    fingerprint: str
+    """:attr:`Checkpoint.fingerprint`."""
+
 
 # ---- what is saved --------------------------------------------------------------------------------------------------
 
 
-def sharded_state(model: list[Any], optimizer: Any, scheduler: Any, *, is_loading: bool = False) -> ShardedStateDict:
-    """Weights, optimizer and learning-rate schedule of this rank, described as parts of the whole."""
+def sharded_state(
+    model: list[Any], optimizer: Any, scheduler: Any, *, is_loading: bool = False, adapted: bool = False, frozen: bool = True
+) -> ShardedStateDict:
+    """Weights, optimizer and learning-rate schedule of this rank, described as parts of the whole.
+
+    ``adapted``: layers may differ in their adapters, and are stored one by one; ``frozen``: with the frozen weights.
+    """
+    metadata = {**_METADATA, "non_homogeneous_layers": True} if adapted else _METADATA
     state: ShardedStateDict = {}
     for name, chunk in _chunks(model):
-        state[name] = chunk.sharded_state_dict(metadata=_METADATA)
+        tensors = chunk.sharded_state_dict(metadata=metadata)
+        state[name] = {key: tensor for key, tensor in tensors.items() if frozen or not _is_frozen(tensor)}
     _begin(optimizer)
-    parts = _parts(optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_METADATA))
+    parts = _parts(optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata))
     state["optimizer_step"] = next((step for step in map(_take_step, parts) if step is not None), None)
     state["optimizer"] = dict(enumerate(_keep_local(parts)))
     state["scheduler"] = scheduler.state_dict()
@@ -103,7 +144,7 @@ def sharded_state(model: list[Any], optimizer: Any, scheduler: Any, *, is_loadin
 def restore(loaded: Mapping[str, Any], model: list[Any], optimizer: Any, scheduler: Any) -> None:
     """Put what :func:`load` returned into this rank's objects."""
     for name, chunk in _chunks(model):
-        chunk.load_state_dict(loaded[name])
+        _fill(chunk, loaded[name], lambda key, tensor: _is_frozen(tensor))
     parts = [loaded["optimizer"][number] for number in sorted(loaded["optimizer"])]
     step = loaded["optimizer_step"]
     for part in parts:
@@ -111,6 +152,42 @@ def restore(loaded: Mapping[str, Any], model: list[Any], optimizer: Any, schedul
     with _step_for_torch_adam(optimizer, step):
         optimizer.load_state_dict(parts[0] if len(parts) == 1 else dict(enumerate(parts)))
     scheduler.load_state_dict(loaded["scheduler"])
+
+
+def base_weights(model: list[Any]) -> ShardedStateDict:
+    """What this rank takes from a base: all weights but the adapters'."""
+    return {
+        name: {key: tensor for key, tensor in chunk.sharded_state_dict(metadata=_METADATA).items() if not is_adapter(key)}
+        for name, chunk in _chunks(model)
+    }
+
+
+def restore_base(loaded: Mapping[str, Any], model: list[Any], optimizer: Any) -> None:
+    """Put what :func:`load` returned for :func:`base_weights` into this rank's model."""
+    for name, chunk in _chunks(model):
+        _fill(chunk, loaded[name], lambda key, tensor: is_adapter(key))
+        reset_magnitudes(chunk)
+    optimizer.reload_model_params()  # it may keep copies in float32
+
+
+def has_frozen(model: list[Any]) -> bool:
+    """Whether a part of the model is not trained, on any rank."""
+    return any(gather(any(not parameter.requires_grad for chunk in model for parameter in chunk.parameters())))
+
+
+def _is_frozen(tensor: Any) -> bool:
+    """Of a part of a sharded state, or a parameter."""
+    parameter = tensor.data if isinstance(tensor, (ShardedTensor, ShardedTensorFactory)) else tensor
+    return isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad
+
+
+def _fill(chunk: Any, state: Mapping[str, Any], may_miss: Callable[[str, Any], bool]) -> None:
+    """As ``load_state_dict``, which must find every parameter but those that may be missing."""
+    missing, unexpected = chunk.load_state_dict(state, strict=False)
+    present = dict(chunk.named_parameters())
+    wrong = [key for key in missing if not may_miss(key, present.get(key))] + list(unexpected)
+    if wrong:
+        raise RunError(f"the checkpoint has no place, or no value, for {', '.join(wrong[:3])}")
 
 
 # megatron-core chains several optimizers where experts are spread over ranks, and holds their hyperparameters and step
@@ -403,7 +480,7 @@ def _flush_folder(path: Path) -> None:
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def find(folder: Path, groups: Groups) -> tuple[Optional[Checkpoint], list[str]]:
+def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Optional[Checkpoint], list[str]]:
     """The newest whole checkpoint in a folder (or the folder itself, if it is one), checked on all ranks together.
 
     Returns the checkpoint, None if there never was one, and messages about what was passed over.
@@ -411,7 +488,7 @@ def find(folder: Path, groups: Groups) -> tuple[Optional[Checkpoint], list[str]]
     Raises:
         RunError: there are checkpoints, but none is whole.
     """
-    candidates, notes = from_first(_candidates(folder) if groups.rank == 0 else None)
+    candidates, notes = from_first(_candidates(folder, option) if groups.rank == 0 else None)
     problems: list[str] = []
     for path in candidates:
         content, problem = from_first(_read_state(path) if groups.rank == 0 else None)
@@ -419,12 +496,12 @@ def find(folder: Path, groups: Groups) -> tuple[Optional[Checkpoint], list[str]]
             problem = next((text for text in gather(_verify(path, content["files"], groups)) if text), None)
             if problem is None:
                 notes += [f"checkpoint {text}; {path.name} is used instead" for text in problems]
-                return Checkpoint(path, content["state"], content["layout"]), notes
+                return Checkpoint(path, content["state"], content["layout"], content["files"]), notes
         problems.append(f"{path.name} is damaged ({problem})")
     if problems:
         raise RunError(
-            f"checkpoint.load={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder, "
-            "or leave checkpoint.load out to start a new run.",
+            f"{option}={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder, "
+            f"or leave {option} out to start a new run.",
             shared=True,
         )
     return None, notes
@@ -435,7 +512,7 @@ def _saved(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()), key=lambda p: p.name, reverse=True)
 
 
-def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
+def _candidates(folder: Path, option: str) -> tuple[list[Path], list[str]]:
     """Checkpoints to try in turn: the one that ``latest`` names, then the older ones."""
     if (folder / STATE).exists():
         return [folder], []
@@ -443,14 +520,14 @@ def _candidates(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         name = (folder / LATEST).read_text().strip()
     except OSError:
-        note = f"checkpoint.load={str(folder)!r} has no file `{LATEST}`; the newest checkpoint is used"
+        note = f"{option}={str(folder)!r} has no file `{LATEST}`; the newest checkpoint is used"
         return saved, [note] if saved else []
     except UnicodeDecodeError:
         name = "?"
     older = [path for path in saved if path.name <= name]
     if older and older[0].name == name:
         return older, []
-    note = f"checkpoint.load={str(folder)!r}: `{LATEST}` names {name!r}, which is not there; the newest checkpoint is used"
+    note = f"{option}={str(folder)!r}: `{LATEST}` names {name!r}, which is not there; the newest checkpoint is used"
     # A pointer to nothing at all: the empty list would look like a new run.
     return (saved, [note]) if saved else ([folder / (name or "?")], [])
 
@@ -484,8 +561,8 @@ def _verify(path: Path, files: Mapping[str, list[int]], groups: Groups) -> Optio
     return None
 
 
-def load(checkpoint: Checkpoint, tensors: ShardedStateDict) -> dict[str, Any]:
-    """Read weights, optimizer and schedule in the layout that ``tensors`` describes (``is_loading=True``).
+def load(checkpoint: Checkpoint, tensors: ShardedStateDict, option: str = LOAD) -> dict[str, Any]:
+    """Read what ``tensors`` describes, in its layout (``is_loading=True``); ``option`` is what asked for it.
 
     Raises:
         RunError: on every rank, if the checkpoint is of another model.
@@ -493,15 +570,45 @@ def load(checkpoint: Checkpoint, tensors: ShardedStateDict) -> dict[str, Any]:
     try:
         return dist_checkpointing.load(tensors, str(checkpoint.path), validate_access_integrity=False)
     except torch_checkpoint.CheckpointException as error:
-        raise _does_not_fit(checkpoint, _first_failure(error)) from error
+        raise _does_not_fit(checkpoint, _first_failure(error), option) from error
     except (KeyError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:
-        raise _does_not_fit(checkpoint, describe(error)) from error
+        raise _does_not_fit(checkpoint, describe(error), option) from error
 
 
-def _does_not_fit(checkpoint: Checkpoint, problem: str) -> RunError:
+def find_base(folder: Path, groups: Groups, known: Optional[Base] = None) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint to fine-tune: the newest in a folder or, on a resume, the one that the adapters were trained on.
+
+    Raises:
+        RunError: on every rank, if it is not there, or no longer what it was.
+    """
+    if known is None:
+        found, notes = find(folder, groups, BASE)
+        if found is None:
+            raise RunError(f"{BASE}={str(folder)!r} holds no checkpoint. Give another folder.", shared=True)
+        return found, notes
+    places = [folder, folder / Path(known.path).name, Path(known.path)]
+    place = from_first(next((path for path in places if (path / STATE).exists()), None) if groups.rank == 0 else None)
+    found, notes = find(place, groups, BASE) if place is not None else (None, [])
+    if found is None:
+        raise RunError(
+            f"{BASE}={str(folder)!r}: the base of these adapters, {known.path}, is not there any more, and they are nothing "
+            f"without it. Put it back, or name the folder it is in now.",
+            shared=True,
+        )
+    if found.fingerprint != known.fingerprint:
+        raise RunError(
+            f"{BASE}={str(folder)!r}: {found.path} is not the base that these adapters were trained on (content "
+            f"{found.fingerprint}, expected {known.fingerprint}). Put that one back, name the folder it is in now, or start "
+            f"a new run without {LOAD}.",
+            shared=True,
+        )
+    return found, notes
+
+
+def _does_not_fit(checkpoint: Checkpoint, problem: str, option: str) -> RunError:
     return RunError(
-        f"checkpoint.load: {checkpoint.path} does not fit this model or optimizer: {problem}. Use the recipe it was saved "
-        "with (its config.yaml), or leave checkpoint.load out.",
+        f"{option}: {checkpoint.path} does not fit this model or optimizer: {problem}. Use the recipe it was saved "
+        f"with (its config.yaml), or leave {option} out.",
         shared=True,
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from bridge.config import list_recipes
 from bridge.config.instantiate import instantiate
 from bridge.config.schema import Config
 from bridge.config.validation import validate, validate_layout
@@ -63,8 +64,20 @@ def build_callbacks(cfg: Config) -> CallbackManager:
     return CallbackManager(callbacks)
 
 
+def _recipe_of(folder: str) -> str:
+    """The recipe whose run keeps its checkpoints in a folder, if its name tells."""
+    name = Path(folder).parent.name
+    return name if name in {path.stem for path in list_recipes()} else "RECIPE"
+
+
 def _check_folders(cfg: Config) -> None:
     """A folder for checkpoints that cannot be made is found out before the first step, not after the last one."""
+    base = cfg.checkpoint.pretrained_checkpoint
+    if base is not None and not any(path.name == "state.json" or path.match("step_*") for path in Path(base).glob("s*")):
+        raise ConfigError(
+            f"checkpoint.pretrained_checkpoint={base!r} holds no checkpoint to fine-tune. Train it first: torchrun "
+            f"--nproc-per-node 2 -m bridge train {_recipe_of(base)} checkpoint.save={base}; or name another folder."
+        )
     for option, folder in (("checkpoint.save", cfg.checkpoint.save), ("checkpoint.load", cfg.checkpoint.load)):
         if folder is None:
             continue

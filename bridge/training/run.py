@@ -49,6 +49,19 @@ EVALUATION_LOSS = "lm loss validation"
 """Name of the held-out loss among the logged numbers, as in Megatron-LM."""
 
 
+def _not_alike(found: checkpoint.Checkpoint) -> str:
+    """Adapters alone where all weights are expected, or the other way round."""
+    if found.base is not None:
+        return (
+            f"checkpoint.load: {found.path} holds only what was trained on top of {found.base.path}. Use the recipe it was "
+            f"saved with (its config.yaml), or set checkpoint.pretrained_checkpoint={found.base.path} and what was frozen."
+        )
+    return (
+        f"checkpoint.load: {found.path} holds all weights, not those of a fine-tuning. To fine-tune it set "
+        f"checkpoint.pretrained_checkpoint={found.path} and leave checkpoint.load out."
+    )
+
+
 class Run:
     """One run on one rank, from a built model to the end."""
 
@@ -72,6 +85,9 @@ class Run:
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.stepper = Stepper(cfg, self.model, self.optimizer, self.scheduler, groups, device)
+        # Weights that do not train are left to the checkpoint they come from.
+        self._leans = cfg.checkpoint.pretrained_checkpoint is not None and checkpoint.has_frozen(self.model)
+        self._base: Optional[checkpoint.Base] = None
         self._skipped = frozenset(cfg.train.skip_iterations)
         self._saved_step: Optional[int] = None
         self._previous: Optional[Totals] = None
@@ -235,8 +251,9 @@ class Run:
             checkpoint.save(
                 Path(cfg.checkpoint.save),
                 state.step,
-                checkpoint.sharded_state(self.model, self.optimizer, self.scheduler),
+                self._sharded_state(),
                 {
+                    **({"base": asdict(self._base)} if self._leans and self._base is not None else {}),
                     "step": state.step,
                     "consumed_samples": state.consumed_samples,
                     "skipped_steps": state.skipped_steps,
@@ -251,15 +268,21 @@ class Run:
         self._say(f"step {state.step}  saved to {cfg.checkpoint.save}")
 
     def _resume(self) -> None:
-        """Continue from ``checkpoint.load``, if there is something in it."""
+        """Continue from ``checkpoint.load``, if there is something in it; else begin with the base, if there is one."""
         state, folder = self.state, self.cfg.checkpoint.load
         if folder is None:
+            self._take_base()
             return
         found, notes = checkpoint.find(Path(folder), state.groups)
         if found is None:
             self._say(*notes, f"no checkpoint in {folder}: starting a new run")
+            self._take_base()
             return
-        tensors = checkpoint.sharded_state(self.model, self.optimizer, self.scheduler, is_loading=True)
+        if self._leans != (found.base is not None):
+            raise RunError(_not_alike(found), shared=True)
+        if self._leans:
+            self._take_base(found.base)
+        tensors = self._sharded_state(is_loading=True)
         checkpoint.restore(checkpoint.load(found, tensors), self.model, self.optimizer, self.scheduler)
         restarted = checkpoint.load_random(found, state.groups)
         if restarted and (self.cfg.model.hidden_dropout or self.cfg.model.attention_dropout):
@@ -280,6 +303,27 @@ class Run:
         if self.cfg.checkpoint.save and found.path.parent == Path(self.cfg.checkpoint.save):
             self._saved_step = state.step
         self._say(*notes, f"resumed from {found.path}: {state.step} steps, {state.consumed_samples} samples")
+
+    def _sharded_state(self, *, is_loading: bool = False) -> Any:
+        return checkpoint.sharded_state(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            is_loading=is_loading,
+            adapted=self.cfg.peft is not None,
+            frozen=not self._leans,
+        )
+
+    def _take_base(self, known: Optional[checkpoint.Base] = None) -> None:
+        """Weights of ``checkpoint.pretrained_checkpoint``, if it is set; ``known``: only of this one."""
+        folder = self.cfg.checkpoint.pretrained_checkpoint
+        if folder is None:
+            return
+        found, notes = checkpoint.find_base(Path(folder), self.state.groups, known)
+        loaded = checkpoint.load(found, checkpoint.base_weights(self.model), checkpoint.BASE)
+        checkpoint.restore_base(loaded, self.model, self.optimizer)
+        self._base = checkpoint.Base(str(found.path.resolve()), found.fingerprint)
+        self._say(*notes, f"fine-tuning {found.path}")
 
     def _data_identity(self) -> dict[str, Any]:
         """What the order of the samples follows from."""
