@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from bridge.flops.model_shape import ModelShape
+from bridge.flops.transforms import DEFAULT_TARGETS
 
 
 @dataclass(kw_only=True)
@@ -271,18 +272,24 @@ class CheckpointConfig:
 class PeftConfig:
     """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
 
-    kind: Literal["lora", "freeze"] = "lora"
-    """``lora``: low-rank adapters; ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
+    kind: Literal["lora", "dora", "freeze"] = "lora"
+    """``lora``: low-rank adapters (arXiv:2106.09685); ``dora``: the lengths of the adapted weights' rows train too
+    (arXiv:2402.09353); ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
     dim: int = 8
     """Rank of the adapters."""
     alpha: float = 16.0
     """Scale of the adapters: alpha / dim."""
     dropout: float = 0.0
-    """Dropout probability before the adapters."""
-    target_modules: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"])
-    """Linear layers that get an adapter, by megatron-core's name."""
+    """Dropout probability before the adapters, 0 to 1."""
+    target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
+    """Linear layers that get an adapter: megatron-core's names, whole paths, or wildcards such as
+    ``decoder.layers.[0-3].*.linear_qkv``. ``linear_q``, ``linear_k``, ``linear_v``, ``linear_fc1_gate`` and ``linear_fc1_up``
+    are parts of the fused layers, with adapters of their own."""
     freeze: list[str] = field(default_factory=list)
-    """Further name patterns to freeze; the adapted model's own weights always are."""
+    """Without adapters: modules that do not train, by name, path or wildcard; ``....weight`` or ``....bias`` for one of
+    their parameters. Under adapters the model's own weights never train."""
+    train: list[str] = field(default_factory=list)
+    """What trains although it would be frozen, by the same patterns; ``'*norm'`` for the norms under adapters."""
 
 
 @dataclass(kw_only=True)

@@ -61,6 +61,7 @@ _AT_LEAST = {
     "checkpoint.save_interval": 1,
     "checkpoint.keep": 1,
     "peft.dim": 1,
+    "peft.dropout": 0,
     "hardware.peak_flops": 1,
     "model.hidden_dropout": 0,
     "model.attention_dropout": 0,
@@ -69,6 +70,7 @@ _AT_LEAST = {
     "optimizer.adam_beta2": 0,
 }
 _AT_MOST = {
+    "peft.dropout": 1,
     "data.eval_fraction": 1,
     "model.hidden_dropout": 1,
     "model.attention_dropout": 1,

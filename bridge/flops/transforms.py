@@ -212,19 +212,17 @@ def _row_lengths(term: Term, adapted: int, lora: Lora, framework: Framework) -> 
 
     Where each of several experts has a weight, all of them are measured, whichever the tokens visit.
     """
-    path = f"{term.path}.adapter"
-    base = replace(term, component=ADAPTERS, bias=0, parts=(), allowed=Pass.FORWARD, tied=path, path=path, inputs=(), outputs=())
-    once = replace(base, rows=FORWARD_PASSES, times=Fraction(term.copies))
+    home, path = f"{_module(term)}.adapter", f"{term.path}.adapter"
+    base = replace(term, component=ADAPTERS, bias=0, parts=(), path=path, tied=term.path)
+    once = replace(base, rows=FORWARD_PASSES, times=Fraction(term.copies), inputs=(), outputs=(), allowed=Pass.FORWARD, tied=path)
     terms = [replace(once, name="dora_product", k=lora.dim, n=term.k * adapted)]
     if framework.dora_by_identity:
         terms.insert(0, replace(once, name="dora_identity", n=term.k * lora.dim))
         if lora.dropout:
             # Weighted apart from the layer's output, whose input was not dropped.
-            values = {"inputs": term.inputs, "outputs": term.outputs, "allowed": term.allowed}
-            terms.append(replace(base, name="dora_base", tied=term.path, **values))
-    lengths = replace(base, name="magnitude", k=term.n, n=1, kind=Kind.TABLE, outputs=term.outputs, path=f"{path}.magnitude",
-                      tied="" if _module(term) == term.path else f"{_module(term)}.adapter.magnitude", allowed=term.allowed)  # fmt: skip
-    return [*terms, lengths]
+            terms.append(replace(base, name="dora_base"))
+    lengths = replace(base, name="magnitude", k=term.n, n=1, kind=Kind.TABLE, path=f"{path}.magnitude", tied="")
+    return [*terms, lengths if home == path else replace(lengths, tied=f"{home}.magnitude")]
 
 
 # ---- second models ------------------------------------------------------------------------------

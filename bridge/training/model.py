@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
@@ -29,10 +28,9 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from bridge.flops.model_shape import ConfigError, read, read_vision
-from bridge.flops.plan import peft_of
-from bridge.flops.transforms import trainable_of
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
+from bridge.training.peft import add_adapters, check_peft
 from bridge.training.vision import VisionLanguageModel, check_vision, tower_config
 
 if TYPE_CHECKING:
@@ -108,9 +106,7 @@ def check_trainable(cfg: Config) -> None:
     if vision is not None:
         check_vision(cfg, vision)
     if cfg.peft is not None:
-        raise ConfigError(
-            "peft: adapters can be counted (bridge flops) but not trained yet. Remove the peft section to train all weights."
-        )
+        check_peft(cfg, uses_transformer_engine(cfg.model))
     local = not uses_transformer_engine(cfg.model)
     needs_engine = {
         "fp8": cfg.model.fp8 is not None,
@@ -210,7 +206,7 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
     chunks: list[torch.nn.Module] = []
     for stage in range(stages or 1):
         chunk: torch.nn.Module = _gpt(cfg, config, None if stages is None else stage)
-        freeze(chunk, cfg)
+        add_adapters(chunk, cfg.peft, shape=read(cfg), seed=cfg.train.seed)
         for parameter in chunk.parameters():
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         chunk = chunk.to(device)
@@ -283,13 +279,6 @@ def _vision_layer(config: TransformerConfig) -> ModuleSpec:
     submodules = dataclasses.replace(layer.submodules, self_attention=attention)
     layer = dataclasses.replace(layer, submodules=submodules)
     return layer if engine else _substitute(layer)
-
-
-def freeze(model: torch.nn.Module, cfg: Config) -> None:
-    """Hold still what the plan takes for frozen (``model.freeze_*``, ``peft.freeze``): one rule for work and for its price."""
-    trains = trainable_of(read(cfg), None, peft_of(cfg)[1])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains(re.sub(r"\.local_experts\.\d+|\.(weight|bias)$", "", name)))
 
 
 def padded_vocab_size(cfg: Config) -> int:

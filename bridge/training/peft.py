@@ -40,12 +40,12 @@ from torch.nn import Module, Parameter
 
 from bridge.flops import transforms
 from bridge.flops.model_shape import ConfigError, ModelShape
-from bridge.flops.plan import peft_of
+from bridge.flops.plan import compile_plan, peft_of
 
 if TYPE_CHECKING:
-    from bridge.config.schema import PeftConfig
+    from bridge.config.schema import Config, PeftConfig
 
-__all__ = ["adapter_names", "add_adapters", "is_adapter", "merge_adapters", "reset_magnitudes", "trainable_from"]
+__all__ = ["adapter_names", "add_adapters", "check_peft", "is_adapter", "merge_adapters", "reset_magnitudes", "trainable_from"]
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -340,6 +340,26 @@ def _sharded(module: Any, prefix: str, axes: dict[str, int], sharded_offsets: An
 
 
 # ---- what a configuration asks for -----------------------------------------------------------------------------------
+
+
+def check_peft(cfg: Config, transformer_engine: bool) -> None:
+    """Raise ConfigError for what ``cfg.peft`` asks for and this model has not, or megatron-core's layers cannot do."""
+    lora, _, _ = peft_of(cfg)
+    terms = compile_plan(cfg).terms
+    if lora is None:
+        return
+    if transformer_engine:
+        raise ConfigError(
+            "peft: adapters are put on megatron-core's own linear layers, not on Transformer Engine's. "
+            "Use model.transformer_impl=local."
+        )
+    tensor = cfg.parallel.tensor_model_parallel_size
+    expert_tensor = cfg.parallel.expert_tensor_parallel_size or tensor
+    if expert_tensor not in (1, tensor) and any(".experts." in term.path and ".adapter" in term.path for term in terms):
+        raise ConfigError(
+            f"parallel.expert_tensor_parallel_size={expert_tensor} must be 1 or parallel.tensor_model_parallel_size={tensor} "
+            "where experts have adapters (peft.target_modules): their gradients are summed over those ranks."
+        )
 
 
 def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[ModelShape] = None, seed: int = 0) -> None:
