@@ -19,8 +19,15 @@ LANGUAGE: dict[str, Any] = {
     "seq_length": 96,
     "image_token_id": 257,
 }
-TOWER: dict[str, Any] = {"depth": 3, "hidden_size": 24, "num_heads": 2, "intermediate_size": 40, "patch_size": 4, "in_channels": 1,
-                         "temporal_patch_size": 1}  # fmt: skip
+TOWER: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 24,
+    "num_heads": 2,
+    "intermediate_size": 40,
+    "patch_size": 4,
+    "in_channels": 1,
+    "temporal_patch_size": 1,
+}
 
 #: Options of the language model, and of the tower.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -45,6 +52,10 @@ FROZEN: dict[str, tuple[str, ...]] = {
     "language+tower": ("freeze_language_model", "freeze_vision_model"),
     "language+projection": ("freeze_language_model", "freeze_vision_projection"),
 }
+
+CASES = [("plain", frozen) for frozen in FROZEN] + [
+    (model, frozen) for model in MODELS if model != "plain" for frozen in ("full", "tower", "language")
+]
 
 #: Images in each sample of a micro-batch.
 BATCHES: dict[str, tuple[int, ...]] = {"several": (3, 2), "one": (1,), "some": (0, 1), "none": (0, 0)}
