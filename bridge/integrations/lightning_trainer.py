@@ -41,12 +41,12 @@ class ThroughputLightningCallback(Callback):
     def __init__(self, config: Any, read: Optional[Callable[[Any], Any]] = None, **options: Any) -> None:
         self.throughput = ThroughputCallback(**options)
         self._config, self._read, self._options = config, read, options
-        self._context: Optional[CallbackContext] = None
+        self._context = CallbackContext(state=None, model=[])
         self._steps = 0
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            interval = self._options.get("log_interval") or trainer.log_every_n_steps or _NEVER
+            interval = self._options.get("log_interval") or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
             self.throughput = ThroughputCallback(**{**self._options, "log_interval": interval})
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -62,9 +62,8 @@ class ThroughputLightningCallback(Callback):
         if replicas == trainer.world_size:
             self.throughput.on_train_start(self._context)
         else:
-            self.throughput.fail(
-                ConfigError(f"{trainer.world_size} ranks share {replicas} batches; counted are data-parallel ranks")
-            )
+            shared = f"{trainer.world_size} ranks share the batches of {replicas}; counted are data-parallel ranks"
+            self.throughput.fail(ConfigError(shared))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.throughput.on_train_step_start(self._context)
@@ -76,20 +75,17 @@ class ThroughputLightningCallback(Callback):
             self.throughput.on_train_step_end(self._context)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self._context is not None:  # Lightning validates a little before training starts
-            self.throughput.on_eval_start(self._context)
+        self.throughput.on_eval_start(self._context)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if self._context is not None:
-            self.throughput.on_eval_end(self._context)
+        self.throughput.on_eval_end(self._context)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.throughput.on_train_end(self._context)
 
     def state_dict(self) -> dict[str, Any]:
         """Totals up to now; Lightning asks all ranks for it when it saves."""
-        if self._context is not None:
-            self.throughput.on_checkpoint_save(self._context)
+        self.throughput.on_checkpoint_save(self._context)
         return self.throughput.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -1,0 +1,81 @@
+"""One rank of ``test_two_ranks.py``: every loop once or twice, in one launch; writes what the callback reported.
+
+torchrun --nproc-per-node 2 worker.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bridge.metrics import peak
+from bridge.training.initialize import prepare_libraries
+
+MEGATRON = {
+    "megatron_bridge": ({}, {"pipeline_model_parallel_size": 2}),
+    "megatron_lm": ({}, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+}
+
+
+def trainer(folder: Path) -> dict[str, Any]:
+    """Hugging Face's Trainer, data parallel; saved in the middle."""
+    import documented
+    import tiny_llama
+    from transformers import Trainer, TrainingArguments
+
+    seen = []
+
+    class Recorded(Trainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            seen.append(tiny_llama.lengths(inputs))
+            return super().training_step(model, inputs, *rest)
+
+    args = TrainingArguments(
+        str(folder / "trainer"),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=5,
+        logging_steps=2,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    names = {
+        "Trainer": Recorded,
+        "model": tiny_llama.model(),
+        "args": args,
+        "dataset": tiny_llama.texts(60),
+        "held_out": None,
+        "collator": tiny_llama.collate,
+    }
+    names = documented.run("Hugging Face Trainer", names)
+    return {"latest": names["throughput"].throughput.latest, "seen": seen}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
+    dist.init_process_group("gloo")
+    os.chdir(folder)
+    results = {"trainer": trainer(folder)}
+    prepare_libraries()
+    import megatron_bridge_stubs
+    import megatron_worker
+
+    for loop, layouts in MEGATRON.items():
+        if loop == "megatron_bridge" and megatron_bridge_stubs.root() is None:
+            continue
+        results[loop] = [getattr(megatron_worker, loop)(**layout) for layout in layouts]
+    (folder / f"{dist.get_rank()}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
