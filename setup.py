@@ -25,6 +25,7 @@ setup(
         "bridge.recipes": ["*.yaml"],
         "bridge.recipes.models": ["*.yaml"],
         "bridge.explorer": ["*.css", "*.js"],
+        "bridge.report": ["*.css", "*.js"],
     },
     install_requires=["omegaconf>=2.4", "rich"],
     extras_require={

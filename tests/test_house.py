@@ -17,6 +17,7 @@ FLOORS = {
     "bridge.training": 3,
     "bridge.cli": 4,
     "bridge.explorer": 4,
+    "bridge.report": 4,
     "bridge.integrations": 4,
     "bridge.__main__": 4,
 }

@@ -9,7 +9,21 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from bridge import __version__
-from bridge.cli import compare, completion, devices, explore, flops, inference, ledger, pack, plan, recipes, train
+from bridge.cli import (
+    compare,
+    completion,
+    dashboard,
+    devices,
+    explore,
+    flops,
+    inference,
+    ledger,
+    pack,
+    plan,
+    recipes,
+    run_report,
+    train,
+)
 from bridge.cli.arguments import hint
 from bridge.flops.model_shape import ConfigError
 
@@ -17,7 +31,7 @@ EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
-COMMANDS = (train, flops, compare, plan, inference, ledger, explore, pack, recipes, devices, completion)
+COMMANDS = (train, flops, compare, plan, inference, ledger, explore, run_report, dashboard, pack, recipes, devices, completion)
 
 
 class _Parser(argparse.ArgumentParser):

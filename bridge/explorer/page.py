@@ -26,10 +26,10 @@ from bridge.config import ConfigError
 from bridge.explorer import html, link
 from bridge.explorer.controls import Choice, Choices, Control, Slider, Toggle, Values, accept
 from bridge.explorer.figures import Figure
-from bridge.explorer.run_file import MAX_BYTES
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
 from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model, run
 from bridge.explorer.view import View
+from bridge.report.run_file import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 from bridge.cli.main import main
 from bridge.flops.byte_latent import compare
 from tests.explorer.browser import Browser, find_chromium, serving
-from tests.explorer.test_run_file import row, write
+from tests.report.test_run_file import row, write
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,6 +15,7 @@ from bridge.explorer.sources import Source, read
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops import ConfigError
 from bridge.flops.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
+from bridge.report.colours import COLOURS
 
 KEY, TITLE = "inference", "Inference"
 INTRODUCTION = "The shortest time a device allows: every pass takes as long as its FLOPs or its bytes, whichever is longer."
@@ -177,7 +178,7 @@ def _roofline(request: Generation, steps: list[Step], values: Values, peak: floa
         figure.add_scatter(
             x=[step.flops / step.size for step in steps], y=[step.flops / step.seconds for step in steps],
             mode="lines+markers", name="decode, 1 to 512 requests", text=[f"{step.batch} requests" for step in steps],
-            line={"color": figures.COLOURS["core_attention"], "width": 1}, marker={"size": 7},
+            line={"color": COLOURS["core_attention"], "width": 1}, marker={"size": 7},
             hovertemplate="%{text}<br>%{x:.3g} FLOP/B<br>%{y:.3s}FLOP/s<extra>decode</extra>",
         )  # fmt: skip
     for (label, x), colour in zip(points, ("#0072b2", "#d55e00"), strict=False):

@@ -8,8 +8,9 @@ from typing import Any
 from bridge.cli.console import with_unit
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Slider, Values
-from bridge.explorer.run_file import Run, read_run
 from bridge.explorer.view import Column, Fact, Table, View
+from bridge.report.facts import notes_of, present
+from bridge.report.run_file import Run, read_run
 
 KEY, TITLE = "run", "Run"
 INTRODUCTION = (
@@ -41,7 +42,7 @@ def view(path: str, values: Values) -> View:
             _line(run, steps, values, ("padding_fraction", "data_wait_fraction"), "Padding and data wait", "fraction", ".1%"),
         ),
         table=_table(run),
-        notes=_notes(run),
+        notes=notes_of(run),
         inputs={"rows": len(run.rows), "file": run.kind, **values},
     )
 
@@ -111,7 +112,7 @@ def _facts(run: Run) -> list[Fact]:
         ("mfu", "MFU", lambda value: f"{value:.1%}"),
         ("tokens_per_sec", "Tokens a second", lambda value: f"{value:,.4g}"),
     ):
-        numbers = _present(run, _PREFIX + name)
+        numbers = present(run, _PREFIX + name)
         if numbers:
             middle = median(numbers)
             facts.append(Fact(name, f"{label}, median", middle, show(middle), f"last {show(numbers[-1])}"))
@@ -119,14 +120,10 @@ def _facts(run: Run) -> list[Fact]:
         ("total_flops", "FLOPs so far", "FLOP"),
         ("total_tokens", "Tokens so far", ""),
     ):
-        numbers = _present(run, _PREFIX + name)
+        numbers = present(run, _PREFIX + name)
         if numbers:
             facts.append(Fact(name, label, numbers[-1], with_unit(numbers[-1], unit), f"{numbers[-1]:,}"))
     return facts
-
-
-def _present(run: Run, key: str) -> list[Any]:
-    return [number for number in run.series(key) if number is not None]
 
 
 def _table(run: Run) -> Table:
@@ -139,19 +136,6 @@ def _table(run: Run) -> Table:
     )
     rows = []
     for key in run.names()[:200]:
-        numbers = _present(run, key)
+        numbers = present(run, key)
         rows.append((key, numbers[-1], median(numbers), min(numbers), max(numbers)))
     return Table(columns, rows, "All keys of the run")
-
-
-def _notes(run: Run) -> list[str]:
-    sentences = []
-    if run.torn:
-        sentences.append("The file ends in the middle of a row: the run was killed, or is still writing.")
-    if run.skipped:
-        sentences.append(f"{run.skipped:,} rows were damaged or had no step, and are left out.")
-    if any(number > 1 for name in ("mfu", "hfu") for number in _present(run, _PREFIX + name)):
-        sentences.append("Doubtful: a utilisation above 100 %. The peak, the number format or the convention does not fit.")
-    if not any(key.startswith(_PREFIX) for key in run.names()):
-        sentences.append("This run has no throughput/ keys: its recipe had no ThroughputCallback.")
-    return sentences

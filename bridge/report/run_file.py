@@ -1,7 +1,7 @@
 """Rows of a finished or a running training run: a ``metrics.jsonl``, or the ``run-*.wandb`` of an offline W&B run.
 
 Files are a stranger's.  Values are parsed as JSON and nothing else; the frame around them in a W&B file (LevelDB's log of
-protobuf records) is read here with bounds on every length, so that the page needs neither wandb nor protobuf.
+protobuf records) is read here with bounds on every length, so that readers need neither wandb nor protobuf.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ Row = dict[str, Any]
 
 @dataclass
 class Run:
-    """A run's rows by step, and what of the file could not be read.
+    """A run's rows by step, its facts, and what of the file could not be read.
 
     Attributes:
         rows: numbers by key, in rising order of ``step``; rows of one step are one.
         kind: what the file was.
         skipped: lines or records that were damaged.
         torn: the file ends in the middle of a row, as a killed run's may.
+        facts: constants and results, by name; any JSON values.
+        name: what the run is called, where the file says so.
     """
 
     kind: str
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
     torn: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     def series(self, key: str) -> list[Any]:
         """The values of a key, None where a row has none."""
@@ -47,8 +51,12 @@ class Run:
         return [key for key in dict.fromkeys(key for row in self.rows for key in row) if key != "step"]
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, *, bounded: bool = True) -> Run:
     """Read a file of either kind.
+
+    Args:
+        path: the file.
+        bounded: whether to refuse what is too large for a page that serves others.
 
     Raises:
         ConfigError: too large, neither kind, or without a row.
@@ -56,30 +64,32 @@ def read_run(path: str | Path) -> Run:
     file = Path(path)
     try:
         size = file.stat().st_size
-        if size > MAX_BYTES:
+        if bounded and size > MAX_BYTES:
             raise ConfigError(f"{file.name} has {size / 2**20:.0f} MiB; the page reads runs of up to {MAX_BYTES // 2**20} MiB")
         data = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from None
-    run = _wandb(data) if data.startswith(_WANDB_MAGIC) else _jsonl(data)
+    run, rows = _wandb(data) if data.startswith(_WANDB_MAGIC) else _jsonl(data)
+    _collect(run, rows, MAX_ROWS if bounded else math.inf)
     if not run.rows:
-        raise ConfigError(f"{file.name} holds no rows of metrics; drop a run's metrics.jsonl or its run-*.wandb file")
+        raise ConfigError(
+            f"{file.name} holds no rows of metrics (yet?); name a run's metrics.jsonl, or the run-*.wandb file of an offline run"
+        )
     return run
 
 
-def _collect(run: Run, found: Iterator[Any]) -> Run:
+def _collect(run: Run, found: Iterator[Any], most: float) -> None:
     """Rows of one step together, in rising order of steps."""
     rows: dict[float, Row] = {}
     for i, row in enumerate(found):
-        if i >= MAX_ROWS:
-            raise ConfigError(f"the file has more than {MAX_ROWS:,} rows; thin it out first")
+        if i >= most:
+            raise ConfigError(f"the file has more than {most:,} rows; thin it out first")
         numbers = _numbers(row)
         if numbers is None:
             run.skipped += 1
         else:
             rows.setdefault(numbers["step"], {}).update(numbers)
     run.rows = [rows[step] for step in sorted(rows)]
-    return run
 
 
 def _numbers(row: Any) -> Row | None:
@@ -100,17 +110,17 @@ def _is_number(value: Any) -> bool:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def _jsonl(data: bytes) -> Run:
+def _jsonl(data: bytes) -> tuple[Run, Iterator[Any]]:
     run = Run("metrics.jsonl")
     lines = data.splitlines()
-    if lines and not data.endswith(b"\n") and _json(lines[-1]) is None:
+    if lines and not data.endswith(b"\n") and parse(lines[-1]) is None:
         run.torn = True
         lines.pop()
-    return _collect(run, (_json(line) for line in lines if line.strip()))
+    return run, (parse(line) for line in lines if line.strip())
 
 
-def _json(text: Union[bytes, str]) -> Any:
-    """The value, or None where it is none."""
+def parse(text: Union[bytes, str]) -> Any:
+    """The value of a JSON text, or None where it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -124,33 +134,50 @@ _WANDB_HEADER = 7  # magic, a magic number and a version
 _BLOCK = 32768
 _CHUNK = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-# Field numbers of wandb_internal.proto.
-_RECORD_HISTORY, _HISTORY_ITEM, _ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_VALUE = 2, 1, 1, 2, 16
+# Field numbers of wandb_internal.proto. Histories, configurations and summaries have items of one form.
+_RECORD_HISTORY, _RECORD_SUMMARY, _RECORD_CONFIG, _RECORD_RUN = 2, 3, 5, 17
+_RUN_CONFIG, _RUN_NAME = 4, 8
+_ITEM, _ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_VALUE = 1, 1, 2, 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def _wandb(data: bytes) -> Run:
+def _wandb(data: bytes) -> tuple[Run, Iterator[Any]]:
     run = Run("offline W&B run")
 
     def rows() -> Iterator[Any]:
         for record in _records(data, run):
             try:
-                yield from (_history(value) for number, value in _fields(record) if number == _RECORD_HISTORY)
+                for number, value in _fields(record):
+                    if number == _RECORD_HISTORY:
+                        yield _items(value)
+                    elif number in (_RECORD_CONFIG, _RECORD_SUMMARY):
+                        run.facts |= _items(value)
+                    elif number == _RECORD_RUN:
+                        _take_run(run, value)
             except ValueError:
                 yield None
 
-    return _collect(run, rows())
+    return run, rows()
 
 
-def _history(message: bytes) -> Row:
+def _take_run(run: Run, message: bytes) -> None:
+    """What a run is called, and its first configuration."""
+    for number, value in _fields(message):
+        if number == _RUN_CONFIG:
+            run.facts |= _items(value)
+        elif number == _RUN_NAME:
+            run.name = value.decode(errors="replace")
+
+
+def _items(message: bytes) -> Row:
     row = {}
     for number, item in _fields(message):
-        if number == _HISTORY_ITEM:
+        if number == _ITEM:
             texts: dict[int, list[str]] = {}
             for field_number, value in _fields(item):
                 texts.setdefault(field_number, []).append(value.decode(errors="replace"))
             key = "".join(texts.get(_ITEM_KEY, [])) or ".".join(texts.get(_ITEM_NESTED_KEY, []))
-            row[key] = _json("".join(texts.get(_ITEM_VALUE, [])))
+            row[key] = parse("".join(texts.get(_ITEM_VALUE, [])))
     return row
 
 

@@ -9,13 +9,10 @@ from pathlib import Path
 import pytest
 
 from bridge.config import ConfigError
-from bridge.explorer import run_file
-from bridge.explorer.controls import defaults
-from bridge.explorer.run_file import read_run
-from bridge.explorer.tabs import run
 from bridge.metrics.throughput import Interval, Work, throughput
-
-VALUES = defaults(run.CONTROLS)
+from bridge.report import run_file
+from bridge.report.facts import notes_of
+from bridge.report.run_file import read_run
 
 
 def row(step):
@@ -49,7 +46,7 @@ def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):
     file.write_text(json.dumps(row(10)) + '\nno json\n{"a": 1}\n[1]\n{"step": "x"}\n{"step": true}\n{"step": 20, "throughput/mf')
     read = read_run(file)
     assert (len(read.rows), read.skipped, read.torn) == (1, 5, True)
-    notes = run.view(str(file), VALUES).notes
+    notes = notes_of(read)
     assert any("killed" in note for note in notes)
     assert any("5 rows" in note for note in notes)
 
@@ -147,40 +144,3 @@ def test_torn_and_damaged_wandb_runs_never_raise_anything_else(offline_run, tmp_
             assert len(read_run(file).rows) <= len(offline_run[1])
         except ConfigError as error:
             assert "holds no rows" in str(error)  # noqa: PT017
-
-
-# ---- the tab ------------------------------------------------------------------------------------------------------
-
-
-def test_facts_and_table(tmp_path):
-    rows = [row(step) for step in (10, 20, 30)]
-    view = run.view(str(write(tmp_path / "metrics.jsonl", rows)), VALUES)
-    facts = {fact.key: fact.value for fact in view.facts}
-    assert facts["steps"] == 30
-    assert facts["mfu"] == rows[1]["throughput/mfu"]
-    assert facts["total_flops"] == rows[-1]["throughput/total_flops"]
-    assert len(view.figures) == run.NUM_FIGURES
-    table = {record["key"]: record for record in view.table.as_records()}
-    assert set(table) == set(rows[0]) - {"step"}
-    assert table["throughput/flops/mlp"]["last"] == 15 * 10**14
-    assert view.notes == []
-
-
-def test_components_are_drawn_as_logged(tmp_path):
-    rows = [row(step) for step in (10, 20, 30)]
-    file = str(write(tmp_path / "metrics.jsonl", rows))
-    drawn = {trace.name: list(trace.y) for trace in run.view(file, {**VALUES, "components": "FLOPs"}).figures[2].data}
-    assert drawn == {
-        name.replace("_", " "): [one[f"throughput/flops/{name}"] for one in rows] for name in ("mlp", "core_attention")
-    }
-
-
-def test_smoothing():
-    assert run.smoothed([1, None, 3, 5], 2) == [1, None, 2, 4]
-
-
-def test_doubtful_runs_are_marked(tmp_path):
-    file = write(tmp_path / "metrics.jsonl", [{"step": 1, "throughput/mfu": 1.2}, {"step": 2, "lm loss": 3.0}])
-    assert any("above 100 %" in note for note in run.view(str(file), VALUES).notes)
-    file = write(tmp_path / "metrics.jsonl", [{"step": 2, "lm loss": 3.0}])
-    assert any("ThroughputCallback" in note for note in run.view(str(file), VALUES).notes)

@@ -1,0 +1,66 @@
+"""``bridge dashboard``: the panels as a saved workspace of a W&B project."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from importlib.util import find_spec
+from typing import Any
+
+from bridge.cli.arguments import add_command
+from bridge.cli.console import Output, make_table, print_json
+from bridge.flops import ConfigError
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "dashboard",
+        run,
+        "save a workspace of charts in a W&B project",
+        "Save a workspace in a W&B project: throughput and utilisation, where the work goes, padding and data wait, balance, "
+        "totals. With --dry-run or --json it is built and shown, and nothing is sent; saving needs a W&B account.",
+    )
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="as in the address of the project")
+    parser.add_argument("--name", help="of the workspace")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be saved")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    match = re.fullmatch(r"([\w.-]+)/([^/\\#?%:]{1,128})", arguments.project)
+    if match is None:
+        raise ConfigError(f"{arguments.project!r} is not of the form ENTITY/PROJECT, for example my-team/pretraining")
+    if find_spec("wandb_workspaces") is None:
+        raise ConfigError("`bridge dashboard` needs wandb-workspaces; pip install 'bridge-flops[dashboard]'")
+    from bridge.report import workspace
+
+    built = workspace.build(match[1], match[2], arguments.name or workspace.NAME)
+    if arguments.json:
+        print_json(workspace.spec(built))
+    elif arguments.dry_run:
+        _show(built.name)
+    else:
+        _save(built)
+    return 0
+
+
+def _show(name: str) -> None:
+    from bridge.report.panels import SECTIONS
+
+    table = make_table(["section", "panel", "as", "unit", "keys"], title=f"{name} (not saved)")
+    for section in SECTIONS:
+        for i, panel in enumerate(section.panels):
+            table.add_row("" if i else section.title, panel.title, panel.kind, panel.unit, ", ".join(panel.names))
+    Output().show(table)
+
+
+def _save(built: Any) -> None:
+    from bridge.metrics.trackers.wandb import has_account
+
+    if not has_account():
+        raise ConfigError("saving a workspace needs a W&B account: `wandb login` or WANDB_API_KEY; --dry-run needs none")
+    try:
+        built.save()
+    except Exception as error:  # of the network, of the server, of the client
+        raise OSError(f"the workspace could not be saved in {built.entity}/{built.project}: {error}") from None
+    print(f"saved: {built.url}")

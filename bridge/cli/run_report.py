@@ -1,0 +1,39 @@
+"""``bridge report``: a run as one file of HTML."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bridge.flops import ConfigError
+from bridge.metrics.trackers.jsonl import FILE_NAME
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a run's charts as one HTML file",
+        description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
+        "work goes, padding and data wait, balance, totals.",
+    )
+    parser.add_argument("source", metavar="RUN",
+                        help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from bridge.report.page import render
+    from bridge.report.runs import open_run
+
+    source = Path(arguments.source)
+    page = render(open_run(source))
+    output = arguments.output or (source if source.is_dir() else source.parent) / "report.html"
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
+    print(f"{output}  ({len(page.encode()) / 1024:,.0f} KiB)")
+    return 0

@@ -1,0 +1,111 @@
+"""A panel filled with the numbers of a run, in units for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from bridge.metrics.keys import FRACTION
+from bridge.report.colours import colours
+from bridge.report.panels import Panel
+from bridge.report.run_file import Run
+from bridge.report.scale import Scale, scale_of
+from bridge.report.thin import kept
+
+#: Most of a plan that may be left open for its line to be drawn: more would press the curve to the bottom.
+_PLAN_IN_SIGHT = 20
+
+Values = Sequence[Optional[float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn.
+
+    Attributes:
+        panel: what it shows.
+        steps: of the points.
+        series: label -> values at the steps.
+        colours: label -> colour.
+        scale: what the numbers are in.
+        plan: where the values lead to, if that is known and in sight.
+    """
+
+    panel: Panel
+    steps: list[float]
+    series: dict[str, Values]
+    colours: dict[str, str]
+    scale: Scale
+    plan: Optional[float] = None
+
+    @property
+    def edges(self) -> list[tuple[Values, Values]]:
+        """Lower and upper edge of each series: the same, but for parts that stand on each other."""
+        if self.panel.kind == "lines":
+            return [(values, values) for values in self.series.values()]
+        edges: list[tuple[Values, Values]] = []
+        below = [0.0] * len(self.steps)
+        for values in self.series.values():
+            above = [low + (value or 0.0) for low, value in zip(below, values, strict=True)]
+            edges.append((below, above))
+            below = above
+        return edges
+
+
+def fill(panel: Panel, run: Run) -> Optional[Chart]:
+    """The chart of a run; None where it has none of the panel's keys."""
+    labels = panel.among(run.names())
+    steps: list[Any] = run.series("step")
+    columns: list[Any] = [run.series(name) for name in labels]
+    if panel.kind != "lines":  # the parts come together in a row, or not at all
+        whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
+        steps, columns = _rows(steps, whole), [_rows(column, whole) for column in columns]
+    if not labels or not steps:
+        return None
+    chosen = kept(columns)
+    steps, columns = _rows(steps, chosen), [_rows(column, chosen) for column in columns]
+    names = list(labels.values())
+    if panel.kind == "shares":
+        columns = _shares(columns)
+    if panel.kind == "lines":
+        names, columns = _coinciding(names, columns)
+    largest = max(abs(value) for column in columns for value in column if value is not None)
+    plan = _plan(panel, run, largest)
+    scale = scale_of(FRACTION if panel.kind == "shares" else panel.unit, max(largest, plan or 0.0))
+    return Chart(
+        panel,
+        [float(step) for step in steps],
+        {name: _scaled(column, scale) for name, column in zip(names, columns, strict=True)},
+        colours(names),
+        scale,
+        None if plan is None else plan * scale.factor,
+    )
+
+
+def _rows(column: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [column[i] for i in rows]
+
+
+def _shares(columns: Sequence[Sequence[float]]) -> list[list[float]]:
+    sums = [sum(row) or 1.0 for row in zip(*columns, strict=True)]
+    return [[value / whole for value, whole in zip(column, sums, strict=True)] for column in columns]
+
+
+def _coinciding(names: Sequence[str], columns: Sequence[Values]) -> tuple[list[str], list[Values]]:
+    """Lines that would hide each other, as one: MFU and HFU are the same where nothing is computed twice."""
+    groups: dict[tuple[Optional[float], ...], list[str]] = {}
+    for name, column in zip(names, columns, strict=True):
+        groups.setdefault(tuple(column), []).append(name)
+    return [" = ".join(group) for group in groups.values()], [list(column) for column in groups]
+
+
+def _scaled(column: Values, scale: Scale) -> list[Optional[float]]:
+    return [None if value is None else float(value) * scale.factor for value in column]
+
+
+def _plan(panel: Panel, run: Run, largest: float) -> Optional[float]:
+    planned = run.facts.get(panel.plan) if panel.plan else None
+    if not isinstance(planned, (int, float)) or not 0 < planned < _PLAN_IN_SIGHT * largest:
+        return None
+    return float(planned)

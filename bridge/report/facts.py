@@ -1,0 +1,123 @@
+"""What is true of a run as a whole, for the head of its report.  Facts come from a file: any of them may be anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Optional
+
+from bridge.cli.console import with_unit
+from bridge.report.run_file import Run
+from bridge.report.scale import scale_of
+
+_LONGEST = 160
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number or name, with a line below it."""
+
+    label: str
+    text: str
+    detail: str = ""
+
+
+def facts_of(run: Run) -> list[Fact]:
+    """The headline, results first; what is unknown is left out."""
+    return [*_results(run), *_constants(run)]
+
+
+def notes_of(run: Run) -> list[str]:
+    """What is odd about the run or its file."""
+    sentences = []
+    if run.torn:
+        sentences.append("The file ends in the middle of a row: the run was killed, or is still writing.")
+    if run.skipped:
+        sentences.append(f"{run.skipped:,} rows were damaged or had no step, and are left out.")
+    if any(number > 1 for name in ("mfu", "hfu") for number in present(run, f"throughput/{name}")):
+        sentences.append("Doubtful: a utilisation above 100 %. The peak, the number format or the convention does not fit.")
+    if not any(key.startswith("throughput/") for key in run.names()):
+        sentences.append("This run has no throughput/ keys: its recipe had no ThroughputCallback.")
+    missing = run.facts.get("not_counted")
+    if isinstance(missing, list) and missing:
+        sentences.append(f"Not counted: {_text('; '.join(map(str, missing)))}.")
+    return sentences
+
+
+def present(run: Run, key: str) -> list[Any]:
+    """The values of a key in the rows that have one."""
+    return [number for number in run.series(key) if number is not None]
+
+
+def _results(run: Run) -> Iterator[Fact]:
+    last = run.rows[-1]["step"]
+    yield Fact("Last step", f"{last:,}", f"{len(run.rows):,} log points, {run.kind}")
+    for key, label, unit in (
+        ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
+        ("throughput/mfu", "MFU, median", "fraction"),
+        ("throughput/tokens_per_sec", "Tokens a second, median", "tokens/s"),
+    ):
+        if numbers := present(run, key):
+            middle = median(numbers)
+            scale = scale_of(unit, middle)
+            yield Fact(label, scale.text(middle), f"last {scale.text(numbers[-1])}")
+    if numbers := present(run, "throughput/total_flops"):
+        planned = _number(run, "planned_flops")
+        of_plan = f"; {numbers[-1] / planned:.1%} of {with_unit(planned, 'FLOP')} planned at most" if planned else ""
+        yield Fact("FLOPs so far", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
+    if numbers := present(run, "throughput/total_tokens"):
+        yield Fact("Tokens so far", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
+
+
+def _constants(run: Run) -> Iterator[Fact]:
+    if device := run.facts.get("device"):
+        yield Fact("Device", _text(device), _join(_text(run.facts.get("number_format") or ""), _layout(run)))
+    if peak := _number(run, "peak_flops"):
+        yield Fact("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
+    if convention := run.facts.get("convention"):
+        price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
+        detail = f"{with_unit(price, 'FLOP')} a token at {length:,} tokens" if price and length else ""
+        yield Fact("Convention", _text(convention), detail)
+    parameters = run.facts.get("parameters")
+    counts = {name: count for name, count in parameters.items() if _is_count(count)} if isinstance(parameters, dict) else {}
+    if total := counts.get("total"):
+        active = counts.get("active", total)
+        yield Fact("Parameters", with_unit(total, ""), _join(f"{total:,}", f"{active:,} active" if active != total else ""))
+        trained = counts.get("trainable", total)
+        if trained != total:
+            yield Fact("Trained", f"{trained / total:.3%}", f"{trained:,} parameters")
+
+
+def _layout(run: Run) -> str:
+    sizes = {
+        "TP": "tensor_model_parallel_size",
+        "PP": "pipeline_model_parallel_size",
+        "VPP": "virtual_pipeline_model_parallel_size",
+        "CP": "context_parallel_size",
+        "EP": "expert_model_parallel_size",
+        "DP": "data_parallel_size",
+    }
+    world = _number(run, "world_size")
+    if not world:
+        return ""
+    parts = [f"{name} {size}" for name, key in sizes.items() if (size := _number(run, key)) and size > 1]
+    return f"{world:,} rank{'s' if world > 1 else ''}" + (f": {' x '.join(parts)}" if parts else "")
+
+
+def _number(run: Run, name: str) -> Optional[Any]:
+    value = run.facts.get(name)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300 else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**30
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _join(*parts: str) -> str:
+    return ", ".join(filter(None, parts))

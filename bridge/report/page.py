@@ -1,0 +1,104 @@
+"""A run as one file of HTML that needs nothing else: no network, no script to be read, light or dark."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from importlib.resources import files
+from statistics import median
+from typing import Any
+
+from bridge import __version__
+from bridge.metrics.keys import find_key
+from bridge.report.chart import Chart, fill
+from bridge.report.drawing import numbers, svg
+from bridge.report.facts import facts_of, notes_of, present
+from bridge.report.panels import SECTIONS
+from bridge.report.run_file import Run
+
+#: The browser itself keeps the page from the network, whatever stands in it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_MOST_KEYS = 300
+
+
+def render(run: Run) -> str:
+    """The whole page. All names and texts of the run are escaped: a run's file may be a stranger's."""
+    sections, charts = [], []
+    for section in SECTIONS:
+        filled = [chart for panel in section.panels if (chart := fill(panel, run))]
+        charts += filled
+        if filled:
+            figures = "".join(map(_figure, filled))
+            wide = ' class="wide"' if len(filled) > 1 else ""
+            sections.append(
+                f"<section{wide}><h2>{escape(section.title)}</h2>"
+                f'<p class="soft">{escape(section.question)}</p><div class="panels">{figures}</div></section>'
+            )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{escape(run.name)} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
+        f"<header><h1>{escape(run.name)}</h1>{_facts(run)}{_notes(run)}</header>"
+        f"<main>{''.join(sections)}{_table(run)}</main>"
+        f"<footer>bridge {__version__}. Numbers are those of the run's file; a long run is drawn with the extremes of every "
+        "stretch.</footer>"
+        f'<script type="application/json" id="numbers">{_json([numbers(chart) for chart in charts])}</script>'
+        f"<script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def _figure(chart: Chart) -> str:
+    entries = "".join(
+        f'<span><i style="background:{chart.colours[label]}"></i>{escape(label.replace("_", " "))}</span>'
+        for label in chart.series
+    )
+    unit = f"<span>{escape(chart.scale.unit)}</span>" if chart.scale.unit else ""
+    legend = f'<span class="legend">{entries}</span>' if len(chart.panel.names) > 1 or len(chart.series) > 1 else ""
+    return f"<figure><figcaption><b>{escape(chart.panel.title)}</b>{unit}{legend}</figcaption>{svg(chart)}</figure>"
+
+
+def _facts(run: Run) -> str:
+    cards = "".join(
+        f"<div><dt>{escape(fact.label)}</dt><dd>{escape(fact.text)}</dd>"
+        + (f"<dd>{escape(fact.detail)}</dd>" if fact.detail else "")
+        + "</div>"
+        for fact in facts_of(run)
+    )
+    return f'<dl class="facts">{cards}</dl>'
+
+
+def _notes(run: Run) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in notes_of(run))
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def _table(run: Run) -> str:
+    """Every key of the run, declared or not."""
+    names = run.names()
+    rows = "".join(_row(name, present(run, name)) for name in names[:_MOST_KEYS])
+    left_out = f"<p class='soft'>{len(names) - _MOST_KEYS:,} more keys are left out.</p>" if len(names) > _MOST_KEYS else ""
+    head = "".join(f"<th>{heading}</th>" for heading in ("key", "last", "median", "least", "most", "unit"))
+    return (
+        f"<details><summary>All {len(names):,} keys of the run</summary>"
+        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{left_out}</details>'
+    )
+
+
+def _row(name: str, values: list[Any]) -> str:
+    key = find_key(name)
+    cells = "".join(f"<td>{_digits(value)}</td>" for value in (values[-1], median(values), min(values), max(values)))
+    return f'<tr><th>{escape(name)}</th>{cells}<td class="soft">{escape(key.unit) if key else ""}</td></tr>'
+
+
+def _digits(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return files("bridge.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,132 @@
+"""The panels of dashboards and reports: which keys stand together, and what question they answer.
+
+One declaration.  Units come from :mod:`bridge.metrics.keys`; what shows the panels adds nothing but its own way to draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+from bridge.metrics.keys import KEYS, Key
+
+_BY_NAME = {key.name: key for key in KEYS}
+_WORDS = {"mfu": "MFU", "hfu": "HFU", "lm loss": "training", "lm loss validation": "held-out text"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart over the steps of training.
+
+    Attributes:
+        title: what it shows.
+        names: declared keys of one unit, families included.
+        kind: ``lines``; ``stacked``: parts on top of each other, which add up; ``shares``: the same, each of the sum.
+        least: where the axis of values begins, unless a value is below; None: at the smallest.
+        plan: a fact of the run that the values lead to, drawn as a line.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    kind: Literal["lines", "stacked", "shares"] = "lines"
+    least: Optional[float] = 0.0
+    plan: Optional[str] = None
+
+    @property
+    def keys(self) -> list[Key]:
+        """The declarations of its keys."""
+        return [_BY_NAME[name] for name in self.names]
+
+    @property
+    def unit(self) -> str:
+        """Of the logged values."""
+        return self.keys[0].unit
+
+    def among(self, logged: Iterable[str]) -> dict[str, str]:
+        """Those of a run's keys that it shows, and what each is called in it."""
+        there = list(logged)
+        return {name: _label(key, name) for key in self.keys for name in key.among(there)}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Panels that answer one question."""
+
+    title: str
+    question: str
+    panels: tuple[Panel, ...]
+
+
+SECTIONS = (
+    Section(
+        "Throughput and utilisation",
+        "How fast is a device, and how much is that of what it could do?",
+        (
+            Panel("FLOP/s of a device", ("throughput/tflops/device", "throughput/tflops/device_6nd")),
+            Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
+            Panel("Tokens a second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
+            Panel("Time of a step", ("throughput/step_time",)),
+        ),
+    ),
+    Section(
+        "Where the work goes",
+        "Which parts of the model are the FLOPs spent on?",
+        (
+            Panel("Work of a log interval by component", ("throughput/flops/<component>",), "stacked"),
+            Panel("Share of the components", ("throughput/flops/<component>",), "shares"),
+        ),
+    ),
+    Section(
+        "Padding and data wait",
+        "What is computed or waited for in vain?",
+        (Panel("Padding and data wait", ("throughput/padding_fraction", "throughput/data_wait_fraction")),),
+    ),
+    Section(
+        "Balance",
+        "Do some ranks wait for others, and why?",
+        (
+            Panel(
+                "Largest over mean work",
+                ("throughput/imbalance/data_parallel", "throughput/imbalance/pipeline"),
+                least=1.0,
+            ),
+        ),
+    ),
+    Section(
+        "Totals and budget",
+        "How much is done, of what was planned?",
+        (
+            Panel("FLOPs so far", ("throughput/total_flops",), plan="planned_flops"),
+            Panel("Tokens so far", ("throughput/total_tokens",)),
+        ),
+    ),
+    Section(
+        "Training",
+        "Does it learn?",
+        (
+            Panel("Loss", ("lm loss", "lm loss validation"), least=None),
+            Panel("Norm of the gradient", ("grad-norm",)),
+        ),
+    ),
+)
+
+
+def _label(key: Key, logged: str) -> str:
+    """``throughput/flops/mlp`` of a family is ``mlp``, ``throughput/device/tokens_per_sec`` of a kind ``device``."""
+    if key.prefix is not None:
+        return logged.removeprefix(key.prefix)
+    name = _LABELS.get(logged) or logged.rpartition("/")[2].replace("_", " ")
+    return _WORDS.get(name, name)
+
+
+_LABELS = {
+    "throughput/tflops/device": "executed",
+    "throughput/tflops/device_6nd": "as 6ND would claim",
+    "throughput/tokens_per_sec": "whole job",
+    "throughput/device/tokens_per_sec": "a device",
+    "throughput/padding_fraction": "padding",
+    "throughput/data_wait_fraction": "data wait",
+    "throughput/imbalance/data_parallel": "data-parallel replicas",
+    "throughput/imbalance/pipeline": "pipeline stages",
+}

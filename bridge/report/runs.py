@@ -1,0 +1,56 @@
+"""From what a user calls a run to its rows: a run's folder, its metrics.jsonl, or the folder or file of a W&B run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bridge.flops import ConfigError
+from bridge.metrics.trackers.jsonl import FILE_NAME, summary_path
+from bridge.report.run_file import Run, parse, read_run
+
+
+def open_run(path: str | Path) -> Run:
+    """Read a run of any size.
+
+    A run's folder may hold several folders of W&B, one a start: they become one run, in which a step that was trained
+    again has its newest numbers.
+
+    Raises:
+        ConfigError: there is no run, or it has no rows.
+    """
+    given = Path(path)
+    files = _files(given)
+    run = read_run(files[0], bounded=False)
+    for file in files[1:]:
+        _continue(run, read_run(file, bounded=False))
+    summary = summary_path(files[0])
+    if not run.facts and summary.is_file():
+        facts = parse(summary.read_bytes())
+        run.facts = facts if isinstance(facts, dict) else {}
+    run.name = run.name or (files[0].resolve().parent.name if files[0].name == FILE_NAME else files[0].stem)
+    return run
+
+
+def _files(given: Path) -> list[Path]:
+    """The files of a run, in the order of its starts."""
+    if given.is_file():
+        return [given]
+    if not given.exists():
+        raise ConfigError(f"run {given} does not exist; name a run's folder, its {FILE_NAME}, or an offline-run-* folder of W&B")
+    if (given / FILE_NAME).is_file():
+        return [given / FILE_NAME]
+    if files := sorted(given.glob("run-*.wandb")):
+        return files[:1]
+    starts = sorted(given.glob("wandb/*run-*/run-*.wandb")) or sorted(given.glob("*run-*/run-*.wandb"))
+    newest = [file for file in starts if file.name == max(starts, key=lambda file: file.parent.name).name]
+    if newest:
+        return newest
+    raise ConfigError(f"folder {given} holds no run: neither {FILE_NAME} nor wandb/offline-run-*/run-*.wandb")
+
+
+def _continue(run: Run, later: Run) -> None:
+    rows = {row["step"]: row for row in (*run.rows, *later.rows)}
+    run.rows = [rows[step] for step in sorted(rows)]
+    run.facts |= later.facts
+    run.skipped += later.skipped
+    run.torn = later.torn

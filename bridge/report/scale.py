@@ -1,0 +1,74 @@
+"""Axes for people: round ticks, and a unit in which the numbers are short."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+#: A logged unit as (what is prefixed, its size); other units are shown as they are.
+_PREFIXED = {
+    "FLOP": ("FLOP", 1.0),
+    "TFLOP/s": ("FLOP/s", 1e12),
+    "FLOP/J": ("FLOP/J", 1.0),
+    "J": ("J", 1.0),
+    "W": ("W", 1.0),
+}
+_COUNTED = {"tokens", "tokens/s", "sequences", "sequences/s"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How numbers of a unit are shown: multiplied by ``factor``, with ``unit`` behind them."""
+
+    factor: float
+    unit: str
+
+    def text(self, value: float) -> str:
+        """Four digits and the unit."""
+        number = f"{value * self.factor:,.4g}"
+        return number + self.unit if self.unit == "%" else f"{number} {self.unit}".rstrip()
+
+
+def scale_of(unit: str, largest: float) -> Scale:
+    """The unit in which the largest number has one to three digits before the point."""
+    if unit == "fraction":
+        return Scale(100.0, "%")
+    if unit == "s" and largest < 1:
+        return Scale(1e3, "ms")
+    if unit in ("1", "ratio"):
+        return Scale(1.0, "")
+    if unit in _PREFIXED or unit in _COUNTED:
+        name, size = _PREFIXED.get(unit, (unit, 1.0))
+        step = max(0, min(len(_PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
+        prefix = _PREFIXES[step]
+        return Scale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")
+    return Scale(1.0, unit)
+
+
+def ticks(low: float, high: float, about: int = 5, *, outside: bool = False) -> list[float]:
+    """Round numbers from low to high, some 1, 2, 2.5 or 5 times a power of ten apart.
+
+    Args:
+        low, high: the ends, low below high (or equal: then it is the only tick).
+        about: how many stretches there should be.
+        outside: whether the first and the last tick enclose the ends.
+    """
+    if not high > low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * (1 - 1e-9))
+    first, last = low / step, high / step
+    down, up = (
+        (math.floor(first + 1e-9), math.ceil(last - 1e-9)) if outside else (math.ceil(first - 1e-9), math.floor(last + 1e-9))
+    )
+    return [i * step for i in range(down, up + 1)]
+
+
+def tick_text(value: float) -> str:
+    """A tick: ``2,500``, ``50k``, without noise in its last digits."""
+    for step in range(min(len(_PREFIXES) - 1, 6), 0, -1):
+        if abs(value) >= 10 * 1000.0**step:
+            return f"{value / 1000.0**step:,.6g}{_PREFIXES[step]}"
+    return f"{value:,.6g}"
