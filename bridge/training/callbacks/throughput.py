@@ -32,7 +32,7 @@ from bridge.metrics.peak import DevicePeak, device_peak
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.throughput import TERA, doubts, throughput
 from bridge.metrics.timing import Clock, CudaClock, HostClock
-from bridge.metrics.totals import Totals
+from bridge.metrics.totals import Totals, whole
 from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.state import Groups
@@ -419,9 +419,20 @@ def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups
         if seq_length:
             facts["flops_per_token"] = float(plan.flops([seq_length])) / seq_length
             facts["flops_per_token_seq_length"] = seq_length
+            facts["planned_flops"] = planned_flops(cfg, plan, seq_length)
     else:
         facts["not_counted"] = ["the whole model"]
     return facts
+
+
+def planned_flops(cfg: Any, plan: Plan, seq_length: int) -> Optional[int]:
+    """FLOPs of the whole run if every sample is full, which padding and packing stay below; None if that is unknown."""
+    train = getattr(cfg, "train", None)
+    steps, samples = getattr(train, "train_iters", None), getattr(train, "global_batch_size", None)
+    grows = getattr(train, "rampup_batch_size", None)
+    if not steps or not samples or grows or any(statistic.over != "sequences" for statistic in plan.statistics):
+        return None
+    return steps * samples * whole(plan.flops([seq_length]))
 
 
 def _options(model: Any) -> dict[str, Any]:
