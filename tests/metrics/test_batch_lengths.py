@@ -83,6 +83,7 @@ def test_several_packed_rows():
 def test_empty_segments_are_kept_as_zeros():
     assert read({"tokens": TOKENS, "cu_seqlens": offsets(0, 0, 4, 4, 9, 9)}) == ([0, 4, 0, 5, 0], 12, [])
     assert read({"tokens": TOKENS, "cu_seqlens": offsets(0)}) == ([], 12, [])
+    assert read({"tokens": TOKENS, "cu_seqlens": offsets(0, 4, 4, 9, -1)}) == ([4, 0, 5], 12, [])
 
 
 def test_offsets_that_contradict_each_other():

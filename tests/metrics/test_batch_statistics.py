@@ -55,6 +55,14 @@ LENGTHS = st.lists(st.integers(0, 300) | st.integers(0, 2**21), max_size=20)
 IMAGES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 4)), max_size=5)
 
 
+@pytest.mark.parametrize("sequences", [[1], [1, 1, 1], [0], [2, 1]])
+def test_the_shortest_sequences_first(sequences):
+    """The table of values starts out with the entry for length zero alone."""
+    statistics = BatchStatistics(STATISTICS)
+    statistics.add(batch(sequences))
+    assert list(counted(statistics).values())[: len(STATISTICS)] == expected(sequences)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(LENGTHS, IMAGES), max_size=4))
 def test_equals_length_by_length_arithmetic(batches):

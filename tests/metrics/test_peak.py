@@ -34,6 +34,11 @@ def test_a_cpu_is_measured_and_labelled_so():
     assert 1e8 < peak.flops < 1e14  # FLOP/s of any processor
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device would be the GPU")
+def test_without_a_gpu_the_device_is_the_cpu():
+    assert device_peak("fp32", configured=1.0).device == cpu_name()
+
+
 def test_the_measured_rate_is_flops_over_seconds(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr("bridge.metrics.peak.time.perf_counter", lambda: float(next(ticks)))
