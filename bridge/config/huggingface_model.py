@@ -14,19 +14,19 @@ from bridge.flops.model_shape import ConfigError
 
 #: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
 _LINEAR_LAYERS = {
-    "self_attn.q_proj": ("self_attention.linear_q", "self_attention.linear_q_proj"),
-    "self_attn.k_proj": ("self_attention.linear_k",),
-    "self_attn.v_proj": ("self_attention.linear_v",),
-    "self_attn.qkv_proj": ("self_attention.linear_qkv",),
-    "self_attn.o_proj": ("self_attention.linear_proj",),
-    "self_attn.q_a_proj": ("self_attention.linear_q_down_proj",),
-    "self_attn.q_b_proj": ("self_attention.linear_q_up_proj",),
-    "self_attn.kv_a_proj_with_mqa": ("self_attention.linear_kv_down_proj",),
-    "self_attn.kv_b_proj": ("self_attention.linear_kv_up_proj",),
-    "mlp.gate_proj": ("mlp.linear_fc1_gate",),
-    "mlp.up_proj": ("mlp.linear_fc1_up",),
-    "mlp.gate_up_proj": ("mlp.linear_fc1",),
-    "mlp.down_proj": ("mlp.linear_fc2",),
+    "self_attn.q_proj": "self_attention.linear_q",
+    "self_attn.k_proj": "self_attention.linear_k",
+    "self_attn.v_proj": "self_attention.linear_v",
+    "self_attn.qkv_proj": "self_attention.linear_qkv",
+    "self_attn.o_proj": "self_attention.linear_proj",
+    "self_attn.q_a_proj": "self_attention.linear_q_down_proj",
+    "self_attn.q_b_proj": "self_attention.linear_q_up_proj",
+    "self_attn.kv_a_proj_with_mqa": "self_attention.linear_kv_down_proj",
+    "self_attn.kv_b_proj": "self_attention.linear_kv_up_proj",
+    "mlp.gate_proj": "mlp.linear_fc1_gate",
+    "mlp.up_proj": "mlp.linear_fc1_up",
+    "mlp.gate_up_proj": "mlp.linear_fc1",
+    "mlp.down_proj": "mlp.linear_fc2",
 }
 _REMEDY = "Give the configuration of the run yourself: config=..."
 
@@ -42,7 +42,7 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
             are frozen, or adapted, in a way that is not described here.
     """
     result = from_huggingface(model.config)
-    result.peft = _adapters(model)
+    result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
     for name, parameter in model.named_parameters():
         adapter = ".lora_A." in name or ".lora_B." in name
         if parameter.requires_grad != (adapter or result.peft is None):
@@ -51,7 +51,7 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     return result
 
 
-def _adapters(model: Any) -> Optional[PeftConfig]:
+def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
     """peft's LoRA adapters, one target a layer; None without any."""
     ranks, targets = set(), []
     for name, module in model.named_modules():
@@ -61,7 +61,10 @@ def _adapters(model: Any) -> Optional[PeftConfig]:
         place = re.search(r"\.layers\.(\d+)\.(\w+\.\w+)$", name)
         if place is None or place[2] not in _LINEAR_LAYERS or len(module.active_adapters) != 1:
             raise ConfigError(f"the adapter on {name} is not one that can be priced. {_REMEDY}")
-        targets += [f"decoder.layers.{place[1]}.{path}" for path in _LINEAR_LAYERS[place[2]]]
+        path = _LINEAR_LAYERS[place[2]]
+        if latent and path == "self_attention.linear_q":
+            path = "self_attention.linear_q_proj"  # latent attention with whole queries
+        targets.append(f"decoder.layers.{place[1]}.{path}")
     if not targets:
         return None
     if len(ranks) > 1:

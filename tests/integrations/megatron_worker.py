@@ -25,6 +25,12 @@ from bridge.training.model import build_model
 from bridge.training.optimizer import build_optimizer, build_scheduler
 from bridge.training.step import _connect
 
+#: Stands for Megatron-LM's module of this name, which is there where its repository is on the path.
+MEGATRON_TRAINING = types.ModuleType("megatron.training")
+MEGATRON_TRAINING.get_args = lambda: MEGATRON_TRAINING.args
+MEGATRON_TRAINING.get_wandb_writer = lambda: None
+sys.modules["megatron.training"] = MEGATRON_TRAINING
+
 
 def batches(rows: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
     """Micro-batches padded to their longest row."""
@@ -151,9 +157,7 @@ def megatron_lm(**layout: int) -> dict[str, Any]:
     """A loop that does what Megatron-LM's ``pretrain`` does with the forward step; iteration 3 is evaluated."""
     job = Job(**layout)
     args = megatron_lm_args()
-    training = types.ModuleType("megatron.training")  # where Megatron-LM's repository is on the path it is this
-    training.get_args, training.get_wandb_writer = lambda: args, lambda: None
-    sys.modules["megatron.training"] = training
+    MEGATRON_TRAINING.args = args
     data, held_out = job.data(lengths(job.groups.data_rank)), job.data(lengths(job.groups.data_rank))
     forward_backward_func = get_forward_backward_func()
 

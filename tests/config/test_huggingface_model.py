@@ -1,0 +1,60 @@
+"""Adapters are read from live models: what trains, by the plan, is what trains in the model."""
+
+import pytest
+
+pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from oracle import transformers_models as oracle  # noqa: E402
+
+from bridge.config.huggingface_model import from_huggingface_model  # noqa: E402
+from bridge.flops import ConfigError, compile_plan  # noqa: E402
+
+TARGETS = {
+    "llama": "all-linear",
+    "gemma2": ["gate_proj", "v_proj"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
+    "qwen3_moe": r".*layers\.0\.self_attn\.(q|o)_proj",
+    "gpt_oss": ["k_proj"],
+    "deepseek_v3": ["kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+}
+
+
+def model(model_type, **options):
+    built = oracle.build(oracle.draw(model_type, 0), device="cpu")
+    return peft.get_peft_model(built, peft.LoraConfig(r=3, **options)) if options else built
+
+
+@pytest.mark.parametrize("model_type", TARGETS)
+def test_lora(model_type):
+    adapted = model(model_type, target_modules=TARGETS[model_type])
+    parameters = compile_plan(from_huggingface_model(adapted), "executed").parameters()
+    assert parameters["trainable"] == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert parameters["total"] == sum(parameter.numel() for parameter in adapted.parameters())
+
+
+def test_latent_attention_with_whole_queries():
+    config = oracle.draw("deepseek_v3", 0)
+    config.q_lora_rank = None
+    adapted = peft.get_peft_model(oracle.build(config, device="cpu"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    trained = compile_plan(from_huggingface_model(adapted), "executed").parameters()["trainable"]
+    assert trained == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def test_all_weights_train():
+    assert from_huggingface_model(model("llama")).peft is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5}}, r"adapters of ranks \[3, 5\]"),
+        ({"target_modules": ["lm_head"]}, "the adapter on base_model.model.lm_head is not one that can be priced"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head.* trains: "),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "lora_magnitude_vector.* trains: "),
+    ],
+)
+def test_what_is_not_described_is_an_error_with_a_remedy(options, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_huggingface_model(model("llama", **options))
+    assert "config=..." in str(error.value)
