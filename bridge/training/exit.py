@@ -25,8 +25,10 @@ LINGER_S = 2.0
 
 # What the collectives say when the other end of a connection is gone.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
-              "NCCL communicator was aborted", "remote process exited", "Timed out waiting", "Socket closed",
-              "Connection was likely closed")  # fmt: skip
+              "No route to host", "Network is unreachable", "NCCL communicator was aborted", "remote process exited",
+              "Socket closed", "Connection was likely closed")  # fmt: skip
+# And when it is silent.
+_SILENT_PEER = ("Timed out waiting", "Timed out after", "wait timeout after")
 
 
 def run(action: Callable[[], None], *, rank: int) -> int:
@@ -43,6 +45,12 @@ def run(action: Callable[[], None], *, rank: int) -> int:
     except RunError as error:
         return _fail(str(error), EXIT_RUN, rank=rank, speaks=rank == 0 or not error.shared)
     except Exception as error:
+        if any(text in str(error) for text in _SILENT_PEER):
+            said = str(error).splitlines()[0].rpartition("] ")[2]  # without the place in gloo's source
+            return _fail(
+                f"another rank did not answer within train.distributed_timeout_minutes ({said}): its machine is cut off, gone "
+                "or much slower. Look there, then start the job again; checkpoint.load continues it",
+                EXIT_RUN, rank=rank, speaks=True)  # fmt: skip
         if any(text in str(error) for text in _LOST_PEER):
             # Not the cause: the rank that is gone has said, or torchrun will say, why.
             return _fail("the connection to another rank was lost; see that rank", EXIT_RUN, rank=rank, speaks=True,

@@ -33,7 +33,7 @@ from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers
-from bridge.training import checkpoint
+from bridge.training import checkpoint, restart
 from bridge.training.agree import gather
 from bridge.training.callbacks import CallbackContext, CallbackManager
 from bridge.training.errors import RunError
@@ -370,7 +370,9 @@ class Run:
             (folder / "config.yaml").write_text(dump_config(cfg))
         except OSError as error:
             self._say(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
-        state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=state.wandb_run_id, config=asdict(cfg))
+        run_id = state.wandb_run_id or restart.known_run_id(Path(cfg.logger.dir))
+        state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=run_id, config=asdict(cfg))
+        restart.remember_run_id(Path(cfg.logger.dir), state.trackers.run_id)
 
     def _say(self, *lines: str) -> None:
         if self.state.groups.writes:
