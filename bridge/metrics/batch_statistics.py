@@ -1,7 +1,8 @@
 """Adds up the statistics of the micro-batches of one rank: one integer vector, laid out by the configuration alone.
 
-The vector is the plan's statistics, then what reports need beside them (``COUNTERS``), then one entry per data-parallel
-replica for its work.  The layout depends on nothing that a batch could change, so all ranks agree on it.
+The vector is the plan's statistics, then what reports need beside them (``COUNTERS``, ``READINGS``), then one entry per
+rank for its compute time and one per data-parallel replica for its work, up to 64 of each.  The layout depends on nothing
+that a batch could change, so all ranks agree on it.
 
 Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; every statistic
 is at most twice the square of the micro-batch's tokens, so below 2^30 tokens nothing can overflow, and above that the
@@ -23,11 +24,20 @@ from bridge.metrics.batch_lengths import BatchLengths, NoLengths
 #: What is counted beside the plan's statistics. ``*_ns`` are nanoseconds.
 COUNTERS = ("micro_batches", "positions", "unlearned_tokens", "unread_micro_batches", "data_wait_ns", "failures")
 
+#: Readings of instruments, and how many ranks had one.
+READINGS = ("compute_ns", "compute_ns_readings", "energy_mj", "energy_mj_readings")
+
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
 INT64_TOKENS = 2**30
 
 #: One work entry per replica up to this many; above, the imbalance of the replicas is not reported.
 MAX_REPLICAS = 64
+
+#: One compute time entry per rank up to this many; above, see :mod:`bridge.metrics.stragglers`.
+MAX_RANKS = 64
+
+#: What batches are read for; statistics over anything else stay zero.
+READ = ("sequences", "images")
 
 #: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
 _TABLE_LIMIT = 2**20
@@ -84,20 +94,29 @@ class BatchStatistics:
         statistics: ``plan.statistics``; they come first, in this order.
         replicas: data-parallel size of the job.
         replica: data-parallel rank of this process.
+        ranks: of the job.
+        rank: of this process.
     """
 
-    def __init__(self, statistics: Sequence[Statistic], *, replicas: int = 1, replica: int = 0) -> None:
+    def __init__(
+        self, statistics: Sequence[Statistic], *, replicas: int = 1, replica: int = 0, ranks: int = 1, rank: int = 0
+    ) -> None:
         self.plan_size = len(statistics)
         everything = tuple(dict.fromkeys((*statistics, SEQUENCES, TOKENS)))
         slots = replicas if 1 < replicas <= MAX_REPLICAS else 0
+        rank_slots = ranks if 1 < ranks <= MAX_RANKS else 0
         self.names: tuple[str, ...] = (
             *(statistic.name for statistic in everything),
             *COUNTERS,
+            *READINGS,
+            *(f"rank_compute_ns[{index}]" for index in range(rank_slots)),
             *(f"replica_work[{index}]" for index in range(slots)),
         )
         self.index = {name: position for position, name in enumerate(self.names)}
         self.replica_slots = range(len(self.names) - slots, len(self.names))
         self.replica_slot = self.replica_slots[replica] if slots else None
+        self.rank_slots = range(self.replica_slots.start - rank_slots, self.replica_slots.start)
+        self.rank_slot = self.rank_slots[rank] if rank_slots else None
         self._sequence_slots, self._sequence_sums = _select(everything, "sequences")
         self._image_slots, self._image_sums = _select(everything, "images")
         self.needs_images = bool(self._image_slots)

@@ -13,8 +13,10 @@ the sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Optional, TypeVar
 
 import torch
@@ -22,8 +24,10 @@ import torch
 from bridge.flops.model_shape import ConfigError
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
-from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.batch_statistics import MAX_RANKS, READ, BatchStatistics
+from bridge.metrics.instruments import COMPUTE_TIME, Instruments
 from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
+from bridge.metrics.stragglers import ComputeTime, Dimension, is_known, ranked, ratio_to_mean, unranked
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.timing import Clock, IntervalTimer, Lap
 from bridge.metrics.totals import Totals, whole
@@ -78,9 +82,13 @@ class Meter:
         plan: prices the statistics; None: tokens and seconds only.
         contributes: whether this rank speaks for its data-parallel replica.
         replicas, replica: data-parallel size and rank.
-        world_size: ranks of the job.
+        world_size, rank: ranks of the job, and this one.
+        dimensions: the parallel dimensions, by which the slowest rank is placed.
         pipeline, virtual_pipeline: pipeline stages and chunks per stage.
+        stage_sizes: megatron-core's num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage, where the
+            stages are not even; None: nobody knows how the layers are placed.
         clock: what measures the intervals.
+        instruments: what else is measured; a meter's own.
         device: where the collective runs.
         peak_flops: of one device, FLOP/s; None if unknown.
     """
@@ -94,21 +102,29 @@ class Meter:
         replicas: int = 1,
         replica: int = 0,
         world_size: int = 1,
+        rank: int = 0,
+        dimensions: Sequence[Dimension] = (),
         pipeline: int = 1,
         virtual_pipeline: int = 1,
+        stage_sizes: Optional[Mapping[str, Optional[int]]] = MappingProxyType({}),
+        instruments: Optional[Instruments] = None,
         device: torch.device = CPU,
         peak_flops: Optional[float] = None,
     ) -> None:
         self.plan = plan
         self.contributes = contributes
         self.peak_flops = peak_flops
-        self._replicas, self._world_size = replicas, world_size
-        self._stages = (
-            (pipeline, virtual_pipeline) if plan and pipeline > 1 and _splits(plan, pipeline, virtual_pipeline) else None
-        )
+        self._replicas, self._replica = replicas, replica
+        self._world_size, self._rank, self._dimensions = world_size, rank, tuple(dimensions)
+        self._pipeline = pipeline
+        self._stages_of = plan and _stages_of(plan, pipeline, virtual_pipeline, stage_sizes)
+        self._instruments = instruments or Instruments()
         self._device = device
-        self._batch = BatchStatistics(plan.statistics if plan else (), replicas=replicas, replica=replica)
+        self._batch = BatchStatistics(
+            plan.statistics if plan else (), replicas=replicas, replica=replica, ranks=world_size, rank=rank
+        )
         self.names = self._batch.names
+        self._unread = _components_never_read(plan) if plan else frozenset()
         if plan is not None:
             plan.evaluate_components([0] * len(plan.statistics))  # compiled on first use: not in a step, please
         self.totals = Totals(plan, self.names)
@@ -125,6 +141,8 @@ class Meter:
         self._launched = False
         self._steps = self._timed_steps = 0
         self._learned_mark: tuple[int, Any] = (0, None)
+        self._own_work: Optional[int] = 0
+        """Work of this rank's replica in the timed part of the interval; None: it is on the device."""
         # Over all ranks since the last report.
         self._work, self._timed = self._zeros(), self._zeros()
         self._work_steps = self._timed_steps_done = 0
@@ -162,6 +180,7 @@ class Meter:
         self._steps += 1
         self._timed_steps += was_warm
         self.unreported_steps += 1
+        self._instruments.end_step()
         self.attempt(lambda: self._close_step(skipped, warm_up=not was_warm))
 
     def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
@@ -172,15 +191,22 @@ class Meter:
             self._warm_up, self._learned_mark = self._batch.drain(), (0, None)
             self.overhead_ns = 0
             self._timer.run()
+            self._instruments.run()
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""
+        self._instruments.pause()
         self.attempt(self._timer.pause)
 
     def resume(self) -> None:
         """Training goes on."""
         if self._warm:
             self.attempt(self._timer.run)
+            self._instruments.run()
+
+    def close(self) -> None:
+        """No more steps."""
+        self._instruments.close()
 
     def attempt(self, call: Callable[[], T]) -> Optional[T]:
         """What ``call`` returns; if it raises, a failure of this rank, and None."""
@@ -208,10 +234,12 @@ class Meter:
         segments = 1 if self._launched else 2  # the first sum carries the warm-up apart, since no time belongs to it
         self._launched = True
         lap = self.attempt(self._timer.lap) if report_step is not None else None
-        payload = None if self._failed else self.attempt(lambda: self._payload(segments))
+        readings = self._instruments.lap() if report_step is not None else {}
+        payload = None if self._failed else self.attempt(lambda: self._payload(segments, readings))
         limbs, on_device = payload or (self._failure(segments), None)
+        maxima = self._maxima(readings.get("compute_ns")) if report_step is not None else ()
         self._pending = _Launch(
-            PendingSum(limbs, on_device, device=self._device),
+            PendingSum(limbs, on_device, maxima=maxima, device=self._device),
             segments,
             self._steps,
             self._timed_steps,
@@ -238,14 +266,21 @@ class Meter:
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
-    def _payload(self, segments: int) -> tuple[list[list[int]], Any]:
-        """Limbs of the host's and of the device's part."""
+    def _payload(self, segments: int, readings: Mapping[str, int]) -> tuple[list[list[int]], Any]:
+        """Limbs of the host's and of the device's part; the readings belong to the timed segment, the last."""
         parts = [self._batch.drain()]
         if segments == 2:
             parts.insert(0, self._warm_up or (self._zeros(), None))
             self._warm_up = None
         if self.contributes:
+            self._add_own_work(*parts[-1])
             parts = [self._with_replica_work(*part) for part in parts]
+        host = parts[-1][0]
+        for entry, reading in readings.items():
+            host[self._batch.index[entry]] += reading
+            host[self._batch.index[f"{entry}_readings"]] += 1
+        if self._batch.rank_slot is not None:
+            host[self._batch.rank_slot] = readings.get("compute_ns", 0)
         limbs = split([value for host, _ in parts for value in host])
         if all(device is None for _, device in parts):
             return limbs, None
@@ -265,12 +300,9 @@ class Meter:
         if slot is None:
             return host, device
         plan = self.plan
-        if plan is None:
-            host[slot] = host[self._batch.index["tokens"]]
-            return host, device
-        size = len(plan.statistics)
-        host[slot] = min(whole(plan.evaluate(host[:size])), _MOST_WORK)
-        if device is not None:
+        host[slot] = min(self._priced(host), _MOST_WORK)
+        if device is not None and plan is not None:
+            size = len(plan.statistics)
             unit = 1 << 20  # whole numbers large enough that a rounded FLOP does not matter
             prices = [float(plan.evaluate([unit * (i == j) for j in range(size)])) / unit for i in range(size)]
             amounts = device[0, :size].double() + device[1, :size].double() * 2.0**LIMB_BITS
@@ -279,6 +311,24 @@ class Meter:
             high = (work / 2.0**LIMB_BITS).floor()
             device[1, slot], device[0, slot] = high.long(), (work - high * 2.0**LIMB_BITS).long()
         return host, device
+
+    def _priced(self, values: Sequence[int]) -> int:
+        """Work of a vector: FLOPs, without a plan tokens."""
+        if self.plan is None:
+            return values[self._batch.index["tokens"]]
+        return whole(self.plan.evaluate(values[: len(self.plan.statistics)]))
+
+    def _add_own_work(self, host: Sequence[int], device: Any) -> None:
+        if self._world_size > MAX_RANKS:
+            self._own_work = None if device is not None or self._own_work is None else self._own_work + self._priced(host)
+
+    def _maxima(self, compute_ns: Optional[int]) -> Sequence[int]:
+        """For jobs of too many ranks for an entry each: who computes longest, which replica has most work."""
+        if self._world_size <= MAX_RANKS:
+            return ()
+        work, self._own_work = self._own_work, 0
+        seconds = math.inf if compute_ns is None or self._failed else compute_ns / 1e9
+        return ranked(seconds, self._rank), ranked(math.inf if work is None else float(min(work, _MOST_WORK)), self._replica)
 
     # ---- receiving ------------------------------------------------------------------------------------------------
 
@@ -312,10 +362,11 @@ class Meter:
         components: dict[str, int] = {}
         if self.plan is not None:
             priced = self.plan.evaluate_components(work[: len(self.plan.statistics)])
-            components = {name: whole(flops) for name, flops in priced.items()}
+            components = {name: whole(flops) for name, flops in priced.items() if name not in self._unread}
+        timed_work = self._work_of(timed, self._timed_steps_done)
         interval = Interval(
             work=self._work_of(work, self._work_steps),
-            timed=self._work_of(timed, self._timed_steps_done),
+            timed=timed_work,
             seconds=launch.lap.seconds(),
             world_size=self._world_size,
             peak_flops=self.peak_flops,
@@ -323,15 +374,15 @@ class Meter:
             total_flops=self.totals.flops,
             total_tokens=self.totals.tokens,
             overhead_seconds=launch.overhead_ns / 1e9,
+            compute=self._instruments.attempt(COMPUTE_TIME, lambda: self._compute_time(timed, timed_work, launch.sum.maxima())),
+            joules=self._joules(timed),
         )
         return Report(launch.report_step, interval)
 
     def _work_of(self, values: Sequence[int], steps: int) -> Work:
         plan, index = self.plan, self._batch.index
         vector = values[: len(plan.statistics)] if plan else []
-        stages: list[int] = []
-        if plan is not None and self._stages is not None:
-            stages = [whole(flops) for flops in plan.evaluate_stages(vector, *self._stages)]
+        stages = [whole(flops) for flops in self._stages_of(vector)] if self._stages_of else []
         return Work(
             steps=steps,
             flops=None if plan is None else whole(plan.evaluate(vector)),
@@ -346,15 +397,88 @@ class Meter:
             stage_work=stages,
         )
 
+    def _everyone_read(self, timed: Sequence[int], entry: str) -> bool:
+        return timed[self._batch.index[f"{entry}_readings"]] == self._world_size
+
+    def _joules(self, timed: Sequence[int]) -> Optional[float]:
+        """Energy of all devices; unknown as soon as one of them is."""
+        return timed[self._batch.index["energy_mj"]] / 1e3 if self._everyone_read(timed, "energy_mj") else None
+
+    def _compute_time(self, timed: Sequence[int], work: Work, maxima: Sequence[int]) -> Optional[ComputeTime]:
+        """The slowest rank and the factors of its excess; unknown as soon as one rank's time is."""
+        if not self._everyone_read(timed, "compute_ns"):
+            return None
+        mean = timed[self._batch.index["compute_ns"]] / self._world_size / 1e9
+        if maxima:
+            slowest, rank = unranked(maxima[0])
+        else:
+            seconds = [timed[slot] / 1e9 for slot in self._batch.rank_slots] or [mean]
+            slowest, rank = max((value, index) for index, value in enumerate(seconds))
+        place = {dimension.name: dimension.index(rank) for dimension in self._dimensions}
+        data: Optional[float] = 1.0
+        at_most = self._replicas > 1 and not work.replica_work
+        if at_most:
+            heaviest, replica = unranked(maxima[1])
+            total = work.tokens if work.flops is None else work.flops
+            data = heaviest * self._replicas / total if total and is_known(heaviest) else None
+            at_most = replica != place.get("data_parallel")
+        elif self._replicas > 1:
+            data = ratio_to_mean(work.replica_work, place.get("data_parallel", 0))
+        stage: Optional[float] = 1.0
+        if self._pipeline > 1:
+            stage = ratio_to_mean(work.stage_work, place.get("pipeline", 0)) if work.stage_work else None
+        return ComputeTime(
+            mean=mean, slowest=slowest, rank=rank, place=place, data=data, stage=stage, at_most=at_most and data is not None
+        )
+
 
 def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _splits(plan: Plan, pipeline: int, virtual_pipeline: int) -> bool:
-    """Whether the layers split evenly over the stages; uneven stages are not priced."""
+def _stages_of(
+    plan: Plan, pipeline: int, virtual_pipeline: int, sizes: Optional[Mapping[str, Optional[int]]]
+) -> Optional[Callable[[Sequence[int]], list[Any]]]:
+    """What prices the pipeline stages; None if there is one stage, or if it is not known how the layers are placed."""
+    if sizes is None or pipeline < 2:
+        return None
+
+    options: dict[str, Any] = dict(sizes)
+
+    def stages(vector: Sequence[int]) -> list[Any]:
+        return plan.evaluate_stages(vector, pipeline, virtual_pipeline, **options)
+
     try:
-        plan.evaluate_stages([0] * len(plan.statistics), pipeline, virtual_pipeline)
+        stages([0] * len(plan.statistics))
     except ConfigError:
-        return False
-    return True
+        return None
+    return stages
+
+
+def never_read(plan: Plan) -> list[str]:
+    """Inputs of a model that batches are not read for, one sentence each: their work is missing in every number."""
+    missed: dict[str, list[str]] = {}
+    for over, component in _parts(plan):
+        if over not in READ:
+            missed.setdefault(over, []).append(component)
+    return [
+        f"work on {over} lengths, which are not read from batches: part or all of {', '.join(dict.fromkeys(components))}"
+        for over, components in missed.items()
+    ]
+
+
+def _components_never_read(plan: Plan) -> frozenset[str]:
+    """Components of which nothing is read: they have no number, rather than zero."""
+    parts = _parts(plan)
+    return frozenset({component for _, component in parts} - {component for over, component in parts if over in READ})
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """What each component's work is summed over."""
+    size = len(plan.statistics)
+    return [
+        (statistic.over, component)
+        for position, statistic in enumerate(plan.statistics)
+        for component, flops in plan.evaluate_components([int(i == position) for i in range(size)]).items()
+        if flops
+    ]

@@ -1,4 +1,4 @@
-"""One asynchronous SUM of one small int64 vector over all ranks.
+"""One asynchronous SUM of one small int64 vector over all ranks; in large jobs a MAX of two more int64 beside it.
 
 A step of a large model is beyond int64 (405B parameters at 128k tokens: 6.8e19 FLOPs), so integers travel as two limbs,
 ``value = high * 2^40 + low``.  Limbs add like the numbers themselves: 2^22 ranks can be summed before a low limb could
@@ -45,7 +45,8 @@ class PendingSum:
     Args:
         limbs: this rank's integers, :func:`split`; as many on every rank.
         device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
-        device: where the collective runs, see :func:`collective_device`.
+        maxima: integers of which the largest over all ranks is wanted; as many on every rank, none: no such collective.
+        device: where the collectives run, see :func:`collective_device`.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class PendingSum:
         limbs: Sequence[Sequence[int]],
         device_limbs: Optional[torch.Tensor] = None,
         *,
+        maxima: Sequence[int] = (),
         device: torch.device = CPU,
     ) -> None:
         self._host = torch.tensor(limbs, dtype=torch.int64)
-        self._work: Any = None
+        self._maxima = torch.tensor(maxima, dtype=torch.int64)
+        self._works: list[Any] = []
         self._event: Any = None
         if device.type == "cuda":
             self._start_on_cuda(device, device_limbs)
@@ -64,22 +67,25 @@ class PendingSum:
         if device_limbs is not None:
             self._host += device_limbs.cpu()
         if _distributed():
-            self._work = dist.all_reduce(self._host, op=dist.ReduceOp.SUM, async_op=True)
+            self._works = _start(self._host, self._maxima)
 
     def _start_on_cuda(self, device: torch.device, device_limbs: Optional[torch.Tensor]) -> None:
         self._host = self._host.pin_memory()
+        self._maxima = self._maxima.pin_memory() if self._maxima.numel() else self._maxima
         current, side = torch.cuda.current_stream(device), _side_stream(device)
         if device_limbs is not None:
             side.wait_stream(current)  # the device computes them in the order of the current stream
         with torch.cuda.stream(side):
             self._device = self._host.to(device, non_blocking=True)
+            self._device_maxima = self._maxima.to(device, non_blocking=True)
             if device_limbs is not None:
                 self._device += device_limbs
                 device_limbs.record_stream(side)
             if _distributed():
-                work = dist.all_reduce(self._device, op=dist.ReduceOp.SUM, async_op=True)
-                work.wait()  # makes the side stream wait for NCCL, not the host
+                for work in _start(self._device, self._device_maxima):
+                    work.wait()  # makes the side stream wait for NCCL, not the host
             self._host.copy_(self._device, non_blocking=True)
+            self._maxima.copy_(self._device_maxima, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(side)
 
@@ -87,15 +93,27 @@ class PendingSum:
         """True once :meth:`wait` returns at once. Never blocks."""
         if self._event is not None:
             return self._event.query()
-        return self._work is None or self._work.is_completed()
+        return all(work.is_completed() for work in self._works)
 
     def wait(self) -> list[int]:
         """The sums over all ranks."""
         if self._event is not None:
             self._event.synchronize()
-        elif self._work is not None:
-            self._work.wait()
+        for work in self._works:
+            work.wait()
         return join(self._host.tolist())
+
+    def maxima(self) -> list[int]:
+        """The largest over all ranks; after :meth:`wait`."""
+        return self._maxima.tolist()
+
+
+def _start(sums: torch.Tensor, maxima: torch.Tensor) -> list[Any]:
+    """The collectives, under way."""
+    works = [dist.all_reduce(sums, op=dist.ReduceOp.SUM, async_op=True)]
+    if maxima.numel():
+        works.append(dist.all_reduce(maxima, op=dist.ReduceOp.MAX, async_op=True))
+    return works
 
 
 def collective_device() -> torch.device:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
+from bridge.metrics.stragglers import ComputeTime
+
 Metrics = dict[str, Union[int, float]]
 
 TERA = 1e12
@@ -56,6 +58,7 @@ class Interval:
         total_flops, total_tokens: since the first step ever.
         world_size: ranks. peak_flops: dense peak of one device in FLOP/s; None if unknown.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
+        compute: compute time of the ranks in the timed part. joules: energy of all devices in it. None if unknown.
     """
 
     work: Work
@@ -67,6 +70,8 @@ class Interval:
     components: Mapping[str, int] = field(default_factory=dict)
     peak_flops: Optional[float] = None
     overhead_seconds: Optional[float] = None
+    compute: Optional[ComputeTime] = None
+    joules: Optional[float] = None
 
 
 def throughput(interval: Interval) -> Metrics:
@@ -77,6 +82,10 @@ def throughput(interval: Interval) -> Metrics:
         metrics |= _rates(timed, interval.seconds, interval.world_size, interval.peak_flops)
         if interval.overhead_seconds is not None:
             metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
+        if interval.compute is not None:
+            metrics |= _stragglers(interval.compute, interval.world_size)
+        if interval.joules is not None:
+            metrics |= _energy(interval.joules, timed, interval.seconds, interval.world_size)
     if work.positions:
         metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
     metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)
@@ -109,6 +118,26 @@ def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[fl
             if timed.hardware_flops is not None:
                 rates["throughput/hfu"] = timed.hardware_flops / seconds / peak
     return rates
+
+
+def _stragglers(compute: ComputeTime, world_size: int) -> Metrics:
+    """Seconds a step, who is the slowest, and the factors of its excess; nothing to compare on one rank."""
+    metrics: Metrics = {"throughput/compute_time/mean": compute.mean, "throughput/compute_time/max": compute.slowest}
+    if world_size < 2:
+        return metrics
+    metrics["throughput/compute_time/slowest_rank"] = compute.rank
+    metrics |= {f"throughput/compute_time/slowest_{name}": index for name, index in compute.place.items()}
+    metrics["throughput/imbalance/compute"] = compute.imbalance
+    if compute.work is not None and compute.device is not None:
+        metrics |= {"throughput/imbalance/work": compute.work, "throughput/imbalance/device": compute.device}
+    return metrics
+
+
+def _energy(joules: float, timed: Work, seconds: float, world_size: int) -> Metrics:
+    metrics: Metrics = {"throughput/energy": joules, "throughput/power": joules / seconds / world_size}
+    if timed.flops is not None and joules > 0:
+        metrics["throughput/flops_per_joule"] = timed.flops / joules
+    return metrics
 
 
 def _imbalance(name: str, work: Sequence[int]) -> Metrics:

@@ -37,6 +37,18 @@ class HostClock:
         return end - start
 
 
+class ThreadClock:
+    """Processor time of the calling thread: sleeping, as gloo's waits do, and other processes cost none of it."""
+
+    mark = staticmethod(time.thread_time)
+
+    def reached(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
 class CudaClock:
     """Events in the current CUDA stream; nothing waits for them."""
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from bridge.flops.plan import Plan
+from bridge.metrics.batch_statistics import READINGS
 
 #: Entries of a vector that say something about one interval only.
-_OF_THE_INTERVAL = ("data_wait_ns", "failures", "replica_work")
+_OF_THE_INTERVAL = ("data_wait_ns", "failures", "replica_work", *READINGS, "rank_compute_ns")
 
 
 def whole(flops: Any) -> int:

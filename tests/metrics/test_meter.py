@@ -7,7 +7,7 @@ import torch
 
 from bridge.flops import compile_plan
 from bridge.metrics import meter as module
-from bridge.metrics.meter import Meter
+from bridge.metrics.meter import Meter, never_read
 from bridge.metrics.reduction import PendingSum
 from bridge.metrics.throughput import throughput
 from bridge.metrics.timing import HostClock
@@ -42,7 +42,7 @@ def arriving(monkeypatch):
     arrived = {"yes": False}
 
     class Slow(PendingSum):
-        def __init__(self, limbs, device_limbs=None, *, device=None):
+        def __init__(self, limbs, device_limbs=None, *, maxima=(), device=None):
             super().__init__(limbs, None if device_limbs is None else device_limbs.as_subclass(torch.Tensor))
 
         def ready(self):
@@ -117,9 +117,52 @@ def test_ranks_that_do_not_contribute_look_at_nothing():
     assert meter.poll(wait=True).interval.total_flops == 0
 
 
-def test_uneven_pipeline_stages_have_no_imbalance():
-    plan, meter = new_meter(pipeline=3)
-    meter.add_batch(on_host(5))
+FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
+
+
+def one_step(meter, *lengths):
+    meter.add_batch(on_host(*lengths))
     meter.end_step()
     meter.launch(1)
-    assert meter.poll(wait=True).interval.work.stage_work == []
+    return meter.poll(wait=True).interval
+
+
+def test_uneven_pipeline_stages_are_priced_as_they_are_built():
+    plan, meter = new_meter(pipeline=3, stage_sizes=dict.fromkeys((FIRST, LAST), 1))
+    layer = compile_plan({**MODEL, "num_layers": 1}, convention="exact").breakdown([5])
+    layer.pop("output_layer")
+    work = one_step(meter, 5).work.stage_work
+    assert work[:2] == [sum(layer.values()), 2 * sum(layer.values())]
+    assert sum(work) == plan.flops([5])
+
+
+@pytest.mark.parametrize("sizes", [{}, {FIRST: 3}, None], ids=str)
+def test_stages_that_cannot_be_placed_have_no_imbalance(sizes):
+    _, meter = new_meter(pipeline=3, stage_sizes=sizes)
+    assert one_step(meter, 5).work.stage_work == []
+
+
+AUDIO = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 8,
+    "max_source_positions": 20,
+}
+
+
+@pytest.mark.parametrize(
+    ("extra", "named", "absent"),
+    [
+        ({"encoder_num_layers": 2}, {"encoder", "cross"}, set()),
+        ({"audio_config": AUDIO}, {"audio"}, {"audio_model", "audio_projection"}),
+    ],
+    ids=["encoder", "audio"],
+)
+def test_inputs_that_batches_are_not_read_for_are_named_and_have_no_number(extra, named, absent):
+    plan = compile_plan({**MODEL, **extra}, convention="exact")
+    components = one_step(Meter(plan, clock=HostClock()), 5).components
+    assert absent == plan.breakdown([5]).keys() - components.keys()
+    assert components == {name: flops for name, flops in plan.breakdown([5]).items() if name not in absent}
+    assert {sentence.split()[2] for sentence in never_read(plan)} == named

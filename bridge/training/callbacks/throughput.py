@@ -26,10 +26,14 @@ from typing import Any, Optional
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
+from bridge.flops.model_shape import get, model_of
 from bridge.flops.plan import Plan
-from bridge.metrics.meter import Meter, Report, warn_of
+from bridge.metrics.energy import open_energy_meter
+from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
+from bridge.metrics.meter import Meter, Report, never_read, warn_of
 from bridge.metrics.peak import DevicePeak, device_peak
 from bridge.metrics.reduction import collective_device
+from bridge.metrics.stragglers import ComputeTime, Dimension, open_compute_timer
 from bridge.metrics.throughput import TERA, doubts, throughput
 from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals, whole
@@ -105,6 +109,8 @@ class ThroughputCallback(Callback):
         self._failed = False
         self._reported_failure = False
         self._doubted = False
+        self._stragglers: set[tuple[str, Optional[int]]] = set()
+        """What was told about slow ranks."""
         self._all_parameters: Optional[int] = None
         """Where some are frozen."""
 
@@ -160,6 +166,9 @@ class ThroughputCallback(Callback):
         plan = self._compile(cfg)
         device = collective_device()
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
+        instruments = Instruments()
+        instruments.open(COMPUTE_TIME, lambda: open_compute_timer(context.model))
+        instruments.open(ENERGY, lambda: open_energy_meter(device))
         self._meter = Meter(
             plan,
             clock=clock,
@@ -167,8 +176,12 @@ class ThroughputCallback(Callback):
             replicas=groups.data_size,
             replica=groups.data_rank,
             world_size=groups.world_size,
+            rank=groups.rank,
+            dimensions=current_dimensions(groups),
             pipeline=groups.pipeline_size,
             virtual_pipeline=groups.virtual_pipeline_size,
+            stage_sizes=stage_sizes(cfg),
+            instruments=instruments,
             device=device,
         )
         if self._restored is not None:
@@ -181,6 +194,9 @@ class ThroughputCallback(Callback):
         peak = self._find_peak(state, device)
         self._meter.peak_flops = peak.flops if peak else None
         facts = constants(cfg, plan, peak, groups, self.convention)
+        if plan is not None and self._is_first_rank():
+            for sentence in never_read(plan):
+                logger.warning("not counted: %s", sentence)
         context.user_state[FACTS] = facts
         parameters = facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
@@ -278,6 +294,7 @@ class ThroughputCallback(Callback):
             return
         self._meter.pause()
         self.report(context)
+        self._meter.close()
         if self._trackers is not None:
             self._trackers.summary({key: value for key, value in self.latest.items() if key != "step"})
             if not isinstance(getattr(context.state, "trackers", None), Trackers):
@@ -317,6 +334,7 @@ class ThroughputCallback(Callback):
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
+        self._tell_straggler(report.step, report.interval.compute)
         if self._all_parameters is not None and "throughput/device/tokens_per_sec" in metrics:
             claimed = 6 * self._all_parameters * metrics["throughput/device/tokens_per_sec"]
             metrics["throughput/tflops/device_6nd"] = claimed / TERA
@@ -328,6 +346,15 @@ class ThroughputCallback(Callback):
                 logger.warning("step %d: %s", report.step, " ".join(reasons))
             self._doubted = True
         return metrics
+
+    def _tell_straggler(self, step: int, compute: Optional[ComputeTime]) -> None:
+        """One line for each cause, and for each device that is slow; the rows have the numbers of every interval."""
+        if compute is None or (cause := compute.cause) is None:
+            return
+        what = (cause, compute.rank if cause == "slow device" else None)
+        if what not in self._stragglers and self._is_first_rank():
+            logger.warning("step %d: %s", step, compute.sentence())
+        self._stragglers.add(what)
 
     def _is_first_rank(self) -> bool:
         return self._groups is None or self._groups.rank == 0
@@ -382,6 +409,31 @@ def current_groups() -> Groups:
     return Groups(rank=rank, world_size=world_size, data_rank=rank, data_size=world_size)
 
 
+def current_dimensions(groups: Groups) -> list[Dimension]:
+    """The parallel dimensions of more than one rank, in whatever order megatron-core was told to lay them out."""
+    if groups.data_size == groups.world_size:
+        return [Dimension("data_parallel", groups.data_size)] if groups.data_size > 1 else []
+    from megatron.core import parallel_state as ps
+
+    found = {
+        "data_parallel": ps.get_data_parallel_group,
+        "pipeline": ps.get_pipeline_model_parallel_group,
+        "context": ps.get_context_parallel_group,
+        "tensor": ps.get_tensor_model_parallel_group,
+    }
+    ranks = {name: torch.distributed.get_process_group_ranks(group()) for name, group in found.items()}
+    return [Dimension(name, len(those), those[1] - those[0]) for name, those in ranks.items() if len(those) > 1]
+
+
+def stage_sizes(cfg: Any) -> Optional[dict[str, Optional[int]]]:
+    """megatron-core's options for uneven pipeline stages; None where it was told to place layers in yet another way."""
+    model = model_of(cfg)
+    others = ("pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+    if any(get(model, name) for name in others):
+        return None
+    return {name: get(model, name) for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")}
+
+
 def number_format(state: Any) -> str:
     """Format of the matmuls: our state knows it; elsewhere the model's configuration says it."""
     known = getattr(state, "number_format", None)
@@ -411,7 +463,7 @@ def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups
         "formula_inputs": _options(cfg.model),
     }
     if plan is not None:
-        facts["not_counted"] = list(plan.not_counted)
+        facts["not_counted"] = [*plan.not_counted, *never_read(plan)]
         facts["parameters"] = parameters = plan.parameters()
         facts["trainable_percent"] = 100 * parameters["trainable"] / parameters["total"]
         facts["statistics"] = [statistic.name for statistic in plan.statistics]

@@ -1,0 +1,147 @@
+"""Energy of this rank's GPU, from NVML's counter: read twice per log interval, in millijoules.
+
+Without NVML, without a GPU, or on a part of one (MIG: the counter is the whole card's) there is no reading, and since a sum
+of some ranks' energy would look like a saving, then there is none for the job either.  Ranks that share a whole GPU
+would each report all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+
+from bridge.metrics.instruments import ENERGY
+
+logger = logging.getLogger(__name__)
+
+Counter = Callable[[], int]
+"""Millijoules since some time in the past."""
+
+
+class EnergyMeter:
+    """An instrument over a counter of millijoules.
+
+    A counter that went back (the driver was loaded anew) says nothing about that interval.
+    """
+
+    entry = "energy_mj"
+    what = ENERGY
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._since: Optional[int] = None
+        self._spent: Optional[int] = 0
+
+    def run(self) -> None:
+        """Start, or go on after a pause."""
+        if self._since is None:
+            self._since = self._counter()
+
+    def pause(self) -> None:
+        """Stop until :meth:`run`."""
+        if self._since is not None:
+            self._read()
+            self._since = None
+
+    def end_step(self) -> None:
+        """An integral of power is as good as its samples are dense; a counter needs none."""
+        if self._since is not None and isinstance(self._counter, PowerIntegral):
+            self._read()
+
+    def lap(self) -> Optional[int]:
+        """Millijoules since the last lap, pauses left out; None if they are not known."""
+        if self._since is not None:
+            self._read()
+        spent, self._spent = self._spent, 0
+        return spent
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _read(self) -> None:
+        assert self._since is not None
+        now = self._counter()
+        if now < self._since:
+            self._spent = None
+        elif self._spent is not None:
+            self._spent += now - self._since
+        self._since = now
+
+
+class PowerIntegral:
+    """A counter for devices without one (before Volta): power times time, trapezoids between two readings.
+
+    Args:
+        milliwatts: reads the power.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, milliwatts: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._milliwatts, self._clock = milliwatts, clock
+        self._last = clock(), milliwatts()
+        self._sum = 0.0
+
+    def __call__(self) -> int:
+        (before, power_before), (now, power) = self._last, (self._clock(), self._milliwatts())
+        self._sum += (now - before) * (power_before + power) / 2
+        self._last = now, power
+        return round(self._sum)
+
+
+def open_energy_meter(device: torch.device) -> Optional[EnergyMeter]:
+    """The meter of a CUDA device of this process; None where there is no reading."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        logger.debug("no energy: nvidia-ml-py is not installed")
+        return None
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    counter = nvml_counter(pynvml, uuid)
+    return counter and EnergyMeter(counter)
+
+
+def nvml_counter(nvml: Any, uuid: str) -> Optional[Counter]:
+    """The energy counter of one device.
+
+    Args:
+        nvml: the module ``pynvml``.
+        uuid: CUDA's, with or without ``GPU-``. NVML's own numbers count all cards of the host, CUDA's only those in
+            CUDA_VISIBLE_DEVICES, in another order perhaps; the UUID is the same in both.
+
+    Returns:
+        None if NVML cannot be loaded, does not know the device, or counts for more than this device.
+    """
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID("GPU-" + uuid.removeprefix("GPU-"))
+        if _is_divided(nvml, handle):
+            logger.debug("no energy: the card is divided (MIG), its counter is not this instance's")
+            return None
+    except nvml.NVMLError as error:
+        logger.debug("no energy: %s", error)
+        return None
+    candidates: tuple[Callable[[], Counter], ...] = (
+        lambda: lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle),
+        lambda: PowerIntegral(lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
+    )
+    for make in candidates:
+        try:
+            counter = make()
+            counter()
+            return counter
+        except nvml.NVMLError as error:
+            logger.debug("no such energy reading: %s", error)
+    return None
+
+
+def _is_divided(nvml: Any, handle: Any) -> bool:
+    try:
+        return nvml.nvmlDeviceGetMigMode(handle)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError_NotSupported:
+        return False
