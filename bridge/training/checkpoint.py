@@ -500,8 +500,8 @@ def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Optional[Che
         problems.append(f"{path.name} is damaged ({problem})")
     if problems:
         raise RunError(
-            f"{option}={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder, "
-            f"or leave {option} out to start a new run.",
+            f"{option}={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder"
+            + (", or leave checkpoint.load out to start a new run." if option == LOAD else "."),
             shared=True,
         )
     return None, notes
