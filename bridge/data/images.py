@@ -33,7 +33,7 @@ from bridge.data.corpus import split
 from bridge.data.images_pixels import render, to_patches, wrap
 from bridge.data.samples import Segment
 from bridge.data.text import read_documents
-from bridge.data.tokenizer import Tokenizer, Tokens, build_tokenizer
+from bridge.data.tokenizer import Tokenizer, build_tokenizer
 from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
 
 if TYPE_CHECKING:
@@ -142,8 +142,8 @@ class ImageData:
         have, need = self.training.samples_per_epoch(), self.schedule.global_batch_size
         if have < need:
             raise ConfigError(
-                f"train.global_batch_size={need}: one batch needs {need} different samples, and {len(training)} lines give {have}. "
-                "Give more text (data.path, data.max_documents), or a smaller data.images_per_sample or train.global_batch_size."
+                f"train.global_batch_size={need}: one batch needs {need} different samples, and there are {have} lines. "
+                "Give more text (data.path, data.max_documents, data.longest_line) or a smaller train.global_batch_size."
             )
         if self.evaluation is not None and self.evaluation.samples_per_epoch() < 1:
             raise ConfigError(f"data.eval_fraction={cfg.data.eval_fraction} leaves no sample for evaluation. Raise it.")

@@ -31,7 +31,8 @@ from bridge.flops.model_shape import ConfigError, read, read_vision
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
 from bridge.training.peft import add_adapters, check_peft
-from bridge.training.vision import VisionLanguageModel, check_vision, tower_config
+from bridge.training.vision import VisionLanguageModel, tower_config
+from bridge.training.vision_limits import check_vision
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, ModelConfig
@@ -102,9 +103,7 @@ def check_trainable(cfg: Config) -> None:
                 f"model.{option}={value!r} can be counted (bridge flops) but not trained: megatron-core's GPTModel has "
                 "no such part. Choose another model for training."
             )
-    vision = read_vision(cfg)
-    if vision is not None:
-        check_vision(cfg, vision)
+    check_vision(cfg)
     if cfg.peft is not None:
         check_peft(cfg, uses_transformer_engine(cfg.model))
     local = not uses_transformer_engine(cfg.model)

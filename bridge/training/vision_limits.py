@@ -1,0 +1,96 @@
+"""Which towers, and on which layouts, train here: found out before anything is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bridge.flops.layer_pattern import pipeline_stages
+from bridge.flops.model_shape import ConfigError, read_vision
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
+
+ACTIVATIONS = ("", "gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
+"""What ``vision_config.hidden_act`` may be."""
+
+
+def check_vision(cfg: Config) -> None:
+    """Raise ConfigError for towers and layouts that can be counted but not trained here; a model without a tower passes."""
+    vision = read_vision(cfg)
+    if vision is None:
+        return
+    model, parallel = cfg.model, cfg.parallel
+    absent: dict[str, tuple[Any, Any]] = {
+        "vision_config.projector_type": (vision.projector_type, "merger"),
+        "vision_config.class_token": (vision.class_token, False),
+        "mtp_num_layers": (model.mtp_num_layers or None, None),
+        "audio_config": (model.audio_config, None),
+    }
+    for option, (value, trained) in absent.items():
+        if value != trained:
+            raise ConfigError(
+                f"model.{option}={value!r} can be counted (bridge flops) but not trained with images; "
+                f"training needs {option}={trained!r}."
+            )
+    if vision.hidden_act not in ACTIVATIONS:
+        raise ConfigError(
+            f"model.vision_config.hidden_act={vision.hidden_act!r} is not known; choose one of "
+            f"{', '.join(name for name in ACTIVATIONS if name)}"
+        )
+    if vision.hidden_size % vision.num_heads or vision.hidden_size // vision.num_heads % 4:  # type: ignore[operator]
+        raise ConfigError(
+            f"model.vision_config.num_heads={vision.num_heads} must divide vision_config.hidden_size={vision.hidden_size} into "
+            "heads whose width is a multiple of 4: half of it turns with the row of a patch, half with its column."
+        )
+    if int(vision.num_position_embeddings**0.5) ** 2 != vision.num_position_embeddings:
+        raise ConfigError(
+            f"model.vision_config.num_position_embeddings={vision.num_position_embeddings} must be a square: the table is "
+            "stretched over an image. Use 0 for none."
+        )
+    deep = len(vision.deepstack_visual_indexes)
+    if deep:
+        first = pipeline_stages(
+            model.num_layers or 0,
+            parallel.pipeline_model_parallel_size,
+            1,
+            parallel.num_layers_in_first_pipeline_stage,
+            parallel.num_layers_in_last_pipeline_stage,
+        ).count(0)
+        if deep > first:
+            raise ConfigError(
+                f"parallel.pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}: the first stage has {first} "
+                f"layers, and model.vision_config.deepstack_visual_indexes adds to the first {deep}. Use fewer stages, or set "
+                "parallel.num_layers_in_first_pipeline_stage."
+            )
+        if model.recompute_granularity == "full":
+            raise ConfigError(
+                "model.recompute_granularity=full would lose what model.vision_config.deepstack_visual_indexes adds inside the "
+                "decoder. Use selective, or leave it unset."
+            )
+    if vision.out_hidden_size != model.hidden_size:
+        raise ConfigError(
+            f"model.vision_config.out_hidden_size={vision.out_hidden_size} must be model.hidden_size={model.hidden_size}: "
+            "merged patches are tokens of the language model. Leave it out."
+        )
+    size = parallel.tensor_model_parallel_size
+    for name in ("num_heads", "mlp_size", "hidden_size"):
+        if getattr(vision, name) % size:
+            raise ConfigError(
+                f"model.vision_config: {name} {getattr(vision, name)} does not divide over "
+                f"parallel.tensor_model_parallel_size={size}; lower that."
+            )
+    if parallel.context_parallel_size > 1:
+        raise ConfigError(
+            f"parallel.context_parallel_size={parallel.context_parallel_size}: images cannot be cut over context-parallel ranks "
+            "here. Use parallel.context_parallel_size=1."
+        )
+    if parallel.virtual_pipeline_model_parallel_size is not None:
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size={parallel.virtual_pipeline_model_parallel_size}: with a tower the "
+            "first stage is one chunk. Leave it unset."
+        )
+    if model.image_token_id is None or not 0 <= model.image_token_id < (model.vocab_size or 0):
+        raise ConfigError(
+            f"model.image_token_id={model.image_token_id} must be a token number below model.vocab_size={model.vocab_size}: it "
+            "stands where the merged patches of an image go."
+        )
