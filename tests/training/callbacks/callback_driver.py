@@ -50,7 +50,7 @@ class Loop:
         self.data = self.manager.observe(data)
 
     def fire(self, event: str, **fields: Any) -> None:
-        context = CallbackContext(state=self.state, model=[], user_state=self.manager.user_state, **fields)
+        context = CallbackContext(state=self.state, user_state=self.manager.user_state, **{"model": [], **fields})
         self.manager.fire(event, context)
 
     def start(self) -> Loop:

@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bridge.metrics import peak
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.callbacks.throughput import current_groups
+from bridge.training.callbacks.throughput import current_dimensions, current_groups
 
 
 def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[str, Any]:
@@ -48,12 +48,14 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
     loop.steps(steps).end()
     seconds = time.perf_counter() - begin
     groups = current_groups()
+    place = {dimension.name: dimension.index(rank) for dimension in current_dimensions(groups)}
     dist.all_reduce = all_reduce
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
     return {
         "rank": rank,
         "speaks": groups.speaks_for_replica,
+        "place": place,
         "replica": groups.data_rank,
         "replicas": groups.data_size,
         "names": callback._meter.names,

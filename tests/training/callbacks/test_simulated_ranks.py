@@ -64,6 +64,9 @@ def test_exactly_one_rank_of_each_replica_contributes(results, number):
         (tensor, context, data, pipeline), _ = coordinates(case, seen["rank"])
         assert seen["speaks"] == ((seen["rank"], data) in speakers)
         assert (seen["replica"], seen["replicas"]) == (data, replicas)
+        known = {"tensor": tensor, "context": context, "data_parallel": data, "pipeline": pipeline}
+        assert seen["place"] == {name: known[name] for name in seen["place"]}
+        assert all(index == 0 for name, index in known.items() if name not in seen["place"])
         fed = sum(map(sum, driver.draw(seen["rank"], 40)))
         assert seen["tokens"] == (fed if seen["speaks"] else 0)  # this group's sums leave numbers as they are
 

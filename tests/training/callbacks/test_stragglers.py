@@ -1,0 +1,91 @@
+"""Real ranks: one that computes longer for the same work, one that gets more work, and one that lingers outside of steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of two ranks saw, by case."""
+    folder = tmp_path_factory.mktemp("stragglers")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    finished = subprocess.run(
+        [*launch, str(HERE / "straggler_worker.py"), str(folder)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), str(HERE)]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def of(row: dict) -> dict:
+    """The keys of a row that this is about."""
+    words = ("compute", "imbalance", "energy", "joule", "power")
+    return {key.removeprefix("throughput/"): value for key, value in row.items() if any(word in key for word in words)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["balanced", "slow", "data", "paused"])
+def test_every_rank_reports_the_same_and_no_energy_without_a_gpu(ranks, case):
+    first, second = (of(rank[case]["row"]) for rank in ranks)
+    assert first == second
+    assert first.keys() == {
+        "compute_time/mean",
+        "compute_time/max",
+        "compute_time/slowest_rank",
+        "compute_time/slowest_data_parallel",
+        "imbalance/compute",
+        "imbalance/work",
+        "imbalance/device",
+        "imbalance/data_parallel",
+    }
+    assert first["imbalance/compute"] == pytest.approx(first["compute_time/max"] / first["compute_time/mean"])
+    assert ranks[1][case]["told"] == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_computes_longer_for_the_same_work_is_a_slow_device(ranks):
+    row = of(ranks[0]["slow"]["row"])
+    assert (row["compute_time/slowest_rank"], row["compute_time/slowest_data_parallel"]) == (1, 1)
+    assert row["imbalance/work"] == 1.0
+    assert row["imbalance/device"] == row["imbalance/compute"] > 1.3
+    (line,) = ranks[0]["slow"]["told"]
+    assert "rank 1 (data_parallel 1)" in line
+    assert "slow device" in line
+
+
+@pytest.mark.slow
+def test_a_rank_that_gets_longer_data_is_not(ranks):
+    row = of(ranks[0]["data"]["row"])
+    assert row["compute_time/slowest_rank"] == 1
+    assert row["imbalance/work"] == row["imbalance/data_parallel"] == 2 * 64 / (64 + 8)
+    assert row["imbalance/compute"] > 1.3
+    assert row["imbalance/device"] < 1.2
+    (line,) = ranks[0]["data"]["told"]
+    assert "longer data" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["balanced", "paused"])
+def test_equal_ranks_are_told_apart_by_neither_nor_by_what_they_do_outside_of_steps(ranks, case):
+    row = of(ranks[0][case]["row"])
+    assert row["imbalance/work"] == 1.0
+    assert row["imbalance/compute"] < 1.2
+    assert ranks[0][case]["told"] == []
