@@ -78,12 +78,15 @@ class ImageSamples:
         """The lines."""
         return len(self.lines)
 
-    def __getitem__(self, index: int) -> ImageSample:
-        """Sample ``index``: the first words of a line, each behind its picture; or the line without pictures."""
+    def _line(self, index: int) -> str:
         epoch, place = divmod(index, len(self.lines))
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.lines)))
-        line = self.lines[int(self._order[1][place])]
+        return self.lines[int(self._order[1][place])]
+
+    def __getitem__(self, index: int) -> ImageSample:
+        """Sample ``index``: the first words of a line, each behind its picture; or the line without pictures."""
+        line = self._line(index)
         draw = np.random.default_rng([self._seed, _DRAW, index])
         count = int(draw.integers(0, self._most + 1))
         texts = _WORD.findall(line)[:count] if count else [line]

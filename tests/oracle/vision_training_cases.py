@@ -64,8 +64,9 @@ BATCHES: dict[str, tuple[int, ...]] = {"several": (3, 2), "one": (1,), "some": (
 def config(model: str, frozen: str) -> Config:
     """The run of a case."""
     language, tower = MODELS[model]
+    options: dict[str, Any] = {**LANGUAGE, **language, **dict.fromkeys(FROZEN[frozen], True)}
     return Config(
-        model=ModelConfig(**{**LANGUAGE, **language}, vision_config={**TOWER, **tower}, **dict.fromkeys(FROZEN[frozen], True)),
+        model=ModelConfig(**options, vision_config={**TOWER, **tower}),
         train=TrainConfig(global_batch_size=1),
         data=DataConfig(kind="images", batching="packed", max_documents=60),
     )

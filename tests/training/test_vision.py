@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -28,15 +29,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
-def brute_force(model: str, *overrides: str) -> int:
+def brute_force(model: str, *overrides: str) -> int | Fraction:
     """The plan, sample by sample, over everything a training of this model looks at."""
     cfg = cases.config("unused", model, *overrides)
     plan, samples = compile_plan(cfg, "exact"), ImageData(cfg).training
-    total = 0
-    for number in range(cases.STEPS * cases.BATCH):
-        sample = samples[number]
-        total += plan.flops([len(sample.segment[0])], [rows * columns for _, rows, columns in sample.grids])
-    return total
+    seen = (samples[number] for number in range(cases.STEPS * cases.BATCH))
+    return sum(plan.flops([len(sample.segment[0])], [rows * columns for _, rows, columns in sample.grids]) for sample in seen)
 
 
 @pytest.mark.slow
