@@ -65,10 +65,14 @@ TRANSFORMERS = Framework(
 #: transformers' models that fuse their projections themselves (Phi-3).
 TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True)
 
-#: transformers with gradient_checkpointing_kwargs={"use_reentrant": True}.
-TRANSFORMERS_REENTRANT = replace(TRANSFORMERS, name="transformers_reentrant", reentrant=True, stops_early=False)
 
-FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED, TRANSFORMERS_REENTRANT)}
+def _reentrant(framework: Framework) -> Framework:
+    """With gradient_checkpointing_kwargs={"use_reentrant": True}."""
+    return replace(framework, name=f"{framework.name}_reentrant", reentrant=True, stops_early=False)
+
+
+_ALL = (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED, _reentrant(TRANSFORMERS), _reentrant(TRANSFORMERS_FUSED))
+FRAMEWORKS = {framework.name: framework for framework in _ALL}
 
 
 def get(name: str) -> Framework:

@@ -64,8 +64,10 @@ def compile_plan(
     runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
     shape = model_shape.read(cfg)
     teacher = model_shape.get(cfg, "teacher") or model_shape.get(model_shape.model_of(cfg), "teacher")
-    lora, freeze, train = peft_of(cfg)
-    may_train = transforms.Trainable.of(trainable or transforms.trainable_of(shape, lora, freeze, train))
+    lora, *_ = peft_of(cfg)
+    # Recomputation by a reentrant function needs it, and libraries of adapters ask for it in any case.
+    asked = transforms.recomputes_weights(shape) and (runs_on.reentrant or lora is not None)
+    may_train = transforms.Trainable.of(trainable or planned_trainable(cfg))
 
     def kept(terms: Iterable[Term]) -> list[Term]:
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
@@ -74,7 +76,7 @@ def compile_plan(
         terms = _terms(cfg, how, runs_on)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora, runs_on)
-        terms = transforms.differentiate(kept(terms), may_train, runs_on, shape=shape)
+        terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=asked)
         return (*transforms.with_recompute(terms, shape, runs_on), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:
@@ -112,6 +114,11 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
         return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, frameworks.MEGATRON))
 
     return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
+
+
+def planned_trainable(cfg: Any) -> transforms.Trainable:
+    """What trains as a configuration has it: its ``peft`` section and the model's freeze switches."""
+    return transforms.trainable_of(model_shape.read(cfg), *peft_of(cfg))
 
 
 #: What ``peft.kind`` may be.

@@ -52,7 +52,7 @@ class Trainable:
 
 
 def differentiate(
-    terms: Iterable[Term], trainable: Rule | Trainable, framework: Framework, *, shape: ModelShape | None = None
+    terms: Iterable[Term], trainable: Rule | Trainable, framework: Framework, *, input_gradient: bool = False
 ) -> list[Term]:
     """Set the passes that autograd runs.
 
@@ -63,10 +63,9 @@ def differentiate(
         terms: a model, first term first.
         trainable: module path -> whether its weights train.
         framework: whose rules.
-        shape: says which layers are recomputed; None for none.
+        input_gradient: the embedding's output is made to need a gradient, whatever trains.
     """
     trainable = Trainable.of(trainable)
-    asked = framework.reentrant and recomputes_weights(shape)
     needs: dict[str, bool] = {}
     result = []
     for term in terms:
@@ -85,7 +84,7 @@ def differentiate(
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
             dgrad = wgrad = flows or trains
         passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
-        given = flows or trains or (asked and term.path.startswith("embedding."))
+        given = flows or trains or (input_gradient and term.path.startswith("embedding."))
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
             kept = term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS
@@ -261,8 +260,9 @@ def with_recompute(terms: Sequence[Term], shape: ModelShape, framework: Framewor
         if not saving:
             continue
         for index in indices:
-            # A matmul keeps its operands, not its result: the last one that keeps anything is not run to its end.
-            if not framework.stops_early or index < saving[-1]:
+            # A matmul keeps its operands, not its result, so the last one that keeps anything is not run. What follows the gate
+            # on the shared experts keeps the gate's result.
+            if not framework.stops_early or index < saving[-1] or terms[index].kind is Kind.GATE:
                 result[index] = replace(terms[index], passes=terms[index].passes | Pass.RECOMPUTE)
     return result
 

@@ -37,7 +37,7 @@ MAX_REPLICAS = 64
 MAX_RANKS = 64
 
 #: What batches are read for; statistics over anything else stay zero.
-READ = ("sequences", "images")
+READ = ("sequences", "images", "micro_batches")
 
 #: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
 _TABLE_LIMIT = 2**20
@@ -119,6 +119,7 @@ class BatchStatistics:
         self.rank_slot = self.rank_slots[rank] if rank_slots else None
         self._sequence_slots, self._sequence_sums = _select(everything, "sequences")
         self._image_slots, self._image_sums = _select(everything, "images")
+        self._pass_slots, _ = _select(everything, "micro_batches")
         self.needs_images = bool(self._image_slots)
         self._tokens = self.index["tokens"]
         self._tokens_sum = self._sequence_slots.index(self._tokens)
@@ -153,7 +154,8 @@ class BatchStatistics:
             self._add_on_device([self._positions], [lengths.positions])
         if lengths.image_patches is not None and self.needs_images:
             self._add_images(lengths.image_patches, lengths.image_frames)
-        values[self._micro_batches] += 1
+        for position in (self._micro_batches, *self._pass_slots):
+            values[position] += 1
 
     def _add_images(self, patches: Any, frames: Any) -> None:
         if not isinstance(patches, np.ndarray):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -32,8 +31,6 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.nn import Module, Parameter
@@ -41,6 +38,7 @@ from torch.nn import Module, Parameter
 from bridge.flops import transforms
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.plan import compile_plan, peft_of
+from bridge.training.trainable import parameters, places, plan_path, trainable_from
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, PeftConfig
@@ -59,31 +57,6 @@ def is_adapter(name: str) -> bool:
 def adapter_names(model: Module) -> list[str]:
     """The names of a model's parameters that belong to adapters, as ``named_parameters`` has them."""
     return [name for name, _ in model.named_parameters() if is_adapter(name)]
-
-
-def _places(model: Module) -> Callable[[str], str]:
-    """Local name -> name in the whole model: without wrappers, layers and experts counted over all ranks."""
-    numbers: dict[str, str] = {}
-    for name, module in model.named_modules():
-        stem, _, index = name.rpartition(".")
-        if isinstance(module, TransformerLayer) and stem.endswith("decoder.layers"):
-            numbers[f"{name}."] = f"{stem}.{module.layer_number - 1}."
-        if isinstance(module, SequentialMLP):
-            first = module.ep_group.rank() * module.num_local_experts
-            for index in range(module.num_local_experts):
-                numbers[f"{name}.local_experts.{index}."] = f"{name}.local_experts.{first + index}."
-
-    def place(name: str) -> str:
-        for local in sorted((local for local in numbers if name.startswith(local)), key=len, reverse=True):
-            name = numbers[local] + name.removeprefix(local)
-        return re.sub(r"^(module\.)*(language_model\.)?", "", name)
-
-    return place
-
-
-def _plan_path(name: str) -> str:
-    """The path in a plan of a module of the whole model: the experts of a layer are one module there."""
-    return re.sub(r"\.local_experts\.\d+", "", name)
 
 
 # ---- the modules -----------------------------------------------------------------------------------------------------
@@ -376,10 +349,10 @@ def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[M
         ConfigError: a whole model has no layer of a target's name, or it is of a class that adapters cannot be put on.
     """
     lora, freeze, train = peft_of({"peft": peft})
-    place = _places(model)
+    place = places(model)
     if lora is not None and peft is not None:
         layers = {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
-        found = {name: (_plan_path(place(name)), tuple(_widths(name, layer))) for name, layer in layers.items()}
+        found = {name: (plan_path(place(name)), tuple(_widths(name, layer))) for name, layer in layers.items()}
         if _is_whole(model):
             lora.check(found.values())
         for name, layer in layers.items():
@@ -387,9 +360,9 @@ def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[M
                 _adapt(layer, name, parts, lora, peft, zlib.crc32(f"{seed} {place(name)}".encode()))
     reset_magnitudes(model)
     trains = transforms.trainable_of(shape or ModelShape(), lora, freeze, train)
-    for name, parameter in model.named_parameters():
-        path, bias = _split_name(_plan_path(place(name)))
+    for path, bias, parameter in parameters(model):
         parameter.requires_grad_(trains.biases(path) if bias else trains.weights(path))
+    _let_biases_learn(model)
     _let_gradients_reach_recomputation(model)
 
 
@@ -418,21 +391,6 @@ def merge_adapters(model: Module) -> None:
             layer.weight.copy_(whole if magnitude is None else (magnitude / row_lengths(layer, whole))[:, None] * whole)
         del layer.adapter
         layer.__class__ = next(plain for plain, adapted in _ADAPTED.items() if isinstance(layer, adapted))
-
-
-def trainable_from(model: Module) -> transforms.Trainable:
-    """What trains of a built model, by the names of a plan: from ``requires_grad`` of its parameters.
-
-    Args:
-        model: megatron-core's model or a pipeline stage, wrapped or not.
-    """
-    place = _places(model)
-    trained: dict[bool, set[str]] = {False: set(), True: set()}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            path, bias = _split_name(_plan_path(place(name)))
-            trained[bias].add(path)
-    return transforms.Trainable(trained[False].__contains__, trained[True].__contains__)
 
 
 def _adapt(layer: Any, name: str, parts: tuple[str, ...], lora: transforms.Lora, peft: PeftConfig, seed: int) -> None:
@@ -479,12 +437,6 @@ def _widths(name: str, layer: Any) -> dict[str, int]:
     return {}
 
 
-def _split_name(parameter: str) -> tuple[str, bool]:
-    """A parameter's name -> its module's path in a plan, and whether it is a bias."""
-    stem, _, leaf = parameter.rpartition(".")
-    return (stem, leaf == "bias") if leaf in ("weight", "bias") else (parameter, False)
-
-
 def _adapted_layers(model: Module) -> Iterator[Any]:
     return (module for module in model.modules() if isinstance(module, _Adapted))
 
@@ -499,6 +451,19 @@ def _weight(model: Module, layer: Any) -> Tensor:
 
 def _is_whole(model: Any) -> bool:
     return getattr(model, "pre_process", True) and getattr(model, "post_process", True)
+
+
+def _let_biases_learn(model: Module) -> None:
+    """Add biases that train outside of layers whose weights do not: megatron-core's kernel forgets their gradient there."""
+
+    def add(layer: Module, arguments: Any, output: tuple[Tensor, Optional[Tensor]]) -> tuple[Tensor, None]:
+        return output[0] + output[1], None
+
+    for layer in model.modules():
+        if isinstance(layer, ColumnParallelLinear) and layer.bias is not None and layer.weight is not None:
+            if layer.bias.requires_grad and not layer.weight.requires_grad and not layer.skip_bias_add:
+                layer.skip_bias_add = True
+                layer.register_forward_hook(add)
 
 
 def _let_gradients_reach_recomputation(model: Any) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
 from bridge.flops.model_shape import get, model_of
-from bridge.flops.plan import Plan
+from bridge.flops.plan import Plan, planned_trainable
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
 from bridge.metrics.meter import Meter, Report, never_read, warn_of
@@ -40,6 +40,7 @@ from bridge.metrics.totals import Totals, whole
 from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.state import Groups
+from bridge.training.trainable import trainable_over_stages
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class ThroughputCallback(Callback):
         self._groups = groups = current_groups()
         self._step = state.train_state.step
         self._log_interval = self._log_interval or getattr(getattr(cfg, "logger", None), "log_interval", None) or 10
-        plan = self._compile(cfg)
+        plan = self._compile(cfg, context.model)
         device = collective_device()
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         instruments = Instruments()
@@ -204,11 +205,15 @@ class ThroughputCallback(Callback):
         self._trackers = self._find_trackers(state)
         self._trackers.summary(facts)
 
-    def _compile(self, cfg: Any) -> Optional[Plan]:
+    def _compile(self, cfg: Any, model: Any) -> Optional[Plan]:
+        """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
             return None
         try:
-            return compile_plan(cfg, convention=self.convention)
+            trains = planned_trainable(cfg)
+            if model is not None:
+                trains = trainable_over_stages(model, _stages(), trains)
+            return compile_plan(cfg, convention=self.convention, trainable=trains)
         except Exception as error:  # follows from the configuration: the same on every rank
             if self._is_first_rank():
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
@@ -432,6 +437,14 @@ def stage_sizes(cfg: Any) -> Optional[dict[str, Optional[int]]]:
     if any(get(model, name) for name in others):
         return None
     return {name: get(model, name) for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")}
+
+
+def _stages() -> Any:
+    """The pipeline that this rank is a stage of; None without one."""
+    parallel_state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
+    if parallel_state is None or not parallel_state.model_parallel_is_initialized():
+        return None
+    return parallel_state.get_pipeline_model_parallel_group()
 
 
 def number_format(state: Any) -> str:
