@@ -17,6 +17,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Optional
 
+from megatron.core import parallel_state
+
 from bridge.integrations.megatron_bridge import observed
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
@@ -70,7 +72,9 @@ class ThroughputForwardStep:
             cfg = SimpleNamespace(model=args, logger=SimpleNamespace(log_interval=args.log_interval))
             progress = SimpleNamespace(step=args.curr_iteration)
             state = SimpleNamespace(cfg=cfg, train_state=progress, wandb_logger=get_wandb_writer())
-            self._context = CallbackContext(state=state, model=[model])
+            # In a pipeline this is one chunk of several, and the other stages are not at their start.
+            alone = parallel_state.get_pipeline_model_parallel_world_size() == 1
+            self._context = CallbackContext(state=state, model=[model] if alone else None)  # type: ignore[arg-type]
         self._leave_iteration()
         self._iteration = args.curr_iteration
         self.throughput.on_eval_end(self._context)
