@@ -432,11 +432,11 @@ def current_dimensions(groups: Groups) -> list[Dimension]:
 
 def stage_sizes(cfg: Any) -> Optional[dict[str, Optional[int]]]:
     """megatron-core's options for uneven pipeline stages; None where it was told to place layers in yet another way."""
-    model = model_of(cfg)
+    source = get(cfg, "parallel") or model_of(cfg)  # ours, or megatron-core's
     others = ("pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-    if any(get(model, name) for name in others):
+    if any(get(source, name) for name in others):
         return None
-    return {name: get(model, name) for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")}
+    return {name: get(source, name) for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")}
 
 
 def _stages() -> Any:

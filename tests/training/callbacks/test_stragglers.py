@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bridge.training.callbacks.throughput import stage_sizes
+
 HERE = Path(__file__).parent
 
 
@@ -89,3 +91,15 @@ def test_equal_ranks_are_told_apart_by_neither_nor_by_what_they_do_outside_of_st
     assert row["imbalance/work"] == 1.0
     assert row["imbalance/compute"] < 1.2
     assert ranks[0][case]["told"] == []
+
+
+FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
+
+
+@pytest.mark.parametrize("section", ["parallel", "model"])
+def test_uneven_stages_are_read_from_either_configuration(section):
+    assert stage_sizes({"model": {"num_layers": 4}, section: {FIRST: 1}}) == {FIRST: 1, LAST: None}
+
+
+def test_layers_that_are_placed_in_another_way_are_not_guessed():
+    assert stage_sizes({"model": {"pipeline_model_parallel_layout": "Et*3|t*5L"}}) is None
