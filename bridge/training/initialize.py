@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bridge.training import restart
 from bridge.training.state import Groups
 
 if TYPE_CHECKING:
@@ -91,7 +92,13 @@ def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
 
 def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if launch.rendezvous:
+    if launch.rendezvous and restart.needs_own_store():
+        store = restart.own_store(launch.rank, launch.world_size, timeout)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )  # fmt: skip
+    elif launch.rendezvous:
         torch.distributed.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     else:
         store = torch.distributed.HashStore()

@@ -1,7 +1,7 @@
-"""The id under which trackers know a run, where no checkpoint holds it yet.
+"""Workers that torchrun (``--max-restarts``) or a scheduler starts again: what they take over, and what they must not.
 
-A run that is started again before its first checkpoint begins at step 0, but it is the same run: torchrun has restarted its
-workers (``--max-restarts``), or a scheduler has requeued its job.
+Weights, counters and the data's position come from the checkpoint.  Before the first one the run begins anew, but it is the
+same run, so trackers know it under the same id.  Addresses of workers that died are not taken over.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ import contextlib
 import json
 import os
 import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Optional
 
+import torch
+
+from bridge.training.errors import RunError
+
 _FILE = "restart.json"
+_KEY = "bridge/store"
 
 
 def known_run_id(folder: Path) -> Optional[str]:
     """``WANDB_RUN_ID`` where it is set; else what :func:`remember_run_id` wrote under the same torchrun; None: a new run."""
     if run_id := os.environ.get("WANDB_RUN_ID"):
         return run_id
+    launcher = _launcher()
+    if launcher is None:
+        return None
     try:
         before = json.loads((folder / _FILE).read_text())
-        return before["run_id"] if before["launcher"] == _launcher() else None
+        return before["run_id"] if before["launcher"] == launcher else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -39,3 +49,35 @@ def _launcher() -> Optional[list[str]]:
     """torchrun's own process, which outlives its workers; None without torchrun."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     return [socket.gethostname(), str(os.getppid()), job] if job else None
+
+
+def needs_own_store() -> bool:
+    """Whether workers would meet in torchrun's own store and might be started again."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
+def own_store(rank: int, world_size: int, timeout: timedelta) -> torch.distributed.Store:
+    """A store for these workers alone, in the first rank's process.
+
+    torch 2.13 keeps torchrun's store across restarts and does not tell the attempts apart, so gloo may read the address, and
+    NCCL the id, that a dead worker has left there.  The port of a dead store can be told: nothing answers.
+
+    Raises:
+        RunError: the first rank's store was not found in time.
+    """
+    address = os.environ["MASTER_ADDR"]
+    shared = torch.distributed.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if rank == 0:
+        store = torch.distributed.TCPStore(address, 0, world_size, is_master=True, wait_for_workers=False, timeout=timeout)
+        shared.set(_KEY, str(store.port))
+        return store
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        port = int(shared.get(_KEY))
+        try:
+            socket.create_connection((address, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return torch.distributed.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    raise RunError(f"no first rank at {address} within train.distributed_timeout_minutes; look at the first machine's output")
