@@ -14,7 +14,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.metrics.trackers import JsonlTracker, Trackers, default_mode, open_trackers, wandb, without_secrets
+from bridge.config.schema import LoggerConfig
+from bridge.flops import ConfigError
+from bridge.metrics.trackers import (
+    JsonlTracker,
+    Trackers,
+    check_installed,
+    default_mode,
+    open_trackers,
+    wandb,
+    without_secrets,
+)
 
 
 def rows(path):
@@ -241,6 +251,7 @@ def test_wandb_offline_read_back_and_resumed(no_account, tmp_path):
     }
     steps = {record["metric"]["step_metric"] for record in records if "step_metric" in record.get("metric", {})}
     assert steps == {"step"}
+    assert facts["units"]["throughput/total_flops"] == "FLOP"
 
 
 @pytest.mark.slow
@@ -287,3 +298,33 @@ def test_an_account_that_cannot_be_reached_means_offline(no_account, monkeypatch
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     written = [record["history"]["item"] for record in inspect(folder) if record["type"] == "history"]
     assert [row["x"] for row in written] == [1, 2, 3]
+
+
+# ---- several, and packages that are not there -----------------------------------------------------------------------
+
+
+def test_logins_in_addresses_stay_here():
+    assert without_secrets(["sqlite:///runs/a@b.db", "https://me:pass@host/x", "a@b"]) == [
+        "sqlite:///runs/a@b.db",
+        "https://***@host/x",
+        "a@b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "package", "extra"),
+    [
+        ("wandb_project", "wandb", "train"),
+        ("tensorboard_dir", "tensorboard", "tensorboard"),
+        ("mlflow_experiment", "mlflow", "mlflow"),
+    ],
+)
+def test_a_missing_package_is_an_error_before_training(monkeypatch, option, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
+    check_installed(LoggerConfig(wandb_project=None))
+    with pytest.raises(ConfigError) as error:
+        check_installed(LoggerConfig(**{"wandb_project": None, option: "x"}))
+    assert str(error.value) == (
+        f"logger.{option}=x needs {package}, which is not installed; pip install 'bridge-flops[{extra}]', "
+        f"or set logger.{option}=null"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
@@ -51,7 +52,7 @@ class MlflowTracker(BackgroundTracker):
         tags: Optional[Mapping[str, str]] = None,
         config: Optional[Metrics] = None,
     ) -> None:
-        self._experiment, self._uri, self._name = experiment, tracking_uri, name
+        self._experiment, self._uri, self._name = experiment, tracking_uri or "", name
         self._tags = {RUN_ID_TAG: run_id, **(tags or {})}
         self._config = without_secrets(plain(config or {}))
         self._run = ""
@@ -70,7 +71,9 @@ class MlflowTracker(BackgroundTracker):
         self._wait_until_opened()
         if not self._run:
             return []
-        return [f"MLflow: run {self._run} of experiment {self._experiment} at {without_login(str(self._uri))}"]
+        if self._uri.startswith("http"):
+            return [f"MLflow: {without_login(self._uri)}/#/experiments/{self._experiment_id}/runs/{self._run}"]
+        return [f"MLflow: mlflow ui --backend-store-uri {shlex.quote(without_login(self._uri))}"]
 
     # In the tracker's own thread.
 
@@ -84,6 +87,7 @@ class MlflowTracker(BackgroundTracker):
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        self._experiment_id = experiment
         known = self._client.search_runs([experiment], f"tags.`{RUN_ID_TAG}` = '{self._tags[RUN_ID_TAG]}'", max_results=1)
         if known:
             self._run = known[0].info.run_id

@@ -95,11 +95,18 @@ def check_installed(logger_config: Any) -> None:
     """
     for kind in KINDS:
         value = getattr(logger_config, kind.option, None)
-        if value and kind.package and find_spec(kind.package) is None:
+        if value and kind.package and not _is_there(kind.package):
             raise ConfigError(
                 f"logger.{kind.option}={value} needs {kind.package}, which is not installed; "
                 f"pip install 'bridge-flops[{kind.extra}]', or set logger.{kind.option}=null"
             )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # something else has marked it as missing
+        return False
 
 
 def open_trackers(

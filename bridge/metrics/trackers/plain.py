@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def doubles(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row as doubles, as TensorBoard and MLflow store them; the rest is left out.
+    """The numbers of a row as doubles, which is what MLflow stores; the rest is left out.
 
     Above 2^53 a double is the nearest one: 16 digits are right.
     """

@@ -1,8 +1,8 @@
 """TensorBoard: one event file a start, written record by record.
 
-Values are stored as doubles, not as the usual 32-bit floats, which would keep 7 of the 16 or more digits of
-``throughput/total_flops``.  Each tag carries its unit and meaning as TensorBoard's description.  Facts are texts, so their
-integers keep all digits.
+TensorBoard's charts are of 32-bit floats (its default reader shows no others), which keep 7 digits.  So the integers of a row
+that these cannot hold stand besides in a text of the same step, ``integers``, with all digits; so do the facts of the run.
+Each tag carries its unit and meaning as its description.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.plain import doubles, plain, without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
+#: Integers up to here are 32-bit floats too.
+_EXACT = 2**24
 _starts = itertools.count()
 
 
@@ -44,12 +46,13 @@ class TensorBoardTracker(BackgroundTracker):
         super().__init__()
 
     def log(self, metrics: Metrics, step: int) -> None:
-        now = time.time()
-        self._put(lambda: self._write_scalars(doubles(metrics), step, now))
+        now, numbers = time.time(), doubles(metrics)
+        large = {key: value for key, value in plain(metrics).items() if isinstance(value, int) and abs(value) > _EXACT}
+        self._put(lambda: self._write_row(numbers, large, step, now))
 
     def summary(self, facts: Metrics) -> None:
         texts = without_secrets(plain(facts))
-        self._put(lambda: self._write_text("facts", texts))
+        self._put(lambda: self._write(self._step, [self._text("facts", texts)]))
 
     def how_to_look(self) -> list[str]:
         return [f"TensorBoard: tensorboard --logdir {shlex.quote(self._directory)}"]
@@ -57,44 +60,45 @@ class TensorBoardTracker(BackgroundTracker):
     # In the tracker's own thread.
 
     def _open(self) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._events, self._summaries, self._tensors = event_pb2, summary_pb2, tensor_pb2
+        self._single = tensor_shape_pb2.TensorShapeProto(dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)])
         # Readers take the files of a folder in the order of their names.
         name = f"events.out.tfevents.{time.time_ns() / 1e9:017.6f}.{socket.gethostname()}.{os.getpid()}.{next(_starts)}"
         self._file = open(os.path.join(self._directory, name), "xb", buffering=0)  # noqa: SIM115
         self._records = RecordWriter(self._file)
-        self._write(step=0, file_version="brain.Event:2")
+        self._record(file_version="brain.Event:2")
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(step=self._step + 1 if self._step else 0, session_log=start)
+        self._record(step=self._step + 1 if self._step else 0, session_log=start)
         if self._config:
-            self._write_text("config", self._config)
+            self._write(self._step, [self._text("config", self._config)])
 
-    def _write_scalars(self, numbers: dict[str, float], step: int, now: float) -> None:
-        values = []
-        for tag, number in numbers.items():
-            tensor = self._tensors.TensorProto(double_val=[number], dtype="DT_DOUBLE")
-            values.append(self._summaries.Summary.Value(tag=tag, tensor=tensor, metadata=self._metadata(tag, "scalars")))
-        self._write(now, step=step, summary=self._summaries.Summary(value=values))
+    def _write_row(self, numbers: dict[str, float], large: dict[str, int], step: int, now: float) -> None:
+        values = [self._value(tag, "scalars", simple_value=number) for tag, number in numbers.items()]
+        self._write(step, values + ([self._text("integers", large)] if large else []), now)
 
-    def _write_text(self, tag: str, content: Any) -> None:
+    def _text(self, tag: str, content: Any) -> Any:
         text = "    " + json.dumps(content, indent=2).replace("\n", "\n    ")  # as code: Markdown is rendered
-        tensor = self._tensors.TensorProto(dtype="DT_STRING", string_val=[text.encode()])
-        value = self._summaries.Summary.Value(tag=tag, tensor=tensor, metadata=self._metadata(tag, "text"))
-        self._write(step=self._step, summary=self._summaries.Summary(value=[value]))
+        tensor = self._tensors.TensorProto(dtype="DT_STRING", string_val=[text.encode()], tensor_shape=self._single)
+        return self._value(tag, "text", tensor=tensor)
 
-    def _metadata(self, tag: str, plugin: str) -> Any:
-        """What a tag is; readers take it from its first record."""
-        if tag in self._described:
-            return None
-        self._described.add(tag)
-        key = find_key(tag)
-        about = f"{key.meaning} [{key.unit}]" if key else ""
-        name = self._summaries.SummaryMetadata.PluginData(plugin_name=plugin)
-        return self._summaries.SummaryMetadata(plugin_data=name, summary_description=about)
+    def _value(self, tag: str, plugin: str, **content: Any) -> Any:
+        """A tagged value; what the tag is stands with its first one."""
+        if tag not in self._described:
+            self._described.add(tag)
+            key = find_key(tag)
+            content["metadata"] = self._summaries.SummaryMetadata(
+                plugin_data=self._summaries.SummaryMetadata.PluginData(plugin_name=plugin),
+                summary_description=f"{key.meaning} [{key.unit}]" if key else "",
+            )
+        return self._summaries.Summary.Value(tag=tag, **content)
 
-    def _write(self, wall_time: Optional[float] = None, **fields: Any) -> None:
+    def _write(self, step: int, values: list[Any], wall_time: Optional[float] = None) -> None:
+        self._record(wall_time, step=step, summary=self._summaries.Summary(value=values))
+
+    def _record(self, wall_time: Optional[float] = None, **fields: Any) -> None:
         event = self._events.Event(wall_time=time.time() if wall_time is None else wall_time, **fields)
         self._records.write(event.SerializeToString())
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
+from bridge.metrics.trackers.plain import without_login
+
 logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Any]
@@ -83,7 +85,8 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                logger.warning("%s stopped: %s. Training goes on without it.", type(tracker).__name__, first_line(error))
+                said = without_login(first_line(error))
+                logger.warning("%s stopped: %s. Training goes on without it.", type(tracker).__name__, said)
                 quietly(tracker.close)
 
 
