@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 import documented  # noqa: E402
 import tiny_llama  # noqa: E402
+import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
@@ -158,6 +159,28 @@ def test_the_total_is_what_torch_counts(tmp_path, adapted):
         trainer.train()
     assert trainer.seen == [[len(row["input_ids"])] * 2 for row in rows[::2]]
     assert throughput.throughput.latest["throughput/total_flops"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("bounds", [False, True], ids=["position_ids", "cu_seq_lens_q"])
+def test_flattened_batches(tmp_path, bounds):
+    """Several texts in one row without a mask, as transformers' own collator makes them."""
+    rows = tiny_llama.texts(18)
+    args = arguments(tmp_path, max_steps=1, logging_steps=1, save_strategy="no", per_device_train_batch_size=6)
+    collator = transformers.DataCollatorWithFlattening()
+    packed = []
+
+    def collate(batch: list[dict[str, list[int]]]) -> Any:
+        packed.append([len(row["input_ids"]) for row in batch])
+        flattened = collator(batch)
+        if bounds:
+            flattened["cu_seq_lens_q"] = torch.tensor([0, *packed[-1]]).cumsum(0)
+        return flattened
+
+    trainer = Trainer(tiny_llama.model(), args, train_dataset=rows, data_collator=collate)
+    add_throughput(trainer, **PEAK)
+    trainer.train()
+    assert sum(map(len, packed)) == len(rows)
+    assert totals(trainer.state.log_history) == {1: flops(packed)}
 
 
 def test_what_is_frozen_otherwise_is_not_priced_but_tokens_are(tmp_path, caplog):
