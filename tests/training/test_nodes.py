@@ -1,6 +1,7 @@
-"""Two torchrun agents: on one host, and in two network namespaces joined by a cable. The commands are those of the docs.
+"""Two torchrun agents in two network namespaces joined by a cable, with the commands of docs/multi-node.md.
 
-Each namespace has its own host name, network and address, so to torchrun and gloo it is a node of its own.
+Each namespace has its own host name, network and address, so to torchrun and gloo it is a node of its own.  Both agents on
+one host: tests/docs/test_clusters.py.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from launch import ROOT
+from counted import totals
+from launch import HERE, ROOT
 
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 
 pytestmark = pytest.mark.slow
 
-STEPS = 2
+STEPS = 8
+SAVED = 4
+CUT = 6
+"""Steps of the job, of its last checkpoint before the accident, and the step in which the cable is cut."""
 OPTIONS = (
     f"train.train_iters={STEPS}",
     "train.global_batch_size=8",
@@ -34,17 +37,18 @@ OPTIONS = (
     "data.max_documents=60",
     "logger.log_interval=1",
     "logger.wandb_project=null",
+    f"checkpoint.save_interval={SAVED}",
+    "train.distributed_timeout_minutes=0.25",
 )
-LAYOUTS = {"DP2": [], "PP2": ["parallel.pipeline_model_parallel_size=2"]}
+THROUGHPUT = "{_target_: bridge.training.callbacks.ThroughputCallback, convention: megatron}"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-TIMEOUT_S = 240
-
-Prefixes = Sequence[Sequence[str]]
+TIMEOUT_S = 120
 
 
-def training(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
+def training(folder: Path, *more: str) -> list[str]:
     """The tiny recipe, a few steps of it, as the end of a command line."""
-    return ["-m", "bridge", "train", "tiny", *OPTIONS, f"logger.dir={folder}", *overrides]
+    folders = [f"logger.dir={folder}", f"checkpoint.save={folder}/saved", f"checkpoint.load={folder}/saved"]
+    return ["-m", "bridge", "train", "tiny", *OPTIONS, *folders, *more]
 
 
 def agent(endpoint: str, *more: str) -> list[str]:
@@ -53,27 +57,25 @@ def agent(endpoint: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting, *more]
 
 
-def run(folder: Path, commands: Sequence[Sequence[str]], variables: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Start the commands together, wait for all of them; the last row that the training wrote."""
+def run(folder: Path, commands: Sequence[Sequence[str]], variables: Sequence[dict[str, str]]) -> tuple[list[int], list[str]]:
+    """Start the commands together and wait for all of them; their exit codes and what they said."""
     folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"{number}.log" for number in range(len(commands))]
     started = []
     with contextlib.ExitStack() as files:
         try:
-            for number, (command, more) in enumerate(zip(commands, variables, strict=True)):
-                environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-                log = files.enter_context(open(folder / f"{number}.log", "w"))
+            for log, command, more in zip(logs, commands, variables, strict=True):
+                path = os.pathsep.join([str(ROOT), str(HERE)])
+                environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+                file = files.enter_context(open(log, "w"))
                 started.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
                 )
             codes = [process.wait(TIMEOUT_S) for process in started]
         finally:
             for process in started:
                 end(process)
-    logs = "\n".join((folder / f"{number}.log").read_text()[-3000:] for number in range(len(commands)))
-    assert codes == [0] * len(commands), logs
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["step"] == STEPS, logs
-    return rows[-1]
+    return codes, [log.read_text() for log in logs]
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -86,33 +88,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def totals(row: dict[str, Any]) -> dict[str, int]:
-    """The cumulative integers of a row."""
-    return {key: row[f"throughput/{key}"] for key in ("total_flops", "total_tokens")}
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """Totals of the same steps in a single process."""
-    folder = tmp_path_factory.mktemp("alone")
-    return totals(run(folder, [[sys.executable, *training(folder)]], [{}]))
-
-
-# ---- one host -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_agents_on_one_host_count_as_one_process(alone: dict[str, int], tmp_path: Path, layout: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [*agent(endpoint), *training(tmp_path, LAYOUTS[layout])]
-    assert totals(run(tmp_path, [command, command], [{}, {}])) == alone
-
-
-# ---- two network namespaces -----------------------------------------------------------------------------------------
 
 
 def ip(*arguments: str) -> None:
@@ -139,6 +114,16 @@ class Nodes:
             ip("-n", name, "address", "add", f"{address}/24", "dev", link)
             ip("-n", name, "link", "set", link, "up")
             ip("-n", name, "link", "set", "lo", "up")
+
+    def give_up_soon(self, number: int) -> None:
+        """TCP of this node takes a silent connection for dead after seconds, not after a quarter of an hour."""
+        setting = "echo 3 > /proc/sys/net/ipv4/tcp_retries2"
+        subprocess.run(["ip", "netns", "exec", self.names[number], "sh", "-c", setting], check=True, capture_output=True)
+
+    def mend(self) -> None:
+        """Both ends of the cable work again."""
+        for name, link in zip(self.names, self.links, strict=True):
+            ip("-n", name, "link", "set", link, "up")
 
     def remove(self) -> None:
         """The pair of links goes with its namespaces."""
@@ -177,20 +162,42 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         pair.remove()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_nodes_count_as_one_process(alone: dict[str, int], nodes: Nodes, tmp_path: Path, layout: str) -> None:
-    before = [nodes.sent(number) for number in range(2)]
-    training_here = training(tmp_path, LAYOUTS[layout])
-    commands = [
-        nodes.within(number, [*agent(f"{ADDRESSES[0]}:29500", "--local-addr", address), *training_here])
-        for number, address in enumerate(ADDRESSES)
-    ]
-    row = run(tmp_path, commands, [{"GLOO_SOCKET_IFNAME": link} for link in nodes.links])
-    assert totals(row) == alone
-    # The step's tensors went over the link: gradients of all weights, or activations of all tokens (float32).
+def test_a_node_is_cut_off_and_the_job_goes_on_later(nodes: Nodes, tmp_path: Path) -> None:
+    """Data parallel until the cable is cut, then in a pipeline: the totals are those of a run without a break."""
     model = load_recipe("tiny").model
     assert model.hidden_size is not None
-    gradients = compile_plan(model).parameters()["total"] * STEPS
-    crossed = {"DP2": gradients, "PP2": alone["total_tokens"] * model.hidden_size}[layout]
-    for number in range(2):
-        assert nodes.sent(number) - before[number] > 4 * crossed
+    gradients = compile_plan(model).parameters()["total"]
+
+    nodes.give_up_soon(1)
+    accident = f"{{_target_: accidents.CutOff, link: {nodes.links[1]}, steps: [{CUT}]}}"
+    codes, logs, sent = start(nodes, tmp_path, f"callbacks=[{THROUGHPUT}, {accident}]")
+    assert codes == [1, 1], "\n".join(logs)
+    for rank, log in enumerate(logs):
+        said = [line for line in log.splitlines() if line.startswith("bridge: ")]
+        assert len(said) == 1, log
+        assert said[0].startswith("bridge: error: " if rank == 0 else "bridge: rank 1: error: ")
+    assert any("did not answer within train.distributed_timeout_minutes" in log for log in logs)
+    assert (tmp_path / "saved" / "latest").read_text().strip() == f"step_{SAVED:07d}"
+    assert min(sent) > 4 * CUT * gradients  # float32 gradients of all weights went over the cable
+
+    nodes.mend()
+    codes, logs, sent = start(nodes, tmp_path, "parallel.pipeline_model_parallel_size=2")
+    assert codes == [0, 0], "\n".join(logs)
+    assert f"resumed from {tmp_path}/saved/step_{SAVED:07d}" in logs[0]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    before, expected = totals(OPTIONS, SAVED), totals(OPTIONS, STEPS)
+    assert {key: rows[-1][key] for key in expected} == expected
+    tokens = expected["throughput/total_tokens"] - before["throughput/total_tokens"]
+    assert min(sent) > 4 * tokens * model.hidden_size  # and activations, or their gradients, of all tokens
+
+
+def start(nodes: Nodes, folder: Path, *more: str) -> tuple[list[int], list[str], list[int]]:
+    """The training on both nodes: exit codes, what was said, and the bytes that each put on the cable."""
+    before = [nodes.sent(number) for number in range(2)]
+    commands = [
+        nodes.within(number, [*agent(f"{ADDRESSES[0]}:29500", "--local-addr", address), *training(folder, *more)])
+        for number, address in enumerate(ADDRESSES)
+    ]
+    codes, logs = run(folder, commands, [{"GLOO_SOCKET_IFNAME": link} for link in nodes.links])
+    return codes, logs, [nodes.sent(number) - before[number] for number in range(2)]
