@@ -34,7 +34,7 @@ setup(
         "dashboard": ["wandb-workspaces"],
         "tensorboard": ["tensorboard"],
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
-        "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow", "pillow"],
+        "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow", "pillow", "nvidia-ml-py"],
         "test": [
             "pytest",
             "pytest-xdist",
