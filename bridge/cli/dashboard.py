@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from importlib.util import find_spec
 from typing import Any
 
 from bridge.cli.arguments import add_command
 from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
+from bridge.metrics.trackers import is_installed
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     match = re.fullmatch(r"([\w.-]+)/([^/\\#?%:]{1,128})", arguments.project)
     if match is None:
         raise ConfigError(f"{arguments.project!r} is not of the form ENTITY/PROJECT, for example my-team/pretraining")
-    if find_spec("wandb_workspaces") is None:
+    if not is_installed("wandb_workspaces"):
         raise ConfigError("`bridge dashboard` needs wandb-workspaces; pip install 'bridge-flops[dashboard]'")
     from bridge.report import workspace
 

@@ -91,6 +91,13 @@ SECTIONS = (
                 ("throughput/imbalance/data_parallel", "throughput/imbalance/pipeline"),
                 least=1.0,
             ),
+            Panel(
+                "Slowest rank over the mean, and why",
+                ("throughput/imbalance/compute", "throughput/imbalance/work", "throughput/imbalance/device"),
+                least=1.0,
+            ),
+            Panel("Compute time of a step", ("throughput/compute_time/max", "throughput/compute_time/mean")),
+            Panel("Which rank is the slowest", ("throughput/compute_time/slowest_rank",)),
         ),
     ),
     Section(
@@ -99,6 +106,14 @@ SECTIONS = (
         (
             Panel("FLOPs so far", ("throughput/total_flops",), plan="planned_flops"),
             Panel("Tokens so far", ("throughput/total_tokens",)),
+        ),
+    ),
+    Section(
+        "Energy",
+        "What does a FLOP cost?",
+        (
+            Panel("Power of a device", ("throughput/power",)),
+            Panel("FLOPs a joule", ("throughput/flops_per_joule",)),
         ),
     ),
     Section(
@@ -129,4 +144,9 @@ _LABELS = {
     "throughput/data_wait_fraction": "data wait",
     "throughput/imbalance/data_parallel": "data-parallel replicas",
     "throughput/imbalance/pipeline": "pipeline stages",
+    "throughput/imbalance/compute": "its time",
+    "throughput/imbalance/work": "explained by its work",
+    "throughput/imbalance/device": "not explained",
+    "throughput/compute_time/max": "slowest rank",
+    "throughput/compute_time/mean": "mean rank",
 }

@@ -34,9 +34,9 @@ def scale_of(unit: str, largest: float) -> Scale:
     """The unit in which the largest number has one to three digits before the point."""
     if unit == "fraction":
         return Scale(100.0, "%")
-    if unit == "s" and largest < 1:
-        return Scale(1e3, "ms")
-    if unit in ("1", "ratio"):
+    if unit.split("/")[0] == "s" and largest < 1:
+        return Scale(1e3, f"m{unit}")
+    if unit in ("1", "ratio", "index"):
         return Scale(1.0, "")
     if unit in _PREFIXED or unit in _COUNTED:
         name, size = _PREFIXED.get(unit, (unit, 1.0))

@@ -12,7 +12,7 @@ and one file a tracker.
 """
 
 from bridge.metrics.trackers.jsonl import JsonlTracker
-from bridge.metrics.trackers.opening import check_installed, open_trackers
+from bridge.metrics.trackers.opening import check_installed, is_installed, open_trackers
 from bridge.metrics.trackers.plain import without_secrets
 from bridge.metrics.trackers.tracker import Tracker, Trackers
 from bridge.metrics.trackers.wandb import AttachedWandb, default_mode
@@ -24,6 +24,7 @@ __all__ = [
     "Trackers",
     "check_installed",
     "default_mode",
+    "is_installed",
     "open_trackers",
     "without_secrets",
 ]

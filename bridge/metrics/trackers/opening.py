@@ -95,14 +95,15 @@ def check_installed(logger_config: Any) -> None:
     """
     for kind in KINDS:
         value = getattr(logger_config, kind.option, None)
-        if value and kind.package and not _is_there(kind.package):
+        if value and kind.package and not is_installed(kind.package):
             raise ConfigError(
                 f"logger.{kind.option}={value} needs {kind.package}, which is not installed; "
                 f"pip install 'bridge-flops[{kind.extra}]', or set logger.{kind.option}=null"
             )
 
 
-def _is_there(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package could be imported; it is not."""
     try:
         return find_spec(package) is not None
     except ValueError:  # something else has marked it as missing
