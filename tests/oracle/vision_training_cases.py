@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 24, "moe_router_load_balancing_type": "none"},
         {"num_heads": 3, "spatial_merge_size": 3},
     ),
+    "recomputed": ({"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}, {}),
     "deepstack": ({}, {"deepstack_visual_indexes": [0, 2], "num_position_embeddings": 9}),
     # Windows of one block: larger ones are cut at the edges of an image, which its number of patches does not tell.
     "windows": ({}, {"hidden_act": "silu", "window_size": 8, "fullatt_block_indexes": [1]}),
