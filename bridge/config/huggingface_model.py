@@ -1,4 +1,4 @@
-"""From a live transformers model to our configuration: its config, and the adapters that peft put on it.
+"""From a live transformers model to our configuration: its config, peft's adapters on it, and what it recomputes.
 
 Adapters are read from the model itself, layer by layer, since ``target_modules`` may be names, a pattern or "all-linear".
 """
@@ -39,16 +39,32 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
 
     Raises:
         ConfigError: :func:`~bridge.config.huggingface.from_huggingface` does not know the architecture; or some weights
-            are frozen, or adapted, in a way that is not described here.
+            are frozen, adapted or recomputed in a way that is not described here.
     """
     result = from_huggingface(model.config)
     result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
+    _read_checkpointing(model, result)
     for name, parameter in model.named_parameters():
         adapter = ".lora_A." in name or ".lora_B." in name
         if parameter.requires_grad != (adapter or result.peft is None):
             state = "trains" if parameter.requires_grad else "is frozen"
             raise ConfigError(f"{name} {state}: read are models that train in full or by LoRA adapters alone. {_REMEDY}")
     return result
+
+
+def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:
+    """Whether layers run again in the backward pass, and how (torch's reentrant checkpoint or the newer one)."""
+    layers = [module for name, module in model.named_modules() if re.search(r"(^|\.)layers\.\d+$", name)]
+    again = [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
+    if not again:
+        return
+    if len(again) < len(layers):
+        raise ConfigError(
+            f"{len(again)} of {len(layers)} layers are recomputed: read are models that recompute all or none. {_REMEDY}"
+        )
+    result.model.recompute_granularity, result.model.recompute_method, result.model.recompute_num_layers = "full", "uniform", 1
+    if getattr(again[0]._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+        result.framework += "_reentrant"
 
 
 def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:

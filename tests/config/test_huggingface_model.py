@@ -41,8 +41,30 @@ def test_latent_attention_with_whole_queries():
     assert trained == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
-def test_all_weights_train():
-    assert from_huggingface_model(model("llama")).peft is None
+def test_all_weights_train_and_nothing_is_recomputed():
+    config = from_huggingface_model(model("llama"))
+    assert config.peft is None
+    assert config.model.recompute_granularity is None
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation(reentrant, adapted):
+    """Every layer runs again: what the counter sees is what the plan says the hardware does."""
+    built = model("llama", target_modules=["q_proj", "up_proj"]) if adapted else model("llama")
+    built.enable_input_require_grads()
+    built.activation_checkpointing_enable({"use_reentrant": reentrant})
+    built.train()
+    plan = compile_plan(from_huggingface_model(built), "executed")
+    assert plan.flops([9, 9], passes="hardware") == oracle.training(built, 2, 9)
+    assert plan.flops([9, 9], passes="hardware") > plan.flops([9, 9])
+
+
+def test_recomputing_some_layers_is_not_described():
+    built = model("llama")
+    built.model.layers[0].gradient_checkpointing = True
+    with pytest.raises(ConfigError, match="layers are recomputed"):
+        from_huggingface_model(built)
 
 
 @pytest.mark.parametrize(
