@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bridge.data.batching import MicroBatch
 from bridge.training.attention import positions
+from bridge.training.vision_limits import check_places
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config
@@ -81,6 +82,16 @@ def padding_mask_for(model: torch.nn.Module, mask: Tensor) -> Optional[Tensor]:
     return mask
 
 
+def images_for(model: torch.nn.Module, host: MicroBatch, batch: MicroBatch) -> dict[str, Tensor]:
+    """The images of a micro-batch, for the first stage of a model that sees; grids stay on the host, which cuts by them."""
+    if "pixel_values" not in host or not get_attr_wrapped_model(model, "pre_process"):
+        return {}
+    grids = host["image_grid_thw"]
+    token, vision = (get_attr_wrapped_model(model, name) for name in ("image_token_id", "vision"))
+    check_places(host["tokens"], grids, token, vision)
+    return {"pixel_values": batch["pixel_values"], "image_grid_thw": grids}
+
+
 def loss_function(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Sum of the token losses, number of learned tokens, and both for the report.
 
@@ -99,8 +110,6 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
     engine = get_model_config(model).transformer_impl == "transformer_engine"
     packed = packed_params(host, device if engine else torch.device("cpu"))
     batch = to_device(host, device)
-    # Grids stay on the host, which cuts the patches into images by them.
-    images = {"pixel_values": batch["pixel_values"], "image_grid_thw": host["image_grid_thw"]} if "pixel_values" in batch else {}
     output = model(
         batch["tokens"],
         batch["position_ids"],
@@ -109,7 +118,7 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
         loss_mask=batch["loss_mask"],
         packed_seq_params=packed,
         padding_mask=padding_mask_for(model, batch["padding_mask"]),
-        **images,
+        **images_for(model, host, batch),
     )
     return output, partial(loss_function, batch["loss_mask"])
 

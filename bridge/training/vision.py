@@ -258,6 +258,7 @@ class VisionLanguageModel(GPTModel):
         # Images are put in before the sequence is cut over the ranks.
         super().__init__(**options, scatter_embedding_sequence_parallel=False)
         self.image_token_id = image_token_id
+        self.vision = vision
         self.vision_model: Optional[VisionModel] = None
         if self.pre_process:
             self.vision_model = VisionModel(vision_config, vision, vision_layer)

@@ -1,13 +1,16 @@
-"""Which towers, and on which layouts, train here: found out before anything is built."""
+"""Which towers, on which layouts, train here, found out before anything is built; and which micro-batches fit together."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.model_shape import ConfigError, read_vision
+from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
+from bridge.training.errors import RunError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bridge.config.schema import Config
 
 ACTIVATIONS = ("", "gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
@@ -93,4 +96,23 @@ def check_vision(cfg: Config) -> None:
         raise ConfigError(
             f"model.image_token_id={model.image_token_id} must be a token number below model.vocab_size={model.vocab_size}: it "
             "stands where the merged patches of an image go."
+        )
+
+
+def check_places(tokens: Tensor, grids: Tensor, image_token_id: int, vision: VisionShape) -> None:
+    """Raise RunError unless the images of a micro-batch fill exactly the places among its tokens.
+
+    Args:
+        tokens: [b, s] on the CPU.
+        grids: [images, 3] on the CPU: frames, rows and columns, in patches.
+        image_token_id: what holds a place.
+        vision: the tower.
+    """
+    places, merge = int((tokens == image_token_id).sum()), vision.spatial_merge_size
+    merged = int(grids.prod(dim=1).sum()) // merge**2
+    if places != merged or bool((grids[:, 1:] % merge).any()):
+        raise RunError(
+            f"a micro-batch has {places} tokens model.image_token_id={image_token_id}, and image_grid_thw={grids.tolist()} makes "
+            f"{merged} merged patches of {merge} x {merge}. Give each merged patch one token, cut no sample inside an "
+            f"image, and make rows and columns multiples of {merge}."
         )

@@ -14,8 +14,9 @@ from launch import HERE, torchrun
 from bridge.config import load_recipe
 from bridge.data.images import ImageData
 from bridge.flops import compile_plan
-from bridge.flops.model_shape import ConfigError
-from bridge.training.vision_limits import check_vision
+from bridge.flops.model_shape import ConfigError, VisionShape
+from bridge.training.errors import RunError
+from bridge.training.vision_limits import check_places, check_vision
 
 pytest.importorskip("PIL")
 
@@ -110,6 +111,23 @@ def test_frozen_parts_stay_as_they_were_and_the_others_move(name: str, results: 
 def test_what_cannot_be_trained_is_refused_by_name(overrides: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(named)):
         check_vision(load_recipe("tiny_vl", overrides, validate=False))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grids"),
+    [
+        ([[257, 65]], [[1, 2, 4]]),  # a sample cut inside its image
+        ([[257, 257, 65]], [[1, 2, 2]]),
+        ([[257, 257]], []),
+        ([[257, 257, 257]], [[1, 3, 4]]),  # three rows do not merge two by two
+    ],
+)
+def test_images_and_their_places_must_match(tokens: list[list[int]], grids: list[list[int]]) -> None:
+    torch = pytest.importorskip("torch")
+    vision = VisionShape(depth=1, hidden_size=8)
+    check_places(torch.tensor([[257, 257, 65]]), torch.tensor([[1, 2, 4]]), 257, vision)
+    with pytest.raises(RunError, match="model.image_token_id=257"):
+        check_places(torch.tensor(tokens), torch.tensor(grids).reshape(-1, 3), 257, vision)
 
 
 def test_the_recipes_pass() -> None:
