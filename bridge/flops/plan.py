@@ -87,7 +87,8 @@ def compile_plan(
             terms += transforms.forward_only(_terms(cfg, how, runs_on), "reference_model")
         return terms
 
-    return Plan(record, build(record), model_shape.not_counted(cfg), shape, may_train, build)
+    left_out = model_shape.not_counted(cfg) + _unpriced_peft(cfg)
+    return Plan(record, build(record), left_out, shape, may_train, build)
 
 
 def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework) -> list[Term]:
@@ -119,6 +120,19 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
 def planned_trainable(cfg: Any) -> transforms.Trainable:
     """What trains as a configuration has it: its ``peft`` section and the model's freeze switches."""
     return transforms.trainable_of(model_shape.read(cfg), *peft_of(cfg))
+
+
+#: Options of other libraries' adapters that change the work in ways that are not priced.
+_UNPRICED_PEFT = (
+    "rank_pattern", "exclude_modules", "layers_to_transform", "layer_replication", "modules_to_save",
+    "target_parameters", "trainable_token_indices", "lora_bias", "use_qalora",
+)  # fmt: skip
+
+
+def _unpriced_peft(cfg: Any) -> tuple[str, ...]:
+    peft = model_shape.get(cfg, "peft")
+    used = [name for name in _UNPRICED_PEFT if peft is not None and model_shape.get(peft, name)]
+    return tuple(f"peft.{name}={model_shape.get(peft, name)!r}: adapters are priced without it" for name in used)
 
 
 #: What ``peft.kind`` may be.
@@ -289,7 +303,8 @@ class Plan:
         """The vector of a batch of which only the moments are known: see ``moments``."""
         if not others and images is NOTHING and self._only_sequences:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
-        known = {"sequences": sequences, "images": images, **others}
+        once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
+        known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 
     # ---- evaluating ------------------------------------------------------------------------------
