@@ -42,7 +42,7 @@ class Chart:
     @property
     def edges(self) -> list[tuple[Values, Values]]:
         """Lower and upper edge of each series: the same, but for parts that stand on each other."""
-        if self.panel.kind == "lines":
+        if not self.panel.adds_up:
             return [(values, values) for values in self.series.values()]
         edges: list[tuple[Values, Values]] = []
         below = [0.0] * len(self.steps)
@@ -58,7 +58,7 @@ def fill(panel: Panel, run: Run) -> Optional[Chart]:
     labels = panel.among(run.names())
     steps: list[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
-    if panel.kind != "lines":  # the parts come together in a row, or not at all
+    if panel.adds_up:  # the parts come together in a row, or not at all
         whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
         steps, columns = _rows(steps, whole), [_rows(column, whole) for column in columns]
     if not labels or not steps:

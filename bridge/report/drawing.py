@@ -46,8 +46,8 @@ def svg(chart: Chart) -> str:
         parts.append(_text(LEFT - 8, axes.y(value) + 4, tick_text(value) + percent, "end"))
     below = HEIGHT - BOTTOM + 17
     parts.append(_text(LEFT - 8, below, "step", "end"))
-    parts += [_text(axes.x(step), below, tick_text(step), "middle") for step in ticks(axes.first, axes.last) if step == int(step)]
-    draw = _line if chart.panel.kind == "lines" else _area
+    parts += [_text(axes.x(step), below, tick_text(step), "middle") for step in ticks(axes.first, axes.last, whole=True)]
+    draw = _DRAW[chart.panel.kind]
     # The first series is on top of those it coincides with.
     for label, (low, high) in reversed(list(zip(chart.series, chart.edges, strict=True))):
         parts.append(draw(axes, chart.colours[label], chart.steps, low, high))
@@ -81,7 +81,7 @@ def _axes(chart: Chart) -> tuple[_Axes, list[float]]:
         low = min(low, chart.panel.least)
     if high <= low:
         high = low + (abs(low) or 1.0)
-    marks = ticks(low, high, outside=True)
+    marks = ticks(low, high, outside=True, whole=chart.panel.unit == "index")
     return _Axes(chart.steps[0], chart.steps[-1], marks[0], marks[-1]), marks
 
 
@@ -99,12 +99,13 @@ def _points(axes: _Axes, steps: Sequence[float], values: Values) -> list[str]:
 
 
 def _line(axes: _Axes, colour: str, steps: Sequence[float], _: Values, values: Values) -> str:
-    points = _points(axes, steps, values)
-    path = f'<path class="line" style="stroke:{colour}" d="M{"L".join(points)}"/>'
-    if len(points) > _FEW:
-        return path
-    places = (point.split() for point in points)
-    return path + "".join(f'<circle r="2.2" style="fill:{colour}" cx="{x}" cy="{y}"/>' for x, y in places)
+    path = f'<path class="line" style="stroke:{colour}" d="M{"L".join(_points(axes, steps, values))}"/>'
+    return path if len(steps) > _FEW else path + _dots(axes, colour, steps, values, values)
+
+
+def _dots(axes: _Axes, colour: str, steps: Sequence[float], _: Values, values: Values) -> str:
+    places = (point.split() for point in _points(axes, steps, values))
+    return "".join(f'<circle r="2.2" style="fill:{colour}" cx="{x}" cy="{y}"/>' for x, y in places)
 
 
 def _area(axes: _Axes, colour: str, steps: Sequence[float], low: Values, high: Values) -> str:
@@ -115,3 +116,6 @@ def _area(axes: _Axes, colour: str, steps: Sequence[float], low: Values, high: V
         left, right = middle - _BAR / 2, middle + _BAR / 2
         edge = [f"{left} {top}", f"{right} {top}", f"{right} {bottom}", f"{left} {bottom}"]
     return f'<path class="area" style="fill:{colour}" d="M{"L".join(edge)}Z"/>'
+
+
+_DRAW = {"lines": _line, "points": _dots, "stacked": _area, "shares": _area}

@@ -11,6 +11,7 @@ from typing import Literal, Optional
 
 from bridge.metrics.keys import KEYS, Key
 
+Kind = Literal["lines", "points", "stacked", "shares"]
 _BY_NAME = {key.name: key for key in KEYS}
 _WORDS = {"mfu": "MFU", "hfu": "HFU", "lm loss": "training", "lm loss validation": "held-out text"}
 
@@ -22,14 +23,15 @@ class Panel:
     Attributes:
         title: what it shows.
         names: declared keys of one unit, families included.
-        kind: ``lines``; ``stacked``: parts on top of each other, which add up; ``shares``: the same, each of the sum.
+        kind: ``lines``; ``points`` of values with nothing between them; ``stacked``: parts on top of each other, which add
+            up; ``shares``: the same, each of the sum.
         least: where the axis of values begins, unless a value is below; None: at the smallest.
         plan: a fact of the run that the values lead to, drawn as a line.
     """
 
     title: str
     names: tuple[str, ...]
-    kind: Literal["lines", "stacked", "shares"] = "lines"
+    kind: Kind = "lines"
     least: Optional[float] = 0.0
     plan: Optional[str] = None
 
@@ -37,6 +39,11 @@ class Panel:
     def keys(self) -> list[Key]:
         """The declarations of its keys."""
         return [_BY_NAME[name] for name in self.names]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether its series are parts of a whole."""
+        return self.kind in ("stacked", "shares")
 
     @property
     def unit(self) -> str:
@@ -97,7 +104,7 @@ SECTIONS = (
                 least=1.0,
             ),
             Panel("Compute time of a step", ("throughput/compute_time/max", "throughput/compute_time/mean")),
-            Panel("Which rank is the slowest", ("throughput/compute_time/slowest_rank",)),
+            Panel("Which rank is the slowest", ("throughput/compute_time/slowest_rank",), "points"),
         ),
     ),
     Section(
@@ -136,7 +143,7 @@ def _label(key: Key, logged: str) -> str:
 
 
 _LABELS = {
-    "throughput/tflops/device": "executed",
+    "throughput/tflops/device": "counted",
     "throughput/tflops/device_6nd": "as 6ND would claim",
     "throughput/tokens_per_sec": "whole job",
     "throughput/device/tokens_per_sec": "a device",

@@ -46,24 +46,26 @@ def scale_of(unit: str, largest: float) -> Scale:
     return Scale(1.0, unit)
 
 
-def ticks(low: float, high: float, about: int = 5, *, outside: bool = False) -> list[float]:
+def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, whole: bool = False) -> list[float]:
     """Round numbers from low to high, some 1, 2, 2.5 or 5 times a power of ten apart.
 
     Args:
         low, high: the ends, low below high (or equal: then it is the only tick).
         about: how many stretches there should be.
         outside: whether the first and the last tick enclose the ends.
+        whole: whether they are whole numbers.
     """
     if not high > low:
         return [low]
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * (1 - 1e-9))
-    first, last = low / step, high / step
-    down, up = (
-        (math.floor(first + 1e-9), math.ceil(last - 1e-9)) if outside else (math.ceil(first - 1e-9), math.floor(last + 1e-9))
-    )
-    return [i * step for i in range(down, up + 1)]
+    sizes = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(size * power for size in sizes if size * power >= rough * (1 - 1e-9))
+    step = max(step, 1.0) if whole else step
+    first, last = round(low / step, 9), round(high / step, 9)
+    if outside:
+        return [i * step for i in range(math.floor(first), math.ceil(last) + 1)]
+    return [i * step for i in range(math.ceil(first), math.floor(last) + 1)]
 
 
 def tick_text(value: float) -> str:

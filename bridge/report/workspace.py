@@ -17,6 +17,7 @@ NAME = "Throughput and FLOPs"
 
 _PLOT_TYPES: dict[str, Literal["line", "stacked-area", "pct-area"]] = {
     "lines": "line",
+    "points": "line",
     "stacked": "stacked-area",
     "shares": "pct-area",
 }

@@ -242,6 +242,8 @@ def test_ticks_are_round_and_enclose_the_numbers():
     assert ticks(0, 33, outside=True) == [0, 10, 20, 30, 40]
     assert [tick_text(tick) for tick in ticks(1, 1.0503, outside=True)] == ["1", "1.02", "1.04", "1.06"]
     assert [tick_text(tick) for tick in ticks(0, 100_000)] == ["0", "20k", "40k", "60k", "80k", "100k"]
+    assert ticks(0, 1, whole=True) == [0, 1]
+    assert ticks(0, 12, whole=True) == [0, 5, 10]
     assert ticks(5, 5) == [5]
 
 
@@ -274,6 +276,6 @@ def test_in_a_browser_all_is_drawn_and_the_pointer_reads_numbers(tmp_path):
     step, value, width, paths = html.unescape(re.search("<title>(.*?)</title>", shown)[1]).split("|")
     last = rows[-1]["throughput/tflops/device"]
     assert step == "step 200"
-    assert value == f"executed {scale_of('TFLOP/s', last).text(last)}"
+    assert value == f"counted {scale_of('TFLOP/s', last).text(last)}"
     assert int(width) <= 1280
-    assert int(paths) == sum(len(chart["series"]) for chart in Page(page.read_text()).charts)
+    assert int(paths) == sum(len(chart["series"]) for chart in Page(page.read_text()).charts)  # none of points alone

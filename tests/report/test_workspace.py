@@ -33,7 +33,9 @@ def test_it_is_the_declaration(spec):
     for plot, panel in zip(plots(spec), declared, strict=True):
         assert plot["xAxis"] == "step"
         assert plot.get("yAxisTitle", panel.unit) == panel.unit
-        assert plot["plotType"] == {"lines": "line", "stacked": "stacked-area", "shares": "pct-area"}[panel.kind]
+        assert (
+            plot["plotType"] == {"lines": "line", "points": "line", "stacked": "stacked-area", "shares": "pct-area"}[panel.kind]
+        )
 
 
 def test_every_metric_is_declared(spec):
