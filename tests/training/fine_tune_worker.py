@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Dies(Callback):
             raise RunError("died", shared=True)
 
 
-def checksums(model: list[Any]) -> dict[str, int]:
+def checksums(model: Sequence[Any]) -> dict[str, int]:
     parameters = (named for chunk in unwrap_model(model) for named in chunk.named_parameters())
     return {name: zlib.crc32(p.detach().numpy().tobytes()) for name, p in parameters if ".adapter." not in name}
 

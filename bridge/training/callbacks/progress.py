@@ -155,7 +155,9 @@ class ProgressCallback(Callback):
         if "throughput/total_flops" in row:
             table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
-            table.append(("speed", _rate(row) + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else "")))
+            table.append(
+                ("speed", _rate(row) + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""))
+            )
         return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
 
     # ---- printing -------------------------------------------------------------------------------------------------
