@@ -249,7 +249,10 @@ def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path):
     ((sent, options),) = logged
     assert sent["throughput/step"] == 4
     assert options == {"commit": False}
-    assert defined == [(("throughput/*",), {"step_metric": "throughput/step"})]
+    assert defined == [
+        (("throughput/step",), {"hidden": True}),
+        (("throughput/*",), {"step_metric": "throughput/step"}),
+    ]
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------------
