@@ -23,8 +23,6 @@ class Framework:
         routing_before_fc2: routing weights multiply the experts' activations, not their outputs.
         joint_logits: the hidden states of the decoder and of all MTP depths go through the output layer as one tensor, so
             that all of them get a gradient if one needs it.
-        reentrant: what activation checkpointing runs again has a backward pass only if something that goes into it needs a
-            gradient; so that weights in there learn at all, the embedding's output is made to need one.
         stops_early: the second run of a layer ends with the last tensor that the backward pass asks for.
         dora_by_identity: DoRA multiplies its matrices with an identity matrix instead of with each other (peft).
     """
@@ -35,7 +33,6 @@ class Framework:
     router_backward_is_whole: bool
     routing_before_fc2: bool
     joint_logits: bool
-    reentrant: bool
     stops_early: bool
     dora_by_identity: bool
 
@@ -47,7 +44,6 @@ MEGATRON = Framework(
     router_backward_is_whole=True,
     routing_before_fc2=True,
     joint_logits=True,
-    reentrant=True,
     stops_early=False,
     dora_by_identity=False,
 )
@@ -58,7 +54,6 @@ TRANSFORMERS = Framework(
     router_backward_is_whole=False,
     routing_before_fc2=False,
     joint_logits=False,
-    reentrant=False,
     stops_early=True,
     dora_by_identity=True,
 )
@@ -68,7 +63,7 @@ TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True
 
 def _reentrant(framework: Framework) -> Framework:
     """With gradient_checkpointing_kwargs={"use_reentrant": True}."""
-    return replace(framework, name=f"{framework.name}_reentrant", reentrant=True, stops_early=False)
+    return replace(framework, name=f"{framework.name}_reentrant", stops_early=False)
 
 
 _ALL = (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED, _reentrant(TRANSFORMERS), _reentrant(TRANSFORMERS_FUSED))

@@ -65,8 +65,6 @@ def compile_plan(
     shape = model_shape.read(cfg)
     teacher = model_shape.get(cfg, "teacher") or model_shape.get(model_shape.model_of(cfg), "teacher")
     lora, *_ = peft_of(cfg)
-    # Recomputation by a reentrant function needs it, and libraries of adapters ask for it in any case.
-    asked = transforms.recomputes_weights(shape) and (runs_on.reentrant or lora is not None)
     may_train = transforms.Trainable.of(trainable or planned_trainable(cfg))
 
     def kept(terms: Iterable[Term]) -> list[Term]:
@@ -76,7 +74,7 @@ def compile_plan(
         terms = _terms(cfg, how, runs_on)
         if lora is not None:
             terms = transforms.with_adapters(terms, lora, runs_on)
-        terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=asked)
+        terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=transforms.recomputes_weights(shape))
         return (*transforms.with_recompute(terms, shape, runs_on), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:

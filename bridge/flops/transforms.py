@@ -63,7 +63,8 @@ def differentiate(
         terms: a model, first term first.
         trainable: module path -> whether its weights train.
         framework: whose rules.
-        input_gradient: the embedding's output is made to need a gradient, whatever trains.
+        input_gradient: the embedding's output is made to need a gradient, whatever trains; both frameworks do so where layers
+            are recomputed, since a function that is run again may have a backward pass only if its input needs one.
     """
     trainable = Trainable.of(trainable)
     needs: dict[str, bool] = {}
