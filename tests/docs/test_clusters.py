@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -201,7 +202,7 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -242,6 +243,7 @@ def test_ssh_trains_on_two_hosts_and_a_signal_saves(tmp_path: Path) -> None:
 
 CONFIGURATION = """
 ClusterName=two
+FirstJobId={first}
 SlurmctldHost={host}
 SlurmctldPort={port0}
 SlurmUser=root
@@ -280,8 +282,9 @@ def real_slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     (folder / "hosts").write_text(f"127.0.0.1 localhost {host} node0 node1\n")
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o600)
+    first = random.randrange(1, 60_000)  # the port where torchruns meet follows from the job's number
     ports = {f"port{number}": free_port() for number in range(3)}
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, cpus=os.cpu_count(), **ports))
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, cpus=os.cpu_count(), first=first, **ports))
     variables = {**environment(folder, ROOT), "SLURM_CONF": f"{folder}/slurm.conf"}
     munge = f"munged --force --socket={folder}/munge.socket --key-file={folder}/key --pid-file={folder}/munged.pid"
     munge += f" --log-file={folder}/munged.log --seed-file={folder}/seed"
@@ -308,7 +311,7 @@ def test_slurm_requeues_the_job_and_it_goes_on(real_slurm: dict[str, str], tmp_p
     job = slurm("sbatch", "--parsable", *options, str(tmp_path / "job"))
     wait_until(lambda: len(rows(folder)) > 2)
     slurm("scancel", "--batch", "--signal=USR1", job)  # as Slurm itself before the time limit
-    wait_until(lambda: slurm("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}") == "COMPLETED", 240)
+    wait_until(lambda: slurm("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}") == "COMPLETED")
     log = (tmp_path / "log").read_text()
     assert re.search(r"SIGTERM: ending after step \d+", log)
     assert re.search(r"resumed from .*: \d+ steps", log)
