@@ -275,16 +275,21 @@ def recomputes_weights(shape: Any) -> bool:
     return granularity == "full" or (granularity == "selective" and not {*modules} <= {"core_attn", "moe_act"})
 
 
-#: megatron-core's names of recompute_modules -> which terms run again.
+#: megatron-core's names of recompute_modules -> which terms run again: their component, or the modules of adapters inside.
 _MODULES: dict[str, Callable[[Term], bool]] = {
     "core_attn": lambda term: term.component == "core_attention",
-    "mlp": lambda term: term.component == "mlp",
-    "moe": lambda term: term.component == "moe",
+    "mlp": lambda term: term.component == "mlp" or (term.component == ADAPTERS and ".mlp.linear_" in term.path),
+    "moe": lambda term: term.component == "moe" or (term.component == ADAPTERS and "experts." in term.path),
     "shared_experts": lambda term: ".shared_experts." in term.path,
-    "mla_up_proj": lambda term: term.name in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
+    "mla_up_proj": lambda term: _leaf(term) in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
     "moe_act": lambda term: False,
     "layernorm": lambda term: False,
 }
+
+
+def _leaf(term: Term) -> str:
+    """The name of a term's layer, or of the layer that it adapts."""
+    return term.path.partition(".adapter")[0].rpartition(".")[2]
 
 
 def _regions(shape: ModelShape) -> Callable[[Term], str]:
@@ -296,7 +301,7 @@ def _regions(shape: ModelShape) -> Callable[[Term], str]:
             )
         if shape.recompute_method == "uniform":
             # Multi-token-prediction depths too, all but their output layers.
-            return lambda term: _layer(term.path) if term.name != "output_layer" else ""
+            return lambda term: _layer(term.path) if _leaf(term) != OUTPUT_LAYER else ""
         first = shape.recompute_num_layers or 0
         return lambda term: _layer(term.path) if (layer := layer_index(term.path)) is not None and layer < first else ""
     if shape.recompute_granularity != "selective":

@@ -319,6 +319,12 @@ def check_peft(cfg: Config, transformer_engine: bool) -> None:
     """Raise ConfigError for what ``cfg.peft`` asks for and this model has not, or megatron-core's layers cannot do."""
     lora, _, _ = peft_of(cfg)
     terms = compile_plan(cfg).terms
+    model = cfg.model
+    if model.recompute_granularity == "selective" and "mlp" in (model.recompute_modules or ()) and model.add_bias_linear:
+        raise ConfigError(
+            f"model.recompute_modules={list(model.recompute_modules or ())}: megatron-core cannot recompute an MLP whose biases "
+            "are frozen (model.add_bias_linear with peft). Use model.recompute_granularity=full, or leave mlp out."
+        )
     if lora is None:
         return
     if transformer_engine:

@@ -91,7 +91,7 @@ def test_lora(model_type: str, seed: int) -> None:
     rank, size = random.randint(1, 9), batch(random)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules=targets))
     configuration = from_huggingface(config)
-    ours = [name for target in targets for name in oracle.adapter_targets(target)]
+    ours = [oracle.adapter_target(target, config) for target in targets]
     configuration.peft = PeftConfig(dim=rank, target_modules=ours)
     plan = compile_plan(configuration, convention="executed")
     lengths = [size[1]] * size[0]

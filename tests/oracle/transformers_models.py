@@ -232,7 +232,10 @@ def _in_layer(leaf: str, *, sandwiched: bool) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else found
 
 
-def adapter_targets(target: str) -> tuple[str, ...]:
-    """A target of peft (``q_proj``) by the plan's names."""
+def adapter_target(target: str, config: PreTrainedConfig) -> str:
+    """A target of peft (``q_proj``) by the plan's name in models of this configuration."""
     found = next(found for name, found in _IN_LAYER.items() if name.rsplit(".", 1)[-1] == target)
-    return tuple(name.rsplit(".", 1)[-1] for name in ((found,) if isinstance(found, str) else found))
+    if not isinstance(found, str):
+        plain, latent = found
+        found = latent if hasattr(config, "kv_lora_rank") else plain
+    return found.rsplit(".", 1)[-1]
