@@ -192,7 +192,8 @@ def test_which_collectives_run_follows_from_the_configuration_alone(results, ind
         assert len(rank["collectives"]) == sums
         assert {dtype for _, dtype in rank["collectives"]} == {"torch.int64"}
         assert rank["collectives"] == results[index][0]["collectives"]
-        # Two limbs of the plan's statistics, a dozen counters, an entry a rank and a replica; the first sum carries the warm-up beside the rest.
+        # Two limbs of the plan's statistics, a dozen counters, an entry a rank and a replica; the first sum carries the
+        # warm-up beside the rest.
         sizes = [count for count, _ in rank["collectives"]]
         assert sizes[0] == 2 * sizes[-1] if len(sizes) > 1 else True
         assert sizes[-1] <= 2 * 2 * (size + 2 + 6 + 4 + RANKS + replicas(case))
