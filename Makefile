@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # torchrun warns where this is not set.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-gpu bench bench-gpu check format clean
+.PHONY: train test test-gpu bench bench-gpu check docs format clean
 
 train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
@@ -33,6 +33,10 @@ check: $(VENV)/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in build/site.
+docs: $(VENV)/test.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(VENV)/test.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,6 +57,6 @@ $(VENV)/train.done: setup.py constraints.txt | $(BIN)/python
 # Megatron-Bridge depends on packages that need a GPU to build; its training loop runs without them. Its tests skip where it is missing.
 $(VENV)/test.done: $(VENV)/train.done
 	@echo "Installing what the tests need into $(VENV), once ..."
-	$(PIP) -e '.[train,test,explorer,dashboard,tensorboard,mlflow]'
+	$(PIP) -e '.[train,test,docs,explorer,dashboard,tensorboard,mlflow]'
 	-$(PIP) --no-deps megatron-bridge
 	@touch $@
