@@ -45,6 +45,7 @@ setup(
             "lightning",
             "diffusers",
             "einops",
+            "kubeflow-trainer-api",
             "selenium",
             "ruff",
             "mypy",
