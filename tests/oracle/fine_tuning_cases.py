@@ -67,13 +67,13 @@ def _pefts(random: Random, model: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def cases() -> Iterator[FineTuning]:
     """Kinds of models x kinds of adapters; all ways of recomputation for two of each."""
-    for kind in ("dense", "biases", "moe", "moe_shared_gate", "mla", "mla_moe", "mtp_moe"):
+    for kind in ("dense", "biases", "moe_shared_gate", "mla", "mtp_mla_moe"):
         random = Random(f"fine-tuning {kind}")
         model = KINDS[kind](random)
         size = random.randint(1, 2), random.randint(3, 9)
         for name, peft in _pefts(random, model).items():
             ways = _recomputations(model)
-            if name not in ("some", "wildcard", "dora"):
+            if name not in ("some", "dora"):
                 ways = {"": {}}
             for way, options in ways.items():
                 yield FineTuning(f"{kind}-{name}{way}", {**model, **options}, peft, *size)
