@@ -20,6 +20,7 @@ from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
 from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
+from bridge.flops.statistics import FORWARD_PASSES
 
 _SUMS = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")
 #: Averages of packed fine-tuning files, by file identity (path, size and time of every shard), global batch size and sequence
@@ -40,13 +41,21 @@ class _Known(NamedTuple):
     """model.seq_length."""
     adapted: bool
     """PEFT is on."""
+    by_pass: bool
+    """Some of the work runs once in a forward pass, whatever is in it (DoRA)."""
 
 
 def _read(cfg: Any, convention: str) -> _Known:
     model, adapted = model_of(cfg), get(cfg, "peft") is not None
     own_price = None if adapted else _own_price(model)
     plan = compile_plan(cfg, convention) if own_price is None else None
-    return _Known(plan, own_price, get(model, "seq_length") or get(cfg, "seq_length"), adapted)
+    return _Known(
+        plan,
+        own_price,
+        get(model, "seq_length") or get(cfg, "seq_length"),
+        adapted,
+        plan is not None and FORWARD_PASSES in plan.statistics,
+    )
 
 
 _known = {name: PlanCache(partial(_read, convention=name)) for name in CONVENTIONS}
@@ -68,7 +77,7 @@ def num_floating_point_operations(
     Args:
         cfg: a configuration with ``.model`` (and, where they exist, ``.peft``, ``.train``, ``.dataset``), a model config, or
             a mapping; megatron-core's field names.
-        batch_size: sequences in the global batch.
+        batch_size: sequences in the global batch; ``cfg.train.micro_batch_size`` of them, or all, are one forward pass.
         seqlen_sum: sum of their lengths in tokens; when None: batch_size x model.seq_length or, with PEFT and a packed file
             (``cfg.dataset.packed_sequence_specs``), what batch_size rows of that file hold on average.
         seqlen_squared_sum: sum of their squared lengths, which drives the attention core; all of the mean length when None.
@@ -88,7 +97,7 @@ def num_floating_point_operations(
         raise ConfigError(f"batch_size={batch_size} must not be negative")
     if convention not in _known:
         conventions.get(convention)
-    plan, own_price, nominal, adapted = _known[convention](cfg)
+    plan, own_price, nominal, adapted, by_pass = _known[convention](cfg)
     if own_price is not None or plan is None:
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
@@ -98,6 +107,9 @@ def num_floating_point_operations(
     if cross_seqlen_sum is not None:
         others["encoder"] = Moments.of(batch_size, cross_seqlen_sum)
         others["cross"] = Moments.of(batch_size, cross_seqlen_product_sum or 0)
+    if by_pass and batch_size:
+        passes = Fraction(batch_size, get(get(cfg, "train"), "micro_batch_size") or batch_size)
+        others["micro_batches"] = Moments.of(passes, passes)
     if adapted and seqlen_sum is None and seqlen_squared_sum is None:
         averages = _packed_averages(cfg, batch_size, nominal)
         if averages is not None:

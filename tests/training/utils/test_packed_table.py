@@ -54,6 +54,23 @@ def test_a_batch_costs_the_mean_of_the_batches_of_the_file(dataset, convention):
     assert type(num_floating_point_operations(cfg, 4, convention=convention)) is type(both)
 
 
+@pytest.mark.parametrize("micro_batch_size", [1, 2, None])
+def test_what_runs_once_in_a_forward_pass(dataset, micro_batch_size):
+    """DoRA measures its rows in every forward pass: as often as there are micro-batches of one row, of two, or one of all."""
+    cfg = fine_tune(str(dataset))
+    cfg.peft.kind, cfg.train.micro_batch_size = "dora", micro_batch_size
+    rows = (LENGTHS[:3], LENGTHS[3:4], LENGTHS[4:6], LENGTHS[6:])
+    plan, together = compile_plan(cfg), micro_batch_size or 4
+    parts = [sum(rows[first : first + together], []) for first in range(0, 4, together)]
+    expected = sum(plan.flops(part) for part in parts)
+    assert expected - plan.flops(LENGTHS) == (len(parts) - 1) * plan.flops([0])
+    assert num_floating_point_operations(cfg, 4) == expected
+    sums = {"seqlen_sum": sum(LENGTHS), "seqlen_squared_sum": sum(length * length for length in LENGTHS)}
+    grown = num_floating_point_operations(cfg, 4, **sums)
+    cfg.train.micro_batch_size = None
+    assert grown - num_floating_point_operations(cfg, 4, **sums) == (len(parts) - 1) * plan.flops([0])
+
+
 def test_averages_of_another_function_are_taken_as_they_are(dataset, monkeypatch, cache):
     calls = []
 
