@@ -10,7 +10,14 @@ from random import Random
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.elementwise import ACTIVATIONS
+from bridge.flops.components.gated_delta_net import gated_delta_net
+from bridge.flops.components.hyper_connections import hyper_connections
+from bridge.flops.components.kimi_delta_attention import kimi_delta_attention
+from bridge.flops.components.latent_attention import latent_attention
+from bridge.flops.components.mamba import mamba
+from bridge.flops.components.vision_tower import vision_layer
+from bridge.flops.conventions import EXACT
+from bridge.flops.elementwise import ACTIVATIONS, Operations
 from bridge.flops.operations import (
     COUNTED,
     NOTEBOOK,
@@ -29,7 +36,7 @@ from bridge.flops.operations import (
     norms_and_residuals,
     training,
 )
-from bridge.flops.terms import Kind
+from bridge.flops.terms import Context, Kind
 from tests.flops.published import MODELS, full_config
 
 L, D, H, DH, F, V = 24, 896, 14, 64, 4864, 151936
@@ -241,6 +248,9 @@ class Tally:
     def exp(self):
         return self._with("exp", math.exp(self.value))
 
+    def log(self):
+        return self._with("exp", math.log(abs(self.value)))
+
     def sqrt(self):
         return self._with("sqrt", math.sqrt(abs(self.value)))
 
@@ -398,6 +408,165 @@ def test_multiplications_of_matmuls_are_those_of_the_plan(name):
     got = Ledger(config).cost([70, 9], keep=lambda term: term.kind not in not_matmuls, **images)
     assert 2 * got.multiplications == compile_plan(config, "executed").flops([70, 9], passes="forward", **images)
     assert Ledger(config).not_counted == ()
+
+
+# ---- what single blocks do beside their matmuls, by the same arithmetic -----------------------------------------------
+
+
+def some(count):
+    return [Tally(0.5) for _ in range(count)]
+
+
+def sigmoid(y):
+    return ONE / (ONE + (-y).exp())
+
+
+def silu(y):
+    return y / (ONE + (-y).exp())
+
+
+def gelu(y):
+    return (y * ONE) * (ONE + (y * ONE).exp())
+
+
+def softplus(y):
+    return (ONE + y.exp()).log()
+
+
+def unit(x):
+    root = dot(x, x).sqrt()
+    return [y / root for y in x]
+
+
+def turned(x):
+    return [y * c + z * s for y, z, c, s in zip(x, x, some(len(x)), some(len(x)), strict=True)]
+
+
+def attend(queries, keys, values, root):
+    """One head: every query sees its list of keys."""
+    for query, seen in zip(queries, keys, strict=True):
+        powers = [(dot(query, key) / root).exp() for key in seen]
+        total = fold(powers)
+        shares = [power / total for power in powers]
+        for c in range(len(values[0])):
+            dot(shares, [value[c] for value in values[: len(seen)]])
+
+
+def decay(a):
+    return (-(a.exp() * softplus(a + ONE))).exp()
+
+
+def one_gated_delta_token(keys, key_size, heads, size):
+    [silu(y) for y in some(2 * keys * key_size + heads * size)]
+    [unit(some(key_size)) for _ in range(2 * keys)]
+    [(decay(ONE), sigmoid(ONE)) for _ in range(heads)]
+    [y * silu(gate) for y, gate in zip(some(heads * size), some(heads * size), strict=True)]
+
+
+def one_kimi_token(heads, size):
+    [silu(y) for y in some(3 * heads * size)]
+    [unit(some(size)) for _ in range(2 * heads)]
+    [decay(ONE) for _ in range(heads * size)]
+    [sigmoid(ONE) for _ in range(heads)]
+    [y * sigmoid(gate) for y, gate in zip(some(heads * size), some(heads * size), strict=True)]
+
+
+def one_mamba_token(inner, state, groups, heads):
+    [silu(y) for y in some(inner + 2 * groups * state)]
+    [(softplus(ONE + ONE) * ONE).exp() for _ in range(heads)]
+    [(y + x * ONE) * silu(ONE) for y, x in zip(some(inner), some(inner), strict=True)]
+
+
+def one_mixing(size, copies):
+    for _ in range(size):
+        streams = some(copies)
+        for _ in range(2):
+            dot(streams, some(copies))
+            streams = [dot(streams, some(copies)) for _ in range(copies)]
+            streams = [stream + ONE * ONE for stream in streams]
+
+
+def images(patches, heads, size, inner, gated, rope):
+    rows = [some(size) for _ in range(patches)]
+    root = Tally(size // heads).sqrt()
+    for _ in range(heads):
+        head = [some(size // heads) for _ in rows]
+        attend(head, [head] * patches, head, root)
+    for row in rows:
+        if rope:
+            turned(row), turned(row)
+        [y + z + w for y, z, w in zip(row, row, row, strict=True)]
+        [silu(y) * ONE if gated else gelu(y) for y in some(inner)]
+
+
+def latent(tokens, heads, key_size, rope_size, value_size):
+    root = Tally(key_size).sqrt()
+    for _ in range(heads):
+        queries = [some(key_size) for _ in range(tokens)]
+        attend(queries, [queries[: i + 1] for i in range(tokens)], [some(value_size) for _ in range(tokens)], root)
+        [turned(some(rope_size)) for _ in range(tokens)]
+    [turned(some(rope_size)) for _ in range(tokens)]
+
+
+def beside_matmuls(terms, items):
+    """All but the linear layers, norms and scans of a block, over one sequence or image."""
+    total = Operations()
+    for term in terms:
+        if term.kind in (Kind.ELEMENTWISE, Kind.CORE):
+            factor, rows = EXACT.statistic(term.rows) if isinstance(term.rows, Context) else (1, term.rows)
+            total += factor * rows.of(items) * COUNTED[term.kind](term)
+    return total
+
+
+CAUSAL = Context("causal")
+MLA = {"hidden_size": 7, "q_lora_rank": 3, "qk_head_dim": 5, "qk_pos_emb_head_dim": 4, "v_head_dim": 6, "context": CAUSAL}
+
+
+@pytest.mark.parametrize(
+    ("terms", "items", "arithmetic"),
+    [
+        (
+            gated_delta_net(
+                hidden_size=7, key_head_dim=3, num_key_heads=5, value_head_dim=4, num_value_heads=6, conv_kernel_dim=4
+            ),
+            1,
+            lambda: one_gated_delta_token(5, 3, 6, 4),
+        ),
+        (kimi_delta_attention(hidden_size=7, num_heads=3, head_dim=5, conv_kernel_size=4), 1, lambda: one_kimi_token(3, 5)),
+        (
+            mamba(hidden_size=7, inner_size=12, state_dim=5, num_groups=3, num_heads=4, conv_kernel_dim=4),
+            1,
+            lambda: one_mamba_token(12, 5, 3, 4),
+        ),
+        (hyper_connections(hidden_size=7, multiplicity=4), 1, lambda: one_mixing(7, 4)),
+        (
+            latent_attention(num_attention_heads=3, kv_lora_rank=8, **MLA),
+            5,
+            lambda: latent(5, 3, 5 + 4, 4, 6),
+        ),
+        (
+            latent_attention(num_attention_heads=3, kv_lora_rank=8, absorbed=True, **MLA),
+            5,
+            lambda: latent(5, 3, 8 + 4, 4, 8),
+        ),
+        (
+            vision_layer(hidden_size=12, intermediate_size=7, gated=False, heads=3),
+            5,
+            lambda: images(5, 3, 12, 7, gated=False, rope=False),
+        ),
+        (
+            vision_layer(hidden_size=12, intermediate_size=7, gated=True, heads=3, rope=True, class_token=True),
+            4,
+            lambda: images(5, 3, 12, 7, gated=True, rope=True),
+        ),
+    ],
+    ids=["gated delta net", "kimi delta attention", "mamba", "hyper connections", "latent", "absorbed", "vision", "class token"],
+)
+def test_scalar_arithmetic_of_single_blocks(terms, items, arithmetic):
+    Tally.counts.clear()
+    arithmetic()
+    counts = Tally.counts
+    assert beside_matmuls(terms, items) == Operations(counts["+"], counts["*"], counts["/"], counts["exp"], counts["sqrt"])
 
 
 def test_every_kind_of_term_is_counted():
