@@ -93,6 +93,15 @@ def test_equal_ranks_are_told_apart_by_neither_nor_by_what_they_do_outside_of_st
     assert ranks[0][case]["told"] == []
 
 
+@pytest.mark.slow
+def test_in_a_job_of_more_ranks_than_are_listed_a_maximum_finds_the_slowest(ranks):
+    row, other = (of(rank["too many to list"]["row"]) for rank in ranks)
+    assert row == other
+    assert (row["compute_time/slowest_rank"], row["compute_time/slowest_data_parallel"]) == (1, 1)
+    assert row["imbalance/work"] == pytest.approx(2 * 32 / (32 + 8))  # it has the most work, too
+    assert 1.6 < row["imbalance/compute"] <= 2  # of two ranks, one cannot take more than both together
+
+
 FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
 
 
