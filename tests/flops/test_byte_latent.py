@@ -100,6 +100,7 @@ def test_width_grows_about_as_the_root_of_the_patch_size():
     assert compare(8.8, 5120).blt_total > 1.5 * compare(4.4, 2560).blt_total
 
 
-def test_no_width_is_cheap_enough_when_the_local_models_cost_more():
+@pytest.mark.parametrize("per_byte", [1e6, compare(4.4, local_layers=24).blt_local], ids=["more", "all of it"])
+def test_no_width_is_cheap_enough_when_the_local_models_cost_more(per_byte):
     with pytest.raises(ConfigError, match="leaves nothing for the latent transformer: 24 local layers"):
-        iso_cost_width(4.4, per_byte=1e6, local_layers=24)
+        iso_cost_width(4.4, per_byte=per_byte, local_layers=24)

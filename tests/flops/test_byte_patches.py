@@ -43,6 +43,9 @@ def test_entropies_from_counts():
     entropies = next_byte_entropies(b"ababaca", order=1)
     mixed = log(3) - 2 * log(2) / 3
     assert entropies == pytest.approx([0, mixed, 0, mixed, 0, mixed, 0])
+    # Three bytes of context, unless told otherwise: "xab" does not tell what comes next, "1xab" does.
+    assert next_byte_entropies(b"1xabc2xabd")[4] == log(2)
+    assert next_byte_entropies(b"1xabc2xabd", 4)[4] == 0
 
 
 @pytest.mark.parametrize("patch_size", [2.0, 4.4, 8.0])

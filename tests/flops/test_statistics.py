@@ -40,6 +40,7 @@ def test_areas_of_megatron_and_maxtext():
         assert Statistic("window_pairs", sizes=(window,)).of(s) == expected
     # t = min(topk, s // ratio): s t - ratio t^2 / 2
     assert Statistic("doubled_compressed_topk_area", sizes=(4, 512)).of(4096) == 2 * (4096 * 512 - 2 * 512**2)
+    assert Statistic("doubled_compressed_topk_area", sizes=(4, 512)).of(4099) == 2 * (4099 * 512 - 2 * 512**2)
     assert Statistic("doubled_compressed_topk_area", sizes=(4, 512)).of(100) == 2 * (100 * 25 - 2 * 25**2)
 
 
