@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, compare_on_corpus
+from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, compare_on_corpus, read_shape
 from bridge.flops.byte_patches import space_patches
 from bridge.flops.statistics import triangle, window_pairs
 
@@ -33,6 +35,26 @@ def test_the_published_model_by_hand():
         "local_decoder": stack(9, h, 2816, b, window),
         "output_layer": 2 * b * h * 260,
     }
+
+
+@pytest.mark.parametrize(
+    ("patcher", "window"),
+    [
+        (None, 512),
+        ({}, 512),
+        ({"sliding_window": 7}, 7),
+        ({"sliding_window": None}, None),
+        (SimpleNamespace(sliding_window=7), 7),
+    ],
+    ids=str,
+)
+def test_the_window_of_the_entropy_model(patcher, window):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    if isinstance(patcher, dict):
+        patcher |= sizes
+    elif patcher is not None:
+        vars(patcher).update(sizes)
+    assert read_shape({"patcher_config": patcher} if patcher is not None else {}).patcher_sliding_window == window
 
 
 def test_the_entropy_model_only_runs_forward():

@@ -236,6 +236,14 @@ def test_sparse_attention_reads_its_choice_and_all_indexer_keys():
     assert plan.step_cache_bytes(10) == 2 * 3 * ((5 + 1) * 24 + (10 + 1) * 8)
 
 
+def test_a_compressed_key_is_written_once_its_tokens_are_there():
+    plan = InferencePlan(ARCHITECTURES["compressed"])
+    windows, write = 3 * 4 * 6, 3 * 6
+    # Of the keys that stand for 4 tokens each, 2 are read, and all of the indexer's.
+    assert plan.step_cache_bytes(11) == 2 * (windows + write + 2 * 6 + 2 * 8)
+    assert plan.step_cache_bytes(12) == 2 * (windows + write + 2 * 6 + 3 * 8 + 6 + 8)
+
+
 def test_weights_that_are_read():
     plan, parameters = InferencePlan(SMALL), compile_plan(SMALL).parameters()
     assert plan.weight_entries() == parameters["total"]

@@ -192,7 +192,7 @@ def test_budget():
     over = budget.spend(training(512, 4, 4, 20000))
     assert over.remaining < 0
     assert over.percent > 100
-    assert over.steps_left(step) == 0
+    assert over.steps_left(step) == over.steps_left(OperationCost(additions=1)) == 0
     with pytest.raises(ConfigError, match="costs nothing"):
         budget.steps_left(OperationCost())
 

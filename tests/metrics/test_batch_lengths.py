@@ -95,6 +95,8 @@ def test_offsets_that_contradict_each_other():
 def test_mask_of_real_tokens(dtype):
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=dtype)
     assert read({"tokens": torch.zeros(3, 4), "attention_mask": mask}) == ([3, 1, 0], 12, [])
+    # Whatever else than zero marks a real token: the number of its document, say.
+    assert read({"tokens": torch.zeros(3, 4), "attention_mask": 3 * mask}) == ([3, 1, 0], 12, [])
 
 
 def test_padded_shape():

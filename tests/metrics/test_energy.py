@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -119,6 +121,13 @@ def test_a_part_of_a_card_has_no_reading_of_its_own():
 def test_a_card_without_a_counter_is_integrated_and_one_without_power_is_unknown():
     assert isinstance(nvml_counter(Card(power=250_000), "1234"), PowerIntegral)
     assert nvml_counter(Card(), "1234") is None
+
+
+@pytest.mark.parametrize("uuid", ["1234", "another card's"])
+def test_a_card_that_nvml_does_not_know_has_no_meter(monkeypatch, uuid):
+    monkeypatch.setitem(sys.modules, "pynvml", Card(energy=77))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    assert isinstance(open_energy_meter(torch.device("cuda")), EnergyMeter if uuid == "1234" else type(None))
 
 
 def test_keys_of_an_interval():

@@ -74,6 +74,7 @@ def test_host_and_device_batches_add_up_in_one_sum(arriving):
     assert report.interval.work.replica_work == [0, plan.flops(lengths)]
     assert report.interval.timed.flops == plan.flops(lengths[3:])
     assert report.interval.timed.tokens == sum(lengths[3:])
+    assert (report.interval.work.steps, report.interval.timed.steps) == (3, 2)
     assert throughput(report.interval)["throughput/imbalance/data_parallel"] == 2.0
     assert meter.poll() is None
 
@@ -115,6 +116,38 @@ def test_ranks_that_do_not_contribute_look_at_nothing():
     meter.end_step()
     meter.launch(1)
     assert meter.poll(wait=True).interval.total_flops == 0
+
+
+def test_steps_count_until_they_are_reported():
+    plan, meter = new_meter()
+    assert meter.unreported_steps == 0
+    for step in (1, 2):
+        meter.end_step()
+        assert meter.unreported_steps == step
+    meter.settle()
+    assert meter.unreported_steps == 2
+    meter.launch(2)
+    assert meter.unreported_steps == 0
+
+
+def test_a_settled_total_has_every_step_and_sends_nothing_twice(arriving):
+    plan, meter = new_meter()
+    for lengths in ((5,), (7, 3)):
+        meter.add_batch(on_host(*lengths))
+        meter.end_step()
+    for _ in range(2):
+        meter.settle()
+        assert meter.totals.flops == plan.flops([5, 7, 3])
+        assert meter.poll(wait=True) is None
+
+
+def test_waiting_for_data_is_a_mean_over_the_replicas_whatever_their_ranks():
+    plan, meter = new_meter(replicas=2, world_size=8)
+    meter.end_step()
+    meter.add_batch(on_host(5), waited_ns=3000)
+    meter.end_step()
+    meter.launch(2)
+    assert meter.poll(wait=True).interval.timed.data_wait_seconds == 3000e-9 / 2
 
 
 FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
