@@ -19,6 +19,7 @@ from bridge.flops import ConfigError
 MAX_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 100_000
 _KEYS_A_ROW = 1000
+_LEAST, _MOST = 1e-250, 1e250
 Row = dict[str, Any]
 
 
@@ -102,9 +103,10 @@ def _numbers(row: Any) -> Row | None:
 
 
 def _is_number(value: Any) -> bool:
+    """Whether it can be drawn: also added up and put into another unit it stays what a float can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return math.isfinite(value) if isinstance(value, float) else value.bit_length() < 1000
+    return not value or _LEAST < abs(value) < _MOST
 
 
 # ---- JSON lines --------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def _items(message: bytes) -> Row:
 
 def _records(data: bytes, run: Run) -> Iterator[bytes]:
     """The records of a LevelDB log: chunks in blocks of 32 KiB, the file's header counting as part of the first."""
-    place, parts = _WANDB_HEADER, b""
+    place, parts = _WANDB_HEADER, bytearray()
     while place + _CHUNK.size <= len(data):
         left = _BLOCK - place % _BLOCK
         if left < _CHUNK.size:  # too short for a header: filled with zeros
@@ -197,10 +199,12 @@ def _records(data: bytes, run: Run) -> Iterator[bytes]:
             run.torn = True
             return
         place += _CHUNK.size + length
-        parts = chunk if kind in (_FULL, _FIRST) else parts + chunk
+        if kind in (_FULL, _FIRST):
+            parts.clear()
+        parts += chunk
         if kind in (_FULL, _LAST):
-            yield parts
-            parts = b""
+            yield bytes(parts)
+            parts.clear()
     run.torn = run.torn or bool(parts)
 
 

@@ -64,7 +64,8 @@ def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, who
     step = max(step, 1.0) if whole else step
     first, last = round(low / step, 9), round(high / step, 9)
     if outside:
-        return [i * step for i in range(math.floor(first), math.ceil(last) + 1)]
+        begin = math.floor(first)
+        return [i * step for i in range(begin, max(math.ceil(last), begin + 1) + 1)]
     return [i * step for i in range(math.ceil(first), math.floor(last) + 1)]
 
 

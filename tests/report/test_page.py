@@ -149,6 +149,16 @@ def test_a_single_row_and_rows_without_throughput_are_drawn(tmp_path):
     assert "nan" not in page.text
 
 
+def test_numbers_of_any_size_are_drawn(tmp_path):
+    sizes = (0, 1e-249, 1e249, -1e249, 1e249 * (1 + 2**-52))
+    keys = [key.name.replace("<component>", part) for key in KEYS for part in ("mlp", "moe")]
+    for i, pair in enumerate((one, two) for one in sizes for two in sizes):
+        rows = [{"step": step, **dict.fromkeys(keys, number)} for step, number in zip((1, 1e249), pair, strict=True)]
+        text = render(open_run(write(tmp_path / f"{i}.jsonl", rows)))
+        assert len(Page(text).charts) == len(PANELS)
+        assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+
+
 def test_runs_that_cannot_be_read_are_one_line(tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
