@@ -46,6 +46,7 @@ class ThroughputLightningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
+            self.throughput.close()  # a training before this one may have broken off
             interval = self._options.get("log_interval") or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
             self.throughput = ThroughputCallback(**{**self._options, "log_interval": interval})
 

@@ -55,6 +55,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         return {"args": self._options, "attributes": {"totals": self.throughput.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._leave_model()  # a training before this one may have broken off
         self.throughput = self._new()
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step and isinstance(saved, dict):
@@ -105,9 +106,13 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             state.log_history[-1].update(row)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.throughput.on_train_end(self._context)
+        self._leave_model()
+
+    def _leave_model(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        self.throughput.on_train_end(self._context)
+        self.throughput.close()
 
 
 def _with_offsets(batch: dict[str, Any]) -> dict[str, Any]:

@@ -126,3 +126,19 @@ def test_batches_that_are_no_mappings(tmp_path):
     trainer = lightning.Trainer(callbacks=[throughput], **options(tmp_path, max_steps=1, logger=False))
     trainer.fit(module, loader(6, wrap=True))
     assert throughput.throughput.latest["throughput/total_flops"] == flops(module.seen)
+
+
+def test_a_training_after_one_that_broke_off_leaves_the_model_as_it_was(tmp_path):
+    class Breaks(lightning.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise RuntimeError("broke off")
+
+    module = Module()
+    throughput = ThroughputLightningCallback(from_huggingface(module.model.config), convention="exact")
+    with pytest.raises(RuntimeError, match="broke off"):
+        lightning.Trainer(callbacks=[throughput, Breaks()], **options(tmp_path, logger=False)).fit(module, loader(6))
+    module.seen.clear()
+    lightning.Trainer(callbacks=[throughput], **options(tmp_path, max_steps=1, logger=False)).fit(module, loader(6))
+    assert throughput.throughput.latest["throughput/total_flops"] == flops(module.seen)
+    assert not module._forward_pre_hooks
+    assert not module._forward_hooks

@@ -145,6 +145,25 @@ def test_a_checkpoint_from_before_the_callback_can_be_resumed_and_saved(tmp_path
     assert (tmp_path / "checkpoint-4").is_dir()
 
 
+def test_a_training_after_one_that_broke_off_is_counted_once(tmp_path):
+    class Breaks(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+    model, breaks = tiny_llama.model(), Breaks()
+    args = arguments(tmp_path, max_steps=2, save_strategy="no")
+    trainer = Recorded(model, args, train_dataset=tiny_llama.texts(40), data_collator=tiny_llama.collate, callbacks=[breaks])
+    throughput = add_throughput(trainer, **PEAK)
+    hooks = [len(model._forward_pre_hooks), len(model._forward_hooks)]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(breaks)
+    trainer.seen.clear()
+    trainer.train()
+    assert throughput.throughput.latest["throughput/total_flops"] == flops(trainer.seen)
+    assert [len(model._forward_pre_hooks), len(model._forward_hooks)] == hooks
+
+
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 def test_the_total_is_what_torch_counts(tmp_path, adapted):
     """Rows of equal length in a batch, so that nothing is padded: all that runs is counted."""

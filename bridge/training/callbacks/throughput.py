@@ -299,11 +299,16 @@ class ThroughputCallback(Callback):
             return
         self._meter.pause()
         self.report(context)
-        self._meter.close()
+        self.close()
         if self._trackers is not None:
             self._trackers.summary({key: value for key, value in self.latest.items() if key != "step"})
             if not isinstance(getattr(context.state, "trackers", None), Trackers):
                 self._trackers.close()
+
+    def close(self) -> None:
+        """Leave the model as it was. For loops that start again after a training that broke off, without its end."""
+        if self._meter is not None:
+            self._meter.close()
 
     # ---- reports --------------------------------------------------------------------------------------------------
 
