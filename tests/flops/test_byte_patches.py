@@ -74,3 +74,6 @@ def test_bad_arguments():
         threshold_for([1.0, 2.0], 0.5)
     with pytest.raises(ConfigError, match="must be positive"):
         PatchStatistics.of([])
+    with pytest.raises(ConfigError, match="must be positive"):
+        PatchStatistics.of([3, 0])
+    assert PatchStatistics.of([1]).mean == 1

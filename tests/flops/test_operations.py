@@ -10,12 +10,12 @@ from random import Random
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
+from bridge.flops.components import audio_encoder, per_layer_embeddings, vision_tower
 from bridge.flops.components.gated_delta_net import gated_delta_net
 from bridge.flops.components.hyper_connections import hyper_connections
 from bridge.flops.components.kimi_delta_attention import kimi_delta_attention
 from bridge.flops.components.latent_attention import latent_attention
 from bridge.flops.components.mamba import mamba
-from bridge.flops.components.vision_tower import vision_layer
 from bridge.flops.conventions import EXACT
 from bridge.flops.elementwise import ACTIVATIONS, Operations
 from bridge.flops.operations import (
@@ -508,6 +508,25 @@ def latent(tokens, heads, key_size, rope_size, value_size):
     [turned(some(rope_size)) for _ in range(tokens)]
 
 
+def gelu_tanh(x):
+    y = ONE * (x + ONE * x * x * x)
+    tanh = ONE + -(ONE / ((ONE * y).exp() + ONE))
+    return (x * ONE) * (ONE + tanh)
+
+
+def audio(frames, size, pooling):
+    positions = (frames + 1) // 2
+    [gelu(y) for _ in range(frames) for y in some(size)]
+    [gelu(y) + ONE for _ in range(positions) for y in some(size)]
+    [fold(some(pooling)) / ONE for _ in range(positions // pooling * size)]
+
+
+def per_layer(layers, size, hidden):
+    [(y + z) * ONE for y, z in zip(some(layers * size), some(layers * size), strict=True)]
+    [gelu_tanh(y) * ONE for y in some(size)]
+    [y + ONE for y in some(hidden)]
+
+
 def beside_matmuls(terms, items):
     """All but the linear layers, norms and scans of a block, over one sequence or image."""
     total = Operations()
@@ -550,17 +569,66 @@ MLA = {"hidden_size": 7, "q_lora_rank": 3, "qk_head_dim": 5, "qk_pos_emb_head_di
             lambda: latent(5, 3, 8 + 4, 4, 8),
         ),
         (
-            vision_layer(hidden_size=12, intermediate_size=7, gated=False, heads=3),
+            vision_tower.vision_layer(hidden_size=12, intermediate_size=7, gated=False, heads=3),
             5,
             lambda: images(5, 3, 12, 7, gated=False, rope=False),
         ),
         (
-            vision_layer(hidden_size=12, intermediate_size=7, gated=True, heads=3, rope=True, class_token=True),
+            vision_tower.vision_layer(hidden_size=12, intermediate_size=7, gated=True, heads=3, rope=True, class_token=True),
             4,
             lambda: images(5, 3, 12, 7, gated=True, rope=True),
         ),
+        (
+            vision_tower.merger(hidden_size=3, spatial_merge_size=2, out_hidden_size=5, norm_size=3, norm_bias=True),
+            8,
+            lambda: [gelu(y) for y in some(2 * 12)],
+        ),
+        (
+            vision_tower.pooled_linear(hidden_size=3, spatial_merge_size=2, out_hidden_size=5),
+            8,
+            lambda: [fold(some(4)) / ONE for _ in range(2 * 3)],
+        ),
+        (vision_tower.mlp_projector(hidden_size=3, out_hidden_size=5), 8, lambda: [gelu(y) for y in some(8 * 5)]),
+        (
+            vision_tower.pixel_shuffle(
+                intermediate_size=12, spatial_merge_size=2, projector_input_dim=5, projector_output_dim=7, out_hidden_size=3
+            ),
+            8,
+            lambda: [gelu(y) for y in some(2 * (5 + 7))],
+        ),
+        (
+            [
+                *audio_encoder.frontend(num_mel_bins=3, hidden_size=5, max_positions=9),
+                *audio_encoder.projector(hidden_size=5, out_hidden_size=4, pooling=2),
+            ],
+            7,
+            lambda: audio(7, 5, 2),
+        ),
+        (
+            [
+                *per_layer_embeddings.per_layer_input(hidden_size=7, num_layers=2, per_layer_size=3, vocab_size=9),
+                *per_layer_embeddings.per_layer_projection(hidden_size=7, per_layer_size=3),
+            ],
+            1,
+            lambda: per_layer(2, 3, 7),
+        ),
     ],
-    ids=["gated delta net", "kimi delta attention", "mamba", "hyper connections", "latent", "absorbed", "vision", "class token"],
+    ids=[
+        "gated delta net",
+        "kimi delta attention",
+        "mamba",
+        "hyper connections",
+        "latent",
+        "absorbed",
+        "vision",
+        "class token",
+        "merger",
+        "pooled",
+        "projector",
+        "pixel shuffle",
+        "audio",
+        "per-layer embeddings",
+    ],
 )
 def test_scalar_arithmetic_of_single_blocks(terms, items, arithmetic):
     Tally.counts.clear()
