@@ -65,6 +65,19 @@ def test_without_a_length_of_time_there_are_no_rates(seconds):
     assert throughput(replace(INTERVAL, seconds=seconds)) == TOTALS
 
 
+def test_all_keys_of_an_interval_without_a_plan():
+    bare = Interval(work=(work := Work(steps=1, flops=None, tokens=5)), timed=work, seconds=2.0, world_size=1, total_flops=None,
+                    total_tokens=5)  # fmt: skip
+    assert throughput(bare) == {
+        "throughput/step_time": 2.0,
+        "throughput/tokens_per_sec": 2.5,
+        "throughput/device/tokens_per_sec": 2.5,
+        "throughput/samples_per_sec": 0.0,
+        "throughput/data_wait_fraction": 0.0,
+        "throughput/total_tokens": 5,
+    }
+
+
 def test_an_interval_that_was_all_warm_up_has_no_rates():
     assert throughput(replace(INTERVAL, timed=Work(steps=0, flops=0, tokens=0))) == TOTALS
 

@@ -1,10 +1,12 @@
 """Totals over restarts: exact, never two conventions in one number."""
 
+from fractions import Fraction
+
 import pytest
 
 from bridge.flops import compile_plan
 from bridge.metrics.batch_statistics import BatchStatistics
-from bridge.metrics.totals import Totals
+from bridge.metrics.totals import Totals, whole
 
 MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
 WINDOWED = {**MODEL, "window_size": (15, 0)}
@@ -27,6 +29,12 @@ def saved(model=MODEL, convention="megatron"):
     plan, names, before = totals(model, convention, replicas=4)
     before.add(vector(plan, names, OLD))
     return before.state_dict()
+
+
+@pytest.mark.parametrize(("flops", "integer"), [(10**30, 10**30), (Fraction(10**30, 3), 10**30 // 3), (Fraction(7), 7)], ids=str)
+def test_totals_are_integers(flops, integer):
+    assert whole(flops) == integer
+    assert type(whole(flops)) is int
 
 
 def test_a_restart_continues_to_the_integer_on_another_layout():
