@@ -8,13 +8,16 @@ traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from bridge.flops.model_shape import ConfigError
 
 EXIT_OK = 0
 EXIT_RUN = 1
 EXIT_CONFIG = 2
 
-__all__ = ["EXIT_CONFIG", "EXIT_OK", "EXIT_RUN", "ConfigError", "RunError"]
+__all__ = ["EXIT_CONFIG", "EXIT_OK", "EXIT_RUN", "ConfigError", "RunError", "on_this_rank"]
 
 
 class RunError(RuntimeError):
@@ -26,3 +29,13 @@ class RunError(RuntimeError):
     def __init__(self, message: str, *, shared: bool = False) -> None:
         super().__init__(message)
         self.shared = shared
+
+
+@contextmanager
+def on_this_rank() -> Iterator[None]:
+    """While training a mistake is found by the rank that comes upon it, in a row of its data say: it has to speak itself."""
+    try:
+        yield
+    except ConfigError as error:
+        # A process that prepares batches puts its traceback before the message.
+        raise RunError(str(error).rstrip().rpartition(f"{ConfigError.__name__}: ")[2]) from error

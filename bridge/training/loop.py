@@ -22,7 +22,7 @@ from bridge.config.validation import validate, validate_layout
 from bridge.data.loader import open_data
 from bridge.training import exit as ending
 from bridge.training.callbacks import CallbackManager, ProgressCallback
-from bridge.training.errors import ConfigError
+from bridge.training.errors import ConfigError, on_this_rank
 from bridge.training.initialize import Launch, initialize, prepare_libraries, shut_down
 
 
@@ -48,7 +48,9 @@ def _train(cfg: Config, launch: Launch) -> None:
     joins = not torch.distributed.is_initialized()
     groups, device = initialize(cfg, launch)
     with ending.StopSignals() as signals:
-        Run(cfg, data, callbacks, groups, device, signals).run()
+        run = Run(cfg, data, callbacks, groups, device, signals)
+        with on_this_rank():
+            run.run()
     shut_down(leave=joins)
 
 
