@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, in_words, make_table, plain, print_json, with_unit
-from bridge.cli.report import Report, make_batch, micro_batches
+from bridge.cli.priced import Report, make_batch, micro_batches
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, exactly, in_words, make_table, print_json, with_unit
-from bridge.cli.report import COLUMNS, Report, make_batch, micro_batches
+from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
 from bridge.flops import compile_plan
 from bridge.flops.plan import FLOPS_PER_MAC, Row
 from bridge.flops.provenance import Origin, explain

@@ -21,7 +21,7 @@ from bridge.cli import (
     pack,
     plan,
     recipes,
-    run_report,
+    report,
     train,
 )
 from bridge.cli.arguments import hint
@@ -31,7 +31,7 @@ EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
-COMMANDS = (train, flops, compare, plan, inference, ledger, explore, run_report, dashboard, pack, recipes, devices, completion)
+COMMANDS = (train, flops, compare, plan, inference, ledger, explore, report, dashboard, pack, recipes, devices, completion)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from typing import Any
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, in_words, make_table, plain, print_json, spread, with_unit
 from bridge.cli.flops import sizes
-from bridge.cli.report import make_batch
+from bridge.cli.priced import make_batch
 from bridge.config import Config
 from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.flops.planning import (

@@ -1,175 +1,39 @@
-"""One configuration, one batch, one convention: every number that commands show of it."""
+"""``bridge report``: a run as one file of HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from fractions import Fraction
-from functools import cached_property
-from operator import add
-from typing import Any
+import argparse
+from pathlib import Path
 
-from bridge.cli.console import plain
-from bridge.config import Config, data_parallel_size
-from bridge.flops import ConfigError, Plan
-from bridge.flops.moments import Moments
-from bridge.flops.plan import Row
-from bridge.flops.planning import PipelineBound, pipeline_bound
-
-Number = int | Fraction
-
-#: The columns of ``Plan.table`` that a set of passes adds up.
-COLUMNS = {
-    "forward": ("forward",),
-    "training": ("forward", "dgrad", "wgrad"),
-    "hardware": ("forward", "dgrad", "wgrad", "recompute"),
-}
+from bridge.flops import ConfigError
+from bridge.metrics.trackers.jsonl import FILE_NAME
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What is priced: a vector of the plan's statistics and how it came about."""
-
-    vector: Sequence[Number]
-    sequences: int
-    tokens: int
-    images: int
-
-
-def make_batch(
-    plan: Plan,
-    config: Config,
-    *,
-    batch_size: int | None = None,
-    sequence_lengths: Sequence[int] = (),
-    image_patches: Sequence[int] = (),
-    encoder_lengths: Sequence[int] = (),
-    audio_frames: Sequence[int] = (),
-) -> Batch:
-    """The batch that ``arguments.add_batch``'s options describe: one sequence of model.seq_length tokens by default.
-
-    Equal sequences go by the rules of the public function, which knows their number, sum and squares only; lengths go
-    one by one.
-    """
-    if batch_size and sequence_lengths:
-        raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
-    size, length = batch_size or 1, config.model.seq_length
-    if sequence_lengths or encoder_lengths or audio_frames:
-        each = sequence_lengths or [_known(length)] * size
-        vector = plan.measure(each, image_patches, encoder_lengths, audio_frames)
-        return Batch(vector, len(each), sum(each), len(image_patches))
-    tokens = size * _known(length)
-    sequences = plan.measure_moments(Moments.of(size, tokens, tokens * _known(length), length))
-    return Batch(list(map(add, sequences, plan.measure((), image_patches))), size, tokens, len(image_patches))
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a run's charts as one HTML file",
+        description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
+        "work goes, padding and data wait, balance, totals.",
+    )
+    parser.add_argument("source", metavar="RUN",
+                        help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
+    )
+    parser.set_defaults(run=run)
 
 
-def _known(length: int | None) -> int:
-    if length is None:
-        raise ConfigError("model.seq_length is not set; add model.seq_length=... or --sequence-lengths")
-    return length
+def run(arguments: argparse.Namespace) -> int:
+    from bridge.report.page import render
+    from bridge.report.runs import open_run
 
-
-@dataclass(frozen=True)
-class Report:
-    """One configuration, one batch, one convention.
-
-    Attributes:
-        config, plan, batch: what is counted and how.
-        passes: ``forward``, ``training`` or ``hardware``.
-        micro_batches: per pipeline and step.
-    """
-
-    config: Config
-    plan: Plan
-    batch: Batch
-    passes: str
-    micro_batches: int = 1
-
-    @cached_property
-    def flops(self) -> Number:
-        return self.plan.evaluate(self.batch.vector, self.passes)
-
-    @property
-    def flops_per_token(self) -> Fraction:
-        return Fraction(self.flops, self.batch.tokens)
-
-    @property
-    def flops_per_sample(self) -> Fraction:
-        return Fraction(self.flops, self.batch.sequences)
-
-    @property
-    def flops_per_step(self) -> Fraction:
-        """One optimizer step: train.global_batch_size samples like those of the batch."""
-        return self.flops_per_sample * self.config.train.global_batch_size
-
-    @cached_property
-    def components(self) -> dict[str, Number]:
-        return self.plan.evaluate_components(self.batch.vector, self.passes)
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        return self.plan.tabulate(self.batch.vector)
-
-    def share(self, row: Row) -> float:
-        """A row's part of the passes that are counted."""
-        return float(sum(getattr(row, column) for column in COLUMNS[self.passes]) / self.flops) if self.flops else 0.0
-
-    @cached_property
-    def stages(self) -> list[Number]:
-        parallel = self.config.parallel
-        return self.plan.evaluate_stages(
-            self.batch.vector,
-            parallel.pipeline_model_parallel_size,
-            parallel.virtual_pipeline_model_parallel_size,
-            self.passes,
-            num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-            num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        )
-
-    @cached_property
-    def pipeline(self) -> PipelineBound:
-        """What the stages and the micro-batches of a step allow."""
-        chunks = self.config.parallel.virtual_pipeline_model_parallel_size or 1
-        return pipeline_bound(self.stages, self.micro_batches, chunks)
-
-    def as_json(self) -> dict[str, Any]:
-        """Integers wherever the count is one; FLOPs throughout."""
-        return {
-            "name": self.config.name,
-            "convention": self.plan.convention,
-            "passes": self.passes,
-            "sequences": self.batch.sequences,
-            "tokens": self.batch.tokens,
-            "images": self.batch.images,
-            "flops": plain(self.flops),
-            "flops_per_token": plain(self.flops_per_token),
-            "flops_per_sample": plain(self.flops_per_sample),
-            "flops_per_step": plain(self.flops_per_step),
-            "global_batch_size": self.config.train.global_batch_size,
-            "parameters": self.plan.parameters(),
-            "components": {name: plain(value) for name, value in self.components.items()},
-            "stages": [plain(value) for value in self.stages],
-            "pipeline": {**asdict(self.pipeline), "efficiency": self.pipeline.efficiency},
-            "table": [{**vars(row), "share": self.share(row)} for row in self.rows],
-            "not_counted": list(self.plan.not_counted),
-        }
-
-
-def micro_batches(config: Config, devices: int | None) -> int:
-    """Micro-batches that one pipeline works on in a step; one replica of the model where the number of devices is unknown."""
-    train, parallel = config.train, config.parallel
-    replicas = 1
-    if devices is not None:
-        one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        if devices % one:
-            raise ConfigError(
-                f"--devices {devices} is no multiple of {one}, the devices of one replica (tensor x pipeline x context parallel)"
-            )
-        replicas = data_parallel_size(config, devices)
-    count, left_over = divmod(train.global_batch_size, train.micro_batch_size * replicas)
-    if (left_over or not count) and parallel.pipeline_model_parallel_size > 1:
-        raise ConfigError(
-            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {replicas} replicas; change one of them or --devices"
-        )
-    return max(count, 1)
+    source = Path(arguments.source)
+    page = render(open_run(source))
+    output = arguments.output or (source if source.is_dir() else source.parent) / "report.html"
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
+    print(f"{output}  ({len(page.encode()) / 1024:,.0f} KiB)")
+    return 0
