@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,11 +130,3 @@ def _cumulative(lengths: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
-
-
-def real_lengths(batch: MicroBatch) -> list[int]:
-    """Real tokens of each document in a micro-batch made here, in order."""
-    bounds: Optional[torch.Tensor] = batch.get("cu_seqlens")
-    if bounds is not None:
-        return torch.diff(bounds).tolist()
-    return (~batch["padding_mask"]).sum(dim=1).tolist()

@@ -157,6 +157,5 @@ class Statistic:
 
 SEQUENCES = Statistic("count")
 TOKENS = Statistic("length")
-IMAGES = Statistic("count", "images")
 PATCHES = Statistic("length", "images")
 FORWARD_PASSES = Statistic("count", "micro_batches")

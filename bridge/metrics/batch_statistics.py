@@ -101,7 +101,6 @@ class BatchStatistics:
     def __init__(
         self, statistics: Sequence[Statistic], *, replicas: int = 1, replica: int = 0, ranks: int = 1, rank: int = 0
     ) -> None:
-        self.plan_size = len(statistics)
         everything = tuple(dict.fromkeys((*statistics, SEQUENCES, TOKENS)))
         slots = replicas if 1 < replicas <= MAX_REPLICAS else 0
         rank_slots = ranks if 1 < ranks <= MAX_RANKS else 0
@@ -206,10 +205,6 @@ class BatchStatistics:
         drained = self.values, self.device_values
         self.values, self.device_values = [0] * len(self.names), None
         return drained
-
-    def plan_vector(self, values: Sequence[int]) -> list[int]:
-        """The part of a vector that ``plan.evaluate`` takes."""
-        return list(values[: self.plan_size])
 
 
 def _select(statistics: Sequence[Statistic], over: str) -> tuple[list[int], StatisticSums]:

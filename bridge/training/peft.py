@@ -38,13 +38,10 @@ from torch.nn import Module, Parameter
 from bridge.flops import transforms
 from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.plan import compile_plan, peft_of
-from bridge.training.trainable import parameters, places, plan_path, trainable_from
+from bridge.training.trainable import parameters, places, plan_path
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, PeftConfig
-
-__all__ = ["adapter_names", "add_adapters", "check_peft", "is_adapter", "merge_adapters", "reset_magnitudes", "trainable_from"]
-
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

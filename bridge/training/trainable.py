@@ -40,8 +40,7 @@ def places(model: Module) -> Callable[[str], str]:
 
 def plan_path(name: str) -> str:
     """The path in a plan of a module of the whole model: the experts of a layer are one module there."""
-    name = re.sub(r"\.(\w+)\.adapter\.(linear_(?:q|k|v|fc1_gate|fc1_up))\.", r".\2.adapter.", _EXPERT.sub("", name))
-    return name
+    return re.sub(r"\.(\w+)\.adapter\.(linear_(?:q|k|v|fc1_gate|fc1_up))\.", r".\2.adapter.", _EXPERT.sub("", name))
 
 
 def parameters(model: Module) -> Iterator[tuple[str, bool, Parameter]]:

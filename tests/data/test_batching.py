@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.data.batching import build_collate, real_lengths
+from bridge.data.batching import build_collate
 from bridge.data.samples import Segment
+from bridge.metrics.batch_lengths import read_lengths
 
 
 def segment(length: int, first: int = 1) -> Segment:
@@ -64,7 +65,7 @@ def test_every_rank_gets_whole_tokens_and_no_real_token_is_lost(
     assert width % (context * tensor * alignment) == 0
     assert context == 1 or width % (2 * context) == 0
     assert int(batch["loss_mask"].sum()) == sum(lengths)
-    assert real_lengths(batch) == lengths
+    assert read_lengths(batch).sequences.tolist() == lengths  # type: ignore[union-attr]
     real = batch["loss_mask"].bool()
     expected = torch.cat([torch.from_numpy(segment(length, i)[0]) for i, length in enumerate(lengths)])
     assert torch.equal(batch["tokens"][real], expected)
