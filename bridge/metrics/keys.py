@@ -14,6 +14,16 @@ STEP = "step"
 
 FRACTION, FLOP = "fraction", "FLOP"
 
+LAYOUT = {
+    "TP": "tensor_model_parallel_size",
+    "PP": "pipeline_model_parallel_size",
+    "VPP": "virtual_pipeline_model_parallel_size",
+    "CP": "context_parallel_size",
+    "EP": "expert_model_parallel_size",
+    "DP": "data_parallel_size",
+}
+"""The facts of a run that say how it was cut over its ranks, by their short names."""
+
 
 @dataclass(frozen=True)
 class Key:

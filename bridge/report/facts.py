@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Optional
 
 from bridge.cli.console import with_unit
+from bridge.metrics.keys import LAYOUT
 from bridge.report.run_file import Run
 from bridge.report.scale import scale_of
 
@@ -90,18 +91,10 @@ def _constants(run: Run) -> Iterator[Fact]:
 
 
 def _layout(run: Run) -> str:
-    sizes = {
-        "TP": "tensor_model_parallel_size",
-        "PP": "pipeline_model_parallel_size",
-        "VPP": "virtual_pipeline_model_parallel_size",
-        "CP": "context_parallel_size",
-        "EP": "expert_model_parallel_size",
-        "DP": "data_parallel_size",
-    }
     world = _number(run, "world_size")
     if not world:
         return ""
-    parts = [f"{name} {size}" for name, key in sizes.items() if (size := _number(run, key)) and size > 1]
+    parts = [f"{name} {size}" for name, key in LAYOUT.items() if (size := _number(run, key)) and size > 1]
     return f"{world:,} rank{'s' if world > 1 else ''}" + (f": {' x '.join(parts)}" if parts else "")
 
 

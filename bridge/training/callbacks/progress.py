@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, TextIO
 
+from bridge.metrics.keys import LAYOUT
 from bridge.metrics.trackers import Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.callbacks.throughput import FACTS, ROWS, current_groups
@@ -232,15 +233,7 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
             )
         )
     if facts:
-        sizes = {
-            "TP": facts["tensor_model_parallel_size"],
-            "PP": facts["pipeline_model_parallel_size"],
-            "VPP": facts["virtual_pipeline_model_parallel_size"],
-            "CP": facts["context_parallel_size"],
-            "EP": facts["expert_model_parallel_size"],
-            "DP": facts["data_parallel_size"],
-        }
-        layout = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one replica, unsplit"
+        layout = " x ".join(f"{name} {facts[key]}" for name, key in LAYOUT.items() if facts[key] > 1) or "one replica, unsplit"
         rows.append(("layout", f"{facts['world_size']} rank(s): {layout}"))
         peak = facts["peak_flops"]
         speed = f"{quantity(peak)}FLOP/s" if peak else "unknown, no MFU"
