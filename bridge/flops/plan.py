@@ -52,9 +52,9 @@ def compile_plan(
         cfg: anything with ``.model`` (and, where they exist, ``.peft``, ``.teacher``: a configuration whose model runs forward
             beside the trained one, and ``.reference_model``: the model itself does), a model config, or a mapping of its fields.
         convention: ``megatron``, ``maxtext``, ``exact`` or ``executed``, or a record of switches.
-        framework: ``megatron`` or ``transformers``: whose layers and backward passes; ``cfg.framework`` or megatron when unset.
+        framework: a name of ``frameworks.FRAMEWORKS``: whose layers and backward passes. Unset: ``cfg.framework``, else megatron.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
-            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.peft.trainable_from``).
+            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.trainable.trainable_from``).
         elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
 
     Raises:
@@ -354,35 +354,27 @@ class Plan:
         sequence_lengths: Iterable[int],
         image_patches: Iterable[int] = (),
         passes: str = "training",
-        *,
-        encoder_lengths: Iterable[int] = (),
-        audio_frames: Iterable[int] = (),
+        **others: Iterable[int],
     ) -> Number:
-        """FLOPs of a batch given length by length (see ``measure``): an int, a fraction only where a convention makes it one."""
-        return self.evaluate(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames), passes)
+        """FLOPs of a batch given length by length: an int, a fraction only where a convention makes it one.
+
+        Lengths are those of ``measure``, encoder_lengths and audio_frames by name; ``passes`` is that of ``evaluate``.
+        """
+        return self.evaluate(self.measure(sequence_lengths, image_patches, **others), passes)
 
     def breakdown(
         self,
         sequence_lengths: Iterable[int],
         image_patches: Iterable[int] = (),
         passes: str = "training",
-        *,
-        encoder_lengths: Iterable[int] = (),
-        audio_frames: Iterable[int] = (),
+        **others: Iterable[int],
     ) -> dict[str, Number]:
-        """FLOPs of a batch by component; they add up to ``flops``."""
-        return self.evaluate_components(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames), passes)
+        """FLOPs of a batch by component; they add up to ``flops``, which has the same arguments."""
+        return self.evaluate_components(self.measure(sequence_lengths, image_patches, **others), passes)
 
-    def table(
-        self,
-        sequence_lengths: Iterable[int],
-        image_patches: Iterable[int] = (),
-        *,
-        encoder_lengths: Iterable[int] = (),
-        audio_frames: Iterable[int] = (),
-    ) -> list[Row]:
-        """Every matmul of a batch, equal ones of several layers in one row."""
-        return self.tabulate(self.measure(sequence_lengths, image_patches, encoder_lengths, audio_frames))
+    def table(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), **others: Iterable[int]) -> list[Row]:
+        """Every matmul of a batch, equal ones of several layers in one row; arguments as for ``measure``."""
+        return self.tabulate(self.measure(sequence_lengths, image_patches, **others))
 
     def tabulate(self, vector: Sequence[Number]) -> list[Row]:
         """``table`` for a vector."""
