@@ -66,11 +66,11 @@ def _thin(items: list[Any], count: int) -> list[Any]:
 
 def _line(run: Run, steps: list[Any], values: Values, names: tuple[str, ...], title: str, y: str, ticks: str) -> figures.Figure:
     series = {name: _thin(smoothed(run.series(_PREFIX + name), values["smooth"]), len(steps)) for name in names}
-    present = {name: numbers for name, numbers in series.items() if any(number is not None for number in numbers)}
+    there = {name: numbers for name, numbers in series.items() if any(number is not None for number in numbers)}
     x, few = _thin(steps, len(steps)), len(steps) <= 60
-    figure = figures.lines(x, present, title, xlabel="step", y=y, tickformat=ticks, markers=few)
+    figure = figures.lines(x, there, title, xlabel="step", y=y, tickformat=ticks, markers=few)
     figure.update_traces(hovertemplate="%{y}")
-    if not present:
+    if not there:
         _say(figure, "not in this file")
     return figure
 
@@ -97,7 +97,7 @@ def _components(run: Run, steps: list[Any], values: Values) -> figures.Figure:
         figure.update_yaxes(tickformat=".0f", ticksuffix=" %", range=[0, 100])
     if not parts:
         _say(figure, "not in this file")
-    return figure  # fmt: skip
+    return figure
 
 
 def _say(figure: figures.Figure, text: str) -> None:
