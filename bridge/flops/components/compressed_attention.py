@@ -30,9 +30,9 @@ def compressed_attention(
     window: int,
     nominal_window: bool,
     ratio: int,
-    indexer_heads: int = 0,
-    indexer_head_dim: int = 0,
-    indexer_topk: int = 0,
+    indexer_heads: int,
+    indexer_head_dim: int,
+    indexer_topk: int,
 ) -> list[Term]:
     """The terms of one block, from the normed input to the residual stream.
 
