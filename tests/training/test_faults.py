@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -10,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from counted import totals
 from launch import torchrun
 
-from bridge.config import load_recipe
 from bridge.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-from bridge.data.loader import TextData
-from bridge.data.schedule import MicroBatchSampler
-from bridge.flops import compile_plan
 from bridge.training.loop import train
 
 pytestmark = pytest.mark.slow
@@ -97,15 +93,6 @@ SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64
          "logger.wandb_project=null", "logger.log_interval=1")  # fmt: skip
 
 
-def expected_total(steps: int) -> int:
-    """FLOPs of the documents that so many steps take, summed one by one."""
-    cfg = load_recipe("tiny", SMALL)
-    data, plan = TextData(cfg), compile_plan(cfg, convention="megatron")
-    sampler = MicroBatchSampler(data.schedule, micro_batch_size=8, data_rank=0, data_size=1)
-    samples = itertools.chain.from_iterable(itertools.islice(sampler, steps))
-    return sum(plan.flops(sequence_lengths=[len(inputs)]) for index in samples for inputs, _ in data.training[index])
-
-
 def last_row(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
@@ -128,7 +115,7 @@ def test_a_killed_job_ends_and_continues_to_the_same_total(tmp_path: Path) -> No
     assert continued.returncode == 0, continued.stderr
     assert "4 steps, 32 samples" in continued.stdout
     assert last_row(tmp_path)["step"] == 8
-    assert last_row(tmp_path)["throughput/total_flops"] == expected_total(8)
+    assert last_row(tmp_path)["throughput/total_flops"] == totals(SMALL, 8)["throughput/total_flops"]
 
 
 def test_wrong_input_is_one_message_on_one_rank_and_no_rank_hangs(tmp_path: Path) -> None:
