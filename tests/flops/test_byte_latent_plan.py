@@ -57,6 +57,13 @@ def test_the_window_of_the_entropy_model(patcher, window):
     assert read_shape({"patcher_config": patcher} if patcher is not None else {}).patcher_sliding_window == window
 
 
+@pytest.mark.parametrize(
+    ("config", "runs"), [({}, True), ({"patch_in_forward": True}, True), ({"patch_in_forward": False}, False)]
+)
+def test_a_model_that_does_not_patch_by_itself_has_no_entropy_model(config, runs):
+    assert (read_shape(config).patcher_config is not None) == runs
+
+
 def test_the_entropy_model_only_runs_forward():
     plan = ByteLatentPlan()
     forward, training = (plan.breakdown(BYTES, PATCHES, passes) for passes in ("forward", "training"))
