@@ -13,7 +13,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,16 @@ def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
     return result
 
 
-def dump_config(config: Config) -> str:
-    """The effective configuration as YAML; :func:`load_recipe` reads it back to an equal one."""
+def dump_config(config: Config, mask: Callable[[Any], Any] = lambda values: values) -> str:
+    """The effective configuration as YAML; :func:`load_recipe` reads it back to an equal one.
+
+    ``mask`` returns the nested options without what must not be stored.
+    """
     values = dataclasses.asdict(config)
     for option in _OWNED_ELSEWHERE:
         section, name = option.split(".")
         del values[section][name]
-    return OmegaConf.to_yaml(OmegaConf.create(values))
+    return OmegaConf.to_yaml(OmegaConf.create(mask(values)))
 
 
 # ---- finding recipes ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from bridge.config.schema import Config
 from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
-from bridge.metrics.trackers import open_trackers
+from bridge.metrics.trackers import open_trackers, without_secrets
 from bridge.training import checkpoint, restart
 from bridge.training.agree import gather
 from bridge.training.callbacks import CallbackContext, CallbackManager
@@ -367,7 +367,7 @@ class Run:
         try:
             folder = Path(cfg.logger.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(dump_config(cfg))
+            (folder / "config.yaml").write_text(dump_config(cfg, without_secrets))
         except OSError as error:
             self._say(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
         run_id = state.wandb_run_id or restart.known_run_id(Path(cfg.logger.dir))

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bridge.metrics.trackers.plain import plain
+from bridge.metrics.trackers.plain import plain, without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
 #: The usual name of the file, under which a run's folder stands for it.
@@ -55,7 +55,7 @@ class JsonlTracker:
             raise OSError(f"{self.path}: a line was written in part; the disk is full")
 
     def summary(self, facts: Metrics) -> None:
-        self._facts.update(plain(facts))
+        self._facts.update(without_secrets(plain(facts)))
         if not self.path.exists() or self.path.is_file():
             _write_atomically(self._summary_path, json.dumps(self._facts, indent=2).encode())
 
