@@ -180,7 +180,7 @@ def test_a_circle_of_bases_is_shown(write):
         ("train.num_layers=5", "unknown option train.num_layers; did you mean model.num_layers?"),
         ("modle.num_layers=5", "unknown option modle; did you mean model?"),
         ("model.tensor_model_parallel_size=2", "did you mean parallel.tensor_model_parallel_size?"),
-        ("data.qqqqqq=1", "unknown option data.qqqqqq; known are data.path, data.tokenizer"),
+        ("data.qqqqqq=1", "unknown option data.qqqqqq; known are data.kind, data.path, data.tokenizer"),
         ("train.train_iters=abc", 'train.train_iters="abc" must be an integer'),
         ("train.train_iters=null", "train.train_iters=null must be an integer"),
         ("model.num_layers=2.5", "model.num_layers=2.5 must be an integer or null"),

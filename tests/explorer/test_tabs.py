@@ -180,8 +180,8 @@ def test_lora_against_full_training_and_6nd():
 @pytest.mark.parametrize("rank", [1, 64, 512])
 def test_cost_is_linear_in_the_rank(rank):
     chosen = values(fine_tune, rank=16)
-    curve = fine_tune.by_rank(compiled(LLAMA, "exact", 1, fine_tune.training(chosen)), 16, 4096, [])
-    part = compiled(LLAMA, "exact", 1, fine_tune.training({**chosen, "rank": rank}))
+    curve = fine_tune.by_rank(compiled(LLAMA, "exact", 1, fine_tune.training(LLAMA, chosen)), 16, 4096, [])
+    part = compiled(LLAMA, "exact", 1, fine_tune.training(LLAMA, {**chosen, "rank": rank}))
     assert curve[rank] == part.flops([4096])
 
 

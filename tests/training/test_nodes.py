@@ -116,8 +116,12 @@ class Nodes:
             ip("-n", name, "link", "set", "lo", "up")
 
     def give_up_soon(self, number: int) -> None:
-        """TCP of this node takes a silent connection for dead after seconds, not after a quarter of an hour."""
-        setting = "echo 3 > /proc/sys/net/ipv4/tcp_retries2"
+        """TCP of this node takes a silent connection for dead after half a minute, not after a quarter of an hour.
+
+        Later than the ranks find out (train.distributed_timeout_minutes above): torchrun's agent, once it misses its store, ends
+        its ranks before they can say anything.
+        """
+        setting = "echo 6 > /proc/sys/net/ipv4/tcp_retries2"
         subprocess.run(["ip", "netns", "exec", self.names[number], "sh", "-c", setting], check=True, capture_output=True)
 
     def mend(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from fractions import Fraction
 
 from bridge.cli.console import in_words, with_unit
@@ -58,10 +59,12 @@ _RANKS = tuple(2**k for k in range(10))
 _FLAGS = ("forward", "dgrad", "wgrad")
 
 
-def training(values: Values) -> Training:
-    """What the controls say trains."""
+def training(source: Source, values: Values) -> Training:
+    """What the controls say trains; of a button that stands for several layers those that the model has."""
     if values["method"] == "LoRA":
-        targets = tuple(name for target in values["targets"] for name in TARGETS[target])
+        had = {row.name for row in compiled(source, values["convention"]).table([1])}
+        names = [name for target in values["targets"] for name in TARGETS[target]]
+        targets = tuple(name for name in names if fnmatch.filter(had, name)) or tuple(names)
         if not targets:
             raise ConfigError("pick at least one layer that gets an adapter")
         return Training(rank=values["rank"], targets=targets)
@@ -74,7 +77,7 @@ def view(source: Source, values: Values) -> View:
     name, length = read(source).name, values["length"]
     images = [values["patches"]] if values["patches"] else []
     full = compiled(source, values["convention"])
-    part = compiled(source, values["convention"], 1, training(values))
+    part = compiled(source, values["convention"], 1, training(source, values))
     rule = FLOPS_PER_PARAMETER * full.parameters()["active"] * length
     label = f"LoRA rank {values['rank']}" if values["method"] == "LoRA" else "frozen parts"
     bars = {
@@ -153,7 +156,7 @@ def _by_layers(source: Source, values: Values) -> figures.Figure:
     full = compiled(source, values["convention"]).flops([values["length"]], images)
     shares = []
     for count in steps:
-        plan = compiled(source, values["convention"], 1, training({**values, "layers": count}))
+        plan = compiled(source, values["convention"], 1, training(source, {**values, "layers": count}))
         shares.append(Fraction(plan.flops([values["length"]], images)) / Fraction(full))
     figure = figures.lines(
         steps, {"frozen over full training": shares}, "Cost by frozen layers", xlabel="frozen layers, from the first",
