@@ -168,6 +168,7 @@ def test_generation_with_a_cache_is_one_pass_over_all_positions():
     roots = 10 * QWEN_SMALL["num_layers"]
     assert one_by_one.total == at_once.total + 10 * roots
     assert generation(20, 1, architecture=TRUE) == forward_pass(20, architecture=TRUE)
+    assert generation(20, 11, architecture=TRUE) == forward_pass(20, architecture=TRUE) + ledger_of(TRUE, 0).decode(20, 10)
     assert generation(512, 512, architecture=TRUE).total < generation(512, 512).total / 400
 
 
