@@ -32,11 +32,13 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from bridge.data.instructions import pack_instructions, packed_sequence_size
-    from bridge.data.packed_content import write_rows
+    from bridge.data.packed_content import check_ending, write_rows
 
     config = load_recipe(arguments.recipe, arguments.overrides, validate=False)
     if config.data.kind != "instructions":
         raise ConfigError(f"{arguments.recipe}: data.kind={config.data.kind} is not packed; add data.kind=instructions")
+    for file in filter(None, (arguments.file, arguments.evaluation)):
+        check_ending(file)
     parts = zip((arguments.file, arguments.evaluation), pack_instructions(config), strict=True)
     written = {}
     for file, rows in parts:

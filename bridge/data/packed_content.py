@@ -30,6 +30,8 @@ from bridge.data.tokenizer import Tokenizer
 from bridge.flops.model_shape import ConfigError
 
 _FIELDS = ("input_ids", "seq_start_id", "loss_mask")
+#: Token numbers are int32 from here on.
+_LARGEST_TOKEN = 2**31 - 1
 
 
 class PackedRow(NamedTuple):
@@ -91,6 +93,12 @@ def _row(sequences: Sequence[tuple[NDArray[np.int32], int]]) -> PackedRow:
 # ---- written --------------------------------------------------------------------------------------------------------
 
 
+def check_ending(path: str | os.PathLike[str]) -> None:
+    """Raise ConfigError where :func:`write_rows` could not write a file of this name."""
+    if Path(path).suffix not in _WRITERS:
+        raise ConfigError(f"packed file {path} must end in {' or '.join(_WRITERS)}")
+
+
 def write_rows(path: str | os.PathLike[str], rows: Iterable[PackedRow]) -> None:
     """Write a packed file, whole or not at all; its ending says which kind.
 
@@ -98,14 +106,12 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[PackedRow]) -> None:
         ConfigError: an ending that is not ``.npy`` or ``.parquet``.
         OSError: it cannot be written.
     """
+    check_ending(path)
     path = Path(path)
-    write = _WRITERS.get(path.suffix)
-    if write is None:
-        raise ConfigError(f"packed file {path} must end in {' or '.join(_WRITERS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(aside, [{name: value.tolist() for name, value in row._asdict().items()} for row in rows])
+        _WRITERS[path.suffix](aside, [{name: value.tolist() for name, value in row._asdict().items()} for row in rows])
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -234,6 +240,8 @@ def _checked(row: dict[str, Any]) -> PackedRow:
     tokens, starts, mask = (np.asarray(row[name]) for name in _FIELDS)
     if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in (tokens, starts, mask)):
         raise ValueError(f"{', '.join(_FIELDS)} must hold integers")
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) <= _LARGEST_TOKEN:
+        raise ValueError(f"input_ids of {tokens.min()} to {tokens.max()} are no tokens")
     if len(mask) != len(tokens):
         raise ValueError(f"{len(tokens)} input_ids have a loss_mask of {len(mask)}")
     if not len(starts) or starts[0] != 0 or (np.diff([*starts, len(tokens)]) < 0).any():

@@ -212,6 +212,8 @@ class Hostile:
         ([row(seq_start_id=[1, 3])], "row 0: 6 input_ids, and seq_start_id"),
         ([row(seq_start_id=[0, 9])], "row 0: 6 input_ids, and seq_start_id"),
         ([row(input_ids=[0.5] * 6)], "must hold integers"),
+        ([row(input_ids=[2**32, 1, 2, 3, 4, 5])], "row 0: input_ids of 1 to 4294967296 are no tokens"),
+        ([row(input_ids=[-1, 1, 2, 3, 4, 5])], "row 0: input_ids of -1 to 5 are no tokens"),
         ([row(tokens=2, seq_start_id=[0, 1])], "row 0: no sequence has two tokens"),
         ([row(loss_mask=Hostile())], "cannot be read: it holds posix.system"),
         ([row(input_ids=[300] * 6)], "model.vocab_size=257: packed row 0"),
@@ -277,5 +279,7 @@ def test_the_command_writes_what_the_run_would_pack(
         assert facts[name]["rows"] == len(made)
         assert facts[name]["input_tokens"] == sum(len(inputs) for row in made for inputs, *_ in row.segments())
     assert main(["pack", "tiny", "x.npy"]) == 2
-    assert main(["pack", "tiny", "x.txt", *options]) == 2
-    assert "must end in .npy or .parquet" in capsys.readouterr().err
+    for files in (["x.txt"], ["first.npy", "--evaluation", "x.txt"]):
+        assert main(["pack", "tiny", *files, *options]) == 2
+        assert "x.txt must end in .npy or .parquet" in capsys.readouterr().err
+    assert not Path("first.npy").exists()
