@@ -9,13 +9,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # torchrun warns where this is not set.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-gpu bench bench-gpu check docs format clean
+.PHONY: train test test-all test-gpu bench bench-gpu check docs format clean
 
 train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
 
+# Under ten minutes on two cores.
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Everything: see tests/conftest.py.
+test-all: $(VENV)/test.done
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --all $(ARGS)
 
 # Skipped with a reason where there is no GPU.
 test-gpu: $(VENV)/test.done

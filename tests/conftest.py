@@ -1,7 +1,45 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and which tests `make test` leaves to `make test-all`."""
 
+import re
+
+import pytest
 from hypothesis import settings
 
 # Machines that run the suite are shared and slow at times: a slow example is not a failure.
 settings.register_profile("bridge", deadline=None)
 settings.load_profile("bridge")
+
+#: Long tests beside shorter ones of the same thing, and further draws of what is drawn at random. Naming a file or a test on the
+#: command line runs it whole.
+LEFT_TO_TEST_ALL = re.compile(
+    r"""
+      explorer/test_browser\.py                                   # a real browser; the page's tabs and server are tested without
+    | training/test_parallel_training\.py::test_four_ranks        # two ranks have 29 layouts
+    | training/callbacks/test_restart\.py                         # resumes: test_resume.py, test_faults.py
+    | training/test_faults\.py::test_a_full_disk
+    | training/test_nodes\.py::test_a_node_is_cut_off
+    | training/test_elastic\.py::test_killed_workers
+    | docs/test_clusters\.py::test_ssh_trains
+    | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
+    | oracle/test_vision\.py::.*-[12]\]                           # draws after the first
+    | oracle/test_transformers\.py::.*-[123]\]
+    | oracle/test_inference\.py::test_prefill_and_decode_steps\[.*-1\]
+    """,
+    re.VERBOSE,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run what `make test` leaves to `make test-all`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Files that start processes come first: at the end there are short ones to share out.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("--all") or config.args_source is pytest.Config.ArgsSource.ARGS:
+        return
+    left = [item for item in items if LEFT_TO_TEST_ALL.search(item.nodeid)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not LEFT_TO_TEST_ALL.search(item.nodeid)]
