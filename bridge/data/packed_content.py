@@ -10,8 +10,6 @@ Files are ``.npy`` (pickled dictionaries of lists) and ``.parquet`` (list column
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -22,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge.data import packed_npy
 from bridge.data.examples import Example
 from bridge.data.packed_files import shards_of
-from bridge.data.packed_pickle import Array, List, RowReader
+from bridge.data.packed_pickle import Array, List
 from bridge.data.samples import Segment, pack
 from bridge.data.tokenizer import Tokenizer
 from bridge.flops.model_shape import ConfigError
@@ -199,17 +198,7 @@ def _checksum(path: str, value: int) -> int:
 
 
 def _read_npy(path: str) -> list[Callable[[], PackedRow]]:
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        if not dtype.hasobject:
-            raise ValueError("it is not an array of pickled rows")
-        start = file.tell()
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    rows = [row for batch in RowReader(data, start).batches() for row in batch]
-    if len(rows) != math.prod(shape):
-        raise ValueError(f"it holds {len(rows)} of the {math.prod(shape)} rows its header promises")
+    rows = [row for batch, _ in packed_npy.batches(path) for row in batch]
     return [lambda row=row: _checked({name: _values(row, name) for name in _FIELDS}) for row in rows]  # type: ignore[misc]
 
 

@@ -13,11 +13,11 @@ from bridge.data.packed_pickle import Array, List, RowReader
 from bridge.data.packed_rows import Rows, integers
 
 
-def read(path: str) -> Iterator[Rows]:
-    """The rows of a file, about a thousand at a time.
+def batches(path: str) -> Iterator[tuple[list[Any], float]]:
+    """The rows of a file as they are, about a thousand at a time, each with the share of the file read so far.
 
     Raises:
-        ValueError, OSError, pickle.UnpicklingError: it is torn, holds other rows, or more than plain data.
+        ValueError, OSError, pickle.UnpicklingError: it is torn, holds no rows, or more than plain data.
     """
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
@@ -30,10 +30,22 @@ def read(path: str) -> Iterator[Rows]:
     reader = RowReader(data, start)
     found = 0
     for batch in reader.batches():
-        yield _rows(batch, found, reader.position / len(data))
+        yield batch, reader.position / len(data)
         found += len(batch)
     if found != math.prod(shape):
         raise ValueError(f"it holds {found} of the {math.prod(shape)} rows its header promises")
+
+
+def read(path: str) -> Iterator[Rows]:
+    """The lengths in the rows of a file, about a thousand at a time.
+
+    Raises:
+        ValueError, OSError, pickle.UnpicklingError: see ``batches``; or it holds other rows.
+    """
+    found = 0
+    for batch, share in batches(path):
+        yield _rows(batch, found, share)
+        found += len(batch)
 
 
 def _rows(batch: list[Any], first_row: int, share: float) -> Rows:
