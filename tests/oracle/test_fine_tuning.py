@@ -5,12 +5,7 @@ peft's adapters in transformers on the meta device; ours in megatron-core's GPTM
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +17,7 @@ from bridge.config import Config, ModelConfig, PeftConfig, from_huggingface  # n
 from bridge.flops import compile_plan  # noqa: E402
 from oracle import transformers_models as oracle  # noqa: E402
 from oracle.fine_tuning_cases import FineTuning, cases  # noqa: E402
+from oracle.process import counted_by  # noqa: E402
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -129,12 +125,7 @@ def test_peft(run: Run, checkpointing: str | None) -> None:
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, Any]]:
     """What megatron-core counts with our adapters, case by case: one process for all."""
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "oracle.count_fine_tuning"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return counted_by("count_fine_tuning")
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +10,7 @@ from bridge.config import Config, ModelConfig, PeftConfig
 from bridge.flops import compile_plan
 from bridge.flops.plan import Plan
 from oracle.megatron_cases import Case, cases, trained_cases
+from oracle.process import counted_by
 
 pytest.importorskip("megatron.core")
 CASES = cases()
@@ -23,13 +19,7 @@ CASES = cases()
 @pytest.fixture(scope="module")
 def counted() -> dict[str, dict[str, Any]]:
     """What megatron-core counts, case by case: one process for all."""
-    tests = Path(__file__).parents[1]
-    # Threads cost more than they save on tensors of this size.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "oracle.count_megatron"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return counted_by("count_megatron")
 
 
 def plan_of(case: Case) -> Plan:

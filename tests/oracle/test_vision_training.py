@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bridge.flops import compile_plan
+from oracle.process import counted_by
 from oracle.vision_training_cases import BATCHES, CASES, config
 
 pytest.importorskip("megatron.core")
@@ -22,12 +18,7 @@ pytest.importorskip("PIL")
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """What is counted, case by case, and how far towers are from those of transformers: one process for all."""
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "oracle.count_vision_training"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
+    return counted_by("count_vision_training")
 
 
 @pytest.mark.parametrize(("model", "frozen"), CASES)
