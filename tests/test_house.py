@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "bridge.flops": 0,
     "bridge.hardware": 0,
+    "bridge.planning": 1,
     "bridge.config": 1,
     "bridge.data": 1,
     "bridge.metrics": 2,
@@ -20,6 +21,13 @@ FLOORS = {
     "bridge.report": 4,
     "bridge.integrations": 4,
     "bridge.__main__": 4,
+}
+
+
+#: Old names that lead up to where their contents have moved, for one release.
+MOVED = {
+    f"bridge.flops.{name}"
+    for name in ("inference", "kv_cache", "provenance", "byte_patches", "planning", "operations", "byte_latent", "model_shape")
 }
 
 
@@ -41,7 +49,7 @@ def imports(path: Path) -> set[str]:
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "bridge").rglob("*.py"))}
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - MOVED))
 def test_imports_go_down_only(module):
     own = floor(module.removesuffix(".__init__"))
     for imported in imports(MODULES[module]):

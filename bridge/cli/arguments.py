@@ -15,8 +15,8 @@ from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.frameworks import FRAMEWORKS
 from bridge.flops.plan import PASSES
-from bridge.flops.planning import Range
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
+from bridge.planning.training_run import Range
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 Parser = argparse.ArgumentParser

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from bridge.flops.planning import Range
+from bridge.planning.training_run import Range
 
 _SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _COUNTS = ("", " thousand", " million", " billion", " trillion")

@@ -15,7 +15,7 @@ from bridge.cli.console import Output, count, exactly, in_words, make_table, pri
 from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
 from bridge.flops import compile_plan
 from bridge.flops.plan import FLOPS_PER_MAC, Row
-from bridge.flops.provenance import Origin, explain
+from bridge.planning.provenance import Origin, explain
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:

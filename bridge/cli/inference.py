@@ -9,7 +9,7 @@ from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, exactly, make_table, plain, print_json, with_unit
 from bridge.cli.flops import sizes
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.inference import LATENTS, Generation, Memory, Roofline, prefill_and_decode
+from bridge.planning.inference import LATENTS, Generation, Memory, Roofline, prefill_and_decode
 
 _SPANS = ("prefill", "decode", "total")
 

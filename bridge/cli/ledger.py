@@ -12,23 +12,19 @@ from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, make_table, print_json, with_unit
 from bridge.flops import ConfigError
 from bridge.flops.elementwise import softmax
-from bridge.flops.operations import (
+from bridge.planning.exhibits.lora_notebook import (
     BUDGET,
-    COSTS,
     NOTEBOOK,
-    OPERATIONS,
     TRUE,
     Budget,
     Difference,
-    Entry,
-    Ledger,
-    OperationCost,
     differences,
     evaluation,
     generation,
     ledger_of,
     training,
 )
+from bridge.planning.ledger import COSTS, OPERATIONS, Entry, Ledger, OperationCost
 
 #: The published exercise on Qwen2.5-0.5B: as it simplifies the model, and as the model is.
 EXERCISE = {architecture.name: architecture for architecture in (NOTEBOOK, TRUE)}

@@ -25,7 +25,7 @@ from bridge.cli import (
     train,
 )
 from bridge.cli.arguments import hint
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2

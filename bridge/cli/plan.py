@@ -16,7 +16,7 @@ from bridge.cli.flops import sizes
 from bridge.cli.priced import make_batch
 from bridge.config import Config
 from bridge.flops import ConfigError, Plan, compile_plan
-from bridge.flops.planning import (
+from bridge.planning.training_run import (
     BUDGETS,
     CHINCHILLA_TOKENS_PER_PARAMETER,
     Cluster,

@@ -14,7 +14,7 @@ from bridge.config import Config, data_parallel_size
 from bridge.flops import ConfigError, Plan
 from bridge.flops.moments import Moments
 from bridge.flops.plan import Row
-from bridge.flops.planning import PipelineBound, pipeline_bound
+from bridge.planning.training_run import PipelineBound, pipeline_bound
 
 Number = int | Fraction
 

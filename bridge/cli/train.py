@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 
 from bridge.config import Config, load_recipe
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers import check_installed
 from bridge.training import exit as ending
 

@@ -1,6 +1,5 @@
 """Configurations: dataclasses with megatron-core's field names, YAML recipes and command-line overrides."""
 
-from bridge.config.huggingface import HuggingFaceConfig, from_huggingface
 from bridge.config.instantiate import instantiate
 from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe, with_overrides
 from bridge.config.schema import (
@@ -15,8 +14,9 @@ from bridge.config.schema import (
     PeftConfig,
     TrainConfig,
 )
+from bridge.config.sources.huggingface import HuggingFaceConfig, from_huggingface
 from bridge.config.validation import data_parallel_size, validate, validate_layout
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 __all__ = [
     "CheckpointConfig",

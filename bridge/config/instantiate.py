@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 
 def instantiate(spec: Mapping[str, Any], option: str = "callbacks") -> Any:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bridge.config.schema import Config
 from bridge.config.validation import validate as validate_config
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
-from bridge.flops.model_shape import ModelShape
+from bridge.flops.shapes import ModelShape
 from bridge.flops.transforms import DEFAULT_TARGETS
 
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from bridge.config.schema import Config
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 Rule = Callable[[Config], Iterator[str]]
 

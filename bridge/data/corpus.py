@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bridge.data.text import read_documents
 from bridge.data.tokenizer import Tokenizer, Tokens
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from bridge.data.text import find_files
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 
 class Example(NamedTuple):

@@ -34,7 +34,8 @@ from bridge.data.images_pixels import render, to_patches, wrap
 from bridge.data.samples import Segment
 from bridge.data.text import read_documents
 from bridge.data.tokenizer import Tokenizer, build_tokenizer
-from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
+from bridge.flops.reading import read_vision
+from bridge.flops.shapes import ConfigError, VisionShape
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config

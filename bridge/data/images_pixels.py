@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.flops.model_shape import ConfigError, VisionShape
+from bridge.flops.shapes import ConfigError, VisionShape
 
 Pixels = NDArray[np.uint8]
 

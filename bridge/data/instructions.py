@@ -14,7 +14,7 @@ from bridge.data.examples import read_examples
 from bridge.data.packed_content import PackedFile, PackedRow, pack_examples
 from bridge.data.samples import Segment
 from bridge.data.tokenizer import build_tokenizer
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, PackedSequenceSpecs

@@ -14,7 +14,7 @@ from bridge.data.corpus import load_corpus, split
 from bridge.data.samples import KINDS, Samples
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.data.tokenizer import build_tokenizer
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config

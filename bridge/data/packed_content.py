@@ -26,7 +26,7 @@ from bridge.data.packed_files import shards_of
 from bridge.data.packed_pickle import Array, List
 from bridge.data.samples import Segment, pack
 from bridge.data.tokenizer import Tokenizer
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 _FIELDS = ("input_ids", "seq_start_id", "loss_mask")
 #: Token numbers are int32 from here on.

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bridge.flops.model_shape import ConfigError, get, model_of
+from bridge.flops.reading import get, model_of
+from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
     from bridge.data.packed_rows import Rows

@@ -18,8 +18,8 @@ from typing import Any
 from bridge.data import packed_sidecar as sidecar
 from bridge.data.packed_files import Shard, identify_all, read_rows, shards_of
 from bridge.data.packed_progress import Progress
-from bridge.flops.model_shape import ConfigError
 from bridge.flops.plan import Plan
+from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 STANDARD_LIBRARY_SEPARATOR = "\n\n\n"
 """Two blank lines: what PEP 8 puts between top-level definitions."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 Tokens = NDArray[np.integer]
 

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bridge.flops import conventions, frameworks, model_shape, transforms
-from bridge.flops.byte_latent import Comparison
+from bridge.flops import conventions, frameworks, reading, transforms
 from bridge.flops.components import byte_latent as blocks
 from bridge.flops.conventions import Convention
-from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import Context, Pass, Term, join, table
 
 
@@ -106,7 +105,7 @@ def read_shape(config: Any) -> ByteLatentShape:
     """The shape of a Hugging Face ``blt`` config (object or mapping), or of a mapping with the fields of ByteLatentShape."""
     if isinstance(config, ByteLatentShape):
         return config
-    get = model_shape.get
+    get = reading.get
 
     def stack(source: Any) -> StackShape:
         values = {item.name: get(source, item.name) for item in fields(StackShape)}
@@ -278,34 +277,3 @@ class ByteLatentPlan:
     def parameters(self) -> dict[str, int]:
         """Weights: all, those one byte uses, those that train."""
         return self.plan.parameters()
-
-
-def compare_on_corpus(
-    byte_plan: ByteLatentPlan,
-    token_plan: Plan,
-    document_patches: Sequence[Sequence[int]],
-    document_tokens: Sequence[int],
-    passes: str = "forward",
-) -> Comparison:
-    """FLOPs per byte of two real models on one corpus.
-
-    Args:
-        byte_plan: the byte-latent transformer.
-        token_plan: the transformer over BPE tokens.
-        document_patches: of each document the lengths of its patches, in bytes.
-        document_tokens: of each document its number of tokens.
-        passes: ``forward`` or ``training``.
-    """
-    if len(document_patches) != len(document_tokens):
-        raise ConfigError(f"{len(document_patches)} documents in patches, {len(document_tokens)} in tokens: give the same ones")
-    sizes = [sum(patches) for patches in document_patches]
-    total = sum(sizes)
-    if not total:
-        raise ConfigError("the corpus has no bytes")
-    parts = byte_plan.breakdown(sizes, [len(patches) for patches in document_patches], passes)
-    latent = parts.pop(blocks.LATENT)
-    return Comparison(
-        bpe_per_byte=float(token_plan.flops(document_tokens, passes=passes) / total),
-        blt_global=float(latent / total),
-        blt_local=float(sum(parts.values()) / total),
-    )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind
 

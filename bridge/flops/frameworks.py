@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge.flops.components.compressed_attention import RATIOS
-from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Context
 
 #: Symbols of hybrid patterns -> (mixer, channel mixer).

@@ -38,7 +38,7 @@ from bridge.flops.conventions import Convention
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING, Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
-from bridge.flops.model_shape import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
+from bridge.flops.shapes import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
 from bridge.flops.statistics import PATCHES, Statistic
 from bridge.flops.terms import Context, Kind, Term, elementwise, join, norm, onto, table
 

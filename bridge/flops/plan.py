@@ -16,12 +16,12 @@ from math import lcm
 from operator import add, mul
 from typing import Any, TypeVar
 
-from bridge.flops import conventions, frameworks, model_shape, transforms
+from bridge.flops import conventions, frameworks, reading, transforms
 from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model import diffusion_terms, model_terms, vision_terms
-from bridge.flops.model_shape import ConfigError, ModelShape
 from bridge.flops.moments import NOTHING, Moments, Number, rule
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term
 
@@ -61,9 +61,9 @@ def compile_plan(
         ConfigError: a required field is missing or impossible; the message names it.
     """
     record = conventions.get(convention)
-    runs_on = frameworks.get(framework or model_shape.get(cfg, "framework") or "megatron")
-    shape = model_shape.read(cfg)
-    teacher = model_shape.get(cfg, "teacher") or model_shape.get(model_shape.model_of(cfg), "teacher")
+    runs_on = frameworks.get(framework or reading.get(cfg, "framework") or "megatron")
+    shape = reading.read(cfg)
+    teacher = reading.get(cfg, "teacher") or reading.get(reading.model_of(cfg), "teacher")
     lora, *_ = peft_of(cfg)
     may_train = transforms.Trainable.of(trainable or planned_trainable(cfg))
 
@@ -81,29 +81,29 @@ def compile_plan(
         terms = []
         if teacher is not None:
             terms += transforms.forward_only(_terms(teacher, how, runs_on), "teacher_model")
-        if model_shape.get(cfg, "reference_model"):
+        if reading.get(cfg, "reference_model"):
             terms += transforms.forward_only(_terms(cfg, how, runs_on), "reference_model")
         return terms
 
-    left_out = model_shape.not_counted(cfg) + _unpriced_peft(cfg)
+    left_out = reading.not_counted(cfg) + _unpriced_peft(cfg)
     return Plan(record, build(record), left_out, shape, may_train, build)
 
 
 def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework) -> list[Term]:
     """The terms of a configuration's model, forward."""
-    diffusion = model_shape.read_diffusion(cfg)
+    diffusion = reading.read_diffusion(cfg)
     if diffusion is not None:
         return diffusion_terms(diffusion)
-    shape, vision = model_shape.read(cfg), model_shape.read_vision(cfg)
+    shape, vision = reading.read(cfg), reading.read_vision(cfg)
     if shape.is_tower_alone and vision is not None:
         return vision_terms(vision, how)
-    parts = shape, vision, model_shape.read_audio(cfg)
+    parts = shape, vision, reading.read_audio(cfg)
     return model_terms(*parts, how, runs_on, fused=runs_on.fused)
 
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
     """The plan of the vision tower alone, trained in full; None where there is no tower."""
-    vision = model_shape.read_vision(cfg)
+    vision = reading.read_vision(cfg)
     if vision is None:
         return None
     record = conventions.get(convention)
@@ -117,7 +117,7 @@ def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
 
 def planned_trainable(cfg: Any) -> transforms.Trainable:
     """What trains as a configuration has it: its ``peft`` section and the model's freeze switches."""
-    return transforms.trainable_of(model_shape.read(cfg), *peft_of(cfg))
+    return transforms.trainable_of(reading.read(cfg), *peft_of(cfg))
 
 
 #: Options of other libraries' adapters that change the work in ways that are not priced.
@@ -128,9 +128,9 @@ _UNPRICED_PEFT = (
 
 
 def _unpriced_peft(cfg: Any) -> tuple[str, ...]:
-    peft = model_shape.get(cfg, "peft")
-    used = [name for name in _UNPRICED_PEFT if peft is not None and model_shape.get(peft, name)]
-    return tuple(f"peft.{name}={model_shape.get(peft, name)!r}: adapters are priced without it" for name in used)
+    peft = reading.get(cfg, "peft")
+    used = [name for name in _UNPRICED_PEFT if peft is not None and reading.get(peft, name)]
+    return tuple(f"peft.{name}={reading.get(peft, name)!r}: adapters are priced without it" for name in used)
 
 
 #: What ``peft.kind`` may be.
@@ -146,7 +146,7 @@ def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...], tuple[st
     Returns:
         (None, (), ()) where there is none.
     """
-    get = model_shape.get
+    get = reading.get
     peft = get(cfg, "peft")
     if peft is None:
         return None, (), ()

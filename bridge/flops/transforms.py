@@ -12,7 +12,7 @@ from typing import Any
 from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
-from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import FORWARD_PASSES
 from bridge.flops.terms import Kind, Pass, Term, elementwise
 

@@ -19,7 +19,7 @@ from typing import Any, Optional
 
 import torch
 
-from bridge.config.huggingface_model import from_huggingface_model
+from bridge.config.sources.huggingface_model import from_huggingface_model
 from bridge.flops import ConfigError
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 

@@ -21,8 +21,8 @@ from typing import Any, Optional, TypeVar
 
 import torch
 
-from bridge.flops.model_shape import ConfigError
 from bridge.flops.plan import Plan
+from bridge.flops.shapes import ConfigError
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
 from bridge.metrics.batch_statistics import MAX_RANKS, READ, BatchStatistics
 from bridge.metrics.instruments import COMPUTE_TIME, Instruments

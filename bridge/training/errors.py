@@ -1,6 +1,6 @@
 """What a run may fail with, as seen by the person who started it.
 
-A mistake in the configuration is a :class:`~bridge.flops.model_shape.ConfigError` (exit code 2): every rank finds it,
+A mistake in the configuration is a :class:`~bridge.flops.shapes.ConfigError` (exit code 2): every rank finds it,
 because every rank checks the same things.  Whatever goes wrong later, or on one machine only, is a :class:`RunError`
 (exit code 1).  Both carry a message for people: option, value, remedy.  Anything else is a defect and keeps its
 traceback.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 EXIT_OK = 0
 EXIT_RUN = 1

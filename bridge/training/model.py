@@ -27,7 +27,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from bridge.flops.model_shape import ConfigError, read, read_vision
+from bridge.flops.reading import read, read_vision
+from bridge.flops.shapes import ConfigError
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
 from bridge.training.peft import add_adapters, check_peft

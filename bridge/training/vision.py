@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock, Transf
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from bridge.flops.model_shape import VisionShape
+from bridge.flops.shapes import VisionShape
 from bridge.training.norm import Norm
 
 _ACTIVATIONS = {  # those that vision_limits.ACTIVATIONS names

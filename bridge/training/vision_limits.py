@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.model_shape import ConfigError, VisionShape, read_vision
+from bridge.flops.reading import read_vision
+from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.training.errors import RunError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from bridge.cli import arguments as options
 from bridge.cli.console import exactly, plain, spread
 from bridge.flops import ConfigError
-from bridge.flops.planning import Range
+from bridge.planning.training_run import Range
 
 
 @pytest.mark.parametrize(

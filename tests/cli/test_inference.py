@@ -8,7 +8,7 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
-from bridge.flops.inference import Memory, prefill_and_decode
+from bridge.planning.inference import Memory, prefill_and_decode
 
 REQUEST = ["--prompt", "900", "--generate", "294"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
-from bridge.flops.operations import TRUE, Ledger, OperationCost, forward_pass, generation
+from bridge.planning.ledger import TRUE, Ledger, OperationCost, forward_pass, generation
 
 
 def ledger(capsys, *arguments: str) -> dict:

@@ -20,7 +20,7 @@ from bridge.data import images_pixels
 from bridge.data.images import ImageData
 from bridge.data.images_pixels import render, to_patches, wrap
 from bridge.data.loader import open_data
-from bridge.flops.model_shape import ConfigError, VisionShape
+from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.metrics.batch_lengths import read_lengths
 
 IMAGE = 257

@@ -11,7 +11,7 @@ import pytest
 from bridge.data.corpus import Corpus, load_corpus, split
 from bridge.data.text import find_files, read_documents
 from bridge.data.tokenizer import ByteTokenizer, JsonTokenizer, build_tokenizer
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from bridge.config.huggingface_families import FAMILIES
+from bridge.config.sources.huggingface_families import FAMILIES
 
 #: Language models inside of a listed vision-language model, and models made of two listed parts.
 PARTS = {"qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5", "qwen3_5_moe"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.cli.main import main
-from bridge.flops.byte_latent import compare
+from bridge.planning.exhibits.byte_latent import compare
 from tests.explorer.browser import Browser, find_chromium, serving
 from tests.report.test_run_file import row, write
 

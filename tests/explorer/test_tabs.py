@@ -13,8 +13,8 @@ from bridge.explorer.controls import accept, defaults
 from bridge.explorer.sources import OWN_MODEL, Source, Training, compiled
 from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model
 from bridge.flops import compile_plan
-from bridge.flops.byte_latent import compare as compare_bytes
-from bridge.flops.inference import Memory, prefill_and_decode
+from bridge.planning.exhibits.byte_latent import compare as compare_bytes
+from bridge.planning.inference import Memory, prefill_and_decode
 
 LLAMA = Source("llama3-8b")
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

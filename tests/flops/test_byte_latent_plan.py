@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, compare_on_corpus, read_shape
-from bridge.flops.byte_patches import space_patches
+from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, read_shape
 from bridge.flops.statistics import triangle, window_pairs
+from bridge.planning.byte_patches import space_patches
+from bridge.planning.exhibits.byte_latent import compare_on_corpus
 
 BYTES, PATCHES = [900, 77], [200, 31]
 

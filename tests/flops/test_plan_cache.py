@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from bridge.flops.model_shape import ModelShape
 from bridge.flops.plan_cache import CAPACITY, PlanCache
+from bridge.flops.shapes import ModelShape
 
 FIELDS = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100, "moe_layer_freq": [1, 0, 1, 0]}
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from transformers import DynamicCache, PreTrainedConfig
 
 from bridge.config import from_huggingface
-from bridge.flops.inference import InferencePlan, prefill_and_decode
+from bridge.planning.inference import InferencePlan, prefill_and_decode
 from oracle import transformers_models as oracle
 from oracle.counter import count
 

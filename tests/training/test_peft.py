@@ -12,7 +12,7 @@ pytest.importorskip("megatron.core")
 from launch import HERE, torchrun
 
 from bridge.config import load_recipe
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 from bridge.training.model import check_trainable
 
 TENSOR_1 = ["dense-{}-fused", "dense-{}-split", "moe-{}-fused", "mla-{}-fused"]

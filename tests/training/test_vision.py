@@ -14,7 +14,7 @@ from launch import HERE, torchrun
 from bridge.config import load_recipe
 from bridge.data.images import ImageData
 from bridge.flops import compile_plan
-from bridge.flops.model_shape import ConfigError, VisionShape
+from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.training.errors import RunError
 from bridge.training.vision_limits import check_places, check_vision
 

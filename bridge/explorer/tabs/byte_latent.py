@@ -9,7 +9,7 @@ from bridge.explorer.controls import Slider, Values
 from bridge.explorer.sources import Source
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops import ConfigError
-from bridge.flops.byte_latent import PUBLISHED, compare, iso_cost_curve
+from bridge.planning.exhibits.byte_latent import PUBLISHED, compare, iso_cost_curve
 
 KEY, TITLE = "blt", "BLT against BPE"
 INTRODUCTION = (

@@ -14,7 +14,7 @@ from bridge.explorer.controls import Choice, Slider, Toggle, Values
 from bridge.explorer.sources import Source, read
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops import ConfigError
-from bridge.flops.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
+from bridge.planning.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
 
 KEY, TITLE = "inference", "Inference"

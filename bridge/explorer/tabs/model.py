@@ -16,7 +16,7 @@ from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
-from bridge.flops.planning import pipeline_bound
+from bridge.planning.training_run import pipeline_bound
 
 KEY, TITLE = "model", "Model"
 INTRODUCTION = "One training step of the model above: what it costs, where the work is, and when attention takes over."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
 
-from bridge.flops.model_shape import ConfigError
+from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers.jsonl import JsonlTracker
 from bridge.metrics.trackers.mlflow import MlflowTracker
 from bridge.metrics.trackers.plain import without_login

@@ -26,8 +26,8 @@ from typing import Any, Optional
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
-from bridge.flops.model_shape import get, model_of
 from bridge.flops.plan import Plan, planned_trainable
+from bridge.flops.reading import get, model_of
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
 from bridge.metrics.meter import Meter, Report, never_read, warn_of

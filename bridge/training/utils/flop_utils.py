@@ -16,10 +16,11 @@ from bridge.data.packed_statistics import SequenceTable
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops import conventions
 from bridge.flops.conventions import CONVENTIONS
-from bridge.flops.model_shape import ConfigError, get, model_of, read_vision
 from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
+from bridge.flops.reading import get, model_of, read_vision
+from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import FORWARD_PASSES
 
 _SUMS = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")

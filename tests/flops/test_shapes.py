@@ -7,7 +7,7 @@ import pytest
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.model_shape import read
+from bridge.flops.reading import read
 from bridge.training.utils.flop_utils import num_floating_point_operations
 
 LENGTHS = [4096, 100]

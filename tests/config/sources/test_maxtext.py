@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.config.maxtext import from_maxtext, patches_per_image
+from bridge.config.sources.maxtext import from_maxtext, patches_per_image
 from bridge.flops import ConfigError, compile_plan
 
-DATA = json.loads((Path(__file__).parents[1] / "data" / "maxtext.json").read_text())
+DATA = json.loads((Path(__file__).parents[2] / "data" / "maxtext.json").read_text())
 WHOLE_MODELS = [case for case in DATA["cases"] if "config" in case["inputs"]]
 UNITS = {case["id"].removeprefix("unit/"): case for case in DATA["cases"] if case["id"].startswith("unit/")}
 

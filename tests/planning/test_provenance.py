@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.config import load_recipe
-from bridge.flops import compile_plan, model_shape
-from bridge.flops.provenance import Size, explain, fields_of, formula_of
+from bridge.flops import compile_plan, reading
+from bridge.planning.provenance import Size, explain, fields_of, formula_of
 
 #: One of every kind of layer.
 KINDS = {
@@ -28,10 +28,10 @@ KINDS = {
 
 
 def namespace(config):
-    shape = model_shape.read(config)
+    shape = reading.read(config)
     names = {**vars(shape), "ceil": ceil, "max": max}
     for part in ("vision", "audio", "diffusion"):
-        inner = getattr(model_shape, f"read_{part}")(config)
+        inner = getattr(reading, f"read_{part}")(config)
         names[f"{part}_config"] = inner and SimpleNamespace(**vars(inner))
     if config.peft is not None:
         names["peft"] = config.peft

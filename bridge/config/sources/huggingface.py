@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge.config.huggingface_families import FAMILIES, Family, Fields, Options, unknown
 from bridge.config.schema import Config, ModelConfig
-from bridge.flops import model_shape
-from bridge.flops.model_shape import ConfigError
+from bridge.config.sources.huggingface_families import FAMILIES, Family, Fields, Options, unknown
+from bridge.flops import reading
+from bridge.flops.shapes import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -52,8 +52,8 @@ def from_huggingface(config: Any) -> HuggingFaceConfig:
         framework=FAMILIES[model_type].framework,
         not_counted=tuple(not_counted),
     )
-    model_shape.read(result)
-    model_shape.read_vision(result)
+    reading.read(result)
+    reading.read_vision(result)
     return result
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.flops import ConfigError
-from bridge.flops.byte_patches import (
+from bridge.planning.byte_patches import (
     PatchStatistics,
     entropy_patches,
     next_byte_entropies,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any, Optional
 
-from bridge.config.huggingface import HuggingFaceConfig, from_huggingface
 from bridge.config.schema import PeftConfig
-from bridge.flops.model_shape import ConfigError
+from bridge.config.sources.huggingface import HuggingFaceConfig, from_huggingface
+from bridge.flops.shapes import ConfigError
 
 #: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
 _LINEAR_LAYERS = {
@@ -38,7 +38,7 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
         model: a ``PreTrainedModel``, or a ``PeftModel`` with LoRA adapters around one.
 
     Raises:
-        ConfigError: :func:`~bridge.config.huggingface.from_huggingface` does not know the architecture; or some weights
+        ConfigError: :func:`~bridge.config.sources.huggingface.from_huggingface` does not know the architecture; or some weights
             are frozen, adapted or recomputed in a way that is not described here.
     """
     result = from_huggingface(model.config)

@@ -1,6 +1,6 @@
 """What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``.
 
-Only the fields that decide something here.  Written by tests/config/write_huggingface_defaults.py, checked by its test.
+Only the fields that decide something here.  Written by tests/config/sources/write_huggingface_defaults.py, checked by its test.
 """
 
 from typing import Any

@@ -18,13 +18,11 @@ from bridge.flops.components.latent_attention import latent_attention
 from bridge.flops.components.mamba import mamba
 from bridge.flops.conventions import EXACT
 from bridge.flops.elementwise import ACTIVATIONS, Operations
-from bridge.flops.operations import (
-    COUNTED,
+from bridge.flops.terms import Context, Kind
+from bridge.planning.exhibits.lora_notebook import (
     NOTEBOOK,
     TRUE,
     Budget,
-    Ledger,
-    OperationCost,
     attention_block,
     differences,
     evaluation,
@@ -36,7 +34,7 @@ from bridge.flops.operations import (
     norms_and_residuals,
     training,
 )
-from bridge.flops.terms import Context, Kind
+from bridge.planning.ledger import COUNTED, Ledger, OperationCost
 from tests.flops.published import MODELS, full_config
 
 L, D, H, DH, F, V = 24, 896, 14, 64, 4864, 151936

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
 
-from bridge.config.huggingface_defaults import DEFAULTS
-from bridge.flops.model_shape import ConfigError
+from bridge.config.sources.huggingface_defaults import DEFAULTS
+from bridge.flops.shapes import ConfigError
 
 Options = dict[str, Any]
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bridge.config import ConfigError, from_huggingface, load_recipe
-from bridge.config.huggingface_defaults import DEFAULTS
-from bridge.config.huggingface_families import FAMILIES, IRRELEVANT
+from bridge.config.sources.huggingface_defaults import DEFAULTS
+from bridge.config.sources.huggingface_families import FAMILIES, IRRELEVANT
 from bridge.flops import compile_plan
 
-MODELS = Path(__file__).parents[2] / "recipes/models"
+MODELS = Path(__file__).parents[3] / "recipes/models"
 
 QWEN3 = {
     "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
@@ -222,9 +222,9 @@ def test_parts_that_are_not_counted_are_named() -> None:
 
 def test_defaults_are_those_of_transformers() -> None:
     pytest.importorskip("transformers")
-    from config.write_huggingface_defaults import class_defaults
+    from tests.config.sources.write_huggingface_defaults import class_defaults
 
-    assert class_defaults() == DEFAULTS, "run tests/config/write_huggingface_defaults.py"
+    assert class_defaults() == DEFAULTS, "run tests/config/sources/write_huggingface_defaults.py"
 
 
 def test_every_field_of_every_class_is_read_or_known_to_be_irrelevant() -> None:
@@ -252,7 +252,7 @@ from bridge.flops import compile_plan
 compile_plan(from_huggingface({QWEN3!r})).flops([8])
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 @pytest.mark.parametrize(

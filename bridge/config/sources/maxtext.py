@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bridge.flops.model_shape import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError, ModelShape
 
 Options = dict[str, Any]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.inference import (
+from bridge.flops.model import MIXERS
+from bridge.flops.terms import CAUSAL, Context
+from bridge.hardware import compute_mbu, compute_mfu
+from bridge.planning.inference import (
     MODELS,
     InferencePlan,
     Memory,
@@ -14,10 +17,7 @@ from bridge.flops.inference import (
     find_parameters,
     prefill_and_decode,
 )
-from bridge.flops.kv_cache import CACHES, seen
-from bridge.flops.model import MIXERS
-from bridge.flops.terms import CAUSAL, Context
-from bridge.hardware import compute_mbu, compute_mfu
+from bridge.planning.kv_cache import CACHES, seen
 
 LLAMA = {
     "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32, "num_query_groups": 8,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.flops import ConfigError
-from bridge.flops.planning import (
+from bridge.planning.training_run import (
     Cluster,
     Range,
     TrainingRun,

@@ -8,7 +8,7 @@ from math import sqrt
 import pytest
 
 from bridge.flops import ConfigError
-from bridge.flops.byte_latent import PUBLISHED, compare, iso_cost_curve, iso_cost_width
+from bridge.planning.exhibits.byte_latent import PUBLISHED, compare, iso_cost_curve, iso_cost_width
 
 PATCH_SIZES = [tenths / 10 for tenths in range(10, 101)]
 WIDTHS = range(512, 8193, 128)

@@ -7,7 +7,7 @@ peft = pytest.importorskip("peft")
 
 from oracle import transformers_models as oracle  # noqa: E402
 
-from bridge.config.huggingface_model import from_huggingface_model  # noqa: E402
+from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import ConfigError, compile_plan  # noqa: E402
 
 TARGETS = {

@@ -1,6 +1,6 @@
-"""Write bridge/config/huggingface_defaults.py from the config classes of the installed transformers.
+"""Write bridge/config/sources/huggingface_defaults.py from the config classes of the installed transformers.
 
-python tests/config/write_huggingface_defaults.py
+python tests/config/sources/write_huggingface_defaults.py
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bridge.config import huggingface_defaults
-from bridge.config.huggingface_families import FAMILIES, IRRELEVANT, Fields
+from bridge.config.sources import huggingface_defaults
+from bridge.config.sources.huggingface_families import FAMILIES, IRRELEVANT, Fields
 
 #: Families without a config class of their own, and the one whose class they use.
 SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
 HEADER = '''"""What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``.
 
-Only the fields that decide something here.  Written by tests/config/write_huggingface_defaults.py, checked by its test.
+Only the fields that decide something here.  Written by tests/config/sources/write_huggingface_defaults.py, checked by its test.
 """
 
 from typing import Any

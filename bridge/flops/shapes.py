@@ -1,0 +1,395 @@
+"""What decides how many operations a model costs: every field, its default and its meaning, once.
+
+Field names are megatron-core's (``TransformerConfig``, ``MLATransformerConfig``, ``GPTModel``); where megatron-core
+has no field the name of Megatron-Bridge or of the Hugging Face config is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be priced: the message names the field, its value and the remedy."""
+
+
+@dataclass(kw_only=True)
+class ModelShape:
+    """Everything about a model that decides how many operations a token costs.
+
+    Defaults are megatron-core's, except where a default only changes the parameter count and published open models
+    agree on another value (``normalization``, ``add_bias_linear``).  ``None`` means "not set".
+    """
+
+    # ---- the transformer -------------------------------------------------------------------------
+    num_layers: Optional[int] = None
+    """Decoder layers, without the multi-token-prediction layers. Required, unless a hybrid pattern is given."""
+    hidden_size: Optional[int] = None
+    """Width of the residual stream. Required."""
+    ffn_hidden_size: Optional[int] = None
+    """Inner width of a dense MLP; 4 x hidden_size when unset."""
+    num_attention_heads: Optional[int] = None
+    """Query heads. Required."""
+    num_query_groups: Optional[int] = None
+    """Key/value heads (GQA); num_attention_heads when unset."""
+    kv_channels: Optional[int] = None
+    """Width of one head; hidden_size // num_attention_heads when unset."""
+    vocab_size: Optional[int] = None
+    """Tokens in the vocabulary, unpadded. Required."""
+    make_vocab_size_divisible_by: int = 128
+    """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
+    should_pad_vocab: bool = True
+    """Whether the padding above is applied by the conventions that know it."""
+    tensor_model_parallel_size: int = 1
+    """Only for the padding of the vocabulary."""
+    seq_length: Optional[int] = None
+    """Tokens of a sequence when no lengths are given."""
+    gated_linear_unit: bool = False
+    """SwiGLU/GeGLU: the up projection is twice as wide."""
+    mtp_num_layers: Optional[int] = None
+    """Multi-token-prediction depths (DeepSeek-V3)."""
+    share_embeddings_and_output_weights: bool = False
+    """Tied embeddings: one matrix for both ends."""
+    is_causal: bool = True
+    """False: every token sees every token (BERT and other encoders)."""
+
+    # ---- facts that only change the parameter count or what trains -------------------------------
+    normalization: str = "RMSNorm"
+    """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
+    layernorm_placement: str = "pre"
+    """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later)."""
+    add_bias_linear: bool = False
+    """Biases on all linear layers."""
+    add_qkv_bias: bool = False
+    """A bias on linear_qkv."""
+    add_proj_bias: bool = False
+    """A bias on linear_proj (Hugging Face's attention_bias is this one and the one above)."""
+    qk_layernorm: Any = False
+    """True: a norm over each query and key head; ``full``: over the whole projection (OLMo 2)."""
+    softmax_type: str = "vanilla"
+    """``learnable``: one attention sink per head (GPT-OSS)."""
+    activation_func: Any = None
+    """Activation of the MLPs, by name or as torch's function; silu where they are gated, else gelu, when unset."""
+    moe_router_score_function: str = "softmax"
+    """What turns router logits into scores: ``softmax`` or ``sigmoid``."""
+    rotary_percent: float = 1.0
+    """Fraction of a head's channels that RoPE turns."""
+    position_embedding_type: str = "rope"
+    """``learned_absolute`` adds max_position_embeddings x hidden_size parameters."""
+    max_position_embeddings: Optional[int] = None
+    """Rows of a learned position table."""
+
+    # ---- attention shape -------------------------------------------------------------------------
+    attention_output_gate: bool = False
+    """A gate as wide as the queries on the attention output (Qwen3-Next)."""
+    window_size: Any = None
+    """Sliding window: W tokens, or (left, right) for left + right + 1; (-1, -1) is no window."""
+    window_attn_skip_freq: Any = None
+    """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
+    interleaved_attn_pattern: Any = None
+    """(local, global): so many local layers, then so many global ones, repeated (Gemma 2 and 3)."""
+    attention_chunk_size: Optional[int] = None
+    """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
+    no_rope_freq: Any = None
+    """int N: every Nth layer has no RoPE; list: 1 is without."""
+    global_kv_channels: Optional[int] = None
+    """Head width of the global layers where it differs (Gemma 4)."""
+    global_num_query_groups: Optional[int] = None
+    """Key/value heads of the global layers where they differ (Gemma 4)."""
+    global_attention_k_eq_v: bool = False
+    """Global layers project keys once and use them as values (Gemma 4)."""
+    num_kv_shared_layers: Optional[int] = None
+    """The last so many layers reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
+    use_double_wide_mlp: bool = False
+    """The layers that share keys and values have an MLP twice as wide (Gemma 4 E2B)."""
+    hidden_size_per_layer_input: Optional[int] = None
+    """Width of the per-layer embeddings (Gemma 3n, Gemma 4 E2B/E4B)."""
+    vocab_size_per_layer_input: Optional[int] = None
+    """Rows of the per-layer embedding table; vocab_size when unset."""
+
+    # ---- multi-head latent attention -------------------------------------------------------------
+    multi_latent_attention: bool = False
+    """MLA (DeepSeek-V2 and later)."""
+    q_lora_rank: Optional[int] = None
+    """Rank of the query compression; unset: queries are projected directly."""
+    kv_lora_rank: int = 512
+    """Rank of the key/value compression."""
+    qk_head_dim: int = 128
+    """Width of a query/key head without its RoPE part."""
+    qk_pos_emb_head_dim: int = 64
+    """Width of the RoPE part."""
+    v_head_dim: int = 128
+    """Width of a value head."""
+
+    # ---- experts ---------------------------------------------------------------------------------
+    num_moe_experts: Optional[int] = None
+    """Routed experts of a MoE layer; unset: a dense model."""
+    moe_layer_freq: Any = 1
+    """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry a layer."""
+    moe_router_topk: int = 2
+    """Experts a token visits."""
+    moe_ffn_hidden_size: Optional[int] = None
+    """Inner width of one routed expert; ffn_hidden_size when unset."""
+    moe_shared_expert_intermediate_size: Optional[int] = None
+    """Inner width of the shared experts together."""
+    moe_shared_expert_gate: bool = False
+    """A sigmoid gate (hidden_size x 1) on the shared experts."""
+    moe_latent_size: Optional[int] = None
+    """Routed experts work in a latent space of this width (Nemotron 3)."""
+    moe_branch_norms: bool = False
+    """Norms of their own before and after the routed experts and after the shared ones, scales on the router (Gemma 4)."""
+    moe_router_enable_expert_bias: bool = False
+    """A correction bias per expert (DeepSeek-V3)."""
+
+    # ---- sparse and linear attention -------------------------------------------------------------
+    experimental_attention_variant: Optional[str] = None
+    """``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa`` or ``dsv4_hybrid``."""
+    linear_attention_freq: Any = None
+    """int N: layer i (from 1) is attention when i % N == 0, else linear; list: 1 is linear."""
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
+    kimi_kda_layers: Any = None
+    """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
+    kimi_linear_num_heads: Optional[int] = None
+    kimi_linear_head_dim: Optional[int] = None
+    kimi_linear_conv_kernel_size: int = 4
+    dsa_indexer_n_heads: Optional[int] = None
+    dsa_indexer_head_dim: Optional[int] = None
+    dsa_indexer_topk: Optional[int] = None
+    dsa_indexer_loss_coeff: Optional[float] = None
+    dsa_indexer_use_sparse_loss: bool = False
+    dsa_indexer_topk_freq: int = 1
+    dsa_indexer_skip_topk_offset: int = 0
+    csa_window_size: int = 128
+    csa_compress_ratios: Any = None
+    """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
+    o_groups: Optional[int] = None
+    o_lora_rank: Optional[int] = None
+    hc_mult: Optional[int] = None
+    """Copies of the residual stream (hyper-connections)."""
+
+    # ---- hybrid models ---------------------------------------------------------------------------
+    is_hybrid_model: bool = False
+    hybrid_layer_pattern: Optional[str] = None
+    """One symbol a layer: ``M`` Mamba, ``*`` attention (MLA with multi_latent_attention), ``-`` MLP, ``E`` MoE, ``G`` GDN,
+    ``D`` DeepSeek sparse attention, ``P`` attention and Mamba in parallel.
+
+    ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth.
+    """
+    hybrid_attention_ratio: float = 0.0
+    hybrid_mlp_ratio: float = 0.0
+    mamba_state_dim: int = 128
+    mamba_head_dim: int = 64
+    mamba_num_groups: int = 8
+    mamba_num_heads: Optional[int] = None
+    mamba_rms_norm: bool = True
+    """A norm on what the scan returns (Falcon-H1 can do without)."""
+
+    # ---- encoders -----------------------------------------------------------------------------------
+    encoder_num_layers: Optional[int] = None
+    """Layers of an encoder the decoder cross-attends to (T5, Whisper); unset: a decoder alone."""
+    encoder_ffn_hidden_size: Optional[int] = None
+    """Inner width of the encoder's MLPs; ffn_hidden_size when unset."""
+    encoder_num_attention_heads: Optional[int] = None
+    """Heads of the encoder; num_attention_heads when unset."""
+    relative_attention_num_buckets: Optional[int] = None
+    """Rows of T5's table of relative positions (one column a head), one table for the encoder and one for the decoder."""
+    add_key_bias: bool = True
+    """False: keys have no bias where queries and values have one (Whisper)."""
+    post_layer_norm: bool = True
+    """A norm after the last layer; False in BERT, whose layers end with one."""
+    embedding_layernorm: bool = False
+    """A norm on the embeddings (BERT)."""
+    num_tokentypes: int = 0
+    """Rows of a table of token types (BERT)."""
+    bert_lm_head: bool = False
+    """A dense layer and a norm before the output layer, which has a bias (BERT)."""
+    diffusion_config: Any = None
+    """A diffusion transformer (DiT, Flux) in place of a language model, with diffusers' names."""
+    audio_config: Any = None
+    """A Whisper-style audio encoder, with Hugging Face's names."""
+
+    # ---- other modalities ------------------------------------------------------------------------
+    vision_config: Any = None
+    """The vision tower, with Hugging Face's field names."""
+
+    # ---- recomputation ---------------------------------------------------------------------------
+    recompute_granularity: Optional[str] = None
+    """``full`` or ``selective``."""
+    recompute_method: Optional[str] = None
+    """``uniform`` or ``block`` (full recomputation)."""
+    recompute_num_layers: Optional[int] = None
+    recompute_modules: Any = None
+    """Selective recomputation: ``core_attn``, ``mlp``, ``moe``, ``shared_experts``, ``mla_up_proj``, ..."""
+    freeze_language_model: bool = False
+    """Train around a fixed language model (Megatron-Bridge's vision-language providers)."""
+    freeze_vision_model: bool = False
+    """The vision tower is frozen."""
+    freeze_vision_projection: bool = False
+    """The projector between tower and language model is frozen."""
+
+    # ---- derived ---------------------------------------------------------------------------------
+    @property
+    def activation(self) -> str:
+        """The name of the activation."""
+        if self.activation_func is None:
+            return "silu" if self.gated_linear_unit else "gelu"
+        return str(getattr(self.activation_func, "__name__", self.activation_func))
+
+    @property
+    def head_size(self) -> int:
+        return self.kv_channels or self.hidden_size // self.num_attention_heads  # type: ignore[operator]
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.num_query_groups or self.num_attention_heads  # type: ignore[return-value]
+
+    @property
+    def ffn_size(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size  # type: ignore[operator]
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """megatron-core's padding: up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
+        if self.vocab_size is None or not self.should_pad_vocab:
+            return self.vocab_size  # type: ignore[return-value]  # read() has checked it
+        multiple = self.make_vocab_size_divisible_by * self.tensor_model_parallel_size
+        return -(-self.vocab_size // multiple) * multiple
+
+    @property
+    def window(self) -> int:
+        """Tokens of the sliding window, the query included; 0 for none."""
+        size = self.window_size
+        if size is None:
+            return 0
+        if isinstance(size, int):
+            return max(size, 0)
+        left, right = size
+        # megatron-core writes "unlimited" as -1; a right side of 0 or -1 both mean "up to the query" in a causal model.
+        return 0 if left < 0 else left + max(right, 0) + 1
+
+    @property
+    def is_tower_alone(self) -> bool:
+        """A vision tower without a language model (SigLIP)."""
+        return self.vision_config is not None and self.num_layers is None and self.hidden_size is None
+
+    @property
+    def is_hybrid(self) -> bool:
+        return bool(self.is_hybrid_model or self.hybrid_layer_pattern)
+
+    @property
+    def variant(self) -> str:
+        """experimental_attention_variant, old names resolved; empty for ordinary attention."""
+        name = self.experimental_attention_variant or ""
+        return {"gated_delta_net": "gdn"}.get(name, name)
+
+
+@dataclass(kw_only=True)
+class VisionShape:
+    """A vision tower, with the names of Hugging Face's vision configs."""
+
+    depth: Optional[int] = None
+    """Layers."""
+    num_heads: int = 16
+    """Heads of its attention; they share the width, so that only the operation ledger tells them apart."""
+    hidden_size: Optional[int] = None
+    """Width of the tower."""
+    intermediate_size: Optional[int] = None
+    """Inner width of the MLP; mlp_ratio x hidden_size when unset."""
+    mlp_ratio: int = 4
+    out_hidden_size: Optional[int] = None
+    """Width the merger projects to; the language model's when unset."""
+    spatial_merge_size: int = 2
+    """Patches merged into one token along each side."""
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    in_channels: int = 3
+    hidden_act: str = ""
+    """``silu`` means a gated MLP (Qwen2.5-VL)."""
+    window_size: int = 0
+    """Side of an attention window in pixels (Qwen2.5-VL); 0: whole images."""
+    fullatt_block_indexes: Any = ()
+    """Layers that see the whole image where the others have windows."""
+    deepstack_visual_indexes: Any = ()
+    """Layers whose output goes through a merger of its own (Qwen3-VL)."""
+    num_position_embeddings: int = 0
+    """Rows of a learned position table (Qwen3-VL, SigLIP, CLIP)."""
+    class_token: bool = False
+    """A token beside the patches that attends like them (CLIP, Llama 4)."""
+    projector_type: str = "merger"
+    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4) or ``none``."""
+    projector_input_dim: Optional[int] = None
+    projector_output_dim: Optional[int] = None
+    """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of its attention; one where the number given does not divide the width."""
+        given, width = self.num_heads, self.hidden_size or 0
+        return given if isinstance(given, int) and given > 0 and width % given == 0 else 1
+
+    @property
+    def gated(self) -> bool:
+        return self.hidden_act == "silu"
+
+    @property
+    def mlp_size(self) -> int:
+        return self.intermediate_size or self.mlp_ratio * self.hidden_size  # type: ignore[operator]
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of one attention window: windows are aligned to merged patches."""
+        side = self.window_size // self.spatial_merge_size // self.patch_size * self.spatial_merge_size
+        return side * side
+
+
+@dataclass(kw_only=True)
+class DiffusionShape:
+    """A diffusion transformer, with the names of diffusers' configs; sequence lengths are latent tokens of the images."""
+
+    num_layers: Optional[int] = None
+    """Blocks; in Flux those that keep text and image apart."""
+    num_single_layers: int = 0
+    """Flux's later blocks, where text and image are one sequence."""
+    num_attention_heads: Optional[int] = None
+    attention_head_dim: Optional[int] = None
+    """Width of a head; heads x width is the model's."""
+    mlp_ratio: int = 4
+    in_channels: Optional[int] = None
+    """Channels of the latents (Flux: of a packed latent token)."""
+    out_channels: Optional[int] = None
+    """Channels of the prediction; in_channels when unset."""
+    patch_size: int = 1
+    """Side of a patch of latents."""
+    joint_attention_dim: int = 0
+    """Width of the text encoder's states (Flux); 0: no text."""
+    pooled_projection_dim: int = 0
+    """Width of the pooled text vector that joins the conditioning (Flux)."""
+    guidance_embeds: bool = False
+    """The guidance scale is embedded like the time step (Flux dev)."""
+    num_embeds_ada_norm: int = 0
+    """Classes (DiT). diffusers gives each block an embedder of its own; the last layer uses the first block's again."""
+
+
+@dataclass(kw_only=True)
+class AudioShape:
+    """A Whisper-style audio encoder, with the names of Hugging Face's configs."""
+
+    d_model: Optional[int] = None
+    """Width."""
+    encoder_layers: Optional[int] = None
+    encoder_attention_heads: Optional[int] = None
+    encoder_ffn_dim: Optional[int] = None
+    """Inner width of the MLPs."""
+    num_mel_bins: int = 80
+    """Channels of the spectrogram."""
+    max_source_positions: int = 1500
+    """Rows of the position table."""
+    pooling: int = 2
+    """Positions averaged into one token of the language model (Qwen2-Audio)."""
+    output_dim: Optional[int] = None
+    """Width it is projected to; the language model's when unset."""

@@ -1,0 +1,1 @@
+"""Published calculations, reproduced to the digit."""

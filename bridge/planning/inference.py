@@ -1,0 +1,498 @@
+"""Inference: what a request costs, by the rule of thumb and exactly.
+
+``estimate_flops`` and ``estimate_flops_no_kv_cache`` know the number of parameters and nothing else.  ``prefill_and_decode``
+takes the terms of a plan, forward only.  A decode step has no formulas of its own: with a KV cache it costs what one more token
+adds to a sequence, so it is the growth of the plan's statistics from n to n + 1 tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import sub
+from typing import Any
+
+from bridge import hardware
+from bridge.flops import conventions, reading, transforms
+from bridge.flops.components.output_layer import OUTPUT_LAYER
+from bridge.flops.conventions import Convention, Pairs
+from bridge.flops.moments import Number
+from bridge.flops.plan import FLOPS_PER_MAC, Plan, batch_lengths, compile_plan
+from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.terms import CAUSAL, Kind, Pass, Term
+from bridge.planning.kv_cache import Cache, layer_caches
+
+# ---- the rule of thumb ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a published model: all, and those that one token uses."""
+
+    total: float
+    active: float
+
+
+def _dense(parameters: float) -> Parameters:
+    return Parameters(parameters, parameters)
+
+
+#: Models that telemetry knows by name, in nominal parameters.
+MODELS: Mapping[str, Parameters] = {
+    "qwen3:8b": _dense(8e9),
+    "qwen3:0.6b": _dense(0.6e9),
+    "qwen3:4b": _dense(4e9),
+    "llama-3.1-70b": _dense(70e9),
+    "llama-3.1-8b": _dense(8e9),
+    "mistral-7b": _dense(7e9),
+    # Two of eight experts a token (arXiv:2401.04088): 47 billion parameters, 13 billion active.
+    "mixtral-8x7b": Parameters(47e9, 13e9),
+}
+
+
+def find_parameters(model: str) -> Parameters | None:
+    """Parameters of a model by name; None for an unknown one.
+
+    Names are compared word by word, whatever stands around them (``Qwen/Qwen3-8B``, ``llama-3.1-8b-instruct``); the entry
+    with the most words wins.  Another size of a known family is unknown.
+    """
+    words = _words(model)
+    matches = [name for name in MODELS if _contains(words, _words(name))]
+    return MODELS[max(matches, key=lambda name: len(_words(name)))] if matches else None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9.]+", name.lower())
+
+
+def _contains(words: list[str], part: list[str]) -> bool:
+    return any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))
+
+
+def estimate_flops(model: str, input_tokens: int, output_tokens: int, *, active: bool = False) -> tuple[float, float]:
+    """FLOPs of a request with a KV cache, and per token: two per parameter and token.
+
+    Args:
+        model: a name that ``find_parameters`` knows; an unknown one gives zeros.
+        input_tokens: the whole prompt, also what an engine had cached of it.
+        output_tokens: generated tokens.
+        active: count the parameters that one token uses instead of all (they differ for mixtures of experts).
+    """
+    parameters, tokens = find_parameters(model), input_tokens + output_tokens
+    if parameters is None or tokens <= 0:
+        return 0.0, 0.0
+    per_token = 2.0 * (parameters.active if active else parameters.total)
+    return per_token * tokens, per_token
+
+
+def estimate_flops_no_kv_cache(model: str, input_tokens: int, output_tokens: int, *, active: bool = False) -> tuple[float, float]:
+    """FLOPs when every token runs everything before it again, and per token: P N (N + 1) for N tokens.
+
+    The arguments are those of ``estimate_flops``.
+    """
+    parameters, tokens = find_parameters(model), input_tokens + output_tokens
+    if parameters is None or tokens <= 0:
+        return 0.0, 0.0
+    total = (parameters.active if active else parameters.total) * tokens * (tokens + 1)
+    return total, total / tokens
+
+
+# ---- exactly -------------------------------------------------------------------------------------
+
+#: What one more query computes, as the growth of a statistic.  Exactly: the keys it sees.
+_STEP_PAIRS: Pairs = conventions.EXACT.pairs
+#: A dense kernel computes all that the cache holds; a cache of a layer with windows or chunks holds no more than one of them.
+_DENSE_STEP_PAIRS: Pairs = {
+    **conventions.EXECUTED.pairs,
+    **dict.fromkeys(("causal", "topk", "indexer"), lambda *_: _STEP_PAIRS["causal"]()),
+    "window": _STEP_PAIRS["window"],
+    "chunk": _STEP_PAIRS["window"],
+}
+
+
+def step_pairs(record: Convention) -> Pairs:
+    """The pairs whose growth one more query costs in a convention."""
+    return _DENSE_STEP_PAIRS if record is conventions.EXECUTED else _STEP_PAIRS
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a number, by where it lives.
+
+    Attributes:
+        weight: of a weight (2 for bfloat16, 1 for FP8, 0.5 for 4-bit formats).
+        cache: of a key, value or latent.
+        state: of the state of a recurrence, which kernels keep in float32.
+    """
+
+    weight: float = 2
+    cache: float = 2
+    state: float = 4
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The shortest time a device allows, when nothing but its peak and its memory bandwidth limits it.
+
+    Attributes:
+        time_to_first_token: s, the prefill.
+        decode_time: s, all steps after it.
+        tokens_per_second: generated after the first, over all requests of the batch; None without a step.
+        mfu: FLOPs over peak x time, a fraction: of prefill, of decode, of both.
+        mbu: bytes over bandwidth x time, a fraction, likewise.
+        prefill_bound, decode_bound: ``compute`` or ``memory``, whichever takes the most time.
+    """
+
+    time_to_first_token: float
+    decode_time: float
+    tokens_per_second: float | None
+    mfu: tuple[float, ...]
+    mbu: tuple[float, ...]
+    prefill_bound: str
+    decode_bound: str
+
+    @property
+    def total_time(self) -> float:
+        """s, the whole request."""
+        return self.time_to_first_token + self.decode_time
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What it costs to read a prompt and to write an answer.  FLOPs and bytes are of the whole batch.
+
+    The pass over the prompt yields the first token, so ``generated_tokens`` need one pass fewer after it.
+
+    Attributes:
+        prompt_tokens, generated_tokens: of each request.
+        batch_size: requests that run together.
+        kv_cache: False where every pass runs everything again.
+        convention: how FLOPs were counted.
+        prefill: FLOPs of the pass over the prompt.
+        steps: FLOPs of each pass after it.
+        prefill_bytes: what that pass moves: weights read, cache written.
+        step_bytes: what each later pass moves: weights and cache read, cache written.
+        weight_bytes: all weights.
+        cache_bytes: what the cache holds in the end.
+        not_counted: parts of the model that are not priced.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    batch_size: int
+    kv_cache: bool
+    convention: str
+    prefill: Number
+    steps: tuple[Number, ...]
+    prefill_bytes: int
+    step_bytes: tuple[int, ...]
+    weight_bytes: int
+    cache_bytes: int
+    not_counted: tuple[str, ...] = ()
+
+    @property
+    def decode(self) -> Number:
+        """FLOPs of all passes after the first."""
+        return sum(self.steps)
+
+    @property
+    def total(self) -> Number:
+        """FLOPs of the request."""
+        return self.prefill + self.decode
+
+    @property
+    def per_step(self) -> Number | float:
+        """FLOPs of a pass after the first, on average; 0 where there is none."""
+        return self.decode / len(self.steps) if self.steps else 0
+
+    @property
+    def decode_bytes(self) -> int:
+        """Bytes moved by all passes after the first."""
+        return sum(self.step_bytes)
+
+    def roofline(
+        self,
+        device_name: str,
+        number_format: str = "bf16",
+        num_devices: int = 1,
+        *,
+        peak_flops: float | None = None,
+        bandwidth: float | None = None,
+    ) -> Roofline:
+        """The bound that a device sets: every pass takes as long as its FLOPs or its bytes, whichever is longer.
+
+        Args:
+            device_name: as torch reports it.
+            number_format: of the matmuls.
+            num_devices: devices that share every pass, without loss.
+            peak_flops, bandwidth: FLOP/s and byte/s of one device, instead of the table's.
+
+        Raises:
+            ConfigError: the device or one of its rates is unknown.
+        """
+        if num_devices <= 0:
+            raise ConfigError(f"num_devices={num_devices} must be positive")
+        peak = hardware.peak_flops(device_name, number_format) if peak_flops is None else peak_flops
+        rate = hardware.peak_bandwidth(device_name) if bandwidth is None else bandwidth
+        for value, what, option in ((peak, f"{number_format} peak", "peak_flops"), (rate, "memory bandwidth", "bandwidth")):
+            if not value or value <= 0:
+                raise ConfigError(f"device_name={device_name!r}: its {what} is not known; give {option}")
+        assert peak is not None
+        assert rate is not None
+        peak, rate = peak * num_devices, rate * num_devices
+        passes = [(self.prefill, self.prefill_bytes), *zip(self.steps, self.step_bytes, strict=True)]
+        times = [max(float(flops) / peak, size / rate) for flops, size in passes]
+        first, rest = times[0], sum(times[1:])
+        spans = (first, rest, first + rest)
+
+        def shares(amounts: tuple[float, float], limit: float) -> tuple[float, ...]:
+            work = (*amounts, sum(amounts))
+            # What sets the time is 1, and not a rounding error more.
+            return tuple(min(a / limit / time, 1.0) if time else 0.0 for a, time in zip(work, spans, strict=True))
+
+        def bound(flops: Number, size: int) -> str:
+            return "compute" if float(flops) / peak >= size / rate else "memory"
+
+        return Roofline(
+            time_to_first_token=first,
+            decode_time=rest,
+            tokens_per_second=len(self.steps) * self.batch_size / rest if rest else None,
+            mfu=shares((float(self.prefill), float(self.decode)), peak),
+            mbu=shares((self.prefill_bytes, self.decode_bytes), rate),
+            prefill_bound=bound(self.prefill, self.prefill_bytes),
+            decode_bound=bound(self.decode, self.decode_bytes),
+        )
+
+
+class InferencePlan:
+    """A model that generates: forward passes over whole sequences, and over one more token.
+
+    Without what only training runs: multi-token prediction, teachers and reference models.
+
+    Attributes:
+        full: the plan of a pass over whole sequences.
+        step: the plan whose statistics grow by what one more token costs.
+        caches: what each decoder layer keeps.
+    """
+
+    def __init__(self, cfg: Any, convention: str = "exact", *, latents: str | None = None):
+        """Compile a configuration.
+
+        Args:
+            cfg: as for ``compile_plan``.
+            convention: ``exact``, or ``executed`` for what a dense kernel with a KV cache runs, or any other.
+            latents: what a decode step does with the cached latents of latent attention, a key of ``LATENTS``; when None
+                ``expanded`` under ``executed``, as transformers does, and ``once`` elsewhere.
+        """
+        shape = reading.read(cfg)
+        if not shape.is_causal:
+            raise ConfigError("model.is_causal=False: a model whose tokens see what follows them does not generate")
+        record = conventions.get(convention)
+        dense = record is conventions.EXECUTED
+        self.full = _forward_plan(cfg, record)
+        growing = replace(record, pairs=step_pairs(record))
+        edit = _latent_edit(latents or ("expanded" if dense else "once"))
+        self.step = _forward_plan(cfg, growing, lambda terms: edit(terms, shape))
+        self.caches: list[Cache] = [cache for caches in layer_caches(shape) for cache in caches]
+        self._built = _forward_plan(cfg, conventions.EXACT).terms
+        self._head = sum(FLOPS_PER_MAC * term.k * term.n for term in self.full.terms if term.name == OUTPUT_LAYER)
+
+    def prefill(self, tokens: int, *, logits_to_keep: int = 0, **inputs: Iterable[int]) -> Number:
+        """FLOPs of a pass over a whole sequence.
+
+        Args:
+            tokens: its length.
+            logits_to_keep: the output layer runs on so many last positions; 0 for all of them.
+            inputs: ``image_patches`` and whatever else ``Plan.measure`` takes.
+        """
+        skipped = max(tokens - logits_to_keep, 0) if logits_to_keep else 0
+        return self.full.evaluate(self.full.measure([tokens], **inputs), "forward") - skipped * self._head
+
+    def decode(self, cached: int, new: int = 1, **inputs: Iterable[int]) -> Number:
+        """FLOPs of ``new`` tokens, one after the other, behind ``cached`` ones in a KV cache."""
+        before, after = (self.step.measure([n], **inputs) for n in (cached, cached + new))
+        return self.step.evaluate(list(map(sub, after, before)), "forward")
+
+    def weight_entries(self, tokens: int | None = None, *, images: bool = True, encoder: bool | None = None) -> float:
+        """Numbers of weights that a pass over ``tokens`` tokens of all requests reads; all weights when None.
+
+        Of routed experts those that so many tokens can be expected to meet if every expert is as likely; of embeddings the
+        rows that are looked up.  Without ``images`` not the vision tower, without ``encoder`` (as ``images`` when None) not
+        the encoder nor what makes keys and values of its states.
+        """
+        skipped = () if images else _VISION
+        skipped += () if (images if encoder is None else encoder) else _ENCODER
+        return sum(_entries(term, tokens) for term in self._built if not any(part in f".{term.path}." for part in skipped))
+
+    def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
+        """Bytes that one request's cache holds after so many tokens."""
+        return sum(cache.entries_after(tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
+
+    def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
+        """Bytes of cache that the token at ``position`` (from 1) reads and writes."""
+        return sum(
+            (cache.entries_read(position, encoder_tokens) + cache.entries_written(position)) * _size(cache, memory)
+            for cache in self.caches
+        )
+
+
+def prefill_and_decode(
+    cfg: Any,
+    prompt_tokens: int,
+    generated_tokens: int,
+    kv_cache: bool = True,
+    *,
+    batch_size: int = 1,
+    image_patches: Sequence[int] = (),
+    encoder_tokens: int = 0,
+    audio_frames: Sequence[int] = (),
+    convention: str = "exact",
+    logits_to_keep: int = 0,
+    latents: str | None = None,
+    memory: Memory = Memory(),
+) -> Generation:
+    """FLOPs and bytes of a request: the prompt in one pass, then one pass for each further token.
+
+    Args:
+        cfg: as for ``compile_plan``.
+        prompt_tokens: tokens of the prompt, those of its images included.
+        generated_tokens: tokens of the answer; the first comes out of the pass over the prompt.
+        kv_cache: False runs the whole sequence again for every token.
+        batch_size: equal requests that run together and share the reading of the weights.
+        image_patches: patches of each image in the prompt.
+        encoder_tokens: what an encoder reads before the decoder starts (T5); the positions of ``audio_frames`` by default.
+        audio_frames: mel frames of each clip.
+        convention: how to count FLOPs; ``executed`` is what a dense kernel runs.
+        logits_to_keep: positions of the prompt the output layer runs on; 0 for all, 1 is what engines do.
+        latents: what MLA's decode steps do with the cached latents, a key of ``LATENTS``: ``once`` counts the model's FLOPs,
+            engines run ``absorbed``, transformers ``expanded`` (the default under ``executed``).
+        memory: bytes of weights, cache and states.
+
+    Raises:
+        ConfigError: a number is impossible, or the model does not generate.
+    """
+    for name, value, least in (
+        ("prompt_tokens", prompt_tokens, 1),
+        ("generated_tokens", generated_tokens, 0),
+        ("batch_size", batch_size, 1),
+        ("logits_to_keep", logits_to_keep, 0),
+        ("encoder_tokens", encoder_tokens, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
+    plan = InferencePlan(cfg, convention, latents=latents)
+    inputs = {
+        "image_patches": tuple(image_patches),
+        "encoder_lengths": (encoder_tokens,) if encoder_tokens else (),
+        "audio_frames": tuple(audio_frames),
+    }
+    crossed = sum(batch_lengths([prompt_tokens], **inputs)["encoder"])
+    lengths = range(prompt_tokens + 1, prompt_tokens + generated_tokens)
+
+    def whole_bytes(tokens: int) -> float:
+        written = plan.cache_bytes(tokens, memory, crossed) if kv_cache else 0
+        weights = plan.weight_entries(batch_size * tokens, images=bool(image_patches), encoder=bool(crossed))
+        return memory.weight * weights + batch_size * written
+
+    if kv_cache:
+        weights = memory.weight * plan.weight_entries(batch_size, images=False)
+        steps = tuple(batch_size * plan.decode(length - 1, 1, **inputs) for length in lengths)
+        step_bytes = tuple(round(weights + batch_size * plan.step_cache_bytes(length, memory, crossed)) for length in lengths)
+    else:
+        steps = tuple(batch_size * plan.prefill(length, logits_to_keep=logits_to_keep, **inputs) for length in lengths)
+        step_bytes = tuple(round(whole_bytes(length)) for length in lengths)
+    last = prompt_tokens + max(generated_tokens - 1, 0)
+    return Generation(
+        prompt_tokens=prompt_tokens,
+        generated_tokens=generated_tokens,
+        batch_size=batch_size,
+        kv_cache=kv_cache,
+        convention=convention,
+        prefill=batch_size * plan.prefill(prompt_tokens, logits_to_keep=logits_to_keep, **inputs),
+        steps=steps,
+        prefill_bytes=round(whole_bytes(prompt_tokens)),
+        step_bytes=step_bytes,
+        weight_bytes=round(memory.weight * plan.weight_entries()),
+        cache_bytes=round(batch_size * plan.cache_bytes(last, memory, crossed)) if kv_cache else 0,
+        not_counted=plan.full.not_counted,
+    )
+
+
+# ---- terms of inference --------------------------------------------------------------------------
+
+_TRAINING_ONLY = ("mtp.", "teacher_model.", "reference_model.")
+#: Modules that only run where there is something to look at, anywhere in a path.
+_VISION: tuple[str, ...] = (".vision_model.",)
+_ENCODER: tuple[str, ...] = (
+    ".encoder.",
+    ".audio_",
+    *(f".cross_attention.{name}." for name in ("linear_kv", "linear_k", "linear_v")),
+)
+#: Tables of which a token reads one row.
+_LOOKED_UP = ("word_embeddings", "position_embeddings", "tokentype_embeddings", "embed_tokens_per_layer")
+
+
+def _forward_plan(cfg: Any, record: Convention, edit: Callable[[list[Term]], list[Term]] = list) -> Plan:
+    """The plan of what runs when nothing is trained."""
+    whole = compile_plan(cfg, record)
+    terms = edit([term for term in whole.terms if _runs(term)])
+    return Plan(record, terms, whole.not_counted, reading.read(cfg), transforms.everything, lambda how: terms)
+
+
+def _runs(term: Term) -> bool:
+    return Pass.FORWARD in term.allowed and term.name != "teacher_scores" and not term.path.startswith(_TRAINING_ONLY)
+
+
+def _once(terms: list[Term], shape: ModelShape) -> list[Term]:
+    return terms
+
+
+def _expanded(terms: list[Term], shape: ModelShape) -> list[Term]:
+    # One more token: as many latents as a causal query sees keys.
+    return [replace(term, rows=CAUSAL) if term.name == "linear_kv_up_proj" else term for term in terms]
+
+
+def _absorbed(terms: list[Term], shape: ModelShape) -> list[Term]:
+    # The up projection moves to the queries and to the output at equal cost; the cores get wider.
+    widths = {"query_key": shape.kv_lora_rank + shape.qk_pos_emb_head_dim, "scores_value": shape.kv_lora_rank}
+    blocks = {term.path.rpartition(".")[0] for term in terms if term.name == "linear_kv_up_proj"}
+
+    def is_core(term: Term) -> bool:
+        return term.kind is Kind.CORE and term.name in widths and term.path.rpartition(".")[0] in blocks
+
+    return [replace(term, k=widths[term.name]) if is_core(term) else term for term in terms]
+
+
+#: What a decode step does with cached latents (MLA).  ``once``: model FLOPs, keys and values are projected from each latent
+#: once; ``expanded``: from all of them in every step; ``absorbed``: never, heads attend to the latents themselves.
+LATENTS: Mapping[str, Callable[[list[Term], ModelShape], list[Term]]] = {
+    "once": _once,
+    "expanded": _expanded,
+    "absorbed": _absorbed,
+}
+
+
+def _latent_edit(name: str) -> Callable[[list[Term], ModelShape], list[Term]]:
+    if name not in LATENTS:
+        raise ConfigError(f"latents={name!r} is not known; choose one of {', '.join(LATENTS)}")
+    return LATENTS[name]
+
+
+def _entries(term: Term, tokens: int | None) -> float:
+    """Numbers of a term's weight and bias that a pass over ``tokens`` tokens reads; all that are stored when None."""
+    one = term.weight * term.k * term.n + term.bias
+    if tokens is None:
+        return 0 if term.tied else one * term.copies
+    if term.kind is Kind.TABLE and term.name in _LOOKED_UP:
+        return 0 if term.tied else min(term.k, tokens) * term.n
+    return one * _experts_met(term.copies, term.active_copies, tokens)
+
+
+def _experts_met(experts: int, topk: int, tokens: int) -> float:
+    """Different experts that so many tokens meet, on average, if all are equally likely; exactly top-k for one token."""
+    return topk if tokens == 1 or topk == experts else experts * (1 - (1 - topk / experts) ** tokens)
+
+
+def _size(cache: Cache, memory: Memory) -> float:
+    return memory.state if cache.is_state else memory.cache
