@@ -34,7 +34,7 @@ from bridge.data.images_pixels import render, to_patches, wrap
 from bridge.data.samples import Segment
 from bridge.data.text import read_documents
 from bridge.data.tokenizer import Tokenizer, build_tokenizer
-from bridge.flops.reading import read_vision
+from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError, VisionShape
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def collate_images(samples: Sequence[ImageSample], *, rows: Collate, vision: Vis
 
 
 def _vision_of(cfg: Config) -> VisionShape:
-    vision = read_vision(cfg)
+    vision = read(cfg).vision
     if vision is None:
         raise ConfigError(
             "data.kind=images needs a model that sees: set model.vision_config (docs/vision.md), or use data.kind=text."

@@ -15,7 +15,7 @@ from bridge.flops.components import byte_latent as blocks
 from bridge.flops.conventions import Convention
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
-from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError
 from bridge.flops.terms import Context, Pass, Term, join, table
 
 
@@ -251,7 +251,7 @@ class ByteLatentPlan:
             return tuple(transforms.differentiate(byte_latent_terms(self.shape, how), may_train, frameworks.TRANSFORMERS))
 
         record = conventions.get(convention)
-        self.plan = Plan(record, build(record), (), ModelShape(), may_train, build)
+        self.plan = Plan(record, build(record), (), may_train, build)
 
     def measure(self, sequence_bytes: Sequence[int], sequence_patches: Sequence[int]) -> list[int]:
         """The vector of a batch: bytes and number of patches of each sequence."""

@@ -38,6 +38,7 @@ from bridge.flops.conventions import Convention
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING, Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import Layer, decoder_layers, encoder_layers, mtp_depths
+from bridge.flops.reading import Model
 from bridge.flops.shapes import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
 from bridge.flops.statistics import PATCHES, Statistic
 from bridge.flops.terms import Context, Kind, Term, elementwise, join, norm, onto, table
@@ -82,6 +83,15 @@ class Build:
         return int(head_size * self.shape.rotary_percent) if turns else 0
 
 
+def root_terms(model: Model, convention: Convention, framework: Framework) -> list[Term]:
+    """The terms of whatever kind of model it is, forward."""
+    if model.diffusion is not None:
+        return diffusion_terms(model.diffusion)
+    if model.language is not None:
+        return model_terms(model.language, model.vision, model.audio, convention, framework, fused=framework.fused)
+    return vision_terms(model.vision, convention) if model.vision is not None else []
+
+
 def model_terms(
     shape: ModelShape,
     vision: VisionShape | None,
@@ -99,7 +109,7 @@ def model_terms(
     if audio is not None:
         terms += audio_terms(build, audio)
     assert shape.vocab_size is not None
-    vocabulary = shape.padded_vocab_size if convention.padded_vocabulary else shape.vocab_size
+    vocabulary = shape.built_vocab_size if convention.padded_vocabulary else shape.vocab_size
     hidden = build.hidden_size
     positions = shape.max_position_embeddings or 0 if shape.position_embedding_type == "learned_absolute" else 0
     terms += embedding(

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 from bridge.flops import conventions, frameworks, reading, transforms
 from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.model import diffusion_terms, model_terms, vision_terms
+from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
-from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term
 
@@ -49,8 +48,7 @@ def compile_plan(
     """Compile a configuration to a plan.
 
     Args:
-        cfg: anything with ``.model`` (and, where they exist, ``.peft``, ``.teacher``: a configuration whose model runs forward
-            beside the trained one, and ``.reference_model``: the model itself does), a model config, or a mapping of its fields.
+        cfg: what ``reading.read`` takes: a recipe, another framework's configuration, a mapping, or a ``Model``.
         convention: ``megatron``, ``maxtext``, ``exact`` or ``executed``, or a record of switches.
         framework: a name of ``frameworks.FRAMEWORKS``: whose layers and backward passes. Unset: ``cfg.framework``, else megatron.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
@@ -60,111 +58,50 @@ def compile_plan(
     Raises:
         ConfigError: a required field is missing or impossible; the message names it.
     """
-    record = conventions.get(convention)
-    runs_on = frameworks.get(framework or reading.get(cfg, "framework") or "megatron")
-    shape = reading.read(cfg)
-    teacher = reading.get(cfg, "teacher") or reading.get(reading.model_of(cfg), "teacher")
-    lora, *_ = peft_of(cfg)
-    may_train = transforms.Trainable.of(trainable or planned_trainable(cfg))
+    model, record = reading.read(cfg), conventions.get(convention)
+    runs_on = model.framework if framework is None else frameworks.get(framework)
+    may_train = transforms.Trainable.of(trainable or model.trainable)
 
     def kept(terms: Iterable[Term]) -> list[Term]:
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        terms = _terms(cfg, how, runs_on)
-        if lora is not None:
-            terms = transforms.with_adapters(terms, lora, runs_on)
-        terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=transforms.recomputes_weights(shape))
-        return (*transforms.with_recompute(terms, shape, runs_on), *kept(onlookers(how)))
+        terms = root_terms(model, how, runs_on)
+        if model.adapters is not None:
+            terms = transforms.with_adapters(terms, model.adapters, runs_on)
+        again = transforms.recomputes_weights(model.shape)
+        terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=again)
+        return (*transforms.with_recompute(terms, model.shape, runs_on), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:
         terms = []
-        if teacher is not None:
-            terms += transforms.forward_only(_terms(teacher, how, runs_on), "teacher_model")
-        if reading.get(cfg, "reference_model"):
-            terms += transforms.forward_only(_terms(cfg, how, runs_on), "reference_model")
+        if model.teacher is not None:
+            terms += transforms.forward_only(root_terms(model.teacher, how, runs_on), "teacher_model")
+        if model.reference:
+            terms += transforms.forward_only(root_terms(model, how, runs_on), "reference_model")
         return terms
 
-    left_out = reading.not_counted(cfg) + _unpriced_peft(cfg)
-    return Plan(record, build(record), left_out, shape, may_train, build)
+    return Plan(record, build(record), (*model.not_counted, *_padding(model, record)), may_train, build)
 
 
-def _terms(cfg: Any, how: conventions.Convention, runs_on: frameworks.Framework) -> list[Term]:
-    """The terms of a configuration's model, forward."""
-    diffusion = reading.read_diffusion(cfg)
-    if diffusion is not None:
-        return diffusion_terms(diffusion)
-    shape, vision = reading.read(cfg), reading.read_vision(cfg)
-    if shape.is_tower_alone and vision is not None:
-        return vision_terms(vision, how)
-    parts = shape, vision, reading.read_audio(cfg)
-    return model_terms(*parts, how, runs_on, fused=runs_on.fused)
+def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
+    """A sentence where a convention leaves padding out and the true vocabulary is not known."""
+    if record.padded_vocabulary or model.true_vocabulary or model.language is None:
+        return []
+    return [f"padded_vocab_size={model.language.padded_vocab_size}: the size without padding is not known, so padding is counted"]
 
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
     """The plan of the vision tower alone, trained in full; None where there is no tower."""
-    vision = reading.read_vision(cfg)
+    vision = reading.read(cfg).vision
     if vision is None:
         return None
-    record = conventions.get(convention)
+    record, tower = conventions.get(convention), vision
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
-        assert vision is not None
-        return tuple(transforms.differentiate(vision_terms(vision, how), transforms.everything, frameworks.MEGATRON))
+        return tuple(transforms.differentiate(vision_terms(tower, how), transforms.everything, frameworks.MEGATRON))
 
-    return Plan(record, build(record), (), ModelShape(), transforms.everything, build)
-
-
-def planned_trainable(cfg: Any) -> transforms.Trainable:
-    """What trains as a configuration has it: its ``peft`` section and the model's freeze switches."""
-    return transforms.trainable_of(reading.read(cfg), *peft_of(cfg))
-
-
-#: Options of other libraries' adapters that change the work in ways that are not priced.
-_UNPRICED_PEFT = (
-    "rank_pattern", "exclude_modules", "layers_to_transform", "layer_replication", "modules_to_save",
-    "target_parameters", "trainable_token_indices", "lora_bias", "use_qalora",
-)  # fmt: skip
-
-
-def _unpriced_peft(cfg: Any) -> tuple[str, ...]:
-    peft = reading.get(cfg, "peft")
-    used = [name for name in _UNPRICED_PEFT if peft is not None and reading.get(peft, name)]
-    return tuple(f"peft.{name}={reading.get(peft, name)!r}: adapters are priced without it" for name in used)
-
-
-#: What ``peft.kind`` may be.
-PEFT_KINDS = ("lora", "dora", "freeze")
-
-
-def peft_of(cfg: Any) -> tuple[transforms.Lora | None, tuple[str, ...], tuple[str, ...]]:
-    """The adapters that ``cfg.peft`` asks for, and the patterns of what it freezes and of what trains all the same.
-
-    Ours has ``kind``, ``dim``, ``target_modules``, ``freeze`` and ``train``; Megatron-Bridge's LoRA and DoRA objects have the
-    same ``dim`` and ``target_modules``.
-
-    Returns:
-        (None, (), ()) where there is none.
-    """
-    get = reading.get
-    peft = get(cfg, "peft")
-    if peft is None:
-        return None, (), ()
-    freeze, train = tuple(get(peft, "freeze") or ()), tuple(get(peft, "train") or ())
-    kind = get(peft, "kind")
-    if kind is None:
-        kind = "dora" if "dora" in type(peft).__name__.lower() else "lora"
-    if kind == "freeze":
-        return None, freeze, train
-    if kind not in PEFT_KINDS:
-        raise ConfigError(f"peft.kind={kind!r} is not known; choose one of {', '.join(PEFT_KINDS)}")
-    dim, targets = get(peft, "dim"), get(peft, "target_modules")
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
-        raise ConfigError(f"peft.dim={dim!r} must be a positive integer: the rank of the adapters")
-    if isinstance(targets, str):
-        raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
-    lora = transforms.Lora(dim, tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout")))
-    return lora, freeze, train
+    return Plan(record, build(record), (), transforms.everything, build)
 
 
 @dataclass(frozen=True)
@@ -225,14 +162,13 @@ class Plan:
         convention: conventions.Convention,
         terms: Sequence[Term],
         not_counted: tuple[str, ...],
-        shape: ModelShape,
         trainable: transforms.Rule | transforms.Trainable,
         build: Callable[[conventions.Convention], Sequence[Term]],
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
         self.not_counted = not_counted
-        self._record, self._shape, self._build = convention, shape, build
+        self._record, self._build = convention, build
         self._trainable = transforms.Trainable.of(trainable)
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))

@@ -1,37 +1,98 @@
-"""The one door of the counting floor: whatever describes a model is read here, once.
+"""The one door of the counting floor: whatever describes a model is read here, once, into a frozen ``Model``.
 
-Any object will do: our own dataclass, an OmegaConf node, a mapping, an ``argparse`` namespace or a bare object with attributes.
+A configuration in this package's own names (``shapes``) is read as it is.  Anything else, another framework's configuration or
+a live model, is translated first, by the one reader that its source has.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
 
-from bridge.flops.shapes import AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape
+from bridge.flops import frameworks, shapes, transforms
+from bridge.flops.frameworks import Framework
+from bridge.flops.shapes import MAX_LAYERS, AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape, short
+from bridge.flops.transforms import Lora
 
-_ALIASES = {
-    "hybrid_layer_pattern": ("hybrid_override_pattern",),
-    # Megatron-LM's arguments.
-    "gated_linear_unit": ("swiglu",),
-    "num_moe_experts": ("num_experts",),
-    "vocab_size": ("padded_vocab_size",),
-}
-_VISION_ALIASES = {
-    "depth": ("num_hidden_layers", "num_layers"),
-    "num_heads": ("num_attention_heads",),
-    "hidden_size": ("embed_dim",),
-    "in_channels": ("in_chans", "num_channels"),
-    "projector_output_dim": ("vision_output_dim",),
-    "spatial_merge_size": ("merge_size",),
-}
-#: Parts that models of other families have: named, not priced.
-_NOT_COUNTED = {
-    "heterogeneous_block_specs": "blocks that differ from layer to layer",
-}
-PROJECTOR_TYPES = ("none", "merger", "pooled_linear", "mlp", "pixel_shuffle")
-_VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
+#: Readers of other frameworks' configurations stand a floor above and are found by name when one is needed, as plugins are.
+SOURCES = "bridge.config.sources"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Everything about a model, and about what trains in it, that decides how many operations a batch costs.
+
+    Attributes:
+        language: the language model; None for a vision tower alone or a diffusion transformer.
+        vision, audio, diffusion: the other parts; None where there is none.
+        adapters: low-rank adapters on the model's linear layers.
+        freeze, train: patterns of what does not train, and of what trains all the same.
+        framework: whose layers and backward passes run.
+        teacher: a model that runs forward beside this one (distillation).
+        reference: the model itself runs forward once more (preference losses).
+        adapted: parameter-efficient fine-tuning is on.
+        sequence_length: the nominal one, in tokens.
+        true_vocabulary: whether the vocabulary's size without padding is known.
+        not_counted: what the model has and the plan does not price, one sentence each.
+        hardware_unknown: what may run again or be padded and the plan has no terms for, one sentence each.
+    """
+
+    language: Optional[ModelShape] = None
+    vision: Optional[VisionShape] = None
+    audio: Optional[AudioShape] = None
+    diffusion: Optional[DiffusionShape] = None
+    adapters: Optional[Lora] = None
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    framework: Framework = frameworks.MEGATRON
+    teacher: Optional[Model] = None
+    reference: bool = False
+    adapted: bool = False
+    sequence_length: Optional[int] = None
+    true_vocabulary: bool = True
+    not_counted: tuple[str, ...] = ()
+    hardware_unknown: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part, (prefix, names) in _REQUIRED.items():
+            if getattr(self, part) is not None:
+                _require(getattr(self, part), prefix, *names)
+        if self.language is not None:
+            _check_relations(self.language)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The language model; an empty shape where there is none."""
+        return self.language or ModelShape()
+
+    @property
+    def trainable(self) -> transforms.Trainable:
+        """What trains as the configuration has it."""
+        return transforms.trainable_of(self.shape, self.adapters, self.freeze, self.train)
+
+
+@dataclass(kw_only=True)
+class Description:
+    """A model in this package's names, as the reader of another source leaves it; the fields are the sections of a recipe.
+
+    Attributes:
+        model: a ``ModelShape`` or a mapping of its fields, ``thinker_config`` and ``deepstack_visual_indexes`` among them.
+        peft, teacher, reference_model, framework, not_counted: see ``Model``.
+        hardware_unknown: see ``Model``.
+        parallel: megatron-core's parallel sizes.
+    """
+
+    model: Any
+    peft: Any = None
+    parallel: Any = None
+    teacher: Any = None
+    reference_model: Any = False
+    framework: Optional[str] = None
+    not_counted: Sequence[str] = ()
+    hardware_unknown: Sequence[str] = ()
 
 
 def get(source: Any, name: str) -> Any:
@@ -41,8 +102,84 @@ def get(source: Any, name: str) -> Any:
     return getattr(source, name, None)
 
 
-def _fill(kind: type, source: Any, aliases: Mapping[str, tuple[str, ...]]) -> Any:
-    """A dataclass of type ``kind`` from the fields ``source`` has; None means the default."""
+def model_of(cfg: Any) -> Any:
+    """``cfg.model`` where there is one, else ``cfg`` itself."""
+    model = get(cfg, "model")
+    return cfg if model is None else model
+
+
+def read(cfg: Any) -> Model:
+    """Read and check a configuration.
+
+    Args:
+        cfg: anything with ``.model``, a model's configuration, a mapping of its fields, or a live model; or a ``Model``.
+
+    Raises:
+        ConfigError: a required field is missing, or a value cannot be what it is.
+    """
+    if isinstance(cfg, Model):
+        return cfg
+    native = isinstance(cfg, Description) or isinstance(model_of(cfg), ModelShape)
+    return _read(cfg if native else importlib.import_module(SOURCES).translate(cfg))
+
+
+def _read(cfg: Any) -> Model:
+    """A ``Model`` from a configuration in this package's names."""
+    source = model_of(cfg)
+    diffusion, vision = _diffusion(source), _vision(source)
+    language = None
+    alone = get(source, "num_layers") is None and get(source, "hidden_size") is None
+    if diffusion is None and not (vision is not None and alone):
+        language = _language(cfg, source)
+    audio, left_out = _audio(source)
+    lora, freeze, train, unpriced = _peft(get(cfg, "peft"))
+    teacher = get(cfg, "teacher") or get(source, "teacher")
+    declared = get(cfg, "not_counted")
+    return Model(
+        language=language,
+        vision=vision,
+        audio=audio,
+        diffusion=diffusion,
+        adapters=lora,
+        freeze=freeze,
+        train=train,
+        framework=frameworks.get(get(cfg, "framework") or "megatron"),
+        teacher=None if teacher is None else read(teacher),
+        reference=bool(get(cfg, "reference_model")),
+        adapted=get(cfg, "peft") is not None,
+        sequence_length=language.seq_length if language else None,
+        true_vocabulary=get(source, "vocab_size") is not None or get(cfg, "vocab_size") is not None,
+        not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced),
+        hardware_unknown=tuple(get(cfg, "hardware_unknown") or ()),
+    )
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+# ---- the parts -----------------------------------------------------------------------------------
+
+_VISION_ALIASES = {
+    "depth": ("num_hidden_layers", "num_layers"),
+    "num_heads": ("num_attention_heads",),
+    "hidden_size": ("embed_dim",),
+    "in_channels": ("in_chans", "num_channels"),
+    "projector_output_dim": ("vision_output_dim",),
+    "spatial_merge_size": ("merge_size",),
+}
+#: Parts other than the language model -> what goes before their fields in a sentence, and the sizes that have no default.
+_REQUIRED = {
+    "vision": ("model.vision_config.", ("depth", "hidden_size", "out_hidden_size")),
+    "audio": ("model.audio_config.", ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "output_dim")),
+    "diffusion": ("model.diffusion_config.", ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")),
+}
+PROJECTOR_TYPES = ("none", "merger", "pooled_linear", "mlp", "pixel_shuffle")
+_VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
+
+
+def _fill(kind: type, source: Any, prefix: str, aliases: Mapping[str, tuple[str, ...]] = {}) -> Any:
+    """A shape from the fields that ``source`` has, held against their ranges; None means the default."""
     values = {}
     for item in dataclasses.fields(kind):
         for name in (item.name, *aliases.get(item.name, ())):
@@ -50,64 +187,48 @@ def _fill(kind: type, source: Any, aliases: Mapping[str, tuple[str, ...]]) -> An
             if value is not None:
                 values[item.name] = value
                 break
-    return kind(**values)
-
-
-def model_of(cfg: Any) -> Any:
-    """``cfg.model`` where there is one, else ``cfg`` itself."""
-    model = get(cfg, "model")
-    return cfg if model is None else model
-
-
-def read(cfg: Any) -> ModelShape:
-    """Read and check a configuration.
-
-    Args:
-        cfg: anything with ``.model``, a model config, or a mapping of its fields.
-
-    Raises:
-        ConfigError: a required field is missing, or a value cannot be what it is.
-    """
-    model = model_of(cfg)
-    shape: ModelShape = _fill(ModelShape, model, _ALIASES)
-    _read_megatron_lm(shape, model)
-    # A TransformerConfig of megatron-core's knows neither: they are arguments of the model built from it.
-    for name in ("vocab_size", "seq_length"):
-        if getattr(shape, name) is None:
-            setattr(shape, name, get(cfg, name))
-    if get(model, "tensor_model_parallel_size") is None:
-        size = get(get(cfg, "parallel"), "tensor_model_parallel_size")
-        shape.tensor_model_parallel_size = 1 if size is None else size
-    if shape.vision_config is None:
-        shape.vision_config = get(get(model, "thinker_config"), "vision_config")
-    if shape.diffusion_config is None and not shape.is_tower_alone:
-        _check(shape)
+    shape = kind(**values)
+    shapes.check(shape, prefix)
     return shape
 
 
-def _read_megatron_lm(shape: ModelShape, args: Any) -> None:
-    """Megatron-LM's ``args`` say some things the other way round."""
-    if get(args, "group_query_attention") is False:
-        shape.num_query_groups = None
-    if get(args, "untie_embeddings_and_output_weights") is not None:
-        shape.share_embeddings_and_output_weights = not get(args, "untie_embeddings_and_output_weights")
-    if get(args, "swiglu"):
-        shape.gated_linear_unit = True
+def _require(shape: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        if getattr(shape, name) is None:
+            raise ConfigError(f"{prefix}{name} is missing: set it to a positive integer")
 
 
-def read_vision(cfg: Any) -> VisionShape | None:
-    """The vision tower of a configuration; None without one.
+def _language(cfg: Any, source: Any) -> ModelShape:
+    # A TransformerConfig of megatron-core's knows neither: they are arguments of the model built from it.
+    beside = {name: get(cfg, name) for name in ("vocab_size", "seq_length") if get(source, name) is None}
+    size = get(get(cfg, "parallel"), "tensor_model_parallel_size") if get(source, "tensor_model_parallel_size") is None else None
+    shape: ModelShape = _fill(ModelShape, _Overlaid(source, {**beside, "tensor_model_parallel_size": size}), "model.")
+    if shape.vocab_size is None:
+        shape.vocab_size = shape.padded_vocab_size
+    return shape
 
-    ``vision_config`` may sit on the model or under ``model.thinker_config``, ``deepstack_visual_indexes`` on any of the three.
-    """
-    model = model_of(cfg)
+
+class _Overlaid:
+    """A source with values for fields where it has none."""
+
+    def __init__(self, source: Any, values: Mapping[str, Any]) -> None:
+        self._source, self._values = source, values
+
+    def __getattr__(self, name: str) -> Any:
+        value = self._values.get(name)
+        return get(self._source, name) if value is None else value
+
+
+def _vision(model: Any) -> VisionShape | None:
+    """``vision_config`` may sit on the model or under ``thinker_config``, ``deepstack_visual_indexes`` on any of the three."""
     thinker = get(model, "thinker_config")
     source = get(model, "vision_config")
     if source is None:
         source = get(thinker, "vision_config")
     if source is None:
         return None
-    vision: VisionShape = _fill(VisionShape, source, _VISION_ALIASES)
+    prefix = _REQUIRED["vision"][0]
+    vision: VisionShape = _fill(VisionShape, source, prefix, _VISION_ALIASES)
     for place in (source, model, thinker):
         indexes = get(place, "deepstack_visual_indexes")
         if indexes is not None:
@@ -115,127 +236,133 @@ def read_vision(cfg: Any) -> VisionShape | None:
             break
     if vision.out_hidden_size is None:
         vision.out_hidden_size = get(model, "hidden_size") or vision.hidden_size
-    for name in ("depth", "hidden_size"):
-        _positive(f"vision_config.{name}", getattr(vision, name), required=True)
-    for name in (
-        "mlp_size",
-        "spatial_merge_size",
-        "patch_size",
-        "temporal_patch_size",
-        "in_channels",
-        "out_hidden_size",
-    ):
-        _positive(f"vision_config.{name}", getattr(vision, name))
     if vision.projector_type not in PROJECTOR_TYPES:
         raise ConfigError(
-            f"model.vision_config.projector_type={vision.projector_type!r} is not known; "
-            f"choose one of {', '.join(PROJECTOR_TYPES)}"
+            f"{prefix}projector_type={vision.projector_type!r} is not known; choose one of {', '.join(PROJECTOR_TYPES)}"
         )
+    if vision.projector_type == "pixel_shuffle":
+        _require(vision, prefix, "projector_input_dim", "projector_output_dim")
     return vision
 
 
-def read_diffusion(cfg: Any) -> DiffusionShape | None:
-    """The diffusion transformer of a configuration; None without one."""
-    source = get(model_of(cfg), "diffusion_config")
+def _diffusion(model: Any) -> DiffusionShape | None:
+    source = get(model, "diffusion_config")
     if source is None:
         return None
-    shape: DiffusionShape = _fill(DiffusionShape, source, {})
-    for name in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "patch_size", "mlp_ratio"):
-        _positive(f"diffusion_config.{name}", getattr(shape, name), required=True)
+    shape: DiffusionShape = _fill(DiffusionShape, source, _REQUIRED["diffusion"][0])
     return shape
 
 
-def read_audio(cfg: Any) -> AudioShape | None:
-    """The audio encoder of a configuration; None without one, or for one of another kind (see ``not_counted``)."""
-    source = get(model_of(cfg), "audio_config")
-    if source is None or get(source, "d_model") is None:
-        return None
-    audio: AudioShape = _fill(AudioShape, source, {})
+def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:
+    """The audio encoder, and a sentence about one of another kind than Whisper's."""
+    source = get(model, "audio_config")
+    if source is None:
+        return None, []
+    if get(source, "d_model") is None:
+        return None, ["audio_config: an audio encoder that is not like Whisper's is not counted"]
+    audio: AudioShape = _fill(AudioShape, source, _REQUIRED["audio"][0])
     if audio.output_dim is None:
-        audio.output_dim = get(model_of(cfg), "hidden_size")
-    for name in ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "pooling"):
-        _positive(f"audio_config.{name}", getattr(audio, name), required=True)
-    return audio
+        audio.output_dim = get(model, "hidden_size")
+    return audio, []
 
 
-def not_counted(cfg: Any) -> tuple[str, ...]:
-    """What the configuration asks for and the plan cannot price, as sentences that name the field."""
-    model = model_of(cfg)
-    found = [f"{name}: {what} is not counted" for name, what in _NOT_COUNTED.items() if get(model, name)]
-    if get(model, "audio_config") is not None and read_audio(cfg) is None:
-        found.append("audio_config: an audio encoder that is not like Whisper's is not counted")
-    variant = ModelShape(experimental_attention_variant=get(model, "experimental_attention_variant")).variant
-    if variant not in _VARIANTS:
-        found.append(f"experimental_attention_variant={variant!r}: this attention is not counted")
-    declared = get(cfg, "not_counted")
-    if isinstance(declared, (list, tuple)):
-        found += [str(sentence) for sentence in declared]
-    return tuple(found)
+def _unknown_variant(shape: Optional[ModelShape]) -> list[str]:
+    if shape is None or shape.variant in _VARIANTS:
+        return []
+    return [f"experimental_attention_variant={shape.variant!r}: this attention is not counted"]
 
 
-def _positive(name: str, value: Any, *, required: bool = False) -> None:
-    if value is None:
-        if required:
-            raise ConfigError(f"model.{name} is missing: set it to a positive integer")
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"model.{name}={value!r} must be a positive integer")
+# ---- what fields of one model say together ----------------------------------------------------------
 
 
-def _check(shape: ModelShape) -> None:
-    required = ["hidden_size", "vocab_size"]
-    required += [] if shape.hybrid_layer_pattern else ["num_layers"]
-    if not (shape.is_hybrid and "*" not in (shape.hybrid_layer_pattern or "*")):
-        required.append("num_attention_heads")
-    for name in required:
-        _positive(name, getattr(shape, name), required=True)
-    for name in [
-        "ffn_hidden_size",
-        "num_query_groups",
-        "kv_channels",
-        "make_vocab_size_divisible_by",
-        "tensor_model_parallel_size",
-        "seq_length",
-        "kv_lora_rank",
-        "qk_head_dim",
-        "v_head_dim",
-        "num_moe_experts",
-        "moe_router_topk",
-        "moe_ffn_hidden_size",
-        "moe_latent_size",
-        "attention_chunk_size",
-        "global_kv_channels",
-        "global_num_query_groups",
-        "linear_conv_kernel_dim",
-        "linear_key_head_dim",
-        "linear_value_head_dim",
-        "linear_num_key_heads",
-        "linear_num_value_heads",
-        "mamba_state_dim",
-        "mamba_head_dim",
-        "mamba_num_groups",
-        "mamba_num_heads",
-        "csa_window_size",
-        "hc_mult",
-    ]:
-        _positive(name, getattr(shape, name))
-    heads, hidden = shape.num_attention_heads, shape.hidden_size or 0
-    if heads and shape.kv_channels is None and hidden % heads:
-        raise ConfigError(
-            f"model.num_attention_heads={shape.num_attention_heads} does not divide model.hidden_size={shape.hidden_size}: "
+def _check_relations(shape: ModelShape) -> None:
+    """Raise ConfigError where fields are missing or contradict each other."""
+    hybrid, pattern = shape.is_hybrid, shape.hybrid_layer_pattern
+    _require(shape, "model.", "hidden_size", "vocab_size", *([] if pattern else ["num_layers"]))
+    layers = max(shape.num_layers or 0, len(pattern or ""), shape.encoder_num_layers or 0, shape.mtp_num_layers or 0)
+    if layers > MAX_LAYERS:
+        raise ConfigError(f"model.num_layers: {layers} layers are more than any model has ({MAX_LAYERS}); is it a mistake?")
+    if not (hybrid and not {"*", "D", "P"} & set(pattern or "*")):
+        _require(shape, "model.", "num_attention_heads")
+    for problem in _contradictions(shape):
+        raise ConfigError(problem)
+
+
+def _contradictions(shape: ModelShape) -> Any:
+    """Sentences about fields that cannot stand beside each other."""
+    heads, hidden, layers = shape.num_attention_heads, shape.hidden_size or 0, shape.num_layers or 0
+    if heads and shape.kv_channels is None and not shape.has_latents and hidden % heads:
+        yield (
+            f"model.num_attention_heads={heads} does not divide model.hidden_size={hidden}: "
             "change one of them or set model.kv_channels"
         )
-    if shape.num_attention_heads and shape.num_attention_heads % shape.key_value_heads and not shape.multi_latent_attention:
-        raise ConfigError(
-            f"model.num_query_groups={shape.num_query_groups} does not divide "
-            f"model.num_attention_heads={shape.num_attention_heads}"
-        )
-    if shape.window_size is not None and not isinstance(shape.window_size, int):
-        if isinstance(shape.window_size, str) or len(shape.window_size) != 2:
-            raise ConfigError(f"model.window_size={shape.window_size!r} must be an integer or a pair (left, right)")
+    if heads and heads % shape.key_value_heads and not shape.multi_latent_attention:
+        yield f"model.num_query_groups={shape.num_query_groups} does not divide model.num_attention_heads={heads}"
+    window = shape.window_size
+    if window is not None and not _is_int(window):
+        if isinstance(window, str) or not isinstance(window, Sequence) or len(window) != 2 or not all(map(_is_int, window)):
+            yield f"model.window_size={short(window)} must be an integer or a pair (left, right)"
     if shape.layernorm_placement not in ("pre", "post", "sandwich"):
-        raise ConfigError(f"model.layernorm_placement={shape.layernorm_placement!r} must be 'pre', 'post' or 'sandwich'")
+        yield f"model.layernorm_placement={shape.layernorm_placement!r} must be 'pre', 'post' or 'sandwich'"
     if shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
-        raise ConfigError(
-            f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
-        )
+        yield f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
+    if "E" in (shape.hybrid_layer_pattern or "") and not shape.num_moe_experts:
+        yield "model.num_moe_experts is missing: model.hybrid_layer_pattern has MoE layers (E)"
+    if (shape.num_kv_shared_layers or 0) > layers and not shape.is_hybrid:
+        yield f"model.num_kv_shared_layers={shape.num_kv_shared_layers} is more than model.num_layers={layers}"
+    for number in shape.kimi_kda_layers or ():
+        if not _is_int(number) or not 1 <= number <= layers:
+            yield f"model.kimi_kda_layers has the layer {short(number)}; layers are numbered from 1 to model.num_layers={layers}"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+#: What ``peft.kind`` may be.
+PEFT_KINDS = ("lora", "dora", "freeze")
+
+#: Options of other libraries' adapters that change the work in ways that are not priced.
+_UNPRICED_PEFT = (
+    "rank_pattern", "exclude_modules", "layers_to_transform", "layer_replication", "modules_to_save",
+    "target_parameters", "trainable_token_indices", "lora_bias", "use_qalora",
+)  # fmt: skip
+
+
+def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], list[str]]:
+    """The adapters that ``peft`` asks for, patterns of what it freezes and of what trains all the same, and what is not priced.
+
+    Ours has ``kind``, ``dim``, ``target_modules``, ``freeze`` and ``train``; Megatron-Bridge's LoRA and DoRA objects have the
+    same ``dim`` and ``target_modules``.
+    """
+    if peft is None:
+        return None, (), (), []
+    unpriced = [
+        f"peft.{name}={short(get(peft, name))}: adapters are priced without it" for name in _UNPRICED_PEFT if get(peft, name)
+    ]
+    freeze, train = tuple(get(peft, "freeze") or ()), tuple(get(peft, "train") or ())
+    kind = get(peft, "kind")
+    if kind is None:
+        kind = "dora" if "dora" in type(peft).__name__.lower() else "lora"
+    if kind == "freeze":
+        return None, freeze, train, unpriced
+    if kind not in PEFT_KINDS:
+        raise ConfigError(f"peft.kind={kind!r} is not known; choose one of {', '.join(PEFT_KINDS)}")
+    dim, targets = get(peft, "dim"), get(peft, "target_modules")
+    if dim is None and get(peft, "kind") is None:
+        # Some other library's object: adapters of an unknown kind, which freeze nothing as far as anybody knows.
+        name = type(peft).__name__
+        return None, freeze, train, [*unpriced, f"peft: {name} has no dim; it is priced as training in full, without adapters"]
+    if isinstance(targets, str):
+        raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
+        raise ConfigError(f"peft.dim={short(dim)} must be a positive integer: the rank of the adapters")
+    lora = Lora(dim, tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout")))
+    return lora, freeze, train, unpriced
+
+
+def peft_of(cfg: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...]]:
+    """The adapters of ``cfg.peft``, the patterns of what it freezes and of what trains all the same; (None, (), ()) without."""
+    return _peft(get(cfg, "peft"))[:3]

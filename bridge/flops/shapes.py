@@ -6,12 +6,92 @@ has no field the name of Megatron-Bridge or of the Hugging Face config is used.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Optional
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be priced: the message names the field, its value and the remedy."""
+
+
+#: More layers than this are a mistake; they are counted before anything is built.
+MAX_LAYERS = 100_000
+#: No size of a model has more digits.
+_MOST = 10**15
+
+
+def size(default: Optional[int] = None, *, least: int = 1, off: bool = False, when: str = "") -> Any:
+    """A field that holds a whole number.
+
+    Args:
+        default: its value where a configuration is silent; None for "not set".
+        least: the smallest value it may have.
+        off: 0 says the same as None, the feature is off.
+        when: the property or field of the shape that says whether it is used at all; what is not used is not checked.
+    """
+    return field(default=default, metadata={"least": 0 if off else least, "off": off, "when": when})
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int.
+
+    Raises:
+        ConfigError: it is no whole number, or one that no size can have; the sentence names the field.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not least <= number <= _MOST:
+        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ConfigError(f"{name}={short(value)} must be {wanted}" + (f" and at most {_MOST}" if number > _MOST else ""))
+    return number
+
+
+def short(value: Any) -> str:
+    """A value for a sentence, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a value that holds itself
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check(shape: Any, prefix: str) -> None:
+    """Hold every field of a shape against what its declaration allows, and write numbers of other libraries as ints.
+
+    Args:
+        shape: one of the dataclasses below; what is off is set to None.
+        prefix: goes before the field's name in a sentence: ``model.``, ``model.vision_config.``.
+
+    Raises:
+        ConfigError: for the first field that cannot be.
+    """
+    # Switches before sizes: they decide which sizes are used.
+    for item in sorted(fields(shape), key=lambda item: "least" in item.metadata):
+        value = getattr(shape, item.name)
+        if value is not None:
+            setattr(shape, item.name, _allowed(shape, item, value, prefix + item.name))
+
+
+def _allowed(shape: Any, item: Field[Any], value: Any, name: str) -> Any:
+    rule = item.metadata
+    if "least" in rule:
+        if rule["off"] and not isinstance(value, bool) and value == 0:
+            return None
+        used = not rule["when"] or getattr(shape, rule["when"])
+        return whole(name, value, rule["least"]) if used else value
+    kind = _KINDS.get(str(item.type))
+    if kind is bool and isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if kind is not None and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+        raise ConfigError(f"{name}={short(value)} must be {_NAMES[kind]}")
+    return value
+
+
+_KINDS: dict[str, Any] = {"bool": bool, "str": str, "Optional[str]": str, "float": (int, float), "Optional[float]": (int, float)}
+_NAMES: dict[Any, str] = {bool: "true or false", str: "text", (int, float): "a number"}
 
 
 @dataclass(kw_only=True)
@@ -23,31 +103,33 @@ class ModelShape:
     """
 
     # ---- the transformer -------------------------------------------------------------------------
-    num_layers: Optional[int] = None
+    num_layers: Optional[int] = size()
     """Decoder layers, without the multi-token-prediction layers. Required, unless a hybrid pattern is given."""
-    hidden_size: Optional[int] = None
+    hidden_size: Optional[int] = size()
     """Width of the residual stream. Required."""
-    ffn_hidden_size: Optional[int] = None
+    ffn_hidden_size: Optional[int] = size(least=0)
     """Inner width of a dense MLP; 4 x hidden_size when unset."""
-    num_attention_heads: Optional[int] = None
+    num_attention_heads: Optional[int] = size(off=True)
     """Query heads. Required."""
-    num_query_groups: Optional[int] = None
+    num_query_groups: Optional[int] = size(off=True)
     """Key/value heads (GQA); num_attention_heads when unset."""
-    kv_channels: Optional[int] = None
+    kv_channels: Optional[int] = size(off=True)
     """Width of one head; hidden_size // num_attention_heads when unset."""
-    vocab_size: Optional[int] = None
-    """Tokens in the vocabulary, unpadded. Required."""
-    make_vocab_size_divisible_by: int = 128
+    vocab_size: Optional[int] = size()
+    """Tokens in the vocabulary, unpadded. Required, unless padded_vocab_size is given."""
+    padded_vocab_size: Optional[int] = size(off=True)
+    """Rows of the embedding as the host has built it; unset: padded as the next three fields say."""
+    make_vocab_size_divisible_by: int = size(128)
     """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
     should_pad_vocab: bool = True
     """Whether the padding above is applied by the conventions that know it."""
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: int = size(1)
     """Only for the padding of the vocabulary."""
-    seq_length: Optional[int] = None
+    seq_length: Optional[int] = size()
     """Tokens of a sequence when no lengths are given."""
     gated_linear_unit: bool = False
     """SwiGLU/GeGLU: the up projection is twice as wide."""
-    mtp_num_layers: Optional[int] = None
+    mtp_num_layers: Optional[int] = size(off=True)
     """Multi-token-prediction depths (DeepSeek-V3)."""
     share_embeddings_and_output_weights: bool = False
     """Tied embeddings: one matrix for both ends."""
@@ -77,7 +159,7 @@ class ModelShape:
     """Fraction of a head's channels that RoPE turns."""
     position_embedding_type: str = "rope"
     """``learned_absolute`` adds max_position_embeddings x hidden_size parameters."""
-    max_position_embeddings: Optional[int] = None
+    max_position_embeddings: Optional[int] = size(off=True)
     """Rows of a learned position table."""
 
     # ---- attention shape -------------------------------------------------------------------------
@@ -89,53 +171,53 @@ class ModelShape:
     """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
     interleaved_attn_pattern: Any = None
     """(local, global): so many local layers, then so many global ones, repeated (Gemma 2 and 3)."""
-    attention_chunk_size: Optional[int] = None
+    attention_chunk_size: Optional[int] = size(off=True)
     """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
     no_rope_freq: Any = None
     """int N: every Nth layer has no RoPE; list: 1 is without."""
-    global_kv_channels: Optional[int] = None
+    global_kv_channels: Optional[int] = size(off=True)
     """Head width of the global layers where it differs (Gemma 4)."""
-    global_num_query_groups: Optional[int] = None
+    global_num_query_groups: Optional[int] = size(off=True)
     """Key/value heads of the global layers where they differ (Gemma 4)."""
     global_attention_k_eq_v: bool = False
     """Global layers project keys once and use them as values (Gemma 4)."""
-    num_kv_shared_layers: Optional[int] = None
+    num_kv_shared_layers: Optional[int] = size(off=True)
     """The last so many layers reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
     use_double_wide_mlp: bool = False
     """The layers that share keys and values have an MLP twice as wide (Gemma 4 E2B)."""
-    hidden_size_per_layer_input: Optional[int] = None
+    hidden_size_per_layer_input: Optional[int] = size(off=True)
     """Width of the per-layer embeddings (Gemma 3n, Gemma 4 E2B/E4B)."""
-    vocab_size_per_layer_input: Optional[int] = None
+    vocab_size_per_layer_input: Optional[int] = size(off=True)
     """Rows of the per-layer embedding table; vocab_size when unset."""
 
     # ---- multi-head latent attention -------------------------------------------------------------
     multi_latent_attention: bool = False
     """MLA (DeepSeek-V2 and later)."""
-    q_lora_rank: Optional[int] = None
+    q_lora_rank: Optional[int] = size(off=True)
     """Rank of the query compression; unset: queries are projected directly."""
-    kv_lora_rank: int = 512
+    kv_lora_rank: int = size(512, when="has_latents")
     """Rank of the key/value compression."""
-    qk_head_dim: int = 128
+    qk_head_dim: int = size(128, least=0, when="has_latents")
     """Width of a query/key head without its RoPE part."""
-    qk_pos_emb_head_dim: int = 64
+    qk_pos_emb_head_dim: int = size(64, least=0, when="has_latents")
     """Width of the RoPE part."""
-    v_head_dim: int = 128
+    v_head_dim: int = size(128, when="has_latents")
     """Width of a value head."""
 
     # ---- experts ---------------------------------------------------------------------------------
-    num_moe_experts: Optional[int] = None
+    num_moe_experts: Optional[int] = size(off=True)
     """Routed experts of a MoE layer; unset: a dense model."""
     moe_layer_freq: Any = 1
     """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry a layer."""
-    moe_router_topk: int = 2
+    moe_router_topk: int = size(2, when="has_experts")
     """Experts a token visits."""
-    moe_ffn_hidden_size: Optional[int] = None
+    moe_ffn_hidden_size: Optional[int] = size(off=True, when="has_experts")
     """Inner width of one routed expert; ffn_hidden_size when unset."""
-    moe_shared_expert_intermediate_size: Optional[int] = None
+    moe_shared_expert_intermediate_size: Optional[int] = size(off=True, when="has_experts")
     """Inner width of the shared experts together."""
     moe_shared_expert_gate: bool = False
     """A sigmoid gate (hidden_size x 1) on the shared experts."""
-    moe_latent_size: Optional[int] = None
+    moe_latent_size: Optional[int] = size(off=True, when="has_experts")
     """Routed experts work in a latent space of this width (Nemotron 3)."""
     moe_branch_norms: bool = False
     """Norms of their own before and after the routed experts and after the shared ones, scales on the router (Gemma 4)."""
@@ -147,29 +229,29 @@ class ModelShape:
     """``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa`` or ``dsv4_hybrid``."""
     linear_attention_freq: Any = None
     """int N: layer i (from 1) is attention when i % N == 0, else linear; list: 1 is linear."""
-    linear_conv_kernel_dim: int = 4
-    linear_key_head_dim: int = 128
-    linear_value_head_dim: int = 128
-    linear_num_key_heads: int = 16
-    linear_num_value_heads: int = 32
+    linear_conv_kernel_dim: int = size(4, when="has_delta_net")
+    linear_key_head_dim: int = size(128, when="has_delta_net")
+    linear_value_head_dim: int = size(128, when="has_delta_net")
+    linear_num_key_heads: int = size(16, when="has_delta_net")
+    linear_num_value_heads: int = size(32, when="has_delta_net")
     kimi_kda_layers: Any = None
     """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
-    kimi_linear_num_heads: Optional[int] = None
-    kimi_linear_head_dim: Optional[int] = None
-    kimi_linear_conv_kernel_size: int = 4
+    kimi_linear_num_heads: Optional[int] = size(off=True)
+    kimi_linear_head_dim: Optional[int] = size(off=True)
+    kimi_linear_conv_kernel_size: int = size(4, when="kimi_kda_layers")
     dsa_indexer_n_heads: Optional[int] = None
     dsa_indexer_head_dim: Optional[int] = None
     dsa_indexer_topk: Optional[int] = None
     dsa_indexer_loss_coeff: Optional[float] = None
     dsa_indexer_use_sparse_loss: bool = False
-    dsa_indexer_topk_freq: int = 1
-    dsa_indexer_skip_topk_offset: int = 0
-    csa_window_size: int = 128
+    dsa_indexer_topk_freq: int = size(1)
+    dsa_indexer_skip_topk_offset: int = size(0, least=0)
+    csa_window_size: int = size(128)
     csa_compress_ratios: Any = None
     """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
-    o_groups: Optional[int] = None
-    o_lora_rank: Optional[int] = None
-    hc_mult: Optional[int] = None
+    o_groups: Optional[int] = size(off=True)
+    o_lora_rank: Optional[int] = size(off=True)
+    hc_mult: Optional[int] = size(off=True)
     """Copies of the residual stream (hyper-connections)."""
 
     # ---- hybrid models ---------------------------------------------------------------------------
@@ -182,21 +264,21 @@ class ModelShape:
     """
     hybrid_attention_ratio: float = 0.0
     hybrid_mlp_ratio: float = 0.0
-    mamba_state_dim: int = 128
-    mamba_head_dim: int = 64
-    mamba_num_groups: int = 8
-    mamba_num_heads: Optional[int] = None
+    mamba_state_dim: int = size(128, when="is_hybrid")
+    mamba_head_dim: int = size(64, when="is_hybrid")
+    mamba_num_groups: int = size(8, when="is_hybrid")
+    mamba_num_heads: Optional[int] = size(off=True)
     mamba_rms_norm: bool = True
     """A norm on what the scan returns (Falcon-H1 can do without)."""
 
     # ---- encoders -----------------------------------------------------------------------------------
-    encoder_num_layers: Optional[int] = None
+    encoder_num_layers: Optional[int] = size(off=True)
     """Layers of an encoder the decoder cross-attends to (T5, Whisper); unset: a decoder alone."""
-    encoder_ffn_hidden_size: Optional[int] = None
+    encoder_ffn_hidden_size: Optional[int] = size(off=True)
     """Inner width of the encoder's MLPs; ffn_hidden_size when unset."""
-    encoder_num_attention_heads: Optional[int] = None
+    encoder_num_attention_heads: Optional[int] = size(off=True)
     """Heads of the encoder; num_attention_heads when unset."""
-    relative_attention_num_buckets: Optional[int] = None
+    relative_attention_num_buckets: Optional[int] = size(off=True)
     """Rows of T5's table of relative positions (one column a head), one table for the encoder and one for the decoder."""
     add_key_bias: bool = True
     """False: keys have no bias where queries and values have one (Whisper)."""
@@ -204,7 +286,7 @@ class ModelShape:
     """A norm after the last layer; False in BERT, whose layers end with one."""
     embedding_layernorm: bool = False
     """A norm on the embeddings (BERT)."""
-    num_tokentypes: int = 0
+    num_tokentypes: int = size(0, least=0)
     """Rows of a table of token types (BERT)."""
     bert_lm_head: bool = False
     """A dense layer and a norm before the output layer, which has a bias (BERT)."""
@@ -222,7 +304,7 @@ class ModelShape:
     """``full`` or ``selective``."""
     recompute_method: Optional[str] = None
     """``uniform`` or ``block`` (full recomputation)."""
-    recompute_num_layers: Optional[int] = None
+    recompute_num_layers: Optional[int] = size(off=True)
     recompute_modules: Any = None
     """Selective recomputation: ``core_attn``, ``mlp``, ``moe``, ``shared_experts``, ``mla_up_proj``, ..."""
     freeze_language_model: bool = False
@@ -250,11 +332,13 @@ class ModelShape:
 
     @property
     def ffn_size(self) -> int:
-        return self.ffn_hidden_size or 4 * self.hidden_size  # type: ignore[operator]
+        return 4 * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size  # type: ignore[operator]
 
     @property
-    def padded_vocab_size(self) -> int:
-        """megatron-core's padding: up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
+    def built_vocab_size(self) -> int:
+        """Rows of the embedding: the host's, or up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
+        if self.padded_vocab_size is not None:
+            return self.padded_vocab_size
         if self.vocab_size is None or not self.should_pad_vocab:
             return self.vocab_size  # type: ignore[return-value]  # read() has checked it
         multiple = self.make_vocab_size_divisible_by * self.tensor_model_parallel_size
@@ -278,6 +362,19 @@ class ModelShape:
         return self.vision_config is not None and self.num_layers is None and self.hidden_size is None
 
     @property
+    def has_latents(self) -> bool:
+        """Latent attention somewhere: MLA, sparse attention on it, or Kimi's delta attention between layers of it."""
+        return bool(self.multi_latent_attention or self.kimi_kda_layers or self.variant in ("dsa", "dsv4_hybrid"))
+
+    @property
+    def has_experts(self) -> bool:
+        return bool(self.num_moe_experts)
+
+    @property
+    def has_delta_net(self) -> bool:
+        return self.variant in ("gdn", "gdn2") or "G" in (self.hybrid_layer_pattern or "")
+
+    @property
     def is_hybrid(self) -> bool:
         return bool(self.is_hybrid_model or self.hybrid_layer_pattern)
 
@@ -292,38 +389,38 @@ class ModelShape:
 class VisionShape:
     """A vision tower, with the names of Hugging Face's vision configs."""
 
-    depth: Optional[int] = None
+    depth: Optional[int] = size()
     """Layers."""
     num_heads: int = 16
     """Heads of its attention; they share the width, so that only the operation ledger tells them apart."""
-    hidden_size: Optional[int] = None
+    hidden_size: Optional[int] = size()
     """Width of the tower."""
-    intermediate_size: Optional[int] = None
+    intermediate_size: Optional[int] = size(off=True)
     """Inner width of the MLP; mlp_ratio x hidden_size when unset."""
-    mlp_ratio: int = 4
-    out_hidden_size: Optional[int] = None
+    mlp_ratio: int = size(4)
+    out_hidden_size: Optional[int] = size()
     """Width the merger projects to; the language model's when unset."""
-    spatial_merge_size: int = 2
+    spatial_merge_size: int = size(2)
     """Patches merged into one token along each side."""
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    in_channels: int = 3
+    patch_size: int = size(14)
+    temporal_patch_size: int = size(2)
+    in_channels: int = size(3)
     hidden_act: str = ""
     """``silu`` means a gated MLP (Qwen2.5-VL)."""
-    window_size: int = 0
+    window_size: int = size(0, least=0)
     """Side of an attention window in pixels (Qwen2.5-VL); 0: whole images."""
     fullatt_block_indexes: Any = ()
     """Layers that see the whole image where the others have windows."""
     deepstack_visual_indexes: Any = ()
     """Layers whose output goes through a merger of its own (Qwen3-VL)."""
-    num_position_embeddings: int = 0
+    num_position_embeddings: int = size(0, least=0)
     """Rows of a learned position table (Qwen3-VL, SigLIP, CLIP)."""
     class_token: bool = False
     """A token beside the patches that attends like them (CLIP, Llama 4)."""
     projector_type: str = "merger"
     """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4) or ``none``."""
-    projector_input_dim: Optional[int] = None
-    projector_output_dim: Optional[int] = None
+    projector_input_dim: Optional[int] = size()
+    projector_output_dim: Optional[int] = size()
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
 
     @property
@@ -351,27 +448,27 @@ class VisionShape:
 class DiffusionShape:
     """A diffusion transformer, with the names of diffusers' configs; sequence lengths are latent tokens of the images."""
 
-    num_layers: Optional[int] = None
+    num_layers: Optional[int] = size()
     """Blocks; in Flux those that keep text and image apart."""
-    num_single_layers: int = 0
+    num_single_layers: int = size(0, least=0)
     """Flux's later blocks, where text and image are one sequence."""
-    num_attention_heads: Optional[int] = None
-    attention_head_dim: Optional[int] = None
+    num_attention_heads: Optional[int] = size()
+    attention_head_dim: Optional[int] = size()
     """Width of a head; heads x width is the model's."""
-    mlp_ratio: int = 4
-    in_channels: Optional[int] = None
+    mlp_ratio: int = size(4)
+    in_channels: Optional[int] = size()
     """Channels of the latents (Flux: of a packed latent token)."""
-    out_channels: Optional[int] = None
+    out_channels: Optional[int] = size(off=True)
     """Channels of the prediction; in_channels when unset."""
-    patch_size: int = 1
+    patch_size: int = size(1)
     """Side of a patch of latents."""
-    joint_attention_dim: int = 0
+    joint_attention_dim: int = size(0, least=0)
     """Width of the text encoder's states (Flux); 0: no text."""
-    pooled_projection_dim: int = 0
+    pooled_projection_dim: int = size(0, least=0)
     """Width of the pooled text vector that joins the conditioning (Flux)."""
     guidance_embeds: bool = False
     """The guidance scale is embedded like the time step (Flux dev)."""
-    num_embeds_ada_norm: int = 0
+    num_embeds_ada_norm: int = size(0, least=0)
     """Classes (DiT). diffusers gives each block an embedder of its own; the last layer uses the first block's again."""
 
 
@@ -379,17 +476,17 @@ class DiffusionShape:
 class AudioShape:
     """A Whisper-style audio encoder, with the names of Hugging Face's configs."""
 
-    d_model: Optional[int] = None
+    d_model: Optional[int] = size()
     """Width."""
-    encoder_layers: Optional[int] = None
-    encoder_attention_heads: Optional[int] = None
-    encoder_ffn_dim: Optional[int] = None
+    encoder_layers: Optional[int] = size()
+    encoder_attention_heads: Optional[int] = size()
+    encoder_ffn_dim: Optional[int] = size()
     """Inner width of the MLPs."""
-    num_mel_bins: int = 80
+    num_mel_bins: int = size(80)
     """Channels of the spectrogram."""
-    max_source_positions: int = 1500
+    max_source_positions: int = size(1500, least=0)
     """Rows of the position table."""
-    pooling: int = 2
+    pooling: int = size(2)
     """Positions averaged into one token of the language model (Qwen2-Audio)."""
-    output_dim: Optional[int] = None
+    output_dim: Optional[int] = size()
     """Width it is projected to; the language model's when unset."""

@@ -285,7 +285,7 @@ class InferencePlan:
             latents: what a decode step does with the cached latents of latent attention, a key of ``LATENTS``; when None
                 ``expanded`` under ``executed``, as transformers does, and ``once`` elsewhere.
         """
-        shape = reading.read(cfg)
+        shape = reading.read(cfg).shape
         if not shape.is_causal:
             raise ConfigError("model.is_causal=False: a model whose tokens see what follows them does not generate")
         record = conventions.get(convention)
@@ -437,7 +437,7 @@ def _forward_plan(cfg: Any, record: Convention, edit: Callable[[list[Term]], lis
     """The plan of what runs when nothing is trained."""
     whole = compile_plan(cfg, record)
     terms = edit([term for term in whole.terms if _runs(term)])
-    return Plan(record, terms, whole.not_counted, reading.read(cfg), transforms.everything, lambda how: terms)
+    return Plan(record, terms, whole.not_counted, transforms.everything, lambda how: terms)
 
 
 def _runs(term: Term) -> bool:

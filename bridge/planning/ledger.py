@@ -125,7 +125,7 @@ class Ledger:
         self._step_terms = lambda: _price(
             edit(list(compile_plan(cfg, growing, framework=framework, elementwise=True).terms)), growing
         )
-        shape = reading.read(cfg)
+        shape = reading.read(cfg).shape
         unknown = shape.activation not in ACTIVATIONS
         note = f"activation_func={shape.activation!r}: what this activation costs is not known and not counted"
         self.not_counted = (*plan.not_counted, note) if unknown else plan.not_counted

@@ -7,16 +7,16 @@ one (``gated_linear_unit``, ``moe_layer_freq``, ``peft``) are found by taking th
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from bridge.flops import reading
 from bridge.flops.conventions import Convention
 from bridge.flops.plan import Plan, Row, compile_plan
-from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.reading import Model, read
+from bridge.flops.shapes import ConfigError
 
 
 @dataclass(frozen=True, order=True)
@@ -170,13 +170,13 @@ def explain(cfg: Any, convention: str | Convention = "megatron", *, framework: s
 
     The arguments are those of ``compile_plan``.
     """
-    known = _parts(cfg)
-    plan = compile_plan(_remembering(known), convention, framework=framework)
+    model = read(cfg)
+    plan = compile_plan(_remembering(model), convention, framework=framework)
     rows = _rows(plan)
     changed = {}
-    for name, without in _ablations(known):
+    for name, without in _ablations(model):
         try:
-            others = set(_rows(compile_plan(without, convention, framework=framework)))
+            others = set(_rows(compile_plan(without(), convention, framework=framework)))
         except ConfigError:  # the model does not exist without it
             continue
         changed[name] = [row not in others for row in rows]
@@ -197,38 +197,25 @@ def _rows(plan: Plan) -> list[Row]:
     return [replace(row, share=0.0) for row in plan.tabulate([1] * len(plan.statistics))]
 
 
-# ---- configurations whose integers remember ------------------------------------------------------
+# ---- models whose integers remember --------------------------------------------------------------
 
-_Parts = dict[str, Any]
-#: Shapes inside the model's -> their readers.
-_INNER = {
-    "vision_config": reading.read_vision,
-    "audio_config": reading.read_audio,
-    "diffusion_config": reading.read_diffusion,
-}
-_NAMES = ("peft", "framework", "teacher", "reference_model", "not_counted")
+#: Parts of a model -> what stands before the names of their fields.
+_PARTS = {"language": "", "vision": "vision_config.", "audio": "audio_config.", "diffusion": "diffusion_config."}
 
 
-def _parts(cfg: Any) -> _Parts:
-    """What ``compile_plan`` reads of a configuration, its model as shapes."""
-    model: ModelShape = reading.read(cfg)
-    inner: dict[str, Any] = {name: read(cfg) for name, read in _INNER.items()}
-    known = {name: shape for name, shape in inner.items() if shape is not None}
-    return {**{name: reading.get(cfg, name) for name in _NAMES}, "model": replace(model, **known)}
+def _remembering(model: Model) -> Model:
+    traced = {part: _traced(shape, _PARTS[part]) for part, shape in _parts(model)}
+    if model.adapters is not None:
+        traced["adapters"] = replace(model.adapters, dim=_sized("peft.dim", model.adapters.dim))
+    return replace(model, **traced)
 
 
-def _remembering(parts: _Parts) -> _Parts:
-    model = parts["model"]
-    inner = {name: _traced(shape, f"{name}.") for name, shape in _inner_shapes(model)}
-    return {**parts, "model": replace(_traced(model), **inner), "peft": _adapters(parts["peft"])}
+def _parts(model: Model) -> list[tuple[str, Any]]:
+    found = [(part, getattr(model, part)) for part in _PARTS]
+    return [(part, shape) for part, shape in found if shape is not None]
 
 
-def _inner_shapes(model: ModelShape) -> list[tuple[str, Any]]:
-    shapes = [(name, getattr(model, name)) for name in _INNER]
-    return [(name, shape) for name, shape in shapes if dataclasses.is_dataclass(shape)]
-
-
-def _traced(shape: Any, prefix: str = "") -> Any:
+def _traced(shape: Any, prefix: str) -> Any:
     values = {item.name: getattr(shape, item.name) for item in dataclasses.fields(shape)}
     return replace(shape, **{name: _sized(prefix + name, value) for name, value in values.items()})
 
@@ -239,29 +226,20 @@ def _sized(name: str, value: Any) -> Any:
     return Size.of_field(name, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _adapters(peft: Any) -> Any:
-    dim = reading.get(peft, "dim")
-    if dim is None:
-        return peft
-    if isinstance(peft, Mapping):
-        return {**peft, "dim": _sized("peft.dim", dim)}
-    adapters = copy.copy(peft)
-    adapters.dim = _sized("peft.dim", dim)
-    return adapters
+def _ablations(model: Model) -> Iterator[tuple[str, Callable[[], Model]]]:
+    """The model without each field that is set, one at a time; made when asked for, since some have no model without them."""
+    for part, shape in _parts(model):
+        for name, without in _without(shape):
+            yield _PARTS[part] + name, partial(replace, model, **{part: without})
+    for part, prefix in _PARTS.items():
+        if prefix and getattr(model, part) is not None:
+            yield prefix.rstrip("."), partial(replace, model, **{part: None})
+    for name, cleared in {"peft": _UNADAPTED, "teacher": {"teacher": None}, "reference_model": {"reference": False}}.items():
+        if any(getattr(model, field) for field in cleared):
+            yield name, partial(replace, model, **cleared)
 
 
-def _ablations(parts: _Parts) -> Iterator[tuple[str, _Parts]]:
-    """The configuration without each field that is set, one at a time."""
-    model = parts["model"]
-    for name, shape in _without(model):
-        if name not in _INNER:
-            yield name, {**parts, "model": shape}
-    for outer, inner in _inner_shapes(model):
-        for name, shape in _without(inner):
-            yield f"{outer}.{name}", {**parts, "model": replace(model, **{outer: shape})}
-    for name in ("peft", "teacher", "reference_model"):
-        if parts[name]:
-            yield name, {**parts, name: None}
+_UNADAPTED: dict[str, Any] = {"adapters": None, "freeze": (), "train": ()}
 
 
 def _without(shape: Any) -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from bridge.flops.reading import read, read_vision
+from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
@@ -206,7 +206,7 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
     chunks: list[torch.nn.Module] = []
     for stage in range(stages or 1):
         chunk: torch.nn.Module = _gpt(cfg, config, None if stages is None else stage)
-        add_adapters(chunk, cfg.peft, shape=read(cfg), seed=cfg.train.seed)
+        add_adapters(chunk, cfg.peft, shape=read(cfg).shape, seed=cfg.train.seed)
         for parameter in chunk.parameters():
             tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         chunk = chunk.to(device)
@@ -241,7 +241,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
     if not engine:
         spec, mtp = _substitute(spec), _substitute(mtp)
     assert model.seq_length is not None
-    vision = read_vision(cfg)
+    vision = read(cfg).vision
     kind: Callable[..., GPTModel] = GPTModel
     if vision is not None:
         assert model.image_token_id is not None

@@ -36,7 +36,8 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from bridge.flops import transforms
-from bridge.flops.plan import compile_plan, peft_of
+from bridge.flops.plan import compile_plan
+from bridge.flops.reading import peft_of
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.training.trainable import parameters, places, plan_path
 

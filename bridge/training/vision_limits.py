@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.reading import read_vision
+from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.training.errors import RunError
 
@@ -20,7 +20,7 @@ ACTIVATIONS = ("", "gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
 
 def check_vision(cfg: Config) -> None:
     """Raise ConfigError for towers and layouts that can be counted but not trained here; a model without a tower passes."""
-    vision = read_vision(cfg)
+    vision = read(cfg).vision
     if vision is None:
         return
     model, parallel = cfg.model, cfg.parallel

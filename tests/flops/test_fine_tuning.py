@@ -9,7 +9,7 @@ import pytest
 
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.moments import Moments
-from bridge.flops.plan import planned_trainable
+from bridge.flops.reading import read
 from bridge.flops.terms import Pass
 from bridge.flops.transforms import Lora, Trainable
 
@@ -106,7 +106,7 @@ def test_dora_measures_rows_once_a_forward_pass() -> None:
 
 
 def test_a_rule_and_the_rules_of_a_configuration() -> None:
-    trains = planned_trainable({"model": MODEL, "peft": {"kind": "freeze", "freeze": ["linear_fc1", "linear_qkv.weight"]}})
+    trains = read({"model": MODEL, "peft": {"kind": "freeze", "freeze": ["linear_fc1", "linear_qkv.weight"]}}).trainable
     assert not trains.weights("decoder.layers.0.mlp.linear_fc1")
     assert trains("decoder.layers.0.mlp.linear_fc2")
     assert Trainable.of(trains) is trains

@@ -55,9 +55,9 @@ def test_arguments_of_megatron_lm():
     assert compile_plan(args).flops(LENGTHS) == expected.flops(LENGTHS)
     # Without the flag Megatron-LM leaves num_query_groups at 1 and means every head.
     args.group_query_attention, args.num_query_groups = False, 1
-    assert read(args).key_value_heads == 8
+    assert read(args).shape.key_value_heads == 8
     args.untie_embeddings_and_output_weights = False
-    assert read(args).share_embeddings_and_output_weights
+    assert read(args).shape.share_embeddings_and_output_weights
 
 
 def test_a_provider_of_megatron_bridge():

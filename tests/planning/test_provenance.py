@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.config import load_recipe
-from bridge.flops import compile_plan, reading
+from bridge.flops import compile_plan
+from bridge.flops.reading import read
 from bridge.planning.provenance import Size, explain, fields_of, formula_of
 
 #: One of every kind of layer.
@@ -28,10 +29,10 @@ KINDS = {
 
 
 def namespace(config):
-    shape = reading.read(config)
-    names = {**vars(shape), "ceil": ceil, "max": max}
+    model = read(config)
+    names = {**vars(model.shape), "ceil": ceil, "max": max}
     for part in ("vision", "audio", "diffusion"):
-        inner = getattr(reading, f"read_{part}")(config)
+        inner = getattr(model, part)
         names[f"{part}_config"] = inner and SimpleNamespace(**vars(inner))
     if config.peft is not None:
         names["peft"] = config.peft

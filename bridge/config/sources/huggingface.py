@@ -53,7 +53,6 @@ def from_huggingface(config: Any) -> HuggingFaceConfig:
         not_counted=tuple(not_counted),
     )
     reading.read(result)
-    reading.read_vision(result)
     return result
 
 

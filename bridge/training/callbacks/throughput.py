@@ -26,8 +26,8 @@ from typing import Any, Optional
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
-from bridge.flops.plan import Plan, planned_trainable
-from bridge.flops.reading import get, model_of
+from bridge.flops.plan import Plan
+from bridge.flops.reading import get, model_of, read
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
 from bridge.metrics.meter import Meter, Report, never_read, warn_of
@@ -210,7 +210,7 @@ class ThroughputCallback(Callback):
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
             return None
         try:
-            trains = planned_trainable(cfg)
+            trains = read(cfg).trainable
             if model is not None:
                 trains = trainable_over_stages(model, _stages(), trains)
             return compile_plan(cfg, convention=self.convention, trainable=trains)

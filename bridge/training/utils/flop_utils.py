@@ -19,7 +19,7 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
-from bridge.flops.reading import get, model_of, read_vision
+from bridge.flops.reading import get, model_of, read
 from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import FORWARD_PASSES
 
@@ -140,7 +140,7 @@ def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
 
 
 def _compile_vision(cfg: Any) -> Plan | None:
-    return compile_vision_plan(cfg) if read_vision(cfg) is not None else None
+    return compile_vision_plan(cfg) if read(cfg).vision is not None else None
 
 
 _vision_plans: PlanCache[Plan | None] = PlanCache(_compile_vision)

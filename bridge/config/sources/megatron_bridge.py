@@ -1,0 +1,48 @@
+"""Megatron-Bridge's model providers and its configuration container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.config.sources import megatron_core
+from bridge.config.sources.megatron_core import Options
+from bridge.flops.reading import Description, get, model_of
+from bridge.flops.shapes import short
+
+#: Fields that hold functions that build layers.
+_SPECS = ("transformer_layer_spec", "mamba_stack_spec", "hybrid_stack_spec")
+
+
+def recognises(model: Any) -> bool:
+    """Whether this is a provider: a config of megatron-core's that knows how to build its model."""
+    return callable(getattr(model, "provide", None)) or type(model).__module__.startswith("megatron.bridge.")
+
+
+def translate(cfg: Any) -> Description:
+    """A description of the provider ``cfg.model``, or of ``cfg`` itself."""
+    provider = model_of(cfg)
+    notes = megatron_core.audit(provider)
+    notes.not_counted += _left_out(provider)
+    return megatron_core.describe(cfg, {**megatron_core.options(provider), **_options(provider)}, notes)
+
+
+def _options(provider: Any) -> Options:
+    """What single families' classes settle in code."""
+    names = {kind.__name__ for kind in type(provider).__mro__}
+    if "Gemma2ModelProvider" in names and get(provider, "window_size") is not None:
+        # Its attention gives every second layer the window, from the second one on.
+        return {"window_attn_skip_freq": [i % 2 for i in range(get(provider, "num_layers") or 0)]}
+    if "Llama4ModelProvider" in names and get(provider, "no_rope_freq") is None:
+        return {"no_rope_freq": get(provider, "nope_layer_interval")}
+    return {}
+
+
+def _left_out(provider: Any) -> list[str]:
+    found = []
+    for name in _SPECS:
+        module = getattr(get(provider, name), "__module__", None) or ""
+        if get(provider, name) is not None and not module.startswith("megatron."):
+            found.append(f"{name}={short(get(provider, name))}: layers that it builds are counted as megatron-core's own")
+    if get(provider, "vision_model_type") is not None:
+        found.append(f"vision_model_type={short(get(provider, 'vision_model_type'))}: the vision tower is not counted")
+    return found

@@ -1,0 +1,139 @@
+"""megatron-core's configs (``TransformerConfig`` and its subclasses), and anything that uses their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
+from bridge.flops.reading import Description, get, model_of
+from bridge.flops.shapes import ModelShape, short
+
+#: The names under which a ``ModelShape`` is read as it is.
+OWN = tuple(item.name for item in dataclasses.fields(ModelShape))
+#: Parts beside the language model that its reader finds on the model.
+_BESIDE = ("thinker_config", "deepstack_visual_indexes", "teacher")
+#: Older and other names -> ours, where ours is not set.
+_ALIASES = {
+    "hybrid_override_pattern": "hybrid_layer_pattern",
+    "per_layer_embed_dim": "hidden_size_per_layer_input",
+    "per_layer_embed_vocab_size": "vocab_size_per_layer_input",
+}
+
+Options = dict[str, Any]
+
+
+def recognises(model: Any) -> bool:
+    """Whatever no other reader knows: its fields have megatron-core's names, or are named as not recognised."""
+    return True
+
+
+def translate(cfg: Any) -> Description:
+    """A description of ``cfg.model``, or of ``cfg`` itself, with the sections beside it."""
+    model = model_of(cfg)
+    return describe(cfg, options(model), audit(model))
+
+
+def options(model: Any) -> Options:
+    """Our fields as they are there."""
+    found = {name: value for name in (*OWN, *_BESIDE) if (value := get(model, name)) is not None}
+    for other, ours in _ALIASES.items():
+        value = get(model, other)
+        if value is not None:
+            found.setdefault(ours, value)
+    return found
+
+
+def describe(cfg: Any, options: Options, notes: Audit, *, freeze: Any = None) -> Description:
+    """The model's options with the sections of ``cfg``."""
+    for name in ("vocab_size", "seq_length"):
+        if get(cfg, name) is not None:
+            options.setdefault(name, get(cfg, name))
+    declared = get(cfg, "not_counted")
+    return Description(
+        model=options,
+        peft=get(cfg, "peft") if freeze is None else freeze,
+        parallel=get(cfg, "parallel") or model_of(cfg),
+        teacher=get(cfg, "teacher"),
+        reference_model=bool(get(cfg, "reference_model")),
+        framework=get(cfg, "framework"),
+        not_counted=(*notes.not_counted, *(declared if isinstance(declared, (list, tuple)) else ())),
+        hardware_unknown=notes.hardware_unknown,
+    )
+
+
+# ---- the audit ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Audit:
+    """What nobody read: sentences about the count, and about what the hardware runs beside it."""
+
+    not_counted: list[str] = dataclasses.field(default_factory=list)
+    hardware_unknown: list[str] = dataclasses.field(default_factory=list)
+
+
+def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
+    """Go through every field that a configuration has.
+
+    Args:
+        model: the configuration.
+        read: names that its reader takes beside ``ModelShape``'s and ``READ``.
+    """
+    found = Audit()
+    known = read | READ | set(OWN)
+    for name, value, default in _fields(model):
+        if name in known or name in NEUTRAL or name.startswith("_"):
+            continue
+        if name in HARDWARE:
+            if value not in HARDWARE[name]:
+                found.hardware_unknown.append(f"{name}={short(value)}: what it runs again or pads is not known")
+        elif name in REPORTED:
+            harmless, consequence = REPORTED[name]
+            if value not in harmless:
+                found.not_counted.append(f"{name}={short(value)}: {consequence}")
+        elif _is_set(value) and not _same(value, default):
+            found.not_counted.append(f"not recognised: {name}={short(value)}{_hint(name)}")
+    return found
+
+
+def _fields(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and default of every field; a default that nobody declared is None."""
+    if isinstance(model, Mapping):
+        for name, value in model.items():
+            yield str(name), value, None
+        return
+    declared = {item.name: item for item in dataclasses.fields(model)} if dataclasses.is_dataclass(model) else {}
+    for name in dict.fromkeys((*declared, *getattr(model, "__dict__", {}))):
+        item = declared.get(name)
+        yield name, getattr(model, name, None), _default(item) if item else None
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    if item.default is not dataclasses.MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not dataclasses.MISSING else None
+
+
+def _is_set(value: Any) -> bool:
+    """More than zero, false or empty; functions and modules are no fields."""
+    if value is None or value is False or callable(value):
+        return False
+    try:
+        return bool(value)
+    except Exception:  # an array, say
+        return True
+
+
+def _same(value: Any, default: Any) -> bool:
+    try:
+        return bool(value == default)
+    except Exception:  # an array, say
+        return False
+
+
+def _hint(name: str) -> str:
+    near = difflib.get_close_matches(name, (*OWN, *READ), n=1, cutoff=0.85)
+    return f"; did you mean {near[0]}?" if near else ""
