@@ -63,7 +63,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
         Layer(
             number=i + 1,
             mixer=mixers[i],
-            channel="moe" if moe[i] else "mlp",
+            channel="moe" if moe[i] else "mlp" if shape.ffn_size else "",
             context=_local_context(shape) if local[i] else _full(shape),
             is_global=has_local and not local[i],
             shares_kv=i >= count - (shape.num_kv_shared_layers or 0),

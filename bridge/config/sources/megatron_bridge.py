@@ -40,9 +40,10 @@ def _options(provider: Any) -> Options:
 def _left_out(provider: Any) -> list[str]:
     found = []
     for name in _SPECS:
-        module = getattr(get(provider, name), "__module__", None) or ""
-        if get(provider, name) is not None and not module.startswith("megatron."):
-            found.append(f"{name}={short(get(provider, name))}: layers that it builds are counted as megatron-core's own")
+        builder = get(provider, name)
+        module = getattr(getattr(builder, "func", builder), "__module__", None) or ""
+        if builder is not None and not module.startswith("megatron."):
+            found.append(f"{name}={short(builder)}: layers that it builds are counted as megatron-core's own")
     if get(provider, "vision_model_type") is not None:
         found.append(f"vision_model_type={short(get(provider, 'vision_model_type'))}: the vision tower is not counted")
     return found

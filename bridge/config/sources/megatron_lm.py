@@ -42,13 +42,13 @@ def translate(cfg: Any) -> Description:
 
 
 def _options(args: Any) -> Options:
-    """What arguments say in their own way; None for what they leave unset."""
-    options: Options = {
-        "num_moe_experts": get(args, "num_experts"),
-        "share_embeddings_and_output_weights": _not(get(args, "untie_embeddings_and_output_weights")),
-        "recompute_modules": _words(get(args, "recompute_modules")) or None,
-        **_encoder(args),
-    }
+    """What arguments say in their own way; None where a field that they fill in says nothing."""
+    untied, experts = get(args, "untie_embeddings_and_output_weights"), get(args, "num_experts")
+    options: Options = {"recompute_modules": _words(get(args, "recompute_modules")) or None, **_encoder(args)}
+    if untied is not None:
+        options["share_embeddings_and_output_weights"] = not untied
+    if experts is not None:
+        options["num_moe_experts"] = experts
     for name, (activation, gated) in _ACTIVATIONS.items():
         if get(args, name):
             options["activation_func"] = activation
@@ -74,10 +74,6 @@ def _encoder(args: Any) -> Options:
         "seq_length": get(args, "decoder_seq_length") or get(args, "seq_length"),
         "relative_attention_num_buckets": get(args, "relative_attention_num_buckets") if relative else None,
     }
-
-
-def _not(value: Any) -> bool | None:
-    return None if value is None else not value
 
 
 def _left_out(args: Any) -> list[str]:
