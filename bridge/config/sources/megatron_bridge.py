@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bridge.config.sources import megatron_core
@@ -29,12 +30,26 @@ def translate(cfg: Any) -> Description:
 def _options(provider: Any) -> Options:
     """What single families' classes settle in code."""
     names = {kind.__name__ for kind in type(provider).__mro__}
-    if "Gemma2ModelProvider" in names and get(provider, "window_size") is not None:
-        # Its attention gives every second layer the window, from the second one on.
-        return {"window_attn_skip_freq": [i % 2 for i in range(get(provider, "num_layers") or 0)]}
-    if "Llama4ModelProvider" in names and get(provider, "no_rope_freq") is None:
-        return {"no_rope_freq": get(provider, "nope_layer_interval")}
-    return {}
+    options: Options = {}
+    for family, rule in _FAMILIES.items():
+        if family in names:
+            options |= rule(provider)
+    return options
+
+
+def _gemma2(provider: Any) -> Options:
+    """Norms around both blocks; its attention gives every second layer the window, from the second one on."""
+    windowed = [i % 2 for i in range(get(provider, "num_layers") or 0)]
+    return {"layernorm_placement": "sandwich"} | ({"window_attn_skip_freq": windowed} if get(provider, "window_size") else {})
+
+
+_FAMILIES: dict[str, Callable[[Any], Options]] = {
+    "Gemma2ModelProvider": _gemma2,
+    "Gemma3ModelProvider": lambda provider: {"layernorm_placement": "sandwich", "qk_layernorm": True},
+    "Llama4ModelProvider": lambda provider: {
+        "no_rope_freq": get(provider, "no_rope_freq") or get(provider, "nope_layer_interval"),
+    },
+}
 
 
 def _left_out(provider: Any) -> list[str]:
