@@ -1,3 +1,33 @@
-"""Exact FLOPs and MFU accounting for Megatron-style training."""
+"""Exact FLOPs and MFU accounting for Megatron-style training.
+
+The names below are imported when they are first asked for; none but ``ThroughputCallback`` needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridge.config import from_huggingface, load_recipe
+    from bridge.flops import compile_plan
+    from bridge.hardware import peak_flops
+    from bridge.training.callbacks import ThroughputCallback
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "compile_plan": "bridge.flops",
+    "from_huggingface": "bridge.config",
+    "load_recipe": "bridge.config",
+    "peak_flops": "bridge.hardware",
+    "ThroughputCallback": "bridge.training.callbacks",
+}
+
+__all__ = ["ThroughputCallback", "compile_plan", "from_huggingface", "load_recipe", "peak_flops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
