@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from bridge.flops.components.compressed_attention import RATIOS
+from bridge.flops.build import Layer
+from bridge.flops.components.registry import MIXERS, SYMBOLS, VARIANTS
+from bridge.flops.frequencies import everywhere, flagged
+from bridge.flops.rows import Channel, Mixer
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Context
-
-#: Symbols of hybrid patterns -> (mixer, channel mixer).
-SYMBOLS = {
-    "*": ("attention", ""),
-    "M": ("mamba", ""),
-    "-": ("", "mlp"),
-    "E": ("", "moe"),
-    "G": ("gdn", ""),
-    # DeepSeek sparse attention; attention and Mamba side by side on one norm (Falcon-H1).
-    "D": ("dsa", ""),
-    "P": ("attention_and_mamba", ""),
-}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer.
-
-    Attributes:
-        number: from 1, counted apart in the decoder and in MTP.
-        mixer: ``attention``, ``mla``, ``gdn``, ``kda``, ``mamba``, ``attention_and_mamba``, ``dsa``, ``dsv4``, or empty.
-        channel: ``mlp``, ``moe``, or empty.
-        context: which keys its attention sees.
-        is_global: sees everything in a model that also has local layers.
-        shares_kv: takes keys and values from an earlier layer.
-        ratio: of the compressed keys (DeepSeek-V4).
-        rotates: RoPE turns its queries and keys, if the model has RoPE at all.
-        crosses: also attends to an encoder.
-    """
-
-    number: int
-    mixer: str
-    channel: str
-    context: Context = CAUSAL
-    is_global: bool = False
-    shares_kv: bool = False
-    ratio: int = 0
-    rotates: bool = True
-    crosses: bool = False
 
 
 def decoder_layers(shape: ModelShape) -> list[Layer]:
@@ -57,7 +20,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
     assert shape.num_layers is not None
     count = shape.num_layers
     moe, local, mixers = moe_layers(shape), local_layers(shape), _mixers(shape)
-    ratios, unrotated = _compress_ratios(shape), no_rope_layers(shape)
+    unrotated = no_rope_layers(shape)
     has_local = any(local)
     return [
         Layer(
@@ -67,7 +30,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
             context=_local_context(shape) if local[i] else _full(shape),
             is_global=has_local and not local[i],
             shares_kv=i >= count - (shape.num_kv_shared_layers or 0),
-            ratio=ratios[i],
+            form=_form(shape, mixers[i], i + 1),
             rotates=not unrotated[i],
             crosses=bool(shape.encoder_num_layers),
         )
@@ -78,21 +41,26 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
 def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
     """The layers of each multi-token-prediction depth: the decoder's last kind, or what a hybrid pattern says."""
     if shape.is_hybrid:
-        depths = [_hybrid_layers(shape, pattern) for pattern in hybrid_patterns(shape)[1:]]
+        depths = [_hybrid_layers(shape, pattern, in_mtp=True) for pattern in hybrid_patterns(shape)[1:]]
         # One pattern and mtp_num_layers: every depth repeats it.
         return depths * (shape.mtp_num_layers or 1) if len(depths) == 1 else depths
     if not shape.mtp_num_layers:
         return []
-    last, ratios = decoder_layers(shape)[-1], _compress_ratios(shape)
-    return [
-        [replace(last, number=depth + 1, ratio=ratios[(shape.num_layers or 0) + depth])] for depth in range(shape.mtp_num_layers)
-    ]
+    last = decoder_layers(shape)[-1]
+    numbers = range(1, shape.mtp_num_layers + 1)
+    return [[replace(last, number=number, form=_form(shape, last.mixer, number, in_mtp=True))] for number in numbers]
 
 
-def _hybrid_layers(shape: ModelShape, pattern: str) -> list[Layer]:
-    mla = {"attention": "mla"} if shape.multi_latent_attention else {}
-    kinds = [SYMBOLS[symbol] for symbol in pattern]
-    return [Layer(i, mla.get(mixer, mixer), channel, _full(shape)) for i, (mixer, channel) in enumerate(kinds, 1)]
+def _hybrid_layers(shape: ModelShape, pattern: str, in_mtp: bool = False) -> list[Layer]:
+    return [_hybrid_layer(shape, SYMBOLS[symbol], number, in_mtp) for number, symbol in enumerate(pattern, 1)]
+
+
+def _hybrid_layer(shape: ModelShape, row: Mixer | Channel, number: int, in_mtp: bool) -> Layer:
+    if not isinstance(row, Mixer):
+        return Layer(number, "", row.name, _full(shape))
+    # A star is the model's ordinary attention.
+    mixer = _ordinary(shape) if row is MIXERS["attention"] else row.name
+    return Layer(number, mixer, "", _full(shape), form=_form(shape, mixer, number, in_mtp))
 
 
 def encoder_layers(shape: ModelShape, context: Context) -> list[Layer]:
@@ -120,25 +88,16 @@ def hybrid_patterns(shape: ModelShape) -> list[str]:
 
 def moe_layers(shape: ModelShape) -> list[bool]:
     """Which decoder layers are MoE: layer i (from 0) when i % N == 0, or as the list says."""
-    count = shape.num_layers or 0
     if shape.num_moe_experts is None:
-        return [False] * count
-    freq = shape.moe_layer_freq
-    if _is_int(freq):
-        _check_freq("moe_layer_freq", freq)
-        return [i % freq == 0 for i in range(count)]
-    return _flags("moe_layer_freq", freq, count)
+        return _nowhere(shape)
+    return flagged(shape, "moe_layer_freq", lambda number, freq: (number - 1) % freq == 0)
 
 
 def no_rope_layers(shape: ModelShape) -> list[bool]:
     """Which decoder layers are without RoPE: every Nth, or as the list says."""
-    count, freq = shape.num_layers or 0, shape.no_rope_freq
-    if freq is None:
-        return [False] * count
-    if _is_int(freq):
-        _check_freq("no_rope_freq", freq)
-        return [i % freq == 0 for i in range(1, count + 1)]
-    return _flags("no_rope_freq", freq, count)
+    if shape.no_rope_freq is None:
+        return _nowhere(shape)
+    return flagged(shape, "no_rope_freq", lambda number, freq: number % freq == 0)
 
 
 def local_layers(shape: ModelShape) -> list[bool]:
@@ -147,62 +106,41 @@ def local_layers(shape: ModelShape) -> list[bool]:
     if shape.attention_chunk_size:
         return [not flag for flag in no_rope_layers(shape)]
     if not shape.window:
-        return [False] * count
+        return _nowhere(shape)
     if shape.interleaved_attn_pattern is not None:
         pattern = shape.interleaved_attn_pattern
         if not isinstance(pattern, Sequence) or len(pattern) != 2 or min(pattern) < 0 or not sum(pattern):
             raise ConfigError(f"model.interleaved_attn_pattern={pattern!r} must be a pair (local layers, global layers)")
         local, total = pattern[0], sum(pattern)
         return [i % total < local for i in range(count)]
-    freq = shape.window_attn_skip_freq
-    if freq is None:
-        return [True] * count
-    if _is_int(freq):
-        _check_freq("window_attn_skip_freq", freq)
-        return [i % freq != 0 for i in range(1, count + 1)]
-    return _flags("window_attn_skip_freq", freq, count)
+    if shape.window_attn_skip_freq is None:
+        return everywhere(shape)
+    return flagged(shape, "window_attn_skip_freq", lambda number, freq: number % freq != 0)
 
 
-def linear_layers(shape: ModelShape) -> list[bool]:
-    """Which decoder layers are linear attention: layer i (from 1) unless i % N == 0, or as the list says."""
-    count, freq = shape.num_layers or 0, shape.linear_attention_freq
-    if freq is None:
-        raise ConfigError(
-            f"model.linear_attention_freq is missing: experimental_attention_variant={shape.variant!r} needs it "
-            "(an integer N: every Nth layer is attention; or a list with 1 for linear)"
-        )
-    if _is_int(freq):
-        _check_freq("linear_attention_freq", freq)
-        return [i % freq != 0 for i in range(1, count + 1)]
-    return _flags("linear_attention_freq", freq, count)
+def _nowhere(shape: ModelShape) -> list[bool]:
+    return [False] * (shape.num_layers or 0)
+
+
+def _ordinary(shape: ModelShape) -> str:
+    """The mixer of layers that are nothing else."""
+    return "mla" if shape.multi_latent_attention else "attention"
 
 
 def _mixers(shape: ModelShape) -> list[str]:
-    count, ordinary = shape.num_layers or 0, "mla" if shape.multi_latent_attention else "attention"
-    if shape.kimi_kda_layers:
-        return ["kda" if number in shape.kimi_kda_layers else "mla" for number in range(1, count + 1)]
-    if shape.variant in ("gdn", "gdn2"):
-        return ["gdn" if linear else ordinary for linear in linear_layers(shape)]
-    named = {"": ordinary, "dsa": "dsa", "dsv4_hybrid": "dsv4"}
+    """The mixer of each decoder layer: that of the row whose option the model sets, where its row puts it."""
+    row = next((row for row in MIXERS.values() if row.asked(shape)), None)
+    if row is not None and row.layers is not None:
+        return [row.name if here else row.beside or _ordinary(shape) for here in row.layers(shape)]
     # An unknown variant is reported by not_counted; its layers keep their channel mixers.
-    return [named.get(shape.variant, "")] * count
+    known = (shape.experimental_attention_variant or "") in ("", *VARIANTS)
+    return [_ordinary(shape) if known else ""] * (shape.num_layers or 0)
 
 
-def _compress_ratios(shape: ModelShape) -> list[int]:
-    count = (shape.num_layers or 0) + (shape.mtp_num_layers or 0)
-    if shape.variant != "dsv4_hybrid":
-        return [0] * count
-    ratios = shape.csa_compress_ratios
-    if ratios is None:
-        raise ConfigError("model.csa_compress_ratios is missing: give one of 0, 4, 128 for each layer, MTP layers included")
-    if len(ratios) != count:
-        raise ConfigError(
-            f"model.csa_compress_ratios has {len(ratios)} entries, but num_layers + mtp_num_layers is {count}: give one a layer"
-        )
-    for ratio in ratios:
-        if ratio not in RATIOS:
-            raise ConfigError(f"model.csa_compress_ratios has the ratio {ratio!r}: it must be one of {RATIOS}")
-    return list(ratios)
+def _form(shape: ModelShape, mixer: str, number: int, in_mtp: bool = False) -> int:
+    """Which form of its mixer a layer has."""
+    form = MIXERS[mixer].form if mixer else None
+    return form(shape, number, in_mtp) if form else 0
 
 
 def _full(shape: ModelShape) -> Context:
@@ -213,23 +151,6 @@ def _local_context(shape: ModelShape) -> Context:
     if shape.attention_chunk_size:
         return Context("chunk", (shape.attention_chunk_size,))
     return Context("window", (shape.window,))
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_freq(name: str, freq: int) -> None:
-    if freq <= 0:
-        raise ConfigError(f"model.{name}={freq} must be a positive integer, or a list with one entry a layer")
-
-
-def _flags(name: str, value: Any, count: int) -> list[bool]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"model.{name}={value!r} must be an integer or a list with one entry a layer")
-    if len(value) != count:
-        raise ConfigError(f"model.{name} has {len(value)} entries, but model.num_layers={count}: give one entry a layer")
-    return [bool(flag) for flag in value]
 
 
 def pipeline_stages(

@@ -17,23 +17,35 @@ from operator import add, mul
 from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, reading, transforms
+from bridge.flops.choices import Choice
 from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Kind, Pass, Term
+from bridge.flops.terms import Context, Kind, Pass, Place, Term
 
 K = TypeVar("K")
 
 #: A multiply-accumulate is two floating-point operations.
 FLOPS_PER_MAC = 2
 
-#: Sets of passes by name: one forward pass; forward and backward as autograd runs them; the same and what is recomputed.
+
+class Passes(Choice):
+    """A set of passes."""
+
+    FORWARD = "forward"
+    """One forward pass."""
+    TRAINING = "training"
+    """Forward and backward, as autograd runs them."""
+    HARDWARE = "hardware"
+    """The same, and what is recomputed."""
+
+
 PASSES = {
-    "forward": (Pass.FORWARD,),
-    "training": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD),
-    "hardware": (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE),
+    Passes.FORWARD: (Pass.FORWARD,),
+    Passes.TRAINING: (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD),
+    Passes.HARDWARE: (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE),
 }
 
 
@@ -186,7 +198,7 @@ class Plan:
             factor, statistic = self._record.statistic(statistic)
         return statistic, FLOPS_PER_MAC * term.k * term.n * term.times * factor
 
-    def _coefficients(self, passes: str, wanted: Callable[[Term], bool] = lambda term: True) -> Coefficients:
+    def _coefficients(self, passes: Passes, wanted: Callable[[Term], bool] = lambda term: True) -> Coefficients:
         sums = [Fraction(0)] * len(self.statistics)
         flags = PASSES[passes]
         for term, statistic, flops in self._priced:
@@ -200,8 +212,8 @@ class Plan:
         return self._split_by(lambda term: term.component)
 
     @cached_property
-    def _places(self) -> dict[str, dict[int | str, Coefficients]]:
-        return self._split_by(_place)
+    def _places(self) -> dict[str, dict[int | Place, Coefficients]]:
+        return self._split_by(lambda term: term.place)
 
     def _split_by(self, key: Callable[[Term], K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients of the terms that ``key`` puts together, for each set of passes."""
@@ -248,13 +260,16 @@ class Plan:
 
         Args:
             vector: a sum of ``measure`` results.
-            passes: ``forward``, ``training`` or ``hardware`` (training and recomputation).
+            passes: one of ``Passes``: ``forward``, ``training`` or ``hardware`` (training and recomputation).
+
+        Raises:
+            ConfigError: ``passes`` is none of them.
         """
-        return self._totals[passes].dot(vector)
+        return self._totals[Passes(passes)].dot(vector)
 
     def evaluate_components(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
         """FLOPs by component; they add up to ``evaluate``."""
-        return {name: coefficients.dot(vector) for name, coefficients in self._components[passes].items()}
+        return {name: coefficients.dot(vector) for name, coefficients in self._components[Passes(passes)].items()}
 
     def evaluate_stages(
         self,
@@ -271,7 +286,8 @@ class Plan:
         Layers are placed as megatron-core places them (see ``layer_pattern.pipeline_stages``); the embedding and the
         vision tower are on the first stage, MTP and the output layer on the last.
         """
-        layers = [place for place in self._places[passes] if isinstance(place, int)]
+        places = self._places[Passes(passes)]
+        layers = [place for place in places if isinstance(place, int)]
         stage_of = pipeline_stages(
             max(layers) + 1 if layers else 0,
             pipeline_model_parallel_size,
@@ -280,9 +296,9 @@ class Plan:
             num_layers_in_last_pipeline_stage,
         )
         stages: list[Number] = [0] * pipeline_model_parallel_size
-        ends = {"first": 0, "last": pipeline_model_parallel_size - 1}
-        for place, coefficients in self._places[passes].items():
-            stages[ends[place] if isinstance(place, str) else stage_of[place]] += coefficients.dot(vector)
+        ends = {Place.FIRST: 0, Place.LAST: pipeline_model_parallel_size - 1}
+        for place, coefficients in places.items():
+            stages[ends[place] if isinstance(place, Place) else stage_of[place]] += coefficients.dot(vector)
         return stages
 
     def flops(
@@ -364,15 +380,6 @@ def batch_lengths(
         "audio": audio,
         "micro_batches": (1,) if sequences else (),
     }
-
-
-def _place(term: Term) -> int | str:
-    """Where a term runs in a pipeline: its decoder layer, or the first or last stage."""
-    layer = transforms.layer_index(term.path)
-    if layer is not None:
-        return layer
-    first = ("embedding.", "vision_model.", "per_layer", "audio_", "encoder.")
-    return "first" if term.path.startswith(first) else "last"
 
 
 def _whole(value: Number) -> Number:

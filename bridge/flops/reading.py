@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from bridge.flops import frameworks, shapes, transforms
+from bridge.flops.components.registry import PROJECTORS, VARIANTS
 from bridge.flops.frameworks import Framework
 from bridge.flops.shapes import MAX_LAYERS, AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape, short
 from bridge.flops.transforms import Lora
@@ -174,8 +175,6 @@ _REQUIRED = {
     "audio": ("model.audio_config.", ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "output_dim")),
     "diffusion": ("model.diffusion_config.", ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")),
 }
-PROJECTOR_TYPES = ("none", "merger", "pooled_linear", "mlp", "pixel_shuffle")
-_VARIANTS = ("", "gdn", "gdn2", "dsa", "dsv4_hybrid")
 
 
 def _fill(kind: type, source: Any, prefix: str, aliases: Mapping[str, tuple[str, ...]] = {}) -> Any:
@@ -236,12 +235,9 @@ def _vision(model: Any) -> VisionShape | None:
             break
     if vision.out_hidden_size is None:
         vision.out_hidden_size = get(model, "hidden_size") or vision.hidden_size
-    if vision.projector_type not in PROJECTOR_TYPES:
-        raise ConfigError(
-            f"{prefix}projector_type={vision.projector_type!r} is not known; choose one of {', '.join(PROJECTOR_TYPES)}"
-        )
-    if vision.projector_type == "pixel_shuffle":
-        _require(vision, prefix, "projector_input_dim", "projector_output_dim")
+    if vision.projector_type not in PROJECTORS:
+        raise ConfigError(f"{prefix}projector_type={vision.projector_type!r} is not known; choose one of {', '.join(PROJECTORS)}")
+    _require(vision, prefix, *PROJECTORS[vision.projector_type].required)
     return vision
 
 
@@ -267,9 +263,10 @@ def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:
 
 
 def _unknown_variant(shape: Optional[ModelShape]) -> list[str]:
-    if shape is None or shape.variant in _VARIANTS:
+    variant = shape.experimental_attention_variant if shape else None
+    if not variant or variant in VARIANTS:
         return []
-    return [f"experimental_attention_variant={shape.variant!r}: this attention is not counted"]
+    return [f"experimental_attention_variant={variant!r}: this attention is not counted"]
 
 
 # ---- what fields of one model say together ----------------------------------------------------------

@@ -226,7 +226,7 @@ class ModelShape:
 
     # ---- sparse and linear attention -------------------------------------------------------------
     experimental_attention_variant: Optional[str] = None
-    """``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa`` or ``dsv4_hybrid``."""
+    """The name of a mixer: ``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa``, ``dsv4_hybrid`` (``registry.VARIANTS``)."""
     linear_attention_freq: Any = None
     """int N: layer i (from 1) is attention when i % N == 0, else linear; list: 1 is linear."""
     linear_conv_kernel_dim: int = size(4, when="has_delta_net")
@@ -364,7 +364,9 @@ class ModelShape:
     @property
     def has_latents(self) -> bool:
         """Latent attention somewhere: MLA, sparse attention on it, or Kimi's delta attention between layers of it."""
-        return bool(self.multi_latent_attention or self.kimi_kda_layers or self.variant in ("dsa", "dsv4_hybrid"))
+        return bool(
+            self.multi_latent_attention or self.kimi_kda_layers or self.experimental_attention_variant in ("dsa", "dsv4_hybrid")
+        )
 
     @property
     def has_experts(self) -> bool:
@@ -372,17 +374,11 @@ class ModelShape:
 
     @property
     def has_delta_net(self) -> bool:
-        return self.variant in ("gdn", "gdn2") or "G" in (self.hybrid_layer_pattern or "")
+        return self.linear_attention_freq is not None or "G" in (self.hybrid_layer_pattern or "")
 
     @property
     def is_hybrid(self) -> bool:
         return bool(self.is_hybrid_model or self.hybrid_layer_pattern)
-
-    @property
-    def variant(self) -> str:
-        """experimental_attention_variant, old names resolved; empty for ordinary attention."""
-        name = self.experimental_attention_variant or ""
-        return {"gated_delta_net": "gdn"}.get(name, name)
 
 
 @dataclass(kw_only=True)
@@ -432,6 +428,11 @@ class VisionShape:
     @property
     def gated(self) -> bool:
         return self.hidden_act == "silu"
+
+    @property
+    def activation(self) -> str:
+        """The name of the activation, as language models have it."""
+        return {"": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}.get(self.hidden_act, self.hidden_act)
 
     @property
     def mlp_size(self) -> int:

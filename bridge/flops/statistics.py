@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.flops.choices import Choice
+
 Length = Any  # an int, or a numpy array of int64: the formulas below are the same for both
 
 
@@ -101,6 +103,30 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "quotient": lambda s, divisor: s // divisor,
 }
 
+
+class Over(Choice):
+    """What a statistic is summed over."""
+
+    SEQUENCES = "sequences"
+    """Tokens of each sequence; of a packed one, of each document."""
+    IMAGES = "images"
+    """Patches of each image, of each frame of a video."""
+    ENCODER = "encoder"
+    """Tokens of each encoder's input."""
+    CROSS = "cross"
+    """Query tokens x encoder tokens of each sequence."""
+    JOINT = "joint"
+    """Their sum."""
+    AUDIO = "audio"
+    """Mel frames of each clip."""
+    BYTE_PATCHES = "byte_patches"
+    """Patches of bytes of each sequence."""
+    CROSS_PRODUCTS = "cross_products"
+    """Bytes x patches of each sequence."""
+    MICRO_BATCHES = "micro_batches"
+    """One, whatever they hold."""
+
+
 _KNOWN_NAMES = {
     ("count", "sequences"): "sequences",
     ("length", "sequences"): "tokens",
@@ -122,19 +148,18 @@ class Statistic:
 
     Attributes:
         kind: which function, a key of this module's table.
-        over: ``sequences`` (tokens), ``images`` (patches; one entry a video frame), ``encoder`` (tokens of an encoder's
-            input), ``cross`` (query tokens x encoder tokens), ``joint`` (their sum), ``audio`` (mel frames) or
-            ``micro_batches`` (whatever they hold).
+        over: one of ``Over``, by name or as a member; ConfigError names the known ones.
         sizes: the constants of the function: window, chunk, ratio, top-k.
     """
 
     kind: str
-    over: str = "sequences"
+    over: Over = Over.SEQUENCES
     sizes: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.kind not in _FORMULAS:
-            raise KeyError(f"unknown statistic {self.kind!r}; known are {', '.join(_FORMULAS)}")
+    def __init__(self, kind: str, over: Over | str = Over.SEQUENCES, sizes: tuple[int, ...] = ()):
+        if kind not in _FORMULAS:
+            raise KeyError(f"unknown statistic {kind!r}; known are {', '.join(_FORMULAS)}")
+        self.__dict__.update(kind=kind, over=Over(over), sizes=sizes)
 
     @property
     def name(self) -> str:
@@ -142,7 +167,7 @@ class Statistic:
         known = _KNOWN_NAMES.get((self.kind, self.over))
         if known:
             return known
-        stem = self.kind if self.over == "sequences" else f"{self.kind}_of_{self.over}"
+        stem = self.kind if self.over is Over.SEQUENCES else f"{self.kind}_of_{self.over}"
         return f"{stem}[{','.join(map(str, self.sizes))}]" if self.sizes else stem
 
     def of(self, length: Length) -> Length:

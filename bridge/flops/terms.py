@@ -11,8 +11,18 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Union
 
+from bridge.flops.choices import Choice
 from bridge.flops.elementwise import NOTHING, Operations
-from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
+from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Statistic
+
+
+class Place(enum.Enum):
+    """Where a term runs that belongs to no decoder layer."""
+
+    FIRST = "first"
+    """Before the decoder: embeddings, towers, encoders."""
+    LAST = "last"
+    """After it: multi-token prediction, the output layer."""
 
 
 class Pass(enum.Flag):
@@ -57,19 +67,44 @@ class Kind(enum.Enum):
     """No matmul: ``operations`` on each row, which only the operation ledger counts."""
 
 
+class Shape(Choice):
+    """Which keys a query sees."""
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+    BIDIRECTIONAL_PLUS = "bidirectional_plus"
+    """All of a sequence that so many further tokens make longer (a class token)."""
+    BIDIRECTIONAL_STRIDED = "bidirectional_strided"
+    """All of what a convolution of this stride leaves."""
+    BIDIRECTIONAL_CHUNK = "bidirectional_chunk"
+    """All of one's own chunk."""
+    WINDOW = "window"
+    TOPK = "topk"
+    CHUNK = "chunk"
+    COMPRESSED = "compressed"
+    """One key for every block of so many finished tokens."""
+    COMPRESSED_TOPK = "compressed_topk"
+    INDEXER = "indexer"
+    """What is looked at to choose the top-k."""
+    COMPRESSED_INDEXER = "compressed_indexer"
+
+
 @dataclass(frozen=True)
 class Context:
     """Which keys a query sees; a convention turns it into a statistic and a factor.
 
     Attributes:
-        shape: ``causal``, ``bidirectional``, ``window``, ``topk``, ``chunk``, ``compressed`` or ``compressed_topk``.
+        shape: one of ``Shape``, by name or as a member; ConfigError names the known ones.
         sizes: window, top-k, chunk or (ratio, top-k), in tokens.
-        over: the lengths it is summed over, ``sequences`` or ``images``.
+        over: the lengths it is summed over, one of ``statistics.Over``.
     """
 
-    shape: str
+    shape: Shape
     sizes: tuple[int, ...] = ()
-    over: str = "sequences"
+    over: Over = Over.SEQUENCES
+
+    def __init__(self, shape: Shape | str, sizes: tuple[int, ...] = (), over: Over | str = Over.SEQUENCES):
+        self.__dict__.update(shape=Shape(shape), sizes=sizes, over=Over(over))
 
 
 CAUSAL = Context("causal")
@@ -95,6 +130,7 @@ class Term:
         bias: entries of a bias vector per copy.
         parts: what a fused weight is made of, in order: name and columns of each.
         path: the module path in megatron-core (``decoder.layers.3.mlp.linear_fc1``).
+        place: where it runs: the number (from 0) of its decoder layer, or an end.
         tied: shares the weight of the module with this path; its parameters count there.
         allowed: passes that can ever run: forward only for what is detached from the loss.
         passes: the passes that do run, set by ``transforms``.
@@ -116,6 +152,7 @@ class Term:
     bias: int = 0
     parts: tuple[tuple[str, int], ...] = ()
     path: str = ""
+    place: int | Place = Place.LAST
     tied: str = ""
     allowed: Pass = Pass.TRAINING
     passes: Pass = Pass.FORWARD
@@ -141,9 +178,9 @@ class Term:
         """Entries of those weights that one token uses."""
         return self._one_copy * self.active_copies
 
-    def under(self, prefix: str) -> Term:
-        """The same term inside a module: ``prefix`` goes before its path."""
-        return self.changed(path=prefix + (self.path or self.name))
+    def under(self, prefix: str, **fields: Any) -> Term:
+        """The same term inside a module: ``prefix`` goes before its path; ``fields`` change too."""
+        return self.changed(path=prefix + (self.path or self.name), **fields)
 
     def changed(self, **fields: Any) -> Term:
         """``dataclasses.replace`` at a fifth of the time: a plan changes thousands of terms."""
@@ -201,7 +238,6 @@ def softmax(
         on: the value that holds the scores.
         sinks: one more term in each sum of exponentials.
     """
-    over = getattr(tokens, "over", "sequences")
     return [
         elementwise("scale", component, Operations(divisions=heads), on, rows=pairs),
         elementwise(
@@ -209,7 +245,7 @@ def softmax(
             component,
             Operations(square_roots=1),
             on,
-            rows=SEQUENCES if over == "sequences" else Statistic("count", over),
+            rows=SEQUENCES if tokens.over is Over.SEQUENCES else Statistic("count", tokens.over),
         ),
         elementwise("softmax", component, heads * Operations(additions=1, divisions=1, exponentiations=1), on, rows=pairs),
         elementwise(

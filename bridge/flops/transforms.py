@@ -14,7 +14,7 @@ from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import FORWARD_PASSES
-from bridge.flops.terms import Kind, Pass, Term, elementwise
+from bridge.flops.terms import Kind, Pass, Place, Term, elementwise
 
 ADAPTERS = "adapters"
 #: The value that never carries a gradient.
@@ -234,7 +234,8 @@ def forward_only(terms: Iterable[Term], component: str) -> list[Term]:
     Its FLOPs are one line of the breakdown, its parameters are nobody's.
     """
     return [
-        replace(term, component=component, path=f"{component}.{term.path}", passes=Pass.FORWARD & term.allowed) for term in terms
+        replace(term, component=component, path=f"{component}.{term.path}", place=Place.LAST, passes=Pass.FORWARD & term.allowed)
+        for term in terms
     ]
 
 

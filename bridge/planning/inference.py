@@ -19,9 +19,10 @@ from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.conventions import Convention, Pairs
 from bridge.flops.moments import Number
 from bridge.flops.plan import FLOPS_PER_MAC, Plan, batch_lengths, compile_plan
+from bridge.flops.rows import Cache
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Kind, Pass, Term
-from bridge.planning.kv_cache import Cache, layer_caches
+from bridge.planning.kv_cache import entries_after, entries_read, entries_written, layer_caches
 
 # ---- the rule of thumb ---------------------------------------------------------------------------
 
@@ -327,12 +328,12 @@ class InferencePlan:
 
     def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes that one request's cache holds after so many tokens."""
-        return sum(cache.entries_after(tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
+        return sum(entries_after(cache, tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
 
     def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes of cache that the token at ``position`` (from 1) reads and writes."""
         return sum(
-            (cache.entries_read(position, encoder_tokens) + cache.entries_written(position)) * _size(cache, memory)
+            (entries_read(cache, position, encoder_tokens) + entries_written(cache, position)) * _size(cache, memory)
             for cache in self.caches
         )
 

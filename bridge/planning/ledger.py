@@ -18,7 +18,7 @@ from typing import Any
 
 from bridge.flops import conventions, reading
 from bridge.flops.elementwise import ACTIVATIONS, NOTHING, Operations, dot, layer_norm, rms_norm
-from bridge.flops.plan import PASSES, batch_lengths, compile_plan
+from bridge.flops.plan import PASSES, Passes, batch_lengths, compile_plan
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term
 from bridge.flops.transforms import ADAPTERS
@@ -125,10 +125,13 @@ class Ledger:
         self._step_terms = lambda: _price(
             edit(list(compile_plan(cfg, growing, framework=framework, elementwise=True).terms)), growing
         )
-        shape = reading.read(cfg).shape
-        unknown = shape.activation not in ACTIVATIONS
-        note = f"activation_func={shape.activation!r}: what this activation costs is not known and not counted"
-        self.not_counted = (*plan.not_counted, note) if unknown else plan.not_counted
+        model = reading.read(cfg)
+        named = {"activation_func": model.shape.activation}
+        if model.vision is not None:
+            named["vision_config.hidden_act"] = model.vision.activation
+        notes = (f"{field}={name!r}: what this activation costs is not known and not counted"
+                 for field, name in named.items() if name not in ACTIVATIONS)  # fmt: skip
+        self.not_counted = (*plan.not_counted, *notes)
 
     def entries(
         self,
@@ -148,7 +151,7 @@ class Ledger:
         """
         lengths = batch_lengths(sequence_lengths, image_patches, **inputs)
         amounts = {one.statistic: one.statistic.sum(lengths[one.statistic.over]) for one in self._priced}
-        return _entries(self._priced, amounts, PASSES[passes], keep)
+        return _entries(self._priced, amounts, PASSES[Passes(passes)], keep)
 
     def cost(
         self,
@@ -175,7 +178,7 @@ class Ledger:
             # What a pass does once, it does in every step.
             return new if statistic.kind == "count" else statistic.of(cached + new) - statistic.of(cached)
 
-        return _sum(_entries(self._steps, {one.statistic: growth(one.statistic) for one in self._steps}, PASSES["forward"]))
+        return _sum(_entries(self._steps, {one.statistic: growth(one.statistic) for one in self._steps}, PASSES[Passes.FORWARD]))
 
 
 def _price(terms: Iterable[Term], record: conventions.Convention) -> list[_Priced]:

@@ -9,9 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -27,8 +25,12 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from bridge.flops.components.registry import MIXERS, PARTS
+from bridge.flops.layer_pattern import local_layers
 from bridge.flops.reading import read
+from bridge.flops.rows import Mixer, Part
 from bridge.flops.shapes import ConfigError
+from bridge.training.activations import FUNCTIONS
 from bridge.training.attention import SegmentAttention
 from bridge.training.norm import Norm, ReplicatedNorm
 from bridge.training.peft import add_adapters, check_peft
@@ -38,29 +40,16 @@ from bridge.training.vision_limits import check_vision
 if TYPE_CHECKING:
     from bridge.config.schema import Config, ModelConfig
 
-_ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "squared_relu": squared_relu,
-    "quick_gelu": quick_gelu,
-}
-
-# Counted, but megatron-core's GPTModel has nothing like it: option -> the value that means "absent".
+# Forms of its blocks that are counted, and megatron-core's GPTModel has not: option -> the value that means "absent".
 _NOT_TRAINABLE: Mapping[str, Any] = {
     "hybrid_layer_pattern": None,
     "is_hybrid_model": False,
-    "experimental_attention_variant": None,
-    "kimi_kda_layers": None,
     "attention_chunk_size": None,
     "global_kv_channels": None,
     "global_num_query_groups": None,
     "global_attention_k_eq_v": False,
     "num_kv_shared_layers": None,
     "use_double_wide_mlp": False,
-    "hidden_size_per_layer_input": None,
-    "hc_mult": None,
     "is_causal": True,
     "layernorm_placement": "pre",
 }
@@ -97,9 +86,11 @@ def uses_bf16(model: ModelConfig) -> bool:
 
 def check_trainable(cfg: Config) -> None:
     """Raise ConfigError for what can be counted but not trained here."""
-    for option, absent in _NOT_TRAINABLE.items():
+    rows: list[Mixer | Part] = [*MIXERS.values(), *PARTS.values()]
+    absent = {row.option: None for row in rows if row.option and not row.trains}
+    for option, without in {**absent, **_NOT_TRAINABLE}.items():
         value = getattr(cfg.model, option)
-        if value != absent and value:
+        if value != without and value:
             raise ConfigError(
                 f"model.{option}={value!r} can be counted (bridge flops) but not trained: megatron-core's GPTModel has "
                 "no such part. Choose another model for training."
@@ -129,18 +120,13 @@ def check_trainable(cfg: Config) -> None:
 
 
 def window_of(model: ModelConfig) -> tuple[Optional[tuple[int, int]], Any]:
-    """megatron-core's ``window_size`` (left, right; besides the token itself) and ``window_attn_skip_freq``."""
-    window = model.window_size
-    if window is None:
-        return None, None
-    left, right = (int(window) - 1, 0) if isinstance(window, int) else (int(window[0]), int(window[1]))
-    if left < 0:
+    """megatron-core's ``window_size`` (left and right of the token itself) and ``window_attn_skip_freq``, as they are counted."""
+    if not model.window:
         return None, None
     skip = model.window_attn_skip_freq
     if model.interleaved_attn_pattern is not None:
-        local, whole = model.interleaved_attn_pattern
-        skip = [1 if layer % (local + whole) < local else 0 for layer in range(model.num_layers or 0)]
-    return (left, right), list(skip) if isinstance(skip, (list, tuple)) else skip
+        skip = local_layers(model)
+    return (model.window - 1, 0), list(map(int, skip)) if isinstance(skip, (list, tuple)) else skip
 
 
 def transformer_config(cfg: Config) -> TransformerConfig:
@@ -166,7 +152,7 @@ def transformer_config(cfg: Config) -> TransformerConfig:
         "pipeline_dtype": dtype,
         "autocast_dtype": dtype,
         "transformer_impl": "transformer_engine" if engine else "local",
-        "activation_func": _ACTIVATIONS[model.activation_func],
+        "activation_func": FUNCTIONS[model.activation],
         "window_size": window,
         "window_attn_skip_freq": skip,
         "no_rope_freq": list(model.no_rope_freq) if isinstance(model.no_rope_freq, tuple) else model.no_rope_freq,
@@ -256,7 +242,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPT
     return kind(
         config=config,
         transformer_layer_spec=spec,
-        vocab_size=padded_vocab_size(cfg),
+        vocab_size=read(cfg).shape.built_vocab_size,
         max_sequence_length=model.max_position_embeddings or model.seq_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
@@ -279,15 +265,6 @@ def _vision_layer(config: TransformerConfig) -> ModuleSpec:
     submodules = dataclasses.replace(layer.submodules, self_attention=attention)
     layer = dataclasses.replace(layer, submodules=submodules)
     return layer if engine else _substitute(layer)
-
-
-def padded_vocab_size(cfg: Config) -> int:
-    """The vocabulary rounded up so that it divides over the tensor-parallel ranks (megatron-core's rule)."""
-    assert cfg.model.vocab_size is not None
-    if not cfg.model.should_pad_vocab:
-        return cfg.model.vocab_size
-    multiple = cfg.model.make_vocab_size_divisible_by * cfg.parallel.tensor_model_parallel_size
-    return -(-cfg.model.vocab_size // multiple) * multiple
 
 
 _LOCAL_MODULES: Mapping[Any, Any] = {WrappedTorchNorm: Norm, DotProductAttention: SegmentAttention}

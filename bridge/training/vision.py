@@ -14,7 +14,6 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from megatron.core.activations import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -25,15 +24,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from bridge.flops.shapes import VisionShape
+from bridge.training.activations import FUNCTIONS
 from bridge.training.norm import Norm
 
-_ACTIVATIONS = {  # those that vision_limits.ACTIVATIONS names
-    "": F.gelu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": quick_gelu,
-    "silu": F.silu,
-}
 _LAYERNORM_EPSILON = 1e-6
 _ROTARY_BASE = 10000.0
 
@@ -46,7 +39,7 @@ def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerC
         ffn_hidden_size=vision.mlp_size,
         num_attention_heads=vision.num_heads,
         gated_linear_unit=vision.gated,
-        activation_func=_ACTIVATIONS[vision.hidden_act],
+        activation_func=FUNCTIONS[vision.activation],
         normalization="RMSNorm" if vision.gated else "LayerNorm",
         layernorm_epsilon=_LAYERNORM_EPSILON,
         add_bias_linear=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bridge.flops.components.registry import PROJECTORS
+from bridge.flops.elementwise import ACTIVATIONS
 from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError, VisionShape
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
     from bridge.config.schema import Config
 
-ACTIVATIONS = ("", "gelu", "gelu_pytorch_tanh", "quick_gelu", "silu")
-"""What ``vision_config.hidden_act`` may be."""
-
 
 def check_vision(cfg: Config) -> None:
     """Raise ConfigError for towers and layouts that can be counted but not trained here; a model without a tower passes."""
@@ -24,22 +23,22 @@ def check_vision(cfg: Config) -> None:
     if vision is None:
         return
     model, parallel = cfg.model, cfg.parallel
-    absent: dict[str, tuple[Any, Any]] = {
-        "vision_config.projector_type": (vision.projector_type, "merger"),
-        "vision_config.class_token": (vision.class_token, False),
-        "mtp_num_layers": (model.mtp_num_layers or None, None),
-        "audio_config": (model.audio_config, None),
+    projectors = [row.name for row in PROJECTORS.values() if row.trains]
+    limits: dict[str, tuple[Any, list[Any]]] = {
+        "vision_config.projector_type": (vision.projector_type, projectors),
+        "vision_config.class_token": (vision.class_token, [False]),
+        "mtp_num_layers": (model.mtp_num_layers or None, [None]),
+        "audio_config": (model.audio_config, [None]),
     }
-    for option, (value, trained) in absent.items():
-        if value != trained:
+    for option, (value, trained) in limits.items():
+        if value not in trained:
             raise ConfigError(
                 f"model.{option}={value!r} can be counted (bridge flops) but not trained with images; "
-                f"training needs {option}={trained!r}."
+                f"training needs {option}={' or '.join(map(repr, trained))}."
             )
-    if vision.hidden_act not in ACTIVATIONS:
+    if vision.activation not in ACTIVATIONS:
         raise ConfigError(
-            f"model.vision_config.hidden_act={vision.hidden_act!r} is not known; choose one of "
-            f"{', '.join(name for name in ACTIVATIONS if name)}"
+            f"model.vision_config.hidden_act={vision.hidden_act!r} is not known; choose one of {', '.join(ACTIVATIONS)}"
         )
     if vision.hidden_size % vision.num_heads or vision.hidden_size // vision.num_heads % 4:  # type: ignore[operator]
         raise ConfigError(

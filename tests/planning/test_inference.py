@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.model import MIXERS
 from bridge.flops.terms import CAUSAL, Context
 from bridge.hardware import compute_mbu, compute_mfu
 from bridge.planning.inference import (
@@ -17,7 +16,7 @@ from bridge.planning.inference import (
     find_parameters,
     prefill_and_decode,
 )
-from bridge.planning.kv_cache import CACHES, seen
+from bridge.planning.kv_cache import seen
 
 LLAMA = {
     "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32, "num_query_groups": 8,
@@ -183,10 +182,6 @@ def test_latents():
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
-
-
-def test_every_mixer_has_a_cache():
-    assert set(MIXERS) <= set(CACHES)
 
 
 def test_keys_seen():

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.components import audio_encoder, per_layer_embeddings, vision_tower
+from bridge.flops.components import audio_encoder, per_layer_embeddings, vision_projector, vision_tower
 from bridge.flops.components.gated_delta_net import gated_delta_net
 from bridge.flops.components.hyper_connections import hyper_connections
 from bridge.flops.components.kimi_delta_attention import kimi_delta_attention
@@ -573,23 +573,31 @@ MLA = {"hidden_size": 7, "q_lora_rank": 3, "qk_head_dim": 5, "qk_pos_emb_head_di
             lambda: images(5, 3, 12, 7, gated=False, rope=False),
         ),
         (
-            vision_tower.vision_layer(hidden_size=12, intermediate_size=7, gated=True, heads=3, rope=True, class_token=True),
+            vision_tower.vision_layer(
+                hidden_size=12,
+                intermediate_size=7,
+                gated=True,
+                activation=ACTIVATIONS["silu"],
+                heads=3,
+                rope=True,
+                class_token=True,
+            ),
             4,
             lambda: images(5, 3, 12, 7, gated=True, rope=True),
         ),
         (
-            vision_tower.merger(hidden_size=3, spatial_merge_size=2, out_hidden_size=5, norm_size=3, norm_bias=True),
+            vision_projector.merger(hidden_size=3, spatial_merge_size=2, out_hidden_size=5, norm_size=3, norm_bias=True),
             8,
             lambda: [gelu(y) for y in some(2 * 12)],
         ),
         (
-            vision_tower.pooled_linear(hidden_size=3, spatial_merge_size=2, out_hidden_size=5),
+            vision_projector.pooled_linear(hidden_size=3, spatial_merge_size=2, out_hidden_size=5),
             8,
             lambda: [fold(some(4)) / ONE for _ in range(2 * 3)],
         ),
-        (vision_tower.mlp_projector(hidden_size=3, out_hidden_size=5), 8, lambda: [gelu(y) for y in some(8 * 5)]),
+        (vision_projector.mlp_projector(hidden_size=3, out_hidden_size=5), 8, lambda: [gelu(y) for y in some(8 * 5)]),
         (
-            vision_tower.pixel_shuffle(
+            vision_projector.pixel_shuffle(
                 intermediate_size=12, spatial_merge_size=2, projector_input_dim=5, projector_output_dim=7, out_hidden_size=3
             ),
             8,
@@ -598,7 +606,7 @@ MLA = {"hidden_size": 7, "q_lora_rank": 3, "qk_head_dim": 5, "qk_pos_emb_head_di
         (
             [
                 *audio_encoder.frontend(num_mel_bins=3, hidden_size=5, max_positions=9),
-                *audio_encoder.projector(hidden_size=5, out_hidden_size=4, pooling=2),
+                *audio_encoder.audio_projector(hidden_size=5, out_hidden_size=4, pooling=2),
             ],
             7,
             lambda: audio(7, 5, 2),

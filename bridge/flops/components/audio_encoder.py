@@ -40,7 +40,7 @@ def frontend(*, num_mel_bins: int, hidden_size: int, max_positions: int) -> list
     return [term.under("audio_model.") for term in terms]
 
 
-def projector(*, hidden_size: int, out_hidden_size: int, pooling: int) -> list[Term]:
+def audio_projector(*, hidden_size: int, out_hidden_size: int, pooling: int) -> list[Term]:
     """Qwen2-Audio's way into the language model: average pooling, a norm, one matmul.
 
     Args:

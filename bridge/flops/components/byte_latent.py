@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from bridge.flops.components.mlp import mlp
 from bridge.flops.components.self_attention import self_attention
-from bridge.flops.statistics import TOKENS, Statistic
+from bridge.flops.statistics import TOKENS, Over, Statistic
 from bridge.flops.terms import Context, Pass, Rows, Term, core, join, norm, table
 
 #: Tokens of the latent transformer.
@@ -61,7 +61,7 @@ def layer(
     return [_moved(term, component, stream, context.over) for term in terms]
 
 
-def _moved(term: Term, component: str, stream: str, over: str) -> Term:
+def _moved(term: Term, component: str, stream: str, over: Over) -> Term:
     """A term of an ordinary layer, put on another stream and summed over other lengths."""
 
     def renamed(names: tuple[str, ...]) -> tuple[str, ...]:

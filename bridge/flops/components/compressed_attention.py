@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer, required
+from bridge.flops.components.self_attention import COMPONENT, CORE
 from bridge.flops.elementwise import Operations
+from bridge.flops.frequencies import everywhere
+from bridge.flops.rows import Cache, Mixer
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import TOKENS
 from bridge.flops.terms import Context, Kind, Rows, Term, core, elementwise, join, norm, softmax
 
-COMPONENT = "self_attention"
-CORE = "core_attention"
 #: The finest compression: its blocks overlap, so that its compressor projects twice as much, and it needs an indexer.
 INDEXED_RATIO = 4
 RATIOS = (0, INDEXED_RATIO, 128)
@@ -110,3 +113,56 @@ def _indexer(hidden_size: int, q_lora_rank: int, heads: int, head_dim: int, rati
              inputs=("index_query", "index_key"), output="index_scores"),
     ]  # fmt: skip
     return [term.under("indexer.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _ratio(shape: ModelShape, number: int, in_mtp: bool) -> int:
+    """What one compressed key of a layer stands for, as ``csa_compress_ratios`` says."""
+    before, count = shape.num_layers or 0, (shape.num_layers or 0) + (shape.mtp_num_layers or 0)
+    ratios = shape.csa_compress_ratios
+    if ratios is None:
+        raise ConfigError("model.csa_compress_ratios is missing: give one of 0, 4, 128 for each layer, MTP layers included")
+    if len(ratios) != count:
+        raise ConfigError(
+            f"model.csa_compress_ratios has {len(ratios)} entries, but num_layers + mtp_num_layers is {count}: give one a layer"
+        )
+    ratio = ratios[number - 1 + before * in_mtp]
+    if ratio not in RATIOS:
+        raise ConfigError(f"model.csa_compress_ratios has the ratio {ratio!r}: it must be one of {RATIOS}")
+    return int(ratio)
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape, indexed = build.shape, layer.form == INDEXED_RATIO
+    heads, size, topk = (required(shape, f"dsa_indexer_{name}") if indexed else 0 for name in ("n_heads", "head_dim", "topk"))
+    return compressed_attention(
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
+        q_lora_rank=required(shape, "q_lora_rank"),
+        query_head_dim=shape.qk_head_dim + shape.qk_pos_emb_head_dim,
+        v_head_dim=shape.v_head_dim,
+        o_groups=required(shape, "o_groups"),
+        o_lora_rank=required(shape, "o_lora_rank"),
+        window=shape.csa_window_size,
+        nominal_window=build.convention.nominal_sparse_window,
+        ratio=layer.form,
+        indexer_heads=heads,
+        indexer_head_dim=size,
+        indexer_topk=topk,
+    )
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    caches, ratio = [Cache("keys_and_values", shape.v_head_dim, Context("window", (shape.csa_window_size,)))], layer.form
+    if ratio:
+        kept, read = Context("compressed", (ratio,)), None
+        if ratio == INDEXED_RATIO:
+            read = Context("compressed_topk", (ratio, shape.dsa_indexer_topk or 0))
+            caches.append(Cache("indexer_keys", shape.dsa_indexer_head_dim or 0, kept))
+        caches.append(Cache("compressed_keys", shape.v_head_dim, kept, read))
+    return caches
+
+
+MIXER = Mixer(name="dsv4", variant=("dsv4_hybrid",), layers=everywhere, form=_ratio, terms=_terms, cache=_caches)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer
+from bridge.flops.rows import Cache, Part
+from bridge.flops.shapes import ModelShape
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import Term, core, norm, softmax
+from bridge.flops.terms import Context, Term, core, norm, softmax
 
 COMPONENT = "cross_attention"
 
 #: What the keys and values are made from: the encoder's tokens.
 ENCODER_TOKENS = Statistic("length", "encoder")
+#: What a query sees: all of them.
+ENCODER = Context("bidirectional", over="encoder")
 #: Query tokens x encoder tokens of each sequence.
 CROSS_PAIRS = Statistic("length", "cross")
 
@@ -85,3 +90,29 @@ def cross_attention(
         Term("linear_proj", COMPONENT, query_size, hidden_size, TOKENS, inputs=("context",), bias=hidden_size * proj_bias),
     ]
     return [term.under("cross_attention.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    return cross_attention(
+        hidden_size=build.hidden_size,
+        encoder_hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
+        num_query_groups=shape.key_value_heads,
+        kv_channels=shape.head_size,
+        fused=build.fused,
+        qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
+        key_bias=shape.add_key_bias,
+        proj_bias=shape.add_proj_bias or shape.add_bias_linear,
+        head_norm=bool(shape.qk_layernorm),
+    )
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    return [Cache("cross_keys_and_values", 2 * shape.key_value_heads * shape.head_size, ENCODER)]
+
+
+PART = Part(name=COMPONENT, option="encoder_num_layers", terms=_terms, cache=_caches, colour={COMPONENT: "vermilion"})

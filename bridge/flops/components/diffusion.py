@@ -6,8 +6,13 @@ how noisy the image is, and adaLN turns it into the scales and shifts of every b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bridge.flops.rows import Part
+from bridge.flops.shapes import DiffusionShape
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
-from bridge.flops.terms import Context, Rows, Term, core, join, norm, table
+from bridge.flops.terms import Context, Kind, Place, Rows, Term, core, join, norm, table
 
 COMPONENT = "diffusion"
 CORE = "core_attention"
@@ -125,3 +130,61 @@ def final_layer(*, hidden_size: int, out_values: int) -> list[Term]:
         linear("linear", hidden_size, out_values, "normed", "prediction"),
     ]
     return [term.under("final_layer.") for term in terms]
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def terms(shape: DiffusionShape) -> list[Term]:
+    """A diffusion transformer: embedders, blocks with adaLN, final layer (DiT), or two kinds of blocks (Flux)."""
+    hidden = (shape.num_attention_heads or 0) * (shape.attention_head_dim or 0)
+    out_values = shape.patch_size**2 * (shape.out_channels or shape.in_channels or 0)
+    return [
+        *(term.changed(place=Place.FIRST) for term in _embedders(shape, hidden)),
+        *_blocks(shape, hidden),
+        *final_layer(hidden_size=hidden, out_values=out_values),
+    ]
+
+
+def _embedders(shape: DiffusionShape, hidden: int) -> list[Term]:
+    """Latents, text, and what conditions all blocks alike."""
+    values = shape.patch_size**2 * (shape.in_channels or 0)
+    terms = [replace(linear("x_embedder", values, hidden, "latents", "hidden"), kind=Kind.PATCH_EMBEDDING)]
+    if shape.joint_attention_dim:
+        terms.append(linear("context_embedder", shape.joint_attention_dim, hidden, "text", "context.hidden", TEXT_TOKENS))
+    if shape.num_embeds_ada_norm:
+        return terms
+    terms += embedder("timestep_embedder", TIMESTEP_CHANNELS, hidden)
+    if shape.guidance_embeds:
+        terms += embedder("guidance_embedder", TIMESTEP_CHANNELS, hidden)
+    if shape.pooled_projection_dim:
+        terms += embedder("text_embedder", shape.pooled_projection_dim, hidden)
+    return terms
+
+
+def _blocks(shape: DiffusionShape, hidden: int) -> Iterator[Term]:
+    """All blocks; in DiT each with embedders of its own."""
+    heads, ffn, first = shape.num_attention_heads or 0, shape.mlp_ratio * hidden, shape.num_layers or 0
+    own = (
+        [
+            *embedder("timestep_embedder", TIMESTEP_CHANNELS, hidden),
+            class_labels(num_classes=shape.num_embeds_ada_norm, hidden_size=hidden),
+        ]
+        if shape.num_embeds_ada_norm
+        else []
+    )
+    text = bool(shape.joint_attention_dim)
+    joint = joint_block(hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn, head_norm=text, text=text)
+    for i in range(first):
+        yield from (term.under(f"decoder.layers.{i}.", place=i) for term in (*own, *joint))
+    if shape.num_single_layers:
+        single = single_block(hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn)
+        yield join("hidden", "context.hidden", to="joint.hidden")
+        for i in range(first, first + shape.num_single_layers):
+            yield from (term.under(f"decoder.layers.{i}.", place=i) for term in single)
+        yield join("joint.hidden", to="hidden")
+    # The last layer computes the first block's conditioning once more.
+    yield from (replace(term.under("decoder.layers.0."), tied=f"decoder.layers.0.{term.path}", bias=0) for term in own)
+
+
+ROOT = Part(name=COMPONENT, option="diffusion_config")

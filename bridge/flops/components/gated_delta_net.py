@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SIGMOID, SILU, SOFTPLUS, Operations, l2_norm
+from bridge.flops.frequencies import linear_layers
+from bridge.flops.rows import Cache, Mixer, recurrent
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "gated_delta_net"
@@ -57,3 +61,37 @@ def gated_delta_net(
         Term("out_proj", COMPONENT, values, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    return gated_delta_net(
+        hidden_size=build.hidden_size,
+        key_head_dim=shape.linear_key_head_dim,
+        num_key_heads=shape.linear_num_key_heads,
+        value_head_dim=shape.linear_value_head_dim,
+        num_value_heads=shape.linear_num_value_heads,
+        conv_kernel_dim=shape.linear_conv_kernel_dim,
+        second_generation=shape.experimental_attention_variant == "gdn2",
+        state_key_dim=shape.linear_value_head_dim if build.convention.square_delta_state else None,
+    )
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    keys = shape.linear_key_head_dim * shape.linear_num_key_heads
+    values = shape.linear_value_head_dim * shape.linear_num_value_heads
+    return recurrent(shape.linear_key_head_dim * values, 2 * keys + values, shape.linear_conv_kernel_dim)
+
+
+MIXER = Mixer(
+    name="gdn",
+    symbol="G",
+    variant=("gdn", "gated_delta_net", "gdn2"),
+    layers=linear_layers,
+    terms=_terms,
+    cache=_caches,
+    colour={COMPONENT: "sky"},
+)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import Operations
+from bridge.flops.rows import Part
 from bridge.flops.terms import Kind, Term, elementwise
 
 COMPONENT = "hyper_connections"
@@ -18,3 +20,13 @@ def hyper_connections(*, hidden_size: int, multiplicity: int) -> list[Term]:
     # Around each block the copies are read as one, mixed with each other, and written to.
     mixing = Operations(additions=(m - 1) + m * (m - 1) + m, multiplications=m + m * m + m)
     return [maps, elementwise("mixing", COMPONENT, 2 * hidden_size * mixing, "hidden")]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    return hyper_connections(hidden_size=build.hidden_size, multiplicity=build.shape.hc_mult or 0)
+
+
+PART = Part(name=COMPONENT, option="hc_mult", terms=_terms)

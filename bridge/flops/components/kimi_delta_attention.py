@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer, required
 from bridge.flops.components.gated_delta_net import DECAY, STATE_MACS
 from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
+from bridge.flops.rows import Cache, Mixer, recurrent
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "kimi_delta_attention"
@@ -61,3 +64,32 @@ def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, con
         Term("o_proj", COMPONENT, width, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    return kimi_delta_attention(
+        hidden_size=build.hidden_size,
+        num_heads=required(shape, "kimi_linear_num_heads"),
+        head_dim=required(shape, "kimi_linear_head_dim"),
+        conv_kernel_size=shape.kimi_linear_conv_kernel_size,
+    )
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    heads, size = shape.kimi_linear_num_heads or 0, shape.kimi_linear_head_dim or 0
+    return recurrent(heads * size * size, 3 * heads * size, shape.kimi_linear_conv_kernel_size)
+
+
+MIXER = Mixer(
+    name="kda",
+    option="kimi_kda_layers",
+    layers=lambda shape: [number in shape.kimi_kda_layers for number in range(1, (shape.num_layers or 0) + 1)],
+    beside="mla",
+    terms=_terms,
+    cache=_caches,
+    colour={COMPONENT: "sky"},
+)

@@ -5,11 +5,12 @@ With ``absorbed`` the core works on the latents themselves, as sparse attention 
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer
+from bridge.flops.components.self_attention import COMPONENT, CORE
 from bridge.flops.elementwise import ROPE
+from bridge.flops.rows import Cache, Mixer
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Context, Kind, Term, core, elementwise, join, norm, softmax
-
-COMPONENT = "self_attention"
-CORE = "core_attention"
 
 
 def latent_attention(
@@ -71,3 +72,37 @@ def latent_attention(
         Term("linear_proj", COMPONENT, heads * v_head_dim, hidden_size, inputs=("context",), bias=hidden_size * proj_bias),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def terms(build: Build, layer: Layer, *, context: Context | None = None, absorbed: bool = False) -> list[Term]:
+    """The block that a model has in a layer; over ``context`` instead of the layer's own."""
+    shape = build.shape
+    return latent_attention(
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
+        q_lora_rank=shape.q_lora_rank,
+        kv_lora_rank=shape.kv_lora_rank,
+        qk_head_dim=shape.qk_head_dim,
+        qk_pos_emb_head_dim=shape.qk_pos_emb_head_dim,
+        v_head_dim=shape.v_head_dim,
+        context=context or layer.context,
+        absorbed=absorbed,
+        proj_bias=shape.add_bias_linear,
+    )
+
+
+def latents(shape: ModelShape, kept: Context, read: Context | None = None) -> Cache:
+    """A latent and the RoPE part of its key, once for all heads."""
+    return Cache("latents", shape.kv_lora_rank + shape.qk_pos_emb_head_dim, kept, read)
+
+
+MIXER = Mixer(
+    name="mla",
+    terms=terms,
+    cache=lambda shape, layer: [latents(shape, layer.context)],
+    option="multi_latent_attention",
+    trains=True,
+)

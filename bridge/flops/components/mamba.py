@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer
+from bridge.flops.components import self_attention
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SILU, SOFTPLUS, Operations
+from bridge.flops.rows import Cache, Mixer, recurrent
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 COMPONENT = "mamba"
 SCAN_MACS = Fraction(7, 2)
+#: Taps of the convolution: megatron-core's MambaMixer, argument d_conv.
+CONV_KERNEL = 4
 STEP = ADDITION + SOFTPLUS + MULTIPLICATION + Operations(exponentiations=1)
 
 
@@ -57,3 +63,40 @@ def mamba(
         Term("out_proj", COMPONENT, inner_size, hidden_size, inputs=("context",)),
     ]  # fmt: skip
     return [term.under("mixer.") for term in terms]
+
+
+# ---- its rows ------------------------------------------------------------------------------------
+
+
+def _heads(shape: ModelShape) -> int:
+    return shape.mamba_num_heads or 2 * (shape.hidden_size or 0) // shape.mamba_head_dim
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape, convention, heads = build.shape, build.convention, _heads(build.shape)
+    return mamba(
+        hidden_size=build.hidden_size,
+        inner_size=2 * build.hidden_size if convention.mamba_width_is_twice_hidden else heads * shape.mamba_head_dim,
+        state_dim=shape.mamba_state_dim,
+        num_groups=shape.mamba_num_groups,
+        num_heads=heads,
+        conv_kernel_dim=CONV_KERNEL,
+        conv_is_free=not convention.mamba_convolution,
+        normed=shape.mamba_rms_norm,
+    )
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    inner = _heads(shape) * shape.mamba_head_dim
+    convolved = inner + 2 * shape.mamba_num_groups * shape.mamba_state_dim
+    return recurrent(inner * shape.mamba_state_dim, convolved, CONV_KERNEL)
+
+
+MIXER = Mixer(name="mamba", symbol="M", terms=_terms, cache=_caches, colour={COMPONENT: "sky"})
+#: Side by side on one norm (Falcon-H1).
+WITH_ATTENTION = Mixer(
+    name="attention_and_mamba",
+    symbol="P",
+    terms=lambda build, layer: [*self_attention.terms(build, layer), *_terms(build, layer)],
+    cache=lambda shape, layer: [*self_attention.caches(shape, layer), *_caches(shape, layer)],
+)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import MULTIPLICATION, SILU, Operations
+from bridge.flops.rows import Channel
 from bridge.flops.terms import Term, elementwise, join
 
 
@@ -48,3 +50,21 @@ def mlp(
 def halves(ffn_hidden_size: int) -> tuple[tuple[str, int], ...]:
     """What a fused up projection is made of."""
     return ("linear_fc1_gate", ffn_hidden_size), ("linear_fc1_up", ffn_hidden_size)
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    return mlp(
+        hidden_size=build.hidden_size,
+        ffn_hidden_size=shape.ffn_size * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
+        gated=shape.gated_linear_unit,
+        fused=build.fused,
+        bias=shape.add_bias_linear,
+        activation=build.activation,
+    )
+
+
+CHANNEL = Channel(name="mlp", symbol="-", terms=_terms, trains=True, colour={"mlp": "blue"})

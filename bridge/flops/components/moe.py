@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.components.mlp import halves, mlp
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
+from bridge.flops.rows import Channel
 from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
 
 COMPONENT = "moe"
@@ -113,3 +115,31 @@ def moe(
             for branch in ("experts", "shared_experts")
         ]
     return terms
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    return moe(
+        hidden_size=build.hidden_size,
+        num_experts=shape.num_moe_experts or 1,
+        topk=shape.moe_router_topk,
+        ffn_hidden_size=shape.moe_ffn_hidden_size or shape.ffn_size,
+        gated=shape.gated_linear_unit,
+        shared_ffn_hidden_size=shape.moe_shared_expert_intermediate_size or 0,
+        shared_gate=shape.moe_shared_expert_gate,
+        latent_size=shape.moe_latent_size or 0,
+        fused=build.fused,
+        routing_before_fc2=build.framework.routing_before_fc2,
+        bias=shape.add_bias_linear,
+        router_bias=shape.add_bias_linear,
+        expert_bias=shape.moe_router_enable_expert_bias,
+        activation=build.activation,
+        sigmoid_scores=shape.moe_router_score_function == "sigmoid",
+        branch_norms=shape.moe_branch_norms,
+    )
+
+
+CHANNEL = Channel(name=COMPONENT, symbol="E", terms=_terms, trains=True, colour={COMPONENT: "violet"})

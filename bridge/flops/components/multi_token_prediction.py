@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bridge.flops.rows import Part
 from bridge.flops.terms import Kind, Term, join, norm
 
 COMPONENT = "mtp"
@@ -21,3 +22,6 @@ def entry(*, hidden_size: int, source: str, norm_bias: bool = False) -> list[Ter
 def exit(*, hidden_size: int, to: str, norm_bias: bool = False) -> Term:
     """The norm before the depth's output layer, which writes the states ``to``."""
     return norm("final_layernorm", hidden_size, COMPONENT, source="hidden", to=to, kind=Kind.LATENT_NORM, bias=norm_bias)
+
+
+PART = Part(name=COMPONENT, option="mtp_num_layers", trains=True, colour={COMPONENT: "olive"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION
+from bridge.flops.rows import Part
 from bridge.flops.terms import Kind, Term, elementwise, norm, table
 
 OUTPUT_LAYER = "output_layer"
@@ -54,3 +55,6 @@ def bert_lm_head(*, hidden_size: int) -> list[Term]:
         norm("layer_norm", hidden_size, OUTPUT_LAYER, source="normed", to="normed", bias=True),
     ]
     return [term.under("lm_head.") for term in terms]
+
+
+PART = Part(name=OUTPUT_LAYER, trains=True, colour={OUTPUT_LAYER: "pink"})

@@ -6,7 +6,9 @@ back (h -> p, p -> h): 3 h p multiply-accumulates per token and layer.
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, MULTIPLICATION
+from bridge.flops.rows import Part
 from bridge.flops.terms import Term, elementwise, norm, table
 
 COMPONENT = "per_layer_embeddings"
@@ -15,12 +17,13 @@ COMPONENT = "per_layer_embeddings"
 def per_layer_input(*, hidden_size: int, num_layers: int, per_layer_size: int, vocab_size: int) -> list[Term]:
     """The table and the projection that make the inputs of all layers, from the embedded tokens."""
     width = num_layers * per_layer_size
-    return [
+    terms = [
         table("embed_tokens_per_layer", COMPONENT, vocab_size, width, to=("per_layer",)),
         Term("per_layer_model_projection", COMPONENT, hidden_size, width, outputs=("per_layer",)),
         norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer", times=num_layers),
         elementwise("per_layer_sum", COMPONENT, width * (ADDITION + MULTIPLICATION), "per_layer"),
     ]
+    return [term.under("") for term in terms]
 
 
 def per_layer_projection(*, hidden_size: int, per_layer_size: int) -> list[Term]:
@@ -32,3 +35,13 @@ def per_layer_projection(*, hidden_size: int, per_layer_size: int) -> list[Term]
         norm("post_per_layer_input_norm", hidden_size, COMPONENT, source="hidden", to="hidden"),
         elementwise("residual", COMPONENT, hidden_size * ADDITION, "hidden"),
     ]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    return per_layer_projection(hidden_size=build.hidden_size, per_layer_size=build.shape.hidden_size_per_layer_input or 0)
+
+
+PART = Part(name=COMPONENT, option="hidden_size_per_layer_input", terms=_terms)

@@ -5,7 +5,10 @@ Grouped-query attention: Ainslie et al., arXiv:2305.13245.  FLOPs of a layer: Na
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, ROPE, SIGMOID
+from bridge.flops.rows import Cache, Mixer
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Context, Term, core, elementwise, join, norm, softmax, table
 
 COMPONENT = "self_attention"
@@ -102,3 +105,53 @@ def self_attention(
         terms.append(elementwise("output_gate", COMPONENT, query_size * (SIGMOID + MULTIPLICATION), "context"))
     terms.append(Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias))
     return [term.under("self_attention.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def terms(build: Build, layer: Layer) -> list[Term]:
+    """The block that a model has in a layer."""
+    shape = build.shape
+    groups, head_size = _heads(shape, layer)
+    return self_attention(
+        hidden_size=build.hidden_size,
+        num_attention_heads=build.heads,
+        num_query_groups=groups,
+        kv_channels=head_size,
+        context=layer.context,
+        output_gate=shape.attention_output_gate,
+        key_is_value=layer.is_global and shape.global_attention_k_eq_v,
+        shares_kv=layer.shares_kv,
+        fused=build.fused,
+        qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
+        key_bias=shape.add_key_bias,
+        position_bias=bool(shape.relative_attention_num_buckets),
+        proj_bias=shape.add_proj_bias or shape.add_bias_linear,
+        head_norm="full" if shape.qk_layernorm == "full" else "head" if shape.qk_layernorm else "",
+        norm_bias=build.norm_bias,
+        sinks=shape.softmax_type == "learnable",
+        rotated=build.rotated(layer, head_size),
+    )
+
+
+def caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    """Keys and values. Shared projections make keys and values of their own: norms and RoPE tell them apart."""
+    groups, head_size = _heads(shape, layer)
+    return [Cache("keys_and_values", 2 * groups * head_size, layer.context, owned=not layer.shares_kv)]
+
+
+def _heads(shape: ModelShape, layer: Layer) -> tuple[int, int]:
+    """Key/value heads of a layer and the width of one."""
+    groups = (layer.is_global and shape.global_num_query_groups) or shape.key_value_heads
+    return groups, (layer.is_global and shape.global_kv_channels) or shape.head_size
+
+
+MIXER = Mixer(
+    name="attention",
+    symbol="*",
+    terms=terms,
+    cache=caches,
+    trains=True,
+    colour={COMPONENT: "green", CORE: "orange"},
+)

@@ -6,8 +6,13 @@ of the main heads (the teacher term).  Without that loss it runs forward only.
 
 from __future__ import annotations
 
+from bridge.flops.build import Build, Layer, required
+from bridge.flops.components import latent_attention
+from bridge.flops.frequencies import everywhere
+from bridge.flops.rows import Cache, Mixer
+from bridge.flops.shapes import ModelShape
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import Context, Pass, Term, core, norm
+from bridge.flops.terms import CAUSAL, Context, Pass, Term, core, norm
 
 COMPONENT = "indexer"
 
@@ -66,3 +71,51 @@ def indexer(
                  inputs=("detached", "detached"), output="teacher", allowed=Pass.FORWARD),
         ]  # fmt: skip
     return [term.under("self_attention.core_attention.indexer.") for term in terms]
+
+
+# ---- its row -------------------------------------------------------------------------------------
+
+
+def chooses(shape: ModelShape, number: int, in_mtp: bool) -> int:
+    """1 where a layer's indexer chooses keys, 0 where the layer takes over the last choice."""
+    position = max(number - max(shape.dsa_indexer_skip_topk_offset, 1), 0)
+    return int(position % shape.dsa_indexer_topk_freq == 0)
+
+
+def _terms(build: Build, layer: Layer) -> list[Term]:
+    shape = build.shape
+    heads, size, topk = (required(shape, f"dsa_indexer_{name}") for name in ("n_heads", "head_dim", "topk"))
+    selected = Context("topk", (topk,))
+    plain = build.convention.indexer_like_any_layer
+    terms = latent_attention.terms(build, layer, context=selected, absorbed=not plain)
+    if layer.form:
+        terms += indexer(
+            hidden_size=build.hidden_size,
+            q_input_size=shape.q_lora_rank or build.hidden_size,
+            num_heads=heads,
+            head_dim=size,
+            selected=selected,
+            trains=(shape.dsa_indexer_loss_coeff or 0) > 0,
+            sparse_loss=shape.dsa_indexer_use_sparse_loss,
+            teacher_heads=build.heads,
+            like_any_layer=plain,
+            teacher_head_size=shape.kv_lora_rank + shape.qk_pos_emb_head_dim,
+        )
+    return terms
+
+
+def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
+    kept = latent_attention.latents(shape, CAUSAL, Context("topk", (shape.dsa_indexer_topk or 0,)))
+    return [kept, Cache("indexer_keys", shape.dsa_indexer_head_dim or 0, CAUSAL)] if layer.form else [kept]
+
+
+MIXER = Mixer(
+    name="dsa",
+    symbol="D",
+    variant=("dsa",),
+    layers=everywhere,
+    form=chooses,
+    terms=_terms,
+    cache=_caches,
+    colour={COMPONENT: "vermilion"},
+)
