@@ -130,7 +130,7 @@ def _read(cfg: Any) -> Model:
     diffusion, vision = _diffusion(source), _vision(source)
     language = None
     alone = get(source, "num_layers") is None and get(source, "hidden_size") is None
-    if diffusion is None and not (vision is not None and alone):
+    if diffusion is None and get(source, "byte_latent_config") is None and not (vision is not None and alone):
         language = _language(cfg, source)
     audio, left_out = _audio(source)
     lora, freeze, train, unpriced = _peft(get(cfg, "peft"))
@@ -307,6 +307,9 @@ def _contradictions(shape: ModelShape) -> Any:
         yield "model.num_moe_experts is missing: model.hybrid_layer_pattern has MoE layers (E)"
     if (shape.num_kv_shared_layers or 0) > layers and not shape.is_hybrid:
         yield f"model.num_kv_shared_layers={shape.num_kv_shared_layers} is more than model.num_layers={layers}"
+    chosen = shape.dsa_indexer_layers
+    if chosen is not None and (isinstance(chosen, str) or not isinstance(chosen, Sequence) or len(chosen) != layers):
+        yield f"model.dsa_indexer_layers={short(chosen)} must be a list with one entry for each of {layers} layers"
     for number in shape.kimi_kda_layers or ():
         if not _is_int(number) or not 1 <= number <= layers:
             yield f"model.kimi_kda_layers has the layer {short(number)}; layers are numbered from 1 to model.num_layers={layers}"

@@ -213,7 +213,7 @@ class ModelShape:
     """Experts a token visits."""
     moe_ffn_hidden_size: Optional[int] = size(off=True, when="has_experts")
     """Inner width of one routed expert; ffn_hidden_size when unset."""
-    moe_shared_expert_intermediate_size: Optional[int] = size(off=True, when="has_experts")
+    moe_shared_expert_intermediate_size: Optional[int] = size(least=0, when="has_experts")
     """Inner width of the shared experts together."""
     moe_shared_expert_gate: bool = False
     """A sigmoid gate (hidden_size x 1) on the shared experts."""
@@ -246,6 +246,9 @@ class ModelShape:
     dsa_indexer_use_sparse_loss: bool = False
     dsa_indexer_topk_freq: int = size(1)
     dsa_indexer_skip_topk_offset: int = size(0, least=0)
+    dsa_indexer_layers: Any = None
+    """A list with 1 for each layer that chooses keys itself, 0 where it takes an earlier layer's choice (GLM-5.2); unset: as
+    the two fields above say."""
     csa_window_size: int = size(128)
     csa_compress_ratios: Any = None
     """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
@@ -294,6 +297,8 @@ class ModelShape:
     """A diffusion transformer (DiT, Flux) in place of a language model, with diffusers' names."""
     audio_config: Any = None
     """A Whisper-style audio encoder, with Hugging Face's names."""
+    byte_latent_config: Any = None
+    """A byte-latent transformer in place of a language model, with Hugging Face's names (``blt``)."""
 
     # ---- other modalities ------------------------------------------------------------------------
     vision_config: Any = None
@@ -418,6 +423,8 @@ class VisionShape:
     projector_input_dim: Optional[int] = size()
     projector_output_dim: Optional[int] = size()
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
+    vision_output_dim: Optional[int] = size()
+    """What Llama 4's projector reads; projector_output_dim when unset."""
 
     @property
     def heads(self) -> int:

@@ -26,3 +26,14 @@ def test_encoders(model_type: str, seed: int) -> None:
     assert plan.flops(**batch.lengths, passes="training") == batch.training()
     if not configuration.not_counted:
         assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_whether_t5_is_gated_may_stand_in_a_field_of_its_own(gated: bool) -> None:
+    config = oracle.draw("t5", 0)
+    config.feed_forward_proj, config.is_gated_act = "relu" if gated else "gated-gelu", gated
+    model = oracle.build(config)
+    plan = compile_plan(from_huggingface(config.to_dict()), convention="executed")
+    batch = oracle.Batch(model, 2, 7, 5)
+    assert plan.flops(**batch.lengths, passes="training") == batch.training()
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())

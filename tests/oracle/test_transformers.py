@@ -59,6 +59,17 @@ def check_full_training(model_type: str, seed: int, device: str) -> None:
 
 
 @drawn
+def test_shared_experts_of_width_0_keep_their_gate(seed: int) -> None:
+    config = oracle.draw("qwen2_moe", seed)
+    config.shared_expert_intermediate_size, config.mlp_only_layers, config.decoder_sparse_step = 0, [], 1
+    model = oracle.build(config)
+    plan = compile_plan(from_huggingface(config), convention="executed")
+    assert plan.flops([7, 7], passes="forward") == oracle.forward(model, 2, 7)
+    assert plan.flops([7, 7]) == oracle.training(model, 2, 7)
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@drawn
 @family
 def test_frozen_parts(model_type: str, seed: int) -> None:
     """Any set of modules may train: single norms, a router, the embedding, the upper layers, ..."""

@@ -51,3 +51,12 @@ def test_vision_language_model(model_type: str, frozen: tuple[str, ...], seed: i
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert plan.parameters()["trainable"] == trainable
+
+
+def test_the_projector_of_llama_4_is_as_wide_as_its_field_says() -> None:
+    """transformers builds it so; it runs only where that is the width of what the adapter makes."""
+    config = oracle.draw("llama4", 0)
+    config.vision_config.vision_output_dim += 3
+    model = oracle.build(config)
+    plan = compile_plan(from_huggingface(config), convention="executed")
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())

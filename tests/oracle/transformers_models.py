@@ -26,6 +26,9 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     if "index_topk" in known:
         sizes["q_lora_rank"] = 11  # the indexer's queries come from the compressed ones
+    if "indexer_types" in known:
+        # The first layer has nobody's choice of keys to take.
+        sizes["indexer_types"] = ["full", *random.choices(["full", "shared"], k=sizes["num_hidden_layers"] - 1)]
     if model_type == "gemma4_text" and seed % 2:
         # Layers of both kinds share the keys and values of earlier ones (E2B, E4B).
         kinds = ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"] * random.randint(0, 2) + ["full_attention"]

@@ -9,7 +9,7 @@ import re
 from typing import Any, Optional
 
 from bridge.config.schema import PeftConfig
-from bridge.config.sources.huggingface import HuggingFaceConfig, from_huggingface
+from bridge.config.sources.huggingface_config import HuggingFaceConfig, read_config
 from bridge.flops.shapes import ConfigError
 
 #: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
@@ -28,6 +28,11 @@ _LINEAR_LAYERS = {
     "mlp.gate_up_proj": "mlp.linear_fc1",
     "mlp.down_proj": "mlp.linear_fc2",
 }
+#: A table that transformers itself never trains (Whisper's sinusoids), and the plan's name for it.
+_FIXED_TABLE = re.compile(r"(^|\.)encoder\.embed_positions\.weight$")
+_FIXED_TABLE_PATH = "audio_model.embed_positions"
+#: A linear layer of the language model: towers and encoders have layers of their own, which are not read.
+_LAYER = re.compile(r"(?:^|\.)model\.(?:language_model\.|decoder\.)?layers\.(\d+)\.(\w+\.\w+)$")
 _REMEDY = "Give the configuration of the run yourself: config=..."
 
 
@@ -38,17 +43,20 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
         model: a ``PreTrainedModel``, or a ``PeftModel`` with LoRA adapters around one.
 
     Raises:
-        ConfigError: :func:`~bridge.config.sources.huggingface.from_huggingface` does not know the architecture; or some weights
+        ConfigError: :func:`~bridge.config.sources.huggingface_config.read_config` does not know the architecture; or some weights
             are frozen, adapted or recomputed in a way that is not described here.
     """
-    result = from_huggingface(model.config)
+    result = read_config(model.config)
     result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
     _read_checkpointing(model, result)
+    fixed = [name for name, parameter in model.named_parameters() if _FIXED_TABLE.search(name) and not parameter.requires_grad]
     for name, parameter in model.named_parameters():
         adapter = ".lora_A." in name or ".lora_B." in name
-        if parameter.requires_grad != (adapter or result.peft is None):
+        if name not in fixed and parameter.requires_grad != (adapter or result.peft is None):
             state = "trains" if parameter.requires_grad else "is frozen"
             raise ConfigError(f"{name} {state}: read are models that train in full or by LoRA adapters alone. {_REMEDY}")
+    if fixed and result.peft is None:
+        result.peft = PeftConfig(kind="freeze", freeze=[_FIXED_TABLE_PATH])
     return result
 
 
@@ -74,7 +82,7 @@ def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
         if not getattr(module, "lora_A", None):
             continue
         ranks |= {module.r[adapter] for adapter in module.active_adapters}
-        place = re.search(r"\.layers\.(\d+)\.(\w+\.\w+)$", name)
+        place = _LAYER.search(name)
         if place is None or place[2] not in _LINEAR_LAYERS or len(module.active_adapters) != 1:
             raise ConfigError(f"the adapter on {name} is not one that can be priced. {_REMEDY}")
         path = _LINEAR_LAYERS[place[2]]

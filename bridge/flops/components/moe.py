@@ -45,7 +45,7 @@ def moe(
         ffn_hidden_size: inner width of one routed expert.
         gated: gated experts (shared ones too).
         shared_ffn_hidden_size: inner width of the shared experts together, 0 for none.
-        shared_gate: a sigmoid gate on the shared experts.
+        shared_gate: a sigmoid gate on the shared experts; it stays where their width is 0.
         latent_size: width of the space the routed experts work in, 0 for hidden_size.
         fused: the shared experts' gate and values in one matmul or one each.
         routing_before_fc2: routing weights multiply the experts' activations instead of their outputs.
@@ -95,7 +95,7 @@ def moe(
     ]  # fmt: skip
     if latent_size:
         terms.append(Term("fc2_latent_proj", COMPONENT, latent_size, hidden_size, inputs=("combined",)))
-    if shared_ffn_hidden_size:
+    if shared_ffn_hidden_size or shared_gate:
         shared = mlp(
             hidden_size=hidden_size,
             ffn_hidden_size=shared_ffn_hidden_size,
@@ -129,7 +129,8 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         ffn_hidden_size=shape.moe_ffn_hidden_size or shape.ffn_size,
         gated=shape.gated_linear_unit,
         shared_ffn_hidden_size=shape.moe_shared_expert_intermediate_size or 0,
-        shared_gate=shape.moe_shared_expert_gate,
+        # Shared experts of width 0 are there, gate and all; None is none.
+        shared_gate=shape.moe_shared_expert_gate and shape.moe_shared_expert_intermediate_size is not None,
         latent_size=shape.moe_latent_size or 0,
         fused=build.fused,
         routing_before_fc2=build.framework.routing_before_fc2,

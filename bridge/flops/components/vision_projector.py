@@ -70,7 +70,13 @@ def mlp_projector(*, hidden_size: int, out_hidden_size: int) -> list[Term]:
 
 
 def pixel_shuffle(
-    *, intermediate_size: int, spatial_merge_size: int, projector_input_dim: int, projector_output_dim: int, out_hidden_size: int
+    *,
+    intermediate_size: int,
+    spatial_merge_size: int,
+    projector_input_dim: int,
+    projector_output_dim: int,
+    vision_output_dim: int,
+    out_hidden_size: int,
 ) -> list[Term]:
     """Llama 4's adapter and projector: patches become channels, an MLP on them, one matmul to the language width.
 
@@ -78,6 +84,7 @@ def pixel_shuffle(
         intermediate_size: hidden_size x spatial_merge_size^2, what comes out of the shuffle.
         spatial_merge_size: patches merged along each side: 1 / pixel_shuffle_ratio.
         projector_input_dim, projector_output_dim: widths of the adapter's MLP.
+        vision_output_dim: what the projector reads; transformers runs only where it is the adapter's width.
         out_hidden_size: width of the language model.
     """
     rows = merged_tokens(spatial_merge_size)
@@ -92,7 +99,7 @@ def pixel_shuffle(
         elementwise("activation", COMPONENT, projector_input_dim * ACTIVATIONS["gelu"], "inner", rows=rows),
         elementwise("activation", COMPONENT, projector_output_dim * ACTIVATIONS["gelu"], "shuffled", rows=rows),
     ]
-    linear = _projection("linear_1", projector_output_dim, out_hidden_size, rows, "shuffled", "image_embeddings", bias=False)
+    linear = _projection("linear_1", vision_output_dim, out_hidden_size, rows, "shuffled", "image_embeddings", bias=False)
     return [*(term.under("vision_adapter.") for term in adapter), linear.under("merger.")]
 
 
@@ -150,6 +157,7 @@ def _pixel_shuffle(vision: VisionShape) -> list[Term]:
         spatial_merge_size=vision.spatial_merge_size,
         projector_input_dim=vision.projector_input_dim or 0,
         projector_output_dim=vision.projector_output_dim or 0,
+        vision_output_dim=vision.vision_output_dim or vision.projector_output_dim or 0,
         out_hidden_size=out,
     )
     return [_last_norm(vision, PATCHES_AND_CLASS), *projector]

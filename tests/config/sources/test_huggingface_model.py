@@ -5,8 +5,10 @@ import pytest
 pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+from oracle import encoder_models  # noqa: E402
 from oracle import transformers_models as oracle  # noqa: E402
 
+from bridge.config import from_huggingface  # noqa: E402
 from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import ConfigError, compile_plan  # noqa: E402
 
@@ -45,6 +47,28 @@ def test_all_weights_train_and_nothing_is_recomputed():
     config = from_huggingface_model(model("llama"))
     assert config.peft is None
     assert config.model.recompute_granularity is None
+
+
+def test_the_door_knows_a_live_model():
+    built = model("llama", target_modules=["q_proj"])
+    assert from_huggingface(built) == from_huggingface_model(built)
+    assert from_huggingface(built).peft.dim == 3
+
+
+def test_a_table_that_transformers_never_trains_is_no_reason_to_refuse():
+    built = encoder_models.build(encoder_models.draw("whisper", 0))
+    plan, batch = compile_plan(from_huggingface(built), "executed"), encoder_models.Batch(built, 2, 7, 5)
+    assert plan.flops(**batch.lengths) == batch.training()
+    trained = sum(parameter.numel() for parameter in built.parameters() if parameter.requires_grad)
+    assert plan.parameters()["trainable"] == trained
+    assert plan.parameters()["total"] == trained + built.model.encoder.embed_positions.weight.numel()
+
+
+def test_adapters_outside_the_language_model_are_not_read():
+    built = encoder_models.build(encoder_models.draw("whisper", 0))
+    adapted = peft.get_peft_model(built, peft.LoraConfig(r=3, target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match=r"the adapter on .*encoder\.layers\.0\.self_attn\.q_proj is not one"):
+        from_huggingface(adapted)
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])

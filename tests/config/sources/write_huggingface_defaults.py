@@ -12,7 +12,8 @@ from typing import Any
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bridge.config.sources import huggingface_defaults
-from bridge.config.sources.huggingface_families import FAMILIES, IRRELEVANT, Fields
+from bridge.config.sources.huggingface_families import FAMILIES
+from bridge.config.sources.huggingface_fields import NEUTRAL, Fields
 
 #: Families without a config class of their own, and the one whose class they use.
 SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
@@ -32,7 +33,7 @@ def class_defaults() -> dict[str, dict[str, Any]]:
     for model_type, family in FAMILIES.items():
         kind = CONFIG_MAPPING[SAME_CLASS.get(model_type, model_type)]
         fields = _Recording(kind, model_type)
-        dataclasses.replace(family, ignored=()).options(fields)
+        dataclasses.replace(family, ignored="").options(fields)
         found[model_type] = fields.used()
         found |= {f"{model_type}.{name}": part.used() for name, part in fields.parts.items()}
     return {name: values for name, values in sorted(found.items()) if values}
@@ -55,7 +56,7 @@ class _Recording(Fields):
 
 def _decides(name: str, value: Any) -> bool:
     # That a file does not mention multi-token prediction does not mean that the model has it.
-    known = name not in IRRELEVANT and name not in ("num_mtp_layers", "num_nextn_predict_layers")
+    known = name not in NEUTRAL and name not in ("num_mtp_layers", "num_nextn_predict_layers")
     return bool(value) and known and not isinstance(value, float)
 
 

@@ -1,0 +1,162 @@
+"""From a Hugging Face ``config.json`` to our configuration; neither torch nor transformers is needed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge.config.schema import Config, ModelConfig
+from bridge.config.sources.huggingface_families import FAMILIES, Family, Options
+from bridge.config.sources.huggingface_fields import OBJECT, TEXT, Fields
+from bridge.flops import reading
+from bridge.flops.shapes import ConfigError, short
+
+#: Bytes of the largest file that is opened; published ones stay below a megabyte.
+MAX_FILE_SIZE = 2**24
+
+
+@dataclass(kw_only=True)
+class HuggingFaceConfig(Config):
+    """A run's configuration whose ``model`` was read from a Hugging Face config."""
+
+    model_type: str = ""
+    """Hugging Face's name of the architecture."""
+    framework: str = "transformers"
+    """Whose matmuls are counted: transformers projects q, k and v apart, megatron-core in one matmul."""
+    not_counted: tuple[str, ...] = ()
+    """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
+    that nobody here knows."""
+
+
+def read_config(config: Any) -> HuggingFaceConfig:
+    """Read a mapping, a transformers config object, or a file; see ``bridge.config.from_huggingface``."""
+    values = _as_mapping(config)
+    model_type = _model_type(values)
+    if not model_type:
+        raise ConfigError("model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'")
+    family = _family(model_type)
+    options, not_counted = _read(values, model_type)
+    _check_sizes_are_stated(values, family, model_type)
+    result = HuggingFaceConfig(
+        name=str(values.get("_name_or_path") or model_type).rstrip("/").rsplit("/", 1)[-1],
+        model=ModelConfig(**options),
+        model_type=model_type,
+        framework=family.framework,
+        not_counted=tuple(not_counted),
+    )
+    reading.read(result)
+    return result
+
+
+def _read(values: Mapping[str, Any], model_type: str, place: str = "") -> tuple[Options, list[str]]:
+    """The options of a config and of the language model inside it, and sentences about what is not counted."""
+    options: Options = {}
+    not_counted: list[str] = []
+    family = _family(model_type)
+    if family.text:
+        values = _nested(values)
+        inner = values["text_config"]
+        options, not_counted = _read(inner, _model_type(inner) or family.text, "text_config.")
+    fields = Fields(values, model_type, place)
+    options |= family.options(fields)
+    return options, not_counted + fields.sentences()
+
+
+def _model_type(values: Mapping[str, Any]) -> str:
+    return Fields(values, "").get("model_type", kind=TEXT) or ""
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Older files keep the language model's fields beside ``vision_config``: move them where newer ones have them."""
+    if Fields(values, "").get("text_config", kind=OBJECT) is not None:
+        return dict(values)
+    outer = {name: values[name] for name in ("model_type", "vision_config", "tie_word_embeddings") if name in values}
+    return {**outer, "text_config": {name: value for name, value in values.items() if name not in outer and value is not None}}
+
+
+_SIZES = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "hidden_size", "d_model")
+_PARTS = ("vision_config", "global_config", "encoder_config", "decoder_config")
+
+
+def _check_sizes_are_stated(values: Mapping[str, Any], family: Family, model_type: str) -> None:
+    """A file that says neither how deep nor how wide its model is describes none: no class default is read into it.
+
+    transformers writes all sizes of a model into its file; only in configurations inside it may those be missing that are the
+    class's own.
+    """
+    if not any(name in values for name in ("text_config", *_SIZES, *(() if family.text else _PARTS))):
+        raise ConfigError(
+            f"the Hugging Face config of model_type={short(model_type)} has neither a depth nor a width, for example "
+            "num_hidden_layers and hidden_size; give the config.json of a whole model"
+        )
+
+
+def _family(model_type: str) -> Family:
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    meant = _misspelt(model_type)
+    hint = f"did you mean {meant!r}? " if meant else ""
+    raise ConfigError(f"model_type={short(model_type)} is not known; {hint}known are {', '.join(sorted(FAMILIES))}")
+
+
+#: Families of transformers that are spelt almost like one of ours and are none of them.
+_SPELT_ALIKE = (
+    *("olmo", "pixtral", "glm4v_moe", "gemma3n_text"),
+    *("clip_vision_model", "blip_vision_model", "xclip_vision_model"),
+)
+
+
+def _misspelt(model_type: str) -> str:
+    """The family that a misspelt name means, empty for none.
+
+    Families of one house have names alike: other digits, or more around a known name, make another family of it.
+    """
+    spelt = model_type[:100].lower().replace("-", "_")
+    alike = difflib.get_close_matches(spelt, FAMILIES, n=1, cutoff=0.85) if spelt not in _SPELT_ALIKE else []
+    return "".join(name for name in alike if _digits(name) == _digits(spelt) and (name == spelt or name not in spelt))
+
+
+def _digits(name: str) -> list[str]:
+    return re.findall(r"\d", name)
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    if isinstance(config, (str, Path)):
+        return _load(Path(config))
+    if callable(getattr(config, "to_dict", None)):
+        return config.to_dict()  # a transformers config object
+    raise ConfigError(f"a Hugging Face config is a mapping, a transformers config object or a path, not {type(config).__name__}")
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    file = path
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        _check_regular(file)
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); give a config.json or a folder that holds one") from None
+    except RecursionError:
+        raise ConfigError(f"{file} is nested too deeply; give the config.json of a Hugging Face model") from None
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON ({error}); give the config.json of a Hugging Face model") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a JSON {type(values).__name__}; the config.json of a Hugging Face model holds an object")
+    return values
+
+
+def _check_regular(file: Path) -> None:
+    """Opening a pipe or a device could wait for ever."""
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file} is no regular file; give a config.json or a folder that holds one")
+    if file.exists() and file.stat().st_size > MAX_FILE_SIZE:
+        raise ConfigError(f"{file} has more than {MAX_FILE_SIZE} bytes; give the config.json of a Hugging Face model")
