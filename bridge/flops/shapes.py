@@ -143,6 +143,8 @@ class ModelShape:
     """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later)."""
     add_bias_linear: bool = False
     """Biases on all linear layers."""
+    add_mlp_bias: bool = False
+    """Biases on the MLPs' linear layers, the experts' and the router's among them."""
     add_qkv_bias: bool = False
     """A bias on linear_qkv."""
     add_proj_bias: bool = False

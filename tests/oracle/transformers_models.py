@@ -47,12 +47,11 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
 _NO_FIELDS = {"gemma4_text": ("global_head_dim", "num_global_key_value_heads")}
 #: Fields that all models of a family agree on, and whose other values we report as not counted.
 _FIXED = {
-    "gpt_oss": ("attention_bias",),
-    "deepseek_v2": ("attention_bias",),
+    "deepseek_v2": ("attention_bias", "mlp_bias"),
     "deepseek_v3": ("attention_bias",),
     "deepseek_v32": ("attention_bias",),
-    "glm_moe_dsa": ("attention_bias",),
-    "nemotron_h": ("attention_bias", "sliding_window"),
+    "glm_moe_dsa": ("attention_bias", "mlp_bias"),
+    "nemotron_h": ("attention_bias", "mlp_bias", "sliding_window"),
 }
 
 
@@ -127,6 +126,7 @@ def _sizes(random: Random) -> dict[str, Any]:
         "mamba_d_state": random.randint(3, 9),
         "mamba_rms_norm": random.random() < 0.5,
         "chunk_size": random.randint(3, 9),
+        "mlp_bias": random.random() < 0.5,
     }
 
 

@@ -119,13 +119,13 @@ def _vocabulary(fields: Fields) -> Options:
 
 
 def _attention_bias(fields: Fields) -> Options:
-    """``attention_bias`` is for q, k, v and o; ``mlp_bias`` for the MLP's matrices."""
-    attention, mlp = bool(fields.get("attention_bias")), bool(fields.get("mlp_bias"))
-    if attention and mlp:
-        return {"add_bias_linear": True}
-    if mlp:
-        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
-    return {"add_qkv_bias": attention, "add_proj_bias": attention}
+    """``attention_bias`` is for q, k, v and o."""
+    return {"add_qkv_bias": bool(fields.get("attention_bias")), "add_proj_bias": bool(fields.get("attention_bias"))}
+
+
+def _mlp_bias(fields: Fields) -> Options:
+    """``mlp_bias`` is for the MLP's matrices."""
+    return {"add_mlp_bias": bool(fields.get("mlp_bias"))}
 
 
 def _biases(name: str) -> Rule:
@@ -133,18 +133,9 @@ def _biases(name: str) -> Rule:
     return lambda fields: {"add_bias_linear": bool(fields.get(name))}
 
 
-def _separate_biases(fields: Fields) -> Options:
-    """Seed-OSS: fields of their own for the biases of q, k and v and for that of o."""
-    if fields.get("mlp_bias"):
-        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
-    return {"add_qkv_bias": bool(fields.get("attention_bias")), "add_proj_bias": bool(fields.get("attention_out_bias"))}
-
-
-def _all_biases(fields: Fields) -> Options:
-    """GPT-OSS: biases on everything; ``attention_bias`` speaks of some of them."""
-    if not fields.get("attention_bias"):
-        fields.report("attention_bias", "the parameter count has the attention's bias vectors nevertheless")
-    return {"add_bias_linear": True}
+def _proj_bias(fields: Fields) -> Options:
+    """Seed-OSS: a field of its own for the bias of o."""
+    return {"add_proj_bias": bool(fields.get("attention_out_bias"))}
 
 
 def _qkv_bias(name: str) -> Rule:
@@ -311,6 +302,8 @@ def _hybrid(fields: Fields) -> Options:
         "moe_latent_size": fields.get("moe_latent_size"),
     }
     fields.skip("n_shared_experts", "num_hidden_layers")
+    if fields.get("mlp_bias"):
+        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
     return {"hybrid_layer_pattern": pattern, "num_layers": len(pattern), **(experts if "E" in pattern else {}), **_mamba(fields)}
 
 
@@ -329,7 +322,7 @@ def _mamba(fields: Fields) -> Options:
 
 def _side_by_side(fields: Fields) -> Options:
     """Falcon-H1: each layer has attention and Mamba side by side, then an MLP."""
-    for name in ("mamba_proj_bias", "projectors_bias", "mlp_bias"):
+    for name in ("mamba_proj_bias", "projectors_bias"):
         if fields.get(name):
             fields.report(name, "these bias vectors are missing from the parameter count")
     if not fields.get("mamba_conv_bias"):
@@ -349,8 +342,8 @@ def _side_by_side(fields: Fields) -> Options:
         "mamba_state_dim": fields.get("mamba_d_state"),
         "mamba_num_groups": fields.get("mamba_n_groups"),
         "mamba_rms_norm": bool(fields.get("mamba_rms_norm")),
-        "add_qkv_bias": bool(fields.get("attention_bias")),
-        "add_proj_bias": bool(fields.get("attention_bias")),
+        **_attention_bias(fields),
+        **_mlp_bias(fields),
     }
 
 
@@ -750,7 +743,7 @@ _WHISPER = Family(
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
 FAMILIES: dict[str, Family] = {
-    "arcee": _DECODER.but(_attention_bias),
+    "arcee": _DECODER.but(_attention_bias, _mlp_bias),
     "bert": _BERT,
     "blt": Family(
         rules=(_byte_latent,),
@@ -795,11 +788,11 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
         _experts,
-        _all_biases,
+        _attention_bias,
         fields={"activation_func_clamp_value": "swiglu_limit"},
-        fixed={"softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
+        fixed={"add_mlp_bias": True, "softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
-    "granite": _SWIGLU.but(_attention_bias),
+    "granite": _SWIGLU.but(_attention_bias, _mlp_bias),
     "granitemoe": _SWIGLU.but(_attention_bias, _experts),
     # The published files list what larger models of the house have.
     "hunyuan_v1_dense": _QWEN3.but(
@@ -809,7 +802,7 @@ FAMILIES: dict[str, Family] = {
                    text_start_id im_start_id im_end_id im_newline_id use_qk_norm use_rotary_pos_emb"""
     ),
     "kimi_k2": _DEEPSEEK_V3,
-    "llama": _SWIGLU.but(_attention_bias),
+    "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
     "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
     "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
@@ -826,7 +819,7 @@ FAMILIES: dict[str, Family] = {
         _uncounted_tower, text="mistral", ignored="projector_hidden_act vision_feature_layer spatial_merge_size"
     ),
     "mixtral": _SWIGLU.but(_window, _experts),
-    "nemotron": _DECODER.but(_attention_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
+    "nemotron": _DECODER.but(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
     "nemotron_h": _DECODER.but(
         _hybrid,
         _attention_bias,
@@ -857,8 +850,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
     "qwen3_vl_moe_text": _QWEN3.but(_experts),
     "qwen3_vl_text": _QWEN3,
-    "seed_oss": _SWIGLU.but(_separate_biases),
-    "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, ignored="max_window_layers"),
+    "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
+    "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
     "starcoder2": _DECODER.but(
         _window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}, ignored="activation_function mlp_type norm_type"

@@ -62,7 +62,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         ffn_hidden_size=shape.ffn_size * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
         gated=shape.gated_linear_unit,
         fused=build.fused,
-        bias=shape.add_bias_linear,
+        bias=shape.add_bias_linear or shape.add_mlp_bias,
         activation=build.activation,
     )
 
