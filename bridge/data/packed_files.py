@@ -140,15 +140,21 @@ class Request(NamedTuple):
 
     @classmethod
     def of(cls, cfg: Any) -> Request | None:
-        """Read from ``cfg.dataset`` (here: ``cfg.data``); None where there is no ``packed_sequence_specs``."""
+        """Read from ``cfg.dataset`` (here: ``cfg.data``); None where it has no ``packed_sequence_specs``.
+
+        Megatron-Bridge calls them ``offline_packing_specs`` since July 2026, and has a switch beside them.
+        """
         dataset = get(cfg, "dataset") or get(cfg, "data")
         specs = get(dataset, "packed_sequence_specs")
+        if specs is None and get(dataset, "enable_offline_packing"):
+            specs = get(dataset, "offline_packing_specs")
         if specs is None:
             return None
         named = get(specs, "packed_train_data_path")
         if named is not None:
             return cls(str(named), None, None)
-        root, size = get(dataset, "dataset_root"), get(specs, "packed_sequence_size") or get(model_of(cfg), "seq_length")
+        root = get(dataset, "dataset_root") or get(dataset, "hf_output_root")
+        size = get(specs, "packed_sequence_size") or get(model_of(cfg), "seq_length")
         return None if root is None or not size or size < 0 else cls(None, str(root), size)
 
 

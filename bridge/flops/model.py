@@ -229,8 +229,9 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             activation=ACTIVATIONS.get(vision.activation, NOTHING),
         )
         terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
-        if i in vision.deepstack_visual_indexes:
-            index = list(vision.deepstack_visual_indexes).index(i)
-            terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merger_of(vision, deep=True)]
+        for index, behind in enumerate(vision.deepstack_visual_indexes):
+            # Megatron counts one for each index, also behind a layer that is not there.
+            if behind == i or (plain and behind > i == depth - 1):
+                terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merger_of(vision, deep=True)]
     terms += [term.under("vision_model.") for term in projector.terms(vision)]
     return [term.changed(place=Place.FIRST) for term in terms]

@@ -105,7 +105,7 @@ def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:
     """The plan of the vision tower alone, trained in full; None where there is no tower."""
-    vision = reading.read(cfg).vision
+    vision = reading.read_vision(cfg)
     if vision is None:
         return None
     record, tower = conventions.get(convention), vision

@@ -118,10 +118,19 @@ def read(cfg: Any) -> Model:
     Raises:
         ConfigError: a required field is missing, or a value cannot be what it is.
     """
-    if isinstance(cfg, Model):
-        return cfg
+    return cfg if isinstance(cfg, Model) else _read(_described(cfg))
+
+
+def read_vision(cfg: Any) -> VisionShape | None:
+    """The vision tower of a configuration, whatever it says, or does not say, about the rest of the model."""
+    alone = cfg if isinstance(cfg, Model) else Model(vision=_vision(model_of(_described(cfg))))
+    return alone.vision
+
+
+def _described(cfg: Any) -> Any:
+    """The same in this package's names."""
     native = isinstance(cfg, Description) or isinstance(model_of(cfg), ModelShape)
-    return _read(cfg if native else importlib.import_module(SOURCES).translate(cfg))
+    return cfg if native else importlib.import_module(SOURCES).translate(cfg)
 
 
 def _read(cfg: Any) -> Model:
@@ -339,6 +348,9 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     """
     if peft is None:
         return None, (), (), []
+    if get(peft, "kind") is None and get(peft, "dim") is None:
+        # Some other library's object, for a method that adds and freezes nobody knows what.
+        return None, (), (), [f"peft: {type(peft).__name__} has no dim; it is priced as training in full, without adapters"]
     unpriced = [
         f"peft.{name}={short(get(peft, name))}: adapters are priced without it" for name in _UNPRICED_PEFT if get(peft, name)
     ]
@@ -351,10 +363,6 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     if kind not in PEFT_KINDS:
         raise ConfigError(f"peft.kind={kind!r} is not known; choose one of {', '.join(PEFT_KINDS)}")
     dim, targets = get(peft, "dim"), get(peft, "target_modules")
-    if dim is None and get(peft, "kind") is None:
-        # Some other library's object: adapters of an unknown kind, which freeze nothing as far as anybody knows.
-        name = type(peft).__name__
-        return None, freeze, train, [*unpriced, f"peft: {name} has no dim; it is priced as training in full, without adapters"]
     if isinstance(targets, str):
         raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
     if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:

@@ -108,6 +108,16 @@ def test_configurations_without_a_packed_file(tmp_path):
         assert locate(cfg) is None
 
 
+@pytest.mark.parametrize("root", ["dataset_root", "hf_output_root"])
+def test_the_later_names_of_megatron_bridge(tmp_path, root):
+    path = write(tmp_path / "packed" / "run" / "training_512.npy")
+    specs = SimpleNamespace(packed_train_data_path=None, packed_sequence_size=512)
+    dataset = SimpleNamespace(enable_offline_packing=True, offline_packing_specs=specs, **{root: str(tmp_path)})
+    assert Locator()({"dataset": dataset}).dataset_file == str(path)
+    dataset.enable_offline_packing = False
+    assert Locator()({"dataset": dataset}) is None
+
+
 def test_a_named_file_costs_one_stat_a_step(tmp_path, looks):
     path = write(tmp_path / "rows.npy")
     locate, cfg = Locator(), config(path)  # a Path, as Megatron-Bridge makes them

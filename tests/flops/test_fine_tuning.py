@@ -58,6 +58,21 @@ def test_unknown_kinds_and_bad_ranks() -> None:
         plan(dim=2, target_modules="linear_fc2")
 
 
+def test_a_method_without_a_rank_is_named_and_the_model_priced_in_full() -> None:
+    class Prefix:
+        prefix_length = 20
+
+        def freeze(self) -> None: ...
+
+    unknown = compile_plan({"model": MODEL, "peft": Prefix()}, convention="executed")
+    assert unknown.not_counted == ("peft: Prefix has no dim; it is priced as training in full, without adapters",)
+    full = compile_plan(MODEL, convention="executed")
+    assert unknown.flops([8, 5]) == full.flops([8, 5])
+    assert unknown.parameters() == full.parameters()
+    with pytest.raises(ConfigError, match="peft.dim=None must be a positive integer"):  # one that says what it is
+        plan(kind="lora")
+
+
 def test_the_first_layer_has_no_input_gradient() -> None:
     passes = {term.path: term.passes for term in plan(dim=2, target_modules=["linear_qkv"]).terms}
     assert passes["decoder.layers.0.self_attention.linear_qkv"] == Pass.FORWARD

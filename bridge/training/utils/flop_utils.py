@@ -6,9 +6,10 @@ operations of one training step: forward and backward as they run, two per multi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from bridge.data.packed_files import Locator
@@ -17,11 +18,25 @@ from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_
 from bridge.flops import conventions
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import NOTHING, Moments
-from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
+from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.plan_cache import PlanCache
-from bridge.flops.reading import get, model_of, read
+from bridge.flops.reading import get, model_of, peft_of
 from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import FORWARD_PASSES
+from bridge.integrations.megatron_bridge_flops import (
+    GlobalFlopsRuntimeStats,
+    accumulate_flops_metadata,
+    get_model_chunk_vp_stage,
+    resolve_global_flops_runtime_stats,
+    resolve_global_flops_seqlen_stats,
+    vision_patch_stats_from_grid_thw,
+    vit_flops,
+    vit_flops_from_grid_thw,
+    vit_flops_from_patch_stats,
+)
+from bridge.integrations.megatron_bridge_flops import _packed_data_exists as _packed_data_exists
+
+logger = logging.getLogger(__name__)
 
 _SUMS = ("seqlen_sum", "seqlen_squared_sum", "cross_seqlen_sum", "cross_seqlen_product_sum")
 #: Averages of packed fine-tuning files, by file identity (path, size and time of every shard), global batch size and sequence
@@ -48,8 +63,10 @@ class _Known(NamedTuple):
 
 def _read(cfg: Any, convention: str) -> _Known:
     model, adapted = model_of(cfg), get(cfg, "peft") is not None
-    own_price = None if adapted else _own_price(model)
+    own_price = None if any(peft_of(cfg)) else _own_price(model)
     plan = compile_plan(cfg, convention) if own_price is None else None
+    for sentence in plan.not_counted if plan else ():
+        _warn_once(sentence)
     return _Known(
         plan,
         own_price,
@@ -57,6 +74,11 @@ def _read(cfg: Any, convention: str) -> _Known:
         adapted,
         plan is not None and FORWARD_PASSES in plan.statistics,
     )
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("num_floating_point_operations: %s", sentence)
 
 
 _known = {name: PlanCache(partial(_read, convention=name)) for name in CONVENTIONS}
@@ -124,28 +146,6 @@ def num_floating_point_operations(
     return plan.evaluate(plan.measure_moments(sequences, **others) if others else plan.measure_moments(sequences))
 
 
-def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
-    """FLOPs of training a vision tower on ``batch_size`` images of ``num_patches`` patches each.
-
-    Returns:
-        Training FLOPs in the ``megatron`` convention; 0 without a vision_config or for non-positive patches.
-    """
-    if num_patches <= 0 or batch_size <= 0:
-        return 0
-    plan = _vision_plans(cfg)
-    if plan is None:
-        return 0
-    images = Moments.of(batch_size, batch_size * Fraction(num_patches))
-    return plan.evaluate(plan.measure_moments(NOTHING, images))
-
-
-def _compile_vision(cfg: Any) -> Plan | None:
-    return compile_vision_plan(cfg) if read(cfg).vision is not None else None
-
-
-_vision_plans: PlanCache[Plan | None] = PlanCache(_compile_vision)
-
-
 def _own_price(model: Any) -> Callable[..., Any] | None:
     """How a model prices itself; None for the others.  Its hook with runtime sums wins over the one without."""
     with_sums = getattr(model, "_get_num_floating_point_operations_with_runtime_stats", None)
@@ -184,4 +184,17 @@ def _price_of_rows(
     return flops.numerator if flops.denominator == 1 else flops
 
 
-__all__ = ["SequenceTable", "calculate_avg_seqlen", "num_floating_point_operations", "vit_flops"]
+__all__ = [
+    "GlobalFlopsRuntimeStats",
+    "SequenceTable",
+    "accumulate_flops_metadata",
+    "calculate_avg_seqlen",
+    "get_model_chunk_vp_stage",
+    "num_floating_point_operations",
+    "resolve_global_flops_runtime_stats",
+    "resolve_global_flops_seqlen_stats",
+    "vision_patch_stats_from_grid_thw",
+    "vit_flops",
+    "vit_flops_from_grid_thw",
+    "vit_flops_from_patch_stats",
+]

@@ -117,6 +117,18 @@ def test_models_that_price_themselves():
     ).evaluate([8192, 8192**2])
 
 
+def test_what_is_not_counted_is_said_once(caplog):
+    cfg = SimpleNamespace(model=SimpleNamespace(**LLAMA3_8B), peft=SimpleNamespace(prefix_length=20))
+    for _ in range(2):
+        assert num_floating_point_operations(cfg) == 421645529382912
+        cfg.model.seq_length = 8192.0  # read anew
+        cfg.model.seq_length = 8192
+    (record,) = caplog.records
+    assert record.getMessage().startswith("num_floating_point_operations: peft: SimpleNamespace has no dim")
+    # Priced in full, a model that prices itself does so.
+    assert num_floating_point_operations(SimpleNamespace(model=SelfPriced(**LLAMA3_8B), peft=cfg.peft), 3) == 21
+
+
 def test_errors():
     with pytest.raises(ConfigError, match="batch_size=-1"):
         num_floating_point_operations(LLAMA3_8B, -1)
