@@ -116,15 +116,7 @@ class Report:
 
     @cached_property
     def stages(self) -> list[Number]:
-        parallel = self.config.parallel
-        return self.plan.evaluate_stages(
-            self.batch.vector,
-            parallel.pipeline_model_parallel_size,
-            parallel.virtual_pipeline_model_parallel_size,
-            self.passes,
-            num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-            num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        )
+        return self.plan.evaluate_stages(self.batch.vector, passes=self.passes)
 
     @cached_property
     def pipeline(self) -> PipelineBound:

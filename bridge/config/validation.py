@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 
 from bridge.config.schema import Config
-from bridge.flops.layer_pattern import pipeline_stages
+from bridge.flops.reading import read_layout
 from bridge.flops.shapes import ConfigError
 
 Rule = Callable[[Config], Iterator[str]]
@@ -184,7 +184,7 @@ def _pipeline_parallel(cfg: Config) -> Iterator[str]:
     if cfg.model.num_layers is None or stages == 1:
         return
     try:
-        pipeline_stages(cfg.model.num_layers, stages, chunks, first, last)
+        read_layout(cfg).place(cfg.model.num_layers, cfg.model.mtp_num_layers or 0)
     except ConfigError:
         uneven = {"num_layers_in_first_pipeline_stage": first, "num_layers_in_last_pipeline_stage": last}
         given = "".join(f", {name}={size}" for name, size in uneven.items() if size is not None)

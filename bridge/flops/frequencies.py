@@ -12,18 +12,20 @@ def everywhere(shape: ModelShape) -> list[bool]:
     return [True] * (shape.num_layers or 0)
 
 
-def flagged(shape: ModelShape, option: str, holds: Callable[[int, int], bool]) -> list[bool]:
-    """Which decoder layers an option names.
+def flagged(shape: ModelShape, option: str, holds: Callable[[int, int], bool], count: int | None = None) -> list[bool]:
+    """Which layers an option names.
 
     Args:
         shape: the model.
         option: its field with an int N, or a list with one entry a layer.
         holds: (number of a layer, from 1; N) -> whether it is one of them.
+        count: how many layers there are; unset: the decoder's.
 
     Raises:
         ConfigError: the option is neither, N is not positive, or the list is not as long as the model.
     """
-    count, value = shape.num_layers or 0, getattr(shape, option)
+    value = getattr(shape, option)
+    count = (shape.num_layers or 0) if count is None else count
     if isinstance(value, int) and not isinstance(value, bool):
         if value <= 0:
             raise ConfigError(f"model.{option}={value} must be a positive integer, or a list with one entry a layer")

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from bridge.flops.build import Layer
 from bridge.flops.components.registry import MIXERS, SYMBOLS, VARIANTS
-from bridge.flops.frequencies import everywhere, flagged
-from bridge.flops.rows import Channel, Mixer
+from bridge.flops.frequencies import flagged
+from bridge.flops.rows import Mixer
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Context
 
@@ -16,34 +16,18 @@ from bridge.flops.terms import CAUSAL, Context
 def decoder_layers(shape: ModelShape) -> list[Layer]:
     """The decoder's layers, first to last."""
     if shape.is_hybrid:
-        return _hybrid_layers(shape, hybrid_patterns(shape)[0])
-    assert shape.num_layers is not None
-    count = shape.num_layers
-    moe, local, mixers = moe_layers(shape), local_layers(shape), _mixers(shape)
-    unrotated = no_rope_layers(shape)
-    has_local = any(local)
-    return [
-        Layer(
-            number=i + 1,
-            mixer=mixers[i],
-            channel="moe" if moe[i] else "mlp" if shape.ffn_size else "",
-            context=_local_context(shape) if local[i] else _full(shape),
-            is_global=has_local and not local[i],
-            shares_kv=i >= count - (shape.num_kv_shared_layers or 0),
-            form=_form(shape, mixers[i], i + 1),
-            rotates=not unrotated[i],
-            crosses=bool(shape.encoder_num_layers),
-        )
-        for i in range(count)
-    ]
+        pattern = hybrid_patterns(shape)[0]
+        return _layers(shape, _hybrid_kinds(shape, pattern), len(pattern))
+    channels = ["moe" if moe else "mlp" if shape.ffn_size else "" for moe in moe_layers(shape)]
+    return _layers(shape, list(zip(_mixers(shape), channels, strict=True)), shape.num_layers or 0)
 
 
 def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
     """The layers of each multi-token-prediction depth: the decoder's last kind, or what a hybrid pattern says."""
     if shape.is_hybrid:
-        depths = [_hybrid_layers(shape, pattern, in_mtp=True) for pattern in hybrid_patterns(shape)[1:]]
-        # One pattern and mtp_num_layers: every depth repeats it.
-        return depths * (shape.mtp_num_layers or 1) if len(depths) == 1 else depths
+        main, *depths = hybrid_patterns(shape)
+        count = len(main)
+        return [_layers(shape, _hybrid_kinds(shape, depth), max(count, len(depth)), in_mtp=True) for depth in depths]
     if not shape.mtp_num_layers:
         return []
     last = decoder_layers(shape)[-1]
@@ -51,16 +35,33 @@ def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
     return [[replace(last, number=number, form=_form(shape, last.mixer, number, in_mtp=True))] for number in numbers]
 
 
-def _hybrid_layers(shape: ModelShape, pattern: str, in_mtp: bool = False) -> list[Layer]:
-    return [_hybrid_layer(shape, SYMBOLS[symbol], number, in_mtp) for number, symbol in enumerate(pattern, 1)]
+def _layers(shape: ModelShape, kinds: Sequence[tuple[str, str]], count: int, in_mtp: bool = False) -> list[Layer]:
+    """Layers of these kinds; what else they are follows from their numbers, as in a decoder of ``count`` layers."""
+    local, unrotated = local_layers(shape, count), no_rope_layers(shape, count)
+    has_local = any(local)
+    return [
+        Layer(
+            number=i + 1,
+            mixer=mixer,
+            channel=channel,
+            context=_local_context(shape) if local[i] else _full(shape),
+            is_global=has_local and not local[i],
+            shares_kv=i >= len(kinds) - (shape.num_kv_shared_layers or 0),
+            form=_form(shape, mixer, i + 1, in_mtp),
+            rotates=not unrotated[i],
+            crosses=bool(shape.encoder_num_layers),
+        )
+        for i, (mixer, channel) in enumerate(kinds)
+    ]
 
 
-def _hybrid_layer(shape: ModelShape, row: Mixer | Channel, number: int, in_mtp: bool) -> Layer:
-    if not isinstance(row, Mixer):
-        return Layer(number, "", row.name, _full(shape))
-    # A star is the model's ordinary attention.
-    mixer = _ordinary(shape) if row is MIXERS["attention"] else row.name
-    return Layer(number, mixer, "", _full(shape), form=_form(shape, mixer, number, in_mtp))
+def _hybrid_kinds(shape: ModelShape, pattern: str) -> list[tuple[str, str]]:
+    """The (mixer, channel mixer) of each symbol."""
+    rows = {symbol: SYMBOLS[symbol].name for symbol in pattern}
+    # Where MLA has a symbol of its own, * is ordinary attention.
+    if "*" in rows and shape.hybrid_mla_symbol == "*" and "+" not in (shape.hybrid_layer_pattern or ""):
+        rows["*"] = _ordinary(shape)
+    return [(rows[symbol], "") if isinstance(SYMBOLS[symbol], Mixer) else ("", rows[symbol]) for symbol in pattern]
 
 
 def encoder_layers(shape: ModelShape, context: Context) -> list[Layer]:
@@ -69,13 +70,15 @@ def encoder_layers(shape: ModelShape, context: Context) -> list[Layer]:
 
 
 def hybrid_patterns(shape: ModelShape) -> list[str]:
-    """The symbols of the decoder and of each MTP depth; from the two ratios where no pattern is set."""
-    if not shape.hybrid_layer_pattern:
-        assert shape.num_layers is not None
-        attention = round(shape.num_layers * shape.hybrid_attention_ratio)
-        mlp = round(shape.num_layers * shape.hybrid_mlp_ratio)
-        return ["*" * attention + "-" * mlp + "M" * (shape.num_layers - attention - mlp)]
-    patterns = [part.replace("|", "") for part in shape.hybrid_layer_pattern.split("/")]
+    """The symbols of the decoder and of each multi-token-prediction depth."""
+    main, *depths = (shape.hybrid_layer_pattern or pattern_from_ratios(shape)).split("/")
+    patterns = [main.replace("|", ""), *filter(None, depths)]
+    own = shape.mtp_hybrid_override_pattern
+    if own and len(patterns) == 1:
+        patterns += [own] * (shape.mtp_num_layers or 0)
+    elif len(patterns) == 2:
+        # One pattern and mtp_num_layers: every depth repeats it.
+        patterns += patterns[1:] * ((shape.mtp_num_layers or 1) - 1)
     for symbol in "".join(patterns):
         if symbol not in SYMBOLS:
             raise ConfigError(f"model.hybrid_layer_pattern has the symbol {symbol!r}; known are {' '.join(SYMBOLS)}, | and /")
@@ -86,27 +89,52 @@ def hybrid_patterns(shape: ModelShape) -> list[str]:
     return patterns
 
 
+def pipeline_segments(pattern: str | None) -> tuple[int, ...]:
+    """Decoder layers between the ``|`` of a hybrid pattern; empty without a pattern."""
+    return tuple(map(len, pattern.partition("/")[0].split("|"))) if pattern else ()
+
+
+def pattern_from_ratios(shape: ModelShape) -> str:
+    """What megatron-core makes of the two ratios: attention evenly spaced between Mamba, then MLPs in Mamba's places."""
+    assert shape.num_layers is not None
+    attention, mlp = round(shape.num_layers * shape.hybrid_attention_ratio), round(shape.num_layers * shape.hybrid_mlp_ratio)
+    mamba = shape.num_layers - attention
+    pattern = _spread("M" * shape.num_layers, "*", mamba / (attention + 1))
+    return _spread(pattern, "-", (mamba - mlp) / mlp) if mlp else pattern
+
+
+def _spread(pattern: str, symbol: str, run: float) -> str:
+    """``symbol`` in place of the ``M`` that stands after each run of so many of them, which need not be a whole number."""
+    left, spread = run, ""
+    for old in pattern:
+        if old == "M":
+            ends = left < 0.5
+            left += run if ends else -1
+            old = symbol if ends else old
+        spread += old
+    return spread
+
+
 def moe_layers(shape: ModelShape) -> list[bool]:
     """Which decoder layers are MoE: layer i (from 0) when i % N == 0, or as the list says."""
     if shape.num_moe_experts is None:
-        return _nowhere(shape)
+        return [False] * (shape.num_layers or 0)
     return flagged(shape, "moe_layer_freq", lambda number, freq: (number - 1) % freq == 0)
 
 
-def no_rope_layers(shape: ModelShape) -> list[bool]:
-    """Which decoder layers are without RoPE: every Nth, or as the list says."""
+def no_rope_layers(shape: ModelShape, count: int) -> list[bool]:
+    """Which of ``count`` layers are without RoPE: every Nth, or as the list says."""
     if shape.no_rope_freq is None:
-        return _nowhere(shape)
-    return flagged(shape, "no_rope_freq", lambda number, freq: number % freq == 0)
+        return [False] * count
+    return flagged(shape, "no_rope_freq", lambda number, freq: number % freq == 0, count)
 
 
-def local_layers(shape: ModelShape) -> list[bool]:
-    """Which decoder layers see a window or a chunk instead of everything."""
-    count = shape.num_layers or 0
+def local_layers(shape: ModelShape, count: int) -> list[bool]:
+    """Which of ``count`` layers see a window or a chunk instead of everything."""
     if shape.attention_chunk_size:
-        return [not flag for flag in no_rope_layers(shape)]
+        return [not flag for flag in no_rope_layers(shape, count)]
     if not shape.window:
-        return _nowhere(shape)
+        return [False] * count
     if shape.interleaved_attn_pattern is not None:
         pattern = shape.interleaved_attn_pattern
         if not isinstance(pattern, Sequence) or len(pattern) != 2 or min(pattern) < 0 or not sum(pattern):
@@ -114,12 +142,8 @@ def local_layers(shape: ModelShape) -> list[bool]:
         local, total = pattern[0], sum(pattern)
         return [i % total < local for i in range(count)]
     if shape.window_attn_skip_freq is None:
-        return everywhere(shape)
-    return flagged(shape, "window_attn_skip_freq", lambda number, freq: number % freq != 0)
-
-
-def _nowhere(shape: ModelShape) -> list[bool]:
-    return [False] * (shape.num_layers or 0)
+        return [True] * count
+    return flagged(shape, "window_attn_skip_freq", lambda number, freq: number % freq != 0, count)
 
 
 def _ordinary(shape: ModelShape) -> str:
@@ -153,28 +177,8 @@ def _local_context(shape: ModelShape) -> Context:
     return Context("window", (shape.window,))
 
 
-def pipeline_stages(
-    num_layers: int, stages: int, chunks: int = 1, in_first: int | None = None, in_last: int | None = None
-) -> list[int]:
-    """The pipeline stage of each decoder layer, in megatron-core's order.
-
-    Every stage has the same number of layers, unless the first or last is given another one.  With the interleaved
-    schedule each stage's layers are cut into ``chunks``, and the model walks over all stages once per chunk.
-
-    Args:
-        num_layers: decoder layers.
-        stages: pipeline_model_parallel_size.
-        chunks: virtual_pipeline_model_parallel_size.
-        in_first: num_layers_in_first_pipeline_stage.
-        in_last: num_layers_in_last_pipeline_stage.
-    """
-    ends = {stage: size for stage, size in ((0, in_first), (stages - 1, in_last)) if size is not None}
-    even, left_over = divmod(num_layers - sum(ends.values()), max(stages - len(ends), 1))
-    sizes = [ends.get(stage, even) for stage in range(stages)]
-    if left_over or even < 0 or any(size % chunks for size in sizes) or sum(sizes) != num_layers:
-        raise ConfigError(
-            f"{num_layers} layers do not split evenly over pipeline_model_parallel_size={stages} stages of "
-            f"virtual_pipeline_model_parallel_size={chunks} chunks; set num_layers_in_first_pipeline_stage and "
-            "num_layers_in_last_pipeline_stage, or other sizes"
-        )
-    return [stage for _ in range(chunks) for stage, size in enumerate(sizes) for _ in range(size // chunks)]
+def not_counted(shape: ModelShape) -> tuple[str, ...]:
+    """What a configuration asks for and the model built from it does not have."""
+    if not (shape.is_hybrid and shape.mtp_num_layers and len(hybrid_patterns(shape)) == 1):
+        return ()
+    return (f"mtp_num_layers={shape.mtp_num_layers}: a hybrid model without a pattern for them has no such depths",)

@@ -78,7 +78,7 @@ def _after_the_decoder(build: Build) -> Iterator[Term]:
     """Multi-token prediction, and the output layer over the states of each depth."""
     shape, depths = build.shape, mtp_depths(build.shape)
     for depth, inner in enumerate(depths):
-        yield from (term.under(f"mtp.layers.{depth}.") for term in _mtp_terms(build, inner, depth))
+        yield from (term.under(f"mtp.layers.{depth}.", place=Place.MTP) for term in _mtp_terms(build, inner, depth))
     states = [f"states_{i}" for i in range(len(depths) + 1)]
     # As megatron-core runs them: the losses of the depths come first and hang on the decoder's state.
     for i in (*range(1, len(states) * build.convention.mtp_output_layers), 0):

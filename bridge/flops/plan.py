@@ -8,20 +8,20 @@ Compile once; measure each micro-batch to a small vector; add vectors; dot Pytho
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
 from operator import add, mul
 from typing import Any, TypeVar
 
-from bridge.flops import conventions, frameworks, reading, transforms
+from bridge.flops import conventions, frameworks, layer_pattern, reading, transforms
 from bridge.flops.choices import Choice
 from bridge.flops.components.audio_encoder import POSITIONS
-from bridge.flops.layer_pattern import pipeline_stages
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
+from bridge.flops.pipeline import Layout, Placement
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Place, Term
 
@@ -29,6 +29,8 @@ K = TypeVar("K")
 
 #: A multiply-accumulate is two floating-point operations.
 FLOPS_PER_MAC = 2
+
+ONE_STAGE = Layout()
 
 
 class Passes(Choice):
@@ -93,7 +95,8 @@ def compile_plan(
             terms += transforms.forward_only(root_terms(model, how, runs_on), "reference_model")
         return terms
 
-    return Plan(record, build(record), (*model.not_counted, *_padding(model, record)), may_train, build)
+    left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record))
+    return Plan(record, build(record), left_out, may_train, build, model.layout)
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
@@ -167,6 +170,7 @@ class Plan:
         terms: one matmul each, first layer first, with the passes that run.
         statistics: what ``measure`` fills in, in this order; fixed by the configuration alone, so equal on every rank.
         not_counted: parts of the model that are not priced, one sentence each.
+        layout: how the configuration cuts the model into pipeline stages.
     """
 
     def __init__(
@@ -176,10 +180,12 @@ class Plan:
         not_counted: tuple[str, ...],
         trainable: transforms.Rule | transforms.Trainable,
         build: Callable[[conventions.Convention], Sequence[Term]],
+        layout: Layout = ONE_STAGE,
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
         self.not_counted = not_counted
+        self.layout = layout
         self._record, self._build = convention, build
         self._trainable = transforms.Trainable.of(trainable)
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
@@ -187,7 +193,9 @@ class Plan:
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
-        self._totals = {name: self._coefficients(name) for name in PASSES}
+        none = self._coefficients({}, ())
+        self._totals = {name: split.get("", none) for name, split in self._split_by(lambda term: "").items()}
+        self._stages: dict[Layout, dict[str, list[Coefficients]]] = {}
 
     # ---- compiling -------------------------------------------------------------------------------
 
@@ -198,31 +206,37 @@ class Plan:
             factor, statistic = self._record.statistic(statistic)
         return statistic, FLOPS_PER_MAC * term.k * term.n * term.times * factor
 
-    def _coefficients(self, passes: Passes, wanted: Callable[[Term], bool] = lambda term: True) -> Coefficients:
-        sums = [Fraction(0)] * len(self.statistics)
-        flags = PASSES[passes]
-        for term, statistic, flops in self._priced:
-            if wanted(term):
-                sums[self._index[statistic]] += flops * sum(flag in term.passes for flag in flags)
-        denominator = lcm(*(value.denominator for value in sums))
-        return Coefficients(tuple(int(value * denominator) for value in sums), denominator)
-
     @cached_property
     def _components(self) -> dict[str, dict[str, Coefficients]]:
         return self._split_by(lambda term: term.component)
 
     @cached_property
-    def _places(self) -> dict[str, dict[int | Place, Coefficients]]:
-        return self._split_by(lambda term: term.place)
+    def _places(self) -> list[int | Place]:
+        """Where the priced terms stand in a pipeline."""
+        return [term.place for term, _, _ in self._priced]
 
     def _split_by(self, key: Callable[[Term], K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients of the terms that ``key`` puts together, for each set of passes."""
-        names = tuple(dict.fromkeys(key(term) for term, _, _ in self._priced))
+        return self._grouped(key(term) for term, _, _ in self._priced)
 
-        def belongs_to(name: K) -> Callable[[Term], bool]:
-            return lambda term: key(term) == name
+    def _grouped(self, groups: Iterable[K]) -> dict[str, dict[K, Coefficients]]:
+        """Coefficients by group, for each set of passes; ``groups`` has an entry for each priced term."""
+        sums: dict[K, dict[tuple[Pass, Statistic], Fraction]] = {}
+        for group, (term, statistic, flops) in zip(groups, self._priced, strict=True):
+            amounts = sums.setdefault(group, {})
+            key = term.passes, statistic
+            amounts[key] = amounts.get(key, 0) + flops
+        return {
+            name: {group: self._coefficients(amounts, flags) for group, amounts in sums.items()} for name, flags in PASSES.items()
+        }
 
-        return {passes: {name: self._coefficients(passes, belongs_to(name)) for name in names} for passes in PASSES}
+    def _coefficients(self, amounts: Mapping[tuple[Pass, Statistic], Fraction], flags: Sequence[Pass]) -> Coefficients:
+        """Of FLOPs a pass by the passes that run and the statistic."""
+        sums = [Fraction(0)] * len(self.statistics)
+        for (passes, statistic), flops in amounts.items():
+            sums[self._index[statistic]] += flops * sum(flag in passes for flag in flags)
+        denominator = lcm(*(value.denominator for value in sums))
+        return Coefficients(tuple(int(value * denominator) for value in sums), denominator)
 
     # ---- measuring -------------------------------------------------------------------------------
 
@@ -274,7 +288,7 @@ class Plan:
     def evaluate_stages(
         self,
         vector: Sequence[Number],
-        pipeline_model_parallel_size: int,
+        layout: Layout | int | None = None,
         virtual_pipeline_model_parallel_size: int | None = None,
         passes: str = "training",
         *,
@@ -283,23 +297,42 @@ class Plan:
     ) -> list[Number]:
         """FLOPs by pipeline stage; they add up to ``evaluate``.
 
-        Layers are placed as megatron-core places them (see ``layer_pattern.pipeline_stages``); the embedding and the
-        vision tower are on the first stage, MTP and the output layer on the last.
+        Args:
+            vector: a sum of ``measure`` results.
+            layout: how the model is cut into stages; by default as its configuration says.  Or pipeline_model_parallel_size,
+                with the options below: without any, and with as many stages as the configuration has, that is the default too.
+            virtual_pipeline_model_parallel_size: chunks a stage.
+            passes: as for ``evaluate``.
+            num_layers_in_first_pipeline_stage, num_layers_in_last_pipeline_stage: of uneven stages.
+
+        Raises:
+            ConfigError: the layers cannot be placed so.
         """
-        places = self._places[Passes(passes)]
-        layers = [place for place in places if isinstance(place, int)]
-        stage_of = pipeline_stages(
-            max(layers) + 1 if layers else 0,
-            pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size or 1,
-            num_layers_in_first_pipeline_stage,
-            num_layers_in_last_pipeline_stage,
-        )
-        stages: list[Number] = [0] * pipeline_model_parallel_size
-        ends = {Place.FIRST: 0, Place.LAST: pipeline_model_parallel_size - 1}
-        for place, coefficients in places.items():
-            stages[ends[place] if isinstance(place, Place) else stage_of[place]] += coefficients.dot(vector)
-        return stages
+        if isinstance(layout, int):
+            even = Layout(pipeline_model_parallel_size=layout, segments=self.layout.segments)
+            given = replace(
+                even,
+                virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
+                num_layers_in_first_pipeline_stage=num_layers_in_first_pipeline_stage,
+                num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
+            )
+            configured = given == even and self.layout.pipeline_model_parallel_size == layout
+            layout = self.layout if configured else given
+        return [coefficients.dot(vector) for coefficients in self.stage_coefficients(layout or self.layout)[Passes(passes)]]
+
+    def stage_coefficients(self, layout: Layout) -> dict[str, list[Coefficients]]:
+        """What prices each stage of a layout, for each set of passes; compiled once a layout."""
+        if layout not in self._stages:
+            stage_of = self._placement(layout).stage
+            found = self._grouped(map(stage_of, self._places))
+            none, stages = self._coefficients({}, ()), range(layout.pipeline_model_parallel_size)
+            self._stages[layout] = {name: [split.get(stage, none) for stage in stages] for name, split in found.items()}
+        return self._stages[layout]
+
+    def _placement(self, layout: Layout) -> Placement:
+        layers = [term.place for term in self.terms if isinstance(term.place, int)]
+        depths = {term.path.split(".", 3)[2] for term in self.terms if term.place is Place.MTP}
+        return layout.place(max(layers, default=-1) + 1, len(depths))
 
     def flops(
         self,

@@ -15,6 +15,8 @@ from typing import Any, Optional
 from bridge.flops import frameworks, shapes, transforms
 from bridge.flops.components.registry import PROJECTORS, VARIANTS
 from bridge.flops.frameworks import Framework
+from bridge.flops.layer_pattern import pipeline_segments
+from bridge.flops.pipeline import Layout
 from bridge.flops.shapes import MAX_LAYERS, AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape, short
 from bridge.flops.transforms import Lora
 
@@ -35,6 +37,7 @@ class Model:
         teacher: a model that runs forward beside this one (distillation).
         reference: the model itself runs forward once more (preference losses).
         adapted: parameter-efficient fine-tuning is on.
+        layout: what stands on which pipeline stage.
         sequence_length: the nominal one, in tokens.
         true_vocabulary: whether the vocabulary's size without padding is known.
         not_counted: what the model has and the plan does not price, one sentence each.
@@ -52,6 +55,7 @@ class Model:
     teacher: Optional[Model] = None
     reference: bool = False
     adapted: bool = False
+    layout: Layout = Layout()
     sequence_length: Optional[int] = None
     true_vocabulary: bool = True
     not_counted: tuple[str, ...] = ()
@@ -157,11 +161,27 @@ def _read(cfg: Any) -> Model:
         teacher=None if teacher is None else read(teacher),
         reference=bool(get(cfg, "reference_model")),
         adapted=get(cfg, "peft") is not None,
+        layout=read_layout(cfg),
         sequence_length=language.seq_length if language else None,
         true_vocabulary=get(source, "vocab_size") is not None or get(cfg, "vocab_size") is not None,
         not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced),
         hardware_unknown=tuple(get(cfg, "hardware_unknown") or ()),
     )
+
+
+_LAYOUT_ALIASES = {
+    "num_layers_in_first_pipeline_stage": "decoder_first_pipeline_num_layers",
+    "num_layers_in_last_pipeline_stage": "decoder_last_pipeline_num_layers",
+}
+
+
+def read_layout(cfg: Any) -> Layout:
+    """How a configuration cuts its model into pipeline stages; what cannot be is found out when the layers are placed."""
+    source = get(cfg, "parallel") or model_of(cfg)
+    names = [item.name for item in dataclasses.fields(Layout) if item.name != "segments"]
+    options = {name: get(source, name) or get(source, _LAYOUT_ALIASES.get(name, name)) for name in names}
+    given = {name: value for name, value in options.items() if value is not None}
+    return Layout(**given, segments=pipeline_segments(get(model_of(cfg), "hybrid_layer_pattern")))
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -285,10 +305,11 @@ def _check_relations(shape: ModelShape) -> None:
     """Raise ConfigError where fields are missing or contradict each other."""
     hybrid, pattern = shape.is_hybrid, shape.hybrid_layer_pattern
     _require(shape, "model.", "hidden_size", "vocab_size", *([] if pattern else ["num_layers"]))
-    layers = max(shape.num_layers or 0, len(pattern or ""), shape.encoder_num_layers or 0, shape.mtp_num_layers or 0)
+    depths = (shape.mtp_num_layers or 0) * max(len(shape.mtp_hybrid_override_pattern or ""), 1)
+    layers = max(shape.num_layers or 0, len(pattern or ""), shape.encoder_num_layers or 0, depths)
     if layers > MAX_LAYERS:
         raise ConfigError(f"model.num_layers: {layers} layers are more than any model has ({MAX_LAYERS}); is it a mistake?")
-    if not (hybrid and not {"*", "D", "P"} & set(pattern or "*")):
+    if not (hybrid and not {"*", "+", "D", "P"} & set(pattern or "*")):
         _require(shape, "model.", "num_attention_heads")
     for problem in _contradictions(shape):
         raise ConfigError(problem)

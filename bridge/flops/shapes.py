@@ -262,11 +262,16 @@ class ModelShape:
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
     hybrid_layer_pattern: Optional[str] = None
-    """One symbol a layer: ``M`` Mamba, ``*`` attention (MLA with multi_latent_attention), ``-`` MLP, ``E`` MoE, ``G`` GDN,
-    ``D`` DeepSeek sparse attention, ``P`` attention and Mamba in parallel.
+    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``+`` MLA, ``-`` MLP, ``E`` MoE, ``G`` GDN, ``D`` DeepSeek sparse
+    attention, ``P`` attention and Mamba in parallel.
 
-    ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth.
+    ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth. Unset: made from the two ratios below.
     """
+    hybrid_mla_symbol: str = "*"
+    """What MLA is called in patterns: ``*`` with multi_latent_attention (megatron-core 0.16), or ``+`` alone (later). A pattern
+    with a ``+`` in it means the latter."""
+    mtp_hybrid_override_pattern: Optional[str] = None
+    """Symbols of each of the mtp_num_layers depths, where hybrid_layer_pattern has no ``/``."""
     hybrid_attention_ratio: float = 0.0
     hybrid_mlp_ratio: float = 0.0
     mamba_state_dim: int = size(128, when="is_hybrid")

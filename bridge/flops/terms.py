@@ -21,8 +21,10 @@ class Place(enum.Enum):
 
     FIRST = "first"
     """Before the decoder: embeddings, towers, encoders."""
+    MTP = "mtp"
+    """After it: multi-token prediction."""
     LAST = "last"
-    """After it: multi-token prediction, the output layer."""
+    """At the end: the output layers, those of multi-token prediction too."""
 
 
 class Pass(enum.Flag):

@@ -16,12 +16,12 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Optional, TypeVar
 
 import torch
 
-from bridge.flops.plan import Plan
+from bridge.flops.pipeline import Layout
+from bridge.flops.plan import Coefficients, Plan
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
 from bridge.metrics.batch_statistics import MAX_RANKS, READ, BatchStatistics
@@ -84,9 +84,8 @@ class Meter:
         replicas, replica: data-parallel size and rank.
         world_size, rank: ranks of the job, and this one.
         dimensions: the parallel dimensions, by which the slowest rank is placed.
-        pipeline, virtual_pipeline: pipeline stages and chunks per stage.
-        stage_sizes: megatron-core's num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage, where the
-            stages are not even; None: nobody knows how the layers are placed.
+        pipeline: pipeline stages.
+        layout: what stands on them; None: nobody knows.
         clock: what measures the intervals.
         instruments: what else is measured; a meter's own.
         device: where the collective runs.
@@ -105,8 +104,7 @@ class Meter:
         rank: int = 0,
         dimensions: Sequence[Dimension] = (),
         pipeline: int = 1,
-        virtual_pipeline: int = 1,
-        stage_sizes: Optional[Mapping[str, Optional[int]]] = MappingProxyType({}),
+        layout: Optional[Layout] = None,
         instruments: Optional[Instruments] = None,
         device: torch.device = CPU,
         peak_flops: Optional[float] = None,
@@ -117,7 +115,7 @@ class Meter:
         self._replicas, self._replica = replicas, replica
         self._world_size, self._rank, self._dimensions = world_size, rank, tuple(dimensions)
         self._pipeline = pipeline
-        self._stages_of = plan and _stages_of(plan, pipeline, virtual_pipeline, stage_sizes)
+        self._stages = _stages(plan, layout, say=rank == 0) if pipeline > 1 else []
         self._instruments = instruments or Instruments()
         self._device = device
         self._batch = BatchStatistics(
@@ -382,7 +380,7 @@ class Meter:
     def _work_of(self, values: Sequence[int], steps: int) -> Work:
         plan, index = self.plan, self._batch.index
         vector = values[: len(plan.statistics)] if plan else []
-        stages = [whole(flops) for flops in self._stages_of(vector)] if self._stages_of else []
+        stages = [whole(stage.dot(vector)) for stage in self._stages]
         return Work(
             steps=steps,
             flops=None if plan is None else whole(plan.evaluate(vector)),
@@ -436,23 +434,16 @@ def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _stages_of(
-    plan: Plan, pipeline: int, virtual_pipeline: int, sizes: Optional[Mapping[str, Optional[int]]]
-) -> Optional[Callable[[Sequence[int]], list[Any]]]:
-    """What prices the pipeline stages; None if there is one stage, or if it is not known how the layers are placed."""
-    if sizes is None or pipeline < 2:
-        return None
-
-    options: dict[str, Any] = dict(sizes)
-
-    def stages(vector: Sequence[int]) -> list[Any]:
-        return plan.evaluate_stages(vector, pipeline, virtual_pipeline, **options)
-
+def _stages(plan: Optional[Plan], layout: Optional[Layout], *, say: bool) -> list[Coefficients]:
+    """What prices the pipeline stages; none if it is not known what stands on them."""
+    if plan is None or layout is None:
+        return []
     try:
-        stages([0] * len(plan.statistics))
-    except ConfigError:
-        return None
-    return stages
+        return plan.stage_coefficients(layout)["training"]
+    except ConfigError as error:
+        if say:
+            logger.warning("the work of pipeline stages is not reported: %s", error)
+        return []
 
 
 def never_read(plan: Plan) -> list[str]:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.flops.components.registry import PROJECTORS
 from bridge.flops.elementwise import ACTIVATIONS
-from bridge.flops.layer_pattern import pipeline_stages
-from bridge.flops.reading import read
+from bridge.flops.reading import read, read_layout
 from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.training.errors import RunError
 
@@ -52,13 +51,7 @@ def check_vision(cfg: Config) -> None:
         )
     deep = len(vision.deepstack_visual_indexes)
     if deep:
-        first = pipeline_stages(
-            model.num_layers or 0,
-            parallel.pipeline_model_parallel_size,
-            1,
-            parallel.num_layers_in_first_pipeline_stage,
-            parallel.num_layers_in_last_pipeline_stage,
-        ).count(0)
+        first = read_layout(cfg).place(model.num_layers or 0).layers.count(0)
         if deep > first:
             raise ConfigError(
                 f"parallel.pipeline_model_parallel_size={parallel.pipeline_model_parallel_size}: the first stage has {first} "

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bridge.flops import compile_plan
+from bridge.flops.pipeline import Layout
 from bridge.metrics import meter as module
 from bridge.metrics.meter import Meter, never_read
 from bridge.metrics.reduction import PendingSum
@@ -161,7 +162,7 @@ def one_step(meter, *lengths):
 
 
 def test_uneven_pipeline_stages_are_priced_as_they_are_built():
-    plan, meter = new_meter(pipeline=3, stage_sizes=dict.fromkeys((FIRST, LAST), 1))
+    plan, meter = new_meter(pipeline=3, layout=Layout(pipeline_model_parallel_size=3, **dict.fromkeys((FIRST, LAST), 1)))
     layer = compile_plan({**MODEL, "num_layers": 1}, convention="exact").breakdown([5])
     layer.pop("output_layer")
     work = one_step(meter, 5).work.stage_work
@@ -171,7 +172,8 @@ def test_uneven_pipeline_stages_are_priced_as_they_are_built():
 
 @pytest.mark.parametrize("sizes", [{}, {FIRST: 3}, None], ids=str)
 def test_stages_that_cannot_be_placed_have_no_imbalance(sizes):
-    _, meter = new_meter(pipeline=3, stage_sizes=sizes)
+    layout = None if sizes is None else Layout(pipeline_model_parallel_size=3, **sizes)
+    _, meter = new_meter(pipeline=3, layout=layout)
     assert one_step(meter, 5).work.stage_work == []
 
 

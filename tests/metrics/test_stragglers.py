@@ -9,6 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bridge.flops import compile_plan
+from bridge.flops.pipeline import Layout
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.meter import Meter
 from bridge.metrics.stragglers import ComputeTime, ComputeTimer, Dimension, open_compute_timer, ranked, unranked
@@ -244,6 +245,7 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
             rank=rank,
             dimensions=[Dimension("data_parallel", replicas, 1), Dimension("pipeline", stages, replicas)],
             pipeline=stages,
+            layout=Layout(pipeline_model_parallel_size=stages),
             instruments=Instruments([Reading(time_ns)]),
         )
         meter.end_step()

@@ -46,6 +46,7 @@ def _gemma2(provider: Any) -> Options:
 _FAMILIES: dict[str, Callable[[Any], Options]] = {
     "Gemma2ModelProvider": _gemma2,
     "Gemma3ModelProvider": lambda provider: {"layernorm_placement": "sandwich", "qk_layernorm": True},
+    "HybridModelProvider": lambda provider: {"hybrid_mla_symbol": "+"},
     "Llama4ModelProvider": lambda provider: {
         "no_rope_freq": get(provider, "no_rope_freq") or get(provider, "nope_layer_interval"),
     },

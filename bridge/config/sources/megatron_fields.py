@@ -54,7 +54,6 @@ REPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "heterogeneous_layers_config_encoded_json": ((None, ""), "blocks that differ from layer to layer are not counted"),
     "per_block_parameters": ((None, [], ()), "blocks that differ from layer to layer are not counted"),
     "enable_mhc_connections": ((False,), "hyper-connections are not counted"),
-    "mtp_hybrid_override_pattern": ((None,), "the layers of multi-token prediction are not counted"),
     "vision_pretraining": ((False,), "the image classifier that is trained is not counted"),
     "ict_head_size": ((None,), "the retriever's heads are not counted"),
     "biencoder_projection_dim": ((0, None), "the retriever's projection is not counted"),

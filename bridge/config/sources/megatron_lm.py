@@ -45,6 +45,7 @@ def _options(args: Any) -> Options:
     """What arguments say in their own way; None where a field that they fill in says nothing."""
     untied, experts = get(args, "untie_embeddings_and_output_weights"), get(args, "num_experts")
     options: Options = {"recompute_modules": _words(get(args, "recompute_modules")) or None, **_encoder(args)}
+    options["hybrid_mla_symbol"] = "+"
     if untied is not None:
         options["share_embeddings_and_output_weights"] = not untied
     if experts is not None:

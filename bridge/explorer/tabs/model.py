@@ -16,6 +16,7 @@ from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
+from bridge.flops.reading import read_layout
 from bridge.planning.training_run import pipeline_bound
 
 KEY, TITLE = "model", "Model"
@@ -119,14 +120,7 @@ def measure(plan: Plan, values: Values) -> list[int]:
 
 def stage_work(plan: Plan, config: Config, vector: Sequence[Number]) -> list[Number]:
     """FLOPs of each pipeline stage, over all its devices."""
-    parallel = config.parallel
-    return plan.evaluate_stages(
-        vector,
-        parallel.pipeline_model_parallel_size,
-        parallel.virtual_pipeline_model_parallel_size,
-        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-    )
+    return plan.evaluate_stages(vector, read_layout(config))
 
 
 def micro_batches(values: Values) -> int:

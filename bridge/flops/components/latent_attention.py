@@ -101,6 +101,7 @@ def latents(shape: ModelShape, kept: Context, read: Context | None = None) -> Ca
 
 MIXER = Mixer(
     name="mla",
+    symbol="+",
     terms=terms,
     cache=lambda shape, layer: [latents(shape, layer.context)],
     option="multi_latent_attention",

@@ -20,14 +20,15 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, Optional
 
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
+from bridge.flops.pipeline import Layout
 from bridge.flops.plan import Plan
-from bridge.flops.reading import get, model_of, read
+from bridge.flops.reading import read
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
 from bridge.metrics.meter import Meter, Report, never_read, warn_of
@@ -180,8 +181,7 @@ class ThroughputCallback(Callback):
             rank=groups.rank,
             dimensions=current_dimensions(groups),
             pipeline=groups.pipeline_size,
-            virtual_pipeline=groups.virtual_pipeline_size,
-            stage_sizes=stage_sizes(cfg),
+            layout=plan and pipeline_layout(plan, groups),
             instruments=instruments,
             device=device,
         )
@@ -435,13 +435,10 @@ def current_dimensions(groups: Groups) -> list[Dimension]:
     return [Dimension(name, len(those), those[1] - those[0]) for name, those in ranks.items() if len(those) > 1]
 
 
-def stage_sizes(cfg: Any) -> Optional[dict[str, Optional[int]]]:
-    """megatron-core's options for uneven pipeline stages; None where it was told to place layers in yet another way."""
-    source = get(cfg, "parallel") or model_of(cfg)  # ours, or megatron-core's
-    others = ("pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-    if any(get(source, name) for name in others):
-        return None
-    return {name: get(source, name) for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")}
+def pipeline_layout(plan: Plan, groups: Groups) -> Layout:
+    """What stands on the stages of this job: their number is the job's, the rest the configuration's."""
+    chunks = groups.virtual_pipeline_size if groups.virtual_pipeline_size > 1 else None
+    return replace(plan.layout, pipeline_model_parallel_size=groups.pipeline_size, virtual_pipeline_model_parallel_size=chunks)
 
 
 def _stages() -> Any:
