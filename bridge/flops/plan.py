@@ -22,6 +22,7 @@ from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.pipeline import Layout, Placement
+from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Place, Term
 
@@ -95,8 +96,10 @@ def compile_plan(
             terms += transforms.forward_only(root_terms(model, how, runs_on), "reference_model")
         return terms
 
-    left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record))
-    return Plan(record, build(record), left_out, may_train, build, model.layout)
+    terms = build(record)
+    unknown = (*model.hardware_unknown, *transforms.unknown_recompute(terms, model.shape))
+    left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record), *unknown)
+    return Plan(record, terms, left_out, may_train, build, model.layout, unknown)
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
@@ -171,6 +174,7 @@ class Plan:
         statistics: what ``measure`` fills in, in this order; fixed by the configuration alone, so equal on every rank.
         not_counted: parts of the model that are not priced, one sentence each.
         layout: how the configuration cuts the model into pipeline stages.
+        hardware_unknown: why the ``hardware`` passes are not known, one sentence each; empty where they are.
     """
 
     def __init__(
@@ -181,11 +185,13 @@ class Plan:
         trainable: transforms.Rule | transforms.Trainable,
         build: Callable[[conventions.Convention], Sequence[Term]],
         layout: Layout = ONE_STAGE,
+        hardware_unknown: tuple[str, ...] = (),
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
         self.not_counted = not_counted
         self.layout = layout
+        self.hardware_unknown = hardware_unknown
         self._record, self._build = convention, build
         self._trainable = transforms.Trainable.of(trainable)
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
@@ -277,13 +283,20 @@ class Plan:
             passes: one of ``Passes``: ``forward``, ``training`` or ``hardware`` (training and recomputation).
 
         Raises:
-            ConfigError: ``passes`` is none of them.
+            ConfigError: ``passes`` is none of them, or it is not known what the hardware runs; see ``hardware_unknown``.
         """
-        return self._totals[Passes(passes)].dot(vector)
+        return self._known(passes, self._totals).dot(vector)
+
+    def _known(self, passes: str, compiled: Mapping[str, K]) -> K:
+        """What was compiled for a set of passes; ConfigError where that set is not known."""
+        wanted = Passes(passes)
+        if wanted is Passes.HARDWARE and self.hardware_unknown:
+            raise ConfigError(self.hardware_unknown[0])
+        return compiled[wanted]
 
     def evaluate_components(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
         """FLOPs by component; they add up to ``evaluate``."""
-        return {name: coefficients.dot(vector) for name, coefficients in self._components[Passes(passes)].items()}
+        return {name: coefficients.dot(vector) for name, coefficients in self._known(passes, self._components).items()}
 
     def evaluate_stages(
         self,
@@ -318,7 +331,7 @@ class Plan:
             )
             configured = given == even and self.layout.pipeline_model_parallel_size == layout
             layout = self.layout if configured else given
-        return [coefficients.dot(vector) for coefficients in self.stage_coefficients(layout or self.layout)[Passes(passes)]]
+        return [coefficients.dot(vector) for coefficients in self._known(passes, self.stage_coefficients(layout or self.layout))]
 
     def stage_coefficients(self, layout: Layout) -> dict[str, list[Coefficients]]:
         """What prices each stage of a layout, for each set of passes; compiled once a layout."""

@@ -12,7 +12,7 @@ from typing import Any
 from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
-from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError, ModelShape, short
 from bridge.flops.statistics import FORWARD_PASSES
 from bridge.flops.terms import Kind, Pass, Place, Term, elementwise
 
@@ -283,9 +283,25 @@ _MODULES: dict[str, Callable[[Term], bool]] = {
     "moe": lambda term: term.component == "moe" or (term.component == ADAPTERS and "experts." in term.path),
     "shared_experts": lambda term: ".shared_experts." in term.path,
     "mla_up_proj": lambda term: _leaf(term) in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
-    "moe_act": lambda term: False,
-    "layernorm": lambda term: False,
 }
+#: Those that run no matmul again -> the component that has to be there: a name of what a model has not means something else.
+_FREE_MODULES = {"moe_act": "", "layernorm": "", "gdn_norm_out": "gated_delta_net", "mhc": "hyper_connections"}
+
+
+def unknown_recompute(terms: Iterable[Term], shape: ModelShape) -> tuple[str, ...]:
+    """A sentence for each entry of ``recompute_modules`` of which it is not known what it runs again."""
+    components = {"", *(term.component for term in terms)}
+    known = {*_MODULES, *(name for name, component in _FREE_MODULES.items() if component in components)}
+    return tuple(
+        f"recompute_modules has {short(name)}: what that runs again is not known, so hardware FLOPs (HFU) are not"
+        for name in dict.fromkeys(_modules(shape))
+        if name not in known
+    )
+
+
+def _modules(shape: ModelShape) -> tuple[Any, ...]:
+    """The modules that selective recomputation runs again."""
+    return tuple(shape.recompute_modules or ("core_attn",)) if shape.recompute_granularity == "selective" else ()
 
 
 def _leaf(term: Term) -> str:
@@ -307,10 +323,7 @@ def _regions(shape: ModelShape) -> Callable[[Term], str]:
         return lambda term: _layer(term.path) if (layer := layer_index(term.path)) is not None and layer < first else ""
     if shape.recompute_granularity != "selective":
         raise ConfigError(f"model.recompute_granularity={shape.recompute_granularity!r} must be 'full' or 'selective'")
-    modules = tuple(shape.recompute_modules or ("core_attn",))
-    for name in modules:
-        if name not in _MODULES:
-            raise ConfigError(f"model.recompute_modules has {name!r}; known are {', '.join(_MODULES)}")
+    modules = [name for name in _modules(shape) if name in _MODULES]
 
     def region(term: Term) -> str:
         layer = _layer(term.path)

@@ -384,7 +384,7 @@ class Meter:
         return Work(
             steps=steps,
             flops=None if plan is None else whole(plan.evaluate(vector)),
-            hardware_flops=None if plan is None else whole(plan.evaluate(vector, "hardware")),
+            hardware_flops=None if plan is None or plan.hardware_unknown else whole(plan.evaluate(vector, "hardware")),
             tokens=values[index["tokens"]],
             positions=values[index["positions"]],
             sequences=values[index["sequences"]],

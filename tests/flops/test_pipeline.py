@@ -182,7 +182,7 @@ def test_hybrid_splits_are_megatron_cores(monkeypatch):
         (
             {PP: 2, "segments": (1, 1, 1)},
             (3,),
-            "the hybrid pattern has 3 chunks, which is no multiple of pipeline_model_parallel_size=2",
+            "the hybrid pattern has 3 chunks, which is no multiple of",
         ),
         ({PP: 2, VPP: 3, LIST: "E|t|t|L"}, (2,), "has 2 chunks a stage; leave it unset"),
         ({PP: 2, LIST: "Et|tL"}, (3,), "has 2 times decoder, but the model has 3: make them agree"),
@@ -239,7 +239,8 @@ def test_uneven_stages_under_megatron_lms_names():
     """Eight layers on four stages, one on the first and one on the last: the work of each, as a hand counts it."""
     args = {
         "num_layers": 8, "hidden_size": 1024, "num_attention_heads": 16, "num_query_groups": 4, "kv_channels": 64,
-        "ffn_hidden_size": 2816, "swiglu": True, "padded_vocab_size": 32000, "group_query_attention": True, "pipeline_model_parallel_size": 4,
+        "ffn_hidden_size": 2816, "swiglu": True, "padded_vocab_size": 32000, "group_query_attention": True,
+        "pipeline_model_parallel_size": 4,
         "decoder_first_pipeline_num_layers": 1, "decoder_last_pipeline_num_layers": 1,
     }  # fmt: skip
     plan = compile_plan(args, "megatron")

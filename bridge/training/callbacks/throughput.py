@@ -181,7 +181,7 @@ class ThroughputCallback(Callback):
             rank=groups.rank,
             dimensions=current_dimensions(groups),
             pipeline=groups.pipeline_size,
-            layout=plan and pipeline_layout(plan, groups),
+            layout=pipeline_layout(plan, groups) if plan else None,
             instruments=instruments,
             device=device,
         )
