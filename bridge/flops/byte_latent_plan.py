@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from operator import mul
 from typing import Any
 
 from bridge.flops import conventions, frameworks, reading, transforms
 from bridge.flops.components import byte_latent as blocks
 from bridge.flops.conventions import Convention
+from bridge.flops.lengths import in_python, whole_lengths
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
@@ -255,13 +257,11 @@ class ByteLatentPlan:
 
     def measure(self, sequence_bytes: Sequence[int], sequence_patches: Sequence[int]) -> list[int]:
         """The vector of a batch: bytes and number of patches of each sequence."""
-        if len(sequence_bytes) != len(sequence_patches):
-            raise ConfigError(f"{len(sequence_bytes)} sequences have {len(sequence_patches)} numbers of patches: give one each")
-        lengths = {
-            "sequences": tuple(sequence_bytes),
-            "byte_patches": tuple(sequence_patches),
-            "cross_products": tuple(b * p for b, p in zip(sequence_bytes, sequence_patches, strict=True)),
-        }
+        sequences = in_python(whole_lengths("sequence_bytes", sequence_bytes))
+        patches = in_python(whole_lengths("sequence_patches", sequence_patches))
+        if len(sequences) != len(patches):
+            raise ConfigError(f"{len(sequences)} sequences have {len(patches)} numbers of patches: give one each")
+        lengths = {"sequences": sequences, "byte_patches": patches, "cross_products": tuple(map(mul, sequences, patches))}
         return [statistic.sum(lengths[statistic.over]) for statistic in self.plan.statistics]
 
     def flops(self, sequence_bytes: Sequence[int], sequence_patches: Sequence[int], passes: str = "training") -> Number:

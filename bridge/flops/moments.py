@@ -11,6 +11,8 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from bridge.flops.lengths import amount, shown
+from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
 
 Number = int | Fraction
@@ -28,15 +30,34 @@ class Moments(NamedTuple):
     nominal: Number
 
     @classmethod
-    def of(cls, number: Number, total: Any, squares: Any = None, nominal: Any = None) -> Moments:
-        """From any numbers; without ``squares`` every length is the mean, without ``nominal`` that is the mean too."""
-        if type(total) is not int:
-            total = Fraction(total)
+    def of(cls, number: Any, total: Any, squares: Any = None, nominal: Any = None) -> Moments:
+        """From any numbers; without ``squares`` every length is the mean, without ``nominal`` that is the mean too.
+
+        Raises:
+            ConfigError: what are no numbers, or sums that no lengths have.
+        """
+        if type(number) is int and type(total) is type(squares) is int and number > 0 and 0 <= total <= squares <= total * total:
+            return cls(number, total, squares, nominal or divide(total, number))  # every step of a run comes by here
+        number, total = amount("batch_size", number), amount("seqlen_sum", total)
+        if total and not number:
+            raise ConfigError(f"batch_size={number} with seqlen_sum={shown(total)} is impossible: an empty batch holds nothing")
+        mean = divide(total, number) if number else 0
         if squares is None:
-            squares = divide(total * total, number) if number else 0
-        elif type(squares) is not int:
-            squares = Fraction(squares)
-        return cls(number, total, squares, nominal or (divide(total, number) if number else 0))
+            squares = divide(total * total, number or 1)
+        else:
+            squares = _possible(amount("seqlen_squared_sum", squares), total)
+        return cls(number, total, squares, nominal or mean)
+
+
+def _possible(squares: Number, total: Number) -> Number:
+    # Whole lengths are no larger than their squares, and one sequence of all the tokens has the largest. The mean of batch_size
+    # lengths sets no bound: a row of packed data counts once in batch_size and holds several sequences.
+    if total <= squares <= total * total:
+        return squares
+    raise ConfigError(
+        f"seqlen_squared_sum={shown(squares)} is impossible for seqlen_sum={shown(total)}: give the sum of the squared lengths, "
+        "which is at least their sum and at most its square"
+    )
 
 
 NOTHING = Moments(0, 0, 0, 0)

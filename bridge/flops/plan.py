@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
-from operator import add, mul
+from operator import mul
 from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, layer_pattern, reading, transforms
 from bridge.flops.choices import Choice
-from bridge.flops.components.audio_encoder import POSITIONS
+from bridge.flops.lengths import batch_lengths, exact_vector
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.pipeline import Layout, Placement
@@ -130,7 +130,9 @@ class Coefficients:
     denominator: int
 
     def dot(self, vector: Sequence[Number]) -> Number:
-        """The weighted sum of a vector of Python numbers: an int wherever it is integral."""
+        """The weighted sum of a vector of numbers: an int wherever it is integral."""
+        if type(vector) is not list:  # numpy's and torch's products overflow
+            vector = exact_vector(vector)
         total: Number = sum(map(mul, self.values, vector))
         if self.denominator == 1 and type(total) is int:
             return total
@@ -376,6 +378,7 @@ class Plan:
 
     def tabulate(self, vector: Sequence[Number]) -> list[Row]:
         """``table`` for a vector."""
+        vector = exact_vector(vector)
         total = self.evaluate(vector)
         flags = (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)
         layers: dict[tuple[Any, ...], int] = defaultdict(int)
@@ -406,26 +409,6 @@ class Plan:
 
 #: Paths of models that only look on.
 ONLOOKERS = ("teacher_model.", "reference_model.")
-
-
-def batch_lengths(
-    sequence_lengths: Iterable[int],
-    image_patches: Iterable[int] = (),
-    encoder_lengths: Iterable[int] = (),
-    audio_frames: Iterable[int] = (),
-) -> dict[str, tuple[int, ...]]:
-    """The lengths of a batch by what statistics sum over; the arguments are those of ``Plan.measure``."""
-    sequences, audio = tuple(sequence_lengths), tuple(audio_frames)
-    encoder = tuple(encoder_lengths) or tuple(map(POSITIONS.of, audio))
-    return {
-        "sequences": sequences,
-        "images": tuple(image_patches),
-        "encoder": encoder,
-        "cross": tuple(map(mul, sequences, encoder)),
-        "joint": tuple(map(add, sequences, encoder)),
-        "audio": audio,
-        "micro_batches": (1,) if sequences else (),
-    }
 
 
 def _whole(value: Number) -> Number:

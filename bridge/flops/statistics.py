@@ -143,6 +143,35 @@ _KNOWN_NAMES = {
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """Many lengths, each that occurs once.
+
+    Attributes:
+        lengths: Python integers, or a numpy int64 array.
+        times: how often each of them stands, in the same form.
+        longest: of the lengths.
+        number: of all of them, repeated ones included.
+    """
+
+    lengths: Any
+    times: Any
+    longest: int
+    number: int
+
+    def sum(self, formula: Callable[..., Length], sizes: tuple[int, ...]) -> int:
+        """The sum of ``formula(length, *sizes)`` over all lengths, exactly."""
+        # A formula has degree two in length and sizes together, with factors that add up to 4 at most.
+        fits = 4 * (self.longest + sum(sizes) + 1) ** 2 * self.number < 2**63
+        if isinstance(self.lengths, tuple):
+            pairs = zip(self.lengths, self.times, strict=True)
+        elif fits:
+            return int(self.times.dot(formula(self.lengths, *sizes)))
+        else:
+            pairs = zip(self.lengths.tolist(), self.times.tolist(), strict=True)
+        return sum(times * formula(length, *sizes) for length, times in pairs)
+
+
+@dataclass(frozen=True)
 class Statistic:
     """A sum over sequences or other items of an integer function of one length.
 
@@ -174,9 +203,11 @@ class Statistic:
         """The contribution of one length (an int), or of each length of an int64 array."""
         return _FORMULAS[self.kind](length, *self.sizes)
 
-    def sum(self, lengths: Iterable[int]) -> int:
+    def sum(self, lengths: Iterable[int] | Histogram) -> int:
         """The statistic of a batch."""
         formula, sizes = _FORMULAS[self.kind], self.sizes
+        if isinstance(lengths, Histogram):
+            return lengths.sum(formula, sizes)
         return sum(formula(length, *sizes) for length in lengths)
 
 

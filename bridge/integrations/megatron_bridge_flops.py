@@ -17,9 +17,10 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from bridge.data.packed_files import shards_of
+from bridge.flops.lengths import exact
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
-from bridge.flops.reading import read_vision
+from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ class VisionPrices(NamedTuple):
 
 
 def _price_tower(cfg: Any) -> VisionPrices | None:
-    vision = read_vision(cfg)
+    vision = read(cfg).vision
     if vision is None:
         return None
     try:
@@ -372,10 +373,11 @@ def vit_flops(cfg: Any, batch_size: int, num_patches: float) -> int | Fraction:
     Returns:
         Training FLOPs in the ``megatron`` convention; 0 without a vision_config or for non-positive patches.
     """
-    if num_patches <= 0 or batch_size <= 0:
+    images, patches = exact("batch_size", batch_size), exact("num_patches", num_patches)
+    if patches <= 0 or images <= 0:
         return 0
     prices = vision_prices(cfg)
-    return 0 if prices is None else prices.of_images(batch_size, num_patches)
+    return 0 if prices is None else prices.of_images(images, patches)
 
 
 def _whole(value: Fraction | int) -> Any:

@@ -15,10 +15,12 @@ from typing import Any
 
 from bridge import hardware
 from bridge.flops import conventions, reading, transforms
+from bridge.flops.components.cross_attention import ENCODER_TOKENS
 from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.conventions import Convention, Pairs
+from bridge.flops.lengths import batch_lengths
 from bridge.flops.moments import Number
-from bridge.flops.plan import FLOPS_PER_MAC, Plan, batch_lengths, compile_plan
+from bridge.flops.plan import FLOPS_PER_MAC, Plan, compile_plan
 from bridge.flops.rows import Cache
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Kind, Pass, Term
@@ -388,7 +390,7 @@ def prefill_and_decode(
         "encoder_lengths": (encoder_tokens,) if encoder_tokens else (),
         "audio_frames": tuple(audio_frames),
     }
-    crossed = sum(batch_lengths([prompt_tokens], **inputs)["encoder"])
+    crossed = ENCODER_TOKENS.sum(batch_lengths([prompt_tokens], **inputs)["encoder"])
     lengths = range(prompt_tokens + 1, prompt_tokens + generated_tokens)
 
     def whole_bytes(tokens: int) -> float:

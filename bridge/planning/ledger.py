@@ -18,7 +18,8 @@ from typing import Any
 
 from bridge.flops import conventions, reading
 from bridge.flops.elementwise import ACTIVATIONS, NOTHING, Operations, dot, layer_norm, rms_norm
-from bridge.flops.plan import PASSES, Passes, batch_lengths, compile_plan
+from bridge.flops.lengths import batch_lengths
+from bridge.flops.plan import PASSES, Passes, compile_plan
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term
 from bridge.flops.transforms import ADAPTERS

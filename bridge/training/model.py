@@ -125,7 +125,7 @@ def window_of(model: ModelConfig) -> tuple[Optional[tuple[int, int]], Any]:
         return None, None
     skip = model.window_attn_skip_freq
     if model.interleaved_attn_pattern is not None:
-        skip = local_layers(model)
+        skip = local_layers(model, model.num_layers or 0)
     return (model.window - 1, 0), list(map(int, skip)) if isinstance(skip, (list, tuple)) else skip
 
 

@@ -17,6 +17,7 @@ from bridge.data.packed_statistics import SequenceTable
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops import conventions
 from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.lengths import amount, whole
 from bridge.flops.moments import NOTHING, Moments
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.plan_cache import PlanCache
@@ -114,10 +115,13 @@ def num_floating_point_operations(
         An int; a Fraction where the convention itself is not integral.
 
     Raises:
-        ConfigError: a required field is missing or impossible.
+        ConfigError: a required field is missing or impossible; a sum is no number, or one that no lengths have.
     """
-    if batch_size < 0:
-        raise ConfigError(f"batch_size={batch_size} must not be negative")
+    if type(batch_size) is not int or batch_size < 0:
+        batch_size = whole("batch_size", batch_size)
+    patches: int | Fraction = 0
+    if type(num_vision_patches) is not int or num_vision_patches:
+        patches = amount("num_vision_patches", num_vision_patches)
     if convention not in _known:
         conventions.get(convention)
     plan, own_price, nominal, adapted, by_pass = _known[convention](cfg)
@@ -125,11 +129,12 @@ def num_floating_point_operations(
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
     others = {}
-    if num_vision_patches > 0:
-        others["images"] = Moments.of(batch_size, num_vision_patches)
+    if patches:
+        others["images"] = Moments.of(batch_size, patches)
     if cross_seqlen_sum is not None:
-        others["encoder"] = Moments.of(batch_size, cross_seqlen_sum)
-        others["cross"] = Moments.of(batch_size, cross_seqlen_product_sum or 0)
+        others["encoder"] = Moments.of(batch_size, amount("cross_seqlen_sum", cross_seqlen_sum))
+        product = 0 if cross_seqlen_product_sum is None else cross_seqlen_product_sum
+        others["cross"] = Moments.of(batch_size, amount("cross_seqlen_product_sum", product))
     if by_pass and batch_size:
         passes = Fraction(batch_size, get(get(cfg, "train"), "micro_batch_size") or batch_size)
         others["micro_batches"] = Moments.of(passes, passes)
@@ -141,6 +146,8 @@ def num_floating_point_operations(
         if nominal is None:
             raise ConfigError("model.seq_length is missing: set it, or pass seqlen_sum")
         seqlen_sum = batch_size * nominal
+        if seqlen_squared_sum is None and type(seqlen_sum) is int:
+            seqlen_squared_sum = seqlen_sum * nominal
     sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
     # Text alone is the common case, and this is called every step.
     return plan.evaluate(plan.measure_moments(sequences, **others) if others else plan.measure_moments(sequences))
@@ -150,9 +157,13 @@ def _own_price(model: Any) -> Callable[..., Any] | None:
     """How a model prices itself; None for the others.  Its hook with runtime sums wins over the one without."""
     with_sums = getattr(model, "_get_num_floating_point_operations_with_runtime_stats", None)
     if callable(with_sums):
-        return lambda batch_size, *sums: with_sums(batch_size=batch_size, **dict(zip(_SUMS, sums, strict=True)))
+        return lambda batch_size, *sums: with_sums(batch_size=batch_size, **dict(zip(_SUMS, map(_sum, _SUMS, sums), strict=True)))
     plain = getattr(model, "_get_num_floating_point_operations", None)
     return (lambda batch_size, *sums: plain(batch_size)) if callable(plain) else None
+
+
+def _sum(name: str, value: Any) -> int | Fraction | None:
+    return None if value is None else amount(name, value)
 
 
 def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple[Any, Any, Any, Any] | None:
@@ -177,7 +188,9 @@ def _price_of_rows(
     """FLOPs of a batch of packed rows: exact from a table of lengths, estimated from bare averages."""
     if not isinstance(averages, SequenceTable):
         number, total, _, squares = (rows * Fraction(average) for average in averages)
-        return plan.evaluate(plan.measure_moments(Moments.of(number, total, squares, nominal), **others))
+        # Not ``Moments.of``: the mean of rows' squares can be more than the square of their mean.
+        typical = nominal or (total / number if number else 0)
+        return plan.evaluate(plan.measure_moments(Moments(number, total, squares, typical), **others))
     flops = rows * averages.price(plan)
     if others:
         flops += plan.evaluate(plan.measure_moments(NOTHING, **others))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pickle
+from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from bridge.flops import ConfigError, compile_plan
@@ -138,6 +140,78 @@ def test_errors():
         num_floating_point_operations(LLAMA3_8B, convention="folklore")
 
 
+def numbers(*values):
+    """The same numbers as other libraries hold them."""
+    yield from ([kind(value) for value in values] for kind in (int, float, Fraction, Decimal, np.int64, np.int32, np.float64))
+    yield from (
+        [kind(value) for value in values] for kind in (torch.tensor, np.array, lambda value: torch.tensor([float(value)]))
+    )
+
+
+def test_numbers_of_any_library_give_the_same_int():
+    cfg = {"model": LLAMA3_8B | {"vision_config": TOWER}}
+    with_images = num_floating_point_operations(cfg, 2, 10000, 60000000, 2050)
+    for batch_size, total, squares, patches in numbers(2, 10000, 60000000, 2050):
+        found = num_floating_point_operations(cfg, batch_size, total, squares, patches)
+        assert found == with_images
+        assert type(found) is int
+        assert vit_flops(cfg, batch_size, patches) == vit_flops(cfg, 2, 2050)
+        assert type(vit_flops(cfg, batch_size, patches)) is int
+    # A batch that leaves int64: 1,024 sequences of 8,192 tokens, numpy's own products wrap around.
+    expected = 1024 * num_floating_point_operations(LLAMA3_8B)
+    assert num_floating_point_operations(LLAMA3_8B, np.int32(1024), np.int64(2**23), np.int64(2**36)) == expected
+    assert num_floating_point_operations(LLAMA3_8B, np.int32(1024)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
+        ({"batch_size": None}, "batch_size=None must be a finite number"),
+        ({"batch_size": True}, "batch_size=True must be a finite number"),
+        ({"batch_size": "4"}, "batch_size='4' must be a finite number"),
+        ({"batch_size": np.int64(-1)}, "must not be negative"),
+        ({"batch_size": 0, "seqlen_sum": 100}, "batch_size=0 with seqlen_sum=100 is impossible"),
+        ({"batch_size": 0, "num_vision_patches": 100}, "batch_size=0 with .*=100 is impossible"),
+        ({"seqlen_sum": -5}, "seqlen_sum=-5 must not be negative"),
+        ({"seqlen_sum": float("nan")}, "seqlen_sum=nan must be a finite number"),
+        ({"seqlen_sum": float("inf"), "seqlen_squared_sum": 4}, "seqlen_sum=inf must be a finite number"),
+        ({"seqlen_sum": "100"}, "seqlen_sum='100' must be a finite number"),
+        ({"seqlen_sum": [100]}, r"seqlen_sum=\[100\] must be a finite number"),
+        ({"seqlen_sum": torch.ones(2)}, "must be a finite number"),
+        ({"seqlen_sum": 100, "seqlen_squared_sum": 99}, "seqlen_squared_sum=99 is impossible for seqlen_sum=100"),
+        ({"seqlen_sum": 100, "seqlen_squared_sum": 10001}, "seqlen_squared_sum=10001 is impossible for seqlen_sum=100"),
+        ({"seqlen_sum": 100, "seqlen_squared_sum": -1}, "seqlen_squared_sum=-1 must not be negative"),
+        ({"seqlen_sum": 100, "seqlen_squared_sum": float("nan")}, "seqlen_squared_sum=nan must be a finite number"),
+        ({"seqlen_sum": 100, "seqlen_squared_sum": 10**5000}, "int of many digits. is impossible for seqlen_sum=100"),
+        ({"num_vision_patches": -4}, "num_vision_patches=-4 must not be negative"),
+        ({"num_vision_patches": None}, "num_vision_patches=None must be a finite number"),
+        ({"cross_seqlen_sum": -1}, "cross_seqlen_sum=-1 must not be negative"),
+        ({"cross_seqlen_sum": 5, "cross_seqlen_product_sum": -1}, "cross_seqlen_product_sum=-1 must not be negative"),
+        ({"cross_seqlen_sum": "x"}, "cross_seqlen_sum='x' must be a finite number"),
+    ],
+)
+def test_sums_that_no_lengths_have_get_one_sentence(arguments, sentence):
+    for cfg in (LLAMA3_8B, {"model": LLAMA3_8B | {"vision_config": TOWER}}):
+        with pytest.raises(ConfigError, match=sentence) as caught:
+            num_floating_point_operations(cfg, **arguments)
+        assert "\n" not in str(caught.value)
+    priced = SimpleNamespace(model=SelfPricedAtRuntime(**LLAMA3_8B))
+    if min(map(len, arguments)) > len("seqlen_sum") and "impossible" not in sentence and "vision" not in sentence:
+        with pytest.raises(ConfigError, match=sentence):
+            num_floating_point_operations(priced, **arguments)
+
+
+def test_sums_at_their_bounds():
+    """Rows of packed data: the squares of one row may lie anywhere between those of single tokens and of one sequence."""
+    plan = compile_plan(LLAMA3_8B)
+    for squares in (100, 5000, 10000):
+        assert num_floating_point_operations(LLAMA3_8B, 1, 100, squares) == plan.evaluate([100, squares])
+    assert num_floating_point_operations(LLAMA3_8B, 0, 0, 0) == num_floating_point_operations(LLAMA3_8B, 0) == 0
+    assert num_floating_point_operations(LLAMA3_8B, 3, 0, 0) == 0
+    assert num_floating_point_operations(LLAMA3_8B, 1, 1.5, 2.25) == plan.evaluate([Fraction(3, 2), Fraction(9, 4)])
+
+
 # ---- packed fine-tuning files ----------------------------------------------------------------------------------
 
 ROWS = [
@@ -199,6 +273,11 @@ def test_the_table_serves_lora_without_runtime_sums(packed, monkeypatch):
     np.save(packed / "training_4096.npy", np.array(ROWS[::-1], dtype=object), allow_pickle=True)
     monkeypatch.setattr(flop_utils, "calculate_avg_seqlen", lambda *args, **kwargs: (1, 5, 25, 25))
     assert num_floating_point_operations(cfg, 2) == plan.evaluate([10, 50])
+    # Rows of 1 and 9 sequences: the mean of the rows' squares is larger than the square of their mean, and right.
+    cache.clear()
+    monkeypatch.setattr(flop_utils, "calculate_avg_seqlen", lambda *args, **kwargs: (1, 5, 25, 26))
+    assert num_floating_point_operations(cfg, 1) == plan.evaluate([5, 26])
+    assert num_floating_point_operations(cfg, 0) == 0
 
 
 def test_the_file_is_found_under_the_dataset_root(packed):

@@ -1,0 +1,161 @@
+"""The numbers of a batch at the border: whatever a caller holds them in becomes exact Python integers, or one sentence.
+
+A numpy integer that went further would overflow silently: 1,024 sequences of 8,192 tokens are 3.8e17 FLOPs in a model of
+8 billion parameters and 2.0e19 in one of 405 billion, which no int64 holds.
+
+numpy is used where its arrays are given and is never imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from fractions import Fraction
+from operator import add, mul
+from typing import Any
+
+from bridge.flops.components.audio_encoder import POSITIONS
+from bridge.flops.shapes import ConfigError
+from bridge.flops.statistics import Histogram
+
+#: So many lengths are counted by value before a statistic sees them.
+MANY = 256
+
+#: What can be iterated over and is no list of lengths.
+_NO_LISTS = (str, bytes, bytearray, Mapping, Set)
+
+
+def exact(name: str, value: Any) -> int | Fraction:
+    """A number of any library (numpy scalar, tensor [], float, Decimal) as the int, or else the Fraction, that it is.
+
+    Raises:
+        ConfigError: it is none, or not finite.
+    """
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+        if isinstance(plain, (bool, str)):
+            raise TypeError
+        fraction = Fraction(plain)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise ConfigError(f"{name}={shown(value)} must be a finite number") from None
+    return fraction.numerator if fraction.denominator == 1 else fraction
+
+
+def amount(name: str, value: Any) -> int | Fraction:
+    """The same, 0 or more."""
+    if type(value) is int and value >= 0:
+        return value
+    found = exact(name, value)
+    if found < 0:
+        raise ConfigError(f"{name}={shown(value)} must not be negative")
+    return found
+
+
+def whole(name: str, value: Any) -> int:
+    """The same, a whole number."""
+    found = amount(name, value)
+    if isinstance(found, Fraction):
+        raise ConfigError(f"{name}={shown(value)} must be a whole number")
+    return found
+
+
+def shown(value: Any) -> str:
+    """One short line."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # more digits than Python writes
+        return f"({type(value).__name__} of many digits)"
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def exact_vector(vector: Iterable[Any]) -> list[int | Fraction]:
+    """A vector of statistics in Python numbers."""
+    return [exact("vector", value) for value in vector]
+
+
+def whole_lengths(name: str, lengths: Any) -> Any:
+    """The lengths in order: Python integers, 0 or more, or a numpy int64 array of many.
+
+    Args:
+        name: what an error calls them.
+        lengths: a list, tuple, range, iterator, or one-dimensional array or tensor.
+
+    Raises:
+        ConfigError: anything else, or a length that is negative, a fraction, a bool or no number.
+    """
+    if type(lengths) is not list and type(lengths) is not tuple:
+        lengths = _listed(name, lengths)
+    if not isinstance(lengths, (list, tuple)) or not lengths or (set(map(type, lengths)) == {int} and min(lengths) >= 0):
+        return lengths
+    return [whole(name, length) for length in lengths]
+
+
+def _listed(name: str, lengths: Any) -> Any:
+    """A list of whatever is iterable, or a numpy int64 array of many."""
+    dimensions = getattr(lengths, "ndim", 1)
+    if dimensions != 1 or isinstance(lengths, _NO_LISTS) or not hasattr(lengths, "__iter__"):
+        form = f"an array of {dimensions} dimensions" if dimensions != 1 else shown(lengths)
+        raise ConfigError(f"{name} must be a list of whole numbers, one length each, not {form}")
+    if not _is_many_in_numpy(lengths):
+        return lengths.tolist() if hasattr(lengths, "tolist") else list(lengths)
+    if lengths.min() < 0:
+        whole(name, int(lengths.min()))
+    return lengths.astype("int64", copy=False)
+
+
+def _is_many_in_numpy(lengths: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    is_array = numpy is not None and type(lengths) is numpy.ndarray and lengths.dtype.kind in "iu"
+    return is_array and lengths.size >= MANY and int(lengths.max()) < 2**63
+
+
+def gathered(lengths: Any) -> Sequence[int] | Histogram:
+    """What ``Statistic.sum`` takes: the lengths themselves, or each one of many with how often it stands."""
+    if len(lengths) < MANY:
+        return lengths
+    if isinstance(lengths, (list, tuple)):
+        times = Counter(lengths)
+        return Histogram(tuple(times), tuple(times.values()), max(times), len(lengths))
+    numpy, longest = sys.modules["numpy"], int(lengths.max())
+    if longest < 4 * lengths.size:
+        times = numpy.bincount(lengths)
+        values = times.nonzero()[0]
+        times = times[values]
+    else:  # a table up to the longest would be larger than the batch
+        values, times = numpy.unique(lengths, return_counts=True)
+    return Histogram(values, times, longest, lengths.size)
+
+
+def batch_lengths(
+    sequence_lengths: Iterable[int],
+    image_patches: Iterable[int] = (),
+    encoder_lengths: Iterable[int] = (),
+    audio_frames: Iterable[int] = (),
+) -> dict[str, Sequence[int] | Histogram]:
+    """The lengths of a batch by what statistics sum over; the arguments are those of ``Plan.measure``.
+
+    Raises:
+        ConfigError: what are no lengths, or encoder_lengths that are not one a sequence.
+    """
+    sequences, audio = whole_lengths("sequence_lengths", sequence_lengths), whole_lengths("audio_frames", audio_frames)
+    encoder = whole_lengths("encoder_lengths", encoder_lengths)
+    if len(encoder) and len(sequences) and len(encoder) != len(sequences):
+        raise ConfigError(f"encoder_lengths has {len(encoder)} entries, sequence_lengths {len(sequences)}: give one a sequence")
+    batch = {
+        "sequences": gathered(sequences),
+        "images": gathered(whole_lengths("image_patches", image_patches)),
+        "audio": gathered(audio),
+        "micro_batches": (1,) if len(sequences) else (),
+    }
+    if not len(encoder) and not len(audio):
+        return batch | {"encoder": (), "cross": (), "joint": ()}
+    # In order, and as Python integers: products of two must not overflow either.
+    queries, keys = in_python(sequences), in_python(encoder) or list(map(POSITIONS.of, in_python(audio)))
+    pairs = {"encoder": keys, "cross": list(map(mul, queries, keys)), "joint": list(map(add, queries, keys))}
+    return batch | {over: gathered(values) for over, values in pairs.items()}
+
+
+def in_python(lengths: Any) -> Sequence[int]:
+    """In order, as Python integers."""
+    return lengths if isinstance(lengths, (list, tuple)) else lengths.tolist()
