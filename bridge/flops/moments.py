@@ -37,7 +37,8 @@ class Moments(NamedTuple):
             ConfigError: what are no numbers, or sums that no lengths have.
         """
         if type(number) is int and type(total) is type(squares) is int and number > 0 and 0 <= total <= squares <= total * total:
-            return cls(number, total, squares, nominal or divide(total, number))  # every step of a run comes by here
+            # Every step of a run comes by here; this is cls(...) in half the time.
+            return tuple.__new__(cls, (number, total, squares, nominal or divide(total, number)))
         number, total = amount("batch_size", number), amount("seqlen_sum", total)
         if total and not number:
             raise ConfigError(f"batch_size={number} with seqlen_sum={shown(total)} is impossible: an empty batch holds nothing")

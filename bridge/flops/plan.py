@@ -133,9 +133,15 @@ class Coefficients:
         """The weighted sum of a vector of numbers: an int wherever it is integral."""
         if type(vector) is not list:  # numpy's and torch's products overflow
             vector = exact_vector(vector)
-        total: Number = sum(map(mul, self.values, vector))
-        if self.denominator == 1 and type(total) is int:
-            return total
+        try:
+            total: Number = sum(map(mul, self.values, vector))
+        except OverflowError:  # numpy's
+            return self.dot(exact_vector(vector))
+        if type(total) is int:
+            if self.denominator == 1:
+                return total
+        elif type(total) is not Fraction:  # one of numpy's, which may have wrapped around
+            return self.dot(exact_vector(vector))
         value = Fraction(total, self.denominator)
         return value.numerator if value.denominator == 1 else value
 
