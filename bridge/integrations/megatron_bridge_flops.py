@@ -20,7 +20,7 @@ from bridge.data.packed_files import shards_of
 from bridge.flops.lengths import exact
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
-from bridge.flops.reading import read
+from bridge.flops.reading import read_vision
 from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ class VisionPrices(NamedTuple):
     merged_token: int
     spatial_merge_size: int
 
-    def of_images(self, number: int, patches: float) -> int | Fraction:
+    def of_images(self, number: int | Fraction, patches: float | Fraction) -> int | Fraction:
         """The price of ``number`` images of ``patches`` patches each, which may be their mean."""
         each = Fraction(patches)
         price = self.patch * each + self.squared_patch * each**2 + self.merged_token * (each // self.spatial_merge_size**2)
@@ -321,7 +321,7 @@ class VisionPrices(NamedTuple):
 
 
 def _price_tower(cfg: Any) -> VisionPrices | None:
-    vision = read(cfg).vision
+    vision = read_vision(cfg)
     if vision is None:
         return None
     try:
