@@ -132,6 +132,7 @@ def batch_lengths(
     image_patches: Iterable[int] = (),
     encoder_lengths: Iterable[int] = (),
     audio_frames: Iterable[int] = (),
+    byte_patches: Iterable[int] = (),
 ) -> dict[str, Sequence[int] | Histogram]:
     """The lengths of a batch by what statistics sum over; the arguments are those of ``Plan.measure``.
 
@@ -148,12 +149,20 @@ def batch_lengths(
         "audio": gathered(audio),
         "micro_batches": (1,) if len(sequences) else (),
     }
+    batch |= _byte_patches(sequences, whole_lengths("byte_patches", byte_patches))
     if not len(encoder) and not len(audio):
         return batch | {"encoder": (), "cross": (), "joint": ()}
     # In order, and as Python integers: products of two must not overflow either.
     queries, keys = in_python(sequences), in_python(encoder) or list(map(POSITIONS.of, in_python(audio)))
     pairs = {"encoder": keys, "cross": list(map(mul, queries, keys)), "joint": list(map(add, queries, keys))}
     return batch | {over: gathered(values) for over, values in pairs.items()}
+
+
+def _byte_patches(sequences: Any, patches: Any) -> dict[str, Any]:
+    if len(patches) and len(patches) != len(sequences):
+        raise ConfigError(f"byte_patches has {len(patches)} entries, sequence_lengths {len(sequences)}: give one a sequence")
+    products = list(map(mul, in_python(sequences), in_python(patches))) if len(patches) else ()
+    return {"byte_patches": gathered(patches), "cross_products": gathered(products)}
 
 
 def in_python(lengths: Any) -> Sequence[int]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bridge.flops.build import Build, Layer
+from bridge.flops.byte_latent_model import byte_latent_terms
 from bridge.flops.components import cross_attention, diffusion, hyper_connections, multi_token_prediction, per_layer_embeddings
 from bridge.flops.components.audio_encoder import POSITIONS, STRIDE, audio_projector, frontend
 from bridge.flops.components.cross_attention import ENCODER, ENCODER_TOKENS
@@ -29,6 +30,8 @@ def root_terms(model: Model, convention: Convention, framework: Framework) -> li
     """The terms of whatever kind of model it is, forward."""
     if model.diffusion is not None:
         return diffusion.terms(model.diffusion)
+    if model.byte_latent is not None:
+        return byte_latent_terms(model.byte_latent, convention)
     if model.language is not None:
         return model_terms(model.language, model.vision, model.audio, convention, framework)
     return vision_terms(model.vision, convention) if model.vision is not None else []

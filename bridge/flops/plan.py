@@ -205,6 +205,7 @@ class Plan:
         self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
+        self._needs_byte_patches = any(s.over == "byte_patches" for s in self.statistics)
         self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         none = self._coefficients({}, ())
@@ -260,6 +261,7 @@ class Plan:
         image_patches: Iterable[int] = (),
         encoder_lengths: Iterable[int] = (),
         audio_frames: Iterable[int] = (),
+        byte_patches: Iterable[int] = (),
     ) -> list[int]:
         """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks add.
 
@@ -269,8 +271,14 @@ class Plan:
             encoder_lengths: what each sequence cross-attends to, in the encoder's tokens: one entry a sequence; the
                 positions of ``audio_frames`` by default.
             audio_frames: mel frames of each clip.
+            byte_patches: patches of each sequence, whose length is in bytes (byte-latent transformers).
+
+        Raises:
+            ConfigError: lengths that cannot be, or a byte-latent transformer without patches.
         """
-        lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames)
+        lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames, byte_patches)
+        if self._needs_byte_patches and lengths["sequences"] and not lengths["byte_patches"]:
+            raise ConfigError("byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence")
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:

@@ -17,7 +17,17 @@ from bridge.flops.components.registry import PROJECTORS, VARIANTS
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import pipeline_segments
 from bridge.flops.pipeline import Layout
-from bridge.flops.shapes import MAX_LAYERS, AudioShape, ConfigError, DiffusionShape, ModelShape, VisionShape, short
+from bridge.flops.shapes import (
+    MAX_LAYERS,
+    AudioShape,
+    ByteLatentShape,
+    ConfigError,
+    DiffusionShape,
+    ModelShape,
+    StackShape,
+    VisionShape,
+    short,
+)
 from bridge.flops.transforms import Lora
 
 #: Readers of other frameworks' configurations stand a floor above and are found by name when one is needed, as plugins are.
@@ -29,8 +39,8 @@ class Model:
     """Everything about a model, and about what trains in it, that decides how many operations a batch costs.
 
     Attributes:
-        language: the language model; None for a vision tower alone or a diffusion transformer.
-        vision, audio, diffusion: the other parts; None where there is none.
+        language: the language model; None for a vision tower alone, a diffusion or a byte-latent transformer.
+        vision, audio, diffusion, byte_latent: the other parts; None where there is none.
         adapters: low-rank adapters on the model's linear layers.
         freeze, train: patterns of what does not train, and of what trains all the same.
         framework: whose layers and backward passes run.
@@ -48,6 +58,7 @@ class Model:
     vision: Optional[VisionShape] = None
     audio: Optional[AudioShape] = None
     diffusion: Optional[DiffusionShape] = None
+    byte_latent: Optional[ByteLatentShape] = None
     adapters: Optional[Lora] = None
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
@@ -67,6 +78,8 @@ class Model:
                 _require(getattr(self, part), prefix, *names)
         if self.language is not None:
             _check_relations(self.language)
+        if self.byte_latent is not None:
+            _check_stacks(self.byte_latent)
 
     @property
     def shape(self) -> ModelShape:
@@ -140,10 +153,10 @@ def _described(cfg: Any) -> Any:
 def _read(cfg: Any) -> Model:
     """A ``Model`` from a configuration in this package's names."""
     source = model_of(cfg)
-    diffusion, vision = _diffusion(source), _vision(source)
+    diffusion, vision, byte_latent = _diffusion(source), _vision(source), _byte_latent(source)
     language = None
     alone = get(source, "num_layers") is None and get(source, "hidden_size") is None
-    if diffusion is None and get(source, "byte_latent_config") is None and not (vision is not None and alone):
+    if diffusion is None and byte_latent is None and not (vision is not None and alone):
         language = _language(cfg, source)
     audio, left_out = _audio(source)
     lora, freeze, train, unpriced = _peft(get(cfg, "peft"))
@@ -154,8 +167,10 @@ def _read(cfg: Any) -> Model:
         vision=vision,
         audio=audio,
         diffusion=diffusion,
+        byte_latent=byte_latent,
         adapters=lora,
-        freeze=freeze,
+        # The entropy model only says where patches begin.
+        freeze=(*freeze, "patcher") if byte_latent else freeze,
         train=train,
         framework=frameworks.get(get(cfg, "framework") or "megatron"),
         teacher=None if teacher is None else read(teacher),
@@ -276,6 +291,56 @@ def _diffusion(model: Any) -> DiffusionShape | None:
         return None
     shape: DiffusionShape = _fill(DiffusionShape, source, _REQUIRED["diffusion"][0])
     return shape
+
+
+def _byte_latent(model: Any) -> ByteLatentShape | None:
+    """A field that is there and None means "none", not "the default"."""
+    source = get(model, "byte_latent_config")
+    if source is None or isinstance(source, ByteLatentShape):
+        return source
+    prefix = "model.byte_latent_config."
+    values = {item.name: get(source, item.name) for item in dataclasses.fields(ByteLatentShape)}
+    kept = {name: value for name, value in values.items() if value is not None}
+    for name in ("local_attention_window_len", "patcher_config"):
+        if values[name] is None and (name in source if isinstance(source, Mapping) else hasattr(source, name)):
+            kept[name] = None
+    for name in ("encoder_config", "decoder_config", "global_config", "patcher_config"):
+        if kept.get(name) is not None:
+            kept[name] = _stack(kept[name], f"{prefix}{name}.")
+    for part in ("encoder", "decoder"):
+        everywhere = get(get(source, f"{part}_config"), "cross_attn_all_layers")
+        if everywhere is not None:
+            kept[f"{part}_cross_attn_all_layers"] = everywhere
+    patcher = get(source, "patcher_config")
+    if patcher is not None and (not isinstance(patcher, Mapping) or "sliding_window" in patcher):
+        kept["patcher_sliding_window"] = get(patcher, "sliding_window")
+    if get(source, "patch_in_forward") is False:
+        kept["patcher_config"] = None
+    shape = ByteLatentShape(**kept)
+    shapes.check(shape, prefix)
+    return shape
+
+
+def _stack(source: Any, prefix: str) -> StackShape:
+    return source if isinstance(source, StackShape) else _fill(StackShape, source, prefix)
+
+
+def _check_stacks(shape: ByteLatentShape) -> None:
+    """Raise ConfigError where the transformers of a byte-latent model have no size or do not fit together."""
+    for name, stack in shape.stacks.items():
+        _require(stack, f"model.byte_latent_config.{name}.", "num_hidden_layers", "hidden_size", "num_attention_heads")
+        heads, groups = stack.num_attention_heads or 1, stack.num_key_value_heads or 1
+        if (stack.hidden_size or 0) % heads or heads % groups:
+            raise ConfigError(
+                f"model.byte_latent_config.{name}: num_attention_heads={heads} must divide hidden_size={stack.hidden_size} and "
+                f"be a multiple of num_key_value_heads={stack.num_key_value_heads}"
+            )
+    encoder, decoder = shape.encoder_config.hidden_size, shape.decoder_config.hidden_size
+    if encoder != decoder:
+        raise ConfigError(
+            f"model.byte_latent_config: encoder_config.hidden_size={encoder} and decoder_config.hidden_size={decoder} must "
+            "agree: the decoder starts from the encoder's bytes"
+        )
 
 
 def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:

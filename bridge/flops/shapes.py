@@ -505,3 +505,57 @@ class AudioShape:
     """Positions averaged into one token of the language model (Qwen2-Audio)."""
     output_dim: Optional[int] = size()
     """Width it is projected to; the language model's when unset."""
+
+
+@dataclass(kw_only=True)
+class StackShape:
+    """One of the transformers inside; the names are Hugging Face's."""
+
+    num_hidden_layers: int = size()
+    hidden_size: int = size()
+    num_attention_heads: int = size()
+    num_key_value_heads: Optional[int] = size(off=True)
+    intermediate_size: Optional[int] = size(off=True)
+    """Inner width of the MLP; 8/3 x hidden_size when unset."""
+
+
+@dataclass(kw_only=True)
+class ByteLatentShape:
+    """Everything about a byte-latent transformer that decides what a byte costs.  Defaults: the published 1B model."""
+
+    encoder_config: StackShape = field(
+        default_factory=lambda: StackShape(num_hidden_layers=1, hidden_size=1024, num_attention_heads=16)
+    )
+    global_config: StackShape = field(
+        default_factory=lambda: StackShape(num_hidden_layers=25, hidden_size=2048, num_attention_heads=16, intermediate_size=5632)
+    )
+    decoder_config: StackShape = field(
+        default_factory=lambda: StackShape(num_hidden_layers=9, hidden_size=1024, num_attention_heads=16, intermediate_size=2816)
+    )
+    patcher_config: Optional[StackShape] = field(
+        default_factory=lambda: StackShape(num_hidden_layers=14, hidden_size=768, num_attention_heads=12, intermediate_size=2048)
+    )
+    """The entropy model; None where patches come from elsewhere (fixed strides, spaces)."""
+    vocab_size: int = size(260)
+    """Bytes and four special symbols."""
+    cross_attn_k: int = size(2)
+    """Vectors of the local width that stand for one patch."""
+    encoder_cross_attn_all_layers: bool = False
+    decoder_cross_attn_all_layers: bool = True
+    local_attention_window_len: Optional[int] = size(512, off=True)
+    """Window of the local models in bytes; None for none."""
+    patcher_sliding_window: Optional[int] = size(512, off=True)
+    encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    """Lengths of the byte n-grams that are hashed into tables."""
+    encoder_hash_byte_group_vocab: int = size(500002)
+    encoder_hash_byte_group_nb_functions: int = size(1)
+
+    @property
+    def hash_tables(self) -> int:
+        return len(self.encoder_hash_byte_group_size) * self.encoder_hash_byte_group_nb_functions
+
+    @property
+    def stacks(self) -> dict[str, StackShape]:
+        """The transformers inside, by name."""
+        named = {name: getattr(self, name) for name in ("encoder_config", "global_config", "decoder_config", "patcher_config")}
+        return {name: stack for name, stack in named.items() if stack is not None}

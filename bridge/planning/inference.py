@@ -288,7 +288,12 @@ class InferencePlan:
             latents: what a decode step does with the cached latents of latent attention, a key of ``LATENTS``; when None
                 ``expanded`` under ``executed``, as transformers does, and ``once`` elsewhere.
         """
-        shape = reading.read(cfg).shape
+        model = reading.read(cfg)
+        shape = model.shape
+        if model.language is None:
+            raise ConfigError(
+                "there is no language model that generates token by token: count passes with bridge flops"
+            )
         if not shape.is_causal:
             raise ConfigError("model.is_causal=False: a model whose tokens see what follows them does not generate")
         record = conventions.get(convention)

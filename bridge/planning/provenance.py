@@ -200,7 +200,8 @@ def _rows(plan: Plan) -> list[Row]:
 # ---- models whose integers remember --------------------------------------------------------------
 
 #: Parts of a model -> what stands before the names of their fields.
-_PARTS = {"language": "", "vision": "vision_config.", "audio": "audio_config.", "diffusion": "diffusion_config."}
+_PARTS = {"language": "", "vision": "vision_config.", "audio": "audio_config.", "diffusion": "diffusion_config.",
+          "byte_latent": "byte_latent_config."}  # fmt: skip
 
 
 def _remembering(model: Model) -> Model:
@@ -223,6 +224,8 @@ def _traced(shape: Any, prefix: str) -> Any:
 def _sized(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and len(value) <= 2:  # a window, not a list with an entry a layer
         return type(value)(_sized(f"{name}[{i}]", entry) for i, entry in enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _traced(value, f"{name}.")
     return Size.of_field(name, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -244,5 +247,5 @@ _UNADAPTED: dict[str, Any] = {"adapters": None, "freeze": (), "train": ()}
 
 def _without(shape: Any) -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(shape):
-        if getattr(shape, item.name) != item.default:
+        if item.default is not dataclasses.MISSING and getattr(shape, item.name) != item.default:
             yield item.name, replace(shape, **{item.name: item.default})

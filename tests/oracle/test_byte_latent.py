@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("transformers")
 from transformers.models.blt import BltConfig, BltForCausalLM
 
-from bridge.flops.byte_latent_plan import ByteLatentPlan
+from bridge.flops import compile_plan
 from oracle.counter import count
 
 SEEDS = range(6)
@@ -73,10 +73,10 @@ def test_forward_training_and_parameters(seed: int) -> None:
     random = Random(seed)
     patches = [random.randint(1, 6) for _ in range(random.randint(2, 6))]
     batch_size = random.randint(1, 2)
-    plan = ByteLatentPlan(config, "executed")
+    plan = compile_plan(config, "executed")
     sizes, numbers = [sum(patches)] * batch_size, [len(patches)] * batch_size
-    assert plan.flops(sizes, numbers, "forward") == count(lambda: logits(model, patches, batch_size))
-    assert plan.flops(sizes, numbers) == count(lambda: logits(model, patches, batch_size).sum().backward())
+    assert plan.flops(sizes, passes="forward", byte_patches=numbers) == count(lambda: logits(model, patches, batch_size))
+    assert plan.flops(sizes, byte_patches=numbers) == count(lambda: logits(model, patches, batch_size).sum().backward())
     found = plan.parameters()
     assert found["total"] == sum(parameter.numel() for parameter in model.parameters())
     assert found["trainable"] == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -87,6 +87,7 @@ def test_the_defaults_are_those_of_the_published_model() -> None:
     with torch.device("meta"):
         model = BltForCausalLM(config)
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert ByteLatentPlan().parameters()["total"] == ByteLatentPlan(config).parameters()["total"] == total
-    assert ByteLatentPlan().breakdown([900], [200]) == ByteLatentPlan(config).breakdown([900], [200])
-    assert ByteLatentPlan(config.to_dict()).breakdown([900], [200]) == ByteLatentPlan(config).breakdown([900], [200])
+    plans = [compile_plan(source, "exact") for source in (config, config.to_dict(), {"byte_latent_config": {}})]
+    assert [plan.parameters()["total"] for plan in plans] == [total] * 3
+    first, *others = (plan.breakdown([900], byte_patches=[200]) for plan in plans)
+    assert others == [first, first]

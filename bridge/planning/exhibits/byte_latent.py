@@ -1,7 +1,7 @@
 """Bytes against tokens: what a byte costs in a byte-latent transformer (BLT) and in a transformer over BPE tokens.
 
 The closed form of the published interactive comparison: forward FLOPs per byte from three sliders.  The architecture itself,
-priced for the bytes and patches of a real corpus, is in ``byte_latent_plan``.
+priced for the bytes and patches of a real corpus, is any ``byte_latent_config``'s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from bridge.flops.byte_latent_plan import ByteLatentPlan
 from bridge.flops.components.byte_latent import LATENT
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
@@ -204,7 +203,7 @@ def iso_cost_curve(
 
 
 def compare_on_corpus(
-    byte_plan: ByteLatentPlan,
+    byte_plan: Plan,
     token_plan: Plan,
     document_patches: Sequence[Sequence[int]],
     document_tokens: Sequence[int],
@@ -225,7 +224,7 @@ def compare_on_corpus(
     total = sum(sizes)
     if not total:
         raise ConfigError("the corpus has no bytes")
-    parts = byte_plan.breakdown(sizes, [len(patches) for patches in document_patches], passes)
+    parts = byte_plan.breakdown(sizes, passes=passes, byte_patches=[len(patches) for patches in document_patches])
     latent = parts.pop(LATENT)
     return Comparison(
         bpe_per_byte=float(token_plan.flops(document_tokens, passes=passes) / total),

@@ -17,7 +17,8 @@ from bridge.config.sources.huggingface_defaults import DEFAULTS
 from bridge.config.sources.huggingface_families import FAMILIES
 from bridge.config.sources.huggingface_fields import NEUTRAL
 from bridge.flops import compile_plan
-from bridge.flops.byte_latent_plan import StackShape, read_shape
+from bridge.flops.reading import read
+from bridge.flops.shapes import StackShape
 
 MODELS = Path(__file__).parents[3] / "recipes/models"
 
@@ -344,7 +345,7 @@ def test_a_byte_latent_file_holds_its_transformers() -> None:
             "decoder_config": stack | {"intermediate_size": 0, "odd": 1}, "global_config": {"num_hidden_layers": 3}}  # fmt: skip
     found = from_huggingface(file)
     assert found.not_counted == ("not recognised: decoder_config.odd=1 may change the work; if it does, that is not counted",)
-    shape = read_shape(found.model.byte_latent_config)
+    shape = read(found).byte_latent
     assert (shape.cross_attn_k, shape.local_attention_window_len, shape.encoder_hash_byte_group_size) == (2, None, [3, 4])
     assert (shape.encoder_config.intermediate_size, shape.decoder_config.intermediate_size) == (100, None)
     assert (shape.global_config.num_hidden_layers, shape.global_config.hidden_size) == (3, 2048)

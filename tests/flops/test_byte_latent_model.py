@@ -7,12 +7,22 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.byte_latent_plan import ByteLatentPlan, ByteLatentShape, StackShape, read_shape
+from bridge.flops.reading import read
+from bridge.flops.shapes import StackShape
 from bridge.flops.statistics import triangle, window_pairs
 from bridge.planning.byte_patches import space_patches
 from bridge.planning.exhibits.byte_latent import compare_on_corpus
 
 BYTES, PATCHES = [900, 77], [200, 31]
+
+
+def byte_latent(config=None):
+    """The plan of a byte-latent model, the published one by default."""
+    return compile_plan({"byte_latent_config": config or {}, "framework": "transformers"}, "exact")
+
+
+def read_shape(config):
+    return read({"byte_latent_config": config}).byte_latent
 
 
 def test_the_published_model_by_hand():
@@ -28,7 +38,7 @@ def test_the_published_model_by_hand():
     attend = 2 * k * b * h  # each byte meets the two vectors of its patch, for scores and for values
     encoder_cross = p * h * k * h + p * k * 2 * h * h + b * 2 * h * h + attend
     decoder_cross = 9 * (b * 2 * h * h + p * k * 2 * h * h + attend) + p * 2048 * k * h
-    assert ByteLatentPlan().breakdown(BYTES, PATCHES, "forward") == {
+    assert byte_latent().breakdown(BYTES, passes="forward", byte_patches=PATCHES) == {
         "entropy_model": stack(14, 768, 2048, b, window) + 2 * b * 768 * 260,
         "local_encoder": stack(1, h, 2730, b, window),
         "cross_attention": 2 * (encoder_cross + decoder_cross),
@@ -66,12 +76,12 @@ def test_a_model_that_does_not_patch_by_itself_has_no_entropy_model(config, runs
 
 
 def test_the_entropy_model_only_runs_forward():
-    plan = ByteLatentPlan()
-    forward, training = (plan.breakdown(BYTES, PATCHES, passes) for passes in ("forward", "training"))
+    plan = byte_latent()
+    forward, training = (plan.breakdown(BYTES, passes=passes, byte_patches=PATCHES) for passes in ("forward", "training"))
     assert training.pop("entropy_model") == forward.pop("entropy_model")
     assert training["latent_transformer"] == 3 * forward["latent_transformer"]
-    without = ByteLatentPlan(ByteLatentShape(patcher_config=None))
-    assert without.breakdown(BYTES, PATCHES) == training
+    without = byte_latent({"patcher_config": None})
+    assert without.breakdown(BYTES, byte_patches=PATCHES) == training
     assert plan.parameters()["trainable"] == without.parameters()["total"]
 
 
@@ -79,11 +89,11 @@ def test_two_models_on_one_text():
     documents = [b"the cat sat on the mat", b"and so did the rat"]
     patches = [space_patches(document) for document in documents]
     tokens = [len(document.split()) for document in documents]
-    byte_plan = ByteLatentPlan()
+    byte_plan = byte_latent()
     token_plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 1000}, "exact")
     found = compare_on_corpus(byte_plan, token_plan, patches, tokens)
     size = sum(map(len, documents))
-    parts = byte_plan.breakdown([len(document) for document in documents], [len(one) for one in patches], "forward")
+    parts = byte_plan.breakdown(list(map(len, documents)), passes="forward", byte_patches=list(map(len, patches)))
     assert found.bpe_per_byte == token_plan.flops(tokens, passes="forward") / size
     assert found.blt_global == parts["latent_transformer"] / size
     assert found.blt_local == (sum(parts.values()) - parts["latent_transformer"]) / size
@@ -94,7 +104,7 @@ def test_two_models_on_one_text():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"encoder_config": {"hidden_size": 64}}, "has no num_hidden_layers"),
+        ({"encoder_config": {"hidden_size": 64}}, "encoder_config.num_hidden_layers is missing"),
         ({"encoder_config": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 3}}, "must divide"),
         ({"encoder_config": StackShape(num_hidden_layers=1, hidden_size=64, num_attention_heads=4)}, "must agree"),
         ({"cross_attn_k": 0}, "cross_attn_k=0 must be a positive integer"),
@@ -102,9 +112,9 @@ def test_two_models_on_one_text():
 )  # fmt: skip
 def test_impossible_configs(config, message):
     with pytest.raises(ConfigError, match=message):
-        ByteLatentPlan(config)
+        byte_latent(config)
 
 
 def test_every_sequence_has_its_patches():
-    with pytest.raises(ConfigError, match="2 sequences have 1 numbers of patches"):
-        ByteLatentPlan().flops([10, 20], [3])
+    with pytest.raises(ConfigError, match="byte_patches has 1 entries, sequence_lengths 2"):
+        byte_latent().flops([10, 20], byte_patches=[3])
