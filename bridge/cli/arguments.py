@@ -55,7 +55,7 @@ def add_passes(parser: Parser) -> None:
                         help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
 
 
-_BATCH = ("batch_size", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames")
+_BATCH = ("batch_size", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames", "byte_patches")
 
 
 def add_batch(parser: Parser) -> None:
@@ -66,6 +66,8 @@ def add_batch(parser: Parser) -> None:
     parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
                         help="encoder tokens that each sequence attends to (text, in diffusion models)")  # fmt: skip
     parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
+    parser.add_argument("--byte-patches", type=lengths, default=(), metavar="N,N,...",
+                        help="patches of each sequence, whose length is in bytes (byte-latent transformers)")  # fmt: skip
 
 
 def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def make_batch(
     image_patches: Sequence[int] = (),
     encoder_lengths: Sequence[int] = (),
     audio_frames: Sequence[int] = (),
+    byte_patches: Sequence[int] = (),
 ) -> Batch:
     """The batch that ``arguments.add_batch``'s options describe: one sequence of model.seq_length tokens by default.
 
@@ -54,9 +55,9 @@ def make_batch(
     if batch_size and sequence_lengths:
         raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
     size, length = batch_size or 1, config.model.seq_length
-    if sequence_lengths or encoder_lengths or audio_frames:
+    if sequence_lengths or encoder_lengths or audio_frames or byte_patches:
         each = sequence_lengths or [_known(length)] * size
-        vector = plan.measure(each, image_patches, encoder_lengths, audio_frames)
+        vector = plan.measure(each, image_patches, encoder_lengths, audio_frames, byte_patches)
         return Batch(vector, len(each), sum(each), len(image_patches))
     tokens = size * _known(length)
     sequences = plan.measure_moments(Moments.of(size, tokens, tokens * _known(length), length))

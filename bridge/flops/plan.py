@@ -278,13 +278,15 @@ class Plan:
         """
         lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames, byte_patches)
         if self._needs_byte_patches and lengths["sequences"] and not lengths["byte_patches"]:
-            raise ConfigError("byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence")
+            raise ConfigError(_NO_BYTE_PATCHES)
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
         """The vector of a batch of which only the moments are known: see ``moments``."""
         if not others and images is NOTHING and self._only_sequences:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
+        if self._needs_byte_patches and sequences.number and "byte_patches" not in others:
+            raise ConfigError(_NO_BYTE_PATCHES)
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
@@ -420,6 +422,10 @@ class Plan:
             "trainable": sum(map(self._trainable.parameters, terms)),
         }
 
+
+_NO_BYTE_PATCHES = (
+    "byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence (--byte-patches)"
+)
 
 #: Paths of models that only look on.
 ONLOOKERS = ("teacher_model.", "reference_model.")

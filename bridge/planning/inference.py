@@ -291,9 +291,7 @@ class InferencePlan:
         model = reading.read(cfg)
         shape = model.shape
         if model.language is None:
-            raise ConfigError(
-                "there is no language model that generates token by token: count passes with bridge flops"
-            )
+            raise ConfigError("there is no language model that generates token by token: count passes with bridge flops")
         if not shape.is_causal:
             raise ConfigError("model.is_causal=False: a model whose tokens see what follows them does not generate")
         record = conventions.get(convention)

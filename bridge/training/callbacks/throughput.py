@@ -483,13 +483,17 @@ def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups
         facts["trainable_percent"] = 100 * parameters["trainable"] / parameters["total"]
         facts["statistics"] = [statistic.name for statistic in plan.statistics]
         seq_length = getattr(cfg.model, "seq_length", None)
-        if seq_length:
+        if seq_length and not any(statistic.over in _BESIDE_TOKENS for statistic in plan.statistics):
             facts["flops_per_token"] = float(plan.flops([seq_length])) / seq_length
             facts["flops_per_token_seq_length"] = seq_length
             facts["planned_flops"] = planned_flops(cfg, plan, seq_length)
     else:
         facts["not_counted"] = ["the whole model"]
     return facts
+
+
+#: What a sequence of tokens alone says nothing of.
+_BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
 
 
 def planned_flops(cfg: Any, plan: Plan, seq_length: int) -> Optional[int]:
