@@ -219,19 +219,23 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
         num_position_embeddings=vision.num_position_embeddings,
         class_token=vision.class_token and not plain,
     )
-    for i in range(depth):
-        layer = vision_layer(
+    # Two kinds of layers at most: those that see the whole image, and those with windows.
+    kinds = {
+        whole: vision_layer(
             hidden_size=hidden,
             intermediate_size=vision.mlp_size,
             gated=vision.gated and not plain,
-            window_patches=0 if full[i] else vision.window_patches,
+            window_patches=0 if whole else vision.window_patches,
             class_token=vision.class_token and not plain,
             norm_bias=not vision.gated,
             heads=vision.heads,
             rope=projector.rotary,
             activation=ACTIVATIONS.get(vision.activation, NOTHING),
         )
-        terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in layer]
+        for whole in set(full)
+    }
+    for i, whole in enumerate(full):
+        terms += [term.under(f"vision_model.decoder.layers.{i}.") for term in kinds[whole]]
         for index, behind in enumerate(vision.deepstack_visual_indexes):
             # Megatron counts one for each index, also behind a layer that is not there.
             if behind == i or (plain and behind > i == depth - 1):

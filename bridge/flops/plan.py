@@ -8,7 +8,7 @@ Compile once; measure each micro-batch to a small vector; add vectors; dot Pytho
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -202,7 +202,7 @@ class Plan:
         self.hardware_unknown = hardware_unknown
         self._record, self._build = convention, build
         self._trainable = transforms.Trainable.of(trainable)
-        self._priced = [(term, *self._price(term)) for term in self.terms if term.kind not in convention.left_out and term.k]
+        self._priced = list(self._price_terms())
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._needs_byte_patches = any(s.over == "byte_patches" for s in self.statistics)
@@ -214,12 +214,22 @@ class Plan:
 
     # ---- compiling -------------------------------------------------------------------------------
 
-    def _price(self, term: Term) -> tuple[Statistic, Fraction]:
-        """The statistic of a term and the FLOPs of one pass per unit of it."""
+    def _price_terms(self) -> Iterator[tuple[Term, Statistic, Number]]:
+        """Every term that counts, with its statistic and the FLOPs of one pass per unit of it; equal ones are priced once."""
+        known: dict[tuple[Any, ...], tuple[Statistic, Number]] = {}
+        for term in self.terms:
+            if term.kind in self._record.left_out or not term.k:
+                continue
+            key = id(term.rows), term.k, term.n, id(term.times)
+            if key not in known:
+                known[key] = self._price(term)
+            yield term, *known[key]
+
+    def _price(self, term: Term) -> tuple[Statistic, Number]:
         factor, statistic = Fraction(1), term.rows
         if isinstance(statistic, Context):
             factor, statistic = self._record.statistic(statistic)
-        return statistic, FLOPS_PER_MAC * term.k * term.n * term.times * factor
+        return statistic, _whole(FLOPS_PER_MAC * term.k * term.n * term.times * factor)
 
     @cached_property
     def _components(self) -> dict[str, dict[str, Coefficients]]:
@@ -236,7 +246,7 @@ class Plan:
 
     def _grouped(self, groups: Iterable[K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients by group, for each set of passes; ``groups`` has an entry for each priced term."""
-        sums: dict[K, dict[tuple[Pass, Statistic], Fraction]] = {}
+        sums: dict[K, dict[tuple[Pass, Statistic], Number]] = {}
         for group, (term, statistic, flops) in zip(groups, self._priced, strict=True):
             amounts = sums.setdefault(group, {})
             key = term.passes, statistic
@@ -245,7 +255,7 @@ class Plan:
             name: {group: self._coefficients(amounts, flags) for group, amounts in sums.items()} for name, flags in PASSES.items()
         }
 
-    def _coefficients(self, amounts: Mapping[tuple[Pass, Statistic], Fraction], flags: Sequence[Pass]) -> Coefficients:
+    def _coefficients(self, amounts: Mapping[tuple[Pass, Statistic], Number], flags: Sequence[Pass]) -> Coefficients:
         """Of FLOPs a pass by the passes that run and the statistic."""
         sums = [Fraction(0)] * len(self.statistics)
         for (passes, statistic), flops in amounts.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -76,10 +76,31 @@ class Model:
         for part, (prefix, names) in _REQUIRED.items():
             if getattr(self, part) is not None:
                 _require(getattr(self, part), prefix, *names)
+        for name, layers in self._depths():
+            if layers > MAX_LAYERS:
+                raise ConfigError(f"{name}: {layers} layers are more than any model has ({MAX_LAYERS}); is it a mistake?")
         if self.language is not None:
             _check_relations(self.language)
         if self.byte_latent is not None:
             _check_stacks(self.byte_latent)
+
+    def _depths(self) -> Iterator[tuple[str, int]]:
+        """Every number of layers, by the field that says it; counted before anything is built."""
+        language, vision, audio, diffusion = self.language, self.vision, self.audio, self.diffusion
+        if language is not None:
+            yield "model.hybrid_layer_pattern", len(language.hybrid_layer_pattern or "")
+            yield "model.num_layers", language.num_layers or 0
+            yield "model.encoder_num_layers", language.encoder_num_layers or 0
+            each = max(len(language.mtp_hybrid_override_pattern or ""), 1)
+            yield "model.mtp_num_layers", (language.mtp_num_layers or 0) * each
+        if vision is not None:
+            yield "model.vision_config.depth", vision.depth or 0
+        if audio is not None:
+            yield "model.audio_config.encoder_layers", audio.encoder_layers or 0
+        if diffusion is not None:
+            yield "model.diffusion_config.num_layers", (diffusion.num_layers or 0) + diffusion.num_single_layers
+        for name, stack in (self.byte_latent.stacks if self.byte_latent else {}).items():
+            yield f"model.byte_latent_config.{name}.num_hidden_layers", stack.num_hidden_layers or 0
 
     @property
     def shape(self) -> ModelShape:
@@ -370,10 +391,6 @@ def _check_relations(shape: ModelShape) -> None:
     """Raise ConfigError where fields are missing or contradict each other."""
     hybrid, pattern = shape.is_hybrid, shape.hybrid_layer_pattern
     _require(shape, "model.", "hidden_size", "vocab_size", *([] if pattern else ["num_layers"]))
-    depths = (shape.mtp_num_layers or 0) * max(len(shape.mtp_hybrid_override_pattern or ""), 1)
-    layers = max(shape.num_layers or 0, len(pattern or ""), shape.encoder_num_layers or 0, depths)
-    if layers > MAX_LAYERS:
-        raise ConfigError(f"model.num_layers: {layers} layers are more than any model has ({MAX_LAYERS}); is it a mistake?")
     if not (hybrid and not {"*", "+", "D", "P"} & set(pattern or "*")):
         _require(shape, "model.", "num_attention_heads")
     for problem in _contradictions(shape):

@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 
 
 #: More layers than this are a mistake; they are counted before anything is built.
-MAX_LAYERS = 100_000
+MAX_LAYERS = 20_000
 #: No size of a model has more digits.
 _MOST = 10**15
 

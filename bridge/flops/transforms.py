@@ -71,11 +71,11 @@ def differentiate(
     result = []
     for term in terms:
         sources = [needs.get(name, False) for name in term.inputs]
-        learns = Pass.WGRAD in term.allowed
+        learns = term.allowed is Pass.TRAINING or Pass.WGRAD in term.allowed
         wgrad = learns and term.weight and trainable.weights(term.tied or term.path)
         # A bias needs no matmul for its gradient, but what it is added to carries one.
         trains = wgrad or (learns and bool(term.bias) and trainable.biases(term.path))
-        flows = any(sources) and bool(term.allowed & Pass.BACKWARD)
+        flows = any(sources) and (term.allowed is Pass.TRAINING or bool(term.allowed & Pass.BACKWARD))
         if term.has_weight:
             # The gate on the shared experts is torch's own linear function, in megatron-core too.
             whole = framework.dgrad_with_wgrad and term.kind is not Kind.GATE
@@ -84,14 +84,23 @@ def differentiate(
             dgrad, wgrad = flows and sources[0], flows and sources[-1]
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
             dgrad = wgrad = flows or trains
-        passes = Pass.FORWARD | (Pass.DGRAD if dgrad else Pass.NONE) | (Pass.WGRAD if wgrad else Pass.NONE)
+        passes = _RUN[bool(dgrad), bool(wgrad)]
         given = flows or trains or (input_gradient and term.path.startswith("embedding."))
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
             kept = term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS
             needs[name] = given or kept
-        result.append(term.changed(passes=passes & term.allowed))
+        result.append(term.changed(passes=passes if term.allowed is Pass.TRAINING else passes & term.allowed))
     return result
+
+
+#: (input gradient, weight gradient) -> the passes that run.
+_RUN = {
+    (False, False): Pass.FORWARD,
+    (True, False): Pass.FORWARD | Pass.DGRAD,
+    (False, True): Pass.FORWARD | Pass.WGRAD,
+    (True, True): Pass.TRAINING,
+}
 
 
 def everything(path: str) -> bool:
@@ -368,6 +377,9 @@ def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str], tr
         frozen += [f"vision_model.{part}" for part in tower]
     if shape.freeze_vision_projection:
         frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
+
+    if lora is None and not frozen:
+        return Trainable(everything, everything)
 
     def rule(kind: str) -> Rule:
         def trains(path: str) -> bool:
