@@ -34,9 +34,9 @@ def test_windows(options: list[str], windows: list[int]) -> None:
     cfg = load_recipe("tiny", ["model.num_layers=4", *options])
     size, skip = window_of(cfg.model)
     trained = [size[0] + 1 if size and is_layer_window_attention(size, skip, number) else 0 for number in (1, 2, 3, 4)]
-    counted = [sum(layer.context.sizes) for layer in decoder_layers(read(cfg))]
+    counted = [sum(layer.context.sizes) for layer in decoder_layers(read(cfg).shape)]
     assert trained == counted == windows
-    assert {layer.context for layer in decoder_layers(read(cfg))} <= {Context("causal"), Context("window", (max(windows),))}
+    assert {layer.context for layer in decoder_layers(read(cfg).shape)} <= {Context("causal"), Context("window", (max(windows),))}
     assert transformer_config(cfg).window_size == size
 
 
