@@ -101,7 +101,7 @@ def test_frozen_parts_stay_as_they_were_and_the_others_move(name: str, results: 
         (["model.mtp_num_layers=1"], "model.mtp_num_layers=1"),
         (["model.image_token_id=300"], "model.image_token_id=300"),
         (["model.vision_config.projector_type=mlp"], "model.vision_config.projector_type='mlp'"),
-        (["model.vision_config.hidden_act=swish"], "model.vision_config.hidden_act='swish'"),
+        (["model.vision_config.hidden_act=mish"], "model.vision_config.hidden_act='mish'"),
         (["model.vision_config.num_heads=5"], "model.vision_config.num_heads=5"),
         (["model.vision_config.num_position_embeddings=10"], "model.vision_config.num_position_embeddings=10"),
         (["model.vision_config.out_hidden_size=64"], "model.vision_config.out_hidden_size=64"),

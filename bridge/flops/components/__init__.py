@@ -1,1 +1,1 @@
-"""One architecture block a file: keyword integers in, terms out.  No configuration, no batch, no convention."""
+"""One architecture block a file: a formula (keyword integers in, terms out; no configuration, no batch) and its row."""
