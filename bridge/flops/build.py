@@ -28,6 +28,7 @@ class Layer:
         form: which of its mixer's forms stands here, where it has several (see ``rows.Mixer``).
         rotates: RoPE turns its queries and keys, if the model has RoPE at all.
         crosses: also attends to an encoder.
+        num_query_groups, ffn_hidden_size: its own, where layers differ; 0: the model's.
     """
 
     number: int
@@ -39,6 +40,8 @@ class Layer:
     form: int = 0
     rotates: bool = True
     crosses: bool = False
+    num_query_groups: int = 0
+    ffn_hidden_size: int = 0
 
 
 @dataclass(frozen=True)

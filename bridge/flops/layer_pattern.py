@@ -8,6 +8,7 @@ from dataclasses import replace
 from bridge.flops.build import Layer
 from bridge.flops.components.registry import MIXERS, SYMBOLS, VARIANTS
 from bridge.flops.frequencies import flagged
+from bridge.flops.heterogeneous import Block, blocks
 from bridge.flops.rows import Mixer
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import CAUSAL, Context
@@ -19,7 +20,21 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
         pattern = hybrid_patterns(shape)[0]
         return _layers(shape, _hybrid_kinds(shape, pattern), len(pattern))
     channels = ["moe" if moe else "mlp" if shape.ffn_size else "" for moe in moe_layers(shape)]
-    return _layers(shape, list(zip(_mixers(shape), channels, strict=True)), shape.num_layers or 0)
+    layers = _layers(shape, list(zip(_mixers(shape), channels, strict=True)), shape.num_layers or 0)
+    if shape.block_configs is None:
+        return layers
+    return [_with_block(layer, block) for layer, block in zip(layers, blocks(shape), strict=True)]
+
+
+def _with_block(layer: Layer, block: Block) -> Layer:
+    """A layer with what stands in place of its attention and of its MLP."""
+    return replace(
+        layer,
+        mixer=layer.mixer if block.attention is None else block.attention,
+        channel=layer.channel if block.mlp is None else block.mlp,
+        num_query_groups=block.num_query_groups,
+        ffn_hidden_size=block.ffn_hidden_size,
+    )
 
 
 def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
@@ -57,11 +72,11 @@ def _layers(shape: ModelShape, kinds: Sequence[tuple[str, str]], count: int, in_
 
 def _hybrid_kinds(shape: ModelShape, pattern: str) -> list[tuple[str, str]]:
     """The (mixer, channel mixer) of each symbol."""
-    rows = {symbol: SYMBOLS[symbol].name for symbol in pattern}
-    # Where MLA has a symbol of its own, * is ordinary attention.
-    if "*" in rows and shape.hybrid_mla_symbol == "*" and "+" not in (shape.hybrid_layer_pattern or ""):
-        rows["*"] = _ordinary(shape)
-    return [(rows[symbol], "") if isinstance(SYMBOLS[symbol], Mixer) else ("", rows[symbol]) for symbol in pattern]
+    taken = {row.takes: row for row in MIXERS.values() if row.takes and getattr(shape, row.option)}
+    if shape.hybrid_mla_symbol != "*" or "+" in (shape.hybrid_layer_pattern or ""):
+        taken.pop("*", None)  # MLA has a symbol of its own
+    rows = [taken.get(symbol) or SYMBOLS[symbol] for symbol in pattern]
+    return [(row.name, "") if isinstance(row, Mixer) else ("", row.name) for row in rows]
 
 
 def encoder_layers(shape: ModelShape, context: Context) -> list[Layer]:

@@ -117,7 +117,7 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
         crossed = cross_attention.PART.terms(build, layer)
         yield from _normed(build, crossed, "cross_attention", "pre_cross_attn_layernorm", "post_cross_attn_layernorm")
     if layer.channel:
-        block = [term.under("mlp.") for term in CHANNELS[layer.channel].terms(build, layer)]
+        block = CHANNELS[layer.channel].terms(build, layer)
         yield from _normed(build, block, layer.channel, "pre_mlp_layernorm", "post_mlp_layernorm")
     if shape.hidden_size_per_layer_input:
         yield from per_layer_embeddings.PART.terms(build, layer)

@@ -106,6 +106,7 @@ class Mixer(Channel):
         variant: the values of that field that mean this row, old names included; none: any value that is set.
         layers: which decoder layers it then takes.
         beside: the mixer of the layers that it leaves; the model's ordinary one where empty.
+        takes: the symbol that it takes over, from the row whose it is, in models that set its option.
         form: (shape, number of the layer, whether in MTP) -> which of its forms stands there, where layers differ.
     """
 
@@ -114,6 +115,7 @@ class Mixer(Channel):
     variant: tuple[str, ...] = ()
     layers: Callable[[ModelShape], Sequence[bool]] | None = None
     beside: str = ""
+    takes: str = ""
     form: Callable[[ModelShape, int, bool], int] | None = None
 
     def asked(self, shape: ModelShape) -> bool:

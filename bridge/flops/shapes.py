@@ -259,6 +259,10 @@ class ModelShape:
     hc_mult: Optional[int] = size(off=True)
     """Copies of the residual stream (hyper-connections)."""
 
+    block_configs: Any = None
+    """Blocks that differ from layer to layer (Nemotron Super and Ultra): one mapping a layer, with ``attention`` and ``ffn``,
+    each with ``no_op``, ``replace_with_linear`` and a size (see ``heterogeneous``)."""
+
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
     hybrid_layer_pattern: Optional[str] = None
@@ -278,6 +282,10 @@ class ModelShape:
     mamba_head_dim: int = size(64, when="is_hybrid")
     mamba_num_groups: int = size(8, when="is_hybrid")
     mamba_num_heads: Optional[int] = size(off=True)
+    gated_delta_product: bool = False
+    """Every ``M`` of a pattern is a gated delta product layer of Mamba's sizes (Megatron-LM's gdp_stack_spec)."""
+    gdp_num_householder: int = size(3, when="gated_delta_product")
+    """Householder steps a token of such a layer."""
     mamba_rms_norm: bool = True
     """A norm on what the scan returns (Falcon-H1 can do without)."""
 

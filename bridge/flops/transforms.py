@@ -287,20 +287,31 @@ def recomputes_weights(shape: Any) -> bool:
 
 #: megatron-core's names of recompute_modules -> which terms run again: their component, or the modules of adapters inside.
 _MODULES: dict[str, Callable[[Term], bool]] = {
+    "gdp_in_proj": lambda term: term.path.endswith(".mixer.in_proj") or ".mixer.in_proj.adapter" in term.path,
+    "gdp_qkv": lambda term: term.path.endswith(".mixer.conv1d"),
     "core_attn": lambda term: term.component == "core_attention",
-    "mlp": lambda term: term.component == "mlp" or (term.component == ADAPTERS and ".mlp.linear_" in term.path),
+    "mlp": lambda term: (
+        term.component == "mlp" or term.path.endswith(".mlp") or (term.component == ADAPTERS and ".mlp.linear_" in term.path)
+    ),
     "moe": lambda term: term.component == "moe" or (term.component == ADAPTERS and "experts." in term.path),
     "shared_experts": lambda term: ".shared_experts." in term.path,
     "mla_up_proj": lambda term: _leaf(term) in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
 }
-#: Those that run no matmul again -> the component that has to be there: a name of what a model has not means something else.
-_FREE_MODULES = {"moe_act": "", "layernorm": "", "gdn_norm_out": "gated_delta_net", "mhc": "hyper_connections"}
+#: Those that run no matmul again.
+_FREE_MODULES = ("moe_act", "layernorm", "gdn_norm_out", "mhc")
+#: Those that are of one component: in a model without it megatron-core refuses them, so they mean something else.
+_ONLY_WITH = {
+    "gdn_norm_out": "gated_delta_net",
+    "mhc": "hyper_connections",
+    "gdp_in_proj": "gated_delta_product",
+    "gdp_qkv": "gated_delta_product",
+}
 
 
 def unknown_recompute(terms: Iterable[Term], shape: ModelShape) -> tuple[str, ...]:
     """A sentence for each entry of ``recompute_modules`` of which it is not known what it runs again."""
-    components = {"", *(term.component for term in terms)}
-    known = {*_MODULES, *(name for name, component in _FREE_MODULES.items() if component in components)}
+    components = {term.component for term in terms}
+    known = {name for name in (*_MODULES, *_FREE_MODULES) if _ONLY_WITH.get(name, "") in {"", *components}}
     return tuple(
         f"recompute_modules has {short(name)}: what that runs again is not known, so hardware FLOPs (HFU) are not"
         for name in dict.fromkeys(_modules(shape))

@@ -25,8 +25,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (  # noqa: E402
     get_gpt_decoder_layer_specs,
     get_gpt_mtp_block_spec,
 )
+from megatron.core.models.gpt.heterogeneous.heterogeneous_layer_specs import get_gpt_heterogeneous_layer_spec  # noqa: E402
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear  # noqa: E402
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig  # noqa: E402
 from megatron.core.transformer.module import MegatronModule  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 
@@ -70,8 +72,10 @@ class Adapted(torch.nn.Module):
 def build(case: Case) -> GPTModel:
     """The model of a case, with the parts frozen that the case freezes."""
     options = {name: value for name, value in case.model.items() if name not in _OF_THE_MODEL}
-    latent = bool(options.pop("multi_latent_attention", False))
-    kind = MLATransformerConfig if latent else TransformerConfig
+    latent, blocks = bool(options.pop("multi_latent_attention", False)), options.pop("block_configs", None)
+    kind = MLATransformerConfig if latent else HeterogeneousTransformerConfig if blocks else TransformerConfig
+    if blocks:
+        options["heterogeneous_layers_config_encoded_json"] = json.dumps({"block_configs": blocks})
     if latent:
         options |= {"rope_type": "rope", "multi_latent_attention": True}
     config = kind(
@@ -88,7 +92,10 @@ def build(case: Case) -> GPTModel:
         apply_rope_fusion=False,
         gradient_accumulation_fusion=False,
     )
-    spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
+    if blocks:
+        spec = get_gpt_heterogeneous_layer_spec(config, use_te=False)
+    else:
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization=config.normalization)
     depths = None
     if config.mtp_num_layers:
         layers = get_gpt_decoder_layer_specs(config, use_transformer_engine=False, normalization=config.normalization)

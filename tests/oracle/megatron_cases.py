@@ -124,6 +124,28 @@ def _latent_experts(random: Random) -> dict[str, Any]:
     return _experts(random, _latent_attention)
 
 
+def _heterogeneous(random: Random) -> dict[str, Any]:
+    """Layers whose attention and MLP are left out, replaced, or of their own width."""
+    model = {**_dense(random), "num_layers": 5}
+    heads = model["num_attention_heads"]
+    divisors = [size for size in range(1, heads + 1) if heads % size == 0]
+    nothing, linear = {"no_op": True}, {"replace_with_linear": True}
+
+    def attention() -> dict[str, Any]:
+        own = {"n_heads_in_group": random.choice(divisors)}
+        empty = {"n_heads_in_group": None}
+        return random.choice([own, own, {**empty, **nothing}, {**empty, **linear}, {"num_query_groups": random.choice(divisors)}])
+
+    def mlp() -> dict[str, Any]:
+        empty = {"ffn_mult": None}
+        own = {"ffn_mult": random.choice([0.5, 3.28125, 20])}
+        return random.choice(
+            [own, own, {**empty, **nothing}, {**empty, **linear}, {"ffn_hidden_size": random.randint(5, 60)}, empty]
+        )
+
+    return {**model, "block_configs": [{"attention": attention(), "ffn": mlp()} for _ in range(5)]}
+
+
 def _predicting(base: Draw) -> Draw:
     return lambda random: {**base(random), "mtp_num_layers": random.randint(1, 2)}
 
@@ -134,6 +156,7 @@ KINDS: dict[str, Draw] = {
     "window": _window,
     "learned_positions": _positions,
     "output_gate": _gated_attention,
+    "heterogeneous": _heterogeneous,
     "moe": _experts,
     "moe_shared_gate": _gated_shared_experts,
     "mla": _latent_attention,
@@ -181,4 +204,4 @@ def cases(shapes: int = 4) -> list[Case]:
 
 def trained_cases() -> list[Case]:
     """What ``bridge train`` builds of these: one shape of every kind, trained in full."""
-    return [case for case in cases(1) if case.name.endswith("-full")]
+    return [case for case in cases(1) if case.name.endswith("-full") and "block_configs" not in case.model]

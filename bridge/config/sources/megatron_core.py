@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
 from bridge.flops.reading import Description, get, model_of
@@ -43,7 +45,41 @@ def options(model: Any) -> Options:
         value = get(model, other)
         if value is not None:
             found.setdefault(ours, value)
+    if get(model, "enable_mhc_connections"):
+        found.setdefault("hc_mult", get(model, "mhc_num_residual_streams") or MHC_STREAMS)
+    found.setdefault("block_configs", _block_configs(model))
     return found
+
+
+#: megatron-core's mhc_num_residual_streams.
+MHC_STREAMS = 4
+#: Where blocks that differ from layer to layer are described.
+_BLOCKS = {
+    "heterogeneous_block_specs",
+    "heterogeneous_layers_config_path",
+    "heterogeneous_layers_config_encoded_json",
+    "per_block_parameters",
+}
+#: Such a description of 162 layers has 60 kB.
+_LARGEST_DESCRIPTION = 1 << 24
+
+
+def _block_configs(model: Any) -> Optional[list[Any]]:
+    """Blocks that differ from layer to layer, from megatron-core's records, its JSON text or its file; None where unreadable."""
+    built, text = get(model, "per_block_parameters"), get(model, "heterogeneous_layers_config_encoded_json")
+    if isinstance(built, list) and built and all(map(dataclasses.is_dataclass, built)):
+        return [dataclasses.asdict(block) for block in built]
+    try:
+        text = text or _text(get(model, "heterogeneous_layers_config_path"))
+        return json.loads(text)["block_configs"] if text else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _text(path: Any) -> str:
+    file = Path(path or "")
+    readable = bool(path) and file.is_file() and file.stat().st_size <= _LARGEST_DESCRIPTION
+    return file.read_text() if readable else ""
 
 
 def describe(cfg: Any, options: Options, notes: Audit, *, freeze: Any = None) -> Description:
@@ -83,7 +119,7 @@ def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
         read: names that its reader takes beside ``ModelShape``'s and ``READ``.
     """
     found = Audit()
-    known = read | READ | set(OWN)
+    known = read | READ | set(OWN) | (_BLOCKS if _block_configs(model) else set())
     for name, value, default in _fields(model):
         if name in known or name in NEUTRAL or name.startswith("_"):
             continue

@@ -22,7 +22,7 @@ decoder_seq_length encoder_seq_length hybrid_override_pattern spec freeze_all_la
 teacher thinker_config deepstack_visual_indexes per_layer_embed_dim per_layer_embed_vocab_size transformer_layer_spec
 mamba_stack_spec head_dim nope_layer_interval pipeline_model_parallel_size virtual_pipeline_model_parallel_size
 num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage decoder_first_pipeline_num_layers
-decoder_last_pipeline_num_layers mhc_num_residual_streams gdp_num_householder pipeline_model_parallel_layout
+decoder_last_pipeline_num_layers enable_mhc_connections mhc_num_residual_streams pipeline_model_parallel_layout
 account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
 """
 )
@@ -53,7 +53,6 @@ REPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "heterogeneous_layers_config_path": ((None, ""), "blocks that differ from layer to layer are not counted"),
     "heterogeneous_layers_config_encoded_json": ((None, ""), "blocks that differ from layer to layer are not counted"),
     "per_block_parameters": ((None, [], ()), "blocks that differ from layer to layer are not counted"),
-    "enable_mhc_connections": ((False,), "hyper-connections are not counted"),
     "vision_pretraining": ((False,), "the image classifier that is trained is not counted"),
     "ict_head_size": ((None,), "the retriever's heads are not counted"),
     "biencoder_projection_dim": ((0, None), "the retriever's projection is not counted"),

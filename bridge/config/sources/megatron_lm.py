@@ -23,6 +23,8 @@ _ACTIVATIONS = {
 }
 #: Stacks of layers that the patterns describe.
 _KNOWN_SPECS = ("hybrid_stack_spec", "mamba_stack_spec", "mamba_inference_stack_spec", "hybrid_inference_stack_spec", "local")
+#: Those whose Mamba layers are gated delta products.
+_GATED_DELTA_PRODUCT = ("gdp_stack_spec", "gated_delta_product_stack_spec")
 #: With ``freeze_all_layers`` the whole model only runs forward.
 _ALL_FROZEN = {"kind": "freeze", "freeze": ["embedding", "encoder", "decoder", "mtp", "output_layer"]}
 
@@ -46,6 +48,7 @@ def _options(args: Any) -> Options:
     untied, experts = get(args, "untie_embeddings_and_output_weights"), get(args, "num_experts")
     options: Options = {"recompute_modules": _words(get(args, "recompute_modules")) or None, **_encoder(args)}
     options["hybrid_mla_symbol"] = "+"
+    options["gated_delta_product"] = _stack(args) in _GATED_DELTA_PRODUCT
     if untied is not None:
         options["share_embeddings_and_output_weights"] = not untied
     if experts is not None:
@@ -61,6 +64,11 @@ def _options(args: Any) -> Options:
     elif get(args, "add_position_embedding") is False and get(args, "position_embedding_type") == "learned_absolute":
         options["position_embedding_type"] = "none"
     return options
+
+
+def _stack(args: Any) -> str:
+    """The name of the spec that builds the layers; empty without one."""
+    return "".join(_words(get(args, "spec"))[-1:]).rpartition(".")[2]
 
 
 def _encoder(args: Any) -> Options:
@@ -87,8 +95,7 @@ def _left_out(args: Any) -> list[str]:
         )
     if tower is not None:
         found.append(f"vision_model_type={short(tower)}: the vision tower and its projector are not counted")
-    last = _words(get(args, "spec"))[-1:]
-    if last and last[0].rpartition(".")[2] not in _KNOWN_SPECS:
+    if _stack(args) not in ("", *_KNOWN_SPECS, *_GATED_DELTA_PRODUCT):
         found.append(f"spec={short(get(args, 'spec'))}: layers that are built by a spec are counted as megatron-core's own")
     return found
 

@@ -102,6 +102,7 @@ def latents(shape: ModelShape, kept: Context, read: Context | None = None) -> Ca
 MIXER = Mixer(
     name="mla",
     symbol="+",
+    takes="*",
     terms=terms,
     cache=lambda shape, layer: [latents(shape, layer.context)],
     option="multi_latent_attention",

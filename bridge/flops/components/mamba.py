@@ -68,12 +68,13 @@ def mamba(
 # ---- its rows ------------------------------------------------------------------------------------
 
 
-def _heads(shape: ModelShape) -> int:
+def mixer_heads(shape: ModelShape) -> int:
+    """Heads of a layer; twice the residual stream's width where their number is not set."""
     return shape.mamba_num_heads or 2 * (shape.hidden_size or 0) // shape.mamba_head_dim
 
 
 def _terms(build: Build, layer: Layer) -> list[Term]:
-    shape, convention, heads = build.shape, build.convention, _heads(build.shape)
+    shape, convention, heads = build.shape, build.convention, mixer_heads(build.shape)
     return mamba(
         hidden_size=build.hidden_size,
         inner_size=2 * build.hidden_size if convention.mamba_width_is_twice_hidden else heads * shape.mamba_head_dim,
@@ -87,7 +88,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
 
 
 def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
-    inner = _heads(shape) * shape.mamba_head_dim
+    inner = mixer_heads(shape) * shape.mamba_head_dim
     convolved = inner + 2 * shape.mamba_num_groups * shape.mamba_state_dim
     return recurrent(inner * shape.mamba_state_dim, convolved, CONV_KERNEL)
 

@@ -57,14 +57,15 @@ def halves(ffn_hidden_size: int) -> tuple[tuple[str, int], ...]:
 
 def _terms(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    return mlp(
+    terms = mlp(
         hidden_size=build.hidden_size,
-        ffn_hidden_size=shape.ffn_size * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
+        ffn_hidden_size=(layer.ffn_hidden_size or shape.ffn_size) * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
         gated=shape.gated_linear_unit,
         fused=build.fused,
         bias=shape.add_bias_linear or shape.add_mlp_bias,
         activation=build.activation,
     )
+    return [term.under("mlp.") for term in terms]
 
 
 CHANNEL = Channel(name="mlp", symbol="-", terms=_terms, trains=True, colour={"mlp": "blue"})

@@ -122,7 +122,7 @@ def moe(
 
 def _terms(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
-    return moe(
+    terms = moe(
         hidden_size=build.hidden_size,
         num_experts=shape.num_moe_experts or 1,
         topk=shape.moe_router_topk,
@@ -141,6 +141,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         sigmoid_scores=shape.moe_router_score_function == "sigmoid",
         branch_norms=shape.moe_branch_norms,
     )
+    return [term.under("mlp.") for term in terms]
 
 
 CHANNEL = Channel(name=COMPONENT, symbol="E", terms=_terms, trains=True, colour={COMPONENT: "violet"})

@@ -143,7 +143,7 @@ def caches(shape: ModelShape, layer: Layer) -> list[Cache]:
 
 def _heads(shape: ModelShape, layer: Layer) -> tuple[int, int]:
     """Key/value heads of a layer and the width of one."""
-    groups = (layer.is_global and shape.global_num_query_groups) or shape.key_value_heads
+    groups = layer.num_query_groups or (layer.is_global and shape.global_num_query_groups) or shape.key_value_heads
     return groups, (layer.is_global and shape.global_kv_channels) or shape.head_size
 
 

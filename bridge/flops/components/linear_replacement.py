@@ -1,0 +1,34 @@
+"""One square matrix in place of attention or of an MLP (Puzzle, arXiv:2411.19146; Nemotron Super and Ultra)."""
+
+from __future__ import annotations
+
+from bridge.flops.build import Build, Layer
+from bridge.flops.rows import Channel, Mixer, Terms
+from bridge.flops.terms import Term
+
+COMPONENT = "linear_replacement"
+
+
+def linear_replacement(*, place: str, hidden_size: int, bias: bool) -> list[Term]:
+    """From the normed input to the residual stream; the matrix is the module ``place`` itself."""
+    return [Term("linear", COMPONENT, hidden_size, hidden_size, inputs=("normed",), bias=hidden_size * bias, path=place)]
+
+
+# ---- its rows ------------------------------------------------------------------------------------
+
+
+def _terms(place: str) -> Terms:
+    def terms(build: Build, layer: Layer) -> list[Term]:
+        return linear_replacement(place=place, hidden_size=build.hidden_size, bias=build.shape.add_bias_linear)
+
+    return terms
+
+
+MIXER = Mixer(
+    name="linear",
+    option="block_configs",
+    terms=_terms("self_attention"),
+    cache=lambda shape, layer: [],
+    colour={COMPONENT: "grey"},
+)
+CHANNEL = Channel(name="linear", terms=_terms("mlp"))
