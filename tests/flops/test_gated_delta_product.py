@@ -14,8 +14,8 @@ from bridge.planning.kv_cache import layer_caches
 
 #: Two heads of 4, a state of 3 in one group: inside 8 wide.
 SIZES = {
-    "hidden_size": 6, "num_attention_heads": 2, "ffn_hidden_size": 10, "vocab_size": 12, "mamba_num_heads": 2, "mamba_head_dim": 4,
-    "mamba_state_dim": 3, "mamba_num_groups": 1,
+    "hidden_size": 6, "num_attention_heads": 2, "ffn_hidden_size": 10, "vocab_size": 12,
+    "mamba_num_heads": 2, "mamba_head_dim": 4, "mamba_state_dim": 3, "mamba_num_groups": 1,
 }  # fmt: skip
 
 
