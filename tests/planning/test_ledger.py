@@ -598,7 +598,12 @@ MLA = {"hidden_size": 7, "q_lora_rank": 3, "qk_head_dim": 5, "qk_pos_emb_head_di
         (vision_projector.mlp_projector(hidden_size=3, out_hidden_size=5), 8, lambda: [gelu(y) for y in some(8 * 5)]),
         (
             vision_projector.pixel_shuffle(
-                intermediate_size=12, spatial_merge_size=2, projector_input_dim=5, projector_output_dim=7, out_hidden_size=3
+                intermediate_size=12,
+                spatial_merge_size=2,
+                projector_input_dim=5,
+                projector_output_dim=7,
+                vision_output_dim=7,
+                out_hidden_size=3,
             ),
             8,
             lambda: [gelu(y) for y in some(2 * (5 + 7))],

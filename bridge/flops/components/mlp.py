@@ -5,6 +5,7 @@ from __future__ import annotations
 from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import MULTIPLICATION, SILU, Operations
 from bridge.flops.rows import Channel
+from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Term, elementwise, join
 
 
@@ -55,11 +56,16 @@ def halves(ffn_hidden_size: int) -> tuple[tuple[str, int], ...]:
 # ---- its row -------------------------------------------------------------------------------------
 
 
+def width_factor(shape: ModelShape, layer: Layer) -> int:
+    """How many times its usual width a layer's dense MLP has, beside experts too."""
+    return 2 if layer.shares_kv and shape.use_double_wide_mlp else 1
+
+
 def _terms(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     terms = mlp(
         hidden_size=build.hidden_size,
-        ffn_hidden_size=(layer.ffn_hidden_size or shape.ffn_size) * (2 if layer.shares_kv and shape.use_double_wide_mlp else 1),
+        ffn_hidden_size=(layer.ffn_hidden_size or shape.ffn_size) * width_factor(shape, layer),
         gated=shape.gated_linear_unit,
         fused=build.fused,
         bias=shape.add_bias_linear or shape.add_mlp_bias,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.build import Build, Layer
-from bridge.flops.components.mlp import halves, mlp
+from bridge.flops.components.mlp import halves, mlp, width_factor
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
 from bridge.flops.rows import Channel
 from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
@@ -128,7 +128,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         topk=shape.moe_router_topk,
         ffn_hidden_size=shape.moe_ffn_hidden_size or shape.ffn_size,
         gated=shape.gated_linear_unit,
-        shared_ffn_hidden_size=shape.moe_shared_expert_intermediate_size or 0,
+        shared_ffn_hidden_size=(shape.moe_shared_expert_intermediate_size or 0) * width_factor(shape, layer),
         # Shared experts of width 0 are there, gate and all; None is none.
         shared_gate=shape.moe_shared_expert_gate and shape.moe_shared_expert_intermediate_size is not None,
         latent_size=shape.moe_latent_size or 0,
