@@ -112,9 +112,9 @@ def all_models() -> str:
     golden = json.loads((DOCS.parent / "tests" / "data" / "golden_flops.json").read_text())
     rows = []
     for name in MODELS:
-        found = golden[f"models/{name}.yaml"]
-        count = found["parameters"]
-        per_token = (float(Fraction(found[convention]["one_sequence_of_4096"])) / 4096 / 1e9 for convention in CONVENTIONS)
+        count = golden[f"models/{name}.yaml parameters"]
+        totals = (golden[f"models/{name}.yaml {convention} total"] for convention in CONVENTIONS)
+        per_token = (float(Fraction(total["one_sequence_of_4096"])) / 4096 / 1e9 for total in totals)
         rows.append([f"`{name}`", f"{count['total']:,}", f"{count['active']:,}", *(f"{value:,.2f}" for value in per_token)])
     return table(["recipe", "parameters", "active", *(f"{name}, GFLOPs/token" for name in CONVENTIONS)], rows)
 
