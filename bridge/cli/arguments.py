@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -97,7 +98,7 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
 def read_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """A configuration from a Hugging Face config.json (or its folder), a recipe's path, or a recipe's name."""
     path = Path(source)
-    if path.is_dir() and (path / "config.json").is_file():
+    if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
         path /= "config.json"
     if path.suffix == ".json":
         return with_overrides(from_huggingface(path), overrides)

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bridge.config import yaml_file
 from bridge.config.schema import Config
 from bridge.config.validation import validate as validate_config
-from bridge.flops.shapes import ConfigError
+from bridge.config.yaml_file import first_line
+from bridge.flops.shapes import ConfigError, short
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -62,7 +63,7 @@ def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
     try:
         result = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
-        raise ConfigError(f"{source}: {_first_line(error)} (option {error.full_key})") from None
+        raise ConfigError(f"{source}: {first_line(error)} (option {error.full_key})") from None
     assert isinstance(result, Config)
     result.model.tensor_model_parallel_size = result.parallel.tensor_model_parallel_size
     return result
@@ -99,8 +100,13 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
     """The file a recipe's path or name means. In names ``-``, ``_`` and ``.`` are alike, ``.yaml`` may be left out."""
     given = Path(recipe)
     path = given if relative_to is None else relative_to / given
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"recipe {_named(recipe)} is no regular file; save what it holds in one")
+    except OSError as error:
+        raise ConfigError(f"recipe {_named(recipe)} cannot be read: {error.strerror}") from None
     if given.parent == Path("."):  # a bare name
         folders = [*([relative_to] if relative_to else []), *recipe_folders()]
     else:
@@ -109,14 +115,20 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
     stem = given.name.removesuffix(".yaml").removesuffix(".yml")
     for same in (lambda file: file.stem == stem, lambda file: _spelling(file.stem) == _spelling(stem)):
         for file in files:
-            if same(file):
+            if same(file) and file.is_file():
                 return file
     if path.is_dir():
-        raise ConfigError(f"recipe {recipe} is a folder; name a YAML file in it")
+        raise ConfigError(f"recipe {_named(recipe)} is a folder; name a YAML file in it")
     known = {_spelling(file.stem): file for file in [*reversed(list_recipes()), *files]}
     hint = _nearest(_spelling(stem), known)
     remedy = f"did you mean {known[hint].stem}?" if hint else "`bridge recipes` lists what there is"
-    raise ConfigError(f"recipe {recipe} does not exist; {remedy}")
+    raise ConfigError(f"recipe {_named(recipe)} does not exist; {remedy}")
+
+
+def _named(recipe: str | Path) -> str:
+    """As it was given, in one line."""
+    name = str(recipe)
+    return name if name.isprintable() and len(name) <= 200 else short(name)
 
 
 def _spelling(name: str) -> str:
@@ -136,46 +148,52 @@ class _Layer:
     """The key, where it points into a list (``callbacks.0.convention``): merging would replace the list."""
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> Iterator[_Layer]:
-    resolved = path.resolve()
-    if resolved in above:
-        chain = " -> ".join(file.name for file in (*above[above.index(resolved) :], resolved))
-        raise ConfigError(f"{path}: base recipes form a circle ({chain}); remove one `base:`")
-    values = _read_yaml(path)
-    bases = values.pop("base", None) or []
+#: A recipe builds on at most so many others, theirs included.
+_MAX_BASES = 64
+
+
+def _read_with_bases(path: Path) -> list[_Layer]:
+    """The layers of a recipe, its own last.
+
+    A recipe that several others build on is read once and laid where it comes last: what lay under that is covered anyway.
+    """
+    layers: dict[Path, _Layer] = {}
+    left = iter(range(_MAX_BASES))
+
+    def read(file: Path, above: tuple[Path, ...]) -> None:
+        resolved = file.resolve()
+        if resolved in above:
+            chain = " -> ".join(one.name for one in (*above[above.index(resolved) :], resolved))
+            raise ConfigError(f"{file}: base recipes form a circle ({chain}); remove one `base:`")
+        if resolved in layers:
+            return
+        values = yaml_file.read(file)
+        bases = _take_bases(file, values)
+        if above:
+            values.pop("name", None)  # a recipe is not called as the one it builds on
+        layers[resolved] = _Layer(str(file), values)
+        for base in reversed(bases):  # last to first, as the layers are collected
+            if next(left, None) is None:
+                raise ConfigError(f"{path}: base: it builds on more than {_MAX_BASES} recipes; write one with what they set")
+            try:
+                found = find_recipe(base, relative_to=file.parent)
+            except ConfigError as error:
+                raise ConfigError(f"{file}: base: {error}") from None
+            read(found, (*above, resolved))
+
+    read(path, ())
+    return list(reversed(layers.values()))
+
+
+def _take_bases(path: Path, values: DictConfig) -> list[str]:
+    bases = yaml_file.plain(values).get("base") or []
+    if "base" in values:
+        del values["base"]
     if isinstance(bases, str):
         bases = [bases]
-    if not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: base={bases} must be a recipe's path or name, or a list of them")
-    for base in bases:
-        try:
-            found = find_recipe(base, relative_to=path.parent)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: base: {error}") from None
-        for layer in _read_with_bases(found, (*above, resolved)):
-            layer.values.pop("name", None)  # a recipe is not called as the one it builds on
-            yield layer
-    yield _Layer(str(path), values)
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    try:
-        values = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place} is not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}") from None
-    except OSError as error:
-        if error.strerror is None:  # OmegaConf's own complaint about a file that holds a bare value
-            raise ConfigError(f"{path} holds no options; write `section: {{option: value}}`") from None
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(values, DictConfig):
-        raise ConfigError(f"{path} holds a list; write `section: {{option: value}}`")
-    if not values:
-        raise ConfigError(f"{path} is empty; a recipe sets at least model.num_layers and model.hidden_size")
-    return values
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base={short(bases)} must be a recipe's path or name, or a list of them")
+    return bases
 
 
 def _read_override(text: str) -> _Layer:
@@ -183,14 +201,12 @@ def _read_override(text: str) -> _Layer:
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f"override {text!r} is not of the form section.option=value")
-    try:
+    source = f"override {short(text)}"
+    with yaml_file.sentences(source, lambda error: f"{source}: the value is not valid YAML: {error.problem}; quote it"):
+        yaml_file.check(value, source)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
         values = OmegaConf.create({})
         OmegaConf.update(values, key, parsed["value"], force_add=True)  # type: ignore[call-overload, index]
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML: {error.problem}; quote it") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"override {text!r} cannot be read: {_first_line(error)}") from None
     item = key if re.search(r"[.\[]\d", key) else None
     return _Layer(f"override {text}", values, item)
 
@@ -261,7 +277,7 @@ def _merge(config: Any, layer: _Layer) -> Any:
         option = error.full_key or "?"
         hint = _hint_of(option)
         if hint is None:
-            raise ConfigError(f"{layer.source}: {option}: {_first_line(error)}") from None
+            raise ConfigError(f"{layer.source}: {option}: {first_line(error)}") from None
         option = _LIST_INDEX.sub("", option)
         value = OmegaConf.select(layer.values, option)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -306,7 +322,3 @@ def _in_words(hint: Any) -> str:
 def _shown(value: Any) -> str:
     """A value as YAML would have it: null and true, not None and True."""
     return json.dumps(value, default=str)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

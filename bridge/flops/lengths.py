@@ -16,7 +16,7 @@ from operator import add, mul
 from typing import Any
 
 from bridge.flops.components.audio_encoder import POSITIONS
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, short
 from bridge.flops.statistics import Histogram
 
 #: So many lengths are counted by value before a statistic sees them.
@@ -38,7 +38,7 @@ def exact(name: str, value: Any) -> int | Fraction:
             raise TypeError
         fraction = Fraction(plain)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ConfigError(f"{name}={shown(value)} must be a finite number") from None
+        raise ConfigError(f"{name}={short(value)} must be a finite number") from None
     return fraction.numerator if fraction.denominator == 1 else fraction
 
 
@@ -48,7 +48,7 @@ def amount(name: str, value: Any) -> int | Fraction:
         return value
     found = exact(name, value)
     if found < 0:
-        raise ConfigError(f"{name}={shown(value)} must not be negative")
+        raise ConfigError(f"{name}={short(value)} must not be negative")
     return found
 
 
@@ -56,17 +56,8 @@ def whole(name: str, value: Any) -> int:
     """The same, a whole number."""
     found = amount(name, value)
     if isinstance(found, Fraction):
-        raise ConfigError(f"{name}={shown(value)} must be a whole number")
+        raise ConfigError(f"{name}={short(value)} must be a whole number")
     return found
-
-
-def shown(value: Any) -> str:
-    """One short line."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # more digits than Python writes
-        return f"({type(value).__name__} of many digits)"
-    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def exact_vector(vector: Iterable[Any]) -> list[int | Fraction]:
@@ -95,7 +86,7 @@ def _listed(name: str, lengths: Any) -> Any:
     """A list of whatever is iterable, or a numpy int64 array of many."""
     dimensions = getattr(lengths, "ndim", 1)
     if dimensions != 1 or isinstance(lengths, _NO_LISTS) or not hasattr(lengths, "__iter__"):
-        form = f"an array of {dimensions} dimensions" if dimensions != 1 else shown(lengths)
+        form = f"an array of {dimensions} dimensions" if dimensions != 1 else short(lengths)
         raise ConfigError(f"{name} must be a list of whole numbers, one length each, not {form}")
     if not _is_many_in_numpy(lengths):
         return lengths.tolist() if hasattr(lengths, "tolist") else list(lengths)

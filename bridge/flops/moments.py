@@ -11,8 +11,8 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from bridge.flops.lengths import amount, shown
-from bridge.flops.shapes import ConfigError
+from bridge.flops.lengths import amount
+from bridge.flops.shapes import ConfigError, short
 from bridge.flops.statistics import Statistic
 
 Number = int | Fraction
@@ -41,7 +41,7 @@ class Moments(NamedTuple):
             return tuple.__new__(cls, (number, total, squares, nominal or divide(total, number)))
         number, total = amount("batch_size", number), amount("seqlen_sum", total)
         if total and not number:
-            raise ConfigError(f"batch_size={number} with seqlen_sum={shown(total)} is impossible: an empty batch holds nothing")
+            raise ConfigError(f"batch_size={number} with seqlen_sum={short(total)} is impossible: an empty batch holds nothing")
         mean = divide(total, number) if number else 0
         if squares is None:
             squares = divide(total * total, number or 1)
@@ -56,7 +56,7 @@ def _possible(squares: Number, total: Number) -> Number:
     if total <= squares <= total * total:
         return squares
     raise ConfigError(
-        f"seqlen_squared_sum={shown(squares)} is impossible for seqlen_sum={shown(total)}: give the sum of the squared lengths, "
+        f"seqlen_squared_sum={short(squares)} is impossible for seqlen_sum={short(total)}: give the sum of the squared lengths, "
         "which is at least their sum and at most its square"
     )
 

@@ -50,9 +50,9 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def short(value: Any) -> str:
-    """A value for a sentence, cut where it is long."""
+    """A value for a sentence: one line, cut where it is long."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # an integer of thousands of digits; a value that holds itself
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."

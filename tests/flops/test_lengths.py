@@ -74,7 +74,7 @@ def test_what_no_int64_holds(recipe):
 
 SENTENCES = {
     "sequence_lengths=-5(.0)? must not be negative": [[-5], [3, -5], np.array([-5]), [-5.0], np.array([1] * MANY + [-5])],
-    "int of many digits. must not be negative": [[-(10**5000)]],
+    "<int> must not be negative": [[-(10**5000)]],
     "sequence_lengths=1.5 must be a whole number": [[1.5], np.array([4, 1.5]), torch.tensor([1.5]), (s for s in [1.5])],
     "must be a whole number": [[Fraction(1, 2)], [Decimal("0.1")], np.full(MANY, 0.5)],
     "must be a finite number": [
@@ -96,7 +96,7 @@ def test_what_are_no_lengths_gets_one_sentence(sentence, lengths):
     with pytest.raises(ConfigError, match=sentence) as caught:
         compile_plan(MODEL, "exact").flops(lengths)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 150
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("name", ["image_patches", "encoder_lengths", "audio_frames"])
