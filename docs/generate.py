@@ -37,9 +37,9 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def contexts() -> str:
     """How many query-key pairs each convention sees in an attention context."""
-    sizes = {"window": (1024,), "topk": (2048,), "chunk": (8192,), "bidirectional_chunk": (64,), "compressed": (128,),
-             "compressed_indexer": (4,), "compressed_topk": (4, 512), "indexer": (2048,), "bidirectional_plus": (1,),
-             "bidirectional_strided": (2,)}  # fmt: skip
+    sizes = {"window": (1024,), "prefix_window": (128,), "topk": (2048,), "chunk": (8192,), "bidirectional_chunk": (64,),
+             "compressed": (128,), "compressed_indexer": (4,), "compressed_topk": (4, 512), "indexer": (2048,),
+             "bidirectional_plus": (1,), "bidirectional_strided": (2,)}  # fmt: skip
 
     def cell(convention: str, shape: str) -> str:
         over = "images" if shape.startswith("bidirectional_") else "sequences"

@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from bridge.config import Config, from_huggingface, load_recipe, with_overrides
+from bridge.config import Config, from_huggingface, from_maxtext, load_recipe, with_overrides
+from bridge.config.sources import maxtext
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.frameworks import FRAMEWORKS
@@ -37,7 +38,9 @@ def add_command(
 
 def add_model(parser: Parser) -> None:
     """The positional arguments: a model and overrides."""
-    parser.add_argument("recipe", help="a YAML recipe, a Hugging Face config.json, or a name from `bridge recipes`")
+    parser.add_argument(
+        "recipe", help="a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
 
 
@@ -96,12 +99,14 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
 
 
 def read_config(source: str, overrides: Sequence[str] = ()) -> Config:
-    """A configuration from a Hugging Face config.json (or its folder), a recipe's path, or a recipe's name."""
+    """A configuration from a Hugging Face config.json (or its folder), a YAML file of MaxText's, a recipe's path, or its name."""
     path = Path(source)
     if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
         path /= "config.json"
     if path.suffix == ".json":
         return with_overrides(from_huggingface(path), overrides)
+    if maxtext.recognises(path):
+        return with_overrides(from_maxtext(path), overrides)
     return load_recipe(source, overrides, validate=False)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from bridge.config.sources.huggingface import HuggingFaceConfig, from_huggingface
+    from bridge.config.sources.maxtext import MaxTextConfig, from_maxtext
     from bridge.config.validation import data_parallel_size, validate, validate_layout
     from bridge.flops.shapes import ConfigError
 
@@ -36,6 +37,7 @@ _MODULES = {
         "ParallelConfig", "PeftConfig", "TrainConfig",
     ),
     "bridge.config.sources.huggingface": ("HuggingFaceConfig", "from_huggingface"),
+    "bridge.config.sources.maxtext": ("MaxTextConfig", "from_maxtext"),
     "bridge.config.validation": ("data_parallel_size", "validate", "validate_layout"),
     "bridge.flops.shapes": ("ConfigError",),
 }  # fmt: skip
@@ -49,6 +51,7 @@ __all__ = [
     "HardwareConfig",
     "HuggingFaceConfig",
     "LoggerConfig",
+    "MaxTextConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "dump_config",
     "find_recipe",
     "from_huggingface",
+    "from_maxtext",
     "instantiate",
     "list_recipes",
     "load_recipe",

@@ -29,6 +29,7 @@ class Layer:
         rotates: RoPE turns its queries and keys, if the model has RoPE at all.
         crosses: also attends to an encoder.
         num_query_groups, ffn_hidden_size: its own, where layers differ; 0: the model's.
+        memory: its place in engram_layers, from 1; 0 for a layer without.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Layer:
     crosses: bool = False
     num_query_groups: int = 0
     ffn_hidden_size: int = 0
+    memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind
 
@@ -28,6 +28,8 @@ _EXACT_PAIRS: Pairs = {
     "bidirectional_plus": lambda extra: (WHOLE, "square_plus", (extra,)),
     "bidirectional_strided": lambda stride: (WHOLE, "strided_square", (stride,)),
     "window": lambda window: (WHOLE, "window_pairs", (window,)),
+    # DeepSeek-V4's window beside its compressed keys.
+    "prefix_window": lambda window: (WHOLE, "window_pairs", (window,)),
     "topk": lambda topk: (WHOLE, "topk_pairs", (topk,)),
     "chunk": lambda chunk: (WHOLE, "chunk_pairs", (chunk,)),
     "bidirectional_chunk": lambda chunk: (WHOLE, "chunk_squares", (chunk,)),
@@ -58,11 +60,18 @@ class Convention:
         indexer_like_any_layer: DeepSeek's indexer is priced where sequences are longer than its top-k, trained like any
             layer, and the heads it serves attend in their own width instead of the latents'.
         nominal_sparse_window: every token of DeepSeek-V4 sees csa_window_size keys, also the first ones.
+        compressed_head_reduction: DeepSeek-V4's indexer sums its heads in one more multiply-accumulate of each score.
+        output_gate: the gate on the attention output is projected (attention_output_gate).
+        hyper_connections_of: mixers around which hyper-connections are counted; None: all.
+        mtp_projection: the projection into a multi-token-prediction depth is counted.
+        plain_mtp_layer: a depth is one layer of ordinary attention over all tokens with the local layers' heads.
+        reference_is_a_third: the reference model of a preference loss costs a third of the training, frozen parts too.
+        own_formula: fields are taken as the framework's own formula takes them (``ModelShape.formula``).
     """
 
     name: str
     pairs: Pairs = field(hash=False)
-    left_out: frozenset[Kind] = frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE})
+    left_out: frozenset[Kind] = frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE, Kind.STREAM_MIXING})
     padded_vocabulary: bool = False
     mamba_width_is_twice_hidden: bool = False
     mamba_convolution: bool = False
@@ -72,11 +81,35 @@ class Convention:
     mtp_output_layers: bool = True
     indexer_like_any_layer: bool = False
     nominal_sparse_window: bool = False
+    compressed_head_reduction: bool = False
+    output_gate: bool = True
+    hyper_connections_of: frozenset[str] | None = None
+    mtp_projection: bool = True
+    plain_mtp_layer: bool = False
+    reference_is_a_third: bool = False
+    own_formula: bool = False
 
     def statistic(self, context: Context) -> tuple[Fraction, Statistic]:
         """The factor and the statistic that count the pairs of ``context``."""
         factor, kind, sizes = self.pairs[context.shape](*context.sizes)
         return factor, Statistic(kind, context.over, sizes)
+
+    def seen(self, shape: ModelShape) -> ModelShape:
+        """A model as this convention takes it."""
+        fields = dict(shape.formula or {}) if self.own_formula else {}
+        fields.pop("mtp", None)
+        if not self.output_gate:
+            fields["attention_output_gate"] = False
+        return replace(shape, **fields) if fields else shape
+
+    def seen_in_mtp(self, shape: ModelShape) -> ModelShape:
+        """A model as this convention takes it in its multi-token-prediction depths."""
+        if not self.plain_mtp_layer:
+            return shape
+        fields = (shape.formula or {}).get("mtp", {}) if self.own_formula else {}
+        shared = shape.attention_k_eq_v or shape.global_attention_k_eq_v
+        return replace(shape, attention_output_size=None, engram_layers=None, hidden_size_per_layer_input=None,
+                       attention_k_eq_v=shared, **fields)  # fmt: skip
 
 
 MEGATRON = Convention(
@@ -89,7 +122,9 @@ MEGATRON = Convention(
         "compressed_indexer": lambda ratio: (WHOLE / ratio, "square", ()),
         "compressed_topk": lambda ratio, topk: (HALF, "doubled_compressed_topk_area", (ratio, topk)),
     },
-    left_out=frozenset({Kind.NORM, Kind.TABLE, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING, Kind.HYPER_CONNECTION}),
+    left_out=frozenset(
+        {Kind.NORM, Kind.TABLE, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING, Kind.HYPER_CONNECTION, Kind.STREAM_MIXING}
+    ),
     padded_vocabulary=True,
     mamba_width_is_twice_hidden=True,
     square_delta_state=True,
@@ -104,12 +139,23 @@ MAXTEXT = Convention(
         "causal": lambda: (HALF, "square", ()),
         "window": lambda window: (HALF, "doubled_window_area", (window,)),
         "topk": lambda topk: (HALF, "doubled_window_area", (topk,)),
+        "prefix_window": lambda window: (HALF, "doubled_prefix_area", (window,)),
         "chunk": lambda chunk: (HALF, "chunk_squares", (chunk,)),
+        "compressed": lambda ratio: (HALF / ratio, "square", ()),
+        "compressed_indexer": lambda ratio: (HALF / ratio, "square", ()),
+        "compressed_topk": lambda ratio, topk: (HALF, "doubled_compressed_topk_area", (ratio, topk)),
         "indexer": lambda topk: (HALF, "square_over", (topk,)),
     },
-    left_out=frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE, Kind.GATE, Kind.HYPER_CONNECTION}),
+    left_out=frozenset({Kind.NORM, Kind.LATENT_NORM, Kind.TABLE, Kind.GATE}),
     mtp_output_layers=False,
     indexer_like_any_layer=True,
+    compressed_head_reduction=True,
+    output_gate=False,
+    hyper_connections_of=frozenset({"dsv4"}),
+    mtp_projection=False,
+    plain_mtp_layer=True,
+    reference_is_a_third=True,
+    own_formula=True,
 )
 EXACT = Convention("exact", pairs=_EXACT_PAIRS)
 EXECUTED = Convention(

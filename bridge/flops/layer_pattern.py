@@ -47,7 +47,7 @@ def mtp_depths(shape: ModelShape) -> list[list[Layer]]:
         return []
     last = decoder_layers(shape)[-1]
     numbers = range(1, shape.mtp_num_layers + 1)
-    return [[replace(last, number=number, form=_form(shape, last.mixer, number, in_mtp=True))] for number in numbers]
+    return [[replace(last, number=number, memory=0, form=_form(shape, last.mixer, number, in_mtp=True))] for number in numbers]
 
 
 def _layers(shape: ModelShape, kinds: Sequence[tuple[str, str]], count: int, in_mtp: bool = False) -> list[Layer]:
@@ -65,9 +65,16 @@ def _layers(shape: ModelShape, kinds: Sequence[tuple[str, str]], count: int, in_
             form=_form(shape, mixer, i + 1, in_mtp),
             rotates=not unrotated[i],
             crosses=bool(shape.encoder_num_layers),
+            memory=list(shape.engram_layers).index(i) + 1 if i in (shape.engram_layers or ()) else 0,
         )
         for i, (mixer, channel) in enumerate(kinds)
     ]
+
+
+def plain_layer(shape: ModelShape, number: int) -> Layer:
+    """A layer of ordinary attention over all tokens, and experts in a model that has any."""
+    mixer = "dsa" if shape.experimental_attention_variant == "dsa" else _ordinary(shape)
+    return Layer(number, mixer, "moe" if shape.num_moe_experts else "mlp", _full(shape))
 
 
 def _hybrid_kinds(shape: ModelShape, pattern: str) -> list[tuple[str, str]]:

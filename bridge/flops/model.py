@@ -10,7 +10,15 @@ from dataclasses import replace
 
 from bridge.flops.build import Build, Layer
 from bridge.flops.byte_latent_model import byte_latent_terms
-from bridge.flops.components import cross_attention, diffusion, hyper_connections, multi_token_prediction, per_layer_embeddings
+from bridge.flops.components import (
+    bottleneck,
+    cross_attention,
+    diffusion,
+    engram,
+    hyper_connections,
+    multi_token_prediction,
+    per_layer_embeddings,
+)
 from bridge.flops.components.audio_encoder import POSITIONS, STRIDE, audio_projector, frontend
 from bridge.flops.components.cross_attention import ENCODER, ENCODER_TOKENS
 from bridge.flops.components.output_layer import bert_lm_head, embedding, output_layer
@@ -20,7 +28,7 @@ from bridge.flops.components.vision_tower import full_attention_layers, patch_em
 from bridge.flops.conventions import Convention
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, NOTHING
 from bridge.flops.frameworks import Framework
-from bridge.flops.layer_pattern import decoder_layers, encoder_layers, mtp_depths
+from bridge.flops.layer_pattern import decoder_layers, encoder_layers, mtp_depths, plain_layer
 from bridge.flops.reading import Model
 from bridge.flops.shapes import AudioShape, ModelShape, VisionShape
 from bridge.flops.terms import Context, Place, Term, elementwise, join, norm, onto, table
@@ -41,6 +49,9 @@ def model_terms(
     shape: ModelShape, vision: VisionShape | None, audio: AudioShape | None, convention: Convention, framework: Framework
 ) -> list[Term]:
     """All terms of a language model and its towers, with megatron-core's module paths."""
+    own, shape = shape, convention.seen(shape)
+    if own.vision_config is not None and shape.vision_config is None:
+        vision = None
     build, layers = Build(shape, convention, framework), decoder_layers(shape)
     before = _before_the_decoder(build, vision, audio, len(layers))
     return [
@@ -107,9 +118,14 @@ def _stack(build: Build, layers: Iterable[Layer], prefix: str) -> Iterator[Term]
 
 def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     """One decoder layer: norm and mixer, norm and channel mixer, whichever of them it has."""
-    shape = build.shape
-    if shape.hc_mult and layer.mixer:
+    shape, counted = build.shape, build.convention.hyper_connections_of
+    if layer.memory:
+        yield from engram.PART.terms(build, layer)
+    if shape.hc_mult and layer.mixer and (counted is None or layer.mixer in counted):
         yield from hyper_connections.PART.terms(build, layer)
+    if shape.attention_output_size:
+        yield from _bottleneck_layer(build, layer, shape.attention_output_size)
+        return
     if layer.mixer:
         mixed = MIXERS[layer.mixer].terms(build, layer)
         yield from _normed(build, mixed, "self_attention", "input_layernorm", "post_attention_layernorm")
@@ -134,6 +150,14 @@ def _normed(build: Build, block: list[Term], component: str, before: str, after:
     if placement in ("post", "sandwich"):
         yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)
     yield elementwise("residual", component, size * ADDITION, "hidden")
+
+
+def _bottleneck_layer(build: Build, layer: Layer, width: int) -> Iterator[Term]:
+    """Attention that ends in a narrower width, experts in it, and a projection back; only the layer as a whole is residual."""
+    yield norm("input_layernorm", build.hidden_size, "self_attention", source="hidden", to="normed", bias=build.norm_bias)
+    yield from MIXERS[layer.mixer].terms(build, layer)
+    inner = replace(build, shape=replace(build.shape, hidden_size=width))
+    yield from bottleneck.bottleneck(CHANNELS[layer.channel].terms(inner, layer), hidden_size=build.hidden_size, width=width)
 
 
 def _last_norm(build: Build, to: str) -> Term:
@@ -193,7 +217,10 @@ def audio_terms(build: Build, audio: AudioShape) -> list[Term]:
 def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
     """One depth: from the states of the depth before (0: the decoder) to states of its own."""
     shape, size = build.shape, build.hidden_size
-    projected = build.convention.hybrid_mtp_projection or not shape.is_hybrid
+    projected = build.convention.mtp_projection and (build.convention.hybrid_mtp_projection or not shape.is_hybrid)
+    if build.convention.plain_mtp_layer and not shape.is_hybrid:
+        layers = [plain_layer(shape, depth + 1)]
+    build = replace(build, shape=build.convention.seen_in_mtp(shape))
     if projected:
         yield from multi_token_prediction.entry(hidden_size=size, source=f"states_{depth}", norm_bias=build.norm_bias)
     for layer in layers:

@@ -93,8 +93,14 @@ def compile_plan(
         if model.teacher is not None:
             terms += transforms.forward_only(root_terms(model.teacher, how, runs_on), "teacher_model")
         if model.reference:
-            terms += transforms.forward_only(root_terms(model, how, runs_on), "reference_model")
+            terms += transforms.forward_only(reference(how), "reference_model")
         return terms
+
+    def reference(how: conventions.Convention) -> list[Term]:
+        terms = root_terms(model, how, runs_on)
+        if not how.reference_is_a_third:
+            return terms
+        return transforms.a_third(transforms.differentiate(terms, may_train, runs_on))
 
     terms = build(record)
     unknown = (*model.hardware_unknown, *transforms.unknown_recompute(terms, model.shape))

@@ -183,6 +183,10 @@ class ModelShape:
     """Key/value heads of the global layers where they differ (Gemma 4)."""
     global_attention_k_eq_v: bool = False
     """Global layers project keys once and use them as values (Gemma 4)."""
+    attention_k_eq_v: bool = False
+    """All layers do so (MaxText's share_kv_projections)."""
+    attention_output_size: Optional[int] = size(off=True)
+    """Attention ends in this width, the experts work in it, and a projection of its own leads back (MaxText's custom Qwen3)."""
     num_kv_shared_layers: Optional[int] = size(off=True)
     """The last so many layers reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
     use_double_wide_mlp: bool = False
@@ -262,6 +266,19 @@ class ModelShape:
     block_configs: Any = None
     """Blocks that differ from layer to layer (Nemotron Super and Ultra): one mapping a layer, with ``attention`` and ``ffn``,
     each with ``no_op``, ``replace_with_linear`` and a size (see ``heterogeneous``)."""
+    # ---- n-gram memory (Engram) --------------------------------------------------------------------
+    engram_layers: Any = None
+    """Layers (from 0) that look their last tokens up in tables of hashed n-grams (arXiv:2601.07372)."""
+    engram_max_ngram_size: int = size(3, least=2)
+    """n-grams of 2 to this many tokens."""
+    engram_num_heads: int = size(8)
+    """Tables for each n."""
+    engram_head_dim: int = size(1280)
+    """Width of a table's rows."""
+    engram_kernel_size: int = size(4)
+    """Taps of the convolution over what was found."""
+    engram_table_rows: Any = None
+    """Rows of all tables of a layer together, one entry for each of engram_layers."""
 
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
@@ -333,6 +350,11 @@ class ModelShape:
     """The vision tower is frozen."""
     freeze_vision_projection: bool = False
     """The projector between tower and language model is frozen."""
+
+    # ---- how the framework's own formula counts it ---------------------------------------------------
+    formula: Any = None
+    """Fields as the framework's own formula takes them, where that is not what runs; ``mtp`` holds those of its MTP depths.
+    Set by readers, for conventions with ``own_formula``."""
 
     # ---- derived ---------------------------------------------------------------------------------
     @property

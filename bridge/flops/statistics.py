@@ -44,6 +44,11 @@ def doubled_window_area(s: Length, window: int) -> Length:
     return 2 * s * w - w * w
 
 
+def doubled_prefix_area(s: Length, window: int) -> Length:
+    """2 s W - W^2, also for sequences shorter than the window: the area MaxText gives DeepSeek-V4's window."""
+    return 2 * s * window - window * window
+
+
 def chunk_pairs(s: Length, chunk: int) -> Length:
     """Causal pairs when attention is confined to chunks of ``chunk`` tokens (Llama 4)."""
     return s // chunk * triangle(chunk) + triangle(s % chunk)
@@ -91,6 +96,7 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     # The same sum as a window's: the query picks its `topk` best keys instead of the last ones.
     "topk_pairs": window_pairs,
     "doubled_window_area": doubled_window_area,
+    "doubled_prefix_area": doubled_prefix_area,
     "chunk_pairs": chunk_pairs,
     "chunk_squares": chunk_squares,
     "compressed_pairs": compressed_pairs,

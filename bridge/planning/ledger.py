@@ -268,6 +268,8 @@ COUNTED: Mapping[Kind, Callable[[Term], Operations]] = {
     Kind.CONVOLUTION: _matmul,
     Kind.PATCH_EMBEDDING: _matmul,
     Kind.HYPER_CONNECTION: _matmul,
+    # The same sums stand as elementwise terms.
+    Kind.STREAM_MIXING: lambda term: NOTHING,
     Kind.CORE: _core,
     Kind.SCAN: _products,
     Kind.NORM: _norm,

@@ -36,6 +36,7 @@ def compressed_attention(
     indexer_heads: int,
     indexer_head_dim: int,
     indexer_topk: int,
+    head_reduction: bool = False,
 ) -> list[Term]:
     """The terms of one block, from the normed input to the residual stream.
 
@@ -49,6 +50,7 @@ def compressed_attention(
         nominal_window: every token is priced at ``window`` keys, also the first ones.
         ratio: tokens that one compressed key stands for: 0 (none), 4 or 128.
         indexer_heads, indexer_head_dim, indexer_topk: the indexer of ratio 4.
+        head_reduction: the weighted sum of the indexer's heads is one more multiply-accumulate of each score.
     """
     heads = num_attention_heads
     terms = [
@@ -58,7 +60,7 @@ def compressed_attention(
         Term("linear_kv_proj", COMPONENT, hidden_size, v_head_dim, inputs=("normed",), outputs=("key_value",)),
         norm("kv_layernorm", v_head_dim, COMPONENT, source="key_value", to="key_value", kind=Kind.LATENT_NORM),
     ]
-    rows: Rows = TOKENS if nominal_window else Context("window", (window,))
+    rows: Rows = TOKENS if nominal_window else Context("prefix_window", (window,))
     times = Fraction(window) if nominal_window else Fraction(1)
     # Megatron prices both halves of a core at the width of a value head.
     score_size = v_head_dim if nominal_window else query_head_dim
@@ -77,7 +79,7 @@ def compressed_attention(
         )
         context = Context("compressed", (ratio,))
         if ratio == INDEXED_RATIO:
-            terms += _indexer(hidden_size, q_lora_rank, indexer_heads, indexer_head_dim, ratio)
+            terms += _indexer(hidden_size, q_lora_rank, indexer_heads, indexer_head_dim, ratio, head_reduction)
             context = Context("compressed_topk", (ratio, indexer_topk))
         attend.append(("compressed", context, Fraction(1), "compressed"))
     outputs = []
@@ -104,12 +106,12 @@ def compressed_attention(
     return [term.under("self_attention.") for term in terms]
 
 
-def _indexer(hidden_size: int, q_lora_rank: int, heads: int, head_dim: int, ratio: int) -> list[Term]:
+def _indexer(hidden_size: int, q_lora_rank: int, heads: int, head_dim: int, ratio: int, head_reduction: bool) -> list[Term]:
     terms = [
         Term("compressor", "indexer", hidden_size, 4 * head_dim, inputs=("normed",), outputs=("index_key",)),
         Term("linear_wq_b", "indexer", q_lora_rank, heads * head_dim, inputs=("q_latent",), outputs=("index_query",)),
         Term("linear_weights_proj", "indexer", hidden_size, heads, inputs=("normed",), outputs=("index_query",)),
-        core("index_scores", "indexer", Context("compressed_indexer", (ratio,)), head_size=head_dim, heads=heads,
+        core("index_scores", "indexer", Context("compressed_indexer", (ratio,)), head_size=head_dim + head_reduction, heads=heads,
              inputs=("index_query", "index_key"), output="index_scores"),
     ]  # fmt: skip
     return [term.under("indexer.") for term in terms]
@@ -151,6 +153,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         indexer_heads=heads,
         indexer_head_dim=size,
         indexer_topk=topk,
+        head_reduction=build.convention.compressed_head_reduction,
     )
 
 

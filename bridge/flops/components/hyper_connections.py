@@ -19,7 +19,10 @@ def hyper_connections(*, hidden_size: int, multiplicity: int) -> list[Term]:
                 active_copies=2)  # fmt: skip
     # Around each block the copies are read as one, mixed with each other, and written to.
     mixing = Operations(additions=(m - 1) + m * (m - 1) + m, multiplications=m + m * m + m)
-    return [maps, elementwise("mixing", COMPONENT, 2 * hidden_size * mixing, "hidden")]
+    # MaxText prices the same sums as products of h columns: m to read, m^2 to mix, and half of m to write (no additions).
+    sums = Term("stream_mixing", COMPONENT, m + m * m, hidden_size, times=Fraction(2), kind=Kind.STREAM_MIXING, weight=False)
+    writes = Term("stream_write", COMPONENT, m, hidden_size, kind=Kind.STREAM_MIXING, weight=False)
+    return [maps, sums, writes, elementwise("mixing", COMPONENT, 2 * hidden_size * mixing, "hidden")]
 
 
 # ---- its row -------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ def self_attention(
     norm_bias: bool = False,
     sinks: bool = False,
     rotated: int = 0,
+    output_size: int | None = None,
+    to: str = "hidden",
 ) -> list[Term]:
     """The terms of one attention block, from the normed input to the residual stream.
 
@@ -53,6 +55,7 @@ def self_attention(
         norm_bias: whether that norm has a bias.
         sinks: a learned attention sink per head.
         rotated: channels of a head that RoPE turns.
+        output_size, to: width and name of what it writes; the residual stream when unset.
     """
     query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
     widths = {"linear_q": query_size * (2 if output_gate else 1), "linear_k": key_size, "linear_v": key_size}
@@ -103,7 +106,8 @@ def self_attention(
     terms.append(product("scores_value", "scores", "value", "context"))
     if output_gate:
         terms.append(elementwise("output_gate", COMPONENT, query_size * (SIGMOID + MULTIPLICATION), "context"))
-    terms.append(Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias))
+    width = output_size or hidden_size
+    terms.append(Term("linear_proj", COMPONENT, query_size, width, inputs=("context",), outputs=(to,), bias=width * proj_bias))
     return [term.under("self_attention.") for term in terms]
 
 
@@ -121,7 +125,7 @@ def terms(build: Build, layer: Layer) -> list[Term]:
         kv_channels=head_size,
         context=layer.context,
         output_gate=shape.attention_output_gate,
-        key_is_value=layer.is_global and shape.global_attention_k_eq_v,
+        key_is_value=shape.attention_k_eq_v or (layer.is_global and shape.global_attention_k_eq_v),
         shares_kv=layer.shares_kv,
         fused=build.fused,
         qkv_bias=shape.add_qkv_bias or shape.add_bias_linear,
@@ -132,6 +136,8 @@ def terms(build: Build, layer: Layer) -> list[Term]:
         norm_bias=build.norm_bias,
         sinks=shape.softmax_type == "learnable",
         rotated=build.rotated(layer, head_size),
+        output_size=shape.attention_output_size,
+        to="narrow" if shape.attention_output_size else "hidden",
     )
 
 
