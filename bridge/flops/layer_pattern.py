@@ -74,7 +74,8 @@ def _layers(shape: ModelShape, kinds: Sequence[tuple[str, str]], count: int, in_
 def plain_layer(shape: ModelShape, number: int) -> Layer:
     """A layer of ordinary attention over all tokens, and experts in a model that has any."""
     mixer = "dsa" if shape.experimental_attention_variant == "dsa" else _ordinary(shape)
-    return Layer(number, mixer, "moe" if shape.num_moe_experts else "mlp", _full(shape))
+    form = _form(shape, mixer, number, in_mtp=True)
+    return Layer(number, mixer, "moe" if shape.num_moe_experts else "mlp", _full(shape), form=form)
 
 
 def _hybrid_kinds(shape: ModelShape, pattern: str) -> list[tuple[str, str]]:

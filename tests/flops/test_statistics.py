@@ -75,3 +75,8 @@ def test_names_are_unique_and_known_ones_short():
     assert Statistic("quotient", "images", (4,)).name == "quotient_of_images[4]"
     with pytest.raises(KeyError, match="unknown statistic 'cubes'"):
         Statistic("cubes")
+
+
+def test_the_prefix_window_of_maxtext_is_not_cut_at_the_length():
+    """2 s W - W^2: 2 x 6 x 4 - 16, and less than nothing below half a window."""
+    assert [Statistic("doubled_prefix_area", sizes=(4,)).of(s) for s in (6, 4, 2, 1)] == [32, 16, 0, -8]
