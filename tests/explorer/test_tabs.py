@@ -66,9 +66,9 @@ def test_training_recipes_equal_the_plan():
     """They set a layout of their own, which the page leaves to its sliders."""
     for path in (path for path in list_recipes() if path.parent.name != "models"):
         source = Source(path.stem)
-        plan = compile_plan(load_recipe(path, validate=False))
-        tensor_size = plan._shape.tensor_model_parallel_size
-        shown = compiled(source, "megatron", tensor_size)
+        recipe = load_recipe(path, validate=False)
+        plan = compile_plan(recipe)
+        shown = compiled(source, "megatron", recipe.parallel.tensor_model_parallel_size)
         assert shown.flops([4096, 4096]) == plan.flops([4096, 4096])
 
 
