@@ -18,6 +18,10 @@ from bridge.flops.statistics import Statistic
 Number = int | Fraction
 
 
+class PaddedSum(int):
+    """A sum of lengths in which padding is counted: it may be more than the squares of the lengths without."""
+
+
 class Moments(NamedTuple):
     """Number, sum and sum of squares of the lengths of a batch.
 
@@ -39,6 +43,7 @@ class Moments(NamedTuple):
         if type(number) is int and type(total) is type(squares) is int and number > 0 and 0 <= total <= squares <= total * total:
             # Every step of a run comes by here; this is cls(...) in half the time.
             return tuple.__new__(cls, (number, total, squares, nominal or divide(total, number)))
+        padded = isinstance(total, PaddedSum)
         number, total = amount("batch_size", number), amount("seqlen_sum", total)
         if total and not number:
             raise ConfigError(f"batch_size={number} with seqlen_sum={short(total)} is impossible: an empty batch holds nothing")
@@ -46,14 +51,14 @@ class Moments(NamedTuple):
         if squares is None:
             squares = divide(total * total, number or 1)
         else:
-            squares = _possible(amount("seqlen_squared_sum", squares), total)
+            squares = _possible(amount("seqlen_squared_sum", squares), total, 0 if padded else total)
         return cls(number, total, squares, nominal or mean)
 
 
-def _possible(squares: Number, total: Number) -> Number:
+def _possible(squares: Number, total: Number, least: Number) -> Number:
     # Whole lengths are no larger than their squares, and one sequence of all the tokens has the largest. The mean of batch_size
     # lengths sets no bound: a row of packed data counts once in batch_size and holds several sequences.
-    if total <= squares <= total * total:
+    if least <= squares <= total * total:
         return squares
     raise ConfigError(
         f"seqlen_squared_sum={short(squares)} is impossible for seqlen_sum={short(total)}: give the sum of the squared lengths, "

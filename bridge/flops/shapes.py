@@ -201,7 +201,7 @@ class ModelShape:
     """MLA (DeepSeek-V2 and later)."""
     q_lora_rank: Optional[int] = size(off=True)
     """Rank of the query compression; unset: queries are projected directly."""
-    kv_lora_rank: int = size(512, when="has_latents")
+    kv_lora_rank: int = size(512, when="has_latent_keys")
     """Rank of the key/value compression."""
     qk_head_dim: int = size(128, least=0, when="has_latents")
     """Width of a query/key head without its RoPE part."""
@@ -409,6 +409,11 @@ class ModelShape:
         return bool(
             self.multi_latent_attention or self.kimi_kda_layers or self.experimental_attention_variant in ("dsa", "dsv4_hybrid")
         )
+
+    @property
+    def has_latent_keys(self) -> bool:
+        """Keys and values come from a latent; DeepSeek-V4's queries alone do."""
+        return self.has_latents and self.experimental_attention_variant != "dsv4_hybrid"
 
     @property
     def has_experts(self) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from bridge.data.packed_files import shards_of
 from bridge.flops.lengths import exact
+from bridge.flops.moments import PaddedSum
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan
 from bridge.flops.plan_cache import PlanCache
 from bridge.flops.reading import read_vision
@@ -243,6 +244,8 @@ def resolve_global_flops_runtime_stats(
     for linear, product in (("seqlen_sum", "seqlen_squared_sum"), ("cross_seqlen_sum", "cross_seqlen_product_sum")):
         if not known.get(linear):
             known[linear] = known[product] = None
+    if known["seqlen_sum"] is not None:
+        known["seqlen_sum"] = PaddedSum(known["seqlen_sum"])
     return GlobalFlopsRuntimeStats(**known)
 
 

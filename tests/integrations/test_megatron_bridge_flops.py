@@ -456,6 +456,19 @@ assert train_utils.num_floating_point_operations is ours.num_floating_point_oper
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_a_row_that_is_nearly_all_padding():
+    """Fewer pairs than tokens: a bare sum like that is a mistake, one with padding in it is not."""
+    state = SimpleNamespace()
+    accumulate_flops_metadata(state, torch.zeros(1, 64), cu_seqlens=torch.tensor([0, 5]))
+    stats = resolve_global_flops_runtime_stats(state, data_parallel_size=1)
+    assert (stats.seqlen_sum, stats.seqlen_squared_sum) == (64, 25)
+    # Matmuls of 6 x (2 x (4 x 16 x 16 + 2 x 16 x 32) + 16 x 128) a token; 2 layers x 2 matmuls x 3 passes x 16 a pair.
+    found = num_floating_point_operations({"model": LANGUAGE}, 1, stats.seqlen_sum, stats.seqlen_squared_sum)
+    assert found == 6 * 6144 * 64 + 2 * 2 * 3 * 16 * 25
+    with pytest.raises(ConfigError, match="seqlen_squared_sum=25 is impossible for seqlen_sum=64"):
+        num_floating_point_operations({"model": LANGUAGE}, 1, 64, 25)
+
+
 # ---- packed files ------------------------------------------------------------------------------------
 
 
