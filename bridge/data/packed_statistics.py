@@ -19,7 +19,7 @@ from bridge.data import packed_sidecar as sidecar
 from bridge.data.packed_files import Shard, identify_all, read_rows, shards_of
 from bridge.data.packed_progress import Progress
 from bridge.flops.plan import Plan
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ def calculate_avg_seqlen(
     Raises:
         ConfigError: the file cannot be read, or holds no row to count.
     """
-    if isinstance(gbs, bool) or not isinstance(gbs, int) or gbs <= 0:
-        raise ConfigError(f"train.global_batch_size={gbs!r} must be a positive integer")
+    whole("train.global_batch_size", gbs)
     dataset_file = os.fspath(dataset_file)
     shards = identify_all(shards_of(dataset_file))
     key = {"global_batch_size": gbs, "seq_length": max_seq_len, "drop_remainder": drop_remainder}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.terms import Place
 
 #: Symbols of a layout -> what stands there.
@@ -86,8 +86,8 @@ class Layout:
         """
         for name in ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size", *_UNEVEN):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name}={value!r} must be a positive integer")
+            if value is not None:
+                whole(name, value)
         stages = self.pipeline_model_parallel_size
         if self.pipeline_model_parallel_layout is not None:
             self._refuse("which the layout decides", *_UNEVEN, *_ACCOUNT)

@@ -468,9 +468,9 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     dim, targets = get(peft, "dim"), get(peft, "target_modules")
     if isinstance(targets, str):
         raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
-        raise ConfigError(f"peft.dim={short(dim)} must be a positive integer: the rank of the adapters")
-    lora = Lora(dim, tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout")))
+    lora = Lora(
+        shapes.whole("peft.dim", dim), tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout"))
+    )
     return lora, freeze, train, unpriced
 
 

@@ -22,7 +22,7 @@ from bridge.flops.lengths import batch_lengths
 from bridge.flops.moments import Number
 from bridge.flops.plan import FLOPS_PER_MAC, Plan, compile_plan
 from bridge.flops.rows import Cache
-from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.shapes import ConfigError, ModelShape, whole
 from bridge.flops.terms import CAUSAL, Kind, Pass, Term
 from bridge.planning.kv_cache import entries_after, entries_read, entries_written, layer_caches
 
@@ -289,7 +289,7 @@ class InferencePlan:
                 ``expanded`` under ``executed``, as transformers does, and ``once`` elsewhere.
         """
         model = reading.read(cfg)
-        shape = model.shape
+        shape, cfg = model.shape, model
         if model.language is None:
             raise ConfigError("there is no language model that generates token by token: count passes with bridge flops")
         if not shape.is_causal:
@@ -385,8 +385,7 @@ def prefill_and_decode(
         ("logits_to_keep", logits_to_keep, 0),
         ("encoder_tokens", encoder_tokens, 0),
     ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
+        whole(name, value, least)
     plan = InferencePlan(cfg, convention, latents=latents)
     inputs = {
         "image_patches": tuple(image_patches),

@@ -118,6 +118,7 @@ class Ledger:
             edit: changes the terms, for architectures that no configuration describes.
         """
         # The vocabulary as given; a convolution costs what it costs.
+        cfg = reading.read(cfg)
         record = replace(conventions.get(convention), padded_vocabulary=False, mamba_convolution=True)
         plan = compile_plan(cfg, record, framework=framework, elementwise=True)
         self._priced = _price(edit(list(plan.terms)), record)

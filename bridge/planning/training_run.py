@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, sqrt
 
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, whole
 
 Number = int | float | Fraction
 
@@ -257,8 +257,7 @@ def pipeline_bound(stages: Sequence[Number], micro_batches: int, chunks: int = 1
         micro_batches: per pipeline and step.
         chunks: virtual_pipeline_model_parallel_size.
     """
-    if micro_batches < 1:
-        raise ConfigError(f"micro_batches={micro_batches} must be a positive integer")
+    whole("micro_batches", micro_batches)
     work = [Fraction(stage) for stage in stages]
     total = sum(work)
     if not total:

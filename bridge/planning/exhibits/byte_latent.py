@@ -12,7 +12,7 @@ from math import sqrt
 
 from bridge.flops.components.byte_latent import LATENT
 from bridge.flops.plan import Plan
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, whole
 
 #: Heads, width and window of the local models, and the values of a byte.
 LOCAL_HEADS, LOCAL_WIDTH, LOCAL_WINDOW, BYTE_VOCABULARY = 16, 1024, 512, 256
@@ -138,10 +138,8 @@ def _local_flops(patch_size: float, layers: int) -> float:
 def _check_sliders(patch_size: float, d_model: int, local_layers: int, setting: Setting) -> None:
     if not 0 < patch_size <= setting.context_bytes:
         raise ConfigError(f"patch_size={patch_size!r} must be a number of bytes above 0 and up to {setting.context_bytes}")
-    if isinstance(d_model, bool) or not isinstance(d_model, int) or d_model < setting.heads:
-        raise ConfigError(f"d_model={d_model!r} must be an integer of at least {setting.heads}, the number of heads")
-    if isinstance(local_layers, bool) or not isinstance(local_layers, int) or local_layers <= 0:
-        raise ConfigError(f"local_layers={local_layers!r} must be a positive integer")
+    whole("d_model", d_model, least=setting.heads)
+    whole("local_layers", local_layers)
 
 
 def iso_cost_width(

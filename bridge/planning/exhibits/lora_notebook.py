@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from bridge.flops.elementwise import NOTHING, softmax
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.terms import Kind, Term
 from bridge.planning.ledger import Ledger, OperationCost, cost_of
 
@@ -62,8 +62,7 @@ _FIRST_LAYER = "decoder.layers.0."
 @lru_cache(maxsize=64)
 def ledger_of(architecture: Architecture, lora_rank: int = 0) -> Ledger:
     """The ledger of Qwen2.5-0.5B in one of its two forms, with adapters of that rank."""
-    if isinstance(lora_rank, bool) or not isinstance(lora_rank, int) or lora_rank < 0:
-        raise ConfigError(f"lora_rank={lora_rank!r} must be an integer of at least 0, which is no LoRA")
+    whole("lora_rank", lora_rank, least=0)  # 0 is no LoRA
     cfg: dict[str, Any] = {"model": _QWEN | {"num_query_groups": architecture.num_query_groups}}
     if lora_rank:
         cfg["peft"] = {"kind": "lora", "dim": lora_rank, "target_modules": _TARGETS}
@@ -91,7 +90,7 @@ def forward_pass(tokens: int, lora_rank: int = 0, *, architecture: Architecture 
         lora_rank: rank of the adapters on queries and values; 0 for none.
         architecture: ``NOTEBOOK`` or ``TRUE``.
     """
-    return ledger_of(architecture, lora_rank).cost([_positive("tokens", tokens)])
+    return ledger_of(architecture, lora_rank).cost([whole("tokens", tokens)])
 
 
 def layer(tokens: int, lora_rank: int = 0, *, architecture: Architecture = NOTEBOOK) -> OperationCost:
@@ -117,7 +116,7 @@ def norms_and_residuals(tokens: int, lora_rank: int = 0, *, architecture: Archit
 
 def _part(tokens: int, lora_rank: int, architecture: Architecture, wanted: Callable[[str], bool]) -> OperationCost:
     ledger = ledger_of(architecture, lora_rank)
-    return ledger.cost([_positive("tokens", tokens)], keep=lambda term: wanted(term.path))
+    return ledger.cost([whole("tokens", tokens)], keep=lambda term: wanted(term.path))
 
 
 def training(
@@ -132,15 +131,15 @@ def training(
         steps: optimizer steps; the optimizer itself is not counted.
         architecture: ``NOTEBOOK`` or ``TRUE``.
     """
-    sequences = _positive("batch_size", batch_size) * _positive("steps", steps, 0)
+    sequences = whole("batch_size", batch_size) * whole("steps", steps, 0)
     if not architecture.frozen_is_free:
         return 3 * sequences * forward_pass(tokens, lora_rank, architecture=architecture)
-    return sequences * ledger_of(architecture, lora_rank).cost([_positive("tokens", tokens)], passes="training")
+    return sequences * ledger_of(architecture, lora_rank).cost([whole("tokens", tokens)], passes="training")
 
 
 def evaluation(tokens: int, lora_rank: int = 0, batch_size: int = 1, *, architecture: Architecture = NOTEBOOK) -> OperationCost:
     """A forward pass over a batch of equal sequences."""
-    return _positive("batch_size", batch_size) * forward_pass(tokens, lora_rank, architecture=architecture)
+    return whole("batch_size", batch_size) * forward_pass(tokens, lora_rank, architecture=architecture)
 
 
 def generation(
@@ -163,7 +162,7 @@ def generation(
         stochastic: the next token is drawn from a softmax over the vocabulary at a temperature, instead of the largest logit.
         architecture: ``NOTEBOOK`` or ``TRUE``.
     """
-    given, generated = _positive("tokens_given", tokens_given), _positive("tokens_generated", tokens_generated, 0)
+    given, generated = whole("tokens_given", tokens_given), whole("tokens_generated", tokens_generated, 0)
     ledger = ledger_of(architecture, lora_rank)
     if not generated:
         cost = OperationCost()
@@ -203,7 +202,7 @@ _REASONS = {
 
 def differences(tokens: int, lora_rank: int = 0) -> list[Difference]:
     """Where the forward passes of the two architectures differ; the changes add up to the difference of their totals."""
-    length = [_positive("tokens", tokens)]
+    length = [whole("tokens", tokens)]
     ours, theirs = ({entry.name: 0 for entry in ledger_of(a, lora_rank).entries(length)} for a in (NOTEBOOK, TRUE))
     for totals, architecture in ((ours, NOTEBOOK), (theirs, TRUE)):
         for entry in ledger_of(architecture, lora_rank).entries(length):
@@ -246,9 +245,3 @@ class Budget:
         if step.total <= 0:
             raise ConfigError("a step that costs nothing fits any number of times: give the cost of one")
         return max(self.remaining, 0) // step.total
-
-
-def _positive(name: str, value: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
-    return value
