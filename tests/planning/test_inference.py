@@ -314,9 +314,9 @@ def test_unknown_devices(device, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prompt_tokens": 0}, "prompt_tokens=0 must be an integer of at least 1"),
+        ({"prompt_tokens": 0}, "prompt_tokens=0 must be a positive integer"),
         ({"generated_tokens": -1}, "generated_tokens=-1 must be an integer of at least 0"),
-        ({"batch_size": 1.5}, r"batch_size=1\.5 must be an integer"),
+        ({"batch_size": 1.5}, r"batch_size=1\.5 must be a positive integer"),
         ({"convention": "mine"}, "convention='mine' is not known"),
         ({"cfg": SMALL | {"is_causal": False}}, "is_causal=False: a model whose tokens see what follows"),
     ],

@@ -199,7 +199,7 @@ def test_budget():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: forward_pass(0), "tokens=0 must be an integer of at least 1"),
+        (lambda: forward_pass(0), "tokens=0 must be a positive integer"),
         (lambda: forward_pass(5, -1), "lora_rank=-1 must be an integer of at least 0"),
         (lambda: training(5, 1, 0), "batch_size=0 must be"),
         (lambda: training(5, 1, 1, -1), "steps=-1 must be"),
