@@ -16,8 +16,8 @@ from bridge.flops import ConfigError, Plan, compile_plan
 
 #: A config.json has a few KiB; with class names of a classifier it may have more.
 MAX_CONFIG_BYTES = 256 * 1024
-#: Terms grow with the layers: no model has more.
-MAX_LAYERS = 2048
+#: The time of a page grows with the layers; twice as many as the deepest published models have.
+MAX_LAYERS = 256
 #: What the pasted configuration is called among the recipes.
 OWN_MODEL = "config.json (below)"
 _LARGEST = 2**53
@@ -48,9 +48,18 @@ def read(source: Source) -> Config:
         return load_recipe(source.recipe, validate=False)
     values = parse(source.config)
     try:
-        return from_huggingface(values)
+        return _drawable(from_huggingface(values))
     except (TypeError, AttributeError, ArithmeticError, LookupError) as error:  # a value of a type that no such file has
         raise ConfigError(f"config.json has a value of the wrong type or size: {error}") from None
+
+
+def _drawable(config: Config) -> Config:
+    """The configuration, unless all its stacks together have too many layers."""
+    model = config.model
+    layers = (model.num_layers or len(model.hybrid_layer_pattern or "")) + (model.encoder_num_layers or 0)
+    if layers > MAX_LAYERS:
+        raise ConfigError(f"config.json: {layers} layers are more than the {MAX_LAYERS} that this page draws")
+    return config
 
 
 def parse(text: str) -> Mapping[str, Any]:
@@ -72,8 +81,8 @@ def parse(text: str) -> Mapping[str, Any]:
     for name, number in _numbers(values):
         if abs(number) > _LARGEST:
             raise ConfigError(f"config.json: {name}={number:.3g} is larger than any model's")
-        if number > MAX_LAYERS and ("layers" in name or name == "depth"):
-            raise ConfigError(f"config.json: {name}={number:g} is more than the {MAX_LAYERS} layers that this page draws")
+        if number > MAX_LAYERS and ("layers" in name or "pattern" in name or name == "depth"):
+            raise ConfigError(f"config.json: {name} says {number:g} layers, more than the {MAX_LAYERS} that this page draws")
     return values
 
 
@@ -82,12 +91,15 @@ def _no_constant(name: str) -> float:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a configuration, and how many layers a pattern has, by name."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, str(key))
     elif isinstance(value, list):
         for item in value:
             yield from _numbers(item, name)
+    elif isinstance(value, str) and "pattern" in name:
+        yield name, len(value)
     elif isinstance(value, (int, float)):
         yield name, value
 
