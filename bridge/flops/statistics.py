@@ -110,6 +110,30 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
 }
 
 
+class Shape(Choice):
+    """Which keys a query sees."""
+
+    CAUSAL = "causal"
+    BIDIRECTIONAL = "bidirectional"
+    BIDIRECTIONAL_PLUS = "bidirectional_plus"
+    """All of a sequence that so many further tokens make longer (a class token)."""
+    BIDIRECTIONAL_STRIDED = "bidirectional_strided"
+    """All of what a convolution of this stride leaves."""
+    BIDIRECTIONAL_CHUNK = "bidirectional_chunk"
+    """All of one's own chunk."""
+    WINDOW = "window"
+    PREFIX_WINDOW = "prefix_window"
+    """DeepSeek-V4's window beside its compressed keys."""
+    TOPK = "topk"
+    CHUNK = "chunk"
+    COMPRESSED = "compressed"
+    """One key for every block of so many finished tokens."""
+    COMPRESSED_TOPK = "compressed_topk"
+    INDEXER = "indexer"
+    """What is looked at to choose the top-k."""
+    COMPRESSED_INDEXER = "compressed_indexer"
+
+
 class Over(Choice):
     """What a statistic is summed over."""
 

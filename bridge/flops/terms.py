@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Union
 
-from bridge.flops.choices import Choice
 from bridge.flops.elementwise import NOTHING, Operations
-from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Statistic
+from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Shape, Statistic
 
 
 class Place(enum.Enum):
@@ -69,30 +68,6 @@ class Kind(enum.Enum):
     """No work: a value made of others without a weight, which needs a gradient where any of them does."""
     ELEMENTWISE = "elementwise"
     """No matmul: ``operations`` on each row, which only the operation ledger counts."""
-
-
-class Shape(Choice):
-    """Which keys a query sees."""
-
-    CAUSAL = "causal"
-    BIDIRECTIONAL = "bidirectional"
-    BIDIRECTIONAL_PLUS = "bidirectional_plus"
-    """All of a sequence that so many further tokens make longer (a class token)."""
-    BIDIRECTIONAL_STRIDED = "bidirectional_strided"
-    """All of what a convolution of this stride leaves."""
-    BIDIRECTIONAL_CHUNK = "bidirectional_chunk"
-    """All of one's own chunk."""
-    WINDOW = "window"
-    PREFIX_WINDOW = "prefix_window"
-    """DeepSeek-V4's window beside its compressed keys."""
-    TOPK = "topk"
-    CHUNK = "chunk"
-    COMPRESSED = "compressed"
-    """One key for every block of so many finished tokens."""
-    COMPRESSED_TOPK = "compressed_topk"
-    INDEXER = "indexer"
-    """What is looked at to choose the top-k."""
-    COMPRESSED_INDEXER = "compressed_indexer"
 
 
 @dataclass(frozen=True)

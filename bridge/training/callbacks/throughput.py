@@ -210,10 +210,11 @@ class ThroughputCallback(Callback):
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
             return None
         try:
-            trains = read(cfg).trainable
+            described = read(cfg)
+            trains = described.trainable
             if model is not None:
                 trains = trainable_over_stages(model, _stages(), trains)
-            return compile_plan(cfg, convention=self.convention, trainable=trains)
+            return compile_plan(described, convention=self.convention, trainable=trains)
         except Exception as error:  # follows from the configuration: the same on every rank
             if self._is_first_rank():
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)

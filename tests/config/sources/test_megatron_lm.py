@@ -130,3 +130,32 @@ def test_options_of_a_script_in_brackets():
         case for case in DATA["cases"] if case["args"].get("recompute_modules") == ["[layernorm mla_up_proj mlp moe_act]"]
     )
     assert read(namespace(case)).shape.recompute_modules == ["layernorm", "mla_up_proj", "mlp", "moe_act"]
+
+
+#: A small model in Megatron-LM's names, as its users print them.
+SMALL = {
+    "num_layers": 8, "hidden_size": 1024, "num_attention_heads": 16, "group_query_attention": True, "num_query_groups": 4,
+    "kv_channels": 64, "ffn_hidden_size": 2816, "swiglu": True, "padded_vocab_size": 32000, "vocab_size": 32000,
+    "make_vocab_size_divisible_by": 128, "tensor_model_parallel_size": 1, "seq_length": 2048, "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True, "position_embedding_type": "rope", "normalization": "RMSNorm",
+    "multi_latent_attention": False, "num_experts": None, "mtp_num_layers": None, "bf16": True, "encoder_num_layers": 8,
+    "encoder_seq_length": 2048,
+}  # fmt: skip
+LATENT = SMALL | {
+    "group_query_attention": False, "num_query_groups": 1, "multi_latent_attention": True, "mtp_num_layers": 2,
+    "q_lora_rank": 384, "kv_lora_rank": 256, "qk_head_dim": 64, "qk_pos_emb_head_dim": 32, "v_head_dim": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "megatron", "exact"),
+    [(SMALL, 1_716_913_176_576, 1_717_013_839_872), (LATENT, 2_995_088_523_264, 2_995_091_668_992)],
+    ids=["dense", "latent attention and multi-token prediction"],
+)
+def test_arguments_by_hand(args, megatron, exact):
+    container = SimpleNamespace(model=SimpleNamespace(**args))
+    assert compile_plan(container, "megatron").flops([2048]) == megatron
+    assert compile_plan(container, "exact").flops([2048]) == exact
+    if args is SMALL:
+        # 8 x (1024 x 1536 + 1024^2 + 3 x 1024 x 2816 + 2 x 1024) + 2 x 1024 x 32000 + 1024
+        assert compile_plan(container).parameters()["total"] == 155_730_944
