@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bridge.hardware import peak_flops
     from bridge.training.callbacks import ThroughputCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "compile_plan": "bridge.flops",
