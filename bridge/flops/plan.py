@@ -350,7 +350,8 @@ class Plan:
                 with the options below: without any, and with as many stages as the configuration has, that is the default too.
             virtual_pipeline_model_parallel_size: chunks a stage.
             passes: as for ``evaluate``.
-            num_layers_in_first_pipeline_stage, num_layers_in_last_pipeline_stage: of uneven stages.
+            num_layers_in_first_pipeline_stage: decoder layers of an uneven first stage.
+            num_layers_in_last_pipeline_stage: and of the last.
 
         Raises:
             ConfigError: the layers cannot be placed so.
