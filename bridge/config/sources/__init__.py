@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bridge.flops.reading import get, model_of
+from bridge.flops.reading import Description, get, model_of
 
 __all__ = ["translate"]
 
@@ -29,15 +29,31 @@ def translate(cfg: Any) -> Any:
     if _is_huggingface(model):
         from bridge.config.sources.huggingface import from_huggingface
 
-        return from_huggingface(model)
+        return _with_sections(from_huggingface(model), cfg)
     if get(model, "decoder_block") is not None or get(model, "base_emb_dim") is not None:
         from bridge.config.sources.maxtext import from_maxtext
 
-        return from_maxtext(model)
+        return _with_sections(from_maxtext(model), cfg)
     from bridge.config.sources import megatron_bridge, megatron_core, megatron_lm
 
     source = next(source for source in (megatron_lm, megatron_bridge, megatron_core) if source.recognises(model))
     return source.translate(cfg)
+
+
+def _with_sections(found: Any, cfg: Any) -> Any:
+    """What was read from ``cfg.model`` with the sections that stand beside it."""
+    if model_of(cfg) is cfg:
+        return found
+    declared = get(cfg, "not_counted")
+    return Description(
+        model=found.model,
+        peft=get(cfg, "peft") or found.peft,
+        parallel=get(cfg, "parallel") or found.parallel,
+        teacher=get(cfg, "teacher"),
+        reference_model=get(cfg, "reference_model") or get(found, "reference_model"),
+        framework=get(cfg, "framework") or get(found, "framework"),
+        not_counted=(*found.not_counted, *(declared if isinstance(declared, (list, tuple)) else ())),
+    )
 
 
 def _is_transformers_model(cfg: Any) -> bool:
