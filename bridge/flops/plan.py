@@ -323,10 +323,12 @@ class Plan:
 
     def _known(self, passes: str, compiled: Mapping[str, K]) -> K:
         """What was compiled for a set of passes; ConfigError where that set is not known."""
-        wanted = Passes(passes)
-        if wanted is Passes.HARDWARE and self.hardware_unknown:
+        # Every step of a run comes by here: names are made members only where they are none of the known ones.
+        if passes not in compiled:
+            Passes(passes)
+        if self.hardware_unknown and passes == Passes.HARDWARE:
             raise ConfigError(self.hardware_unknown[0])
-        return compiled[wanted]
+        return compiled[passes]
 
     def evaluate_components(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
         """FLOPs by component; they add up to ``evaluate``."""
