@@ -256,6 +256,14 @@ def _fill(kind: type, source: Any, prefix: str, aliases: Mapping[str, tuple[str,
     return shape
 
 
+def _part(model: Any, name: str) -> Any:
+    """A configuration inside the model's; None without one."""
+    source = get(model, name)
+    if isinstance(source, (bool, int, float, str, list, tuple)):
+        raise ConfigError(f"model.{name}={short(source)} must be a mapping of its fields")
+    return source
+
+
 def _require(shape: Any, prefix: str, *names: str) -> None:
     for name in names:
         if getattr(shape, name) is None:
@@ -286,9 +294,9 @@ class _Overlaid:
 def _vision(model: Any) -> VisionShape | None:
     """``vision_config`` may sit on the model or under ``thinker_config``, ``deepstack_visual_indexes`` on any of the three."""
     thinker = get(model, "thinker_config")
-    source = get(model, "vision_config")
+    source = _part(model, "vision_config")
     if source is None:
-        source = get(thinker, "vision_config")
+        source = _part(thinker, "vision_config")
     if source is None:
         return None
     prefix = _REQUIRED["vision"][0]
@@ -307,7 +315,7 @@ def _vision(model: Any) -> VisionShape | None:
 
 
 def _diffusion(model: Any) -> DiffusionShape | None:
-    source = get(model, "diffusion_config")
+    source = _part(model, "diffusion_config")
     if source is None:
         return None
     shape: DiffusionShape = _fill(DiffusionShape, source, _REQUIRED["diffusion"][0])
@@ -316,7 +324,7 @@ def _diffusion(model: Any) -> DiffusionShape | None:
 
 def _byte_latent(model: Any) -> ByteLatentShape | None:
     """A field that is there and None means "none", not "the default"."""
-    source = get(model, "byte_latent_config")
+    source = _part(model, "byte_latent_config")
     if source is None or isinstance(source, ByteLatentShape):
         return source
     prefix = "model.byte_latent_config."
@@ -366,7 +374,7 @@ def _check_stacks(shape: ByteLatentShape) -> None:
 
 def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:
     """The audio encoder, and a sentence about one of another kind than Whisper's."""
-    source = get(model, "audio_config")
+    source = _part(model, "audio_config")
     if source is None:
         return None, []
     if get(source, "d_model") is None:
@@ -466,8 +474,8 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     if kind not in PEFT_KINDS:
         raise ConfigError(f"peft.kind={kind!r} is not known; choose one of {', '.join(PEFT_KINDS)}")
     dim, targets = get(peft, "dim"), get(peft, "target_modules")
-    if isinstance(targets, str):
-        raise ConfigError(f"peft.target_modules={targets!r} must be a list of names, for example [{targets}]")
+    if targets is not None and (isinstance(targets, str) or not isinstance(targets, Sequence)):
+        raise ConfigError(f"peft.target_modules={short(targets)} must be a list of names, for example [linear_qkv]")
     lora = Lora(
         shapes.whole("peft.dim", dim), tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout"))
     )

@@ -7,6 +7,7 @@ has no field the name of Megatron-Bridge or of the Hugging Face config is used.
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Optional
 
@@ -31,6 +32,11 @@ def size(default: Optional[int] = None, *, least: int = 1, off: bool = False, wh
         when: the property or field of the shape that says whether it is used at all; what is not used is not checked.
     """
     return field(default=default, metadata={"least": 0 if off else least, "off": off, "when": when})
+
+
+def entries(kind: type, default: Any = None) -> Any:
+    """A field that holds a list of whole numbers, or of words."""
+    return field(default=default, metadata={"entries": kind})
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -82,6 +88,12 @@ def _allowed(shape: Any, item: Field[Any], value: Any, name: str) -> Any:
             return None
         used = not rule["when"] or getattr(shape, rule["when"])
         return whole(name, value, rule["least"]) if used else value
+    if "entries" in rule:
+        kind = rule["entries"]
+        listed = isinstance(value, Collection) and not isinstance(value, (str, Mapping))
+        if not listed or not all(isinstance(one, kind) for one in value):
+            raise ConfigError(f"{name}={short(value)} must be a list of {'words' if kind is str else 'whole numbers'}")
+        return value
     kind = _KINDS.get(str(item.type))
     if kind is bool and isinstance(value, int) and value in (0, 1):
         return bool(value)
@@ -171,7 +183,7 @@ class ModelShape:
     """Sliding window: W tokens, or (left, right) for left + right + 1; (-1, -1) is no window."""
     window_attn_skip_freq: Any = None
     """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
-    interleaved_attn_pattern: Any = None
+    interleaved_attn_pattern: Any = entries(int)
     """(local, global): so many local layers, then so many global ones, repeated (Gemma 2 and 3)."""
     attention_chunk_size: Optional[int] = size(off=True)
     """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
@@ -240,7 +252,7 @@ class ModelShape:
     linear_value_head_dim: int = size(128, when="has_delta_net")
     linear_num_key_heads: int = size(16, when="has_delta_net")
     linear_num_value_heads: int = size(32, when="has_delta_net")
-    kimi_kda_layers: Any = None
+    kimi_kda_layers: Any = entries(int)
     """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
     kimi_linear_num_heads: Optional[int] = size(off=True)
     kimi_linear_head_dim: Optional[int] = size(off=True)
@@ -252,11 +264,11 @@ class ModelShape:
     dsa_indexer_use_sparse_loss: bool = False
     dsa_indexer_topk_freq: int = size(1)
     dsa_indexer_skip_topk_offset: int = size(0, least=0)
-    dsa_indexer_layers: Any = None
+    dsa_indexer_layers: Any = entries(int)
     """A list with 1 for each layer that chooses keys itself, 0 where it takes an earlier layer's choice (GLM-5.2); unset: as
     the two fields above say."""
     csa_window_size: int = size(128)
-    csa_compress_ratios: Any = None
+    csa_compress_ratios: Any = entries(int)
     """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
     o_groups: Optional[int] = size(off=True)
     o_lora_rank: Optional[int] = size(off=True)
@@ -267,7 +279,7 @@ class ModelShape:
     """Blocks that differ from layer to layer (Nemotron Super and Ultra): one mapping a layer, with ``attention`` and ``ffn``,
     each with ``no_op``, ``replace_with_linear`` and a size (see ``heterogeneous``)."""
     # ---- n-gram memory (Engram) --------------------------------------------------------------------
-    engram_layers: Any = None
+    engram_layers: Any = entries(int)
     """Layers (from 0) that look their last tokens up in tables of hashed n-grams (arXiv:2601.07372)."""
     engram_max_ngram_size: int = size(3, least=2)
     """n-grams of 2 to this many tokens."""
@@ -277,7 +289,7 @@ class ModelShape:
     """Width of a table's rows."""
     engram_kernel_size: int = size(4)
     """Taps of the convolution over what was found."""
-    engram_table_rows: Any = None
+    engram_table_rows: Any = entries(int)
     """Rows of all tables of a layer together, one entry for each of engram_layers."""
 
     # ---- hybrid models ---------------------------------------------------------------------------
@@ -342,7 +354,7 @@ class ModelShape:
     recompute_method: Optional[str] = None
     """``uniform`` or ``block`` (full recomputation)."""
     recompute_num_layers: Optional[int] = size(off=True)
-    recompute_modules: Any = None
+    recompute_modules: Any = entries(str)
     """Selective recomputation: ``core_attn``, ``mlp``, ``moe``, ``shared_experts``, ``mla_up_proj``, ..."""
     freeze_language_model: bool = False
     """Train around a fixed language model (Megatron-Bridge's vision-language providers)."""
@@ -452,9 +464,9 @@ class VisionShape:
     """``silu`` means a gated MLP (Qwen2.5-VL)."""
     window_size: int = size(0, least=0)
     """Side of an attention window in pixels (Qwen2.5-VL); 0: whole images."""
-    fullatt_block_indexes: Any = ()
+    fullatt_block_indexes: Any = entries(int, ())
     """Layers that see the whole image where the others have windows."""
-    deepstack_visual_indexes: Any = ()
+    deepstack_visual_indexes: Any = entries(int, ())
     """Layers whose output goes through a merger of its own (Qwen3-VL)."""
     num_position_embeddings: int = size(0, least=0)
     """Rows of a learned position table (Qwen3-VL, SigLIP, CLIP)."""

@@ -108,6 +108,12 @@ def test_no_inner_width_is_no_mlp():
         ({"gated_linear_unit": "yes"}, "model.gated_linear_unit='yes' must be true or false"),
         ({"normalization": 3}, "model.normalization=3 must be text"),
         ({"num_attention_heads": 0}, "model.num_attention_heads is missing"),
+        ({"kimi_kda_layers": 5}, "model.kimi_kda_layers=5 must be a list of whole numbers"),
+        ({"interleaved_attn_pattern": ["a", "b"]}, "model.interleaved_attn_pattern=['a', 'b'] must be a list of whole numbers"),
+        ({"recompute_modules": "core_attn"}, "model.recompute_modules='core_attn' must be a list of words"),
+        ({"engram_layers": "zz"}, "model.engram_layers='zz' must be a list of whole numbers"),
+        ({"byte_latent_config": 5}, "model.byte_latent_config=5 must be a mapping of its fields"),
+        ({"vision_config": [1]}, "model.vision_config=[1] must be a mapping of its fields"),
     ],
 )  # fmt: skip
 def test_what_is_impossible_is_one_sentence(changes, message):
