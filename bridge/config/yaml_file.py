@@ -30,15 +30,28 @@ def read(path: Path) -> DictConfig:
     Raises:
         ConfigError: one sentence with the place and the fault.
     """
-    text = _text(path)
-    with sentences(str(path), lambda error: f"{path}{_place(error)} is not valid YAML: {error.problem or error.context}"):
-        check(text, str(path))
-        values = OmegaConf.load(io.StringIO(text))
+    values = _loaded(path, lambda text: OmegaConf.load(io.StringIO(text)))
     if not isinstance(values, DictConfig):
         raise ConfigError(f"{path} holds a list; write `section: {{option: value}}`")
     if not values:
         raise ConfigError(f"{path} is empty; a recipe sets at least model.num_layers and model.hidden_size")
     return values
+
+
+def read_foreign(path: Path) -> Any:
+    """What a file of another program holds, as YAML itself has it: neither references nor options of ours.
+
+    Raises:
+        ConfigError: one sentence with the place and the fault.
+    """
+    return _loaded(path, lambda text: yaml.load(text, _LOADER))
+
+
+def _loaded(path: Path, load: Callable[[str], Any]) -> Any:
+    text = _text(path)
+    with sentences(str(path), lambda error: f"{path}{_place(error)} is not valid YAML: {error.problem or error.context}"):
+        check(text, str(path))
+        return load(text)
 
 
 def _text(path: Path) -> str:

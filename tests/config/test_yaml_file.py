@@ -105,6 +105,22 @@ def test_names_that_no_file_has(name, capsys):
     sentence(capsys, name)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"base_emb_dim: {'9' * 5000}\n", "holds a value that cannot be read"),
+        ("x: " + "{a: " * 600 + "1" + "}" * 600, "is nested more than 32 levels deep"),
+        ("x: !!bool abc\n", "not what its tag says"),
+        (f"base_config: {'a' * 5000}.yml\n", "does not exist; name a file beside this one"),
+        ("base_config: pipe.yaml\n", "base_config='pipe.yaml' does not exist"),
+        ("base_num_decoder_layers: 1000000\n", "1000000 layers are more than any model has"),
+    ],
+)
+def test_files_of_maxtext_are_read_as_carefully(text, words, tmp_path, pipe, capsys):
+    (tmp_path / "bad.yml").write_text("decoder_block: llama2\n" + text)
+    assert words in sentence(capsys, str(tmp_path / "bad.yml"))
+
+
 # ---- bases ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -15,12 +16,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bridge.config import yaml_file
 from bridge.config.schema import Config, ModelConfig, PeftConfig
 from bridge.config.sources.maxtext_fields import CHANGES, DERIVED, HARDWARE, NEUTRAL, READ
 from bridge.flops import reading
-from bridge.flops.shapes import ConfigError
+from bridge.flops.shapes import ConfigError, short
 
 Fields = dict[str, Any]
 
@@ -601,7 +601,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     found = _beside(path, str(base))
     if found is None and Path(str(base)).name != "base.yml":
-        raise ConfigError(f"{path}: base_config={base!r} does not exist; name a file beside this one")
+        raise ConfigError(f"{path}: base_config={short(base)} does not exist; name a file beside this one")
     return {**(_with_bases(found, (*above, path.resolve())) if found else {}), **values}
 
 
@@ -617,17 +617,11 @@ def _with_models(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _beside(path: Path, name: str) -> Path | None:
     """A file named from the folder of ``path``, or from one of the two above it."""
     places = (folder / name for folder in (path.parent, *path.resolve().parents[1:3]))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.isfile(place)), None)  # no error where the name is too long
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file; give a YAML file of MaxText's options")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"{path} is not valid YAML ({reason}); give a YAML file of MaxText's options") from None
+    values = yaml_file.read_foreign(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no options; give a YAML file of MaxText's options, one `name: value` a line")
     return values
