@@ -65,6 +65,7 @@ def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
     except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
         raise ConfigError(f"{source}: {first_line(error)} (option {error.full_key})") from None
     assert isinstance(result, Config)
+    _remember_written(config, merged, result)
     result.model.tensor_model_parallel_size = result.parallel.tensor_model_parallel_size
     return result
 
@@ -74,11 +75,52 @@ def dump_config(config: Config, mask: Callable[[Any], Any] = lambda values: valu
 
     ``mask`` returns the nested options without what must not be stored.
     """
-    values = dataclasses.asdict(config)
+    values = as_written(config)
     for option in _OWNED_ELSEWHERE:
         section, name = option.split(".")
         del values[section][name]
     return OmegaConf.to_yaml(OmegaConf.create(mask(values)))
+
+
+# ---- what was written ------------------------------------------------------------------------------------------------
+
+_Path = tuple[str | int, ...]
+_WRITTEN = "_written"
+
+
+def as_written(config: Config) -> dict[str, Any]:
+    """The nested options, with ``${...}`` where a recipe has it: what a token is taken from, not the token."""
+    values = dataclasses.asdict(config)
+    for path, (text, resolved) in vars(config).get(_WRITTEN, {}).items():
+        holder: Any = values
+        try:
+            for key in path[:-1]:
+                holder = holder[key]
+            if holder[path[-1]] == resolved:  # not set anew since
+                holder[path[-1]] = text
+        except (KeyError, IndexError, TypeError):
+            continue
+    return values
+
+
+def _remember_written(before: Config, merged: Any, result: Config) -> None:
+    """Beside the options, not among them: two configurations of equal values are equal."""
+    resolved = dict(_texts(dataclasses.asdict(result)))
+    defaults = dict(_texts(OmegaConf.to_container(OmegaConf.structured(Config))))
+    written = dict(vars(before).get(_WRITTEN, {}))
+    for path, text in _texts(OmegaConf.to_container(merged)):
+        if "${" in text and defaults.get(path) != text and path in resolved:
+            written[path] = (text, resolved[path])
+    vars(result)[_WRITTEN] = written
+
+
+def _texts(values: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        if isinstance(value, str):
+            yield (*path, key), value
+        else:
+            yield from _texts(value, (*path, key))
 
 
 # ---- finding recipes ------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     @torch.compiler.disable
     def _see(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():
-            self.throughput.count(_with_offsets(kwargs))
+            self.throughput.count(kwargs)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.throughput.on_train_step_start(self._context)
@@ -113,18 +113,6 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         if self._hook is not None:
             self._hook.remove()
         self.throughput.close()
-
-
-def _with_offsets(batch: dict[str, Any]) -> dict[str, Any]:
-    """A flattened batch with its bounds: they are in ``cu_seq_lens_q``, or where ``position_ids`` [1, s] begin again at 0."""
-    offsets, positions = batch.get("cu_seq_lens_q"), batch.get("position_ids")
-    if batch.get("attention_mask") is not None:
-        return batch
-    if offsets is None and positions is not None and positions.shape[:-1] == (1,):
-        # As many as could be, most of them the end: nobody waits for a device to tell how many there are.
-        segment = (positions[0] == 0).cumsum(0)
-        offsets = torch.searchsorted(segment - segment[:1], torch.arange(len(segment) + 1, device=segment.device))
-    return batch if offsets is None else {**batch, "cu_seqlens": offsets}
 
 
 def _problem(args: Any, model: Any) -> Optional[str]:

@@ -1,16 +1,21 @@
 """Reads the lengths of the sequences and images in one micro-batch, whatever form it comes in.
 
-Looked for, in this order; the first that is there decides:
+A micro-batch is a mapping (a dict, a ``BatchEncoding``), an object with attributes (a dataclass, a named tuple), a list of
+such samples, or a tuple (inputs, labels).  Looked for in it, in this order; the first that is there decides:
 
 1. Packed sequences: ``cu_seqlens_unpadded``, ``cu_seqlens_q`` or ``cu_seqlens``, in the batch or in its
    ``packed_seq_params`` (megatron-core's ``PackedSeqParams``).  Offsets of shape [n + 1], [1, n + 1] or [b, n + 1];
    they end at the matching ``*_argmin`` if there is one, and at the first decrease (the filler, -1 in Megatron-Bridge).
    Where both padded and unpadded offsets exist, the unpadded ones are the real lengths.
-2. A two-dimensional ``attention_mask`` [b, s], non-zero on real tokens.  (A mask [b, 1, s, s] says who sees whom, not
-   what is padding, and is left aside.)
-3. The shape of ``tokens`` or ``input_ids``: b sequences of s tokens.
+2. An ``attention_mask``, see :mod:`bridge.metrics.batch_masks`.
+3. ``cu_seq_lens_q``, or ``position_ids`` (``positions``) that begin again beside ``input_ids`` (``input``): transformers and
+   torchtitan separate documents there.  (megatron-core does not: beside ``tokens`` they say nothing.)
+4. ``tokens``, ``input_ids`` or ``input``: b sequences of s tokens; the rows of a nested tensor or of lists.
 
 ``loss_mask`` is never used: a prompt is not learned from but computed all the same.
+
+Lengths must be possible: offsets are integers that begin at 0, do not decrease, and end within the positions.  What is not
+is refused, before anything of it is counted; where only the device knows, it is noted there (``unread``).
 
 Images: ``image_grid_thw`` and ``video_grid_thw`` [n, 3] or [b, n, 3], in the batch or in its ``visual_inputs``.  A row
 (t, h, w) is t frames of h x w patches, and each frame attends alone.
@@ -20,22 +25,29 @@ On the CPU everything is numpy, without a copy.  Tensors on a device are never r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
+
+from bridge.metrics.batch_masks import NoLengths, is_doubtful, mask_lengths, position_lengths, ragged_lengths
+
+__all__ = ["BatchLengths", "NoLengths", "read_lengths"]
 
 Array = Any  # numpy int64 array on the CPU, torch int64 tensor on a device
 
 _OFFSETS = ("cu_seqlens_unpadded", "cu_seqlens_q", "cu_seqlens")
 _PADDED_OFFSETS = ("cu_seqlens_q_padded", "cu_seqlens_padded", "cu_seqlens")
-_TOKENS = ("tokens", "input_ids")
+_FLATTENED = "cu_seq_lens_q"
+_POSITIONS = ("position_ids", "positions")
+_TOKENS = ("tokens", "input_ids", "input")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 _PIXELS = ("pixel_values", "pixel_values_videos", "images")
-
-
-class NoLengths(ValueError):
-    """A micro-batch in which no lengths were found, or lengths that contradict each other."""
+_NAMES = (
+    *(name + end for name in _OFFSETS for end in ("", "_argmin")),
+    *("packed_seq_params", "attention_mask", "visual_inputs", _FLATTENED),
+    *(*_PADDED_OFFSETS, *_POSITIONS, *_TOKENS, *_GRIDS, *_PIXELS),
+)
 
 
 class BatchLengths(NamedTuple):
@@ -47,6 +59,7 @@ class BatchLengths(NamedTuple):
         image_patches: patches of one frame of each image, int64 [m]; None without images.
         image_frames: how many frames that size each of these stands for, int64 [m].
         unmeasured_images: True if there are pixels but no grid that says how many patches they are.
+        unread: a tensor [] on a device, true where these lengths cannot be and must not count; None: they can.
     """
 
     sequences: Array
@@ -54,55 +67,136 @@ class BatchLengths(NamedTuple):
     image_patches: Optional[Array] = None
     image_frames: Optional[Array] = None
     unmeasured_images: bool = False
+    unread: Optional[Any] = None
 
 
 def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:
-    """The lengths in ``batch``, a mapping or an object with attributes of the same names.
+    """The lengths in ``batch``.
 
     Args:
         batch: a micro-batch; None or an empty mapping is none, as ranks without data get it.
         images: whether to look for images.
 
     Raises:
-        NoLengths: nothing in the batch tells how long its sequences are.
+        NoLengths: nothing in the batch tells how long its sequences are, or what tells it cannot be.
     """
-    if batch is None:
+    if batch is None or (isinstance(batch, Mapping) and not batch):
         return None
-    get = _getter(batch)
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return _several(batch, images)
+    get = _getter(batch)  # what a batch of its own making raises here is not about lengths
+    try:
+        lengths = _packed(get) or _rows(get)
+        if lengths is not None:
+            return lengths._replace(**_image_lengths(get)) if images else lengths
+    except NoLengths:
+        raise
+    except Exception as error:  # arrays of others raise what they like
+        raise NoLengths(f"{type(error).__name__}: {error}") from error
+    known = ", ".join((*_OFFSETS, "attention_mask [b, s]", *_TOKENS[:2]))
+    raise NoLengths(f"a {type(batch).__name__} without any of {known}")
+
+
+def _several(batch: Sequence[Any], images: bool) -> Optional[BatchLengths]:
+    """A list of samples; a tuple of inputs and what is only compared with, which holds no tokens of its own."""
+    if not batch:
+        return None
+    if isinstance(batch, tuple):
+        inputs, *others = batch
+        if any(_first(_getter(other), _TOKENS) is not None for other in others if not hasattr(other, "shape")):
+            raise NoLengths("a tuple with tokens in several of its parts; give a list of them, or read=")
+        batch = [inputs]
+    if any(hasattr(sample, "shape") or isinstance(sample, (int, float, str)) for sample in batch):
+        raise NoLengths(f"a {type(batch[0]).__name__} without a name that tells whether it holds tokens; give read=")
+    found = [lengths for sample in batch if (lengths := read_lengths(sample, images=images)) is not None]
+    return _joined(found) if found else None
+
+
+def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
+    if len(found) == 1:
+        return found[0]
+    pictured = [one for one in found if one.image_patches is not None]
+    return BatchLengths(
+        _concatenated([one.sequences for one in found]),
+        sum(one.positions for one in found),
+        _concatenated([one.image_patches for one in pictured]) if pictured else None,
+        _concatenated([one.image_frames for one in pictured]) if pictured else None,
+        any(one.unmeasured_images for one in found),
+        next((one.unread for one in found if one.unread is not None), None),
+    )
+
+
+def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
+    """What offsets say in the names of Megatron; None without any."""
     packed = get("packed_seq_params")
-    tokens = _first(get, _TOKENS)
     offsets_in = get if packed is None else _getter(packed)
     for name in _OFFSETS:
-        offsets = offsets_in(name)
-        if offsets is not None:
-            sequences = _segment_lengths(_array(offsets), offsets_in(name + "_argmin"))
+        if (offsets := offsets_in(name)) is not None:
+            tokens = _first(get, _TOKENS)
             if tokens is not None:
-                positions = _size(tokens)
-            else:
-                positions = _last_offset(_array(_first(offsets_in, _PADDED_OFFSETS)), sequences)
-            break
-    else:
-        mask = get("attention_mask")
-        if mask is not None and mask.ndim == 2:
-            positions = _size(mask)
-            sequences = _row_counts(_array(mask))
-        elif tokens is not None:
-            positions = _size(tokens)
-            rows = 1 if tokens.ndim == 1 else tokens.shape[0]
-            sequences = np.full(rows, positions // rows if rows else 0, np.int64)
-        elif isinstance(batch, Mapping) and not batch:
+                return _segments(offsets, offsets_in(name + "_argmin"), name, _shape(_array(tokens)))
+            padded = _first(offsets_in, _PADDED_OFFSETS)
+            total = None if padded is None else _last_offset(_array(padded))
+            return _segments(offsets, offsets_in(name + "_argmin"), name, total)
+    return None
+
+
+def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
+    """What masks, positions and shapes say; None without any."""
+    mask, tokens = get("attention_mask"), _first(get, _TOKENS)
+    if tokens is None:
+        if mask is None:
             return None
-        else:
-            known = ", ".join((*_OFFSETS, "attention_mask [b, s]", *_TOKENS))
-            raise NoLengths(f"a {type(batch).__name__} without any of {known}")
-    return BatchLengths(sequences, positions, *_image_lengths(get)) if images else BatchLengths(sequences, positions)
+        mask = _array(mask)
+        return BatchLengths(mask_lengths(mask, None), _size(mask), unread=_unread(mask))
+    if (ragged := ragged_lengths(tokens)) is not None:
+        if mask is not None and (ragged_lengths(mask) is None or not _all_real(mask)):
+            raise NoLengths("an attention_mask beside rows of different lengths; leave it out, or pad both")
+        return BatchLengths(*ragged)
+    tokens = _array(tokens)
+    rows, width = shape = _shape(tokens)
+    positions = rows * width
+    if mask is not None:
+        mask = _array(mask)
+        return BatchLengths(mask_lengths(mask, shape), positions, unread=_unread(mask))
+    if (offsets := get(_FLATTENED)) is not None:
+        return _segments(offsets, None, _FLATTENED, shape)
+    if get("tokens") is None and (ids := _first(get, _POSITIONS)) is not None:
+        if (lengths := position_lengths(_array(ids), shape)) is not None:
+            return BatchLengths(lengths, positions)
+    return BatchLengths(np.full(rows, width, np.int64), positions)
+
+
+def _shape(tokens: Any) -> tuple[int, int]:
+    """Rows and columns of tokens [s] or [b, s].
+
+    Raises:
+        NoLengths: they have another shape.
+    """
+    if tokens.ndim == 2:
+        return tuple(tokens.shape)
+    if tokens.ndim == 1:
+        return 1, tokens.shape[0]
+    raise NoLengths(f"tokens {list(tokens.shape)} are not [b, s]")
+
+
+def _unread(mask: Any) -> Any:
+    return None if isinstance(mask, np.ndarray) else is_doubtful(mask)
+
+
+def _all_real(mask: Any) -> bool:
+    if isinstance(mask, (list, tuple)):
+        return all(all(row) for row in mask)
+    return all(bool(part.all()) for part in mask.unbind())
 
 
 def _getter(source: Any) -> Callable[[str], Any]:
     """``source[name]`` or ``source.name``; None where there is no such name."""
     if isinstance(source, Mapping):
         return source.get
-    return lambda name: getattr(source, name, None)
+    if hasattr(source, "keys") and hasattr(source, "get"):  # a TensorDict: no Mapping, and a default must be asked for
+        return lambda name: source.get(name, None)
+    return {name: getattr(source, name, None) for name in _NAMES}.get
 
 
 def _first(get: Callable[[str], Any], names: tuple[str, ...]) -> Any:
@@ -114,12 +208,25 @@ def _first(get: Callable[[str], Any], names: tuple[str, ...]) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """A numpy view of what is on the CPU; a tensor on a device stays what it is."""
+    """A numpy view of what is on the CPU; a tensor on a device stays what it is.
+
+    Raises:
+        NoLengths: it is neither an array nor a list of numbers.
+    """
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "is_cpu"):
-        return value.numpy() if value.is_cpu else value
-    return np.asarray(value, np.int64)
+        if not value.is_cpu:
+            return value
+        try:
+            return value.numpy()
+        except (RuntimeError, TypeError):  # with a gradient; of a type that numpy does not have
+            return value.detach().float().numpy()
+    if isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    if not hasattr(value, "ndim"):
+        raise NoLengths(f"a {type(value).__name__} where an array was expected")
+    return value
 
 
 def _size(value: Any) -> int:
@@ -127,53 +234,89 @@ def _size(value: Any) -> int:
     return value.size if isinstance(value, np.ndarray) else value.numel()
 
 
-def _row_counts(mask: Array) -> Array:
-    """Non-zero entries of each row."""
-    if isinstance(mask, np.ndarray):
-        return (mask if mask.dtype == np.bool_ else mask != 0).sum(-1)
-    return (mask != 0).sum(-1)
+def _segments(offsets: Any, argmin: Any, name: str, bound: Any) -> BatchLengths:
+    """Differences of the offsets in each row, up to ``argmin`` and to the first decrease.
 
+    Args:
+        bound: shape of the tokens, or the number of positions; None: it is where the offsets end.
 
-def _segment_lengths(offsets: Array, argmin: Any) -> Array:
-    """Differences of the offsets in each row, up to ``argmin`` and to the first decrease."""
+    Raises:
+        NoLengths: no sequences can have these bounds.
+    """
+    offsets = _array(offsets)
     if argmin is not None and isinstance(ends := _array(argmin), np.ndarray):
         # Megatron-Bridge keeps it on the host for this very use. 0 is the argmin of offsets without a filler.
         if offsets.ndim == 1 or offsets.shape[0] == 1:
             offsets = offsets[..., : ends.item() or None]
     if not isinstance(offsets, np.ndarray):
-        lengths = offsets[..., 1:].long() - offsets[..., :-1]
-        return lengths.clamp_(min=0).reshape(-1)  # the filler's step down becomes an empty segment, unseen
+        return _segments_on_device(offsets, bound)
+    if offsets.dtype.kind not in "iu" or offsets.ndim not in (1, 2) or not offsets.shape[-1]:
+        raise NoLengths(f"{name} {list(offsets.shape)} of {offsets.dtype} are no offsets [n + 1] or [b, n + 1]")
+    offsets = offsets.astype(np.int64)
     if offsets.ndim == 2 and offsets.shape[0] == 1:
         offsets = offsets[0]
-    lengths = (offsets[..., 1:] - offsets[..., :-1]).astype(np.int64)
+    if np.any(offsets[..., 0]):
+        raise NoLengths(f"{name} begins at {offsets[..., 0].max() or offsets[..., 0].min()}; offsets begin at 0")
+    lengths = offsets[..., 1:] - offsets[..., :-1]
     if lengths.size and lengths.item(lengths.argmin()) < 0:
         inside = np.logical_and.accumulate(lengths >= 0, axis=-1)
-        if np.any(lengths[~inside] > 0):
-            raise NoLengths("cu_seqlens falls and rises again; offsets must not decrease before their filler")
+        if np.any(offsets[..., 1:][~inside] > 0):
+            raise NoLengths(f"{name} falls and rises again; offsets must not decrease before their filler, -1 or 0")
         lengths = lengths[inside]
-    return lengths.reshape(-1) if lengths.ndim > 1 else lengths
+    return BatchLengths(lengths.reshape(-1), _within(offsets.max(-1), bound, name))
 
 
-def _last_offset(offsets: Array, sequences: Array) -> Union[int, Any]:
+def _within(ends: Any, bound: Any, name: str) -> int:
+    """The positions, if the offsets of all rows end within them."""
+    total = int(ends.sum())
+    if bound is None:
+        return total
+    rows, width = bound if isinstance(bound, tuple) else (1, bound)
+    if not isinstance(width, int):  # known to a device alone
+        return total
+    last = int(ends.max(initial=0))
+    if total > rows * width or (ends.ndim and len(ends) == rows and last > width):
+        raise NoLengths(f"{name} ends at {last} of {width} positions")
+    return rows * width
+
+
+def _segments_on_device(offsets: Any, bound: Any) -> BatchLengths:
+    lengths = offsets[..., 1:].long() - offsets[..., :-1]
+    lengths = lengths.clamp_(min=0).reshape(-1)  # the filler's step down becomes an empty segment, unseen
+    total = offsets.amax(-1).sum()
+    positions = total if bound is None else bound[0] * bound[1] if isinstance(bound, tuple) else bound
+    unread = (offsets[..., 0] != 0).any() | (lengths.sum() > positions)
+    return BatchLengths(lengths, positions, unread=unread)
+
+
+def _last_offset(offsets: Array) -> Union[int, Any]:
     """Positions of a packed batch without tokens: the last padded offset of each row."""
     if isinstance(offsets, np.ndarray):
-        return max(int(np.maximum.reduce(offsets, axis=-1, initial=0).sum()), int(sequences.sum()))
+        return int(offsets.max(axis=-1, initial=0).sum())
     return offsets.amax(-1).sum()
 
 
-def _image_lengths(get: Callable[[str], Any]) -> tuple[Optional[Array], Optional[Array], bool]:
+def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
     visual = get("visual_inputs")
     sources = (get,) if visual is None else (get, _getter(visual))
     grids = [grid for source in sources for name in _GRIDS if (grid := source(name)) is not None]
     if not grids:
-        return None, None, any(_first(source, _PIXELS) is not None for source in sources)
+        return {"unmeasured_images": any(_first(source, _PIXELS) is not None for source in sources)}
     tables = [_array(grid).reshape(-1, 3) for grid in grids]
-    patches = [table[:, 1] * table[:, 2] for table in tables]
-    frames = [table[:, 0] for table in tables]
-    if len(tables) == 1:
-        return patches[0], frames[0], False
-    if all(isinstance(table, np.ndarray) for table in tables):
-        return np.concatenate(patches), np.concatenate(frames), False
+    if any(isinstance(table, np.ndarray) and (table.dtype.kind not in "iu" or (table < 0).any()) for table in tables):
+        raise NoLengths(f"{' or '.join(_GRIDS)} holds no numbers of frames and patches")
+    return {
+        "image_patches": _concatenated([table[:, 1] * table[:, 2] for table in tables]),
+        "image_frames": _concatenated([table[:, 0] for table in tables]),
+    }
+
+
+def _concatenated(arrays: Sequence[Array]) -> Array:
+    if len(arrays) == 1:
+        return arrays[0]
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return np.concatenate(arrays)
     import torch
 
-    return torch.cat([torch.as_tensor(p) for p in patches]), torch.cat([torch.as_tensor(f) for f in frames]), False
+    device = next(array.device for array in arrays if not isinstance(array, np.ndarray))
+    return torch.cat([torch.as_tensor(array, device=device) for array in arrays])

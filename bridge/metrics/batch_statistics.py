@@ -137,37 +137,38 @@ class BatchStatistics:
         """
         if lengths.unmeasured_images and self.needs_images:
             raise NoLengths("pixels without image_grid_thw: their patches are unknown")
-        values = self.values
-        sequences = lengths.sequences
-        if isinstance(sequences, np.ndarray):
-            sums = self._sequence_sums.of_array(sequences)
-            if not 0 <= sums[self._tokens_sum] < INT64_TOKENS:
-                sums = self._sequence_sums.exact(sequences.tolist())
-            for position, amount in zip(self._sequence_slots, sums, strict=True):
-                values[position] += amount
-        else:
-            self._add_on_device(self._sequence_slots, self._sequence_sums.of_tensor(sequences))
-        if isinstance(lengths.positions, int):
-            values[self._positions] += lengths.positions
-        else:
-            self._add_on_device([self._positions], [lengths.positions])
+        read = lengths.unread.logical_not().long() if lengths.unread is not None else None
+        amounts = [(self._sequence_slots, self._sums_of_sequences(lengths.sequences))]
+        amounts.append(([self._positions], [lengths.positions]))
         if lengths.image_patches is not None and self.needs_images:
-            self._add_images(lengths.image_patches, lengths.image_frames)
-        for position in (self._micro_batches, *self._pass_slots):
-            values[position] += 1
+            amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
+        amounts.append(([self._micro_batches, *self._pass_slots], [1] * (1 + len(self._pass_slots))))
+        if read is not None:  # only the device knows whether all this counts
+            amounts = [(slots, [sums[i] * read for i in range(len(slots))]) for slots, sums in amounts]
+            amounts.append(([self.index["unread_micro_batches"]], [1 - read]))
+        for slots, sums in amounts:  # all or nothing: whatever raises has done so by now
+            if isinstance(sums[0], int):
+                for position, amount in zip(slots, sums, strict=True):
+                    self.values[position] += amount
+            else:
+                self._add_on_device(slots, sums)
 
-    def _add_images(self, patches: Any, frames: Any) -> None:
+    def _sums_of_sequences(self, sequences: Any) -> list[Any]:
+        if not isinstance(sequences, np.ndarray):
+            return self._sequence_sums.of_tensor(sequences)
+        sums = self._sequence_sums.of_array(sequences)
+        if 0 <= sums[self._tokens_sum] < INT64_TOKENS:
+            return sums
+        return self._sequence_sums.exact(sequences.tolist())
+
+    def _sums_of_images(self, patches: Any, frames: Any) -> list[Any]:
         if not isinstance(patches, np.ndarray):
-            patches, frames = patches.long(), frames.long().to(patches.device)
-            self._add_on_device(self._image_slots, self._image_sums.of_tensor(patches, frames))
-            return
+            patches = patches.long()
+            return self._image_sums.of_tensor(patches, frames.long().to(patches.device))
         patches, frames = patches.astype(np.int64), frames.astype(np.int64)
         if int(patches.dot(frames)) < INT64_TOKENS:
-            sums = self._image_sums.of_frames(patches, frames)
-        else:
-            sums = self._image_sums.exact(patches.tolist(), frames.tolist())
-        for position, amount in zip(self._image_slots, sums, strict=True):
-            self.values[position] += amount
+            return self._image_sums.of_frames(patches, frames)
+        return self._image_sums.exact(patches.tolist(), frames.tolist())
 
     def _add_on_device(self, positions: Sequence[int], amounts: Sequence[Any]) -> None:
         """Add int64 tensors [] into the device's limbs: two kernels each, nothing is read back."""

@@ -23,10 +23,10 @@ import torch
 from bridge.flops.pipeline import Layout
 from bridge.flops.plan import Coefficients, Plan
 from bridge.flops.shapes import ConfigError
-from bridge.metrics.batch_lengths import NoLengths, read_lengths
+from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import MAX_RANKS, READ, BatchStatistics
 from bridge.metrics.instruments import COMPUTE_TIME, Instruments
-from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
+from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, current_group, split
 from bridge.metrics.stragglers import ComputeTime, Dimension, is_known, ranked, ratio_to_mean, unranked
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.timing import Clock, IntervalTimer, Lap
@@ -131,6 +131,7 @@ class Meter:
         """Nanoseconds that the callback spent in the timed part of the interval; its owner adds to it."""
         self.unreported_steps = 0
         """Steps since the last log point; equal on every rank."""
+        self._group, self._lost = current_group(), False
         self._failed = False
         self._warned_unread = False
         # On this rank since the last launch.
@@ -147,6 +148,11 @@ class Meter:
         self._pending: Optional[_Launch] = None
         self._reports: list[Report] = []
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether batches are looked through for images."""
+        return self._batch.needs_images
+
     def _zeros(self) -> list[int]:
         return [0] * len(self.names)
 
@@ -154,20 +160,27 @@ class Meter:
 
     def add_batch(self, batch: Any, waited_ns: int = 0) -> None:
         """Count a micro-batch that this rank's replica is about to compute."""
+        self.add_lengths(lambda: read_lengths(batch, images=self.needs_images), waited_ns)
+
+    def add_lengths(self, read: Callable[[], Optional[BatchLengths]], waited_ns: int = 0) -> None:
+        """Count the micro-batch whose lengths ``read`` returns; if it raises NoLengths, one that could not be read."""
         if self._failed or not self.contributes:
             return
         try:
             self._batch.count("data_wait_ns", waited_ns)
-            lengths = read_lengths(batch, images=self._batch.needs_images)
-            if lengths is not None:
+            if (lengths := read()) is not None:
                 self._batch.add(lengths)
         except NoLengths as error:
-            self._batch.count("unread_micro_batches")
-            if not self._warned_unread:
-                self._warned_unread = True
-                logger.warning("not counted: micro-batches whose lengths cannot be read: %s", error)
+            self.miss(1, error)
         except Exception as error:
             self.fail(error)
+
+    def miss(self, micro_batches: int, reason: object) -> None:
+        """Count micro-batches that could not be read: from here on totals are lower bounds, on every rank."""
+        self._batch.count("unread_micro_batches", micro_batches)
+        if not self._warned_unread:
+            self._warned_unread = True
+            logger.warning("not counted: micro-batches whose lengths cannot be read: %s", reason)
 
     def end_step(self, *, skipped: bool = False) -> None:
         """A step is over. ``skipped``: it changed no weights; its work counts, its tokens are reported apart.
@@ -229,6 +242,9 @@ class Meter:
             report_step: the log point this sum completes; None: it only brings the totals up to date.
         """
         self._receive()
+        if not self._has_its_group():
+            self._lose_group(report_step)
+            return
         segments = 1 if self._launched else 2  # the first sum carries the warm-up apart, since no time belongs to it
         self._launched = True
         lap = self.attempt(self._timer.lap) if report_step is not None else None
@@ -255,6 +271,21 @@ class Meter:
         if self._pending is not None and (wait or self.attempt(self._pending.arrived)):
             self._receive()
         return self._reports.pop(0) if self._reports else None
+
+    def _has_its_group(self) -> bool:
+        """Whether sums still go over the ranks that they went over at the start."""
+        return not self._lost and current_group() is self._group
+
+    def _lose_group(self, report_step: Optional[int]) -> None:
+        """From here on nobody knows what the other ranks do: no total, rather than this rank's alone."""
+        if not self._lost:
+            self._lost = True
+            self.fail(RuntimeError("the process group that training started with is gone, so ranks cannot be summed"))
+        self.totals.complete = False
+        self._steps = self._timed_steps = 0
+        if report_step is not None:
+            self.overhead_ns = self.unreported_steps = 0
+            self._reports.append(Report(report_step, None))
 
     def settle(self) -> None:
         """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
@@ -335,7 +366,13 @@ class Meter:
         launch, self._pending = self._pending, None
         if launch is None:
             return
-        summed = launch.sum.wait()
+        try:
+            summed = launch.sum.wait()
+        except Exception:
+            if self._has_its_group():
+                raise  # the job itself is in trouble
+            self._lose_group(launch.report_step)
+            return
         width = len(self.names)
         segments = [summed[start : start + width] for start in range(0, launch.segments * width, width)]
         for segment in segments:
@@ -358,12 +395,13 @@ class Meter:
             return Report(launch.report_step, None)
         work, timed = self._work, self._timed
         components: dict[str, int] = {}
-        if self.plan is not None:
+        done = self._work_of(work, self._work_steps)
+        if self.plan is not None and done.flops is not None:
             priced = self.plan.evaluate_components(work[: len(self.plan.statistics)])
             components = {name: whole(flops) for name, flops in priced.items() if name not in self._unread}
         timed_work = self._work_of(timed, self._timed_steps_done)
         interval = Interval(
-            work=self._work_of(work, self._work_steps),
+            work=done,
             timed=timed_work,
             seconds=launch.lap.seconds(),
             world_size=self._world_size,
@@ -371,6 +409,7 @@ class Meter:
             components=components,
             total_flops=self.totals.flops,
             total_tokens=self.totals.tokens,
+            lower_bound=self.totals.lower_bound,
             overhead_seconds=launch.overhead_ns / 1e9,
             compute=self._instruments.attempt(COMPUTE_TIME, lambda: self._compute_time(timed, timed_work, launch.sum.maxima())),
             joules=self._joules(timed),
@@ -381,17 +420,19 @@ class Meter:
         plan, index = self.plan, self._batch.index
         vector = values[: len(plan.statistics)] if plan else []
         stages = [whole(stage.dot(vector)) for stage in self._stages]
+        unread = values[index["unread_micro_batches"]]
+        unknown = unread > 0 and not values[index["micro_batches"]]
         return Work(
             steps=steps,
-            flops=None if plan is None else whole(plan.evaluate(vector)),
-            hardware_flops=None if plan is None or plan.hardware_unknown else whole(plan.evaluate(vector, "hardware")),
-            tokens=values[index["tokens"]],
+            flops=None if plan is None or unknown else whole(plan.evaluate(vector)),
+            hardware_flops=None if plan is None or unknown or plan.hardware_unknown else whole(plan.evaluate(vector, "hardware")),
+            tokens=None if unknown else values[index["tokens"]],
             positions=values[index["positions"]],
             sequences=values[index["sequences"]],
             unlearned_tokens=values[index["unlearned_tokens"]],
-            unread_micro_batches=values[index["unread_micro_batches"]],
+            unread_micro_batches=unread,
             data_wait_seconds=values[index["data_wait_ns"]] / 1e9 / self._replicas,
-            replica_work=[values[position] for position in self._batch.replica_slots],
+            replica_work=[] if unread else [values[position] for position in self._batch.replica_slots],
             stage_work=stages,
         )
 
@@ -414,8 +455,10 @@ class Meter:
             slowest, rank = max((value, index) for index, value in enumerate(seconds))
         place = {dimension.name: dimension.index(rank) for dimension in self._dimensions}
         data: Optional[float] = 1.0
-        at_most = self._replicas > 1 and not work.replica_work
-        if at_most:
+        at_most = self._replicas > 1 and not self._batch.replica_slots
+        if self._replicas > 1 and work.unread_micro_batches:
+            data = None
+        elif at_most:
             heaviest, replica = unranked(maxima[1])
             total = work.tokens if work.flops is None else work.flops
             data = heaviest * self._replicas / total if total and is_known(heaviest) else None

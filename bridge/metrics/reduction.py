@@ -123,6 +123,11 @@ def collective_device() -> torch.device:
     return torch.device("cpu")
 
 
+def current_group() -> Any:
+    """All ranks of the job, as an object that is another one once they were set up anew; None without torch.distributed."""
+    return dist.group.WORLD if _distributed() else None
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -24,18 +24,18 @@ class Work:
 
     Attributes:
         steps: optimizer steps.
-        flops: model FLOPs; None if the model cannot be priced.
+        flops: model FLOPs; None if the model cannot be priced, or no micro-batch could be read.
         hardware_flops: the same with recomputed forward passes.
-        tokens: real tokens. positions: with padding. sequences: non-empty sequences.
+        tokens: real tokens; None if no micro-batch could be read. positions: with padding. sequences: non-empty sequences.
         unlearned_tokens: those of skipped steps, computed but not learned from.
-        unread_micro_batches: micro-batches whose lengths could not be read; their work is missing.
+        unread_micro_batches: micro-batches whose lengths could not be read; their work is missing, all else is a lower bound.
         data_wait_seconds: time in ``next(data_iterator)``, mean over the replicas.
         replica_work: work of each data-parallel replica, any unit. stage_work: FLOPs of each pipeline stage.
     """
 
     steps: int
     flops: Optional[int]
-    tokens: int
+    tokens: Optional[int]
     hardware_flops: Optional[int] = None
     positions: int = 0
     sequences: int = 0
@@ -55,7 +55,8 @@ class Interval:
         timed: the part of it that ``seconds`` covers: all but the warm-up step.
         seconds: duration of the timed part, without evaluation and checkpoints.
         components: FLOPs of ``work`` by component; they add up to ``work.flops``.
-        total_flops, total_tokens: since the first step ever.
+        total_flops, total_tokens: since the first step ever; None if unknown.
+        lower_bound: whether these miss work that could not be read.
         world_size: ranks. peak_flops: dense peak of one device in FLOP/s; None if unknown.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
         compute: compute time of the ranks in the timed part. joules: energy of all devices in it. None if unknown.
@@ -66,7 +67,8 @@ class Interval:
     seconds: float
     world_size: int
     total_flops: Optional[int]
-    total_tokens: int
+    total_tokens: Optional[int]
+    lower_bound: bool = False
     components: Mapping[str, int] = field(default_factory=dict)
     peak_flops: Optional[float] = None
     overhead_seconds: Optional[float] = None
@@ -86,7 +88,7 @@ def throughput(interval: Interval) -> Metrics:
             metrics |= _stragglers(interval.compute, interval.world_size)
         if interval.joules is not None:
             metrics |= _energy(interval.joules, timed, interval.seconds, interval.world_size)
-    if work.positions:
+    if work.positions and work.tokens is not None:
         metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
     metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)
     if work.unlearned_tokens:
@@ -97,18 +99,22 @@ def throughput(interval: Interval) -> Metrics:
         metrics[f"throughput/flops/{component}"] = flops
     if interval.total_flops is not None:
         metrics["throughput/total_flops"] = interval.total_flops
-    metrics["throughput/total_tokens"] = interval.total_tokens
+    if interval.total_tokens is not None:
+        metrics["throughput/total_tokens"] = interval.total_tokens
+    if interval.lower_bound:
+        metrics["throughput/incomplete"] = 1
     return metrics
 
 
 def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[float]) -> Metrics:
     rates: Metrics = {
         "throughput/step_time": seconds / timed.steps,
-        "throughput/tokens_per_sec": timed.tokens / seconds,
-        "throughput/device/tokens_per_sec": timed.tokens / seconds / world_size,
-        "throughput/samples_per_sec": timed.sequences / seconds,
         "throughput/data_wait_fraction": timed.data_wait_seconds / seconds,
     }
+    if timed.tokens is not None:
+        rates["throughput/tokens_per_sec"] = timed.tokens / seconds
+        rates["throughput/device/tokens_per_sec"] = timed.tokens / seconds / world_size
+        rates["throughput/samples_per_sec"] = timed.sequences / seconds
     if timed.flops is not None:
         rates["throughput/tflops"] = timed.flops / seconds / TERA
         rates["throughput/tflops/device"] = timed.flops / seconds / world_size / TERA

@@ -36,6 +36,7 @@ class Totals:
         self._values = [0] * len(self._names)
         self._carried_flops = 0
         self._carried_tokens = 0
+        self._carried_unread = False
         self.complete = True
         """False once a rank could not count: from there on there is no total, rather than a wrong one."""
 
@@ -48,16 +49,26 @@ class Totals:
         return self._values[self._names.index(name)]
 
     @property
+    def lower_bound(self) -> bool:
+        """Whether micro-batches could not be read since the first step: then there was more work than is counted."""
+        return self._carried_unread or self["unread_micro_batches"] > 0
+
+    @property
+    def _unknown(self) -> bool:
+        """Nothing of what ran could be read: no total, rather than 0."""
+        return self.lower_bound and not self["micro_batches"] and not self._carried_tokens
+
+    @property
     def flops(self) -> Optional[int]:
-        """Model FLOPs since the first step; None if the model cannot be priced."""
-        if self._plan is None:
+        """Model FLOPs since the first step; None if the model cannot be priced, or nothing could be read."""
+        if self._plan is None or self._unknown:
             return None
         return self._carried_flops + whole(self._plan.evaluate(self._values[: len(self._plan.statistics)]))
 
     @property
-    def tokens(self) -> int:
-        """Real tokens since the first step."""
-        return self._carried_tokens + self["tokens"]
+    def tokens(self) -> Optional[int]:
+        """Real tokens since the first step; None if nothing could be read."""
+        return None if self._unknown else self._carried_tokens + self["tokens"]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain integers and strings."""
@@ -69,7 +80,8 @@ class Totals:
             "carried_tokens": self._carried_tokens,
             "total_flops": self.flops,
             "total_tokens": self.tokens,
-            "complete": self.complete,
+            "complete": self.complete and not self.lower_bound,
+            "failed": not self.complete,
         }
 
     @staticmethod
@@ -81,8 +93,9 @@ class Totals:
             "carried_flops": 0,
             "carried_tokens": 0,
             "total_flops": None,
-            "total_tokens": 0,
+            "total_tokens": None,
             "complete": False,
+            "failed": True,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Optional[str]:
@@ -91,10 +104,11 @@ class Totals:
         Returns:
             A sentence for the user if the totals do not simply continue.
         """
-        self.complete = bool(state["complete"])
+        self.complete = not state.get("failed", not state["complete"])
         self._carried_flops, self._carried_tokens = int(state["carried_flops"]), int(state["carried_tokens"])
         saved = {name: int(value) for name, value in state["statistics"].items()}
         self._values = [saved.get(name, 0) for name in self._names]
+        self._carried_unread = self.complete and not state["complete"]
         if not self.complete:
             return "the checkpoint's FLOP total is incomplete, since a rank could not count; no totals are reported"
         if self._plan is None or state["total_flops"] is None:
@@ -109,7 +123,8 @@ class Totals:
         # Another model: its statistics mean something else, and what was done stays done.  Another convention that needs
         # other statistics: the old work cannot be scored again, and numbers of two conventions are never mixed.
         self._carried_flops = int(state["total_flops"]) if same_convention else 0
-        self._carried_tokens = int(state["total_tokens"])
+        self._carried_tokens = int(state["total_tokens"] or 0)
+        self._carried_unread = self.lower_bound
         self._values = [0] * len(self._names)
         if same_convention:
             return "the model is not the checkpoint's: total_flops keeps what was counted, new steps are priced anew"

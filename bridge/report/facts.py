@@ -40,10 +40,16 @@ def notes_of(run: Run) -> list[str]:
         sentences.append("Doubtful: a utilisation above 100 %. The peak, the number format or the convention does not fit.")
     if not any(key.startswith("throughput/") for key in run.names()):
         sentences.append("This run has no throughput/ keys: its recipe had no ThroughputCallback.")
+    if _incomplete(run):
+        sentences.append("Incomplete: the lengths of some micro-batches could not be read. Totals are lower bounds.")
     missing = run.facts.get("not_counted")
     if isinstance(missing, list) and missing:
         sentences.append(f"Not counted: {_text('; '.join(map(str, missing)))}.")
     return sentences
+
+
+def _incomplete(run: Run) -> bool:
+    return bool(present(run, "throughput/incomplete")) or "incomplete" in run.facts
 
 
 def present(run: Run, key: str) -> list[Any]:
@@ -63,12 +69,13 @@ def _results(run: Run) -> Iterator[Fact]:
             middle = median(numbers)
             scale = scale_of(unit, middle)
             yield Fact(label, scale.text(middle), f"last {scale.text(numbers[-1])}")
+    least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")
         of_plan = f"; {numbers[-1] / planned:.1%} of {with_unit(planned, 'FLOP')} planned at most" if planned else ""
-        yield Fact("FLOPs so far", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
+        yield Fact(f"FLOPs so far{least}", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
     if numbers := present(run, "throughput/total_tokens"):
-        yield Fact("Tokens so far", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
+        yield Fact(f"Tokens so far{least}", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
 
 
 def _constants(run: Run) -> Iterator[Fact]:

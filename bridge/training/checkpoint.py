@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Optional
 
 import torch
@@ -63,6 +64,7 @@ from megatron.core.utils import unwrap_model
 from torch.distributed import checkpoint as torch_checkpoint
 
 from bridge.training.agree import describe, everywhere, from_first, gather
+from bridge.training.checkpoint_pickles import problem_of, weights_only
 from bridge.training.errors import RunError
 from bridge.training.peft import is_adapter, reset_magnitudes
 from bridge.training.state import Groups
@@ -549,6 +551,8 @@ def _read_state(path: Path) -> tuple[Optional[dict[str, Any]], Optional[str]]:
 
 def _verify(path: Path, files: Mapping[str, list[int]], groups: Groups) -> Optional[str]:
     """What is wrong with this rank's share of the files; None if nothing is."""
+    if groups.rank == 0 and (problem := problem_of(path)):
+        return problem
     for name in sorted(files)[groups.rank :: groups.world_size]:
         try:
             size = (path / name).stat().st_size
@@ -568,10 +572,11 @@ def load(checkpoint: Checkpoint, tensors: ShardedStateDict, option: str = LOAD) 
         RunError: on every rank, if the checkpoint is of another model.
     """
     try:
-        return dist_checkpointing.load(tensors, str(checkpoint.path), validate_access_integrity=False)
+        with weights_only():
+            return dist_checkpointing.load(tensors, str(checkpoint.path), validate_access_integrity=False)
     except torch_checkpoint.CheckpointException as error:
         raise _does_not_fit(checkpoint, _first_failure(error), option) from error
-    except (KeyError, RuntimeError, dist_checkpointing.core.CheckpointingException) as error:
+    except (KeyError, RuntimeError, UnpicklingError, dist_checkpointing.core.CheckpointingException) as error:
         raise _does_not_fit(checkpoint, describe(error), option) from error
 
 

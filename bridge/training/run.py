@@ -18,6 +18,7 @@ the loss and is read one step later, so it costs no collective and no wait for t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,6 +29,7 @@ import torch
 from megatron.core.utils import get_model_config
 
 from bridge.config import dump_config
+from bridge.config.loader import as_written
 from bridge.config.schema import Config
 from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
@@ -60,6 +62,13 @@ def _not_alike(found: checkpoint.Checkpoint) -> str:
         f"checkpoint.load: {found.path} holds all weights, not those of a fine-tuning. To fine-tune it set "
         f"checkpoint.pretrained_checkpoint={found.path} and leave checkpoint.load out."
     )
+
+
+def _write_for_us(path: Path, text: str) -> None:
+    """A file that only its owner can read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # it may have been there
+        file.write(text)
 
 
 class Run:
@@ -367,11 +376,11 @@ class Run:
         try:
             folder = Path(cfg.logger.dir)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(dump_config(cfg, without_secrets))
+            _write_for_us(folder / "config.yaml", dump_config(cfg, without_secrets))
         except OSError as error:
             self._say(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
         run_id = state.wandb_run_id or restart.known_run_id(Path(cfg.logger.dir))
-        state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=run_id, config=asdict(cfg))
+        state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=run_id, config=as_written(cfg))
         restart.remember_run_id(Path(cfg.logger.dir), state.trackers.run_id)
 
     def _say(self, *lines: str) -> None:

@@ -283,3 +283,19 @@ def test_the_command_writes_what_the_run_would_pack(
         assert main(["pack", "tiny", *files, *options]) == 2
         assert "x.txt must end in .npy or .parquet" in capsys.readouterr().err
     assert not Path("first.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(["a"], "column input_ids holds string, not lists"), ([None], "column input_ids has rows without a value")],
+)
+def test_foreign_parquet_columns_are_one_sentence(tmp_path, values, words):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.string() if values[0] else pa.list_(pa.int64())
+    pq.write_table(
+        pa.table({name: pa.array(values, kind) for name in ("input_ids", "seq_start_id", "loss_mask")}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(ConfigError, match=f"option: .*x.parquet cannot be read: its {words}. Write it again"):
+        PackedFile(str(tmp_path / "x.parquet"), "option")

@@ -201,3 +201,26 @@ def test_inputs_that_batches_are_not_read_for_are_named_and_have_no_number(extra
     assert absent == plan.breakdown([5]).keys() - components.keys()
     assert components == {name: flops for name, flops in plan.breakdown([5]).items() if name not in absent}
     assert {sentence.split()[2] for sentence in never_read(plan)} == named
+
+
+def test_what_only_the_device_finds_impossible_is_unread(arriving):
+    plan, meter = new_meter()
+    beyond = {**on_device(5, 9), "tokens": torch.zeros(1, 13)}
+    documents = torch.tensor([[1, 1, 2, 2], [1, 1, 1, 0]]).as_subclass(OnDevice)
+    for batch in (on_device(3, 4), beyond, {"input_ids": torch.zeros(2, 4), "attention_mask": documents}):
+        meter.add_batch(batch)
+    meter.end_step()
+    meter.launch(1)
+    report = meter.poll(wait=True)
+    assert report.interval.work.unread_micro_batches == 2
+    assert report.interval.total_flops == plan.flops([3, 4])
+    assert report.interval.lower_bound
+
+
+def test_positions_on_a_device(arriving):
+    plan, meter = new_meter()
+    flat = torch.tensor([[*range(4), *range(2)], [*range(3), *range(3)]]).as_subclass(OnDevice)
+    meter.add_batch({"input_ids": torch.zeros(2, 6), "position_ids": flat})
+    meter.end_step()
+    meter.launch(1)
+    assert meter.poll(wait=True).interval.total_flops == plan.flops([4, 2, 3, 3])

@@ -103,3 +103,44 @@ def test_a_model_without_a_price_keeps_its_tokens():
     after.load_state_dict(before.state_dict())
     assert after.flops is None
     assert after.tokens == 9
+
+
+def unread(names):
+    return [1 if name == "unread_micro_batches" else 0 for name in names]
+
+
+def test_a_lower_bound_stays_one():
+    plan, names, before = totals()
+    before.add(vector(plan, names, OLD))
+    assert before.state_dict()["complete"] is True
+    before.add(unread(names))
+    state = before.state_dict()
+    assert (state["complete"], state["failed"], state["total_flops"]) == (False, False, plan.flops(OLD))
+    assert state["statistics"]["unread_micro_batches"] == 1
+    for model, convention in ((MODEL, "megatron"), (WINDOWED, "megatron")):
+        plan, names, after = totals(model, convention)
+        after.load_state_dict(state)
+        after.add(vector(plan, names, NEW))
+        assert after.complete
+        assert after.lower_bound
+        assert after.flops == totals()[0].flops(OLD) + plan.flops(NEW)
+        assert after.state_dict()["complete"] is False
+
+
+def test_nothing_read_is_no_total():
+    plan, names, after = totals()
+    assert (after.flops, after.tokens) == (0, 0)
+    after.add(unread(names))
+    assert (after.flops, after.tokens) == (None, None)
+    again = totals()[2]
+    again.load_state_dict(after.state_dict())
+    again.add(vector(plan, names, NEW))
+    assert (again.flops, again.tokens, again.lower_bound) == (plan.flops(NEW), sum(NEW), True)
+
+
+def test_an_old_checkpoint_that_misses_a_rank_has_no_totals():
+    state = {**saved(), "complete": False}
+    del state["failed"]
+    _, _, after = totals()
+    assert "incomplete" in after.load_state_dict(state)
+    assert not after.complete

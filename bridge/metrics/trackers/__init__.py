@@ -7,13 +7,14 @@ thread of its own, so that a stuck connection cannot hold a step back.
 ``tracker``     what a tracker is; all trackers of a run as one
 ``opening``     from the options of ``logger`` to trackers
 ``background``  a tracker whose work is done in a thread
-``plain``       what can be stored: numbers, texts, no secrets
+``plain``       what can be stored: numbers, texts
+``secrets``     what must not be
 and one file a tracker.
 """
 
 from bridge.metrics.trackers.jsonl import JsonlTracker
 from bridge.metrics.trackers.opening import check_installed, is_installed, open_trackers
-from bridge.metrics.trackers.plain import without_secrets
+from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Tracker, Trackers
 from bridge.metrics.trackers.wandb import AttachedWandb, default_mode
 

@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from bridge.metrics.trackers.plain import plain, without_secrets
+from bridge.metrics.trackers.plain import plain
+from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
 #: The usual name of the file, under which a run's folder stands for it.

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from bridge.metrics.trackers.background import BackgroundTracker
-from bridge.metrics.trackers.plain import doubles, flat, plain, without_login, without_secrets
+from bridge.metrics.trackers.plain import doubles, flat, plain
+from bridge.metrics.trackers.secrets import without_login, without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
 #: The tag by which a resumed run finds itself.

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers.jsonl import JsonlTracker
 from bridge.metrics.trackers.mlflow import MlflowTracker
-from bridge.metrics.trackers.plain import without_login
+from bridge.metrics.trackers.secrets import without_login
 from bridge.metrics.trackers.tensorboard import TensorBoardTracker
 from bridge.metrics.trackers.tracker import Tracker, Trackers, first_line
 from bridge.metrics.trackers.wandb import WandbTracker

@@ -1,24 +1,10 @@
-"""What trackers can hold: numbers, texts, lists and mappings of them; never a secret."""
+"""What trackers can hold: numbers, texts, lists and mappings of them."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-_SECRET_WORDS = (
-    "api_key",
-    "apikey",
-    "password",
-    "passwd",
-    "secret",
-    "credential",
-    "access_token",
-    "auth_token",
-    "hf_token",
-)
-_LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def plain(value: Any) -> Any:
@@ -55,23 +41,6 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def without_secrets(options: Any) -> Any:
-    """The same options, with the values of names that sound like a secret, and logins in addresses, blacked out."""
-    if isinstance(options, Mapping):
-        return {
-            key: "***" if any(word in str(key).lower() for word in _SECRET_WORDS) else without_secrets(value)
-            for key, value in options.items()
-        }
-    if isinstance(options, list):
-        return [without_secrets(item) for item in options]
-    return without_login(options) if isinstance(options, str) else options
-
-
-def without_login(address: str) -> str:
-    """``https://user:password@host`` as ``https://***@host``."""
-    return _LOGIN_IN_ADDRESS.sub("***@", address)
 
 
 def _is_single(value: Any) -> bool:

@@ -17,7 +17,8 @@ from typing import Any, Optional
 
 from bridge.metrics.keys import find_key
 from bridge.metrics.trackers.background import BackgroundTracker
-from bridge.metrics.trackers.plain import doubles, plain, without_secrets
+from bridge.metrics.trackers.plain import doubles, plain
+from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
 #: Integers up to here are 32-bit floats too.

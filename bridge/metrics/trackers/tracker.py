@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Protocol
 
-from bridge.metrics.trackers.plain import without_login
+from bridge.metrics.trackers.secrets import without_login
 
 logger = logging.getLogger(__name__)
 

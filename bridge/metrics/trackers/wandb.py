@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from bridge.metrics.keys import STEP, units
 from bridge.metrics.trackers.background import BackgroundTracker
-from bridge.metrics.trackers.plain import plain, without_secrets
+from bridge.metrics.trackers.plain import plain
+from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Metrics, first_line, quietly
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class WandbTracker(BackgroundTracker):
             "id": run_id,
             "name": name,
             "entity": entity,
-            "tags": list(tags),
+            "tags": without_secrets(list(tags)),
             "config": without_secrets(plain(config or {})),
         }
         self._run: Any = None

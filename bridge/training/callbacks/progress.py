@@ -151,10 +151,11 @@ class ProgressCallback(Callback):
         table = [("steps", f"{self._first_step} to {self._step}, {duration(seconds)}")]
         if self._loss is not None:
             table.append(("last loss", f"{self._loss:.4f}"))
+        least = "at least " if "throughput/incomplete" in row else ""
         if "throughput/total_tokens" in row:
-            table.append(("tokens", f"{row['throughput/total_tokens']:,}"))
+            table.append(("tokens", f"{least}{row['throughput/total_tokens']:,}"))
         if "throughput/total_flops" in row:
-            table.append(("FLOPs", f"{row['throughput/total_flops']:,}"))
+            table.append(("FLOPs", f"{least}{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
             table.append(
                 ("speed", _rate(row) + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""))

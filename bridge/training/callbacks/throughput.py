@@ -19,7 +19,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any, Optional
 
@@ -29,9 +29,11 @@ from bridge.flops import ConfigError, compile_plan, conventions
 from bridge.flops.pipeline import Layout
 from bridge.flops.plan import Plan
 from bridge.flops.reading import read
+from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
 from bridge.metrics.meter import Meter, Report, never_read, warn_of
+from bridge.metrics.observed import are_chunks, observed
 from bridge.metrics.peak import DevicePeak, device_peak
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.stragglers import ComputeTime, Dimension, open_compute_timer
@@ -48,7 +50,11 @@ logger = logging.getLogger(__name__)
 #: Keys of ``context.user_state`` where other callbacks find the constants of the run, and the newest rows by step.
 FACTS, ROWS = "throughput/facts", "throughput/rows"
 _ROWS_KEPT = 4
+_EARLY_KEPT = 1024
 
+
+#: The fact of a run whose totals miss something.
+INCOMPLETE = "totals are lower bounds: the lengths of some micro-batches could not be read"
 
 _Hook = Callable[["ThroughputCallback", CallbackContext], None]
 
@@ -77,6 +83,8 @@ class ThroughputCallback(Callback):
         log_interval: steps between log points; None: ``cfg.logger.log_interval``.
         peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
         metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
+        read: from a micro-batch to a mapping with ``input_ids``, ``cu_seqlens``, ...; None: it is one, or another form that
+            :mod:`bridge.metrics.batch_lengths` knows.
 
     Raises:
         ConfigError: an unknown convention, or a log interval that is not positive.
@@ -88,6 +96,7 @@ class ThroughputCallback(Callback):
         log_interval: Optional[int] = None,
         peak_flops: Optional[float] = None,
         metrics_file: Optional[str] = None,
+        read: Optional[Callable[[Any], Any]] = None,
     ) -> None:
         conventions.get(convention)
         if log_interval is not None and log_interval < 1:
@@ -100,8 +109,12 @@ class ThroughputCallback(Callback):
         self._metrics_file = metrics_file
         self._groups: Optional[Groups] = None
         self._meter: Optional[Meter] = None
-        self._early: list[tuple[Any, int]] = []
-        """Micro-batches that were taken before training started."""
+        self._read = read
+        self._early: list[tuple[Callable[[], Optional[BatchLengths]], int]] = []
+        """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
+        self._lost = 0
+        """How many came after these."""
+        self._facts: dict[str, Any] = {}
         self._restored: Optional[Mapping[str, Any]] = None
         self._trackers: Optional[Trackers] = None
         self._step = 0
@@ -119,18 +132,23 @@ class ThroughputCallback(Callback):
     # ---- data -----------------------------------------------------------------------------------------------------
 
     def observe(self, data_iterator: Any) -> Any:
-        """The same iterator, its batches counted as they pass, untouched.
+        """The same iterator or iterable, its batches counted as they pass, untouched: see :mod:`bridge.metrics.observed`.
 
         Under virtual pipelining pass the list of iterators, one per model chunk: each chunk sees every batch, so the
-        first one's iterator is counted. Wrap what the schedule itself takes batches from: a prefetcher around the
-        result would run ahead of the steps. Ranks that do not contribute get back what they gave.
+        first one's iterator is counted. (A list of anything else is a list of batches.) Wrap what the schedule itself
+        takes batches from: a prefetcher around the result would run ahead of the steps. The workers of a DataLoader do
+        not, wherever they fetch: a batch counts when it is taken. Ranks that do not contribute get back what they gave.
         """
         self._waits = True
-        if isinstance(data_iterator, (list, tuple)):
+        if are_chunks(data_iterator):
             return [self.observe(iterator) if chunk == 0 else iterator for chunk, iterator in enumerate(data_iterator)]
         if data_iterator is None or not self._contributes():
             return data_iterator
-        return _Observed(data_iterator, self._count)
+        try:
+            return observed(data_iterator, self._count)
+        except TypeError as error:  # the loop will say so too
+            self.fail(error)
+            return data_iterator
 
     def count(self, batch: Any) -> None:
         """Count one training micro-batch, in loops that show their batches but not their iterator."""
@@ -147,11 +165,40 @@ class ThroughputCallback(Callback):
             return
         if self._meter is None:
             if not self._failed:
-                self._early.append((batch, waited_ns))
+                self._keep(batch, waited_ns)
             return
         start = time.perf_counter_ns()
-        self._meter.add_batch(batch, waited_ns)
-        self._meter.overhead_ns += time.perf_counter_ns() - start
+        meter = self._meter
+        if self._read is None:
+            meter.add_batch(batch, waited_ns)
+        else:
+            meter.add_lengths(lambda: read_lengths(self._readable(batch), images=meter.needs_images), waited_ns)
+        meter.overhead_ns += time.perf_counter_ns() - start
+
+    def _readable(self, batch: Any) -> Any:
+        """What ``read`` makes of a batch."""
+        try:
+            return batch if self._read is None else self._read(batch)
+        except Exception as error:
+            raise NoLengths(f"read= raised {type(error).__name__}: {error}") from error
+
+    def _keep(self, batch: Any, waited_ns: int) -> None:
+        """Take the lengths of a batch before training starts, and let it go."""
+        if len(self._early) < _EARLY_KEPT:
+            try:
+                lengths = read_lengths(self._readable(batch))
+                self._early.append((lambda: lengths, waited_ns))
+            except Exception as error:
+                error.__cause__ = error.__context__ = None  # these, and the traceback, would keep the batch
+                self._early.append((functools.partial(_raise, error.with_traceback(None)), waited_ns))
+            return
+        if not self._lost:
+            logger.warning(
+                "%d micro-batches have passed observe() and training has not started: is the callback registered? What comes "
+                "now is not counted",
+                _EARLY_KEPT,
+            )
+        self._lost += 1
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
@@ -189,8 +236,10 @@ class ThroughputCallback(Callback):
             note = self._meter.totals.load_state_dict(self._restored)
             if note and groups.rank == 0:
                 logger.warning("%s", note)
-        for batch, waited_ns in self._early:
-            self._meter.add_batch(batch, waited_ns)
+        for lengths, waited_ns in self._early:
+            self._meter.add_lengths(lengths, waited_ns)
+        if self._lost:
+            self._meter.miss(self._lost, "they came before training started")
         self._early.clear()
         peak = self._find_peak(state, device)
         self._meter.peak_flops = peak.flops if peak else None
@@ -198,7 +247,7 @@ class ThroughputCallback(Callback):
         if plan is not None and self._is_first_rank():
             for sentence in never_read(plan):
                 logger.warning("not counted: %s", sentence)
-        context.user_state[FACTS] = facts
+        context.user_state[FACTS] = self._facts = facts
         parameters = facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
             self._all_parameters = parameters["total"]
@@ -337,6 +386,9 @@ class ThroughputCallback(Callback):
                     del rows[step]
             if self._trackers is not None:
                 self._trackers.log(metrics, report.step, commit=True)
+                if "throughput/incomplete" in metrics and "incomplete" not in self._facts:
+                    self._facts["incomplete"] = INCOMPLETE
+                    self._trackers.summary(self._facts)
 
     def _metrics(self, report: Report) -> dict[str, Any]:
         if report.interval is None:
@@ -391,22 +443,8 @@ class ThroughputCallback(Callback):
         self._restored = dict(state) if state else None
 
 
-class _Observed(Iterator[Any]):
-    """An iterator whose items pass by an observer; all else is the wrapped iterator's."""
-
-    def __init__(self, data_iterator: Any, observer: Callable[[Any, int], None]) -> None:
-        self._wrapped = data_iterator
-        self._iterator = data_iterator if hasattr(data_iterator, "__next__") else iter(data_iterator)
-        self._observer = observer
-
-    def __next__(self) -> Any:
-        start = time.perf_counter_ns()
-        batch = next(self._iterator)
-        self._observer(batch, time.perf_counter_ns() - start)
-        return batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapped, name)
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def current_groups() -> Groups:

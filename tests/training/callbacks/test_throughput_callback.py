@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -372,3 +373,91 @@ def test_a_total_that_misses_work_stays_unreported_after_a_resume(caplog):
     loop.start().steps(4).end()
     assert callback.latest == {}
     assert any("incomplete" in warning for warning in warnings(caplog))
+
+
+# ---- what cannot be read -----------------------------------------------------------------------------------------------
+
+
+def test_half_unread_is_exactly_half_and_said_everywhere(caplog):
+    drawn = draw(6, 8)
+    unreadable = (torch.ones(2, 64), torch.ones(2, 64))
+    callback, loop = started(batch for lengths in drawn for batch in (packed(lengths), unreadable))
+    loop.steps(8).end()
+    row = callback.latest
+    assert row["throughput/total_flops"] == flops(drawn)
+    assert row["throughput/total_tokens"] == tokens(drawn)
+    assert (row["throughput/unread_micro_batches"], row["throughput/incomplete"]) == (4, 1)
+    assert callback.state_dict()["complete"] is False
+    assert callback.state_dict()["statistics"]["unread_micro_batches"] == 8
+    assert "lower bounds" in loop.manager.user_state[FACTS]["incomplete"]
+    # And from there on, also where all could be read again.
+    resumed, loop = ThroughputCallback(), None
+    resumed.load_state_dict(callback.state_dict())
+    loop = Loop([resumed], state(config(), step=8), map(packed, drawn)).start().steps(4).end()
+    assert resumed.latest["throughput/total_flops"] == 2 * flops(drawn)
+    assert resumed.latest["throughput/incomplete"] == 1
+    assert "throughput/unread_micro_batches" not in resumed.latest
+
+
+def test_nothing_read_is_no_number():
+    callback, loop = started(iter([(torch.ones(2, 64), torch.ones(2, 64))] * 8))
+    loop.steps(4).end()
+    known = {"step", "step_time", "data_wait_fraction", "overhead_ms", "unread_micro_batches", "incomplete"}
+    assert {key.removeprefix("throughput/") for key in callback.latest} == known
+    assert callback.state_dict()["total_flops"] is None
+
+
+@pytest.mark.parametrize("bad", [{"tokens": torch.ones(1, 8), "cu_seqlens": [0, 3, 99]}, {"tokens": 5}, [1], "text"])
+def test_one_bad_batch_does_not_end_counting(bad):
+    drawn = draw(8, 7)
+    callback, loop = started(iter([*map(packed, drawn[:3]), bad, *map(packed, drawn[3:])]))
+    loop.steps(4).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn)
+    assert callback.latest["throughput/unread_micro_batches"] == 1
+
+
+def test_batches_of_any_other_form_are_read_as_told():
+    drawn = draw(9, 8)
+    callback, loop = started(iter(drawn), read=packed)
+    loop.steps(3)
+    loop.data = loop.manager.observe(iter([None]))
+    loop.steps(1, 1).end()  # what `read` makes of None is an error
+    assert callback.latest["throughput/total_flops"] == flops(drawn[:6])
+    assert callback.latest["throughput/unread_micro_batches"] == 1
+
+
+def test_batches_before_the_start_are_let_go_and_bounded(monkeypatch, caplog):
+    monkeypatch.setattr("bridge.training.callbacks.throughput._EARLY_KEPT", 3)
+    drawn = draw(10, 5)
+    batches = [packed(lengths) for lengths in drawn]
+    alive = [weakref.ref(batch["tokens"]) for batch in batches]
+    callback = ThroughputCallback()
+    data = callback.observe(iter(batches))
+    del batches
+    for _ in range(5):
+        next(data)
+    assert [one() for one in alive] == [None] * 5
+    Loop([callback], state(config()), iter([])).start().steps(1, 0).end()
+    assert callback.latest["throughput/total_flops"] == flops(drawn[:3])
+    assert callback.latest["throughput/unread_micro_batches"] == 2
+    assert "is the callback registered?" in warnings(caplog)[0]
+
+
+def test_epochs_of_a_loader_with_workers():
+    lengths = [[5, 3], [8], [2, 2, 2]]
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(
+            [packed(one) for one in lengths], batch_size=None, num_workers=workers, persistent_workers=workers > 0
+        )
+        callback = ThroughputCallback()
+        loop = Loop([callback], state(config()), loader).start()
+        for _ in range(2):
+            for _ in loop.data:
+                loop.steps(1, 0)
+        loop.end()
+        assert callback.latest["throughput/total_flops"] == 2 * flops(lengths)
+
+
+def test_what_is_no_data_is_given_back(caplog):
+    assert ThroughputCallback().observe(3) == 3
+    assert "observe() takes an iterator or an iterable" in warnings(caplog)[0]

@@ -1,0 +1,126 @@
+"""Stands in for a training loop's data, tells of each batch as it passes, and disturbs nothing.
+
+A proxy has the special methods that the wrapped object's class has, and no others: ``len`` works where it works, and a
+generator stays one for ``isinstance(..., collections.abc.Generator)``.  Attributes are the wrapped object's, set ones too.
+An iterable gives a new pass for each ``iter``; an iterator is its own.  A copy is a proxy of the copy; what is pickled is
+the wrapped object, since whoever unpickles it is another process, where nobody counts.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Observer = Callable[[Any, int], None]
+"""Called with a batch and the nanoseconds that its loader took."""
+
+
+def observed(data: Any, observer: Observer) -> Any:
+    """A proxy of an iterator or an iterable.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    kind = type(data)
+    if not any(hasattr(kind, name) for name in ("__next__", "__iter__", "__getitem__")):
+        raise TypeError(f"observe() takes an iterator or an iterable, not a {kind.__name__}")
+    return _proxy_class(kind)(data, observer)  # type: ignore[arg-type]  # a class is hashable
+
+
+def are_chunks(data: Any) -> bool:
+    """Whether it is one iterator for each model chunk, as schedules of virtual pipelines take them."""
+    return isinstance(data, (list, tuple)) and bool(data) and all(one is None or hasattr(one, "__next__") for one in data)
+
+
+class _Proxy:
+    """The wrapped object, in all but its batches."""
+
+    __slots__ = ("__data", "__observer")
+    __data: Any
+    __observer: Observer
+
+    def __init__(self, data: Any, observer: Observer) -> None:
+        object.__setattr__(self, "_Proxy__data", data)
+        object.__setattr__(self, "_Proxy__observer", observer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__data, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__data, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.__data, name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self.__data)
+
+    def __copy__(self) -> Any:
+        return observed(copy.copy(self.__data), self.__observer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return observed(copy.deepcopy(self.__data, memo), self.__observer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _itself, (self.__data,)
+
+    def _tell(self, take: Callable[[], Any]) -> Any:
+        start = time.perf_counter_ns()
+        batch = take()
+        self.__observer(batch, time.perf_counter_ns() - start)
+        return batch
+
+    def _pass(self) -> Any:
+        passing = iter(self.__data)
+        return self if passing is self.__data else observed(passing, self.__observer)
+
+
+def _itself(data: Any) -> Any:
+    return data
+
+
+def _forwarded(name: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        data = self._Proxy__data
+        result = getattr(type(data), name)(data, *arguments, **options)
+        return self if result is data else result
+
+    return method
+
+
+def _next(self: Any) -> Any:
+    return self._tell(functools.partial(next, self._Proxy__data))
+
+
+def _send(self: Any, value: Any) -> Any:
+    return self._tell(functools.partial(self._Proxy__data.send, value))
+
+
+def _throw(self: Any, *error: Any) -> Any:
+    return self._tell(functools.partial(self._Proxy__data.throw, *error))
+
+
+#: Methods that hand out batches.
+_TELLING: Mapping[str, Callable[..., Any]] = {
+    "__next__": _next,
+    "__iter__": lambda self: self._pass(),
+    "send": _send,
+    "throw": _throw,
+}
+#: Looked up on the class by Python itself, so that ``__getattr__`` does not see them.
+_SPECIAL = (
+    *("__len__", "__length_hint__", "__getitem__", "__setitem__", "__delitem__", "__contains__", "__reversed__"),
+    *("__bool__", "__call__", "__enter__", "__exit__", "__repr__", "__str__", "__eq__", "__hash__", "__add__", "close"),
+)
+
+
+@functools.cache
+def _proxy_class(kind: type) -> type[_Proxy]:
+    methods = {name: _forwarded(name) for name in _SPECIAL if getattr(kind, name, None) is not None}
+    methods |= {name: method for name, method in _TELLING.items() if hasattr(kind, name)}
+    if "__iter__" not in methods and "__next__" not in methods:  # iterated by index
+        methods["__iter__"] = _TELLING["__iter__"]
+    return type(f"Observed{kind.__name__}", (_Proxy,), {"__slots__": (), "__doc__": kind.__doc__, **methods})
