@@ -4,10 +4,10 @@ Three rules keep a wrong peak out:
 
 1. Names are compared word by word, so an L40S is no L4, a GH200 no H200 and an A100 no A10.
 2. The entry with the most matching words wins (``H100 PCIe`` over ``H100``); a tie between different devices is unknown.
-3. A part of a device (a MIG slice, a vGPU) or a namesake (laptop, Ti, D) is unknown, not the whole device.
+3. A part of a device (a MIG slice, a vGPU, a shared one) or a namesake (laptop, Ti, D) is unknown, not the whole device.
 
-All rates are dense: the datasheets' figures "with sparsity" are twice these.  They are per device as torch sees it, so
-an MI250X counts one of its two dies.
+All rates are dense, at the clock of the datasheet: the figures "with sparsity" are twice these.  They are per device as
+torch sees it, so an MI250X counts one of its two dies, and a TPU7x one of its two chiplets.  AWS's are of a whole chip.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ class Peak:
     """Memory bandwidth in TB/s; None where devices of this name differ."""
     source: str
     """The vendor's document."""
+    also: tuple[str, ...] = ()
+    """Other names of the same device, as ``words``."""
+
+    def matches(self, words: set[str]) -> int:
+        """How many words of a device's name are those of this one; 0 where it is another device."""
+        names = (set(name.split()) for name in (self.words, *self.also))
+        return max((len(name) for name in names if name <= words and not (words & _NAMESAKES) - name), default=0)
 
 
 def _rates(bf16: float, fp8: float | None = None, fp4: float | None = None) -> dict[str, float]:
@@ -43,14 +50,23 @@ def _fp16_only(fp16: float) -> dict[str, float]:
     return {"fp16": fp16}
 
 
+def _bf16_only(bf16: float, fp8: float | None = None) -> dict[str, float]:
+    """Of devices whose matrix units do not multiply in FP16."""
+    return {"bf16": bf16} if fp8 is None else {"bf16": bf16, "fp8": fp8}
+
+
 _V100 = "NVIDIA V100 datasheet"
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet"
+_A800 = "NVIDIA A800 Tensor Core GPU datasheet"
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet and architecture white paper"
 _H200 = "NVIDIA H200 Tensor Core GPU datasheet"
 _H800 = "NVIDIA H800 datasheet"
 _GH200 = "NVIDIA GH200 Grace Hopper Superchip datasheet"
 _BLACKWELL = "NVIDIA Blackwell architecture technical brief"
 _BLACKWELL_ULTRA = "NVIDIA Blackwell Ultra datasheet"
+_RTX_PRO = "NVIDIA RTX Blackwell PRO GPU architecture white paper"
+_TPU = "Google Cloud TPU documentation, system architecture of"
+_TRAINIUM = "AWS Neuron documentation, one chip (torch counts its cores) of"
 
 # An NVIDIA family's name alone means the SXM module: PCIe and NVL boards say so in the name they report.
 PEAKS = (
@@ -61,6 +77,10 @@ PEAKS = (
     Peak("a100 40gb", _rates(312), 1.555, _A100),
     Peak("a100 80gb", _rates(312), 2.039, _A100),
     Peak("a100 80gb pcie", _rates(312), 1.935, _A100),
+    Peak("a800", _rates(312), None, _A800),
+    Peak("a800 40gb", _rates(312), 1.555, _A800),
+    Peak("a800 80gb", _rates(312), 2.039, _A800),
+    Peak("a800 80gb pcie", _rates(312), 1.935, _A800),
     Peak("a10", _rates(125), 0.6, "NVIDIA A10 datasheet"),
     Peak("a10g", _rates(70), 0.6, "NVIDIA A10G datasheet"),
     Peak("a30", _rates(165), 0.933, "NVIDIA A30 datasheet"),
@@ -70,13 +90,15 @@ PEAKS = (
     Peak("l40", _rates(181, 362), 0.864, "NVIDIA L40 datasheet"),
     Peak("l40s", _rates(362, 733), 0.864, "NVIDIA L40S datasheet"),
     Peak("h100", _rates(989.4, 1978.9), 3.35, _H100),
-    Peak("h100 pcie", _rates(756, 1513), 2.0, _H100),
+    # 80 GB of HBM2e stand on the PCIe board only.
+    Peak("h100 pcie", _rates(756, 1513), 2.0, _H100, ("h100 80gb hbm2e",)),
     Peak("h100 nvl", _rates(835, 1671), 3.9, "NVIDIA H100 NVL product brief"),
     Peak("h200", _rates(989.4, 1978.9), 4.8, _H200),
     Peak("h200 nvl", _rates(835, 1671), 4.8, _H200),
     Peak("h800", _rates(989.4, 1978.9), 3.35, _H800),
     Peak("h800 pcie", _rates(756, 1513), 2.0, _H800),
     Peak("h20", _rates(148, 296), 4.0, "NVIDIA H20 datasheet"),
+    Peak("h20 3e", _rates(148, 296), 4.8, "NVIDIA H20-3e datasheet"),
     Peak("gh200", _rates(989.4, 1978.9), 4.0, _GH200),
     Peak("gh200 hbm3e", _rates(989.4, 1978.9), 4.9, _GH200),
     Peak("b200", _rates(2250, 4500, 9000), 8.0, _BLACKWELL),
@@ -86,26 +108,47 @@ PEAKS = (
     Peak("rtx 3090", _rates(71), 0.936, "NVIDIA Ampere GA102 white paper"),
     Peak("rtx 4090", _rates(165.2, 330.3), 1.008, "NVIDIA Ada white paper"),
     Peak("rtx 5090", _rates(209.5, 419), 1.792, "NVIDIA RTX Blackwell white paper"),
+    Peak("rtx 6000 ada", _rates(364.2, 728.5), 0.96, "NVIDIA RTX 6000 Ada datasheet; Ada white paper"),
+    Peak("rtx pro 6000 workstation", _rates(503.8, 1007.6, 2015.2), 1.792, _RTX_PRO),
+    Peak("rtx pro 6000 max q workstation", _rates(438.9, 877.8, 1755.6), 1.792, _RTX_PRO, ("rtx pro 6000 max q",)),
+    Peak("mi210", _rates(181), 1.6, "AMD Instinct MI210 data sheet"),
     Peak("mi250x", _rates(191.5), 1.6, "AMD Instinct MI250X data sheet, one of two dies"),
+    # ROCm prints one name for a part that is sold as either: the figure is the smaller one's.
+    Peak("mi250", _rates(181), 1.6, "AMD Instinct MI250 data sheet, one of two dies", ("mi250x mi250",)),
+    Peak("mi300a", _rates(980.6, 1961.2), 5.3, "AMD Instinct MI300A data sheet"),
     Peak("mi300x", _rates(1307.4, 2614.9), 5.3, "AMD Instinct MI300X data sheet"),
     Peak("mi325x", _rates(1307.4, 2614.9), 6.0, "AMD Instinct MI325X data sheet"),
+    Peak("mi350x", _rates(2300, 4600, 9200), 8.0, "AMD Instinct MI350X data sheet"),
     Peak("mi355x", _rates(2516.6, 5033, 10066), 8.0, "AMD Instinct MI355X data sheet"),
+    Peak("tpu v4", _bf16_only(275), 1.2, f"{_TPU} v4", ("tpuv4",)),
+    Peak("tpu v5e", _bf16_only(197), 0.819, f"{_TPU} v5e", ("tpu v5 lite",)),
+    Peak("tpu v5p", _bf16_only(459), 2.765, f"{_TPU} v5p", ("tpu v5",)),
+    Peak("tpu v6e", _bf16_only(918), 1.638, f"{_TPU} v6e", ("tpu v6 lite",)),
+    Peak("tpu7x", _bf16_only(1153.5, 2307), 3.69, f"{_TPU} TPU7x, one of two chiplets", ("tpu v7x", "tpu 7x")),
+    Peak("trainium", _rates(190, 190), 0.82, f"{_TRAINIUM} Trainium", ("trn1",)),
+    Peak("trainium2", _rates(667, 1299), 2.9, f"{_TRAINIUM} Trainium2", ("trn2",)),
+    Peak("trainium3", _rates(671, 2517), 4.9, f"{_TRAINIUM} Trainium3", ("trn3",)),
+    Peak("gaudi2", _bf16_only(432, 865), 2.46, "Intel Gaudi 2 white paper", ("gaudi 2",)),
+    Peak("gaudi3", _bf16_only(1835, 1835), 3.7, "Intel Gaudi 3 white paper", ("gaudi 3",)),
 )
 
-# Words that turn a device's name into that of another, smaller or sliced one; and vGPU profiles such as 40c or 48q.
-_NAMESAKES = frozenset({"mig", "laptop", "mobile", "max", "ti", "super", "d", "fhhl", "3e", "mi250"})
+# Words that turn a device's name into that of another, smaller or sliced one, unless they are among its own; and vGPU profiles
+# such as 40c or 48q.  Parts with 64 GB are made for one customer (A100 with 124 processors instead of 108).
+_NAMESAKES = frozenset(
+    {"mig", "shared", "laptop", "mobile", "max", "ti", "super", "d", "fhhl", "3e", "mi250", "lite", "64gb", "pro"}
+)
 _VGPU_PROFILE = re.compile(r"\d+[abcq]")
 
 
 def find_peak(device_name: str) -> Peak | None:
-    """The row for a device as torch or nvidia-smi names it, None where the name is unknown or ambiguous."""
+    """The row for a device as torch, nvidia-smi, ROCm or a Kubernetes label names it, None where it is unknown or ambiguous."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
-    if words & _NAMESAKES or any(map(_VGPU_PROFILE.fullmatch, words)):
+    if any(map(_VGPU_PROFILE.fullmatch, words)):
         return None
-    matches = [peak for peak in PEAKS if words.issuperset(peak.words.split())]
-    most = max((len(peak.words.split()) for peak in matches), default=0)
-    best = [peak for peak in matches if len(peak.words.split()) == most]
-    return best[0] if len(best) == 1 else None
+    matches = [(peak.matches(words), peak) for peak in PEAKS]
+    most = max(number for number, _ in matches)
+    best = [peak for number, peak in matches if number == most]
+    return best[0] if most and len(best) == 1 else None
 
 
 def peak_flops(device_name: str, number_format: str = "bf16") -> float | None:

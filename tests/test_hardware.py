@@ -22,11 +22,15 @@ DEVICES = {
     "NVIDIA L40S": (362, 733, None, 0.864),
     "NVIDIA H100 80GB HBM3": (989.4, 1978.9, None, 3.35),
     "NVIDIA H100 PCIe": (756, 1513, None, 2.0),
+    "NVIDIA H100 80GB HBM2e": (756, 1513, None, 2.0),
     "NVIDIA H100 NVL": (835, 1671, None, 3.9),
     "NVIDIA H200": (989.4, 1978.9, None, 4.8),
     "NVIDIA H200 NVL": (835, 1671, None, 4.8),
     "NVIDIA H800": (989.4, 1978.9, None, 3.35),
     "NVIDIA H20": (148, 296, None, 4.0),
+    "NVIDIA H20-3e": (148, 296, None, 4.8),
+    "NVIDIA A800-SXM4-80GB": (312, None, None, 2.039),
+    "NVIDIA A800 80GB PCIe": (312, None, None, 1.935),
     "NVIDIA GH200 480GB": (989.4, 1978.9, None, 4.0),
     "NVIDIA GH200 144G HBM3e": (989.4, 1978.9, None, 4.9),
     "NVIDIA B200": (2250, 4500, 9000, 8.0),
@@ -36,6 +40,16 @@ DEVICES = {
     "NVIDIA GeForce RTX 3090": (71, None, None, 0.936),
     "NVIDIA GeForce RTX 4090": (165.2, 330.3, None, 1.008),
     "NVIDIA GeForce RTX 5090": (209.5, 419, None, 1.792),
+    "NVIDIA RTX 6000 Ada Generation": (364.2, 728.5, None, 0.96),
+    "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": (503.8, 1007.6, 2015.2, 1.792),
+    "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": (438.9, 877.8, 1755.6, 1.792),
+    "AMD Instinct MI210": (181, None, None, 1.6),
+    "AMD Instinct MI250X / MI250": (181, None, None, 1.6),
+    "AMD Instinct MI300A": (980.6, 1961.2, None, 5.3),
+    "AMD Instinct MI350X": (2300, 4600, 9200, 8.0),
+    "Trainium": (190, 190, None, 0.82),
+    "trn2": (667, 1299, None, 2.9),
+    "Trainium3": (671, 2517, None, 4.9),
     "AMD Instinct MI250X": (191.5, None, None, 1.6),
     "AMD Instinct MI300X": (1307.4, 2614.9, None, 5.3),
     "AMD Instinct MI325X": (1307.4, 2614.9, None, 6.0),
@@ -69,10 +83,17 @@ def test_devices_without_bf16(name, tflops):
         "NVIDIA GeForce RTX 3090 Ti",
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA RTX 6000 Ada Generation",
         "Tesla V100S-PCIE-32GB",
-        "AMD Instinct MI250X / MI250",
-        "AMD Instinct MI300A",
+        "NVIDIA A100-SXM-64GB",
+        "NVIDIA H100 64GB HBM2",
+        "NVIDIA-H100-80GB-HBM3-SHARED",
+        "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb",
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition MIG 1g.24gb",
+        "NVIDIA RTX 5000 Ada Generation",
+        "TPU v4 lite",
+        "TPU v3",
+        "Ascend910B2",
         "NVIDIA H100 and NVIDIA H200",
         "Intel(R) Xeon(R) Platinum 8480C",
         "cpu",
@@ -84,6 +105,45 @@ def test_unknown_stays_unknown(name):
     assert peak_flops(name) is None
     assert peak_bandwidth(name) is None
     assert compute_mfu(1e15, 1.0, name) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "fp8", "bandwidth"),
+    [
+        ("TPU v4", 275, None, 1.2),
+        ("TPU v5 lite", 197, None, 0.819),
+        ("TPU v5e", 197, None, 0.819),
+        ("TPU v5", 459, None, 2.765),
+        ("TPU v5p", 459, None, 2.765),
+        ("TPU v6 lite", 918, None, 1.638),
+        ("TPU7x", 1153.5, 2307, 3.69),
+        ("GAUDI2", 432, 865, 2.46),
+        ("Intel Gaudi 3", 1835, 1835, 3.7),
+    ],
+)
+def test_devices_without_fp16(name, bf16, fp8, bandwidth):
+    assert peak_flops(name) == bf16 * 1e12
+    assert peak_flops(name, "fp8") == (None if fp8 is None else fp8 * 1e12)
+    assert peak_flops(name, "fp16") is None
+    assert peak_bandwidth(name) == bandwidth * 1e12
+
+
+@pytest.mark.parametrize(
+    ("label", "device"),
+    [
+        ("NVIDIA-H100-80GB-HBM3", "h100"),
+        ("nvidia-h100-80gb", "h100"),
+        ("NVIDIA-A100-SXM4-80GB", "a100 80gb"),
+        ("nvidia-l4", "l4"),
+        ("nvidia-h200-141gb", "h200"),
+        ("AMD_Instinct_MI300X_OAM", "mi300x"),
+        ("tpu-v5-lite-podslice", "tpu v5e"),
+        ("tpu-v5p-slice", "tpu v5p"),
+        ("tpu-v4-podslice", "tpu v4"),
+    ],
+)
+def test_labels_of_kubernetes(label, device):
+    assert find_peak(label).words == device
 
 
 def test_every_row_is_found_by_its_own_words_and_has_a_source():
