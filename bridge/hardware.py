@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 NUMBER_FORMATS = ("fp4", "fp8", "bf16", "fp16", "tf32", "fp32")
 
@@ -163,6 +164,24 @@ def peak_flops(device_name: str, number_format: str = "bf16") -> float | None:
     peak = find_peak(device_name)
     tflops = peak.tflops.get(number_format) if peak else None
     return None if tflops is None else tflops * 1e12
+
+
+def mixed_peak(flops: Mapping[str, Any], peaks: Mapping[str, float | None]) -> float | None:
+    """What a device reaches at most on work of several number formats: the work over the sum of FLOPs / peak.
+
+    Args:
+        flops: by number format; any unit.
+        peaks: by number format, FLOP/s.
+
+    Returns:
+        FLOP/s, with one format simply its peak; None where there is no work or a peak is missing.
+    """
+    used = {name: amount for name, amount in flops.items() if amount}
+    if not used or not all(peaks.get(name) for name in used):
+        return None
+    if len(used) == 1:
+        return peaks[next(iter(used))]
+    return float(sum(used.values())) / sum(float(amount) / float(peaks[name] or 0) for name, amount in used.items())
 
 
 def peak_bandwidth(device_name: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.hardware import PEAKS, compute_mfu, find_peak, peak_bandwidth, peak_flops
+from bridge.hardware import PEAKS, compute_mfu, find_peak, mixed_peak, peak_bandwidth, peak_flops
 
 # Names as the driver reports them: dense TFLOP/s in BF16, FP8 and FP4, and TB/s.
 DEVICES = {
@@ -169,3 +169,13 @@ def test_mfu_in_percent():
 def test_mfu_of_no_device_is_an_error(num_gpus):
     with pytest.raises(ValueError, match=f"num_gpus={num_gpus} must be positive"):
         compute_mfu(1e12, 1.0, "H100", num_gpus)
+
+
+def test_the_peak_of_mixed_work_is_the_work_over_its_ideal_time():
+    """6 / 2 + 2 / 1 = 5 s for 8."""
+    assert mixed_peak({"fp8": 6, "bf16": 2}, {"fp8": 2.0, "bf16": 1.0}) == 1.6
+    assert mixed_peak({"bf16": 7, "fp8": 0}, {"bf16": 0.3}) == 0.3
+    assert mixed_peak({"fp8": 6, "unknown": 1}, {"fp8": 2.0}) is None
+    assert mixed_peak({"fp8": 6}, {"fp8": None}) is None
+    assert mixed_peak({"fp8": 0}, {"fp8": 2.0}) is None
+    assert mixed_peak({}, {}) is None

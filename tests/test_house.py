@@ -99,7 +99,7 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4300,
+    "bridge/flops": 4450,
     "bridge/planning": 1100,
     "bridge/config": 3900,
     "bridge/data": 1950,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import groupby
 
@@ -14,7 +14,9 @@ from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, exactly, in_words, make_table, print_json, with_unit
 from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
 from bridge.flops import compile_plan
+from bridge.flops.formats import BASES, RECIPES
 from bridge.flops.plan import FLOPS_PER_MAC, Row
+from bridge.flops.reading import read
 from bridge.planning.provenance import Origin, explain
 
 
@@ -32,14 +34,20 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     options.add_passes(parser)
     options.add_batch(parser)
     options.add_replicas(parser)
+    parser.add_argument("--number-format", choices=(*BASES, *RECIPES),
+                        help="shows the work by number format, as if it ran in this format or recipe")  # fmt: skip
+    parser.add_argument("--device-name", metavar="NAME", help="the device of the ideal time: a name from `bridge devices`")
     parser.add_argument("--explain", action="store_true", help="show every matmul as an equation, with the fields behind it")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.read_config(arguments.recipe, arguments.overrides)
-    plan = compile_plan(config, arguments.convention, framework=arguments.framework)
+    model, name = read(config), arguments.device_name
+    formats = model.formats.named(arguments.number_format) if arguments.number_format else model.formats
+    plan = compile_plan(replace(model, formats=formats.or_on("bf16")), arguments.convention, framework=arguments.framework)
     batch = make_batch(plan, config, **options.batch_of(arguments))
-    report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
+    peaks = {one: rate * 1e12 for one, rate in options.known_device(name).tflops.items()} if name else {}
+    report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
     origins = explain(config, arguments.convention, framework=arguments.framework) if arguments.explain else []
     if arguments.json:
         values = report.as_json()
@@ -64,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{with_unit(report.flops_per_token, 'FLOP')} per token, {with_unit(report.flops_per_sample, 'FLOP')} per sample, "
         f"{with_unit(report.flops_per_step, 'FLOP')} per step of {count(config.train.global_batch_size, 'sample')}"
     )
+    if arguments.number_format or name or plan.formats.recipe:
+        _show_formats(console, report)
     if len(stages) > 1:
         _show_pipeline(console, report)
     for sentence in plan.not_counted:
@@ -130,6 +140,29 @@ def _equation(row: Row, value: int | Fraction) -> str:
     scale = work / product if product and work else row.times
     factors += [str(scale)] if scale != 1 else []
     return f"{' x '.join([str(FLOPS_PER_MAC), *factors])} = {exactly(product * scale)}".replace("[", r"\[")
+
+
+# ---- number formats -------------------------------------------------------------------------------------------------
+
+
+def _show_formats(console: Output, report: Report) -> None:
+    """FLOPs by number format, and the time they take at the peaks of one device."""
+    console.print()
+    timed = bool(report.peaks)
+    recipe = report.plan.formats.recipe
+    table = make_table(("format",), ("work", "share", *(("peak", "ideal time") if timed else ())),
+                       title=f"Number formats{f' of {recipe.name}' if recipe else ''}")  # fmt: skip
+
+    def seconds(value: float | None) -> str:
+        return "unknown" if value is None else with_unit(value, "s")
+
+    for name, flops in report.formats.items():
+        peak = report.peaks.get(name)
+        times = ("unknown" if peak is None else with_unit(peak, "FLOP/s"), seconds(float(flops) / peak if peak else None))
+        table.add_row(name, with_unit(flops, "FLOP"), f"{float(flops) / float(report.flops or 1):.2%}", *(times if timed else ()))
+    console.show(table)
+    if timed:
+        console.print(f"ideal time of one device: {seconds(report.ideal_seconds)}")
 
 
 # ---- the pipeline ---------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from operator import add
@@ -14,6 +14,7 @@ from bridge.config import Config, data_parallel_size
 from bridge.flops import ConfigError, Plan
 from bridge.flops.moments import Moments
 from bridge.flops.plan import Row
+from bridge.hardware import mixed_peak
 from bridge.planning.training_run import PipelineBound, pipeline_bound
 
 Number = int | Fraction
@@ -78,6 +79,7 @@ class Report:
         config, plan, batch: what is counted and how.
         passes: ``forward``, ``training`` or ``hardware``.
         micro_batches: per pipeline and step.
+        peaks: of one device by number format, FLOP/s; empty where there is none.
     """
 
     config: Config
@@ -85,6 +87,7 @@ class Report:
     batch: Batch
     passes: str
     micro_batches: int = 1
+    peaks: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def flops(self) -> Number:
@@ -106,6 +109,18 @@ class Report:
     @cached_property
     def components(self) -> dict[str, Number]:
         return self.plan.evaluate_components(self.batch.vector, self.passes)
+
+    @cached_property
+    def formats(self) -> dict[str, Number]:
+        """FLOPs by number format; those that nothing runs in are left out."""
+        found = self.plan.evaluate_formats(self.batch.vector, self.passes)
+        return {name: flops for name, flops in found.items() if flops}
+
+    @property
+    def ideal_seconds(self) -> float | None:
+        """What the batch takes on one device at the peaks of its number formats; None where one is not known."""
+        peak = mixed_peak(self.formats, self.peaks)
+        return None if peak is None else float(self.flops) / peak
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -141,6 +156,9 @@ class Report:
             "global_batch_size": self.config.train.global_batch_size,
             "parameters": self.plan.parameters(),
             "components": {name: plain(value) for name, value in self.components.items()},
+            "formats": {name: plain(value) for name, value in self.formats.items()},
+            "number_format_recipe": self.plan.formats.recipe.name if self.plan.formats.recipe else None,
+            "ideal_seconds": self.ideal_seconds,
             "stages": [plain(value) for value in self.stages],
             "pipeline": {**asdict(self.pipeline), "efficiency": self.pipeline.efficiency},
             "table": [{**vars(row), "share": self.share(row)} for row in self.rows],

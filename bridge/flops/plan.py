@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, layer_pattern, reading, transforms
 from bridge.flops.choices import Choice
+from bridge.flops.formats import NOT_TOLD, Formats
 from bridge.flops.lengths import batch_lengths, exact_vector
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
@@ -105,7 +106,9 @@ def compile_plan(
     terms = build(record)
     unknown = (*model.hardware_unknown, *transforms.unknown_recompute(terms, model.shape))
     left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record), *unknown)
-    return Plan(record, terms, left_out, may_train, build, model.layout, unknown)
+    beside = model.teacher.formats if model.teacher is not None else None
+    formats = replace(model.formats, teacher=beside)
+    return Plan(record, terms, left_out, may_train, build, model.layout, unknown, formats)
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
@@ -189,6 +192,7 @@ class Plan:
         not_counted: parts of the model that are not priced, one sentence each.
         layout: how the configuration cuts the model into pipeline stages.
         hardware_unknown: why the ``hardware`` passes are not known, one sentence each; empty where they are.
+        formats: which matmul runs in which number format.
     """
 
     def __init__(
@@ -200,12 +204,14 @@ class Plan:
         build: Callable[[conventions.Convention], Sequence[Term]],
         layout: Layout = ONE_STAGE,
         hardware_unknown: tuple[str, ...] = (),
+        formats: Formats = NOT_TOLD,
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
         self.not_counted = not_counted
         self.layout = layout
         self.hardware_unknown = hardware_unknown
+        self.formats = formats
         self._record, self._build = convention, build
         self._trainable = transforms.Trainable.of(trainable)
         self._priced = list(self._price_terms())
@@ -246,16 +252,32 @@ class Plan:
         """Where the priced terms stand in a pipeline."""
         return [term.place for term, _, _ in self._priced]
 
+    @cached_property
+    def _formats(self) -> dict[str, dict[str, Coefficients]]:
+        """By number format: passes of one matmul may differ in it."""
+        layers = 1 + max((term.place for term in self.terms if isinstance(term.place, int)), default=-1)
+        return self._summed(
+            (self.formats.of(term, one, layers), one, statistic, flops)
+            for term, statistic, flops in self._priced
+            for one in PASSES[Passes.HARDWARE]
+            if one in term.passes
+        )
+
     def _split_by(self, key: Callable[[Term], K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients of the terms that ``key`` puts together, for each set of passes."""
         return self._grouped(key(term) for term, _, _ in self._priced)
 
     def _grouped(self, groups: Iterable[K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients by group, for each set of passes; ``groups`` has an entry for each priced term."""
+        priced = zip(groups, self._priced, strict=True)
+        return self._summed((group, term.passes, statistic, flops) for group, (term, statistic, flops) in priced)
+
+    def _summed(self, work: Iterable[tuple[K, Pass, Statistic, Number]]) -> dict[str, dict[K, Coefficients]]:
+        """Coefficients by group, for each set of passes, of what runs in some passes at so many FLOPs each."""
         sums: dict[K, dict[tuple[Pass, Statistic], Number]] = {}
-        for group, (term, statistic, flops) in zip(groups, self._priced, strict=True):
+        for group, passes, statistic, flops in work:
             amounts = sums.setdefault(group, {})
-            key = term.passes, statistic
+            key = passes, statistic
             amounts[key] = amounts.get(key, 0) + flops
         return {
             name: {group: self._coefficients(amounts, flags) for group, amounts in sums.items()} for name, flags in PASSES.items()
@@ -333,6 +355,10 @@ class Plan:
     def evaluate_components(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
         """FLOPs by component; they add up to ``evaluate``."""
         return {name: coefficients.dot(vector) for name, coefficients in self._known(passes, self._components).items()}
+
+    def evaluate_formats(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
+        """FLOPs by number format (``unknown`` where it is not known); they add up to ``evaluate``."""
+        return {name: coefficients.dot(vector) for name, coefficients in self._known(passes, self._formats).items()}
 
     def evaluate_stages(
         self,

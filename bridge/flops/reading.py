@@ -10,10 +10,12 @@ import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
-from bridge.flops import frameworks, shapes, transforms
+from bridge.flops import formats, frameworks, shapes, transforms
 from bridge.flops.components.registry import PROJECTORS, VARIANTS
+from bridge.flops.formats import Formats
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import pipeline_segments
 from bridge.flops.pipeline import Layout
@@ -52,6 +54,7 @@ class Model:
         true_vocabulary: whether the vocabulary's size without padding is known.
         not_counted: what the model has and the plan does not price, one sentence each.
         hardware_unknown: what may run again or be padded and the plan has no terms for, one sentence each.
+        formats: which matmul runs in which number format.
     """
 
     language: Optional[ModelShape] = None
@@ -71,6 +74,7 @@ class Model:
     true_vocabulary: bool = True
     not_counted: tuple[str, ...] = ()
     hardware_unknown: tuple[str, ...] = ()
+    formats: Formats = formats.NOT_TOLD
 
     def __post_init__(self) -> None:
         for part, (prefix, names) in _REQUIRED.items():
@@ -202,6 +206,7 @@ def _read(cfg: Any) -> Model:
         true_vocabulary=get(source, "vocab_size") is not None or get(cfg, "vocab_size") is not None,
         not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced),
         hardware_unknown=tuple(get(cfg, "hardware_unknown") or ()),
+        formats=formats.read(partial(get, source), hybrid=bool(language and language.hybrid_layer_pattern)),
     )
 
 

@@ -112,6 +112,8 @@ class Meter:
         self.plan = plan
         self.contributes = contributes
         self.peak_flops = peak_flops
+        self.peaks: Mapping[str, Optional[float]] = {}
+        """By number format, where the run has more than one peak; instead of ``peak_flops``."""
         self._replicas, self._replica = replicas, replica
         self._world_size, self._rank, self._dimensions = world_size, rank, tuple(dimensions)
         self._pipeline = pipeline
@@ -124,7 +126,8 @@ class Meter:
         self.names = self._batch.names
         self._unread = _components_never_read(plan) if plan else frozenset()
         if plan is not None:
-            plan.evaluate_components([0] * len(plan.statistics))  # compiled on first use: not in a step, please
+            plan.evaluate_components([0] * len(plan.statistics))
+            plan.evaluate_formats([0] * len(plan.statistics))  # compiled on first use: not in a step, please
         self.totals = Totals(plan, self.names)
         self._timer = IntervalTimer(clock)
         self.overhead_ns = 0
@@ -406,6 +409,7 @@ class Meter:
             seconds=launch.lap.seconds(),
             world_size=self._world_size,
             peak_flops=self.peak_flops,
+            peaks=self.peaks,
             components=components,
             total_flops=self.totals.flops,
             total_tokens=self.totals.tokens,
@@ -422,10 +426,16 @@ class Meter:
         stages = [whole(stage.dot(vector)) for stage in self._stages]
         unread = values[index["unread_micro_batches"]]
         unknown = unread > 0 and not values[index["micro_batches"]]
+
+        def formats(passes: str) -> dict[str, int]:
+            return {name: whole(flops) for name, flops in plan.evaluate_formats(vector, passes).items()} if plan else {}
+
         return Work(
             steps=steps,
             flops=None if plan is None or unknown else whole(plan.evaluate(vector)),
             hardware_flops=None if plan is None or unknown or plan.hardware_unknown else whole(plan.evaluate(vector, "hardware")),
+            formats=formats("training"),
+            hardware_formats={} if plan is None or plan.hardware_unknown else formats("hardware"),
             tokens=None if unknown else values[index["tokens"]],
             positions=values[index["positions"]],
             sequences=values[index["sequences"]],

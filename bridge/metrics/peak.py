@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from bridge.hardware import find_peak, peak_flops
+from bridge.hardware import NUMBER_FORMATS, find_peak, peak_flops
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DevicePeak:
 
     Attributes:
         device: its name.
-        number_format: of the matmuls, ``fp32``, ``bf16`` or ``fp8``.
+        number_format: of the matmuls, one of ``hardware.NUMBER_FORMATS``, or ``unknown``.
         flops: dense FLOP/s; None if unknown.
         source: where ``flops`` comes from, for people.
     """
@@ -48,16 +48,20 @@ def device_peak(
     name = device_name or (cpu_name() if on_cpu else torch.cuda.get_device_name(device))
     if configured is not None:
         return DevicePeak(name, number_format, float(configured), "hardware.peak_flops")
-    if on_cpu and device_name is None:
-        return DevicePeak(
-            name, number_format, *measure_matmul(getattr(torch, {"bf16": "bfloat16"}.get(number_format, "float32")))
-        )
+    if number_format not in NUMBER_FORMATS:
+        return DevicePeak(name, number_format, None, "unknown: it is not known which number formats run; set hardware.peak_flops")
+    if on_cpu and device_name is None and number_format in _CPU_TYPES:
+        return DevicePeak(name, number_format, *measure_matmul(getattr(torch, _CPU_TYPES[number_format])))
     entry = find_peak(name)
     flops = peak_flops(name, number_format)
     if flops is not None and entry is not None:
         return DevicePeak(name, number_format, flops, f"{entry.source}, dense {number_format}")
     reason = "has no rate for this number format" if entry else "is not in the table"
     return DevicePeak(name, number_format, None, f"unknown: {name!r} {reason}; set hardware.peak_flops")
+
+
+#: What a CPU multiplies in.
+_CPU_TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tuple[float, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
+from bridge.hardware import mixed_peak
 from bridge.metrics.stragglers import ComputeTime
 
 Metrics = dict[str, Union[int, float]]
@@ -26,6 +27,7 @@ class Work:
         steps: optimizer steps.
         flops: model FLOPs; None if the model cannot be priced, or no micro-batch could be read.
         hardware_flops: the same with recomputed forward passes.
+        formats, hardware_formats: both by number format; empty where the model cannot be priced.
         tokens: real tokens; None if no micro-batch could be read. positions: with padding. sequences: non-empty sequences.
         unlearned_tokens: those of skipped steps, computed but not learned from.
         unread_micro_batches: micro-batches whose lengths could not be read; their work is missing, all else is a lower bound.
@@ -37,6 +39,8 @@ class Work:
     flops: Optional[int]
     tokens: Optional[int]
     hardware_flops: Optional[int] = None
+    formats: Mapping[str, int] = field(default_factory=dict)
+    hardware_formats: Mapping[str, int] = field(default_factory=dict)
     positions: int = 0
     sequences: int = 0
     unlearned_tokens: int = 0
@@ -57,7 +61,8 @@ class Interval:
         components: FLOPs of ``work`` by component; they add up to ``work.flops``.
         total_flops, total_tokens: since the first step ever; None if unknown.
         lower_bound: whether these miss work that could not be read.
-        world_size: ranks. peak_flops: dense peak of one device in FLOP/s; None if unknown.
+        world_size: ranks. peak_flops: dense peak of one device in FLOP/s, whatever the number format; None if unknown.
+        peaks: the same by number format, where they differ; instead of ``peak_flops``.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
         compute: compute time of the ranks in the timed part. joules: energy of all devices in it. None if unknown.
     """
@@ -71,9 +76,14 @@ class Interval:
     lower_bound: bool = False
     components: Mapping[str, int] = field(default_factory=dict)
     peak_flops: Optional[float] = None
+    peaks: Mapping[str, Optional[float]] = field(default_factory=dict)
     overhead_seconds: Optional[float] = None
     compute: Optional[ComputeTime] = None
     joules: Optional[float] = None
+
+    def peak_of(self, formats: Mapping[str, int]) -> Optional[float]:
+        """What one device reaches at most on work of these number formats, FLOP/s; None if unknown."""
+        return mixed_peak(formats, self.peaks) if self.peaks else self.peak_flops
 
 
 def throughput(interval: Interval) -> Metrics:
@@ -81,7 +91,7 @@ def throughput(interval: Interval) -> Metrics:
     work, timed = interval.work, interval.timed
     metrics: Metrics = {}
     if _positive(interval.seconds) and timed.steps > 0:
-        metrics |= _rates(timed, interval.seconds, interval.world_size, interval.peak_flops)
+        metrics |= _rates(timed, interval.seconds, interval.world_size) | _utilisation(interval)
         if interval.overhead_seconds is not None:
             metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
         if interval.compute is not None:
@@ -106,7 +116,7 @@ def throughput(interval: Interval) -> Metrics:
     return metrics
 
 
-def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[float]) -> Metrics:
+def _rates(timed: Work, seconds: float, world_size: int) -> Metrics:
     rates: Metrics = {
         "throughput/step_time": seconds / timed.steps,
         "throughput/data_wait_fraction": timed.data_wait_seconds / seconds,
@@ -118,12 +128,28 @@ def _rates(timed: Work, seconds: float, world_size: int, peak_flops: Optional[fl
     if timed.flops is not None:
         rates["throughput/tflops"] = timed.flops / seconds / TERA
         rates["throughput/tflops/device"] = timed.flops / seconds / world_size / TERA
-        if peak_flops is not None and _positive(peak_flops):
-            peak = peak_flops * world_size
-            rates["throughput/mfu"] = timed.flops / seconds / peak
-            if timed.hardware_flops is not None:
-                rates["throughput/hfu"] = timed.hardware_flops / seconds / peak
     return rates
+
+
+def _utilisation(interval: Interval) -> Metrics:
+    """FLOP/s over what the devices reach at most: the time that the work takes at the peaks of its formats, over the time."""
+    timed = interval.timed
+    work = {
+        "mfu": (timed.flops, interval.peak_of(timed.formats)),
+        "hfu": (timed.hardware_flops, interval.peak_of(timed.hardware_formats)),
+    }
+    used = {name: flops for name, flops in timed.formats.items() if flops}
+    metrics: Metrics = {}
+    if used.keys() - {"bf16"}:
+        work["mfu_bf16"] = timed.flops, interval.peaks.get("bf16")
+    if len(used) > 1:
+        metrics = {f"throughput/format_fraction/{name}": flops / sum(used.values()) for name, flops in used.items()}
+    if interval.peak_of(timed.formats) is None:
+        work = {}
+    for name, (flops, peak) in work.items():
+        if flops is not None and peak is not None and _positive(peak):
+            metrics[f"throughput/{name}"] = flops / interval.seconds / (peak * interval.world_size)
+    return metrics
 
 
 def _stragglers(compute: ComputeTime, world_size: int) -> Metrics:
@@ -165,6 +191,6 @@ def doubts(metrics: Mapping[str, Union[int, float]]) -> list[str]:
     names = " and ".join(f"{name.upper()} {metrics[f'throughput/{name}']:.2f}" for name in above)
     return [
         f"{names}: no device is faster than its peak. Likely causes: hardware.peak_flops or hardware.device_name is "
-        "wrong; the matmuls run in another number format than the peak (FP8 against a BF16 peak); the convention "
+        "wrong; the matmuls run in another number format than the configuration says; the convention "
         "counts more than the kernels compute (attention without its causal half); the seconds miss some of the work."
     ]

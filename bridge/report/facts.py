@@ -80,7 +80,7 @@ def _results(run: Run) -> Iterator[Fact]:
 
 def _constants(run: Run) -> Iterator[Fact]:
     if device := run.facts.get("device"):
-        yield Fact("Device", _text(device), _join(_text(run.facts.get("number_format") or ""), _layout(run)))
+        yield Fact("Device", _text(device), _join(_format(run), _layout(run)))
     if peak := _number(run, "peak_flops"):
         yield Fact("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
@@ -95,6 +95,11 @@ def _constants(run: Run) -> Iterator[Fact]:
         trained = counts.get("trainable", total)
         if trained != total:
             yield Fact("Trained", f"{trained / total:.3%}", f"{trained:,} parameters")
+
+
+def _format(run: Run) -> str:
+    """The recipe where matmuls are quantised, else the number format of all."""
+    return _text(run.facts.get("number_format_recipe") or run.facts.get("number_format") or "")
 
 
 def _layout(run: Run) -> str:

@@ -88,7 +88,7 @@ class Run:
         self.callbacks = callbacks
         self.signals = signals
         self.schedule: BatchSchedule = data.schedule
-        number_format = "fp8" if cfg.model.fp8 else "bf16" if uses_bf16(cfg.model) else "fp32"
+        number_format = "bf16" if uses_bf16(cfg.model) else "fp32"
         self.state = TrainState(cfg=cfg, groups=groups, device=device, number_format=number_format)
         self.model = build_model(cfg, device)
         self.optimizer = build_optimizer(cfg, self.model)

@@ -80,7 +80,7 @@ class TrainState:
     groups: Groups = field(default_factory=Groups)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     number_format: str = "fp32"
-    """Number format of the matmuls: ``fp32``, ``bf16`` or ``fp8``."""
+    """Number format of the matmuls that are not quantised: ``fp32`` or ``bf16``."""
 
     step: int = 0
     """Completed optimizer steps, since the first step ever."""

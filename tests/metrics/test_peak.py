@@ -44,3 +44,14 @@ def test_the_measured_rate_is_flops_over_seconds(monkeypatch):
     monkeypatch.setattr("bridge.metrics.peak.time.perf_counter", lambda: float(next(ticks)))
     rate, _ = measure_matmul(torch.float32, size=10, seconds=0)
     assert rate == 2 * 10**3 / 1.0
+
+
+@pytest.mark.parametrize("number_format", ["fp8", "fp4"])
+def test_a_cpu_has_no_peak_in_a_format_that_it_does_not_multiply(number_format):
+    assert device_peak(number_format, device="cpu").flops is None
+
+
+def test_an_unknown_format_has_no_peak():
+    peak = device_peak("unknown", device_name="NVIDIA B200", device="cpu")
+    assert (peak.number_format, peak.flops) == ("unknown", None)
+    assert peak.source == "unknown: it is not known which number formats run; set hardware.peak_flops"

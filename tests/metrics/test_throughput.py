@@ -121,3 +121,38 @@ def test_mfu_above_one_is_doubted():
     assert sentence.startswith("MFU 2.00 and HFU 2.50: no device is faster than its peak. Likely causes:")
     (sentence,) = doubts(throughput(replace(INTERVAL, peak_flops=0.55e12)))
     assert sentence.startswith("HFU 1.14:")
+
+
+MIXED = replace(
+    TIMED,
+    formats={"fp8": 6 * 10**12, "bf16": 2 * 10**12},
+    hardware_formats={"fp8": 6 * 10**12, "bf16": 4 * 10**12},
+)
+PEAKS = {"fp8": 2e12, "bf16": 1e12}
+
+
+def test_mfu_of_several_formats_is_the_ideal_time_over_the_time():
+    """8 devices x 2 s; ideal: 6 / 2 + 2 / 1 = 5 device-seconds, with what runs again 7."""
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peaks=PEAKS, peak_flops=2e12))
+    several = {"throughput/mfu": 5 / 16, "throughput/hfu": 7 / 16, "throughput/mfu_bf16": 0.5}
+    several |= {"throughput/format_fraction/fp8": 0.75, "throughput/format_fraction/bf16": 0.25}
+    assert metrics == pytest.approx(TOTALS | RATES | several, rel=1e-15)
+
+
+def test_one_format_is_held_against_its_peak_as_ever():
+    whole = replace(MIXED, formats={"bf16": 8 * 10**12, "unknown": 0}, hardware_formats={"bf16": 10**13})
+    assert throughput(replace(INTERVAL, timed=whole, peaks=PEAKS)) == TOTALS | RATES
+
+
+@pytest.mark.parametrize("peaks", [{"fp8": 2e12, "bf16": None}, {"fp8": None, "bf16": 1e12}, {"bf16": 1e12}])
+def test_a_format_without_a_peak_gives_no_mfu(peaks):
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peaks=peaks))
+    assert not {"throughput/mfu", "throughput/hfu", "throughput/mfu_bf16"} & metrics.keys()
+    assert metrics["throughput/format_fraction/fp8"] == 0.75
+
+
+def test_a_given_peak_holds_for_all_formats():
+    """hardware.peak_flops; BF16's own is not known then."""
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peak_flops=2e12))
+    assert (metrics["throughput/mfu"], metrics["throughput/hfu"]) == (0.25, 0.3125)
+    assert "throughput/mfu_bf16" not in metrics

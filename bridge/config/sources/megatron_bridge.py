@@ -7,8 +7,9 @@ from typing import Any
 
 from bridge.config.sources import megatron_core
 from bridge.config.sources.megatron_core import Options
+from bridge.flops import formats
 from bridge.flops.reading import Description, get, model_of
-from bridge.flops.shapes import short
+from bridge.flops.shapes import ConfigError, short
 
 #: Fields that hold functions that build layers.
 _SPECS = ("transformer_layer_spec", "mamba_stack_spec", "hybrid_stack_spec")
@@ -24,7 +25,21 @@ def translate(cfg: Any) -> Description:
     provider = model_of(cfg)
     notes = megatron_core.audit(provider)
     notes.not_counted += _left_out(provider)
-    return megatron_core.describe(cfg, {**megatron_core.options(provider), **_options(provider)}, notes)
+    found = {**megatron_core.options(provider), **_options(provider), **_precision(get(cfg, "mixed_precision"))}
+    return megatron_core.describe(cfg, found, notes)
+
+
+def _precision(chosen: Any) -> Options:
+    """What a container's mixed precision, a record or the name of one, will write over the provider's fields."""
+    if isinstance(chosen, str):
+        try:
+            from megatron.bridge.training.mixed_precision import get_mixed_precision_config
+        except ImportError as error:
+            raise ConfigError(
+                f"mixed_precision={short(chosen)} names a record of Megatron-Bridge's: {error}; give the record"
+            ) from error
+        chosen = get_mixed_precision_config(chosen)
+    return {name: getattr(chosen, name) for name in formats.FIELDS if hasattr(chosen, name)}
 
 
 def _options(provider: Any) -> Options:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
+from bridge.flops import formats
 from bridge.flops.reading import Description, get, model_of
 from bridge.flops.shapes import ModelShape, short
 
@@ -40,7 +41,7 @@ def translate(cfg: Any) -> Description:
 
 def options(model: Any) -> Options:
     """Our fields as they are there."""
-    found = {name: value for name in (*OWN, *_BESIDE) if (value := get(model, name)) is not None}
+    found = {name: value for name in (*OWN, *_BESIDE, *formats.FIELDS) if (value := get(model, name)) is not None}
     for other, ours in _ALIASES.items():
         value = get(model, other)
         if value is not None:

@@ -238,7 +238,7 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
         rows.append(("layout", f"{facts['world_size']} rank(s): {layout}"))
         peak = facts["peak_flops"]
         speed = f"{quantity(peak)}FLOP/s" if peak else "unknown, no MFU"
-        rows.append(("device", f"{facts['device']}, {facts['number_format']}"))
+        rows.append(("device", f"{facts['device']}, {facts.get('number_format_recipe') or facts['number_format']}"))
         rows.append(("peak per device", f"{speed} ({facts['peak_source']})"))
         if facts["not_counted"]:
             rows.append(("not counted", "; ".join(facts["not_counted"])))

@@ -26,9 +26,11 @@ from typing import Any, Optional
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
+from bridge.flops.formats import UNKNOWN, Formats
+from bridge.flops.formats import read as read_formats
 from bridge.flops.pipeline import Layout
 from bridge.flops.plan import Plan
-from bridge.flops.reading import read
+from bridge.flops.reading import get, model_of, read
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.energy import open_energy_meter
 from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
@@ -212,7 +214,7 @@ class ThroughputCallback(Callback):
         self._groups = groups = current_groups()
         self._step = state.train_state.step
         self._log_interval = self._log_interval or getattr(getattr(cfg, "logger", None), "log_interval", None) or 10
-        plan = self._compile(cfg, context.model)
+        plan = self._compile(state, context.model)
         device = collective_device()
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         instruments = Instruments()
@@ -243,10 +245,14 @@ class ThroughputCallback(Callback):
         self._early.clear()
         peak = self._find_peak(state, device)
         self._meter.peak_flops = peak.flops if peak else None
+        if plan is not None and plan.formats.recipe and not self._configured_peak(state):
+            self._meter.peaks = self._find_peaks(state, device, plan)
         facts = constants(cfg, plan, peak, groups, self.convention)
         if plan is not None and self._is_first_rank():
             for sentence in never_read(plan):
                 logger.warning("not counted: %s", sentence)
+        if self._meter.peaks:
+            facts["peaks"] = dict(self._meter.peaks)
         context.user_state[FACTS] = self._facts = facts
         parameters = facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
@@ -254,12 +260,13 @@ class ThroughputCallback(Callback):
         self._trackers = self._find_trackers(state)
         self._trackers.summary(facts)
 
-    def _compile(self, cfg: Any, model: Any) -> Optional[Plan]:
+    def _compile(self, state: Any, model: Any) -> Optional[Plan]:
         """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
+        cfg = state.cfg
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
             return None
         try:
-            described = read(cfg)
+            described = replace(read(cfg), formats=number_formats(state))
             trains = described.trainable
             if model is not None:
                 trains = trainable_over_stages(model, _stages(), trains)
@@ -269,18 +276,30 @@ class ThroughputCallback(Callback):
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
             return None
 
-    def _find_peak(self, state: Any, device: torch.device) -> Optional[DevicePeak]:
+    def _configured_peak(self, state: Any) -> Optional[float]:
+        return self._peak_flops or getattr(getattr(state.cfg, "hardware", None), "peak_flops", None)
+
+    def _find_peak(self, state: Any, device: torch.device, name: Optional[str] = None) -> Optional[DevicePeak]:
+        """Of the number format ``name``, by default of that which most of the model runs in."""
         hardware = getattr(state.cfg, "hardware", None)
         try:
             return device_peak(
-                number_format(state),
+                name or number_format(state),
                 device_name=getattr(hardware, "device_name", None),
-                configured=self._peak_flops or getattr(hardware, "peak_flops", None),
+                configured=self._configured_peak(state),
                 device=device,
             )
         except Exception as error:
             logger.warning("MFU is not reported, the device's peak cannot be found: %s", error)
             return None
+
+    def _find_peaks(self, state: Any, device: torch.device, plan: Plan) -> dict[str, Optional[float]]:
+        """By number format: those that run, and BF16 to compare with."""
+        formats = plan.evaluate_formats([0] * len(plan.statistics))
+        if UNKNOWN in formats and self._is_first_rank():
+            logger.warning("MFU is not reported while towers or encoders run: their number format is not known")
+        found = {name: self._find_peak(state, device, name) for name in {**formats, "bf16": 0}}
+        return {name: peak.flops if peak else None for name, peak in found.items()}
 
     def _find_trackers(self, state: Any) -> Trackers:
         """Those of our loop; elsewhere the loop's W&B run and ``metrics_file``, on the last rank."""
@@ -488,15 +507,19 @@ def _stages() -> Any:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
+def number_formats(state: Any) -> Formats:
+    """Which matmul runs in what: the configuration says how it is quantised, our state what the rest runs in."""
+    try:
+        found = read(state.cfg).formats
+    except Exception:  # a model that cannot be priced
+        found = read_formats(functools.partial(get, model_of(state.cfg)))
+    told = getattr(state, "number_format", None)
+    return found.on(told) if told else found.or_on("fp32")
+
+
 def number_format(state: Any) -> str:
-    """Format of the matmuls: our state knows it; elsewhere the model's configuration says it."""
-    known = getattr(state, "number_format", None)
-    if known:
-        return known
-    model = state.cfg.model
-    if getattr(model, "fp8", None):
-        return "fp8"
-    return next((name for name in ("bf16", "fp16") if getattr(model, name, False)), "fp32")
+    """Format of most matmuls."""
+    return number_formats(state).name
 
 
 def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
@@ -505,6 +528,7 @@ def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups
         "convention": convention,
         "device": peak.device if peak else None,
         "number_format": peak.number_format if peak else None,
+        "number_format_recipe": plan.formats.recipe.name if plan and plan.formats.recipe else None,
         "peak_flops": peak.flops if peak else None,
         "peak_source": peak.source if peak else "unknown",
         "world_size": groups.world_size,

@@ -63,3 +63,43 @@ def test_a_provider_is_the_recipes_model(providers, provider, recipe):
     plan = compile_plan(load_recipe(recipe, ["model.vocab_size=1024"] if recipe.startswith("llama") else [], validate=False))
     found = providers[provider]["described"]
     assert (found["flops"], found["parameters"]) == (str(plan.flops([4096])), plan.parameters()["total"])
+
+
+MIXED_PRECISION = """
+import json
+from types import SimpleNamespace
+import megatron.core
+from tests.integrations import megatron_bridge_stubs
+megatron_bridge_stubs.install()
+from megatron.bridge.training.mixed_precision import MIXED_PRECISION_RECIPES, get_mixed_precision_config
+from bridge.flops.reading import read
+from tests.config.sources.providers import classes
+model = classes()["GPTModelProvider"](num_layers=8, hidden_size=64, num_attention_heads=4, vocab_size=96)
+found = {}
+for name in MIXED_PRECISION_RECIPES:
+    chosen = name, get_mixed_precision_config(name)
+    one, other = (read(SimpleNamespace(model=model, mixed_precision=it)).formats for it in chosen)
+    assert one == other
+    found[name] = (one.base, one.recipe and one.recipe.name, one.first, one.last)
+print("found", json.dumps(found))
+"""
+
+
+def test_mixed_precision_is_written_over_the_model():
+    """Every record of the installed Megatron-Bridge, by its name and as an object."""
+    if megatron_bridge_stubs.root() is None:
+        pytest.skip("megatron-bridge is not installed")
+    command = [sys.executable, "-c", MIXED_PRECISION]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.partition("found ")[2])
+    assert found["bf16_mixed"] == ["bf16", None, 0, 0]
+    assert found["fp16-mixed"] == ["fp16", None, 0, 0]
+    assert found["bf16_with_fp8_delayed_scaling_mixed"] == ["bf16", "delayed", 0, 0]
+    assert found["fp16_with_mxfp8_mixed"] == ["fp16", "mxfp8", 0, 0]
+    assert found["bf16_with_fp8_current_scaling_mixed"] == ["bf16", "tensorwise", 1, 1]
+    assert found["nemotron_h_bf16_with_fp8_current_scaling_mixed"] == ["bf16", "tensorwise", 2, 2]
+    # Its name notwithstanding.
+    assert found["nanov2_bf16_with_fp8_current_scaling_mixed"] == ["bf16", "blockwise", 2, 2]
