@@ -16,6 +16,7 @@ from pathlib import Path
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.formats import NEWER, RECIPES, Recipe
 from bridge.flops.terms import Context, Kind
 from bridge.hardware import PEAKS
 from bridge.metrics.keys import THROUGHPUT, TRAINING, Key
@@ -119,6 +120,30 @@ def all_models() -> str:
     return table(["recipe", "parameters", "active", *(f"{name}, GFLOPs/token" for name in CONVENTIONS)], rows)
 
 
+def number_formats() -> str:
+    """What each recipe multiplies in its format."""
+
+    def row(recipe: Recipe) -> list[str]:
+        newer = NEWER.get(recipe.name, recipe)
+
+        def said(holds: Callable[[Recipe], str]) -> str:
+            now, then = holds(recipe), holds(newer)
+            return now if now == then else f"{now}; newer releases: {then}"
+
+        return [
+            f"`{recipe.name}`",
+            f"{recipe.format}; weight gradients bf16 with `fp8_wgrad=False`" if recipe.wgrad else recipe.format,
+            said(lambda one: "with " + " or ".join(f"`{name}`" for name in one.attention) if one.attention else "bf16"),
+            said(lambda one: "with `fp8_output_proj`" if one.output_layer else "bf16"),
+            "bf16 with `first_last_layers_bf16`" if recipe.layers_in_base else recipe.format,
+            recipe.format if recipe.mtp else "bf16",
+            said(lambda one: one.format if one.hybrid else "unknown"),
+        ]
+
+    heads = ["recipe", "linear layers", "attention's products", "output layer", "layers at the ends", "MTP", "hybrid patterns"]
+    return table(heads, map(row, RECIPES.values()))
+
+
 def devices() -> str:
     """The table of peaks."""
     formats = ("bf16", "fp16", "fp8", "fp4")
@@ -156,6 +181,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         convention_gaps,
         attention_square,
         all_models,
+        number_formats,
         devices,
         throughput_keys,
         training_keys,

@@ -37,6 +37,9 @@ def test_llama3_8b(capsys):
         "flops_per_sample": LLAMA3_8B_AT_8192,
         "flops_per_step": 8 * LLAMA3_8B_AT_8192,
         "global_batch_size": 8,
+        "formats": {"bf16": LLAMA3_8B_AT_8192},
+        "number_format_recipe": None,
+        "ideal_seconds": None,
         "stages": [LLAMA3_8B_AT_8192],
         "pipeline": {"imbalance": 1.0, "micro_batches": 8, "bubble": 0.0, "efficiency": 1.0},
         "table": report["table"],
@@ -274,3 +277,28 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("bridge: error: ")
     assert words in captured.err
+
+
+#: llama3-8b at 8192 tokens: what no recipe quantises, by hand: 2 products of half the square, and the output layer.
+LLAMA3_8B_PLAIN = 2 * 3 * 8192 * (32 * 8192 * 4096 + 4096 * 128256)
+
+
+def test_the_ideal_time_by_number_format(capsys):
+    quantised = LLAMA3_8B_AT_8192 - LLAMA3_8B_PLAIN
+    report = counted(capsys, "llama3-8b", "--number-format", "nvfp4", "--device-name", "NVIDIA B200")
+    assert report["formats"] == {"fp4": quantised, "bf16": LLAMA3_8B_PLAIN}
+    assert report["number_format_recipe"] == "nvfp4"
+    assert report["ideal_seconds"] == pytest.approx(quantised / 9000e12 + LLAMA3_8B_PLAIN / 2250e12, rel=1e-15)
+    report = counted(capsys, "llama3-8b", "--device-name", "NVIDIA B200")
+    assert report["ideal_seconds"] == pytest.approx(LLAMA3_8B_AT_8192 / 2250e12, rel=1e-15)
+    report = counted(capsys, "llama3-8b", "--number-format", "mxfp8", "--device-name", "NVIDIA A100-SXM4-80GB")
+    assert report["ideal_seconds"] is None  # an A100 has no FP8
+
+
+def test_number_formats_for_people(capsys):
+    assert main(["flops", "llama3-8b", "--number-format", "mxfp8", "--device-name", "NVIDIA B200"]) == 0
+    printed = capsys.readouterr().out
+    assert "Number formats of mxfp8" in printed
+    line = next(line for line in printed.splitlines() if line.strip().startswith("fp8"))
+    assert line.split() == ["fp8", "343", "TFLOP", "81.36%", "4.5", "PFLOP/s", "0.07623", "s"]
+    assert "ideal time of one device: 0.1112 s" in printed

@@ -358,6 +358,52 @@ def test_mfu_above_one_raises_one_visible_flag(caplog):
     assert ["throughput/doubtful" in row for row in rows.values()] == [True, True, True]
 
 
+def formatted(caplog, told="bf16", device="NVIDIA B200", **fields):
+    """Facts and newest row of a run of a quantised model on a device."""
+    cfg = config()
+    cfg.model = {**MODEL, "bf16": True, **fields}
+    cfg.hardware = SimpleNamespace(device_name=device, peak_flops=None)
+    run = state(cfg)
+    run.number_format = told
+    callback, loop = started(map(packed, draw(1, 24)), "exact", run)
+    loop.steps(8).end()
+    return loop.manager.user_state[FACTS], callback.latest
+
+
+@pytest.mark.parametrize("told", ["bf16", None])
+def test_mfu_is_held_against_the_formats_that_run(told, caplog):
+    facts, row = formatted(caplog, told, fp4="e2m1")
+    assert (facts["number_format"], facts["number_format_recipe"]) == ("fp4", "nvfp4")
+    assert (facts["peak_flops"], facts["peaks"]) == (9e15, {"bf16": 2.25e15, "fp4": 9e15})
+    share = row["throughput/format_fraction/fp4"]
+    assert share + row["throughput/format_fraction/bf16"] == 1
+    # FLOP/s over 2250 TFLOP/s, of which the quantised share goes four times as fast.
+    assert row["throughput/mfu_bf16"] == pytest.approx(row["throughput/tflops/device"] / 2250)
+    assert row["throughput/mfu"] == pytest.approx(row["throughput/mfu_bf16"] * (1 - share + share / 4))
+    assert warnings(caplog) == []
+
+
+def test_a_run_in_one_format_logs_what_it_always_did(caplog):
+    facts, row = formatted(caplog)
+    assert (facts["number_format"], facts["number_format_recipe"], facts["peak_flops"]) == ("bf16", None, 2.25e15)
+    assert row["throughput/mfu"] == row["throughput/tflops/device"] * 1e12 / 2.25e15
+    assert not [key for key in row if "format_fraction" in key or "mfu_bf16" in key]
+
+
+@pytest.mark.parametrize(
+    ("device", "fields"),
+    [
+        ("NVIDIA B200", {"fp8": "hybrid", "fp8_recipe": "custom"}),
+        ("NVIDIA B200", {"te_precision_config_file": "formats.yaml"}),
+        ("NVIDIA H100 80GB HBM3", {"fp4": "e2m1"}),
+    ],
+)
+def test_a_format_that_is_not_known_has_no_mfu(device, fields, caplog):
+    _, row = formatted(caplog, device=device, **fields)
+    assert row["throughput/tflops"] > 0
+    assert not [key for key in row if "mfu" in key or "hfu" in key]
+
+
 @pytest.mark.parametrize("options", [{"convention": "megatrn"}, {"log_interval": 0}])
 def test_wrong_arguments_are_configuration_errors(options):
     with pytest.raises(ConfigError, match="megatrn|log_interval=0"):
