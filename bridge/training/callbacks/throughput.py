@@ -243,7 +243,7 @@ class ThroughputCallback(Callback):
         if self._lost:
             self._meter.miss(self._lost, "they came before training started")
         self._early.clear()
-        peak = self._find_peak(state, device)
+        peak = self._find_peak(state, device, plan.formats.name if plan else number_format(state))
         self._meter.peak_flops = peak.flops if peak else None
         if plan is not None and plan.formats.recipe and not self._configured_peak(state):
             self._meter.peaks = self._find_peaks(state, device, plan)
@@ -266,7 +266,8 @@ class ThroughputCallback(Callback):
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
             return None
         try:
-            described = replace(read(cfg), formats=number_formats(state))
+            described = read(cfg)
+            described = replace(described, formats=told(described.formats, state))
             trains = described.trainable
             if model is not None:
                 trains = trainable_over_stages(model, _stages(), trains)
@@ -279,12 +280,12 @@ class ThroughputCallback(Callback):
     def _configured_peak(self, state: Any) -> Optional[float]:
         return self._peak_flops or getattr(getattr(state.cfg, "hardware", None), "peak_flops", None)
 
-    def _find_peak(self, state: Any, device: torch.device, name: Optional[str] = None) -> Optional[DevicePeak]:
-        """Of the number format ``name``, by default of that which most of the model runs in."""
+    def _find_peak(self, state: Any, device: torch.device, name: str) -> Optional[DevicePeak]:
+        """In the number format ``name``."""
         hardware = getattr(state.cfg, "hardware", None)
         try:
             return device_peak(
-                name or number_format(state),
+                name,
                 device_name=getattr(hardware, "device_name", None),
                 configured=self._configured_peak(state),
                 device=device,
@@ -507,19 +508,15 @@ def _stages() -> Any:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
-def number_formats(state: Any) -> Formats:
-    """Which matmul runs in what: the configuration says how it is quantised, our state what the rest runs in."""
-    try:
-        found = read(state.cfg).formats
-    except Exception:  # a model that cannot be priced
-        found = read_formats(functools.partial(get, model_of(state.cfg)))
-    told = getattr(state, "number_format", None)
-    return found.on(told) if told else found.or_on("fp32")
+def told(formats: Formats, state: Any) -> Formats:
+    """A configuration says how a model is quantised; our state and other loops' adapters say what the rest runs in."""
+    base = getattr(state, "number_format", None)
+    return formats.on(base) if base else formats.or_on("fp32")
 
 
 def number_format(state: Any) -> str:
-    """Format of most matmuls."""
-    return number_formats(state).name
+    """Format of most matmuls, of a model that may have no plan."""
+    return told(read_formats(functools.partial(get, model_of(state.cfg))), state).name
 
 
 def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
