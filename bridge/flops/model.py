@@ -102,7 +102,8 @@ def _after_the_decoder(build: Build) -> Iterator[Term]:
         tied = "embedding.word_embeddings" if shape.share_embeddings_and_output_weights else "output_layer" if i else ""
         if shape.bert_lm_head:
             yield from bert_lm_head(hidden_size=build.hidden_size)
-        logits = output_layer(hidden_size=build.hidden_size, vocab_size=build.vocabulary, tied=tied, bias=shape.bert_lm_head)
+        bias = shape.bert_lm_head or shape.add_output_bias
+        logits = output_layer(hidden_size=build.hidden_size, vocab_size=build.vocabulary, tied=tied, bias=bias)
         yield logits.under(f"mtp.layers.{i - 1}." if i else "")
 
 
@@ -126,6 +127,8 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
     if shape.attention_output_size:
         yield from _bottleneck_layer(build, layer, shape.attention_output_size)
         return
+    if shape.layernorm_placement == "parallel":
+        yield norm("pre_mlp_layernorm", build.hidden_size, layer.channel, source="hidden", to="beside", bias=build.norm_bias)
     if layer.mixer:
         mixed = MIXERS[layer.mixer].terms(build, layer)
         yield from _normed(build, mixed, "self_attention", "input_layernorm", "post_attention_layernorm")
@@ -140,12 +143,14 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
 
 
 def _normed(build: Build, block: list[Term], component: str, before: str, after: str) -> Iterator[Term]:
-    """A block with its norms, before it or after it or both."""
+    """A block with its norms, before it or after it or both; the MLP beside an attention reads what came before that."""
     placement, size = build.shape.layernorm_placement, build.hidden_size
-    if placement in ("pre", "sandwich"):
-        yield norm(before, size, component, source="hidden", to="normed", bias=build.norm_bias)
-    else:
+    if placement in ("parallel", "shared") and before == "pre_mlp_layernorm":
+        yield join("beside" if placement == "parallel" else "normed", to="normed")
+    elif placement == "post":
         yield join("hidden", to="normed")
+    else:
+        yield norm(before, size, component, source="hidden", to="normed", bias=build.norm_bias)
     yield from block
     if placement in ("post", "sandwich"):
         yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)

@@ -424,8 +424,8 @@ def _contradictions(shape: ModelShape) -> Any:
     if window is not None and not _is_int(window):
         if isinstance(window, str) or not isinstance(window, Sequence) or len(window) != 2 or not all(map(_is_int, window)):
             yield f"model.window_size={short(window)} must be an integer or a pair (left, right)"
-    if shape.layernorm_placement not in ("pre", "post", "sandwich"):
-        yield f"model.layernorm_placement={shape.layernorm_placement!r} must be 'pre', 'post' or 'sandwich'"
+    if shape.layernorm_placement not in (placements := ("pre", "post", "sandwich", "parallel", "shared")):
+        yield f"model.layernorm_placement={shape.layernorm_placement!r} must be one of {', '.join(placements)}"
     if shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
         yield f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
     if "E" in (shape.hybrid_layer_pattern or "") and not shape.num_moe_experts:

@@ -152,13 +152,16 @@ class ModelShape:
     normalization: str = "RMSNorm"
     """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
     layernorm_placement: str = "pre"
-    """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later)."""
+    """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later).
+    Where the MLP stands beside the attention: ``parallel`` with a norm each (GPT-NeoX), ``shared`` with one for both (Cohere)."""
     add_bias_linear: bool = False
     """Biases on all linear layers."""
     add_mlp_bias: bool = False
     """Biases on the MLPs' linear layers, the experts' and the router's among them."""
     add_qkv_bias: bool = False
     """A bias on linear_qkv."""
+    add_output_bias: bool = False
+    """A bias on the output layer (Phi)."""
     add_proj_bias: bool = False
     """A bias on linear_proj (Hugging Face's attention_bias is this one and the one above)."""
     qk_layernorm: Any = False

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Mistral4ForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from oracle.counter import count
@@ -24,6 +24,8 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         # Here head_dim is the part of a head that RoPE turns, and every head has keys of its own.
         sizes.pop("head_dim", None)
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    if model_type in ("phi", "stablelm"):
+        sizes["hidden_size"] *= 4  # a half or a quarter of each head is turned
     if "index_topk" in known:
         sizes["q_lora_rank"] = 11  # the indexer's queries come from the compressed ones
     if "indexer_types" in known:
@@ -51,6 +53,10 @@ _FIXED = {
     "deepseek_v3": ("attention_bias",),
     "deepseek_v32": ("attention_bias",),
     "glm_moe_dsa": ("attention_bias", "mlp_bias"),
+    "ernie4_5_moe": ("use_bias",),
+    "glm4_moe_lite": ("attention_bias",),
+    "hy_v3": ("mlp_bias",),
+    "mistral4": ("attention_bias",),
     "nemotron_h": ("attention_bias", "mlp_bias", "sliding_window"),
 }
 
@@ -127,13 +133,46 @@ def _sizes(random: Random) -> dict[str, Any]:
         "mamba_rms_norm": random.random() < 0.5,
         "chunk_size": random.randint(3, 9),
         "mlp_bias": random.random() < 0.5,
+        # biases and norms by names of their own
+        "use_bias": random.random() < 0.5,
+        "use_qkv_bias": random.random() < 0.5,
+        "enable_bias": random.random() < 0.5,
+        "bias": random.random() < 0.5,
+        "qk_layernorm": random.random() < 0.5,
+        "use_post_norm": random.random() < 0.5,
+        "use_parallel_residual": random.random() < 0.5,
+        "do_layer_norm_before": random.random() < 0.5,
+        # ERNIE 4.5, Hunyuan 3, Granite
+        "moe_num_experts": experts,
+        "moe_k": random.randint(1, experts),
+        "moe_num_shared_experts": random.randint(0, 2),
+        "moe_layer_start_index": random.randint(0, 2),
+        "moe_layer_end_index": random.choice([-1, layers - 1]),
+        "moe_layer_interval": random.randint(1, 2),
+        "num_shared_experts": random.randint(1, 2),
+        "shared_intermediate_size": random.choice([0, random.randint(5, 40)]),
+        # Falcon, GPT-2, OPT
+        "new_decoder_architecture": random.random() < 0.5,
+        "multi_query": random.random() < 0.5,
+        "parallel_attn": random.random() < 0.5,
+        "alibi": random.random() < 0.5,
+        "num_kv_heads": groups,
+        "ffn_hidden_size": random.randint(10, 70),
+        "n_inner": random.choice([None, random.randint(10, 70)]),
+        "ffn_dim": random.randint(10, 70),
     }
+
+
+#: Models that transformers' choice by configuration leaves out.
+_NOT_AUTOMATIC = {"mistral4": Mistral4ForCausalLM}
 
 
 def build(config: PreTrainedConfig, *, attention: str = "eager", device: str = "meta") -> PreTrainedModel:
     """The model, with unfused attention and the experts as batched matmuls; without memory on the meta device."""
     config._experts_implementation = "batched_mm"
     with torch.device(device):
+        if config.model_type in _NOT_AUTOMATIC:
+            return _NOT_AUTOMATIC[config.model_type]._from_config(config, attn_implementation=attention)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
@@ -147,12 +186,18 @@ def training(model: torch.nn.Module, batch_size: int, length: int) -> int:
     return count(lambda: run(model, batch_size, length).sum().backward())
 
 
+#: Models that count positions from the mask, and take no finished one.
+_PLAIN_MASK = ("bloom", "falcon", "opt")
+
+
 def run(model: torch.nn.Module, batch_size: int, length: int) -> torch.Tensor:
     """The logits of a batch."""
     with next(model.parameters()).device:
         tokens = torch.zeros(batch_size, length, dtype=torch.long)
         # A finished mask: making one would look at values, which the meta device does not have.
         mask = torch.zeros(batch_size, 1, length, length)
+        if model.config.model_type in _PLAIN_MASK:
+            mask = torch.ones(batch_size, length, dtype=torch.long)
     return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
 

@@ -79,7 +79,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**outer, "text_config": {name: value for name, value in values.items() if name not in outer and value is not None}}
 
 
-_SIZES = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "hidden_size", "d_model")
+_SIZES = ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "hidden_size", "d_model", "n_layer")
 _PARTS = ("vision_config", "global_config", "encoder_config", "decoder_config")
 
 

@@ -88,6 +88,11 @@ def _activation(fields: Fields) -> Options:
     return {"activation_func": _ACTIVATIONS.get(fields.get("hidden_act", "hidden_activation", "mlp_hidden_act"))}
 
 
+def _activation_in(name: str) -> Rule:
+    """The activation stands in the field ``name``."""
+    return lambda fields: {"activation_func": _ACTIVATIONS.get(fields.get(name))}
+
+
 def _rope(fields: Fields) -> Options:
     """RoPE's base and reach: in ``rope_parameters`` since transformers 5, one set a layer type where they differ."""
     rope = fields.group("rope_parameters", "rope_scaling")
@@ -147,6 +152,16 @@ def _head_norm(name: str) -> Rule:
     return lambda fields: {"qk_layernorm": bool(fields.get(name))}
 
 
+def _full_norm(name: str) -> Rule:
+    """The field ``name``: a norm whose weights differ from head to head, as many as the whole projection is wide."""
+    return lambda fields: {"qk_layernorm": "full" if fields.get(name) else False}
+
+
+def _sandwiched(name: str) -> Rule:
+    """The field ``name``: norms after each block too."""
+    return lambda fields: {"layernorm_placement": "sandwich" if fields.get(name) else "pre"}
+
+
 def _bidirectional(fields: Fields) -> Options:
     # Gemma 3 says true; Gemma 4 "all", or "vision" for the tokens of images alone.
     if fields.get("use_bidirectional_attention") not in (True, "all"):
@@ -190,6 +205,21 @@ def _layers_without_rope(fields: Fields, layers: int) -> list[bool]:
     interval = fields.get("no_rope_layer_interval") or 4
     rope = fields.get("no_rope_layers") or [i % interval for i in range(1, layers + 1)]
     return [bool(fields.get("use_sliding_window")) and not flag for flag in rope]
+
+
+def _layers_from_max_window_layers(fields: Fields, layers: int) -> list[bool]:
+    """dots.llm1: from ``max_window_layers`` on, whatever ``use_sliding_window`` says."""
+    first = fields.get("max_window_layers") or 0
+    return [i >= first for i in range(layers)]
+
+
+def _all_layers(fields: Fields, layers: int) -> list[bool]:
+    return [True] * layers
+
+
+def _all_but_each_fourth(fields: Fields, layers: int) -> list[bool]:
+    """Granite with windows, CWM: the first layer and each fourth after it are global."""
+    return [bool(i % 4) for i in range(layers)]
 
 
 def _lower_odd_layers(fields: Fields, layers: int) -> list[bool]:
@@ -383,6 +413,123 @@ def _experts(fields: Fields) -> Options:
         **routing,
         "moe_shared_expert_intermediate_size": shared * width if together is None and shared and width else together,
         "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+    }
+
+
+def _shared_width(fields: Fields) -> Options:
+    """Granite: the shared expert's width, 0 for none."""
+    return {"moe_shared_expert_intermediate_size": fields.get("shared_intermediate_size") or None}
+
+
+def _first_layer_dense(fields: Fields) -> Options:
+    """GLM-4.7-Flash, Hunyuan 3: where ``mlp_layer_types`` is missing, all layers but the first have experts."""
+    fields.skip("first_k_dense_replace", "moe_layer_freq")
+    listed = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    sparse = listed or [i > 0 for i in range(fields.size("num_hidden_layers"))]
+    return {"moe_layer_freq": [int(flag) for flag in sparse]}
+
+
+def _ernie_experts(fields: Fields) -> Options:
+    """ERNIE 4.5: experts from one layer to another, in every so many; each has a correction bias."""
+    layers, interval = fields.size("num_hidden_layers"), fields.get("moe_layer_interval") or 1
+    first, last, width = (fields.get(f"moe_{name}") for name in ("layer_start_index", "layer_end_index", "intermediate_size"))
+    end = layers - 1 if last in (None, -1) else last
+    sparse = [(i + 1) % interval == 0 and (first or 0) <= i <= end for i in range(layers)]
+    if fields.get("use_bias"):
+        fields.report("use_bias", "the bias vectors of MLPs and shared experts are missing from the parameter count")
+    return {
+        "add_qkv_bias": bool(fields.get("use_bias")),
+        "add_proj_bias": bool(fields.get("use_bias")),
+        "add_output_bias": bool(fields.get("use_bias")),
+        "num_moe_experts": fields.get("moe_num_experts", "num_experts") if any(sparse) else None,
+        "moe_layer_freq": [int(flag) for flag in sparse],
+        "moe_router_topk": fields.get("moe_k", "num_experts_per_tok"),
+        "moe_ffn_hidden_size": width,
+        "moe_shared_expert_intermediate_size": (fields.get("moe_num_shared_experts") or 0) * (width or 0) or None,
+        "moe_router_enable_expert_bias": True,
+        "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+    }
+
+
+def _unbiased_experts(name: str) -> Rule:
+    """The field ``name`` gives biases to dense MLPs and shared experts, and none to the experts."""
+
+    def rule(fields: Fields) -> Options:
+        if fields.get(name):
+            fields.report(name, "these bias vectors are missing from the parameter count")
+        return {}
+
+    return rule
+
+
+def _parallel(fields: Fields) -> Options:
+    """StableLM: the MLP beside the attention, behind the same norm; norms of heads have no bias."""
+    if fields.get("qk_layernorm"):
+        fields.report("qk_layernorm", "the norms of the heads are missing from the parameter count")
+    return {"layernorm_placement": "shared" if fields.get("use_parallel_residual") else "pre"}
+
+
+def _beside(fields: Fields) -> Options:
+    """GPT-NeoX: the MLP beside the attention, behind a norm of its own."""
+    return {"layernorm_placement": "parallel" if fields.get("use_parallel_residual") else "pre"}
+
+
+def _gpt2(fields: Fields) -> Options:
+    """GPT-2: four times as wide inside unless told otherwise."""
+    if fields.get("add_cross_attention"):
+        fields.report("add_cross_attention", "counted without")
+    return {"ffn_hidden_size": fields.get("n_inner") or 4 * fields.size("n_embd", "hidden_size")}
+
+
+def _one_key_head(fields: Fields) -> Options:
+    """GPT-BigCode: one key and value head for all queries, unless told otherwise."""
+    return {"num_query_groups": 1 if fields.get("multi_query") else None}
+
+
+def _opt(fields: Fields) -> Options:
+    """OPT: two positions more than it says; norms before or after each block."""
+    narrow = fields.get("word_embed_proj_dim")
+    if narrow and narrow != fields.size("hidden_size"):
+        fields.report(
+            "word_embed_proj_dim",
+            "the projections to and from the narrower embedding are not counted, in work and parameter count",
+        )
+    if not fields.get("layer_norm_elementwise_affine"):
+        fields.report("layer_norm_elementwise_affine", "the parameter count has the norms' vectors nevertheless")
+    before, positions = bool(fields.get("do_layer_norm_before")), fields.size("max_position_embeddings")
+    return {
+        "max_position_embeddings": positions + 2,
+        "layernorm_placement": "pre" if before else "post",
+        "post_layer_norm": before and not fields.get("_remove_final_layer_norm"),
+        "add_bias_linear": bool(fields.get("enable_bias")),
+    }
+
+
+def _bloom(fields: Fields) -> Options:
+    fields.skip("apply_residual_connection_post_layernorm", "slow_but_exact", "seq_length", "n_inner", "masked_softmax_fusion",
+                "bias_dropout_fusion", "skip_bias_add", "skip_bias_add_qkv", "unk_token_id", "attention_dropout")  # fmt: skip
+    width = fields.size("hidden_size", "n_embed")
+    return {"hidden_size": width, "ffn_hidden_size": 4 * width}
+
+
+def _falcon(fields: Fields) -> Options:
+    """Falcon: how many key heads and how many norms, in several ways to say it."""
+    new, beside = fields.get("new_decoder_architecture"), fields.get("parallel_attn")
+    norms = fields.get("num_ln_in_parallel_attn") or (2 if new else 1)
+    heads = fields.size("num_attention_heads", "n_head")
+    if new:
+        groups = fields.get("num_kv_heads", "n_head_kv") or heads
+    else:
+        fields.skip("num_kv_heads", "n_head_kv")
+        groups = 1 if fields.get("multi_query") else heads
+    width = fields.size("hidden_size", "n_embed")
+    return {
+        "num_query_groups": groups,
+        "ffn_hidden_size": fields.get("ffn_hidden_size") or 4 * width,
+        "kv_channels": width // heads,
+        "layernorm_placement": ("parallel" if norms == 2 else "shared") if beside else "pre",
+        "position_embedding_type": "none" if fields.get("alibi") else None,
+        "add_bias_linear": bool(fields.get("bias")),
     }
 
 
@@ -740,16 +887,59 @@ _WHISPER = Family(
                classifier_proj_size apply_spec_augment median_filter_width mask_time_prob mask_time_length mask_time_min_masks
                mask_feature_prob mask_feature_length mask_feature_min_masks""",
 )  # fmt: skip
+_LAYER_NORM = {"normalization": "LayerNorm"}
+_COHERE = _SWIGLU.but(_attention_bias, fixed={"layernorm_placement": "shared"})
+_GPT2 = Family(
+    fields={
+        "num_layers": ("n_layer", "num_hidden_layers"),
+        "hidden_size": ("n_embd", "hidden_size"),
+        "num_attention_heads": ("n_head", "num_attention_heads"),
+        "vocab_size": "vocab_size",
+        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        "max_position_embeddings": ("n_positions", "max_position_embeddings"),
+        "seq_length": ("n_positions", "max_position_embeddings"),
+        "layernorm_epsilon": "layer_norm_epsilon",
+        "init_method_std": "initializer_range",
+        "attention_dropout": "attn_pdrop",
+    },
+    fixed={**_LAYER_NORM, "add_bias_linear": True, "position_embedding_type": "learned_absolute"},
+    rules=(_vocabulary, _activation_in("activation_function"), _gpt2),
+    ignored="""n_ctx scale_attn_by_inverse_layer_idx reorder_and_upcast_attn summary_type summary_use_proj summary_activation
+               summary_proj_to_labels summary_first_dropout""",
+)
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
+
+_GRANITE_MOE = _SWIGLU.but(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
     "arcee": _DECODER.but(_attention_bias, _mlp_bias),
     "bert": _BERT,
+    "bloom": Family(
+        fields={
+            "num_layers": ("n_layer", "num_hidden_layers"),
+            "num_attention_heads": ("n_head", "num_attention_heads"),
+            "vocab_size": "vocab_size",
+            "share_embeddings_and_output_weights": "tie_word_embeddings",
+            "layernorm_epsilon": "layer_norm_epsilon",
+            "init_method_std": "initializer_range",
+        },
+        fixed={
+            **_LAYER_NORM,
+            "add_bias_linear": True,
+            "embedding_layernorm": True,
+            "position_embedding_type": "none",
+            "activation_func": "gelu_tanh",
+        },
+        rules=(_bloom, _vocabulary),
+    ),
     "blt": Family(
         rules=(_byte_latent,),
         ignored="""tie_word_embeddings max_position_embeddings patch_size patching_mode patching_threshold patching_batch_size
                    max_patch_length""",
     ),
+    "cohere": _COHERE.but(_full_norm("use_qk_norm")),
+    "cohere2": _COHERE.but(_windows(_every(4)), ignored="head_dim"),
+    "cwm": _SWIGLU.but(_windows(_all_but_each_fourth), _mlp_bias),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
     "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored="layer_types"),
@@ -759,9 +949,21 @@ FAMILIES: dict[str, Family] = {
         ignored="""num_key_value_heads hc_sinkhorn_iters hc_eps compress_rope_theta scoring_func norm_topk_prob swiglu_limit
                    routed_scaling_factor attention_bias mlp_bias rms_norm_eps""",
     ),
+    "dots1": _QWEN3.but(_windows(_layers_from_max_window_layers), _experts, _group_limited_routing, ignored="use_sliding_window"),
     "ernie4_5": _SWIGLU.but(_biases("use_bias"), ignored="compression_ratio freq_allocation"),
+    "ernie4_5_moe": _SWIGLU.but(_ernie_experts, ignored="moe_norm_min moe_capacity moe_use_aux_free moe_gate"),
     "exaone4": _QWEN3.but(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
     "exaone_moe": _QWEN3.but(_windows(_every(4)), _experts, _group_limited_routing, ignored="is_moe_layer"),
+    "falcon": _DECODER.but(
+        _falcon,
+        _activation_in("activation"),
+        fields={
+            "num_layers": ("num_hidden_layers", "n_layer"),
+            "hidden_size": ("hidden_size", "n_embed"),
+            "num_attention_heads": ("num_attention_heads", "n_head"),
+        },
+        fixed=_LAYER_NORM,
+    ),
     "falcon_h1": _SWIGLU.but(
         _side_by_side,
         ignored="layers_block_type layer_types attn_layer_indices mlp_expansion_factor mamba_use_mlp",
@@ -782,9 +984,14 @@ FAMILIES: dict[str, Family] = {
         },
         fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
     ),
+    "glm": _SWIGLU.but(_qkv_bias("attention_bias")),
     "glm4": _SWIGLU.but(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
     "glm4_moe": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "glm4_moe_lite": _DEEPSEEK_V3.but(_first_layer_dense),
     "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2.but(_one_key_head),
+    "gpt_neox": _DECODER.but(_attention_bias, _beside, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"),
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
         _experts,
@@ -793,7 +1000,18 @@ FAMILIES: dict[str, Family] = {
         fixed={"add_mlp_bias": True, "softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
     "granite": _SWIGLU.but(_attention_bias, _mlp_bias),
+    "granite_swa": _SWIGLU.but(
+        _attention_bias,
+        _mlp_bias,
+        _windows(_all_but_each_fourth),
+        fixed={"softmax_type": "learnable"},
+        ignored="layer_rope_theta",
+    ),
     "granitemoe": _SWIGLU.but(_attention_bias, _experts),
+    "granitemoe_swa": _GRANITE_MOE.but(
+        _windows(_all_but_each_fourth), fixed={"softmax_type": "learnable"}, ignored="layer_rope_theta"
+    ),
+    "granitemoeshared": _GRANITE_MOE,
     # The published files list what larger models of the house have.
     "hunyuan_v1_dense": _QWEN3.but(
         ignored="""add_classification_head anyres_pooling_size attention_head_dim cla_share_factor class_num dense_list
@@ -801,6 +1019,15 @@ FAMILIES: dict[str, Family] = {
                    num_media_embeds num_shared_expert org_vocab_size pad_id pool_type position_embedding_xdrope text_end_id
                    text_start_id im_start_id im_end_id im_newline_id use_qk_norm use_rotary_pos_emb"""
     ),
+    "hy_v3": _QWEN3.but(
+        _experts,
+        _first_layer_dense,
+        _unbiased_experts("mlp_bias"),
+        fixed={"moe_router_score_function": "sigmoid"},
+        ignored="router_scaling_factor enable_moe_fp32_combine",
+    ),
+    "hyperclovax": _SWIGLU.but(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
+    "iquestcoder": _SWIGLU.but(_attention_bias, _mlp_bias),
     "kimi_k2": _DEEPSEEK_V3,
     "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
     "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
@@ -813,11 +1040,13 @@ FAMILIES: dict[str, Family] = {
         ignored="""rotary_dim use_qk_norm qk_norm_type use_routing_bias attn_type_list mtp_transformer_layers
                    shared_intermediate_size""",
     ),
+    "ministral": _SWIGLU.but(_windows(_all_layers)),
     "ministral3": _SWIGLU.but(_window),
     "mistral": _SWIGLU.but(_window),
     "mistral3": _VISION_LANGUAGE.but(
         _uncounted_tower, text="mistral", ignored="projector_hidden_act vision_feature_layer spatial_merge_size"
     ),
+    "mistral4": _LATENT,
     "mixtral": _SWIGLU.but(_window, _experts),
     "nemotron": _DECODER.but(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
     "nemotron_h": _DECODER.but(
@@ -830,6 +1059,17 @@ FAMILIES: dict[str, Family] = {
     "olmo2": _OLMO2,
     "olmo3": _OLMO2.but(_windows(_every(4))),
     "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
+    "opt": _DECODER.but(
+        _opt,
+        _activation_in("activation_function"),
+        fields={"ffn_hidden_size": "ffn_dim", "num_query_groups": (), "init_method_std": "init_std"},
+        fixed={**_LAYER_NORM, "position_embedding_type": "learned_absolute"},
+        ignored="layerdrop activation_dropout",
+    ),
+    "phi": _DECODER.but(
+        _head_norm("qk_layernorm"),
+        fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
+    ),
     "phi3": replace(_SWIGLU.but(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
     "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
@@ -853,11 +1093,13 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
     "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "stablelm": _SWIGLU.but(_qkv_bias("use_qkv_bias"), _parallel, fixed=_LAYER_NORM),
     "starcoder2": _DECODER.but(
         _window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}, ignored="activation_function mlp_type norm_type"
     ),
     "siglip": Family(rules=(_siglip,), ignored="initializer_factor"),
     "siglip_vision_model": Family(rules=(_siglip_alone,)),
     "t5": _T5,
+    "vaultgemma": _GEMMA.but(_windows(_every(2))),
     "whisper": _WHISPER,
 }

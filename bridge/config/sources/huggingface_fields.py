@@ -64,17 +64,19 @@ WORDS = _list(TEXT, "words")
 
 #: Every other field that is read is a size.
 _NAMES = {
-    DEPTH: """num_hidden_layers num_layers num_decoder_layers encoder_layers decoder_layers depth num_nextn_predict_layers
+    DEPTH: """num_hidden_layers num_layers n_layer num_decoder_layers encoder_layers decoder_layers depth num_nextn_predict_layers
               num_mtp_layers num_mtp_modules mtp_num_hidden_layers""",
     NUMBER: """rms_norm_eps layer_norm_eps norm_eps norm_epsilon layer_norm_epsilon initializer_range init_std attention_dropout
                hidden_dropout_prob attention_probs_dropout_prob rope_theta factor routed_scaling_factor router_aux_loss_coef
-               swiglu_limit""",
+               swiglu_limit moe_layer_end_index attn_pdrop""",
     FRACTION: "partial_rotary_factor pixel_shuffle_ratio",
     FLAG: """tie_word_embeddings attention_bias mlp_bias attention_out_bias use_bias qkv_bias use_qk_norm use_sliding_window
              use_double_wide_mlp attention_k_eq_v enable_moe_block use_conv_bias mamba_proj_bias projectors_bias mamba_conv_bias
              mamba_rms_norm vision_use_head is_decoder add_cross_attention is_gated_act use_mtp patch_in_forward
-             cross_attn_all_layers""",
-    TEXT: """model_type hidden_act hidden_activation mlp_hidden_act activation_function feed_forward_proj dense_act_fn
+             cross_attn_all_layers use_qkv_bias qk_layernorm use_parallel_residual use_post_norm multi_query parallel_attn alibi
+             bias new_decoder_architecture enable_bias do_layer_norm_before layer_norm_elementwise_affine
+             _remove_final_layer_norm""",
+    TEXT: """model_type hidden_act hidden_activation mlp_hidden_act activation_function activation feed_forward_proj dense_act_fn
              hybrid_override_pattern rope_type type""",
     WORDS: "layer_types mlp_layer_types indexer_types layers_block_type",
     INDEXES: """mlp_only_layers no_rope_layers moe_layers fullatt_block_indexes deepstack_visual_indexes compress_ratios
