@@ -259,6 +259,8 @@ class ModelShape:
     """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
     kimi_linear_num_heads: Optional[int] = size(off=True)
     kimi_linear_head_dim: Optional[int] = size(off=True)
+    kimi_linear_low_rank_gate: bool = False
+    """The output gate goes through kimi_linear_head_dim channels (Hugging Face's Kimi Linear), not straight."""
     kimi_linear_conv_kernel_size: int = size(4, when="kimi_kda_layers")
     dsa_indexer_n_heads: Optional[int] = None
     dsa_indexer_head_dim: Optional[int] = None

@@ -12,7 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from oracle.counter import count
 
-_CLASSES = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModelForMaskedLM, "whisper": AutoModelForSpeechSeq2Seq}
+BERT = ("bert", "camembert", "roberta", "xlm-roberta")
+_CLASSES = {"t5": AutoModelForSeq2SeqLM, "whisper": AutoModelForSpeechSeq2Seq} | dict.fromkeys(BERT, AutoModelForMaskedLM)
 
 
 def draw(model_type: str, seed: int) -> PreTrainedConfig:
@@ -29,7 +30,7 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
             "relative_attention_num_buckets": 2 * random.randint(4, 8),
             "feed_forward_proj": ("relu", "gated-gelu", "gated-silu", "gelu")[seed % 4],
         }  # fmt: skip
-    elif model_type == "bert":
+    elif model_type in BERT:
         values = {
             "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
             "max_position_embeddings": random.randint(30, 60), "type_vocab_size": random.randint(1, 3),
@@ -82,7 +83,7 @@ class Batch:
 
     def _logits(self) -> torch.Tensor:
         config, tokens = self.model.config, torch.zeros(self.sequences, self.length, dtype=torch.long)
-        if config.model_type == "bert":
+        if config.model_type in BERT:
             return self.model(input_ids=tokens).logits
         if config.model_type == "t5":
             read = {"input_ids": torch.zeros(self.sequences, self.encoded, dtype=torch.long)}

@@ -14,7 +14,7 @@ from oracle import encoder_models as oracle
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("model_type", ["t5", "bert", "whisper"])
+@pytest.mark.parametrize("model_type", ["t5", "whisper", *oracle.BERT])
 def test_encoders(model_type: str, seed: int) -> None:
     config = oracle.draw(model_type, seed)
     model = oracle.build(config)

@@ -26,6 +26,17 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     if model_type in ("phi", "stablelm"):
         sizes["hidden_size"] *= 4  # a half or a quarter of each head is turned
+    if model_type == "internlm3":
+        sizes |= dict.fromkeys(("attention_bias", "qkv_bias", "bias"), sizes["mlp_bias"])
+    if model_type == "granitemoehybrid":
+        mixers = random.choices(["linear_attention", "full_attention"], k=sizes["num_hidden_layers"])
+        sizes |= {"layers_block_type": mixers, "position_embedding_type": random.choice([None, "rope"])}
+    if model_type == "falcon":
+        # What transformers runs: ALiBi beside whole heads, two norms beside the attention.
+        sizes["alibi"] = sizes["alibi"] and not sizes["new_decoder_architecture"] and not sizes["multi_query"]
+        sizes["parallel_attn"] = sizes["parallel_attn"] or sizes["new_decoder_architecture"]
+        sizes["num_kv_heads"] = sizes["num_kv_heads"] if sizes["new_decoder_architecture"] else None
+        sizes["num_ln_in_parallel_attn"] = random.choice([None, 1, 2]) if sizes["new_decoder_architecture"] else None
     if "index_topk" in known:
         sizes["q_lora_rank"] = 11  # the indexer's queries come from the compressed ones
     if "indexer_types" in known:
@@ -56,8 +67,11 @@ _FIXED = {
     "ernie4_5_moe": ("use_bias",),
     "glm4_moe_lite": ("attention_bias",),
     "hy_v3": ("mlp_bias",),
+    "kimi_linear": ("attention_bias",),
+    "minicpm3": ("attention_bias", "mlp_bias"),
     "mistral4": ("attention_bias",),
-    "nemotron_h": ("attention_bias", "mlp_bias", "sliding_window"),
+    "nemotron_h": ("attention_bias", "mlp_bias", "sliding_window", "use_bias"),
+    "youtu": ("attention_bias",),
 }
 
 
@@ -160,6 +174,11 @@ def _sizes(random: Random) -> dict[str, Any]:
         "ffn_hidden_size": random.randint(10, 70),
         "n_inner": random.choice([None, random.randint(10, 70)]),
         "ffn_dim": random.randint(10, 70),
+        # Phi-3.5-MoE, Bamba, Kimi Linear
+        "lm_head_bias": random.random() < 0.5,
+        "attn_layer_indices": sorted(random.sample(range(layers), random.randint(0, layers))),
+        "linear_num_heads": groups,
+        "linear_head_dim": random.randint(3, 9),
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
 
-from bridge.config.sources.huggingface_fields import Fields
+from bridge.config.sources.huggingface_fields import INDEXES, Fields
 from bridge.flops.shapes import ConfigError, short
 
 Options = dict[str, Any]
@@ -80,6 +80,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "squared_relu",
+    "xielu": "xielu",
     "quick_gelu": "quick_gelu",
 }
 
@@ -310,6 +311,7 @@ def _shared_indexer(fields: Fields) -> Options:
 
 
 _INDEXERS = {"full": True, "shared": False, "F": True, "S": False}
+_MIXERS = ("mamba", "attention", "linear_attention", "full_attention")
 _SYMBOLS = {
     "mamba": "M",
     "linear_attention": "M",
@@ -345,6 +347,8 @@ def _pure_mamba(fields: Fields) -> Options:
 def _mamba(fields: Fields) -> Options:
     if fields.get("conv_kernel") != 4:
         fields.report("conv_kernel", "the convolution is counted with 4 taps")
+    if fields.get("use_bias"):
+        fields.report("use_bias", "the bias vectors of Mamba layers are missing from the parameter count")
     fields.skip("expand", "use_conv_bias")
     return {"is_hybrid_model": True, "mamba_state_dim": fields.get("ssm_state_size", "state_size"),
             "mamba_num_groups": fields.get("n_groups")}  # fmt: skip
@@ -352,6 +356,49 @@ def _mamba(fields: Fields) -> Options:
 
 def _side_by_side(fields: Fields) -> Options:
     """Falcon-H1: each layer has attention and Mamba side by side, then an MLP."""
+    layers = fields.size("num_hidden_layers")
+    return {
+        "hybrid_layer_pattern": "P-" * layers,
+        "num_layers": 2 * layers,
+        "mamba_rms_norm": bool(fields.get("mamba_rms_norm")),
+        **_mamba2(fields, fields.get("mamba_d_ssm")),
+        **_attention_bias(fields),
+        **_mlp_bias(fields),
+    }
+
+
+def _bamba(fields: Fields) -> Options:
+    """Bamba: Mamba-2 or, in the layers that are listed, attention; then an MLP."""
+    layers, attention = fields.size("num_hidden_layers"), fields.get("attn_layer_indices") or ()
+    mixers = ["*" if i in attention else "M" for i in range(layers)]
+    return {"hybrid_layer_pattern": "".join(f"{mixer}-" for mixer in mixers), "num_layers": 2 * layers, **_mamba2(fields)}
+
+
+def _granite_hybrid(fields: Fields) -> Options:
+    """Granite 4: Mamba-2 or attention; then experts with a shared one, or that one alone."""
+    layers, experts = fields.size("num_hidden_layers"), fields.get("num_local_experts")
+    kinds = fields.get("layer_types", "layers_block_type") or ["linear_attention"] * layers
+    mixers = _words(fields, "layer_types", kinds, {name: _SYMBOLS[name] for name in _MIXERS})
+    width, block = fields.get("shared_intermediate_size"), "E" if experts else "-"
+    routed = {
+        "num_moe_experts": experts,
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": fields.get("intermediate_size"),
+        "moe_shared_expert_intermediate_size": width,
+        "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+    }
+    return {
+        "hybrid_layer_pattern": "".join(f"{mixer}{block}" for mixer in mixers),
+        "num_layers": 2 * layers,
+        "ffn_hidden_size": width,
+        "position_embedding_type": "rope" if fields.get("position_embedding_type") == "rope" else "none",
+        **(routed if experts else {}),
+        **_mamba2(fields),
+    }
+
+
+def _mamba2(fields: Fields, inner: int | None = None) -> Options:
+    """Mamba-2 of the width ``inner``, by the names that Falcon-H1, Bamba and Granite have for it."""
     for name in ("mamba_proj_bias", "projectors_bias"):
         if fields.get(name):
             fields.report(name, "these bias vectors are missing from the parameter count")
@@ -359,21 +406,14 @@ def _side_by_side(fields: Fields) -> Options:
         fields.report("mamba_conv_bias", "the parameter count has the convolution's bias vectors nevertheless")
     if fields.get("mamba_d_conv") != 4:
         fields.report("mamba_d_conv", "the convolution is counted with 4 taps")
-    heads, layers = fields.size("mamba_n_heads"), fields.size("num_hidden_layers")
-    expanded = fields.size("mamba_expand") * fields.size("hidden_size")
-    inner = fields.get("mamba_d_ssm") or expanded
+    heads, expanded = fields.size("mamba_n_heads"), fields.size("mamba_expand") * fields.size("hidden_size")
     fields.skip("mamba_d_head")  # inner // heads, or an error in transformers
     return {
         "is_hybrid_model": True,
-        "hybrid_layer_pattern": "P-" * layers,
-        "num_layers": 2 * layers,
         "mamba_num_heads": heads,
-        "mamba_head_dim": inner // heads,
+        "mamba_head_dim": (inner or expanded) // heads,
         "mamba_state_dim": fields.get("mamba_d_state"),
         "mamba_num_groups": fields.get("mamba_n_groups"),
-        "mamba_rms_norm": bool(fields.get("mamba_rms_norm")),
-        **_attention_bias(fields),
-        **_mlp_bias(fields),
     }
 
 
@@ -429,19 +469,59 @@ def _first_layer_dense(fields: Fields) -> Options:
     return {"moe_layer_freq": [int(flag) for flag in sparse]}
 
 
+def _kimi_linear(fields: Fields) -> Options:
+    """Kimi Linear: delta rules, with latent attention in between; the published files have names and an object of their own."""
+    layers, given = fields.size("num_hidden_layers"), fields.group("linear_attn_config")
+    kinds = _flags(fields, "layer_types", {"linear_attention": True, "full_attention": False})
+    listed, _ = given.get("kda_layers", kind=INDEXES), given.get("full_attn_layers", kind=INDEXES)
+    usual = [number for number in range(1, layers + 1) if number == 1 or (number - 1) % 4]
+    named = [number for number, delta in enumerate(kinds, 1) if delta] if kinds else listed
+    sparse = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    dense = fields.get("first_k_dense_replace")
+    return {
+        "kimi_kda_layers": usual if named is None else named,
+        "kimi_linear_num_heads": given.get("num_heads") or fields.get("linear_num_heads"),
+        "kimi_linear_head_dim": given.get("head_dim") or fields.get("linear_head_dim"),
+        "kimi_linear_conv_kernel_size": given.get("short_conv_kernel_size") or fields.get("linear_conv_kernel_dim"),
+        "kimi_linear_low_rank_gate": True,
+        "moe_layer_freq": [int(i >= (1 if dense is None else dense)) for i in range(layers)]
+        if not sparse
+        else [*map(int, sparse)],
+        "moe_router_topk": fields.get("num_experts_per_tok", "num_experts_per_token"),
+    }
+
+
+def _value_heads(fields: Fields) -> Options:
+    """MiniCPM3: value heads as wide as the residual stream allows, unless told otherwise."""
+    width = fields.get("v_head_dim") or fields.size("hidden_size") // fields.size("num_attention_heads")
+    return {"v_head_dim": width, "kv_channels": width}
+
+
+def _internlm3(fields: Fields) -> Options:
+    """InternLM3: Llama with other names for its biases."""
+    attention = bool(fields.get("attention_bias", "qkv_bias"))
+    return {"add_qkv_bias": attention, "add_proj_bias": attention, "add_mlp_bias": bool(fields.get("mlp_bias", "bias"))}
+
+
+def _output_bias(name: str) -> Rule:
+    """The field ``name`` is for the output layer."""
+    return lambda fields: {"add_output_bias": bool(fields.get(name))}
+
+
 def _ernie_experts(fields: Fields) -> Options:
     """ERNIE 4.5: experts from one layer to another, in every so many; each has a correction bias."""
     layers, interval = fields.size("num_hidden_layers"), fields.get("moe_layer_interval") or 1
     first, last, width = (fields.get(f"moe_{name}") for name in ("layer_start_index", "layer_end_index", "intermediate_size"))
     end = layers - 1 if last in (None, -1) else last
     sparse = [(i + 1) % interval == 0 and (first or 0) <= i <= end for i in range(layers)]
+    experts = fields.get("moe_num_experts", "num_experts")
     if fields.get("use_bias"):
         fields.report("use_bias", "the bias vectors of MLPs and shared experts are missing from the parameter count")
     return {
         "add_qkv_bias": bool(fields.get("use_bias")),
         "add_proj_bias": bool(fields.get("use_bias")),
         "add_output_bias": bool(fields.get("use_bias")),
-        "num_moe_experts": fields.get("moe_num_experts", "num_experts") if any(sparse) else None,
+        "num_moe_experts": experts if any(sparse) else None,
         "moe_layer_freq": [int(flag) for flag in sparse],
         "moe_router_topk": fields.get("moe_k", "num_experts_per_tok"),
         "moe_ffn_hidden_size": width,
@@ -517,11 +597,8 @@ def _falcon(fields: Fields) -> Options:
     new, beside = fields.get("new_decoder_architecture"), fields.get("parallel_attn")
     norms = fields.get("num_ln_in_parallel_attn") or (2 if new else 1)
     heads = fields.size("num_attention_heads", "n_head")
-    if new:
-        groups = fields.get("num_kv_heads", "n_head_kv") or heads
-    else:
-        fields.skip("num_kv_heads", "n_head_kv")
-        groups = 1 if fields.get("multi_query") else heads
+    grouped, alone = fields.get("num_kv_heads", "n_head_kv") or heads, fields.get("multi_query")
+    groups = grouped if new else 1 if alone else heads
     width = fields.size("hidden_size", "n_embed")
     return {
         "num_query_groups": groups,
@@ -912,7 +989,9 @@ _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_wo
 _GRANITE_MOE = _SWIGLU.but(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
+    "apertus": _DECODER.but(_attention_bias, fixed={"qk_layernorm": True}, ignored="qk_norm post_norm mlp_bias"),
     "arcee": _DECODER.but(_attention_bias, _mlp_bias),
+    "bamba": _SWIGLU.but(_bamba, _attention_bias, _mlp_bias, ignored="z_loss_coefficient layer_types layers_block_type"),
     "bert": _BERT,
     "bloom": Family(
         fields={
@@ -937,6 +1016,7 @@ FAMILIES: dict[str, Family] = {
         ignored="""tie_word_embeddings max_position_embeddings patch_size patching_mode patching_threshold patching_batch_size
                    max_patch_length""",
     ),
+    "camembert": _BERT,
     "cohere": _COHERE.but(_full_norm("use_qk_norm")),
     "cohere2": _COHERE.but(_windows(_every(4)), ignored="head_dim"),
     "cwm": _SWIGLU.but(_windows(_all_but_each_fourth), _mlp_bias),
@@ -990,7 +1070,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_lite": _DEEPSEEK_V3.but(_first_layer_dense),
     "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2.but(_one_key_head),
+    "gpt_bigcode": _GPT2.but(_one_key_head, ignored="num_key_value_heads"),
     "gpt_neox": _DECODER.but(_attention_bias, _beside, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"),
     "gpt_oss": _SWIGLU.but(
         _windows(_every(2)),
@@ -1011,6 +1091,7 @@ FAMILIES: dict[str, Family] = {
     "granitemoe_swa": _GRANITE_MOE.but(
         _windows(_all_but_each_fourth), fixed={"softmax_type": "learnable"}, ignored="layer_rope_theta"
     ),
+    "granitemoehybrid": _SWIGLU.but(_granite_hybrid, _attention_bias),
     "granitemoeshared": _GRANITE_MOE,
     # The published files list what larger models of the house have.
     "hunyuan_v1_dense": _QWEN3.but(
@@ -1027,13 +1108,22 @@ FAMILIES: dict[str, Family] = {
         ignored="router_scaling_factor enable_moe_fp32_combine",
     ),
     "hyperclovax": _SWIGLU.but(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
+    "internlm3": _SWIGLU.but(_internlm3),
     "iquestcoder": _SWIGLU.but(_attention_bias, _mlp_bias),
+    "jais2": _DECODER.but(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
     "kimi_k2": _DEEPSEEK_V3,
+    "kimi_linear": _DEEPSEEK_V3.but(
+        _kimi_linear,
+        fixed={"share_embeddings_and_output_weights": False},  # transformers ties nothing
+        ignored="""tie_word_embeddings moe_layer_freq moe_renormalize num_expert_group use_grouped_topk mla_use_nope
+                   moe_router_activation_func""",
+    ),
     "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
     "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
     "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
     "mimo": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
+    "minicpm3": _LATENT.but(_value_heads, ignored="scale_emb scale_depth dim_model_base"),
     "minimax_m2": _SWIGLU.but(
         _experts,
         fixed={"qk_layernorm": "full", "moe_router_score_function": "sigmoid"},
@@ -1071,6 +1161,14 @@ FAMILIES: dict[str, Family] = {
         fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
     ),
     "phi3": replace(_SWIGLU.but(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
+    # Its router takes two experts, whatever num_experts_per_tok says.
+    "phimoe": _SWIGLU.but(
+        _window,
+        _attention_bias,
+        _experts,
+        _output_bias("lm_head_bias"),
+        fixed={**_LAYER_NORM, "moe_router_topk": 2},
+    ),
     "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
     "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
     "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
@@ -1090,6 +1188,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
     "qwen3_vl_moe_text": _QWEN3.but(_experts),
     "qwen3_vl_text": _QWEN3,
+    "roberta": _BERT,
     "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
     "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
@@ -1102,4 +1201,6 @@ FAMILIES: dict[str, Family] = {
     "t5": _T5,
     "vaultgemma": _GEMMA.but(_windows(_every(2))),
     "whisper": _WHISPER,
+    "xlm-roberta": _BERT,
+    "youtu": _LATENT.but(ignored="embedding_initializer_range"),
 }

@@ -18,19 +18,26 @@ from bridge.flops.terms import Kind, Term, elementwise, norm, table
 COMPONENT = "kimi_delta_attention"
 
 
-def kimi_delta_attention(*, hidden_size: int, num_heads: int, head_dim: int, conv_kernel_size: int) -> list[Term]:
+def kimi_delta_attention(
+    *, hidden_size: int, num_heads: int, head_dim: int, conv_kernel_size: int, low_rank_gate: bool = False
+) -> list[Term]:
     """The terms of one block, from the normed input to the residual stream.
 
     Args:
         hidden_size: width of the residual stream.
         num_heads, head_dim: heads and their width, for keys and values alike.
         conv_kernel_size: taps of the depthwise convolutions over queries, keys and values.
+        low_rank_gate: the output gate goes through ``head_dim`` channels.
     """
     width = num_heads * head_dim
     projections = [
         Term(name, COMPONENT, hidden_size, width, inputs=("normed",), outputs=(value,))
         for name, value in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("g_proj", "gate"))
+        if not low_rank_gate or name != "g_proj"
     ]
+    if low_rank_gate:
+        projections.append(Term("g_a_proj", COMPONENT, hidden_size, head_dim, inputs=("normed",), outputs=("narrow_gate",)))
+        projections.append(Term("g_b_proj", COMPONENT, head_dim, width, inputs=("narrow_gate",), outputs=("gate",)))
     convolutions = [
         Term(
             f"{name}_conv1d",
@@ -76,6 +83,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         num_heads=required(shape, "kimi_linear_num_heads"),
         head_dim=required(shape, "kimi_linear_head_dim"),
         conv_kernel_size=shape.kimi_linear_conv_kernel_size,
+        low_rank_gate=shape.kimi_linear_low_rank_gate,
     )
 
 

@@ -6,7 +6,7 @@ from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import MULTIPLICATION, SILU, Operations
 from bridge.flops.rows import Channel
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Term, elementwise, join
+from bridge.flops.terms import Term, elementwise, join, table
 
 
 def mlp(
@@ -18,6 +18,7 @@ def mlp(
     bias: bool = False,
     component: str = "mlp",
     activation: Operations = SILU,
+    learned: int = 0,
 ) -> list[Term]:
     """The terms of one MLP, from the normed input to the residual stream.
 
@@ -29,6 +30,7 @@ def mlp(
         bias: biases on both projections.
         component: line of the breakdown.
         activation: of one number.
+        learned: numbers that the activation learns.
     """
     names = {"linear_fc1": 2 if gated else 1}
     if gated and not fused:
@@ -42,6 +44,8 @@ def mlp(
         join(*(term.outputs[0] for term in ins), to="inner"),
         elementwise("activation", component, ffn_hidden_size * activation, "inner"),
     ]
+    if learned:
+        inner.append(table("activation", component, learned, source="inner", to=("inner",)))
     if gated:
         inner.append(elementwise("gate_product", component, ffn_hidden_size * MULTIPLICATION, "inner"))
     out = Term("linear_fc2", component, ffn_hidden_size, hidden_size, inputs=("inner",), bias=hidden_size * bias)
@@ -70,6 +74,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         fused=build.fused,
         bias=shape.add_bias_linear or shape.add_mlp_bias,
         activation=build.activation,
+        learned=2 if shape.activation == "xielu" else 0,
     )
     return [term.under("mlp.") for term in terms]
 
