@@ -99,12 +99,12 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4450,
+    "bridge/flops": 4550,
     "bridge/planning": 1100,
-    "bridge/config": 3900,
+    "bridge/config": 4700,
     "bridge/data": 1950,
-    "bridge/metrics": 2000,
-    "bridge/training": 3400,
+    "bridge/metrics": 2450,
+    "bridge/training": 3650,
     "bridge/report": 850,
     "bridge/explorer": 1700,
     "bridge/integrations": 550,
