@@ -52,7 +52,8 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in ``trainer_state.json``."""
-        return {"args": self._options, "attributes": {"totals": self.throughput.state_dict()}}
+        plain = {name: value for name, value in self._options.items() if not callable(value)}  # it goes into a JSON file
+        return {"args": plain, "attributes": {"totals": self.throughput.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._leave_model()  # a training before this one may have broken off

@@ -38,11 +38,15 @@ _NAMES = {
 _SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
+class _Refused(Exception):
+    """A name that is none of data."""
+
+
 class _DataOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_type = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
         if not is_type and (module, name) not in _NAMES:
-            raise pickle.UnpicklingError(f"names {module}.{name}")
+            raise _Refused(f"names {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -53,7 +57,7 @@ def problem_of(path: Path) -> Optional[str]:
             _DataOnly(file).load()
     except OSError as error:
         return f".metadata: {error.strerror}"
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         return f".metadata {error}: it is more than data, and is not loaded"
     except Exception as error:  # torn bytes raise what they like
         return f".metadata cannot be read: {type(error).__name__}"

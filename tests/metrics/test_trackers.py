@@ -328,3 +328,16 @@ def test_a_missing_package_is_an_error_before_training(monkeypatch, option, pack
         f"logger.{option}=x needs {package}, which is not installed; pip install 'bridge-flops[{extra}]', "
         f"or set logger.{option}=null"
     )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "tags"),
+    [({}, "from environment", None), ({"wandb_exp_name": "mine", "wandb_tags": ["a"]}, "mine", ["a"])],
+)
+def test_wandbs_own_variables_win_over_defaults_alone(no_account, tmp_path, monkeypatch, wanted, name, tags):
+    monkeypatch.setenv("WANDB_NAME", "from environment")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    trackers = open_trackers(options(tmp_path, wandb_project="p", **wanted), name="recipe")
+    (tracker,) = [one for one in trackers._trackers if hasattr(one, "_arguments")]
+    trackers.close()
+    assert (tracker._arguments["name"], tracker._arguments["tags"]) == (name, tags)

@@ -289,3 +289,10 @@ def test_in_a_browser_all_is_drawn_and_the_pointer_reads_numbers(tmp_path):
     assert value == f"counted {scale_of('TFLOP/s', last).text(last)}"
     assert int(width) <= 1280
     assert int(paths) == sum(len(chart["series"]) for chart in Page(page.read_text()).charts)  # none of points alone
+
+
+def test_totals_that_miss_something_are_lower_bounds(tmp_path):
+    rows = [{**row(10), "throughput/incomplete": 1}, row(20)]
+    page = Page(render(open_run(folder(tmp_path, rows))))
+    assert "FLOPs so far, at least" in page.text
+    assert "Totals are lower bounds." in page.text

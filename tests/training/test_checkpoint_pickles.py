@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 pytest.importorskip("megatron.core")
 
+import torch.distributed as dist
 from torch.distributed import checkpoint as torch_checkpoint
 
 from bridge.training.checkpoint import find
@@ -30,6 +32,14 @@ class Planted:
 
     def __reduce__(self) -> Any:
         return os.system, (f"touch {self.path}",)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    """A job of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def _wandb(start: Start) -> Tracker:
         project=options.wandb_project,
         directory=str(options.dir),
         run_id=start.run_id,
-        name=options.wandb_exp_name or start.name,
+        name=options.wandb_exp_name or os.environ.get("WANDB_NAME") or start.name,
         entity=options.wandb_entity,
         tags=options.wandb_tags or (),
         mode=options.wandb_mode,

@@ -59,7 +59,7 @@ class WandbTracker(BackgroundTracker):
             "id": run_id,
             "name": name,
             "entity": entity,
-            "tags": without_secrets(list(tags)),
+            "tags": without_secrets(list(tags)) or None,  # None: WANDB_TAGS
             "config": without_secrets(plain(config or {})),
         }
         self._run: Any = None

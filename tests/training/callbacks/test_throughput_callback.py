@@ -507,3 +507,30 @@ def test_epochs_of_a_loader_with_workers():
 def test_what_is_no_data_is_given_back(caplog):
     assert ThroughputCallback().observe(3) == 3
     assert "observe() takes an iterator or an iterable" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_process_group_that_goes_away_ends_the_numbers(anew, caplog):
+    def set_up():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+    drawn = draw(12, 16)
+    set_up()
+    try:
+        callback, loop = started(map(packed, drawn))
+        loop.steps(6)
+        torch.distributed.destroy_process_group()
+        if anew:
+            set_up()
+        loop.steps(2).end()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert callback.latest["step"] == 4
+    assert callback.latest["throughput/total_flops"] == flops(drawn[:8])
+    assert callback.state_dict()["complete"] is False
+    assert warnings(caplog) == [
+        "throughput: stopped counting on this rank: RuntimeError: the process group that training started with is gone, so ranks "
+        "cannot be summed. Training goes on.",
+        "throughput is not reported from step 8 on: a rank could not count its batches",
+    ]
