@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import weakref
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -480,8 +481,7 @@ def test_batches_before_the_start_are_let_go_and_bounded(monkeypatch, caplog):
     callback = ThroughputCallback()
     data = callback.observe(iter(batches))
     del batches
-    for _ in range(5):
-        next(data)
+    deque(data, maxlen=0)
     assert [one() for one in alive] == [None] * 5
     Loop([callback], state(config()), iter([])).start().steps(1, 0).end()
     assert callback.latest["throughput/total_flops"] == flops(drawn[:3])
