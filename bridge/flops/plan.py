@@ -7,6 +7,7 @@ Compile once; measure each micro-batch to a small vector; add vectors; dot Pytho
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ K = TypeVar("K")
 FLOPS_PER_MAC = 2
 
 ONE_STAGE = Layout()
+
+#: What looks into a built model needs torch, stands above, and is found by name when it is asked.
+VERIFY = "bridge.training.verify"
 
 
 class Passes(Choice):
@@ -460,12 +464,32 @@ class Plan:
 
     def parameters(self) -> dict[str, int]:
         """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""
-        terms = [term for term in self._build(conventions.EXACT) if not term.path.startswith(ONLOOKERS)]
+        terms = self.built_terms()
         return {
             "total": sum(term.parameters for term in terms),
             "active": sum(term.active_parameters for term in terms),
             "trainable": sum(map(self._trainable.parameters, terms)),
         }
+
+    def built_terms(self, *, padded: bool = False) -> list[Term]:
+        """The terms of the model as it is built, whatever the convention counts; ``padded``: its vocabulary too."""
+        how = replace(conventions.EXACT, padded_vocabulary=padded)
+        return [term for term in self._build(how) if not term.path.startswith(ONLOOKERS)]
+
+    def parameters_by_module(self, *, padded: bool = False) -> dict[str, int]:
+        """Weights and biases by module path, those of all experts of a layer together; a tied weight is where it first stands."""
+        found: dict[str, int] = defaultdict(int)
+        for term in self.built_terms(padded=padded):
+            found[term.path or term.name] += term.parameters
+        return {path: entries for path, entries in found.items() if entries}
+
+    def verify(self, model: Any) -> Any:
+        """Hold a built model against this plan, parameter by parameter: a ``bridge.training.verify.Verified``.
+
+        Args:
+            model: a torch module, wrapped or not, or the chunks of a pipeline stage; then on all ranks of the pipeline together.
+        """
+        return importlib.import_module(VERIFY).verify(self, model)
 
 
 _NO_BYTE_PATCHES = (

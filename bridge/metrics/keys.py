@@ -100,7 +100,11 @@ THROUGHPUT = (
     Key("throughput/unlearned_tokens", "tokens", "computed in steps that were skipped"),
     Key("throughput/unread_micro_batches", "count", "micro-batches whose lengths could not be read"),
     Key("throughput/incomplete", "1", "present from the first of these on: totals are lower bounds"),
-    Key("throughput/doubtful", "1", "present where MFU or HFU is above 1: the number cannot be true"),
+    Key(
+        "throughput/doubtful",
+        "1",
+        "present where MFU or HFU is above 1, or the built model has other parameters than the plan: the number cannot be true",
+    ),
     Key("throughput/overhead_ms", "ms/step", "what the callback itself cost"),
     Key("throughput/total_flops", FLOP, "since the first step ever; kept in checkpoints"),
     Key("throughput/total_tokens", "tokens", "since the first step ever; kept in checkpoints"),

@@ -1,19 +1,29 @@
-"""What trains of a built model, by the names that a plan has for its modules."""
+"""What a built model is made of, and what of it trains, by the names that a plan has for its modules."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Optional
 
 import torch
-from torch.nn import Module, Parameter
+from torch.nn import Module, Parameter, UninitializedParameter
 
 from bridge.flops.transforms import Trainable
 
 #: What wraps a model for data parallelism and 16-bit weights, a language model beside a tower, and a layer with an adapter.
 _WRAPPERS = re.compile(r"^(module\.)*(language_model\.)?|\.to_wrap(?=\.)")
 _EXPERT = re.compile(r"\.local_experts\.\d+")
+#: Norms that Transformer Engine keeps in the linear layer behind them -> where the plan has them.
+_FUSED_NORMS = (
+    (re.compile(r"\.self_attention\.(linear_qkv|linear_q)\.layer_norm_"), ".input_layernorm."),
+    (re.compile(r"\.self_attention\.linear_(q|kv)_up_proj\.layer_norm_"), r".self_attention.\1_layernorm."),
+    (re.compile(r"\.mixer\.in_proj\.layer_norm_"), ".input_layernorm."),
+    (re.compile(r"\.mlp\.linear_fc1\.layer_norm_"), ".pre_mlp_layernorm."),
+)
 
 
 def places(model: Module) -> Callable[[str], str]:
@@ -47,57 +57,155 @@ def parameters(model: Module) -> Iterator[tuple[str, bool, Parameter]]:
     """(path in a plan, whether it is a bias, parameter) for every parameter of a model or a pipeline stage."""
     place = places(model)
     for name, parameter in model.named_parameters():
-        path = plan_path(place(name))
-        stem, _, leaf = path.rpartition(".")
-        yield (stem if leaf in ("weight", "bias") else path), leaf == "bias", parameter
+        yield *_split(plan_path(place(name))), parameter
 
 
-def what_trains(model: Module | Iterable[Module]) -> dict[tuple[str, bool], bool]:
-    """(path in a plan, whether it is a bias) -> whether it trains; experts train where any of them does."""
-    found: dict[tuple[str, bool], bool] = {}
+def _split(path: str) -> tuple[str, bool]:
+    """The module of a parameter, and whether it is the module's bias."""
+    for fused, apart in _FUSED_NORMS:
+        path = fused.sub(apart, path)
+    stem, _, leaf = path.rpartition(".")
+    # A grouped layer of experts has weight0, weight1, ...
+    kind = leaf.rstrip("0123456789") if re.search(r"\.linear_\w+$", stem) else leaf
+    return (stem, kind == "bias") if kind in ("weight", "bias") else (path, False)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights, or the biases, of one module of the whole model.
+
+    Attributes:
+        trains: any of them does.
+        entries: how many there are, over all ranks.
+        sizes: of the one tensor; empty where there are several.
+    """
+
+    trains: bool = False
+    entries: int = 0
+    sizes: tuple[int, ...] = ()
+
+    def beside(self, other: Weights) -> Weights:
+        """With those of an equal module, another expert."""
+        return Weights(self.trains or other.trains, self.entries + other.entries)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built.
+
+    Attributes:
+        modules: (path in a plan, whether it is a bias) -> what is there.
+        uncounted: why their entries are not known; empty where they are.
+    """
+
+    modules: Mapping[tuple[str, bool], Weights]
+    uncounted: str = ""
+
+
+def what_is_built(model: Module | Iterable[Module]) -> Built:
+    """What a model, or the chunks of a pipeline stage, are made of; the parts of tensor and expert ranks as one."""
+    found: dict[tuple[str, bool], Weights] = {}
+    reasons = ""
     for chunk in [model] if isinstance(model, Module) else model:
+        reasons = reasons or _sharded(chunk)
+        experts = _expert_ranks(chunk)
         for path, bias, parameter in parameters(chunk):
-            found[path, bias] = found.get((path, bias), False) or parameter.requires_grad
-    return found
+            reasons = reasons or _uncounted(parameter)
+            own = Weights(parameter.requires_grad) if reasons else _whole(path, parameter, experts)
+            found[path, bias] = found[path, bias].beside(own) if (path, bias) in found else own
+    return Built(found, reasons)
+
+
+def _whole(path: str, parameter: Parameter, experts: Mapping[str, int]) -> Weights:
+    """A parameter as it is before it is cut; none where it is a copy of another stage's."""
+    trains = parameter.requires_grad
+    if getattr(parameter, "shared", False):
+        return Weights(trains)
+    home = path.partition(".experts.")[0]
+    sizes = list(parameter.shape)
+    if getattr(parameter, "tensor_model_parallel", False):
+        sizes[parameter.partition_dim] *= _tensor_ranks(expert=home != path)
+    return Weights(trains, prod(sizes) * experts.get(home, 1), tuple(sizes))
+
+
+def _expert_ranks(model: Module) -> dict[str, int]:
+    """Path of a layer of experts -> over how many ranks they are spread."""
+    place = places(model)
+    groups = {name: getattr(module, "ep_group", None) for name, module in model.named_modules() if name.endswith(".experts")}
+    return {place(name).removesuffix(".experts"): group.size() for name, group in groups.items() if group is not None}
+
+
+def parallel_state() -> Any:
+    """megatron-core's, where it is set up; else None."""
+    state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
+    return state if state is not None and state.model_parallel_is_initialized() else None
+
+
+def _tensor_ranks(*, expert: bool) -> int:
+    state = parallel_state()
+    if state is None:
+        return 1
+    return state.get_expert_tensor_parallel_world_size() if expert else state.get_tensor_model_parallel_world_size()
+
+
+def _sharded(model: Module) -> str:
+    """Why the parameters of a model are not all that it has, if so."""
+    for module in model.modules():
+        if type(module).__name__.startswith(("FullyShardedDataParallel", "MegatronFSDP", "FSDP")):
+            return "its parameters are sharded (FSDP)"
+        if getattr(module, "is_quantized", False) or getattr(module, "quantization_method", None) is not None:
+            return "its weights are quantised"
+    return ""
+
+
+def _uncounted(parameter: Parameter) -> str:
+    """Why a parameter has not the size of its weight, if so."""
+    if hasattr(parameter, "placements") or hasattr(parameter, "_is_flat_param"):
+        return "its parameters are sharded (DTensor, FSDP)"
+    if hasattr(parameter, "ds_id"):
+        return "its parameters are partitioned (DeepSpeed)"
+    if isinstance(parameter, UninitializedParameter):
+        return "some of its parameters have no size yet"
+    plain = parameter.dtype.is_floating_point or parameter.dtype.is_complex
+    return "" if plain and not hasattr(parameter, "quant_state") else "its weights are quantised"
 
 
 def trainable_from(model: Module | Iterable[Module], otherwise: Optional[Trainable] = None) -> Trainable:
     """What trains of a built model, for ``compile_plan``: from ``requires_grad`` of its parameters.
 
     Args:
-        model: megatron-core's model, wrapped or not, or the chunks of a pipeline stage.
+        model: megatron-core's model, wrapped or not, the chunks of a pipeline stage, or what is ``Built`` of them.
         otherwise: the word on modules that the model has not by a plan's name; unset: they train.
     """
-    return _known(what_trains(model), otherwise)
+    found = (model if isinstance(model, Built) else what_is_built(model)).modules
 
-
-def trainable_over_stages(model: Any, group: Any, otherwise: Trainable) -> Trainable:
-    """:func:`trainable_from` of a whole pipeline: every stage says what it has. A collective over ``group``, if there is one.
-
-    Where a stage's model cannot be read, ``otherwise`` has the word on everything.
-    """
-    try:
-        found: Optional[dict[tuple[str, bool], bool]] = what_trains(model)
-    except Exception:  # any framework's model, of any shape
-        found = None
-    stages = [found]
-    if group is not None and group.size() > 1:
-        stages = [None] * group.size()
-        torch.distributed.all_gather_object(stages, found, group=group)
-    whole: dict[tuple[str, bool], bool] = {}
-    for stage in stages:
-        if stage is None:
-            return otherwise
-        for key, trains in stage.items():
-            whole[key] = whole.get(key, False) or trains
-    return _known(whole, otherwise)
-
-
-def _known(found: dict[tuple[str, bool], bool], otherwise: Optional[Trainable]) -> Trainable:
     def weights(path: str) -> bool:
-        return found.get((path, False), otherwise is None or otherwise.weights(path))
+        return found[path, False].trains if (path, False) in found else otherwise is None or otherwise.weights(path)
 
     def biases(path: str) -> bool:
-        return found.get((path, True), otherwise is None or otherwise.biases(path))
+        return found[path, True].trains if (path, True) in found else otherwise is None or otherwise.biases(path)
 
     return Trainable(weights, biases)
+
+
+def built_over_stages(model: Any) -> Built:
+    """What is built of the whole model: every stage of a pipeline says what it has, in one collective if there is one."""
+    try:
+        own: Optional[Built] = what_is_built(model)
+    except Exception:  # any framework's model, of any shape
+        own = None
+    state = parallel_state()
+    group = state.get_pipeline_model_parallel_group() if state is not None else None
+    stages = [own]
+    if group is not None and group.size() > 1:
+        stages = [None] * group.size()
+        torch.distributed.all_gather_object(stages, own, group=group)
+    known = [stage for stage in stages if stage is not None]
+    if len(known) < len(stages):
+        return Built({}, "its modules cannot be read")
+    whole: dict[tuple[str, bool], Weights] = {}
+    for key, part in (item for stage in known for item in stage.modules.items()):
+        # A module stands on one stage: what another one has of it is a copy.
+        largest = max(whole.get(key, part), part, key=lambda weights: weights.entries)
+        whole[key] = replace(largest, trains=largest.trains or part.trains or whole.get(key, part).trains)
+    return Built(whole, next((stage.uncounted for stage in known if stage.uncounted), ""))

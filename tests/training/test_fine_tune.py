@@ -59,6 +59,11 @@ def test_totals_are_those_of_the_data_counted_one_by_one(folder: Path, results: 
         assert results[run]["total_flops"] == epochs * one_by_one
 
 
+@pytest.mark.parametrize("run", [*RUNS, "base", "tp2", "pp2", "distributed_tp2"])
+def test_the_built_model_has_the_parameters_of_the_plan(results: Results, run: str) -> None:
+    assert results[run]["verified"] == ["parameters", []]
+
+
 def test_the_packed_file_tells_the_totals_before_the_run(folder: Path, results: Results) -> None:
     cfg = load_recipe(folder / "lora" / "config.yaml")
     assert STEPS * num_floating_point_operations(cfg, BATCH, convention="exact") == results["lora"]["total_flops"]

@@ -25,6 +25,7 @@ def agree(found: dict[str, Any], reference: dict[str, Any]) -> None:
         expected_loss, expected_norm = reference["rows"][step]
         assert loss == pytest.approx(expected_loss, rel=1e-6), step
         assert norm == pytest.approx(expected_norm, rel=1e-5), step
+    assert found["verified"] == reference["verified"] == ["parameters", []]
     assert found["total_flops"] == reference["total_flops"]
     assert found["total_tokens"] == reference["total_tokens"]
 

@@ -43,6 +43,7 @@ def brute_force(model: str, *overrides: str) -> int | Fraction:
 def test_the_loss_falls_and_the_total_is_that_of_the_data(model: str, results: dict[str, Any]) -> None:
     found = results[model]
     assert found["code"] == 0, found["console"]
+    assert found["verified"] == ["parameters", []]
     assert all(found["moved"].values())
     losses = [found["rows"][str(step)][0] for step in range(1, cases.STEPS + 1)]
     assert losses[-1] < losses[0] - 0.1
@@ -56,6 +57,7 @@ def test_it_goes_on_alike_on_every_layout(name: str, results: dict[str, Any]) ->
     model, layout = name.split("/")
     found, reference = results[name], results[model]
     assert found["code"] == 0, found["console"]
+    assert found["verified"] == ["parameters", []]
     assert sorted(found["rows"]) == [str(step) for step in range(cases.FORK + 1, cases.STEPS + 1)]
     for step, row in found["rows"].items():
         if layout == "dp2":  # the same layout: a resumed run equals an unbroken one to the last bit

@@ -25,20 +25,24 @@ from bridge.config.schema import CheckpointConfig, Config, DataConfig, LoggerCon
 from bridge.training import exit as ending
 from bridge.training.agree import gather
 from bridge.training.callbacks import Callback, CallbackContext
+from bridge.training.callbacks.throughput import FACTS
 from bridge.training.initialize import prepare_libraries, shut_down
 from bridge.training.loop import train
 from bridge.training.step import LOSS
 
 
 class Recorder(Callback):
-    """Losses and gradient norms by step, of the training that runs; and evaluations."""
+    """Losses and gradient norms by step, of the training that runs; evaluations; what its model said of its plan."""
 
+    verified: tuple[Any, ...] = ()
     rows: dict[int, tuple[float, float]] = {}
     evaluations: dict[int, float] = {}
     tokens: list[int] = []
 
     def on_train_start(self, context: CallbackContext) -> None:
         Recorder.rows, Recorder.evaluations = {}, {}
+        facts = context.user_state.get(FACTS, {})
+        Recorder.verified = facts.get("verified"), facts.get("verified_details")
 
     def on_train_step_end(self, context: CallbackContext) -> None:
         loss = context.loss_dict[LOSS].item() if context.loss_dict else float("nan")
@@ -117,6 +121,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     return {
         "code": code,
         "console": console,
+        "verified": Recorder.verified,
         "rows": {str(step): row for step, row in Recorder.rows.items()},
         "evaluations": {str(step): loss for step, loss in Recorder.evaluations.items()},
         "total_flops": last.get("throughput/total_flops"),

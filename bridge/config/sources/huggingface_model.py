@@ -33,6 +33,24 @@ _FIXED_TABLE = re.compile(r"(^|\.)encoder\.embed_positions\.weight$")
 _FIXED_TABLE_PATH = "audio_model.embed_positions"
 #: A linear layer of the language model: towers and encoders have layers of their own, which are not read.
 _LAYER = re.compile(r"(?:^|\.)model\.(?:language_model\.|decoder\.)?layers\.(\d+)\.(\w+\.\w+)$")
+#: The other modules of a language model: transformers' name to the plan's, in the order in which they are replaced.
+_MODULES = (
+    (re.compile(r"^.*\bembed_tokens$"), "embedding.word_embeddings"),
+    (re.compile(r"^.*\blm_head$"), "output_layer"),
+    (re.compile(r"^(?!.*(vision|visual|audio|encoder)).*\blayers\.(\d+)\."), r"decoder.layers.\2."),
+    (re.compile(r"^(?!.*(vision|visual|audio|encoder))(\w+\.)*norm$"), "decoder.final_layernorm"),
+    (re.compile(r"\.post_attention_layernorm$"), ".pre_mlp_layernorm"),
+    (re.compile(r"\.self_attn\.(q|k|kv)(_a)?_(?:layer)?norm$"), r".self_attention.\1_layernorm"),
+    (re.compile(r"\.mlp\.gate$"), ".mlp.router"),
+    (re.compile(r"\.experts\.gate_up_proj$"), ".experts.linear_fc1"),
+    (re.compile(r"\.experts\.down_proj$"), ".experts.linear_fc2"),
+    (re.compile(r"\.shared_experts?\.(gate|up)_proj\b"), r".shared_experts.linear_fc1_\1"),
+    (re.compile(r"\.shared_experts?\.down_proj\b"), ".shared_experts.linear_fc2"),
+    (re.compile(r"\.lora_A\.\w+$"), ".adapter.linear_in"),
+    (re.compile(r"\.lora_B\.\w+$"), ".adapter.linear_out"),
+    (re.compile(r"\.base_layer$"), ""),
+    *((re.compile(rf"\.{re.escape(name)}(?=\.|$)"), f".{path}") for name, path in _LINEAR_LAYERS.items()),
+)
 _REMEDY = "Give the configuration of the run yourself: config=..."
 
 
@@ -58,6 +76,13 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     if fixed and result.peft is None:
         result.peft = PeftConfig(kind="freeze", freeze=[_FIXED_TABLE_PATH])
     return result
+
+
+def plan_path(name: str) -> str:
+    """The path in a plan of a module of transformers; its own name where that is not known."""
+    for theirs, ours in _MODULES:
+        name = theirs.sub(ours, name)
+    return name
 
 
 def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass, replace
@@ -45,7 +44,8 @@ from bridge.metrics.totals import Totals, whole
 from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.state import Groups
-from bridge.training.trainable import trainable_over_stages
+from bridge.training.trainable import Built, built_over_stages, parallel_state, trainable_from
+from bridge.training.verify import Verified, compare
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class ThroughputCallback(Callback):
         self._doubted = False
         self._stragglers: set[tuple[str, Optional[int]]] = set()
         """What was told about slow ranks."""
+        self._verified = Verified()
         self._all_parameters: Optional[int] = None
         """Where some are frozen."""
 
@@ -214,7 +215,9 @@ class ThroughputCallback(Callback):
         self._groups = groups = current_groups()
         self._step = state.train_state.step
         self._log_interval = self._log_interval or getattr(getattr(cfg, "logger", None), "log_interval", None) or 10
-        plan = self._compile(state, context.model)
+        # What was built: on every rank of a pipeline, whatever comes of it.
+        built = None if context.model is None else built_over_stages(context.model)
+        plan = self._compile(state, built)
         device = collective_device()
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         instruments = Instruments()
@@ -247,7 +250,10 @@ class ThroughputCallback(Callback):
         self._meter.peak_flops = peak.flops if peak else None
         if plan is not None and plan.formats.recipe and not self._configured_peak(state):
             self._meter.peaks = self._find_peaks(state, device, plan)
-        facts = constants(cfg, plan, peak, groups, self.convention)
+        self._verified = _verified(plan, built)
+        facts = {**constants(cfg, plan, peak, groups, self.convention), **self._verified.facts}
+        if self._verified.differences and self._is_first_rank():
+            logger.warning("%s: %s", _OTHER_MODEL, "; ".join(self._verified.differences))
         if plan is not None and self._is_first_rank():
             for sentence in never_read(plan):
                 logger.warning("not counted: %s", sentence)
@@ -260,7 +266,7 @@ class ThroughputCallback(Callback):
         self._trackers = self._find_trackers(state)
         self._trackers.summary(facts)
 
-    def _compile(self, state: Any, model: Any) -> Optional[Plan]:
+    def _compile(self, state: Any, built: Optional[Built]) -> Optional[Plan]:
         """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
         cfg = state.cfg
         if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
@@ -269,8 +275,8 @@ class ThroughputCallback(Callback):
             described = read(cfg)
             described = replace(described, formats=told(described.formats, state))
             trains = described.trainable
-            if model is not None:
-                trains = trainable_over_stages(model, _stages(), trains)
+            if built is not None:
+                trains = trainable_from(built, trains)
             return compile_plan(described, convention=self.convention, trainable=trains)
         except Exception as error:  # follows from the configuration: the same on every rank
             if self._is_first_rank():
@@ -423,8 +429,10 @@ class ThroughputCallback(Callback):
             metrics["throughput/tflops/device_6nd"] = claimed / TERA
         if not self._waits:
             metrics.pop("throughput/data_wait_fraction", None)
-        if reasons := doubts(metrics):
+        reasons = doubts(metrics)
+        if reasons or self._verified.differences:
             metrics["throughput/doubtful"] = 1
+        if reasons:
             if not self._doubted and self._is_first_rank():
                 logger.warning("step %d: %s", report.step, " ".join(reasons))
             self._doubted = True
@@ -471,8 +479,7 @@ def current_groups() -> Groups:
     """This process's place in the job: megatron-core's, if it is set up; else each rank is a data-parallel replica."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return Groups()
-    parallel_state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
-    if parallel_state is not None and parallel_state.model_parallel_is_initialized():
+    if parallel_state() is not None:
         return Groups.from_parallel_state()
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return Groups(rank=rank, world_size=world_size, data_rank=rank, data_size=world_size)
@@ -500,12 +507,14 @@ def pipeline_layout(plan: Plan, groups: Groups) -> Layout:
     return replace(plan.layout, pipeline_model_parallel_size=groups.pipeline_size, virtual_pipeline_model_parallel_size=chunks)
 
 
-def _stages() -> Any:
-    """The pipeline that this rank is a stage of; None without one."""
-    parallel_state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
-    if parallel_state is None or not parallel_state.model_parallel_is_initialized():
-        return None
-    return parallel_state.get_pipeline_model_parallel_group()
+_OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs and MFU are those of another one"
+
+
+def _verified(plan: Optional[Plan], built: Optional[Built]) -> Verified:
+    """The plan held against the model, where both are there."""
+    if plan is None:
+        return Verified(reason="not compared: there is no plan")
+    return compare(plan, built or Built({}))
 
 
 def told(formats: Formats, state: Any) -> Formats:
