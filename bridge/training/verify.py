@@ -1,0 +1,184 @@
+"""The built model is the judge of a plan: its parameters, module by module, must be the plan's."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from bridge.config.sources import huggingface_model
+from bridge.flops.plan import Plan
+from bridge.flops.terms import Kind
+from bridge.training.trainable import Built, Weights, built_over_stages
+
+#: How the modules of a built model may be called: megatron-core's names are the plan's own.
+_NAMINGS: tuple[Callable[[str], str], ...] = (lambda path: path, huggingface_model.plan_path)
+#: A linear layer that the plan may have in parts, and the model whole, or the other way round.
+_PARTS = re.compile(r"(?<=\.self_attention\.linear_)[qkv](?=$|\.bias$)|(?<=\.linear_fc1)_(?:gate|up)$")
+_TOLD = 8
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a built model says of a plan.
+
+    Attributes:
+        equal: the parameters are the plan's.
+        differences: one sentence for each module that is not, with both numbers, the largest first.
+        reason: why nothing, or no more than a total, could be compared; empty where every module was.
+    """
+
+    equal: bool = False
+    differences: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the summary of a run."""
+        details = [*self.differences, *([self.reason] if self.reason else [])]
+        return {"verified": "parameters" if self.equal else "no", "verified_details": details}
+
+
+def verify(plan: Plan, model: Any) -> Verified:
+    """Compare; see ``Plan.verify``. Never raises: what cannot be compared is a reason."""
+    return compare(plan, built_over_stages(model))
+
+
+def compare(plan: Plan, built: Built) -> Verified:
+    """A plan against what was built, its vocabulary padded or not."""
+    if built.uncounted or not built.modules:
+        return Verified(reason=f"not compared: {built.uncounted or 'no model was given'}")
+    try:
+        padded = _compared(plan, built, padded=True)
+        return padded if padded.equal else min(_compared(plan, built, padded=False), padded, key=_disagreement)
+    except Exception as error:  # any module, named in any way
+        return Verified(reason=f"not compared: {type(error).__name__}: {error}")
+
+
+def _disagreement(found: Verified) -> tuple[bool, int]:
+    return not found.equal, len(found.differences)
+
+
+def _compared(plan: Plan, built: Built, *, padded: bool) -> Verified:
+    wanted = _planned(plan, padded=padded)
+    has = max((_named(built, naming) for naming in _NAMINGS), key=lambda modules: len(modules.keys() & wanted.keys()))
+    total, theirs = (sum(weights.entries for weights in modules.values()) for modules in (wanted, has))
+    if total == theirs and not _renamed(wanted, has):
+        return Verified(equal=True)
+    differences = _unexplained(wanted, has)
+    if total == theirs and all(not (path in wanted and path in has) for path in differences):
+        return Verified(equal=True, reason="compared in total: the plan has other names for some modules")
+    if not wanted.keys() & has.keys():
+        return Verified(
+            differences=(f"the whole model: plan {total:,}, model {theirs:,}",), reason="no module is known by its name"
+        )
+    more = all(path not in wanted for path in differences)
+    left_out = [sentence for sentence in plan.not_counted if sentence not in plan.hardware_unknown]
+    sentences = tuple(_sentences(wanted, has, differences))
+    if more and left_out:
+        return Verified(reason=f"the plan leaves out {'; '.join(left_out)}; of it are {'; '.join(sentences)}")
+    return Verified(differences=sentences)
+
+
+def _planned(plan: Plan, *, padded: bool) -> dict[str, Weights]:
+    """What the plan has, module by module."""
+    found: dict[str, Weights] = {}
+    for term in plan.built_terms(padded=padded):
+        path, entries = _PARTS.sub(_whole_name, term.path or term.name), term.parameters
+        if entries:
+            sizes = (term.k, term.n) if term.kind is Kind.TABLE else (term.n, term.k)
+            own = Weights(entries=entries, sizes=sizes if entries == term.k * term.n and min(sizes) > 1 else ())
+            found[path] = found[path].beside(own) if path in found else own
+    return found
+
+
+def _named(built: Built, naming: Callable[[str], str]) -> dict[str, Weights]:
+    """What was built, module by module, weights and biases together."""
+    found: dict[str, Weights] = {}
+    for (name, _), own in built.modules.items():
+        path = _PARTS.sub(_whole_name, naming(name))
+        if own.entries:
+            found[path] = found[path].beside(own) if path in found else own
+    return found
+
+
+def _whole_name(part: re.Match[str]) -> str:
+    return "qkv" if part[0] in "qkv" else ""
+
+
+def _entries(modules: Mapping[str, Weights], path: str) -> int:
+    return modules[path].entries if path in modules else 0
+
+
+def _renamed(wanted: Mapping[str, Weights], has: Mapping[str, Weights]) -> bool:
+    """Whether the two are not the same, module by module."""
+    return wanted.keys() != has.keys() or any(wanted[path].entries != has[path].entries for path in wanted)
+
+
+def _unexplained(wanted: Mapping[str, Weights], has: Mapping[str, Weights]) -> list[str]:
+    """Modules that differ, without those under a module whose sum is right: there the names are others, no more."""
+    plan, model = _sums(wanted), _sums(has)
+    return [
+        path
+        for path in dict.fromkeys((*wanted, *has))
+        if _entries(wanted, path) != _entries(has, path)
+        and ((path in wanted and path in has) or not any(plan.get(above) == model.get(above) for above in _above(path)))
+    ]
+
+
+def _sums(modules: Mapping[str, Weights]) -> dict[str, int]:
+    """Entries under every module that has others in it."""
+    sums: dict[str, int] = defaultdict(int)
+    for path, weights in modules.items():
+        for above in _above(path):
+            sums[above] += weights.entries
+    return sums
+
+
+def _above(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
+
+
+def _sentences(wanted: Mapping[str, Weights], has: Mapping[str, Weights], differences: list[str]) -> Iterator[str]:
+    """One for each kind of difference, equal ones of several layers together, the largest first."""
+    plan, model = _with_wholes(wanted), _with_wholes(has)
+    largest = dict.fromkeys(_missing_whole(path, plan, model) for path in differences)
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for path in largest:
+        stem = re.sub(r"(?<=layers\.)\d+", "*", path, count=1)
+        groups[stem, *_texts(plan.get(path), model.get(path))].append(path)
+
+    def weight(item: tuple[Any, list[str]]) -> int:
+        return -sum(abs(_entries(plan, path) - _entries(model, path)) for path in item[1])
+
+    ordered = sorted(groups.items(), key=weight)
+    for (stem, plans, models), paths in ordered[:_TOLD]:
+        yield f"{paths[0] if len(paths) == 1 else f'{stem} ({len(paths)} layers)'}: plan {plans}, model {models}"
+    if len(ordered) > _TOLD:
+        yield f"{len(ordered) - _TOLD} more modules"
+
+
+def _with_wholes(modules: Mapping[str, Weights]) -> dict[str, Weights]:
+    """The modules, and those that have others in them."""
+    return {**{path: Weights(entries=entries) for path, entries in _sums(modules).items()}, **modules}
+
+
+def _missing_whole(path: str, plan: Mapping[str, Weights], model: Mapping[str, Weights]) -> str:
+    """The largest module around one that only one of the two has, of which the other has nothing."""
+    return next((above for above in _above(path) if (above in plan) != (above in model)), path)
+
+
+def _texts(plan: Weights | None, model: Weights | None) -> tuple[str, str]:
+    """Both numbers, as sizes of a matrix where they are known."""
+    sized = all(own is None or (len(own.sizes) > 1 and own.entries == prod(own.sizes)) for own in (plan, model))
+
+    def text(own: Weights | None, absent: str) -> str:
+        if own is None:
+            return absent
+        return " x ".join(f"{size:,}" for size in own.sizes) if sized else f"{own.entries:,}"
+
+    return text(plan, "has none"), text(model, "has none")
