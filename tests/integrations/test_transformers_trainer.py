@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E4
 from bridge.config import from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 from bridge.integrations.transformers_trainer import ThroughputTrainerCallback, add_throughput  # noqa: E402
+from bridge.training.callbacks.throughput import FACTS  # noqa: E402
 
 STEPS, ACCUMULATED, ROWS = 7, 3, 2
 PEAK = {"convention": "exact", "peak_flops": 1e12}
@@ -226,3 +227,34 @@ def test_several_gpus_in_one_process_are_refused_in_words(tmp_path, caplog):
     assert "start one process a GPU with torchrun" in caplog.text
     args._n_gpu = 0
     assert callback.throughput.latest == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("LlamaForCausalLM", []),
+        ("LlamaForSequenceClassification", ["output_layer: plan 97 x 16, model has none", "score: plan has none, model 2 x 16"]),
+    ],
+)
+def test_the_built_model_is_held_against_what_is_priced(tmp_path: Path, kind: str, said: list[str], caplog: Any) -> None:
+    """Here the configuration of a language model, for itself and for a reward model made of it."""
+    config = transformers.LlamaConfig(**tiny_llama.CONFIG, pad_token_id=0)
+
+    def labelled(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        batch = tiny_llama.collate(rows)
+        return batch if kind.endswith("CausalLM") else {**batch, "labels": batch["labels"][:, 0].clamp(0, 1)}
+
+    model = getattr(transformers, kind)(config)
+    trainer = Trainer(
+        model, arguments(tmp_path, max_steps=2, logging_steps=1), data_collator=labelled, train_dataset=tiny_llama.texts(12)
+    )
+    callback = add_throughput(trainer, from_huggingface(config), **PEAK)
+    trainer.train()
+    facts = callback._context.user_state[FACTS]
+    assert (facts["verified"], facts["verified_details"]) == ("no" if said else "parameters", said)
+    assert ("throughput/doubtful" in callback.throughput.latest) == bool(said)
+    assert [record.getMessage() for record in caplog.records if "is priced" in record.getMessage()] == (
+        ["the model that was built is not the one that is priced, FLOPs and MFU are those of another one: " + "; ".join(said)]
+        if said
+        else []
+    )

@@ -8,11 +8,13 @@ import math
 import weakref
 from collections import deque
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, positions, real_lengths, state
 
+from bridge.config import from_huggingface
 from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks import ThroughputCallback
@@ -534,3 +536,53 @@ def test_a_process_group_that_goes_away_ends_the_numbers(anew, caplog):
         "cannot be summed. Training goes on.",
         "throughput is not reported from step 8 on: a rank could not count its batches",
     ]
+
+
+def verified_loop(built_of: Any, cfg: Any, caplog) -> tuple[dict, dict, list[str]]:
+    """Facts, the last row and the warnings of a loop that shows its model at the start."""
+    caplog.set_level(logging.WARNING)
+    loop = Loop([callback := ThroughputCallback("exact", log_interval=1)], state(cfg), iter(fixed([9]) for _ in range(4)))
+    loop.fire("on_train_start", model=[built_of])
+    loop.steps(2, 2).end()
+    return loop.manager.user_state[FACTS], callback.latest, [record.getMessage() for record in caplog.records]
+
+
+def test_a_built_model_that_is_the_plans_is_verified(caplog):
+    llama = pytest.importorskip("transformers").LlamaConfig(**LLAMA)
+    facts, row, warnings = verified_loop(llama_model(llama), from_huggingface(llama), caplog)
+    assert (facts["verified"], facts["verified_details"]) == ("parameters", [])
+    assert "throughput/doubtful" not in row
+    assert warnings == []
+
+
+def test_a_built_model_that_is_another_one_is_one_warning_and_a_doubt_in_every_row(caplog):
+    llama = pytest.importorskip("transformers").LlamaConfig
+    cfg = from_huggingface(llama(**LLAMA))
+    facts, row, warnings = verified_loop(llama_model(llama(**{**LLAMA, "num_hidden_layers": 1})), cfg, caplog)
+    said = "decoder.layers.1: plan 2,720, model has none"  # 16 x 48 of attention, 3 x 16 x 40 of the MLP, two norms
+    assert (facts["verified"], facts["verified_details"]) == ("no", [said])
+    assert row["throughput/doubtful"] == 1
+    assert warnings == [f"the model that was built is not the one that is priced, FLOPs and MFU are those of another one: {said}"]
+
+
+def test_without_a_model_nothing_is_verified_and_nothing_is_doubted(caplog):
+    facts, row, warnings = verified_loop(torch.nn.Identity(), config(log_interval=1), caplog)
+    assert (facts["verified"], facts["verified_details"]) == ("no", ["not compared: no model was given"])
+    assert "throughput/doubtful" not in row
+    assert warnings == []
+
+
+LLAMA = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 40,
+    "vocab_size": 64,
+}
+
+
+def llama_model(llama: Any) -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM(llama)
