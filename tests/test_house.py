@@ -104,7 +104,7 @@ BUDGET = {
     "bridge/config": 4700,
     "bridge/data": 1950,
     "bridge/metrics": 2450,
-    "bridge/training": 3650,
+    "bridge/training": 3850,
     "bridge/report": 850,
     "bridge/explorer": 1700,
     "bridge/integrations": 550,

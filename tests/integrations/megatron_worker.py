@@ -10,7 +10,7 @@ import types
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import documented
 import torch
@@ -103,6 +103,9 @@ def megatron_bridge(**layout: int) -> dict[str, Any]:
     provider = GPTModelProvider(
         **{name: value for name, value in MODEL.items() if name != "make_vocab_size_divisible_by"},
         make_vocab_size_divisible_by=1,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        share_embeddings_and_output_weights=False,
         pipeline_model_parallel_size=job.groups.pipeline_size,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
@@ -150,13 +153,19 @@ def megatron_bridge(**layout: int) -> dict[str, Any]:
     names = {"config": config, "forward_step": forward_step, "pretrain": pretrain}
     throughput = documented.run("Megatron-Bridge", names)["throughput"]
     job.end()
-    return {"latest": throughput.latest, "steps": state.train_state.step}
+    return {"latest": throughput.latest, "verified": throughput.verified.facts, "steps": state.train_state.step}
 
 
-def megatron_lm(**layout: int) -> dict[str, Any]:
+def megatron_lm_misread(**layout: int) -> dict[str, Any]:
+    """The same decoder beside arguments that describe an encoder and a decoder."""
+    encoder = {"model_type": types.SimpleNamespace(name="encoder_and_decoder"), "encoder_num_layers": MODEL["num_layers"]}
+    return megatron_lm(encoder, **layout)
+
+
+def megatron_lm(misread: Optional[dict[str, Any]] = None, **layout: int) -> dict[str, Any]:
     """A loop that does what Megatron-LM's ``pretrain`` does with the forward step; iteration 3 is evaluated."""
     job = Job(**layout)
-    args = megatron_lm_args()
+    args = Namespace(**{**vars(megatron_lm_args()), **(misread or {})})
     MEGATRON_TRAINING.args = args
     data, held_out = job.data(lengths(job.groups.data_rank)), job.data(lengths(job.groups.data_rank))
     forward_backward_func = get_forward_backward_func()
@@ -197,7 +206,7 @@ def megatron_lm(**layout: int) -> dict[str, Any]:
     }
     throughput: ThroughputCallback = documented.run("Megatron-LM", names)["throughput"]
     job.end()
-    return {"latest": throughput.latest}
+    return {"latest": throughput.latest, "verified": throughput.verified.facts}
 
 
 def set_training(model: list[Any], mode: bool) -> None:

@@ -63,6 +63,31 @@ def test_a_megatron_lm_loop(ranks, layout, replicas):
         assert latest["throughput/total_flops"] == total(replicas)
 
 
+def test_the_built_model_is_held_against_what_is_priced(ranks):
+    """Megatron-LM's first layout, and Megatron-Bridge's both; in a pipeline Megatron-LM's forward step sees one stage of it."""
+    equal = {"verified": "parameters", "verified_details": []}
+    not_seen = {"verified": "no", "verified_details": ["not compared: no model was given"]}
+    for rank in ranks:
+        assert [result["verified"] for result in rank["megatron_lm"]] == [equal, not_seen]
+        assert all(result["verified"] == equal for result in rank.get("megatron_bridge", []))
+
+
+def test_arguments_that_are_read_as_another_model_are_found_out_at_the_start(ranks):
+    """An encoder of as many layers, and a decoder that attends to it, where a decoder alone was built."""
+    layer = 32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48 + 2 * 32
+    for rank in ranks:
+        (result,) = rank["megatron_lm_misread"]
+        assert result["verified"] == {
+            "verified": "no",
+            "verified_details": [
+                f"encoder: plan {4 * layer + 32:,}, model has none",
+                "decoder.layers.*.cross_attention (4 layers): plan 3,072, model has none",
+                "decoder.layers.*.pre_cross_attn_layernorm (4 layers): plan 32, model has none",
+            ],
+        }
+        assert result["latest"]["throughput/doubtful"] == 1
+
+
 def test_rows_of_megatron_lm_follow_its_log_interval(folder):
     """The last layout's file; iteration 3 was evaluated, on as many micro-batches as a step has."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

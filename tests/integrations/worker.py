@@ -19,6 +19,7 @@ from bridge.training.initialize import prepare_libraries
 
 MEGATRON = {
     "megatron_bridge": ({}, {"pipeline_model_parallel_size": 2}),
+    "megatron_lm_misread": ({},),
     "megatron_lm": ({}, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
 }
 

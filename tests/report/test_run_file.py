@@ -4,6 +4,7 @@ import json
 import random
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):
     notes = notes_of(read)
     assert any("killed" in note for note in notes)
     assert any("5 rows" in note for note in notes)
+
+
+def test_a_model_that_is_not_the_priced_one_is_told(tmp_path):
+    said = "output_layer: plan 128,256 x 4,096, model has none"
+    for facts, told in (
+        ({"verified": "no", "verified_details": [said]}, [f"Doubtful: the built model is not the one that is priced. {said}."]),
+        ({"verified": "parameters", "verified_details": []}, []),
+        ({"verified": "no", "verified_details": 5}, []),
+    ):
+        read = replace(read_run(write(tmp_path / "metrics.jsonl", [{**row(10), "throughput/doubtful": 1}])), facts=facts)
+        assert [note for note in notes_of(read) if "priced" in note] == told
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path):

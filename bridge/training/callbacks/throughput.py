@@ -106,6 +106,8 @@ class ThroughputCallback(Callback):
         self.convention = convention
         self.latest: dict[str, Any] = {}
         """The newest row, equal on every rank in all that is counted; empty before the first."""
+        self.verified = Verified()
+        """What the built model said of the plan; before training starts, nothing."""
         self._log_interval = log_interval
         self._peak_flops = peak_flops
         self._metrics_file = metrics_file
@@ -128,7 +130,6 @@ class ThroughputCallback(Callback):
         self._doubted = False
         self._stragglers: set[tuple[str, Optional[int]]] = set()
         """What was told about slow ranks."""
-        self._verified = Verified()
         self._all_parameters: Optional[int] = None
         """Where some are frozen."""
 
@@ -250,10 +251,10 @@ class ThroughputCallback(Callback):
         self._meter.peak_flops = peak.flops if peak else None
         if plan is not None and plan.formats.recipe and not self._configured_peak(state):
             self._meter.peaks = self._find_peaks(state, device, plan)
-        self._verified = _verified(plan, built)
-        facts = {**constants(cfg, plan, peak, groups, self.convention), **self._verified.facts}
-        if self._verified.differences and self._is_first_rank():
-            logger.warning("%s: %s", _OTHER_MODEL, "; ".join(self._verified.differences))
+        self.verified = _verified(plan, built)
+        facts = {**constants(cfg, plan, peak, groups, self.convention), **self.verified.facts}
+        if self.verified.differences and self._is_first_rank():
+            logger.warning("%s: %s", _OTHER_MODEL, "; ".join(self.verified.differences))
         if plan is not None and self._is_first_rank():
             for sentence in never_read(plan):
                 logger.warning("not counted: %s", sentence)
@@ -430,7 +431,7 @@ class ThroughputCallback(Callback):
         if not self._waits:
             metrics.pop("throughput/data_wait_fraction", None)
         reasons = doubts(metrics)
-        if reasons or self._verified.differences:
+        if reasons or self.verified.differences:
             metrics["throughput/doubtful"] = 1
         if reasons:
             if not self._doubted and self._is_first_rank():
