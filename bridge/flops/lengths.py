@@ -139,6 +139,7 @@ def batch_lengths(
         "images": gathered(whole_lengths("image_patches", image_patches)),
         "audio": gathered(audio),
         "micro_batches": (1,) if len(sequences) else (),
+        "longest": (int(max(sequences)),) if len(sequences) else (),
     }
     batch |= _byte_patches(sequences, whole_lengths("byte_patches", byte_patches))
     if not len(encoder) and not len(audio):

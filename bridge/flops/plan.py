@@ -86,6 +86,8 @@ def compile_plan(
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
 
     def build(how: conventions.Convention) -> tuple[Term, ...]:
+        if model.traced:  # its passes are those that ran
+            return model.traced
         terms = root_terms(model, how, runs_on)
         if model.adapters is not None:
             terms = transforms.with_adapters(terms, model.adapters, runs_on)

@@ -30,6 +30,7 @@ from bridge.flops.shapes import (
     VisionShape,
     short,
 )
+from bridge.flops.terms import Term
 from bridge.flops.transforms import Lora
 
 #: Readers of other frameworks' configurations stand a floor above and are found by name when one is needed, as plugins are.
@@ -55,6 +56,7 @@ class Model:
         not_counted: what the model has and the plan does not price, one sentence each.
         hardware_unknown: what may run again or be padded and the plan has no terms for, one sentence each.
         formats: which matmul runs in which number format.
+        traced: the terms of a module that was run (``bridge.tracing``), with the passes that ran; no other part is then given.
     """
 
     language: Optional[ModelShape] = None
@@ -75,6 +77,7 @@ class Model:
     not_counted: tuple[str, ...] = ()
     hardware_unknown: tuple[str, ...] = ()
     formats: Formats = formats.NOT_TOLD
+    traced: tuple[Term, ...] = ()
 
     def __post_init__(self) -> None:
         for part, (prefix, names) in _REQUIRED.items():
@@ -114,6 +117,9 @@ class Model:
     @property
     def trainable(self) -> transforms.Trainable:
         """What trains as the configuration has it."""
+        if self.traced:
+            frozen = frozenset(self.freeze)
+            return transforms.Trainable.of(lambda path: path not in frozen)
         return transforms.trainable_of(self.shape, self.adapters, self.freeze, self.train)
 
 
@@ -160,7 +166,11 @@ def read(cfg: Any) -> Model:
     Raises:
         ConfigError: a required field is missing, or a value cannot be what it is.
     """
-    return cfg if isinstance(cfg, Model) else _read(_described(cfg))
+    if isinstance(cfg, Model):
+        return cfg
+    described = _described(cfg)
+    traced = get(described, "traced")
+    return traced if isinstance(traced, Model) else _read(described)
 
 
 def read_vision(cfg: Any) -> VisionShape | None:

@@ -81,6 +81,11 @@ def strided(s: Length, stride: int) -> Length:
     return ((s - 1) // stride + 1) * (s > 0)
 
 
+def pieces(s: Length, chunk: int) -> Length:
+    """Chunks of a sequence, the last one filled up: what a kernel that works in chunks runs."""
+    return (s + chunk - 1) // chunk
+
+
 _FORMULAS: dict[str, Callable[..., Length]] = {
     "count": lambda s: s * 0 + 1,
     "length": lambda s: s,
@@ -107,6 +112,10 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "strided_square": lambda s, stride: strided(s, stride) ** 2,
     "strided_quotient": lambda s, stride, divisor: strided(s, stride) // divisor,
     "quotient": lambda s, divisor: s // divisor,
+    # Of the chunks of a kernel that fills the last one up.
+    "pieces": pieces,
+    "pieces_square": lambda s, chunk: pieces(s, chunk) ** 2,
+    "pieces_length": lambda s, chunk: pieces(s, chunk) * s,
 }
 
 
@@ -155,6 +164,8 @@ class Over(Choice):
     """Bytes x patches of each sequence."""
     MICRO_BATCHES = "micro_batches"
     """One, whatever they hold."""
+    LONGEST = "longest"
+    """Tokens of the longest sequence of each micro-batch: of work that all its sequences share."""
 
 
 _KNOWN_NAMES = {

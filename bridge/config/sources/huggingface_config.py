@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -31,6 +32,13 @@ class HuggingFaceConfig(Config):
     not_counted: tuple[str, ...] = ()
     """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
     that nobody here knows."""
+    traced: reading.Model | None = None
+    """The model as it ran, where no reader knows it or where it is another one than its configuration says."""
+
+    @property
+    def source(self) -> str:
+        """How the model was found: ``read`` or ``traced``."""
+        return "traced" if self.traced else "read"
 
 
 def read_config(config: Any) -> HuggingFaceConfig:
@@ -39,11 +47,13 @@ def read_config(config: Any) -> HuggingFaceConfig:
     model_type = _model_type(values)
     if not model_type:
         raise ConfigError("model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'")
+    if model_type not in FAMILIES:
+        return _traced(values, model_type)
     family = _family(model_type)
     options, not_counted = _read(values, model_type)
     _check_sizes_are_stated(values, family, model_type)
     result = HuggingFaceConfig(
-        name=str(values.get("_name_or_path") or model_type).rstrip("/").rsplit("/", 1)[-1],
+        name=_name(values, model_type),
         model=ModelConfig(**options),
         model_type=model_type,
         framework=family.framework,
@@ -51,6 +61,36 @@ def read_config(config: Any) -> HuggingFaceConfig:
     )
     reading.read(result)
     return result
+
+
+def _name(values: Mapping[str, Any], model_type: str) -> str:
+    return str(values.get("_name_or_path") or model_type).rstrip("/").rsplit("/", 1)[-1]
+
+
+#: Stands a floor above, as plugins do: found by name when a model is there that no reader knows.
+TRACING = "bridge.tracing"
+
+
+def _traced(values: Mapping[str, Any], model_type: str) -> HuggingFaceConfig:
+    """A family that nobody here knows, as transformers runs it.
+
+    Raises:
+        ConfigError: neither does transformers know it, or it is not installed; and how the known ones are spelt.
+    """
+    unknown = _unknown_family(model_type)
+    try:
+        if not set(values) - {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype"}:
+            raise ConfigError("the file has no field of a model's, so there is nothing to trace")
+        traced = importlib.import_module(TRACING).trace(dict(values))
+    except ConfigError as error:
+        raise ConfigError(f"{unknown}; {error}") from error
+    return HuggingFaceConfig(
+        name=_name(values, model_type),
+        model=ModelConfig(),
+        model_type=model_type,
+        not_counted=traced.not_counted,
+        traced=traced,
+    )
 
 
 def _read(values: Mapping[str, Any], model_type: str, place: str = "") -> tuple[Options, list[str]]:
@@ -99,9 +139,13 @@ def _check_sizes_are_stated(values: Mapping[str, Any], family: Family, model_typ
 def _family(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
+    raise ConfigError(_unknown_family(model_type))
+
+
+def _unknown_family(model_type: str) -> str:
     meant = _misspelt(model_type)
     hint = f"did you mean {meant!r}? " if meant else ""
-    raise ConfigError(f"model_type={short(model_type)} is not known; {hint}known are {', '.join(sorted(FAMILIES))}")
+    return f"model_type={short(model_type)} is not known; {hint}known are {', '.join(sorted(FAMILIES))}"
 
 
 #: Families of transformers that are spelt almost like one of ours and are none of them.

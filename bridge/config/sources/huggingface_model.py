@@ -5,11 +5,14 @@ Adapters are read from the model itself, layer by layer, since ``target_modules`
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any, Optional
 
-from bridge.config.schema import PeftConfig
-from bridge.config.sources.huggingface_config import HuggingFaceConfig, read_config
+from bridge.config.schema import ModelConfig, PeftConfig
+from bridge.config.sources.huggingface_config import TRACING, HuggingFaceConfig, read_config
+from bridge.config.sources.huggingface_families import FAMILIES
+from bridge.flops.plan import compile_plan
 from bridge.flops.shapes import ConfigError
 
 #: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
@@ -57,13 +60,54 @@ _REMEDY = "Give the configuration of the run yourself: config=..."
 def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     """Read a transformers model as it is about to be trained.
 
+    Its configuration is read where that describes the model; where it does not, or has other parameters than the model that was
+    built (another head, adapters on a tower), the model itself is traced.
+
     Args:
-        model: a ``PreTrainedModel``, or a ``PeftModel`` with LoRA adapters around one.
+        model: a ``PreTrainedModel``, or a ``PeftModel`` around one.
+
+    Raises:
+        ConfigError: it can neither be read nor be traced.
+    """
+    try:
+        result = _read(model)
+        if not _is_whole(model) or _equals(result, model):
+            return result
+        refusal = None
+    except ConfigError as error:
+        refusal = error
+    try:
+        traced = importlib.import_module(TRACING).trace(model)
+    except ConfigError as error:
+        raise ConfigError(f"{refusal or 'its configuration describes another model'}; {error}") from error
+    kind = getattr(model.config, "model_type", "") or type(model).__name__
+    return HuggingFaceConfig(name=kind, model=ModelConfig(), model_type=kind, not_counted=traced.not_counted, traced=traced)
+
+
+def _is_whole(model: Any) -> bool:
+    """Whether its parameters have their own sizes: sharded and quantised ones do not."""
+    parameters = list(model.parameters())
+    sharded = any(hasattr(parameter, name) for parameter in parameters for name in ("ds_id", "device_mesh", "_flat_param", "quant_state"))
+    return not sharded and all(parameter.numel() and parameter.is_floating_point() for parameter in parameters)
+
+
+def _equals(result: HuggingFaceConfig, model: Any) -> bool:
+    """Whether a configuration has as many parameters as the model, those that train among them."""
+    counted = compile_plan(result, "exact").parameters()
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trains = sum(size for size, needed in sizes if needed)
+    return (counted["total"], counted["trainable"]) == (sum(size for size, _ in sizes), trains)
+
+
+def _read(model: Any) -> HuggingFaceConfig:
+    """By its configuration.
 
     Raises:
         ConfigError: :func:`~bridge.config.sources.huggingface_config.read_config` does not know the architecture; or some weights
             are frozen, adapted or recomputed in a way that is not described here.
     """
+    if model.config.model_type not in FAMILIES:
+        raise ConfigError(f"model_type={model.config.model_type} has no reader")
     result = read_config(model.config)
     result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
     _read_checkpointing(model, result)

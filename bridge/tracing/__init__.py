@@ -1,0 +1,29 @@
+"""Any module as a plan: what no reader knows is run without memory, and every matrix product becomes a term.
+
+Importing this package does not import torch; ``trace`` does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from bridge.flops.reading import Model
+from bridge.flops.shapes import ConfigError
+
+__all__ = ["trace"]
+
+
+def trace(model: Any, inputs: Any = None) -> Model:
+    """See :func:`bridge.tracing.tracing.trace`.
+
+    Raises:
+        ConfigError: torch or transformers is not installed.
+    """
+    wanted = ("torch", "transformers") if isinstance(model, dict) else ("torch",)
+    for name in wanted:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"tracing a model needs the package {name}, which is not installed: pip install {name}")
+    from bridge.tracing.tracing import trace as run
+
+    return run(model, inputs)

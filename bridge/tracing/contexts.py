@@ -1,0 +1,108 @@
+"""Which keys a query sees: read where transformers hands masks to its attention functions, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from bridge.flops.statistics import chunk_pairs, triangle, window_pairs
+from bridge.flops.terms import CAUSAL, Context
+
+#: The attributes by which a mask's window or chunk is looked for.
+_SIZES = ("sliding_window", "attention_chunk_size", "chunk_size")
+
+
+class Contexts:
+    """While it is on, the recorder knows the context of every attention function that transformers calls.
+
+    Attributes:
+        recorder: what is told.
+    """
+
+    def __init__(self) -> None:
+        self.recorder: Any = None
+        self._masks: dict[int, tuple[Any, Callable[..., Any]]] = {}
+        self._known: dict[tuple[Any, ...], Context | None] = {}
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Stand between transformers and its masks and attention functions for the time."""
+        from transformers import masking_utils
+        from transformers.modeling_utils import AttentionInterface
+
+        masks, find = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, AttentionInterface.get_interface
+        before = dict(masks)
+        for name, make in before.items():
+            masks[name] = self._remembering(make)
+        AttentionInterface.get_interface = lambda table, name, default: self._telling(find(table, name, default))
+        try:
+            yield
+        finally:
+            AttentionInterface.get_interface = find
+            masks.update(before)
+
+    def _remembering(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def remember(*args: Any, **kwargs: Any) -> Any:
+            mask = make(*args, **kwargs)
+            if isinstance(mask, torch.Tensor) and "mask_function" in kwargs:
+                self._masks[id(mask)] = mask, kwargs["mask_function"]
+            return mask
+
+        return remember
+
+    def _telling(self, attend: Callable[..., Any]) -> Callable[..., Any]:
+        def tell(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+            before, self.recorder.context = self.recorder.context, self._read(module, query, key, attention_mask, kwargs)
+            try:
+                return attend(module, query, key, value, attention_mask, *args, **kwargs)
+            finally:
+                self.recorder.context = before
+
+        return tell
+
+    def _read(self, module: Any, query: Any, key: Any, mask: Any, kwargs: dict[str, Any]) -> Context | None:
+        if query.shape[-2] != key.shape[-2]:
+            return None
+        if mask is None:
+            causal = kwargs.get("is_causal")
+            causal = getattr(module, "is_causal", False) if causal is None else causal
+            return CAUSAL if causal and query.shape[-2] > 1 else None
+        sees = self._masks.get(id(mask), (None, None))[1]
+        if sees is None:
+            return None
+        sizes = tuple(_sizes(module, kwargs))
+        known = id(sees), sizes
+        if known not in self._known:
+            self._known[known] = context_of(sees, sizes)
+        return self._known[known]
+
+
+def _sizes(module: Any, kwargs: dict[str, Any]) -> Iterator[int]:
+    """Windows and chunks that the layer or its config names."""
+    for source in (kwargs, vars(module), vars(getattr(module, "config", module))):
+        for name in _SIZES:
+            size = source.get(name)
+            if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+                yield size
+
+
+def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context | None:
+    """The context of a mask function (batch, head, query, key) -> whether it is seen, by its values; None for any other form."""
+    length = 2 * max((64, *(size for size in sizes if size <= 2**16))) + 3
+    rows = sorted({0, 1, length // 3, length // 2, length - 1, *(size for size in sizes if size < length)})
+    try:
+        with _disable_current_modes(), torch.device("cpu"):
+            keys = torch.arange(length)
+            counts = [int(torch.as_tensor(sees(0, 0, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
+    except Exception:
+        return None
+    forms = [(CAUSAL, triangle), *((Context("window", (w,)), lambda s, w=w: window_pairs(s, w)) for w in sizes)]
+    forms += [(Context("chunk", (c,)), lambda s, c=c: chunk_pairs(s, c)) for c in sizes]
+    for context, pairs in forms:
+        if all(count == pairs(row + 1) - pairs(row) for row, count in zip(rows, counts, strict=True)):
+            return context
+    return Context("bidirectional") if set(counts) == {length} else None

@@ -1,0 +1,107 @@
+"""A Hugging Face config as a module without memory, and the ways in which its models take text."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from bridge.flops.shapes import ConfigError, short
+from bridge.tracing.solving import Point
+
+Inputs = Callable[[Point], Mapping[str, Any]]
+
+#: Auto classes from which the class of a model type is taken where its config names none, as executed runs are chosen.
+_AUTO = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING")
+
+
+def build(values: Mapping[str, Any]) -> torch.nn.Module:
+    """The model of a ``config.json`` on the meta device.
+
+    Raises:
+        ConfigError: the installed transformers does not know the model type, or cannot build it.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = values.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(f"model_type={short(kind)} is not known to transformers {transformers.__version__} either")
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(values)))
+        prepare(config)
+        with torch.device("meta"):
+            return _model_class(config, kind)._from_config(config, attn_implementation="eager")
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"transformers cannot build model_type={short(kind)}: {type(error).__name__}: {error}") from error
+
+
+def prepare(config: Any) -> None:
+    """Experts as batched matmuls, which run on every device; no layer left out by chance."""
+    for one in (config, *(value for value in vars(config).values() if hasattr(value, "model_type"))):
+        one._experts_implementation = "batched_mm"
+        for name in vars(one):
+            if name.endswith("layerdrop") and getattr(one, name):
+                setattr(one, name, 0.0)
+
+
+def _model_class(config: Any, kind: str) -> Any:
+    """The class that the config names, else the first with a language model's head, else the bare model."""
+    import transformers
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if found is not None:
+            return found
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    for task in _AUTO:
+        name = getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES").get(kind)
+        if name:
+            return getattr(transformers, name)
+    name = auto.MODEL_MAPPING_NAMES.get(kind)
+    if not name:
+        raise ConfigError(f"transformers has no model for model_type={short(kind)}; give architectures")
+    return getattr(transformers, name if isinstance(name, str) else name[0])
+
+
+def takes_encoder(model: torch.nn.Module) -> bool:
+    """Whether it has an encoder of its own for text."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def ways(model: torch.nn.Module) -> Iterator[Inputs]:
+    """How text may be given to it, likelier ways first: with a square mask, without, with a flat one; with and without a cache."""
+    encoder = takes_encoder(model)
+    for mask in (0, 4, 2):
+        for cache in ({"use_cache": False}, {}):
+            if not (encoder and mask == 4):
+                yield lambda point, mask=mask, cache=cache: {**_text(point, mask), **cache}
+
+
+def _text(point: Point, mask: int) -> dict[str, Any]:
+    batch, length, encoder = point.batch, point.length, point.encoder
+    values = {"input_ids": torch.zeros(batch, encoder or length, dtype=torch.long)}
+    if mask == 4:
+        values["attention_mask"] = torch.zeros(batch, 1, length, length)
+    if mask == 2:
+        values["attention_mask"] = torch.ones(batch, encoder or length, dtype=torch.long)
+    if encoder:
+        values["decoder_input_ids"] = torch.zeros(batch, length, dtype=torch.long)
+    return values
+
+
+def output(result: Any) -> torch.Tensor:
+    """The tensor that a loss is made of."""
+    if isinstance(result, torch.Tensor):
+        return result
+    for name in ("logits", "prediction_logits", "last_hidden_state"):
+        if isinstance(getattr(result, name, None), torch.Tensor):
+            return getattr(result, name)
+    if isinstance(result, (tuple, list)):
+        return result[0]
+    return next(value for value in result.values() if isinstance(value, torch.Tensor) and value.requires_grad)

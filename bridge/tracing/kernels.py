@@ -1,0 +1,122 @@
+"""Which operations of torch are matrix work, and the sizes that multiply to it: facts about its signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bridge.flops.terms import Pass
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Work:
+    """One matrix product: the product of ``dims`` multiply-accumulates.
+
+    Attributes:
+        name: what it is called where it has no weight.
+        dims: the reduced dimension, the produced one, and the others.
+        operands: the tensors that are multiplied.
+        passes: what it is in a backward pass, where the operation says so itself.
+        causal: the operation masks the later keys itself.
+        depthwise: a convolution that does not mix channels.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    operands: tuple[Any, ...]
+    passes: Pass = Pass.NONE
+    causal: bool = False
+    depthwise: bool = False
+
+
+def _matmul(a: Any, b: Any, out: Any) -> Iterator[Work]:
+    yield Work("matmul", (a.shape[-1], b.shape[-1], *a.shape[:-1]), (a, b))
+
+
+def _second(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    """``addmm`` and ``baddbmm``: a bias, then the two factors."""
+    return _matmul(args[1], args[2], out)
+
+
+def _first(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    return _matmul(args[0], args[1], out)
+
+
+def _convolution_dims(x: Any, weight: Any, out: Any, transposed: bool) -> tuple[int, ...]:
+    outer, inner, *taps = weight.shape
+    for tap in taps:
+        inner *= tap
+    return (inner, outer, x.shape[0], *(x if transposed else out).shape[2:])
+
+
+def _convolution(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    x, weight, transposed = args[0], args[1], bool(args[6]) if len(args) > 6 else False
+    deep = not transposed and weight.shape[1] == 1 and weight.shape[0] > 1
+    yield Work("convolution", _convolution_dims(x, weight, out, transposed), (x, weight), depthwise=deep)
+
+
+def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    gradient, x, weight, transposed, mask = args[0], args[1], args[2], bool(args[7]), args[10]
+    dims = _convolution_dims(x, weight, gradient, transposed)
+    for runs, operand, passes in zip(mask, (weight, x), (Pass.DGRAD, Pass.WGRAD), strict=False):
+        if runs:
+            yield Work("convolution", dims, (gradient, operand), passes)
+
+
+def _is_causal(args: tuple[Any, ...], place: int) -> bool:
+    return len(args) > place and args[place] is True
+
+
+def _attention(place: int) -> Callable[[tuple[Any, ...], Any], Iterator[Work]]:
+    """Fused attention; ``place`` of ``is_causal`` among the arguments."""
+
+    def work(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+        query, key, value = args[:3]
+        causal, (batch, heads, length, size) = _is_causal(args, place), query.shape
+        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), causal=causal)
+        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), causal=causal)
+
+    return work
+
+
+def _attention_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    _, query, key, value = args[:4]
+    batch, heads, length, size = query.shape
+    for passes in (Pass.DGRAD, Pass.WGRAD):
+        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), passes)
+        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), passes)
+
+
+#: Operation -> its matrix products.
+KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[Work]]] = {
+    aten.mm: _first,
+    aten.bmm: _first,
+    aten.addmm: _second,
+    aten.baddbmm: _second,
+    aten._grouped_mm: _first,
+    aten._scaled_mm: _first,
+    aten.convolution: _convolution,
+    aten._convolution: _convolution,
+    aten.convolution_backward: _convolution_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention(4),
+    aten._scaled_dot_product_flash_attention: _attention(4),
+    aten._scaled_dot_product_efficient_attention: _attention(6),
+    aten._scaled_dot_product_cudnn_attention: _attention(6),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
+    aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
+}
+
+#: Questions about a tensor; they are no work.
+QUESTIONS = frozenset({
+    aten.sym_is_contiguous.default, aten.is_contiguous.default, aten.is_contiguous.memory_format,
+    aten.is_strides_like_format.default, aten.is_non_overlapping_and_dense.default, aten.size.default, aten.sym_size.default,
+    aten.stride.default, aten.sym_stride.default, aten.storage_offset.default, aten.sym_storage_offset.default,
+    aten.numel.default, aten.sym_numel.default, aten.dim.default, torch.ops.prim.layout.default,
+})  # fmt: skip

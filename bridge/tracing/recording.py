@@ -1,0 +1,190 @@
+"""What a module runs: every matrix product of a forward and a backward pass, with its module, its weight and its pass.
+
+No hook stands in the backward pass: autograd numbers the operations of the forward pass, and a backward operation knows the number
+of the one it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bridge.flops.terms import Context, Pass
+from bridge.tracing.kernels import KERNELS, QUESTIONS, Work
+
+
+@dataclass
+class Op:
+    """One matrix product that ran.
+
+    Attributes:
+        name: ``matmul``, ``convolution``, ``query_key``, ``scores_value``.
+        path: the module.
+        dims: the reduced dimension, the produced one, and the others.
+        passes: FORWARD, RECOMPUTE, DGRAD or WGRAD.
+        weight: the parameter or buffer that it reads, empty for two activations.
+        forward: the operation of the forward pass it belongs to; None for these, and where that one was no matrix product.
+        context: which keys a query sees, where that was read.
+        depthwise: a convolution that does not mix channels.
+    """
+
+    name: str
+    path: str
+    dims: tuple[int, ...]
+    passes: Pass
+    weight: str = ""
+    forward: int | None = None
+    context: Context | None = None
+    depthwise: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What is equal where the same model runs with other lengths."""
+        return self.name, self.path, self.passes, self.weight, self.forward, len(self.dims)
+
+
+class Recorder(TorchDispatchMode):
+    """Records ``ops`` while it is on.
+
+    Args:
+        model: whose modules are named.
+        weights: tensors by name: what counts as a weight, buffers too.
+    """
+
+    def __init__(self, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.ops: list[Op] = []
+        self.context: Context | None = None
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+        self._numbers: dict[int, list[int]] = {}
+        self._repeated: dict[tuple[Any, ...], int] = {}
+        # Storage -> weight. The tensors are kept: a storage that was freed would lend its address to another one.
+        self._weights = {_storage(tensor): name for name, tensor in weights.items()}
+        self._kept: list[Any] = list(weights.values())
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Recorder:
+        module = torch.nn.modules.module
+        self._hooks = [
+            module.register_module_forward_pre_hook(self._enter_module),
+            module.register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _enter_module(self, module: torch.nn.Module, inputs: Any) -> None:
+        self._stack.append(self._names.get(id(module), self.path))
+
+    def _leave_module(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    @property
+    def path(self) -> str:
+        """The module that runs."""
+        return self._stack[-1] if self._stack else ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in QUESTIONS:
+            return NotImplemented
+        packet = func._overloadpacket
+        if packet is torch.ops.aten._local_scalar_dense:
+            return args[0].dtype is torch.bool or 1
+        if packet not in KERNELS and func is not torch.ops.prim.device.default:
+            with self:
+                decomposed = func.decompose(*args, **kwargs)
+            if decomposed is not NotImplemented:
+                return decomposed
+        out = func(*args, **kwargs)
+        if packet in KERNELS:
+            self._record(list(KERNELS[packet](args, out)))
+        self._spread(packet, args, kwargs, out)
+        return out
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def _spread(self, packet: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """What is computed from weights alone is a weight, and so are rows that were chosen among stacked matrices (experts)."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        names = [self._weight(tensor) for tensor in tensors]
+        chosen = packet in _CHOOSING and tensors[0].dim() > 2
+        if tensors and (all(names) or (chosen and names[0])):
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._weights.setdefault(_storage(leaf), names[0])
+                    self._kept.append(leaf)
+
+    def _weight(self, tensor: torch.Tensor) -> str:
+        return self._weights.get(_storage(tensor), "")
+
+    # ---- operations ------------------------------------------------------------------------------
+
+    def _record(self, work: list[Work]) -> None:
+        backward = torch._C._current_graph_task_id() != -1
+        again = backward and torch.is_grad_enabled()  # checkpointing turns gradients on inside the backward pass
+        if not backward or again:
+            self._record_forward(work, Pass.RECOMPUTE if again else Pass.FORWARD)
+        else:
+            self._record_backward(work)
+
+    def _record_forward(self, work: list[Work], passes: Pass) -> None:
+        first = len(self.ops)
+        for one in work:
+            weight = next(filter(None, map(self._weight, reversed(one.operands))), "")
+            context = Context("causal") if one.causal else self.context
+            op = Op(one.name, self.path, one.dims, passes, weight, None, context, one.depthwise)
+            if passes is Pass.RECOMPUTE:
+                op.forward = self._original(op)
+            self.ops.append(op)
+        # An operation without a node of its own repeats the number of the one before: the first one is meant.
+        self._numbers.setdefault(torch.autograd._get_sequence_nr() - 1, list(range(first, len(self.ops))))
+
+    def _original(self, again: Op) -> int | None:
+        """The operation of the forward pass that runs again: in their order, in one module."""
+        key = again.path, again.name, again.weight, again.dims
+        after = self._repeated.get(key, -1)
+        for i, op in enumerate(self.ops):
+            if i > after and op.passes is Pass.FORWARD and (op.path, op.name, op.weight, op.dims) == key:
+                self._repeated[key] = i
+                return i
+        return None
+
+    def _record_backward(self, work: list[Work]) -> None:
+        node = torch._C._current_autograd_node()
+        known = self._numbers.get(node._sequence_nr(), []) if node is not None else []
+        for one in work:
+            index = next((i for i in known if self.ops[i].name == one.name), None)
+            op = Op(one.name, self.ops[-1].path if self.ops else "", one.dims, one.passes)
+            if index is not None:
+                forward = self.ops[index]
+                op.path, op.weight, op.forward = forward.path, forward.weight, index
+                if forward.passes is Pass.RECOMPUTE:  # the reentrant checkpoint: the graph is that of the second run
+                    op.forward = forward.forward
+            if op.passes is Pass.NONE:
+                op.passes = self._gradient(op, one)
+            self.ops.append(op)
+
+    def _gradient(self, op: Op, one: Work) -> Pass:
+        """Of a weight's product the gradient that reads the weight is that of the activations."""
+        if op.weight:
+            return Pass.DGRAD if any(map(self._weight, one.operands)) else Pass.WGRAD
+        taken = any(other.forward == op.forward and other.passes is Pass.DGRAD for other in self.ops[-8:])
+        return Pass.WGRAD if taken and op.forward is not None else Pass.DGRAD
+
+
+_CHOOSING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.embedding}
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,216 @@
+"""From solved operations to the terms of a plan: statistics, components, kinds and parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+from bridge.flops.statistics import FORWARD_PASSES, SEQUENCES, TOKENS, Statistic
+from bridge.flops.terms import Context, Kind, Pass, Place, Term
+from bridge.tracing.recording import Op
+from bridge.tracing.solving import Monomial, Polynomial
+
+_SQUARE: Monomial = (2, 0, 0)
+#: Powers of (tokens, encoder tokens, chunks) -> the statistic, for work that every sequence has of its own.
+_OWN: dict[Monomial, tuple[str, str]] = {
+    (0, 0, 0): ("count", "sequences"),
+    (1, 0, 0): ("length", "sequences"),
+    _SQUARE: ("square", "sequences"),
+    (0, 1, 0): ("length", "encoder"),
+    (0, 2, 0): ("square", "encoder"),
+    (1, 1, 0): ("length", "cross"),
+    (0, 0, 1): ("pieces", "sequences"),
+    (0, 0, 2): ("pieces_square", "sequences"),
+    (1, 0, 1): ("pieces_length", "sequences"),
+}
+#: The same for work that a micro-batch does once.
+_SHARED: dict[Monomial, tuple[str, str]] = {
+    (0, 0, 0): ("count", "micro_batches"),
+    (1, 0, 0): ("length", "longest"),
+    _SQUARE: ("square", "longest"),
+}
+
+
+def statistic(monomial: Monomial, batch: int, chunk: int) -> Statistic | None:
+    """The statistic whose value this monomial has; None where no additive one has."""
+    kind, over = (_OWN if batch == 1 else _SHARED if batch == 0 else {}).get(monomial, ("", ""))
+    return Statistic(kind, over, (chunk,) if monomial[2] else ()) if kind else None
+
+
+def priced(polynomial: Polynomial) -> bool:
+    """Whether there is a statistic for all of it."""
+    return all(statistic(key, polynomial.batch, polynomial.chunk) for key in polynomial.coefficients)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """An operation, or several of one module together, as a function of the lengths.
+
+    Attributes:
+        op: the operation.
+        work: multiply-accumulates.
+        k, n: the reduced and the produced dimension where they are constant, else what is.
+        passes: all that run with this work.
+    """
+
+    op: Op
+    work: Polynomial
+    k: int
+    n: int
+    passes: Pass
+
+
+# ---- names -------------------------------------------------------------------------------------------------------------
+
+_CROSS = re.compile(r"(encoder_attn|cross_?attn|cross_?attention|crossattention|EncDecAttention)", re.I)
+_ATTENTION = re.compile(r"(^|\.)(?!linear)\w*(attn|attention)\w*(\.|$)", re.I)
+_RECURRENT = re.compile(r"(^|\.)(\w*mamba\w*|ssm|mixer|linear_attn|recurrent\w*|rg_lru|temporal_block|delta_net|kda)(\.|$)", re.I)
+_VISION = re.compile(r"(^|\.)(\w*vision\w*|visual|image_encoder|patch_embed\w*)(\.|$)", re.I)
+_AUDIO = re.compile(r"(^|\.)(\w*audio\w*|\w*speech\w*|feature_extractor)(\.|$)", re.I)
+_PROJECTOR = re.compile(r"(^|\.)(\w*multi_?modal_?projector|\w*connector|merger|embed_vision|mm_projector)(\.|$)", re.I)
+_EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe)(\.|$)", re.I)
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|decoder_layers)\.(\d+)(?:\.|$)")
+_ENCODER = re.compile(r"(^|\.)encoder\.", re.I)
+_ADAPTER = re.compile(r"(^|\.)(lora_|vera_|ia3_|oft_|hada_|lokr_|boft_|prompt_encoder|trainable_tokens_)", re.I)
+_ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|wg|classifier)(\.|$)", re.I)
+_EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the module tree says.
+
+    Attributes:
+        output: path of the output layer, empty where there is none.
+        blocks: paths of the modules that hold experts.
+        decoder: a text model's layers have numbers in a pipeline; an encoder's beside a decoder have none.
+    """
+
+    output: str
+    blocks: tuple[str, ...]
+    decoder: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Names:
+        """Of a module."""
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        paths = {id(module): name for name, module in model.named_modules()}
+        blocks = tuple(name.rpartition(".")[0] for name in paths.values() if name.rpartition(".")[2] == "experts")
+        return cls(paths.get(id(head), "") if head is not None else "", blocks, bool(blocks))
+
+    def component(self, path: str, core: bool = False) -> str:
+        """The line of the breakdown of a module or a parameter."""
+        if _ADAPTER.search(path):
+            return "adapters"
+        if _PROJECTOR.search(path):
+            return "vision_projector"
+        if _VISION.search(path):
+            return "vision_model"
+        if _AUDIO.search(path):
+            return "audio_model"
+        if self._is_output(path):
+            return "output_layer"
+        if any(path == block or path.startswith(block + ".") for block in self.blocks):
+            return "moe"
+        if _CROSS.search(path):
+            return "cross_attention"
+        if _RECURRENT.search(path):
+            return "mamba" if "mamba" in path.lower() else "recurrence"
+        if _ATTENTION.search(path):
+            return "core_attention" if core else "self_attention"
+        if _LAYER.search(path):
+            return "core_attention" if core else "mlp"
+        return "embedding" if _EMBEDDING.search(path) else "output_layer"
+
+    def _is_output(self, path: str) -> bool:
+        return bool(self.output) and (path == self.output or path.startswith(self.output + "."))
+
+    def kind(self, op: Op, n: int) -> Kind:
+        """What conventions may leave out."""
+        if op.depthwise:
+            return Kind.CONVOLUTION
+        if not op.weight:
+            return Kind.CORE
+        if self.component(op.path) == "moe" and not _EXPERTS.search(op.path):
+            if n == 1:
+                return Kind.GATE
+            if _ROUTER.search(op.path):
+                return Kind.ROUTER
+        return Kind.LINEAR
+
+    def place(self, path: str) -> int | Place:
+        """Where in a pipeline."""
+        component, layer = self.component(path), _LAYER.search(path)
+        if component in ("vision_model", "audio_model", "vision_projector") or _ENCODER.search(path) or component == "embedding":
+            return Place.FIRST
+        if layer:
+            return int(layer[1])
+        return Place.LAST if component == "output_layer" else Place.FIRST
+
+
+# ---- terms -------------------------------------------------------------------------------------------------------------
+
+
+def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names) -> tuple[Term, ...]:
+    """The terms of a plan.
+
+    Args:
+        solved: every operation.
+        parameters: name -> parameter; tied ones by their first name.
+        names: what the module tree says.
+    """
+    left = dict(parameters)
+    terms = [term for one in solved for term in _priced_terms(one, left, names)]
+    return (*terms, *(_table(name, parameter, names) for name, parameter in left.items()))
+
+
+def _priced_terms(one: Solved, left: dict[str, Any], names: Names) -> Iterator[Term]:
+    op, size = one.op, one.k * one.n
+    forward = bool(one.passes & Pass.FORWARD)
+    for key, coefficient in one.work.coefficients.items():
+        rows = statistic(key, one.work.batch, one.work.chunk)
+        assert rows is not None  # ``priced`` was asked
+        times = coefficient / size
+        weight = left.get(op.weight) if forward and rows == TOKENS else None
+        copies = weight.numel() // size if weight is not None and weight.numel() % size == 0 else 0
+        # A weight belongs to the term that multiplies by all of it; what reads it again, or in part, has none of its own.
+        owns = copies == 1 or (copies > 1 and weight.dim() > 2)
+        if owns:
+            left.pop(op.weight)
+        path = op.weight.removesuffix(".weight") if owns else op.path
+        yield Term(
+            name=_name(op, owns),
+            component=names.component(op.path, core=not op.weight),
+            k=one.k,
+            n=one.n,
+            rows=op.context if op.context is not None and key == _SQUARE else rows,
+            times=times,
+            kind=names.kind(op, one.n),
+            weight=owns,
+            copies=copies if owns else 1,
+            active_copies=max(1, min(copies, int(times))) if owns else 1,
+            path=path,
+            place=names.place(op.path),
+            passes=one.passes,
+        )
+
+
+def _name(op: Op, owns: bool) -> str:
+    last = (op.weight.removesuffix(".weight") if owns else op.path).rpartition(".")[2] or op.name
+    return last if op.weight else op.name
+
+
+def _table(name: str, parameter: Any, names: Names) -> Term:
+    """A parameter that no product multiplies by: an embedding, a norm, a bias."""
+    numel = parameter.numel()
+    kind = Kind.TABLE if parameter.dim() > 1 else Kind.NORM
+    path = name.removesuffix(".weight")
+    component = names.component(path)
+    passes = Pass.FORWARD | (Pass.WGRAD if parameter.requires_grad else Pass.NONE)
+    return Term(path.rpartition(".")[2], component, numel, 1, kind=kind, path=path, place=names.place(path), passes=passes)
+
+
