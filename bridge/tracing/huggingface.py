@@ -75,7 +75,7 @@ def takes_encoder(model: torch.nn.Module) -> bool:
 
 
 def ways(model: torch.nn.Module) -> Iterator[Inputs]:
-    """How text may be given to it, likelier ways first: with a square mask, without, with a flat one; with and without a cache."""
+    """How text may be given to it, likelier ways first: without a mask, a square one, a flat one; without and with a cache."""
     encoder = takes_encoder(model)
     for mask in (0, 4, 2):
         for cache in ({"use_cache": False}, {}):

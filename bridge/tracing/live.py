@@ -35,7 +35,9 @@ def fakes(model: torch.nn.Module, mode: FakeTensorMode) -> dict[str, torch.Tenso
 def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """In training mode, with experts as batched matmuls and no layer left out by chance; everything is put back."""
     training = {module: module.training for module in model.modules()}
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), "to_dict")}
+    configs = {
+        id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), "to_dict")
+    }
     inner = [value for config in configs.values() for value in vars(config).values() if hasattr(value, "model_type")]
     kept = [(one, dict(vars(one))) for one in (*configs.values(), *inner)]
     dropped = [(module, name, value) for module in model.modules() for name, value in _layerdrops(module)]

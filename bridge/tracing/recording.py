@@ -1,12 +1,13 @@
 """What a module runs: every matrix product of a forward and a backward pass, with its module, its weight and its pass.
 
-No hook stands in the backward pass: autograd numbers the operations of the forward pass, and a backward operation knows the number
-of the one it belongs to.
+No hook stands in the backward pass: autograd numbers the operations of the forward pass, and a backward operation knows the
+number of the one it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +68,19 @@ class Recorder(TorchDispatchMode):
         # Storage -> weight. The tensors are kept: a storage that was freed would lend its address to another one.
         self._weights = {_storage(tensor): name for name, tensor in weights.items()}
         self._kept: list[Any] = list(weights.values())
-        self._hooks: list[Any] = []
 
-    def __enter__(self) -> Recorder:
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Record what runs in this block."""
         module = torch.nn.modules.module
-        self._hooks = [
-            module.register_module_forward_pre_hook(self._enter_module),
-            module.register_module_forward_hook(self._leave_module, always_call=True),
-        ]
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        super().__exit__(*error)
+        before = module.register_module_forward_pre_hook(self._enter_module)
+        after = module.register_module_forward_hook(self._leave_module, always_call=True)
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
 
     def _enter_module(self, module: torch.nn.Module, inputs: Any) -> None:
         self._stack.append(self._names.get(id(module), self.path))

@@ -76,7 +76,9 @@ class Polynomial:
     def at(self, point: Point) -> Fraction:
         """Its value for one batch."""
         values = point.values(self.chunk)
-        total = sum((c * prod(v**i for v, i in zip(values, key, strict=True)) for key, c in self.coefficients.items()), Fraction(0))
+        total = sum(
+            (c * prod(v**i for v, i in zip(values, key, strict=True)) for key, c in self.coefficients.items()), Fraction(0)
+        )
         return total * point.batch**self.batch
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from math import prod
 from typing import Any
 
-from bridge.flops.statistics import FORWARD_PASSES, SEQUENCES, TOKENS, Statistic
-from bridge.flops.terms import Context, Kind, Pass, Place, Term
+from bridge.flops.statistics import TOKENS, Statistic
+from bridge.flops.terms import Kind, Pass, Place, Term
 from bridge.tracing.recording import Op
 from bridge.tracing.solving import Monomial, Polynomial
 
@@ -77,6 +75,8 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|decoder_layers)\.(\d+)(?:\.|$
 _ENCODER = re.compile(r"(^|\.)encoder\.", re.I)
 _ADAPTER = re.compile(r"(^|\.)(lora_|vera_|ia3_|oft_|hada_|lokr_|boft_|prompt_encoder|trainable_tokens_)", re.I)
 _ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|wg|classifier)(\.|$)", re.I)
+#: The norms of latent attention, which one convention prices.
+_LATENT_NORM = re.compile(r"\.(q|kv)_a_(layer)?norm$")
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
 
 
@@ -87,12 +87,10 @@ class Names:
     Attributes:
         output: path of the output layer, empty where there is none.
         blocks: paths of the modules that hold experts.
-        decoder: a text model's layers have numbers in a pipeline; an encoder's beside a decoder have none.
     """
 
     output: str
     blocks: tuple[str, ...]
-    decoder: bool
 
     @classmethod
     def of(cls, model: Any) -> Names:
@@ -100,7 +98,7 @@ class Names:
         head = getattr(model, "get_output_embeddings", lambda: None)()
         paths = {id(module): name for name, module in model.named_modules()}
         blocks = tuple(name.rpartition(".")[0] for name in paths.values() if name.rpartition(".")[2] == "experts")
-        return cls(paths.get(id(head), "") if head is not None else "", blocks, bool(blocks))
+        return cls(paths.get(id(head), "") if head is not None else "", blocks)
 
     def component(self, path: str, core: bool = False) -> str:
         """The line of the breakdown of a module or a parameter."""
@@ -206,11 +204,8 @@ def _name(op: Op, owns: bool) -> str:
 
 def _table(name: str, parameter: Any, names: Names) -> Term:
     """A parameter that no product multiplies by: an embedding, a norm, a bias."""
-    numel = parameter.numel()
-    kind = Kind.TABLE if parameter.dim() > 1 else Kind.NORM
-    path = name.removesuffix(".weight")
+    numel, path = parameter.numel(), name.removesuffix(".weight")
+    kind = Kind.LATENT_NORM if _LATENT_NORM.search(path) else Kind.TABLE if parameter.dim() > 1 else Kind.NORM
     component = names.component(path)
-    passes = Pass.FORWARD | (Pass.WGRAD if parameter.requires_grad else Pass.NONE)
+    passes = Pass.FORWARD | Pass.DGRAD | (Pass.WGRAD if parameter.requires_grad else Pass.NONE)
     return Term(path.rpartition(".")[2], component, numel, 1, kind=kind, path=path, place=names.place(path), passes=passes)
-
-

@@ -115,7 +115,7 @@ class Tracer:
                 call = lambda **values: torch.func.functional_call(self.module, fakes, (), values)  # noqa: E731
             recorder = contexts.recorder = Recorder(self.module, weights)
             values = self.inputs(point)
-            with recorder:
+            with recorder.on():
                 out = huggingface.output(call(**values))
                 if out.requires_grad:
                     out.sum().backward()

@@ -87,7 +87,9 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
 def _is_whole(model: Any) -> bool:
     """Whether its parameters have their own sizes: sharded and quantised ones do not."""
     parameters = list(model.parameters())
-    sharded = any(hasattr(parameter, name) for parameter in parameters for name in ("ds_id", "device_mesh", "_flat_param", "quant_state"))
+    sharded = any(
+        hasattr(parameter, name) for parameter in parameters for name in ("ds_id", "device_mesh", "_flat_param", "quant_state")
+    )
     return not sharded and all(parameter.numel() and parameter.is_floating_point() for parameter in parameters)
 
 

@@ -1,0 +1,21 @@
+"""Small models for the tests of tracing: configurations that a reader knows."""
+
+_LLAMA = {
+    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "intermediate_size": 128, "vocab_size": 128, "tie_word_embeddings": False,
+}  # fmt: skip
+READ = {
+    "llama": {**_LLAMA, "model_type": "llama"},
+    "gemma3_text": {
+        **_LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 3, "sliding_window": 20, "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "qwen3_moe": {
+        **_LLAMA, "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    },
+    "deepseek_v3": {
+        **_LLAMA, "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "n_shared_experts": 1,
+    },
+}  # fmt: skip

@@ -1,0 +1,25 @@
+"""Which keys a query sees, by transformers' own mask functions."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from transformers import masking_utils as masks
+
+from bridge.flops.terms import CAUSAL, Context
+from bridge.tracing.contexts import context_of
+
+
+@pytest.mark.parametrize(
+    ("sees", "sizes", "context"),
+    [
+        (masks.causal_mask_function, (20,), CAUSAL),
+        (masks.sliding_window_causal_mask_function(20), (20, 64), Context("window", (20,))),
+        (masks.bidirectional_mask_function, (20,), Context("bidirectional")),
+        (lambda b, h, q, k: (k <= q) & (k // 32 == q // 32), (32,), Context("chunk", (32,))),
+        (lambda b, h, q, k: (k <= q) & (k % 2 == 0), (32,), None),
+        (masks.sliding_window_causal_mask_function(20), (), None),
+    ],
+)
+def test_a_context_is_read_from_the_values_of_a_mask(sees, sizes, context):
+    assert context_of(sees, sizes) == context

@@ -1,0 +1,161 @@
+"""Traced plans against execution, at lengths that were not used to make them, and against the plans of readers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridge.config import from_huggingface
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.terms import Pass
+from bridge.tracing import trace
+from tests.tracing.models import READ
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "traced_models.json").read_text())
+LENGTHS = {"sequence_lengths": [777, 33, 5]}
+
+
+def counted(plan, **lengths):
+    return [plan.flops(passes="forward", **lengths), plan.flops(**lengths), plan.parameters()["total"]]
+
+
+def lengths_of(case):
+    lengths = {"sequence_lengths": [case["sequence"]] * case["batch"]}
+    return {**lengths, "encoder_lengths": [case["encoder"]] * case["batch"]} if case.get("encoder") else lengths
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_families_without_a_reader_equal_their_execution(case):
+    """The integers were counted by FlopCounterMode while transformers ran the model."""
+    config = from_huggingface(case["config"])
+    assert config.source == "traced"
+    assert config.not_counted == ()
+    wanted = [case["forward"], case["forward_backward"], case["parameters"]]
+    assert counted(compile_plan(config, "executed"), **lengths_of(case)) == wanted
+
+
+@pytest.mark.parametrize("family", READ)
+def test_traced_and_read_plans_are_equal(family):
+    traced, read = trace(READ[family]), from_huggingface(READ[family])
+    assert (traced.not_counted, read.source) == ((), "read")
+    for convention in CONVENTIONS:
+        one, other = compile_plan(traced, convention), compile_plan(read, convention)
+        for passes in ("forward", "training"):
+            lines = [plan.breakdown(passes=passes, **LENGTHS) for plan in (one, other)]
+            assert lines[0] == {name: value for name, value in lines[1].items() if value}, convention
+        assert one.parameters() == other.parameters()
+
+
+def live(family, **options):
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**READ[family])
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
+
+
+def executed(model, batch, length):
+    """[forward, forward and backward] of text on a real model."""
+    totals = []
+    for backward in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            logits = model(input_ids=torch.zeros(batch, length, dtype=torch.long)).logits
+            if backward:
+                logits.sum().backward()
+        totals.append(counter.get_total_flops())
+    return totals
+
+
+def test_adapters_and_frozen_parts_run_the_passes_that_autograd_runs():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(live("llama"), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    model.base_model.model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
+    model.base_model.model.lm_head.weight.requires_grad_(True)
+    grown = [parameter.grad for parameter in model.parameters()]
+    plan = compile_plan(trace(model), "executed")
+    assert [parameter.grad for parameter in model.parameters()] == grown == [None] * len(grown)
+    assert counted(plan, sequence_lengths=[21, 21])[:2] == executed(model, 2, 21)
+    sizes = [parameter.numel() * parameter.requires_grad for parameter in model.parameters()]
+    assert plan.parameters()["trainable"] == sum(sizes)
+    assert plan.breakdown([10], passes="forward")["adapters"] == 2 * 10 * 2 * (64 * 4 + 4 * 64 + 64 * 4 + 4 * 32)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_is_recomputation(reentrant):
+    model = live("llama")
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    plan = compile_plan(trace(model), "executed")
+    plain = compile_plan(from_huggingface(READ["llama"]), "executed")
+    assert plan.flops([21, 21]) == plain.flops([21, 21])
+    model.train()
+    assert plan.flops([21, 21], passes="hardware") == executed(model, 2, 21)[1]
+
+
+class Own(nn.Module):
+    """A language model of nobody's: a convolution in front, fused causal attention, a head that is tied."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 24)
+        self.front = nn.Conv1d(24, 24, 3, padding=1)
+        self.qkv, self.proj = nn.Linear(24, 72, bias=False), nn.Linear(24, 24)
+        self.head = nn.Linear(24, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.front(self.embed(ids).mT).mT
+        q, k, v = (part.unflatten(-1, (3, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+def test_a_module_of_ones_own():
+    model = Own().eval()
+    traced = trace(model, lambda point: {"ids": torch.zeros(point.batch, point.length, dtype=torch.long)})
+    assert not model.training
+    plan, s = compile_plan(traced, "executed"), 37
+    weights = 3 * 24 * 24 + 24 * 72 + 24 * 24 + 24 * 50
+    assert plan.flops([s, s], passes="forward") == 2 * 2 * (s * weights + s * s * 2 * 24)
+    exact = compile_plan(traced, "exact")
+    assert exact.flops([s, s], passes="forward") == 2 * 2 * (s * weights + s * (s + 1) // 2 * 2 * 24)
+    assert plan.parameters() == dict.fromkeys(("total", "active", "trainable"), sum(p.numel() for p in model.parameters()))
+    assert all(term.passes == Pass.TRAINING for term in traced.traced if term.kind.value == "linear")
+
+
+def test_work_that_is_no_function_of_the_lengths_is_named():
+    class Odd(Own):
+        def forward(self, ids):
+            kept = [position for position in range(ids.shape[1]) if bin(position).count("1") % 2]
+            return self.head(self.embed(ids[:, kept]))
+
+    traced = trace(Odd(), lambda point: {"ids": torch.zeros(point.batch, point.length, dtype=torch.long)})
+    assert traced.not_counted == ("head: what it runs is no function of the lengths that was found, so it is left out",)
+    assert compile_plan(traced, "exact").flops([7]) == 0
+
+
+def test_what_cannot_be_traced_is_one_error():
+    with pytest.raises(ConfigError, match="Own cannot be traced: TypeError"):
+        trace(Own())
+    with pytest.raises(ConfigError, match="'lama' is not known; did you mean 'llama'.*not known to transformers"):
+        from_huggingface({"model_type": "lama", "hidden_size": 8})
+    with pytest.raises(ConfigError, match="no field of a model's, so there is nothing to trace"):
+        from_huggingface({"model_type": "gpt_neox_japanese"})
+
+
+def test_a_head_that_the_configuration_does_not_tell_is_found_on_the_model():
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**READ["llama"], num_labels=3)
+    model = transformers.LlamaForSequenceClassification(config)
+    found = from_huggingface(model)
+    assert found.source == "traced"
+    plan, read = compile_plan(found, "exact"), compile_plan(from_huggingface(READ["llama"]), "exact")
+    assert read.flops([50]) - plan.flops([50]) == 6 * 50 * 64 * (128 - 3)
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
