@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     stages = report.stages  # errors come before the first line
     console = Output()
-    console.print(f"[bold]{config.name}[/]: {sizes(plan.parameters())}")
+    found = ", traced" if getattr(config, "source", "read") == "traced" else ""
+    console.print(f"[bold]{config.name}[/]: {sizes(plan.parameters())}{found}")
     images = f", {count(batch.images, 'image')}" if batch.images else ""
     console.print(
         f"{count(batch.sequences, 'sequence')}, {count(batch.tokens, 'token')}{images}; "

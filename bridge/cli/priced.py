@@ -144,6 +144,7 @@ class Report:
         """Integers wherever the count is one; FLOPs throughout."""
         return {
             "name": self.config.name,
+            "source": getattr(self.config, "source", "read"),
             "convention": self.plan.convention,
             "passes": self.passes,
             "sequences": self.batch.sequences,

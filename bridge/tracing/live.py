@@ -46,6 +46,8 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         model.train()
         for config in configs.values():
             prepare(config)
+            if getattr(config, "pad_token_id", 0) is None:  # heads that look for a text's end need one
+                config.pad_token_id = 0
         for module, name, _ in dropped:
             setattr(module, name, 0.0)
         yield
