@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bridge.config import from_huggingface, load_recipe
     from bridge.flops import compile_plan
     from bridge.hardware import peak_flops
+    from bridge.tracing import trace
     from bridge.training.callbacks import ThroughputCallback
 
 __version__ = "0.2.0"
@@ -22,9 +23,10 @@ _HOME = {
     "load_recipe": "bridge.config",
     "peak_flops": "bridge.hardware",
     "ThroughputCallback": "bridge.training.callbacks",
+    "trace": "bridge.tracing",
 }
 
-__all__ = ["ThroughputCallback", "compile_plan", "from_huggingface", "load_recipe", "peak_flops"]
+__all__ = ["ThroughputCallback", "compile_plan", "from_huggingface", "load_recipe", "peak_flops", "trace"]
 
 
 def __getattr__(name: str) -> Any:

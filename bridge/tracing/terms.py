@@ -173,7 +173,7 @@ def _priced_terms(one: Solved, left: dict[str, Any], names: Names) -> Iterator[T
         rows = statistic(key, one.work.batch, one.work.chunk)
         assert rows is not None  # ``priced`` was asked
         times = coefficient / size
-        weight = left.get(op.weight) if forward and rows == TOKENS else None
+        weight: Any = left.get(op.weight) if forward and rows == TOKENS else None
         copies = weight.numel() // size if weight is not None and weight.numel() % size == 0 else 0
         # A weight belongs to the term that multiplies by all of it; what reads it again, or in part, has none of its own.
         owns = copies == 1 or (copies > 1 and weight.dim() > 2)
