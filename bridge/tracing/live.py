@@ -1,14 +1,14 @@
-"""A live module without its memory: its parameters stay where they are, fake ones take their places while it is traced."""
+"""A live module without its memory: a copy whose parameters are fake; the module itself is not touched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bridge.flops.shapes import ConfigError
 from bridge.tracing.huggingface import prepare
 
 
@@ -17,50 +17,39 @@ def is_on_meta(model: torch.nn.Module) -> bool:
     return all(parameter.is_meta for parameter in model.parameters())
 
 
-def fakes(model: torch.nn.Module, mode: FakeTensorMode) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer by name, without its data; tied ones are one."""
-    known: dict[int, torch.Tensor] = {}
-    found = {}
-    for name, tensor in (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ):
-        if id(tensor) not in known:
-            known[id(tensor)] = mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
-        found[name] = known[id(tensor)]
-    return found
+def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
+    """A copy to be run: no data, in training mode, experts as batched matmuls, no layer left out by chance.
 
-
-@contextmanager
-def undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """In training mode, with experts as batched matmuls and no layer left out by chance; everything is put back."""
-    training = {module: module.training for module in model.modules()}
-    configs = {
-        id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), "to_dict")
-    }
-    inner = [value for config in configs.values() for value in vars(config).values() if hasattr(value, "model_type")]
-    kept = [(one, dict(vars(one))) for one in (*configs.values(), *inner)]
-    dropped = [(module, name, value) for module in model.modules() for name, value in _layerdrops(module)]
-    generator = torch.random.get_rng_state()
+    Raises:
+        ConfigError: something that it holds cannot be copied.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    # The memory of ``deepcopy``: what stands for an object that was copied already.
+    fakes: dict[int, Any] = {id(tensor): tensor if tensor.is_meta else _fake(tensor, mode) for tensor in tensors}
     try:
-        model.train()
-        for config in configs.values():
+        result = copy.deepcopy(model, fakes)
+    except Exception as error:
+        raise ConfigError(f"{type(model).__name__} cannot be traced, since it cannot be copied: {error}") from error
+    return prepared(result)
+
+
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    fake = mode.from_tensor(tensor.detach())
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake.requires_grad_(tensor.requires_grad)
+
+
+def prepared(model: torch.nn.Module) -> torch.nn.Module:
+    """A model that is ours, made ready to be run."""
+    model.train()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "to_dict"):
             prepare(config)
             if getattr(config, "pad_token_id", 0) is None:  # heads that look for a text's end need one
                 config.pad_token_id = 0
-        for module, name, _ in dropped:
-            setattr(module, name, 0.0)
-        yield
-    finally:
-        torch.random.set_rng_state(generator)
-        for module, name, value in dropped:
-            setattr(module, name, value)
-        for one, values in kept:
-            vars(one).clear()
-            vars(one).update(values)
-        for module, flag in training.items():
-            module.training = flag
-
-
-def _layerdrops(module: torch.nn.Module) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(module).items() if name.endswith("layerdrop") and isinstance(value, float)]
+        for name, value in vars(module).items():
+            if name.endswith("layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import prod
@@ -47,26 +47,29 @@ def trace(model: Any, inputs: huggingface.Inputs | None = None) -> Model:
     Raises:
         ConfigError: it cannot be built, or not be run.
     """
-    if not isinstance(model, torch.nn.Module):
-        model = huggingface.build(model)
-    return Tracer(model, inputs).model()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    if isinstance(model, torch.nn.Module):
+        return Tracer(live.copied(model, mode), mode, inputs).model()
+    return Tracer(live.prepared(huggingface.build(model)), mode, inputs).model()
 
 
 class Tracer:
-    """One module that is run at several points."""
+    """One module, ours and without data, that is run at several points."""
 
-    def __init__(self, module: torch.nn.Module, inputs: huggingface.Inputs | None = None):
+    def __init__(self, module: torch.nn.Module, mode: FakeTensorMode, inputs: huggingface.Inputs | None = None):
         self.module = module
+        self.mode = torch.device("meta") if live.is_on_meta(module) else mode
         self.inputs = inputs
+        self.parameters = dict(module.named_parameters())
+        self.weights = {**dict(module.named_buffers()), **self.parameters}
         self.runs: dict[Point, list[Op]] = {}
         self.encoder = 5 if huggingface.takes_encoder(module) else 0
 
     def model(self) -> Model:
         """Trace, solve, check."""
-        with live.undisturbed(self.module):
-            self._find_a_way()
-            solved, sentences = self._solve()
-        parameters = dict(self.module.named_parameters())
+        self._find_a_way()
+        solved, sentences = self._solve()
+        parameters = self.parameters
         terms = terms_of(solved, parameters, Names.of(self.module))
         frozen = tuple(name.removesuffix(".weight") for name, parameter in parameters.items() if not parameter.requires_grad)
         return Model(traced=terms, freeze=frozen, framework=frameworks.TRANSFORMERS, not_counted=tuple(sentences))
@@ -101,27 +104,15 @@ class Tracer:
         with ExitStack() as stack:
             if hasattr(self.module, "config"):
                 stack.enter_context(contexts.on())
-            if live.is_on_meta(self.module):
-                stack.enter_context(torch.device("meta"))
-                weights: Mapping[str, torch.Tensor] = {
-                    **dict(self.module.named_buffers()),
-                    **dict(self.module.named_parameters()),
-                }
-                call: Callable[..., Any] = self.module
-            else:
-                mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-                fakes = live.fakes(self.module, mode)
-                weights = {name: fakes[name] for name, _ in (*self.module.named_buffers(), *self.module.named_parameters())}
-                call = lambda **values: torch.func.functional_call(self.module, fakes, (), values)  # noqa: E731
-            recorder = contexts.recorder = Recorder(self.module, weights)
+            stack.enter_context(self.mode)
+            recorder = contexts.recorder = Recorder(self.module, self.weights)
             values = self.inputs(point)
             with recorder.on():
-                out = huggingface.output(call(**values))
+                out = huggingface.output(self.module(**values))
                 if out.requires_grad:
                     out.sum().backward()
-        for parameter in self.module.parameters():
-            if parameter.is_meta:
-                parameter.grad = None
+        for parameter in self.parameters.values():
+            parameter.grad = None
         return recorder.ops
 
     # ---- solving ---------------------------------------------------------------------------------

@@ -77,9 +77,12 @@ def test_adapters_and_frozen_parts_run_the_passes_that_autograd_runs():
     model = peft.get_peft_model(live("llama"), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     model.base_model.model.model.layers[0].mlp.down_proj.weight.requires_grad_(True)
     model.base_model.model.lm_head.weight.requires_grad_(True)
-    grown = [parameter.grad for parameter in model.parameters()]
+    before = [(name, parameter.requires_grad, parameter.sum().item()) for name, parameter in model.named_parameters()]
+    model.eval()
     plan = compile_plan(trace(model), "executed")
-    assert [parameter.grad for parameter in model.parameters()] == grown == [None] * len(grown)
+    assert [(name, parameter.requires_grad, parameter.sum().item()) for name, parameter in model.named_parameters()] == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
     assert counted(plan, sequence_lengths=[21, 21])[:2] == executed(model, 2, 21)
     sizes = [parameter.numel() * parameter.requires_grad for parameter in model.parameters()]
     assert plan.parameters()["trainable"] == sum(sizes)
