@@ -106,7 +106,6 @@ BUDGET = {
     "bridge/data": 1950,
     "bridge/metrics": 2450,
     "bridge/training": 3850,
-    "bridge/training": 3650,
     "bridge/tracing": 900,
     "bridge/report": 850,
     "bridge/explorer": 1700,
