@@ -150,7 +150,7 @@ def _unknown_family(model_type: str) -> str:
 
 #: Families of transformers that are spelt almost like one of ours and are none of them.
 _SPELT_ALIKE = (
-    *("olmo", "pixtral", "glm4v_moe", "gemma3n_text"),
+    *("olmo", "pixtral", "glm4v_moe", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
     *("clip_vision_model", "blip_vision_model", "xclip_vision_model"),
 )
 
