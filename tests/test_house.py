@@ -107,7 +107,6 @@ BUDGET = {
     "bridge/metrics": 2450,
     "bridge/training": 3850,
     "bridge/tracing": 900,
-    "bridge/training": 3650,
     "bridge/report": 850,
     "bridge/explorer": 1700,
     "bridge/integrations": 550,
