@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +35,19 @@ class Contexts:
         from transformers import masking_utils
         from transformers.modeling_utils import AttentionInterface
 
-        masks, find = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, AttentionInterface.get_interface
-        before = dict(masks)
+        masks: dict[str, Any] = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+        find = AttentionInterface.get_interface
+        before, find_packed = dict(masks), masking_utils.find_packed_sequence_indices
         for name, make in before.items():
             masks[name] = self._remembering(make)
-        AttentionInterface.get_interface = lambda table, name, default: self._telling(find(table, name, default))
+        setattr(AttentionInterface, "get_interface", lambda table, *names: self._telling(find(table, *names)))  # noqa: B010
+        # What is traced is not packed; without data transformers could not see that.
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None
         try:
             yield
         finally:
-            AttentionInterface.get_interface = find
+            masking_utils.find_packed_sequence_indices = find_packed
+            setattr(AttentionInterface, "get_interface", find)  # noqa: B010
             masks.update(before)
 
     def _remembering(self, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,8 +105,9 @@ def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context
             counts = [int(torch.as_tensor(sees(0, 0, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
     except Exception:
         return None
-    forms = [(CAUSAL, triangle), *((Context("window", (w,)), lambda s, w=w: window_pairs(s, w)) for w in sizes)]
-    forms += [(Context("chunk", (c,)), lambda s, c=c: chunk_pairs(s, c)) for c in sizes]
+    forms: list[tuple[Context, Callable[[int], int]]] = [(CAUSAL, triangle)]
+    forms += [(Context("window", (size,)), partial(window_pairs, window=size)) for size in sizes]
+    forms += [(Context("chunk", (size,)), partial(chunk_pairs, chunk=size)) for size in sizes]
     for context, pairs in forms:
         if all(count == pairs(row + 1) - pairs(row) for row, count in zip(rows, counts, strict=True)):
             return context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def build(values: Mapping[str, Any]) -> torch.nn.Module:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind = values.get("model_type")
+    kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ConfigError(f"model_type={short(kind)} is not known to transformers {transformers.__version__} either")
     try:
@@ -80,12 +81,12 @@ def ways(model: torch.nn.Module) -> Iterator[Inputs]:
     for mask in (0, 4, 2):
         for cache in ({"use_cache": False}, {}):
             if not (encoder and mask == 4):
-                yield lambda point, mask=mask, cache=cache: {**_text(point, mask), **cache}
+                yield partial(_text, mask, cache)
 
 
-def _text(point: Point, mask: int) -> dict[str, Any]:
+def _text(mask: int, cache: Mapping[str, Any], point: Point) -> dict[str, Any]:
     batch, length, encoder = point.batch, point.length, point.encoder
-    values = {"input_ids": torch.zeros(batch, encoder or length, dtype=torch.long)}
+    values = {"input_ids": torch.zeros(batch, encoder or length, dtype=torch.long), **cache}
     if mask == 4:
         values["attention_mask"] = torch.zeros(batch, 1, length, length)
     if mask == 2:

@@ -44,7 +44,7 @@ def prepared(model: torch.nn.Module) -> torch.nn.Module:
     """A model that is ours, made ready to be run."""
     model.train()
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "to_dict"):
             prepare(config)
             if getattr(config, "pad_token_id", 0) is None:  # heads that look for a text's end need one

@@ -219,7 +219,8 @@ def _size(op: Op, dims: Sequence[Polynomial]) -> tuple[int, int]:
     sides = [dim.constant for dim in dims[:2] if dim.constant]
     if op.weight:
         sides += [dim.constant for dim in dims[2:] if dim.constant]
-        return (*sides, 1, 1)[:2]
+        k, n, *_ = (*sides, 1, 1)
+        return k, n
     factors = [dim.factor for dim in dims]
     width = sides[0] if sides else 1
     return width, max(1, prod(factors) // width)
