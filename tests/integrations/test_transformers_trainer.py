@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
-from bridge.config import from_huggingface  # noqa: E402
+from bridge.config import PeftConfig, from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 from bridge.integrations.transformers_trainer import ThroughputTrainerCallback, add_throughput  # noqa: E402
 from bridge.training.callbacks.throughput import FACTS  # noqa: E402
@@ -203,18 +204,19 @@ def test_flattened_batches(tmp_path, bounds):
     assert totals(trainer.state.log_history) == {1: flops(packed)}
 
 
-def test_what_is_frozen_otherwise_is_not_priced_but_tokens_are(tmp_path, caplog):
+def test_what_is_frozen_otherwise_is_traced(tmp_path, caplog):
+    """No reader describes a frozen embedding: the model itself is run without its memory, and counts as what it is."""
     model = tiny_llama.model()
     model.model.embed_tokens.weight.requires_grad_(False)
     args = arguments(tmp_path, max_steps=1, logging_steps=1, save_strategy="no")
     trainer = Recorded(model, args, train_dataset=tiny_llama.texts(6), data_collator=tiny_llama.collate)
     throughput = add_throughput(trainer)
     trainer.train()
-    assert "model.embed_tokens.weight is frozen" in caplog.text
-    assert sum("cannot be priced" in message for message in caplog.messages) == 1
+    frozen = replace(from_huggingface(model.config), peft=PeftConfig(kind="freeze", freeze=["embedding"]))
+    plan = compile_plan(frozen, "exact")
     latest = throughput.throughput.latest
     assert latest["throughput/total_tokens"] == sum(map(sum, trainer.seen))
-    assert "throughput/total_flops" not in latest
+    assert latest["throughput/total_flops"] == sum(plan.flops([length]) for batch in trainer.seen for length in batch)
 
 
 def test_several_gpus_in_one_process_are_refused_in_words(tmp_path, caplog):
