@@ -210,7 +210,7 @@ def test_what_is_frozen_otherwise_is_traced(tmp_path, caplog):
     model.model.embed_tokens.weight.requires_grad_(False)
     args = arguments(tmp_path, max_steps=1, logging_steps=1, save_strategy="no")
     trainer = Recorded(model, args, train_dataset=tiny_llama.texts(6), data_collator=tiny_llama.collate)
-    throughput = add_throughput(trainer)
+    throughput = add_throughput(trainer, convention="exact")
     trainer.train()
     frozen = replace(from_huggingface(model.config), peft=PeftConfig(kind="freeze", freeze=["embedding"]))
     plan = compile_plan(frozen, "exact")
