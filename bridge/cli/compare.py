@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from bridge.cli.console import Output, in_words, make_table, plain, print_json, 
 from bridge.cli.priced import Report, make_batch, micro_batches
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
+from bridge.flops.reading import read
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -85,7 +86,9 @@ def _columns(arguments: argparse.Namespace) -> Iterator[Column]:
         config = options.read_config(source, [*shared, *own])
         for convention in arguments.convention:
             try:
-                plan = compile_plan(config, convention)
+                model = read(config)
+                # As `bridge flops` does: without a number format of its own a model runs in BF16.
+                plan = compile_plan(replace(model, formats=model.formats.or_on("bf16")), convention)
                 batch = make_batch(plan, config, **options.batch_of(arguments))
                 report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
                 report.stages  # noqa: B018  # errors of the layout come before the first line

@@ -25,6 +25,7 @@ def test_llama3_8b(capsys):
     report = counted(capsys, "llama3-8b")
     assert report == {
         "name": "llama3-8b",
+        "source": "read",
         "convention": "megatron",
         "passes": "training",
         "sequences": 1,

@@ -8,7 +8,8 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
-from bridge.planning.ledger import TRUE, Ledger, OperationCost, forward_pass, generation
+from bridge.planning.exhibits.lora_notebook import TRUE, forward_pass, generation
+from bridge.planning.ledger import Ledger, OperationCost
 
 
 def ledger(capsys, *arguments: str) -> dict:

@@ -145,7 +145,7 @@ def _family(model_type: str) -> Family:
 def _unknown_family(model_type: str) -> str:
     meant = _misspelt(model_type)
     hint = f"did you mean {meant!r}? " if meant else ""
-    return f"model_type={short(model_type)} is not known; {hint}known are {', '.join(sorted(FAMILIES))}"
+    return f"model_type={short(model_type)} is not known; {hint}bridge reads {len(FAMILIES)} others (docs/models.md)"
 
 
 #: Families of transformers that are spelt almost like one of ours and are none of them.
