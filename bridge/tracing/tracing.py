@@ -86,16 +86,23 @@ class Tracer:
                 return
             except Exception as error:
                 errors.append(error)
-        kind = type(self.module).__name__
-        raise ConfigError(f"{kind} cannot be traced: {type(errors[0]).__name__}: {str(errors[0])[:200]}") from errors[0]
+        raise self._refusal(errors[0])
+
+    def _refusal(self, error: Exception) -> ConfigError:
+        refusal = ConfigError(f"{type(self.module).__name__} cannot be traced: {type(error).__name__}: {str(error)[:200]}")
+        refusal.__cause__ = error
+        return refusal
 
     def _point(self, batch: int = 2, length: int = 9, encoder: int = 0) -> Point:
         return Point(batch, length, encoder or self.encoder)
 
     def ops(self, point: Point) -> list[Op]:
-        """What runs at a point."""
+        """What runs at a point; ConfigError where it does not run."""
         if point not in self.runs:
-            self.runs[point] = self._run(point)
+            try:
+                self.runs[point] = self._run(point)
+            except Exception as error:
+                raise self._refusal(error) from error
         return self.runs[point]
 
     def _run(self, point: Point) -> list[Op]:
@@ -129,7 +136,7 @@ class Tracer:
         try:
             for point in far:
                 self.ops(point)
-        except Exception:  # positions that end before
+        except ConfigError:  # positions that end before
             return [self._point(3, 40, 2 * self.encoder), self._point(2, 23, 3 * self.encoder)]
         return far
 
@@ -141,7 +148,7 @@ class Tracer:
             try:
                 more = [*points, *(self._point(2, length) for length in lengths)]
                 found, open_groups = self._fit(more, chunk, open_groups)
-            except RuntimeError:
+            except ConfigError:
                 continue
             solved += found
             if not open_groups:

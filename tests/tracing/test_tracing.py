@@ -146,6 +146,8 @@ def test_work_that_is_no_function_of_the_lengths_is_named():
 def test_what_cannot_be_traced_is_one_error():
     with pytest.raises(ConfigError, match="Own cannot be traced: TypeError"):
         trace(Own())
+    with pytest.raises(ConfigError, match="Own cannot be traced: RuntimeError: shape"):
+        trace(Own(), lambda point: {"ids": torch.zeros(point.length, dtype=torch.long).view(2 * point.batch - 1, -1)})
     with pytest.raises(ConfigError, match="'lama' is not known; did you mean 'llama'.*not known to transformers"):
         from_huggingface({"model_type": "lama", "hidden_size": 8})
     with pytest.raises(ConfigError, match="no field of a model's, so there is nothing to trace"):
