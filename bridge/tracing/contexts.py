@@ -75,7 +75,7 @@ class Contexts:
         if mask is None:
             causal = kwargs.get("is_causal")
             causal = getattr(module, "is_causal", False) if causal is None else causal
-            return CAUSAL if causal and query.shape[-2] > 1 else None
+            return CAUSAL if causal else Context("bidirectional")
         sees = self._masks.get(id(mask), (None, None))[1]
         if sees is None:
             return None

@@ -20,7 +20,7 @@ from bridge.tracing import huggingface, live
 from bridge.tracing.contexts import Contexts
 from bridge.tracing.recording import Op, Recorder
 from bridge.tracing.solving import Monomial, Point, Polynomial, constant, fit
-from bridge.tracing.terms import Names, Solved, priced, terms_of
+from bridge.tracing.terms import Names, Solved, priced, terms_of, unread
 
 #: What a dimension may be made of, and what all the work of a module may be.
 _LINEAR: tuple[Monomial, ...] = ((0, 0, 0), (1, 0, 0))
@@ -72,7 +72,7 @@ class Tracer:
         parameters = self.parameters
         terms = terms_of(solved, parameters, Names.of(self.module))
         frozen = tuple(name.removesuffix(".weight") for name, parameter in parameters.items() if not parameter.requires_grad)
-        return Model(traced=terms, freeze=frozen, framework=frameworks.TRANSFORMERS, not_counted=tuple(sentences))
+        return Model(traced=terms, freeze=frozen, framework=frameworks.TRANSFORMERS, not_counted=(*sentences, *unread(solved)))
 
     # ---- running ---------------------------------------------------------------------------------
 
