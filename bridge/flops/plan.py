@@ -331,6 +331,8 @@ class Plan:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
         if self._needs_byte_patches and sequences.number and "byte_patches" not in others:
             raise ConfigError(_NO_BYTE_PATCHES)
+        if sequences.number and any(over == "longest" and over not in others for _, over, _ in self._estimates):
+            raise ConfigError("this model's work depends on the longest sequence of a batch: give the lengths, not their sums")
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]

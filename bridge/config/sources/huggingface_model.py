@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import replace
 from typing import Any, Optional
 
 from bridge.config.schema import ModelConfig, PeftConfig
@@ -81,7 +82,14 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     except ConfigError as error:
         raise ConfigError(f"{refusal or 'its configuration describes another model'}; {error}") from error
     kind = getattr(model.config, "model_type", "") or type(model).__name__
+    traced = replace(traced, not_counted=(*traced.not_counted, *_unseen(model)))
     return HuggingFaceConfig(name=kind, model=ModelConfig(), model_type=kind, not_counted=traced.not_counted, traced=traced)
+
+
+def _unseen(model: Any) -> list[str]:
+    """Sentences about parts that a batch of text does not run."""
+    parts = [name for name in ("vision_config", "audio_config") if getattr(model.config, name, None) is not None]
+    return [f"{name}: the model was traced on text alone; what its images or its sound cost is not counted" for name in parts]
 
 
 def _is_whole(model: Any) -> bool:
