@@ -224,6 +224,7 @@ class Plan:
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._needs_byte_patches = any(s.over == "byte_patches" for s in self.statistics)
+        self._needs_longest = any(s.over == "longest" for s in self.statistics)
         self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         none = self._coefficients({}, ())
@@ -331,7 +332,7 @@ class Plan:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
         if self._needs_byte_patches and sequences.number and "byte_patches" not in others:
             raise ConfigError(_NO_BYTE_PATCHES)
-        if sequences.number and any(over == "longest" and over not in others for _, over, _ in self._estimates):
+        if self._needs_longest and sequences.number and "longest" not in others:
             raise ConfigError("this model's work depends on the longest sequence of a batch: give the lengths, not their sums")
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}

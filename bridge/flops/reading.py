@@ -420,7 +420,7 @@ def _check_relations(shape: ModelShape) -> None:
         raise ConfigError(problem)
 
 
-def _contradictions(shape: ModelShape) -> Any:
+def _contradictions(shape: ModelShape) -> Iterator[str]:
     """Sentences about fields that cannot stand beside each other."""
     heads, hidden, layers = shape.num_attention_heads, shape.hidden_size or 0, shape.num_layers or 0
     if heads and shape.kv_channels is None and not shape.has_latents and hidden % heads:
