@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
+from bridge.flops.components.self_attention import CORE
 from bridge.flops.shapes import ConfigError, short
-from bridge.flops.terms import Kind, Pass, Place, Term
+from bridge.flops.terms import Kind, Pass, Place, Role, Term
 
 #: The format of what nobody has told; it has no peak.
 UNKNOWN = "unknown"
@@ -150,7 +151,7 @@ class Formats:
             one: one pass of it.
             layers: of the decoder.
         """
-        if self.teacher is not None and term.path.startswith("teacher_model."):
+        if self.teacher is not None and Role.TEACHER in term.roles:
             return self.teacher.of(term, one, layers)
         base = self.base or UNKNOWN
         if self.recipe is None:
@@ -164,8 +165,8 @@ class Formats:
     def _may_run_in(self, recipe: Recipe, term: Term, one: Pass) -> bool:
         """Whether a matmul is one of those that a recipe quantises, wherever it stands."""
         if term.kind is Kind.CORE:
-            return self.attention and term.component == "core_attention"
-        if term.name == "output_layer":
+            return self.attention and term.component == CORE
+        if Role.OUTPUT in term.roles:
             return self.output_layer and term.component != ADAPTERS
         kept = one is Pass.WGRAD and not self.wgrad
         return term.kind is Kind.LINEAR and term.component != ADAPTERS and not kept

@@ -31,7 +31,7 @@ from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import decoder_layers, encoder_layers, mtp_depths, plain_layer
 from bridge.flops.reading import Model
 from bridge.flops.shapes import AudioShape, ModelShape, VisionShape
-from bridge.flops.terms import Context, Place, Term, elementwise, join, norm, onto, table
+from bridge.flops.terms import Context, Place, Role, Term, elementwise, join, norm, onto, table
 
 
 def root_terms(model: Model, convention: Convention, framework: Framework) -> list[Term]:
@@ -69,7 +69,7 @@ def _before_the_decoder(build: Build, vision: VisionShape | None, audio: AudioSh
     if vision is not None:
         yield from vision_terms(vision, build.convention)
     if audio is not None:
-        yield from audio_terms(build, audio)
+        yield from (term.marked(Role.ENCODER) for term in audio_terms(build, audio))
     yield from embedding(
         vocab_size=build.vocabulary,
         hidden_size=build.hidden_size,
@@ -92,7 +92,9 @@ def _after_the_decoder(build: Build) -> Iterator[Term]:
     """Multi-token prediction, and the output layer over the states of each depth."""
     shape, depths = build.shape, mtp_depths(build.shape)
     for depth, inner in enumerate(depths):
-        yield from (term.under(f"mtp.layers.{depth}.", place=Place.MTP) for term in _mtp_terms(build, inner, depth))
+        yield from (
+            term.under(f"mtp.layers.{depth}.", Role.TRAINING_ONLY, place=Place.MTP) for term in _mtp_terms(build, inner, depth)
+        )
     states = [f"states_{i}" for i in range(len(depths) + 1)]
     # As megatron-core runs them: the losses of the depths come first and hang on the decoder's state.
     for i in (*range(1, len(states) * build.convention.mtp_output_layers), 0):
@@ -104,7 +106,7 @@ def _after_the_decoder(build: Build) -> Iterator[Term]:
             yield from bert_lm_head(hidden_size=build.hidden_size)
         bias = shape.bert_lm_head or shape.add_output_bias
         logits = output_layer(hidden_size=build.hidden_size, vocab_size=build.vocabulary, tied=tied, bias=bias)
-        yield logits.under(f"mtp.layers.{i - 1}." if i else "")
+        yield logits.under(f"mtp.layers.{i - 1}.", Role.TRAINING_ONLY) if i else logits
 
 
 def _stack(build: Build, layers: Iterable[Layer], prefix: str) -> Iterator[Term]:
@@ -189,9 +191,9 @@ def encoder_terms(build: Build) -> list[Term]:
     )
     own = replace(build, shape=shape)
     embedded = table("word_embeddings", "embedding", shape.vocab_size or 0, own.hidden_size, to=("hidden",))
-    terms = [replace(embedded, tied="embedding.word_embeddings"), *_relative_positions(own, "")]
+    terms = [replace(embedded, tied="embedding.word_embeddings", roles=Role.LOOKED_UP), *_relative_positions(own, "")]
     terms += [*_stack(own, encoder_layers(shape, ENCODER), ""), _last_norm(own, "states")]
-    return [onto(term.under("encoder."), stream="encoder", tokens=ENCODER_TOKENS) for term in terms]
+    return [onto(term.under("encoder."), stream="encoder", tokens=ENCODER_TOKENS).marked(Role.ENCODER) for term in terms]
 
 
 def audio_terms(build: Build, audio: AudioShape) -> list[Term]:
@@ -273,4 +275,4 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             if behind == i or (plain and behind > i == depth - 1):
                 terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merger_of(vision, deep=True)]
     terms += [term.under("vision_model.") for term in projector.terms(vision)]
-    return [term.changed(place=Place.FIRST) for term in terms]
+    return [term.changed(place=Place.FIRST).marked(Role.IMAGES) for term in terms]

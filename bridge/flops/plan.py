@@ -26,7 +26,7 @@ from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.pipeline import Layout, Placement
 from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Kind, Pass, Place, Term
+from bridge.flops.terms import Context, Kind, Pass, Place, Role, Term
 
 K = TypeVar("K")
 
@@ -98,7 +98,7 @@ def compile_plan(
     def onlookers(how: conventions.Convention) -> list[Term]:
         terms = []
         if model.teacher is not None:
-            terms += transforms.forward_only(root_terms(model.teacher, how, runs_on), "teacher_model")
+            terms += transforms.forward_only(root_terms(model.teacher, how, runs_on), "teacher_model", Role.TEACHER)
         if model.reference:
             terms += transforms.forward_only(reference(how), "reference_model")
         return terms
@@ -479,7 +479,7 @@ class Plan:
     def built_terms(self, *, padded: bool = False) -> list[Term]:
         """The terms of the model as it is built, whatever the convention counts; ``padded``: its vocabulary too."""
         how = replace(conventions.EXACT, padded_vocabulary=padded)
-        return [term for term in self._build(how) if not term.path.startswith(ONLOOKERS)]
+        return [term for term in self._build(how) if Role.ONLOOKER not in term.roles]
 
     def parameters_by_module(self, *, padded: bool = False) -> dict[str, int]:
         """Weights and biases by module path, those of all experts of a layer together; a tied weight is where it first stands."""
@@ -500,9 +500,6 @@ class Plan:
 _NO_BYTE_PATCHES = (
     "byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence (--byte-patches)"
 )
-
-#: Paths of models that only look on.
-ONLOOKERS = ("teacher_model.", "reference_model.")
 
 
 def _whole(value: Number) -> Number:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Optional
 
 from bridge.flops import formats, frameworks, shapes, transforms
-from bridge.flops.components.registry import PROJECTORS, VARIANTS
+from bridge.flops.components.registry import PROJECTORS, SYMBOLS, VARIANTS
 from bridge.flops.formats import Formats
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import pipeline_segments
@@ -279,10 +279,10 @@ def _part(model: Any, name: str) -> Any:
     return source
 
 
-def _require(shape: Any, prefix: str, *names: str) -> None:
+def _require(shape: Any, prefix: str, *names: str, why: str = "") -> None:
     for name in names:
         if getattr(shape, name) is None:
-            raise ConfigError(f"{prefix}{name} is missing: set it to a positive integer")
+            raise ConfigError(f"{prefix}{name} is missing: set it to a positive integer{why}")
 
 
 def _language(cfg: Any, source: Any) -> ModelShape:
@@ -414,7 +414,15 @@ def _check_relations(shape: ModelShape) -> None:
     """Raise ConfigError where fields are missing or contradict each other."""
     hybrid, pattern = shape.is_hybrid, shape.hybrid_layer_pattern
     _require(shape, "model.", "hidden_size", "vocab_size", *([] if pattern else ["num_layers"]))
-    if not (hybrid and not {"*", "+", "D", "P"} & set(pattern or "*")):
+    if hybrid:
+        for symbol, row in SYMBOLS.items():
+            _require(
+                shape,
+                "model.",
+                *(row.required if symbol in (pattern or "*") else ()),
+                why=f" (hybrid_layer_pattern has {symbol!r})",
+            )
+    else:
         _require(shape, "model.", "num_attention_heads")
     for problem in _contradictions(shape):
         raise ConfigError(problem)
@@ -438,8 +446,6 @@ def _contradictions(shape: ModelShape) -> Iterator[str]:
         yield f"model.layernorm_placement={shape.layernorm_placement!r} must be one of {', '.join(placements)}"
     if shape.num_moe_experts and shape.moe_router_topk > shape.num_moe_experts:
         yield f"model.moe_router_topk={shape.moe_router_topk} is larger than model.num_moe_experts={shape.num_moe_experts}"
-    if "E" in (shape.hybrid_layer_pattern or "") and not shape.num_moe_experts:
-        yield "model.num_moe_experts is missing: model.hybrid_layer_pattern has MoE layers (E)"
     if (shape.num_kv_shared_layers or 0) > layers and not shape.is_hybrid:
         yield f"model.num_kv_shared_layers={shape.num_kv_shared_layers} is more than model.num_layers={layers}"
     chosen = shape.dsa_indexer_layers

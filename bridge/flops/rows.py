@@ -89,10 +89,12 @@ class Channel(Row):
     Attributes:
         terms: from the normed input to the residual stream.
         symbol: its letter in ``hybrid_layer_pattern``.
+        required: fields of the model that it cannot do without.
     """
 
     terms: Terms
     symbol: str = ""
+    required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,42 @@ class Kind(enum.Enum):
     """No matmul: ``operations`` on each row, which only the operation ledger counts."""
 
 
+class Role(enum.Flag):
+    """What a term is to those who ask a plan, so that nobody matches names or paths; an adapter has its layer's roles."""
+
+    NONE = 0
+    EMBEDDING = enum.auto()
+    """The start of the residual stream."""
+    LOOKED_UP = enum.auto()
+    """A table of which each token reads one row."""
+    OUTPUT = enum.auto()
+    """The projection to the vocabulary."""
+    IMAGES = enum.auto()
+    """Runs only where there are images."""
+    ENCODER = enum.auto()
+    """Runs only where an encoder has something to read: in it, or on its states."""
+    LATENT_UP = enum.auto()
+    """MLA's way from a latent to the keys and values of all heads."""
+    LATENT_KEYS = enum.auto()
+    """The product of MLA's queries with those keys."""
+    LATENT_VALUES = enum.auto()
+    """And that of the scores with those values."""
+    TRAINING_ONLY = enum.auto()
+    """Does not run where a model generates."""
+    TEACHER = enum.auto()
+    """Of the teacher, whose number format is its own."""
+    ONLOOKER = enum.auto()
+    """Of a second model, whose parameters do not count."""
+    MLP = enum.auto()
+    EXPERTS = enum.auto()
+    """A block of experts, whole."""
+    SHARED_EXPERTS = enum.auto()
+    LATENT_PROJECTION = enum.auto()
+    """What megatron-core's ``mla_up_proj`` recomputes."""
+    DELTA_PRODUCT_INPUT = enum.auto()
+    DELTA_PRODUCT_CONVOLUTION = enum.auto()
+
+
 @dataclass(frozen=True)
 class Context:
     """Which keys a query sees; a convention turns it into a statistic and a factor.
@@ -116,6 +152,7 @@ class Term:
         allowed: passes that can ever run: forward only for what is detached from the loss.
         passes: the passes that do run, set by ``transforms``.
         operations: of one row, for work that is no matmul.
+        roles: what it is to those who ask.
     """
 
     name: str
@@ -138,6 +175,7 @@ class Term:
     allowed: Pass = Pass.TRAINING
     passes: Pass = Pass.FORWARD
     operations: Operations = NOTHING
+    roles: Role = Role.NONE
 
     @property
     def has_weight(self) -> bool:
@@ -159,8 +197,10 @@ class Term:
         """Entries of those weights that one token uses."""
         return self._one_copy * self.active_copies
 
-    def under(self, prefix: str, **fields: Any) -> Term:
-        """The same term inside a module: ``prefix`` goes before its path; ``fields`` change too."""
+    def under(self, prefix: str, roles: Role = Role.NONE, **fields: Any) -> Term:
+        """The same term inside a module: ``prefix`` goes before its path, ``roles`` are added; ``fields`` change too."""
+        if roles:
+            fields["roles"] = self.roles | roles
         return self.changed(path=prefix + (self.path or self.name), **fields)
 
     def changed(self, **fields: Any) -> Term:
@@ -168,6 +208,10 @@ class Term:
         term = object.__new__(Term)
         term.__dict__.update(self.__dict__, **fields)
         return term
+
+    def marked(self, roles: Role) -> Term:
+        """The same term with more roles."""
+        return self.changed(roles=self.roles | roles)
 
 
 def onto(term: Term, *, stream: str, tokens: Statistic) -> Term:

@@ -10,11 +10,12 @@ from fractions import Fraction
 from typing import Any
 
 from bridge.flops.components.output_layer import OUTPUT_LAYER
+from bridge.flops.components.self_attention import CORE
 from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.shapes import ConfigError, ModelShape, short
 from bridge.flops.statistics import FORWARD_PASSES
-from bridge.flops.terms import Kind, Pass, Place, Term, elementwise
+from bridge.flops.terms import Kind, Pass, Place, Role, Term, elementwise
 
 ADAPTERS = "adapters"
 #: The value that never carries a gradient.
@@ -85,7 +86,7 @@ def differentiate(
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
             dgrad = wgrad = flows or trains
         passes = _RUN[bool(dgrad), bool(wgrad)]
-        given = flows or trains or (input_gradient and term.path.startswith("embedding."))
+        given = flows or trains or (input_gradient and Role.EMBEDDING in term.roles)
         for name in term.outputs:
             # What is added to a stream leaves it in need of a gradient; a join only looks at its inputs.
             kept = term.kind is not Kind.JOIN and needs.get(name, False) and name.rpartition(".")[2] in STREAMS
@@ -201,7 +202,7 @@ def with_adapters(terms: Sequence[Term], lora: Lora, framework: Framework) -> li
 
 def _module(term: Term) -> str:
     """The path of the module that runs a term: the output layers of all multi-token-prediction depths are one."""
-    return OUTPUT_LAYER if term.name == OUTPUT_LAYER else term.path
+    return OUTPUT_LAYER if Role.OUTPUT in term.roles else term.path
 
 
 def _low_rank(term: Term, lora: Lora) -> list[Term]:
@@ -211,9 +212,13 @@ def _low_rank(term: Term, lora: Lora) -> list[Term]:
     return [
         replace(base, name="lora_A", n=lora.dim, outputs=(low,), path=f"{low}.linear_in", tied=home and f"{home}.linear_in"),
         replace(base, name="lora_B", k=lora.dim, inputs=(low,), path=f"{low}.linear_out", tied=home and f"{home}.linear_out"),
-        # Scaled by alpha / r and added to what the frozen weight makes.
-        elementwise("lora_sum", ADAPTERS, term.times * term.n * _SCALED_SUM, *term.outputs, rows=term.rows).under(f"{low}."),
+        _scaled_sum(term).under(f"{low}.", roles=term.roles),
     ]
+
+
+def _scaled_sum(term: Term) -> Term:
+    """Scaled by alpha / r and added to what the frozen weight makes."""
+    return elementwise("lora_sum", ADAPTERS, term.times * term.n * _SCALED_SUM, *term.outputs, rows=term.rows)
 
 
 def _row_lengths(term: Term, adapted: int, lora: Lora, framework: Framework) -> list[Term]:
@@ -242,13 +247,14 @@ def a_third(terms: Iterable[Term]) -> list[Term]:
     return [term.changed(times=term.times * Fraction(bin(term.passes.value).count("1"), 3)) for term in terms]
 
 
-def forward_only(terms: Iterable[Term], component: str) -> list[Term]:
+def forward_only(terms: Iterable[Term], component: str, role: Role = Role.NONE) -> list[Term]:
     """A model that only looks on: a teacher (distillation), or the reference of a preference loss (DPO, arXiv:2305.18290).
 
-    Its FLOPs are one line of the breakdown, its parameters are nobody's.
+    Its FLOPs are one line of the breakdown; its parameters do not count.
     """
+    role |= Role.ONLOOKER | Role.TRAINING_ONLY
     return [
-        replace(term, component=component, path=f"{component}.{term.path}", place=Place.LAST, passes=Pass.FORWARD & term.allowed)
+        term.under(f"{component}.", component=component, place=Place.LAST, passes=Pass.FORWARD & term.allowed).marked(role)
         for term in terms
     ]
 
@@ -290,17 +296,15 @@ def recomputes_weights(shape: Any) -> bool:
     return granularity == "full" or (granularity == "selective" and not {*modules} <= {"core_attn", "moe_act"})
 
 
-#: megatron-core's names of recompute_modules -> which terms run again: their component, or the modules of adapters inside.
-_MODULES: dict[str, Callable[[Term], bool]] = {
-    "gdp_in_proj": lambda term: term.path.endswith(".mixer.in_proj") or ".mixer.in_proj.adapter" in term.path,
-    "gdp_qkv": lambda term: term.path.endswith(".mixer.conv1d"),
-    "core_attn": lambda term: term.component == "core_attention",
-    "mlp": lambda term: (
-        term.component == "mlp" or term.path.endswith(".mlp") or (term.component == ADAPTERS and ".mlp.linear_" in term.path)
-    ),
-    "moe": lambda term: term.component == "moe" or (term.component == ADAPTERS and "experts." in term.path),
-    "shared_experts": lambda term: ".shared_experts." in term.path,
-    "mla_up_proj": lambda term: _leaf(term) in ("linear_q_up_proj", "linear_kv_up_proj", "linear_q_proj"),
+#: megatron-core's names of recompute_modules -> the line of the breakdown, or the role, of the terms that run again.
+_MODULES: dict[str, str | Role] = {
+    "core_attn": CORE,
+    "mlp": Role.MLP,
+    "moe": Role.EXPERTS,
+    "shared_experts": Role.SHARED_EXPERTS,
+    "mla_up_proj": Role.LATENT_PROJECTION,
+    "gdp_in_proj": Role.DELTA_PRODUCT_INPUT,
+    "gdp_qkv": Role.DELTA_PRODUCT_CONVOLUTION,
 }
 #: Those that run no matmul again.
 _FREE_MODULES = ("moe_act", "layernorm", "gdn_norm_out", "mhc")
@@ -329,11 +333,6 @@ def _modules(shape: ModelShape) -> tuple[Any, ...]:
     return tuple(shape.recompute_modules or ("core_attn",)) if shape.recompute_granularity == "selective" else ()
 
 
-def _leaf(term: Term) -> str:
-    """The name of a term's layer, or of the layer that it adapts."""
-    return term.path.partition(".adapter")[0].rpartition(".")[2]
-
-
 def _regions(shape: ModelShape) -> Callable[[Term], str]:
     """Which region of activation checkpointing a term belongs to: '' for none."""
     if shape.recompute_granularity == "full":
@@ -343,7 +342,7 @@ def _regions(shape: ModelShape) -> Callable[[Term], str]:
             )
         if shape.recompute_method == "uniform":
             # Multi-token-prediction depths too, all but their output layers.
-            return lambda term: _layer(term.path) if _leaf(term) != OUTPUT_LAYER else ""
+            return lambda term: _layer(term.path) if Role.OUTPUT not in term.roles else ""
         first = shape.recompute_num_layers or 0
         return lambda term: _layer(term.path) if (layer := layer_index(term.path)) is not None and layer < first else ""
     if shape.recompute_granularity != "selective":
@@ -352,10 +351,14 @@ def _regions(shape: ModelShape) -> Callable[[Term], str]:
 
     def region(term: Term) -> str:
         layer = _layer(term.path)
-        name = next((name for name in modules if _MODULES[name](term)), "") if layer else ""
+        name = next((name for name in modules if _belongs(term, _MODULES[name])), "") if layer else ""
         return name and f"{layer}.{name}"
 
     return region
+
+
+def _belongs(term: Term, to: str | Role) -> bool:
+    return to in term.roles if isinstance(to, Role) else term.component == to
 
 
 def _layer(path: str) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 from bridge import hardware
 from bridge.flops import conventions, reading, transforms
 from bridge.flops.components.cross_attention import ENCODER_TOKENS
-from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.conventions import Convention, Pairs
 from bridge.flops.lengths import batch_lengths
 from bridge.flops.moments import Number
 from bridge.flops.plan import FLOPS_PER_MAC, Plan, compile_plan
 from bridge.flops.rows import Cache
 from bridge.flops.shapes import ConfigError, ModelShape, whole
-from bridge.flops.terms import CAUSAL, Kind, Pass, Term
+from bridge.flops.terms import CAUSAL, Pass, Role, Term
 from bridge.planning.kv_cache import entries_after, entries_read, entries_written, layer_caches
 
 # ---- the rule of thumb ---------------------------------------------------------------------------
@@ -302,7 +301,7 @@ class InferencePlan:
         self.step = _forward_plan(cfg, growing, lambda terms: edit(terms, shape))
         self.caches: list[Cache] = [cache for caches in layer_caches(shape) for cache in caches]
         self._built = _forward_plan(cfg, conventions.EXACT).terms
-        self._head = sum(FLOPS_PER_MAC * term.k * term.n for term in self.full.terms if term.name == OUTPUT_LAYER)
+        self._head = sum(FLOPS_PER_MAC * term.k * term.n for term in self.full.terms if Role.OUTPUT in term.roles)
 
     def prefill(self, tokens: int, *, logits_to_keep: int = 0, **inputs: Iterable[int]) -> Number:
         """FLOPs of a pass over a whole sequence.
@@ -327,9 +326,10 @@ class InferencePlan:
         rows that are looked up.  Without ``images`` not the vision tower, without ``encoder`` (as ``images`` when None) not
         the encoder nor what makes keys and values of its states.
         """
-        skipped = () if images else _VISION
-        skipped += () if (images if encoder is None else encoder) else _ENCODER
-        return sum(_entries(term, tokens) for term in self._built if not any(part in f".{term.path}." for part in skipped))
+        skipped = Role.NONE if images else Role.IMAGES
+        if not (images if encoder is None else encoder):
+            skipped |= Role.ENCODER
+        return sum(_entries(term, tokens) for term in self._built if not term.roles & skipped)
 
     def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes that one request's cache holds after so many tokens."""
@@ -426,17 +426,6 @@ def prefill_and_decode(
 
 # ---- terms of inference --------------------------------------------------------------------------
 
-_TRAINING_ONLY = ("mtp.", "teacher_model.", "reference_model.")
-#: Modules that only run where there is something to look at, anywhere in a path.
-_VISION: tuple[str, ...] = (".vision_model.",)
-_ENCODER: tuple[str, ...] = (
-    ".encoder.",
-    ".audio_",
-    *(f".cross_attention.{name}." for name in ("linear_kv", "linear_k", "linear_v")),
-)
-#: Tables of which a token reads one row.
-_LOOKED_UP = ("word_embeddings", "position_embeddings", "tokentype_embeddings", "embed_tokens_per_layer")
-
 
 def _forward_plan(cfg: Any, record: Convention, edit: Callable[[list[Term]], list[Term]] = list) -> Plan:
     """The plan of what runs when nothing is trained."""
@@ -446,7 +435,7 @@ def _forward_plan(cfg: Any, record: Convention, edit: Callable[[list[Term]], lis
 
 
 def _runs(term: Term) -> bool:
-    return Pass.FORWARD in term.allowed and term.name != "teacher_scores" and not term.path.startswith(_TRAINING_ONLY)
+    return Pass.FORWARD in term.allowed and Role.TRAINING_ONLY not in term.roles
 
 
 def _once(terms: list[Term], shape: ModelShape) -> list[Term]:
@@ -455,18 +444,17 @@ def _once(terms: list[Term], shape: ModelShape) -> list[Term]:
 
 def _expanded(terms: list[Term], shape: ModelShape) -> list[Term]:
     # One more token: as many latents as a causal query sees keys.
-    return [replace(term, rows=CAUSAL) if term.name == "linear_kv_up_proj" else term for term in terms]
+    return [replace(term, rows=CAUSAL) if Role.LATENT_UP in term.roles else term for term in terms]
 
 
 def _absorbed(terms: list[Term], shape: ModelShape) -> list[Term]:
     # The up projection moves to the queries and to the output at equal cost; the cores get wider.
-    widths = {"query_key": shape.kv_lora_rank + shape.qk_pos_emb_head_dim, "scores_value": shape.kv_lora_rank}
-    blocks = {term.path.rpartition(".")[0] for term in terms if term.name == "linear_kv_up_proj"}
+    widths = {Role.LATENT_KEYS: shape.kv_lora_rank + shape.qk_pos_emb_head_dim, Role.LATENT_VALUES: shape.kv_lora_rank}
 
-    def is_core(term: Term) -> bool:
-        return term.kind is Kind.CORE and term.name in widths and term.path.rpartition(".")[0] in blocks
+    def absorbed(term: Term) -> Term:
+        return next((replace(term, k=width) for role, width in widths.items() if role in term.roles), term)
 
-    return [replace(term, k=widths[term.name]) if is_core(term) else term for term in terms]
+    return list(map(absorbed, terms))
 
 
 #: What a decode step does with cached latents (MLA).  ``once``: model FLOPs, keys and values are projected from each latent
@@ -489,7 +477,7 @@ def _entries(term: Term, tokens: int | None) -> float:
     one = term.weight * term.k * term.n + term.bias
     if tokens is None:
         return 0 if term.tied else one * term.copies
-    if term.kind is Kind.TABLE and term.name in _LOOKED_UP:
+    if Role.LOOKED_UP in term.roles:
         return 0 if term.tied else min(term.k, tokens) * term.n
     return one * _experts_met(term.copies, term.active_copies, tokens)
 

@@ -118,11 +118,24 @@ def seed_everything(seed: int, groups: Groups) -> None:
 
 def shut_down(*, leave: bool) -> None:
     """Undo :func:`initialize`; ``leave`` also leaves the process group."""
-    from megatron.core import parallel_state
     from megatron.core.transformer.moe import moe_utils
 
-    parallel_state.destroy_model_parallel()
+    leave_groups()
     # A process-wide list of auxiliary losses, one entry a layer: it would not fit the next model.
     moe_utils.get_moe_layer_wise_logging_tracker().clear()
     if leave and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def leave_groups() -> None:
+    """Undo ``parallel_state.initialize_model_parallel`` for good: megatron-core only forgets its groups, torch keeps them.
+
+    A gloo group polls with three threads of its own, so a process that trains once more would slow down with every training.
+    """
+    from megatron.core import parallel_state
+
+    known = (group for value in vars(parallel_state).values() for group in (value if isinstance(value, list) else (value,)))
+    made = {group for group in known if isinstance(group, torch.distributed.ProcessGroup)} - {torch.distributed.group.WORLD}
+    parallel_state.destroy_model_parallel()
+    for group in made:
+        torch.distributed.destroy_process_group(group)

@@ -332,7 +332,7 @@ def check_peft(cfg: Config, transformer_engine: bool) -> None:
         )
     tensor = cfg.parallel.tensor_model_parallel_size
     expert_tensor = cfg.parallel.expert_tensor_parallel_size or tensor
-    if expert_tensor not in (1, tensor) and any(".experts." in term.path and ".adapter" in term.path for term in terms):
+    if expert_tensor not in (1, tensor) and any(term.component == transforms.ADAPTERS and term.copies > 1 for term in terms):
         raise ConfigError(
             f"parallel.expert_tensor_parallel_size={expert_tensor} must be 1 or parallel.tensor_model_parallel_size={tensor} "
             "where experts have adapters (peft.target_modules): their gradients are summed over those ranks."

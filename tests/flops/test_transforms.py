@@ -9,7 +9,7 @@ import pytest
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.frameworks import MEGATRON
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Pass, Term
+from bridge.flops.terms import Pass, Role, Term
 from bridge.flops.transforms import Lora, Trainable, differentiate, layer_index, matches, recomputes_weights, with_recompute
 
 #: Width 4, MLP 8, vocabulary 10, one head: multiply-accumulates of one sequence of 3 tokens.
@@ -180,8 +180,15 @@ def test_a_first_module_takes_a_term_that_two_name():
     terms = with_recompute(
         differentiate(
             [
-                Term("linear_fc1", "moe", 2, 2, path="decoder.layers.0.mlp.shared_experts.linear_fc1"),
-                Term("linear_fc2", "moe", 2, 2, path="decoder.layers.0.mlp.shared_experts.linear_fc2"),
+                Term(
+                    name,
+                    "moe",
+                    2,
+                    2,
+                    path=f"decoder.layers.0.mlp.shared_experts.{name}",
+                    roles=Role.EXPERTS | Role.SHARED_EXPERTS,
+                )
+                for name in ("linear_fc1", "linear_fc2")
             ],
             lambda path: True,
             MEGATRON,

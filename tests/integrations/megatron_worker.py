@@ -14,13 +14,13 @@ from typing import Any, Optional
 
 import documented
 import torch
-from megatron.core import num_microbatches_calculator, parallel_state, rerun_state_machine
+from megatron.core import num_microbatches_calculator, rerun_state_machine
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_fed import EVALUATED, MICRO_BATCHES, MODEL, ROWS, STEPS, lengths
 
 from bridge.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.initialize import Launch, initialize
+from bridge.training.initialize import Launch, initialize, leave_groups
 from bridge.training.model import build_model
 from bridge.training.optimizer import build_optimizer, build_scheduler
 from bridge.training.step import _connect
@@ -78,7 +78,7 @@ class Job:
         return iterators if len(self.model) > 1 else iterators[0]
 
     def end(self) -> None:
-        parallel_state.destroy_model_parallel()
+        leave_groups()
         rerun_state_machine.destroy_rerun_state_machine()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge.training.initialize import prepare_libraries
+from bridge.training.initialize import leave_groups, prepare_libraries
 
 prepare_libraries()
 
@@ -126,7 +126,7 @@ def main() -> None:
                         if form == "fused" or model == "dense":
                             name = f"{model}-{kind}-{form}-tensor{tensor}{'-sequence' if sequence else ''}"
                             results[name] = facts(model, tensor, sequence, kind=kind, target_modules=targets)
-        parallel_state.destroy_model_parallel()
+        leave_groups()
     if torch.distributed.get_rank() == 0:
         print(json.dumps(results))
     torch.distributed.destroy_process_group()

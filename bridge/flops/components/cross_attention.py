@@ -6,7 +6,7 @@ from bridge.flops.build import Build, Layer
 from bridge.flops.rows import Cache, Part
 from bridge.flops.shapes import ModelShape
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import Context, Term, core, norm, softmax
+from bridge.flops.terms import Context, Role, Term, core, norm, softmax
 
 COMPONENT = "cross_attention"
 
@@ -57,7 +57,7 @@ def cross_attention(
     ]
     if fused:
         both = Term("linear_kv", COMPONENT, encoder_hidden_size, 2 * key_size, ENCODER_TOKENS, inputs=("encoder.states",),
-                    outputs=("key", "value"), bias=key_bias_size + value_bias_size)  # fmt: skip
+                    outputs=("key", "value"), bias=key_bias_size + value_bias_size, roles=Role.ENCODER)  # fmt: skip
         terms.append(both)
     else:
         terms += [
@@ -70,6 +70,7 @@ def cross_attention(
                 inputs=("encoder.states",),
                 outputs=(value,),
                 bias=bias,
+                roles=Role.ENCODER,
             )
             for name, value, bias in (("linear_k", "key", key_bias_size), ("linear_v", "value", value_bias_size))
         ]

@@ -14,7 +14,7 @@ from bridge.flops.components.mamba import CONV_KERNEL, mixer_heads
 from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Kind, Term, elementwise, norm, table
+from bridge.flops.terms import Kind, Role, Term, elementwise, norm, table
 
 COMPONENT = "gated_delta_product"
 
@@ -42,8 +42,10 @@ def gated_delta_product(
     conv = inner * steps + keys * (1 + steps)
     terms = [
         # Output gate and values, queries and keys, decay and strengths.
-        Term("in_proj", COMPONENT, hidden_size, (inner + keys + num_heads) * (1 + steps), inputs=("normed",), outputs=("qkv",)),
-        Term("conv1d", COMPONENT, conv_kernel_dim, conv, inputs=("qkv",), outputs=("qkv",), kind=Kind.CONVOLUTION),
+        Term("in_proj", COMPONENT, hidden_size, (inner + keys + num_heads) * (1 + steps), inputs=("normed",), outputs=("qkv",),
+             roles=Role.DELTA_PRODUCT_INPUT),
+        Term("conv1d", COMPONENT, conv_kernel_dim, conv, inputs=("qkv",), outputs=("qkv",), kind=Kind.CONVOLUTION,
+             roles=Role.DELTA_PRODUCT_CONVOLUTION),
         table("A_log", COMPONENT, num_heads, source="qkv", to=("qkv",)),
         table("dt_bias", COMPONENT, num_heads, source="qkv", to=("qkv",)),
         elementwise("convolution_activation", COMPONENT, conv * SILU, "qkv"),

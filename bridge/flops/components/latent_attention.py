@@ -10,7 +10,7 @@ from bridge.flops.components.self_attention import COMPONENT, CORE
 from bridge.flops.elementwise import ROPE
 from bridge.flops.rows import Cache, Mixer
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Context, Kind, Term, core, elementwise, join, norm, softmax
+from bridge.flops.terms import Context, Kind, Role, Term, core, elementwise, join, norm, softmax
 
 
 def latent_attention(
@@ -48,17 +48,19 @@ def latent_attention(
             Term("linear_q_down_proj", COMPONENT, hidden_size, q_lora_rank, inputs=("normed",), outputs=("q_latent",),
                  bias=q_lora_rank * down_bias),
             norm("q_layernorm", q_lora_rank, COMPONENT, source="q_latent", to="q_latent", kind=Kind.LATENT_NORM),
-            Term("linear_q_up_proj", COMPONENT, q_lora_rank, heads * query_size, inputs=("q_latent",), outputs=("query",)),
+            Term("linear_q_up_proj", COMPONENT, q_lora_rank, heads * query_size, inputs=("q_latent",), outputs=("query",),
+                 roles=Role.LATENT_PROJECTION),
         ]  # fmt: skip
     else:
-        terms = [Term("linear_q_proj", COMPONENT, hidden_size, heads * query_size, inputs=("normed",), outputs=("query",))]
+        terms = [Term("linear_q_proj", COMPONENT, hidden_size, heads * query_size, inputs=("normed",), outputs=("query",),
+                      roles=Role.LATENT_PROJECTION)]  # fmt: skip
     terms += [
         # The compression also yields the RoPE part of the keys, which bypasses the norm and the up projection.
         Term("linear_kv_down_proj", COMPONENT, hidden_size, kv_down, inputs=("normed",), outputs=("kv_latent", "key_rope"),
              bias=kv_down * down_bias),
         norm("kv_layernorm", kv_lora_rank, COMPONENT, source="kv_latent", to="kv_latent", kind=Kind.LATENT_NORM),
         Term("linear_kv_up_proj", COMPONENT, kv_lora_rank, heads * (qk_head_dim + v_head_dim),
-             inputs=("kv_latent",), outputs=("key_value",)),
+             inputs=("kv_latent",), outputs=("key_value",), roles=Role.LATENT_PROJECTION | Role.LATENT_UP),
     ]  # fmt: skip
     key_width, value_width = (kv_down, kv_lora_rank) if absorbed else (query_size, v_head_dim)
     # A key is its up-projected part beside the RoPE part: it needs a gradient where either does.
@@ -66,9 +68,11 @@ def latent_attention(
         elementwise("rope_query", COMPONENT, heads * qk_pos_emb_head_dim * ROPE, "query"),
         elementwise("rope_key", COMPONENT, qk_pos_emb_head_dim * ROPE, "key_rope"),
         join("key_value", "key_rope", to="key"),
-        core("query_key", CORE, context, head_size=key_width, heads=heads, inputs=("query", "key"), output="scores"),
+        core("query_key", CORE, context, head_size=key_width, heads=heads, inputs=("query", "key"), output="scores"
+             ).marked(Role.LATENT_KEYS),
         *softmax(CORE, context, heads=heads, value_size=value_width),
-        core("scores_value", CORE, context, head_size=value_width, heads=heads, inputs=("scores", "key_value"), output="context"),
+        core("scores_value", CORE, context, head_size=value_width, heads=heads, inputs=("scores", "key_value"), output="context"
+             ).marked(Role.LATENT_VALUES),
         Term("linear_proj", COMPONENT, heads * v_head_dim, hidden_size, inputs=("context",), bias=hidden_size * proj_bias),
     ]  # fmt: skip
     return [term.under("self_attention.") for term in terms]
@@ -102,6 +106,7 @@ def latents(shape: ModelShape, kept: Context, read: Context | None = None) -> Ca
 MIXER = Mixer(
     name="mla",
     symbol="+",
+    required=("num_attention_heads",),
     takes="*",
     terms=terms,
     cache=lambda shape, layer: [latents(shape, layer.context)],

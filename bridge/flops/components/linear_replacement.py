@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from bridge.flops.build import Build, Layer
 from bridge.flops.rows import Channel, Mixer, Terms
-from bridge.flops.terms import Term
+from bridge.flops.terms import Role, Term
 
 COMPONENT = "linear_replacement"
 
 
-def linear_replacement(*, place: str, hidden_size: int, bias: bool) -> list[Term]:
+def linear_replacement(*, place: str, hidden_size: int, bias: bool, roles: Role = Role.NONE) -> list[Term]:
     """From the normed input to the residual stream; the matrix is the module ``place`` itself."""
-    return [Term("linear", COMPONENT, hidden_size, hidden_size, inputs=("normed",), bias=hidden_size * bias, path=place)]
+    return [Term("linear", COMPONENT, hidden_size, hidden_size, inputs=("normed",), bias=hidden_size * bias, path=place,
+                 roles=roles)]  # fmt: skip
 
 
 # ---- its rows ------------------------------------------------------------------------------------
 
 
-def _terms(place: str) -> Terms:
+def _terms(place: str, roles: Role = Role.NONE) -> Terms:
     def terms(build: Build, layer: Layer) -> list[Term]:
-        return linear_replacement(place=place, hidden_size=build.hidden_size, bias=build.shape.add_bias_linear)
+        return linear_replacement(place=place, hidden_size=build.hidden_size, bias=build.shape.add_bias_linear, roles=roles)
 
     return terms
 
@@ -31,4 +32,4 @@ MIXER = Mixer(
     cache=lambda shape, layer: [],
     colour={COMPONENT: "grey"},
 )
-CHANNEL = Channel(name="linear", terms=_terms("mlp"))
+CHANNEL = Channel(name="linear", terms=_terms("mlp", Role.MLP))

@@ -98,6 +98,7 @@ MIXER = Mixer(name="mamba", symbol="M", terms=_terms, cache=_caches, colour={COM
 WITH_ATTENTION = Mixer(
     name="attention_and_mamba",
     symbol="P",
+    required=("num_attention_heads",),
     terms=lambda build, layer: [*self_attention.terms(build, layer), *_terms(build, layer)],
     cache=lambda shape, layer: [*self_attention.caches(shape, layer), *_caches(shape, layer)],
 )

@@ -6,7 +6,7 @@ from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import MULTIPLICATION, SILU, Operations
 from bridge.flops.rows import Channel
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Term, elementwise, join, table
+from bridge.flops.terms import Role, Term, elementwise, join, table
 
 
 def mlp(
@@ -76,7 +76,7 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         activation=build.activation,
         learned=2 if shape.activation == "xielu" else 0,
     )
-    return [term.under("mlp.") for term in terms]
+    return [term.under("mlp.", Role.MLP) for term in terms]
 
 
 CHANNEL = Channel(name="mlp", symbol="-", terms=_terms, trains=True, colour={"mlp": "blue"})

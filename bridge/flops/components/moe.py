@@ -12,7 +12,7 @@ from bridge.flops.build import Build, Layer
 from bridge.flops.components.mlp import halves, mlp, width_factor
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
 from bridge.flops.rows import Channel
-from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
+from bridge.flops.terms import Kind, Role, Term, elementwise, join, norm, table
 
 COMPONENT = "moe"
 
@@ -108,7 +108,7 @@ def moe(
         if shared_gate:
             shared.append(Term("gate_weight", COMPONENT, hidden_size, 1, inputs=("normed",), kind=Kind.GATE))
             shared.append(elementwise("shared_gate", COMPONENT, SIGMOID + hidden_size * MULTIPLICATION, "hidden"))
-        terms += [term.under("shared_experts.") for term in shared]
+        terms += [term.under("shared_experts.", Role.SHARED_EXPERTS) for term in shared]
     if branch_norms:
         terms += [
             norm(f"post_{branch}_layernorm", hidden_size, COMPONENT, source="hidden", to="hidden")
@@ -141,7 +141,9 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
         sigmoid_scores=shape.moe_router_score_function == "sigmoid",
         branch_norms=shape.moe_branch_norms,
     )
-    return [term.under("mlp.") for term in terms]
+    return [term.under("mlp.", Role.EXPERTS) for term in terms]
 
 
-CHANNEL = Channel(name=COMPONENT, symbol="E", terms=_terms, trains=True, colour={COMPONENT: "violet"})
+CHANNEL = Channel(
+    name=COMPONENT, symbol="E", required=("num_moe_experts",), terms=_terms, trains=True, colour={COMPONENT: "violet"}
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION
 from bridge.flops.rows import Part
-from bridge.flops.terms import Kind, Term, elementwise, norm, table
+from bridge.flops.terms import Kind, Role, Term, elementwise, norm, table
 
 OUTPUT_LAYER = "output_layer"
 
@@ -23,15 +23,15 @@ def embedding(
     """
     terms = [
         Term("word_embeddings", "embedding", vocab_size, hidden_size, inputs=("image_embeddings",),
-             outputs=("hidden", "embedded"), kind=Kind.TABLE)
+             outputs=("hidden", "embedded"), kind=Kind.TABLE, roles=Role.LOOKED_UP)
     ]  # fmt: skip
     for name, rows in (("position_embeddings", max_position_embeddings), ("tokentype_embeddings", num_tokentypes)):
         if rows:
-            terms.append(table(name, "embedding", rows, hidden_size, source="hidden", to=("hidden",)))
+            terms.append(table(name, "embedding", rows, hidden_size, source="hidden", to=("hidden",)).marked(Role.LOOKED_UP))
             terms.append(elementwise(name, "embedding", hidden_size * ADDITION, "hidden"))
     if normed:
         terms.append(norm("layernorm", hidden_size, "embedding", source="hidden", to="hidden", bias=True))
-    return [term.under("embedding.") for term in terms]
+    return [term.under("embedding.", Role.EMBEDDING) for term in terms]
 
 
 def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "", bias: bool = False) -> Term:
@@ -44,7 +44,7 @@ def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "", bias: boo
         bias: a bias of its own.
     """
     return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied,
-                bias=vocab_size * bias, path=OUTPUT_LAYER)  # fmt: skip
+                bias=vocab_size * bias, path=OUTPUT_LAYER, roles=Role.OUTPUT)  # fmt: skip
 
 
 def bert_lm_head(*, hidden_size: int) -> list[Term]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION, MULTIPLICATION
 from bridge.flops.rows import Part
-from bridge.flops.terms import Term, elementwise, norm, table
+from bridge.flops.terms import Role, Term, elementwise, norm, table
 
 COMPONENT = "per_layer_embeddings"
 
@@ -18,7 +18,7 @@ def per_layer_input(*, hidden_size: int, num_layers: int, per_layer_size: int, v
     """The table and the projection that make the inputs of all layers, from the embedded tokens."""
     width = num_layers * per_layer_size
     terms = [
-        table("embed_tokens_per_layer", COMPONENT, vocab_size, width, to=("per_layer",)),
+        table("embed_tokens_per_layer", COMPONENT, vocab_size, width, to=("per_layer",)).marked(Role.LOOKED_UP),
         Term("per_layer_model_projection", COMPONENT, hidden_size, width, outputs=("per_layer",)),
         norm("per_layer_projection_norm", per_layer_size, COMPONENT, source="per_layer", to="per_layer", times=num_layers),
         elementwise("per_layer_sum", COMPONENT, width * (ADDITION + MULTIPLICATION), "per_layer"),

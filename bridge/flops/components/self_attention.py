@@ -156,6 +156,7 @@ def _heads(shape: ModelShape, layer: Layer) -> tuple[int, int]:
 MIXER = Mixer(
     name="attention",
     symbol="*",
+    required=("num_attention_heads",),
     terms=terms,
     cache=caches,
     trains=True,

@@ -12,7 +12,7 @@ from bridge.flops.frequencies import everywhere
 from bridge.flops.rows import Cache, Mixer
 from bridge.flops.shapes import ModelShape
 from bridge.flops.statistics import TOKENS, Statistic
-from bridge.flops.terms import CAUSAL, Context, Pass, Term, core, norm
+from bridge.flops.terms import CAUSAL, Context, Pass, Role, Term, core, norm
 
 COMPONENT = "indexer"
 
@@ -68,7 +68,7 @@ def indexer(
         terms += [
             scores("index_scores_gradient", loss_context, Pass.BACKWARD),
             core("teacher_scores", COMPONENT, loss_context, head_size=teacher_head_size, heads=teacher_heads,
-                 inputs=("detached", "detached"), output="teacher", allowed=Pass.FORWARD),
+                 inputs=("detached", "detached"), output="teacher", allowed=Pass.FORWARD).marked(Role.TRAINING_ONLY),
         ]  # fmt: skip
     return [term.under("self_attention.core_attention.indexer.") for term in terms]
 
@@ -114,6 +114,7 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
 MIXER = Mixer(
     name="dsa",
     symbol="D",
+    required=("num_attention_heads",),
     variant=("dsa",),
     layers=everywhere,
     form=chooses,

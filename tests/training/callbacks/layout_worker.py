@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 
 from bridge.metrics import peak
 from bridge.training.callbacks import ThroughputCallback
+from bridge.training.initialize import leave_groups
 
 
 class Broken:
@@ -82,7 +83,7 @@ def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
             saved = {"step": step, "callbacks": loop.save()}
     loop.end()
     dist.all_reduce = all_reduce
-    parallel_state.destroy_model_parallel()
+    leave_groups()
     return {"latest": callback.latest, "state": callback.state_dict(), "saved": saved, "collectives": seen}
 
 

@@ -20,6 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from bridge.metrics import peak
 from bridge.training.callbacks import ThroughputCallback
 from bridge.training.callbacks.throughput import current_dimensions, current_groups
+from bridge.training.initialize import leave_groups
 
 
 def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
     groups = current_groups()
     place = {dimension.name: dimension.index(rank) for dimension in current_dimensions(groups)}
     dist.all_reduce = all_reduce
-    parallel_state.destroy_model_parallel()
+    leave_groups()
     dist.destroy_process_group()
     return {
         "rank": rank,
