@@ -11,7 +11,6 @@ import torch
 from benchmarks.rows import Row, microseconds
 from bridge.flops import compile_plan
 from bridge.metrics.meter import Meter
-from bridge.metrics.timing import HostClock
 
 MODEL: dict[str, Any] = {
     "num_layers": 32,
@@ -45,6 +44,6 @@ def forms() -> dict[str, dict[str, Any]]:
 def rows() -> Iterator[Row]:
     for kind, model in MODELS.items():
         for form, batch in forms().items():
-            meter = Meter(compile_plan(model, convention="exact"), clock=HostClock())
+            meter = Meter(compile_plan(model, convention="exact"))
             meter.add_batch(batch)
             yield Row(f"{form}, {kind}", microseconds(lambda: meter.add_batch(batch)), "us", TARGET_US)  # noqa: B023

@@ -16,7 +16,8 @@ from benchmarks.adding import MODEL, packed
 from benchmarks.rows import Row
 from bridge.flops import compile_plan
 from bridge.metrics.meter import Meter
-from bridge.metrics.timing import HostClock
+from bridge.metrics.peak import Peak
+from bridge.metrics.place import find_place
 from bridge.training.initialize import prepare_libraries
 
 #: Ranks: tensor- and pipeline-parallel size; the rest is data parallel.
@@ -28,21 +29,9 @@ def measure(ranks: int, tensor: int, pipeline: int) -> tuple[int, float, float]:
     """Length of the vector, and the fastest microseconds to launch a sum and to read a report, on rank 0."""
     from megatron.core import parallel_state
 
-    from bridge.training.state import Groups
-
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=False)
-    groups = Groups.from_parallel_state()
-    meter = Meter(
-        compile_plan(MODEL, convention="exact"),
-        clock=HostClock(),
-        contributes=groups.speaks_for_replica,
-        replicas=groups.data_size,
-        replica=groups.data_rank,
-        world_size=groups.world_size,
-        pipeline=groups.pipeline_size,
-        peak_flops=1e15,
-    )
+    meter = Meter(compile_plan(MODEL, convention="exact"), find_place(), peak=Peak(1e15))
     batch = packed(64)
     launches, reads = [], []
     for step in range(1, REPEATS):
@@ -59,7 +48,7 @@ def measure(ranks: int, tensor: int, pipeline: int) -> tuple[int, float, float]:
         reads.append(done - sent)
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
-    return len(meter.names), 1e6 * min(launches), 1e6 * min(reads)
+    return len(meter.layout.names), 1e6 * min(launches), 1e6 * min(reads)
 
 
 def _of(ranks: int) -> str:

@@ -12,10 +12,10 @@ Rows go to the Trainer's loggers under the number of completed optimizer steps; 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any, Optional
 
 from bridge.flops import ConfigError
+from bridge.metrics.host import Host
 from bridge.metrics.trackers import Trackers
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
@@ -26,7 +26,6 @@ except ImportError as error:
 
 #: Number formats by what Lightning's names of them contain.
 _FORMATS = {"transformer-engine": "fp8", "bf16": "bf16", "16": "fp16"}
-_NEVER = 1 << 62
 
 
 class ThroughputLightningCallback(Callback):
@@ -47,16 +46,17 @@ class ThroughputLightningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             self.throughput.close()  # a training before this one may have broken off
-            interval = self._options.get("log_interval") or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
-            self.throughput = ThroughputCallback(**{**self._options, "log_interval": interval})
+            self.throughput = ThroughputCallback(**self._options)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._steps = trainer.global_step
-        run = SimpleNamespace(
-            cfg=self._config,
-            train_state=SimpleNamespace(step=self._steps),
-            number_format=next((name for part, name in _FORMATS.items() if part in str(trainer.precision)), "fp32"),
+        run = Host(
+            config=self._config,
+            step=lambda: self._steps,
+            log_interval=trainer.log_every_n_steps or None,  # type: ignore[attr-defined]
             trackers=Trackers([_Loggers(trainer)]),
+            number_format=next((name for part, name in _FORMATS.items() if part in str(trainer.precision)), "fp32"),
+            model=[pl_module],
         )
         self._context = CallbackContext(state=run, model=[pl_module])
         replicas = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", trainer.world_size)

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, Optional
 
 from megatron.core import parallel_state
 
 from bridge.integrations.megatron_bridge import observed
+from bridge.metrics.host import Host
+from bridge.metrics.trackers import AttachedWandb, Trackers
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 try:
@@ -69,12 +70,17 @@ class ThroughputForwardStep:
         if args.curr_iteration == self._iteration:
             return
         if self._context is None:
-            cfg = SimpleNamespace(model=args, logger=SimpleNamespace(log_interval=args.log_interval))
-            progress = SimpleNamespace(step=args.curr_iteration)
-            state = SimpleNamespace(cfg=cfg, train_state=progress, wandb_logger=get_wandb_writer())
+            wandb = get_wandb_writer()
             # In a pipeline this is one chunk of several, and the other stages are not at their start.
             alone = parallel_state.get_pipeline_model_parallel_world_size() == 1
-            self._context = CallbackContext(state=state, model=[model] if alone else None)  # type: ignore[arg-type]
+            host = Host(
+                config=args,
+                step=lambda: args.curr_iteration,
+                log_interval=args.log_interval,
+                trackers=Trackers([AttachedWandb(wandb)] if wandb else []),
+                model=[model] if alone else None,
+            )
+            self._context = CallbackContext(state=host, model=host.model)  # type: ignore[arg-type]
         self._leave_iteration()
         self._iteration = args.curr_iteration
         self.throughput.on_eval_end(self._context)

@@ -14,13 +14,13 @@ same step, where the Trainer waits for all ranks anyway.
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
 
 from bridge.config.sources.huggingface_model import from_huggingface_model
 from bridge.flops import ConfigError
+from bridge.metrics.host import Host
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 try:
@@ -48,7 +48,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         """Those of the checkpoint that training went on from."""
 
     def _new(self) -> ThroughputCallback:
-        return ThroughputCallback(**{**self._options, "log_interval": 1 << 62})  # never by itself
+        return ThroughputCallback(**{**self._options, "log_interval": None})  # never by itself
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in ``trainer_state.json``."""
@@ -66,10 +66,12 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             self.throughput.fail(ConfigError(problem))
             return
         low = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
-        self._context.state = SimpleNamespace(
-            cfg=self._read(model),
-            train_state=SimpleNamespace(step=state.global_step),
+        self._context.state = Host(
+            config=self._read(model),
+            step=lambda: state.global_step,
+            log_interval=None,
             number_format=low or ("bf16" if getattr(model, "dtype", None) == torch.bfloat16 else "fp32"),
+            model=[model],
         )
         self.throughput.on_train_start(self._context)
         self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
@@ -81,7 +83,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             return from_huggingface_model(model)
         except Exception as error:  # any module may be trained
             logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
-            return SimpleNamespace(model=None)
+            return None
 
     @torch.compiler.disable
     def _see(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:

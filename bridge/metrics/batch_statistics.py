@@ -1,14 +1,13 @@
 """Adds up the statistics of the micro-batches of one rank: one integer vector, laid out by the configuration alone.
 
-The vector is the plan's statistics, then what reports need beside them (``COUNTERS``, ``READINGS``), then one entry per
-rank for its compute time and one per data-parallel replica for its work, up to 64 of each.  The layout depends on nothing
-that a batch could change, so all ranks agree on it.
+What stands where is the :class:`~bridge.metrics.vector.Layout`'s.
 
 Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; every statistic
 is at most twice the square of the micro-batch's tokens, so below 2^30 tokens nothing can overflow, and above that the
 same formulas run on Python integers.  On a device, sums are kept in two limbs (see :mod:`bridge.metrics.reduction`).
 
-Cost: a few microseconds for a micro-batch of any form; under 10 for 1,024 packed segments, windows or not.
+Cost: on the training thread a micro-batch is an append where its lengths can be kept as they are (see
+:mod:`bridge.metrics.snapshots`); they are read and summed once an interval, a shape of fixed length once in a run.
 """
 
 from __future__ import annotations
@@ -18,23 +17,12 @@ from typing import Any, Optional
 
 import numpy as np
 
-from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
+from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths
-
-#: What is counted beside the plan's statistics. ``*_ns`` are nanoseconds.
-COUNTERS = ("micro_batches", "positions", "unlearned_tokens", "unread_micro_batches", "data_wait_ns", "failures")
-
-#: Readings of instruments, and how many ranks had one.
-READINGS = ("compute_ns", "compute_ns_readings", "energy_mj", "energy_mj_readings")
+from bridge.metrics.vector import Layout
 
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
 INT64_TOKENS = 2**30
-
-#: One work entry per replica up to this many; above, the imbalance of the replicas is not reported.
-MAX_REPLICAS = 64
-
-#: One compute time entry per rank up to this many; above, see :mod:`bridge.metrics.stragglers`.
-MAX_RANKS = 64
 
 #: What batches are read for; statistics over anything else stay zero.
 READ = ("sequences", "images", "micro_batches")
@@ -91,41 +79,21 @@ class BatchStatistics:
     """The running sums of one rank.
 
     Args:
-        statistics: ``plan.statistics``; they come first, in this order.
-        replicas: data-parallel size of the job.
-        replica: data-parallel rank of this process.
-        ranks: of the job.
-        rank: of this process.
+        layout: what stands where.
     """
 
-    def __init__(
-        self, statistics: Sequence[Statistic], *, replicas: int = 1, replica: int = 0, ranks: int = 1, rank: int = 0
-    ) -> None:
-        everything = tuple(dict.fromkeys((*statistics, SEQUENCES, TOKENS)))
-        slots = replicas if 1 < replicas <= MAX_REPLICAS else 0
-        rank_slots = ranks if 1 < ranks <= MAX_RANKS else 0
-        self.names: tuple[str, ...] = (
-            *(statistic.name for statistic in everything),
-            *COUNTERS,
-            *READINGS,
-            *(f"rank_compute_ns[{index}]" for index in range(rank_slots)),
-            *(f"replica_work[{index}]" for index in range(slots)),
-        )
-        self.index = {name: position for position, name in enumerate(self.names)}
-        self.replica_slots = range(len(self.names) - slots, len(self.names))
-        self.replica_slot = self.replica_slots[replica] if slots else None
-        self.rank_slots = range(self.replica_slots.start - rank_slots, self.replica_slots.start)
-        self.rank_slot = self.rank_slots[rank] if rank_slots else None
-        self._sequence_slots, self._sequence_sums = _select(everything, "sequences")
-        self._image_slots, self._image_sums = _select(everything, "images")
-        self._pass_slots, _ = _select(everything, "micro_batches")
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._sequence_slots, self._sequence_sums = _select(layout.statistics, "sequences")
+        self._image_slots, self._image_sums = _select(layout.statistics, "images")
+        self._pass_slots, _ = _select(layout.statistics, "micro_batches")
         self.needs_images = bool(self._image_slots)
-        self._tokens = self.index["tokens"]
+        self._tokens = layout.index["tokens"]
         self._tokens_sum = self._sequence_slots.index(self._tokens)
-        self._positions, self._micro_batches = self.index["positions"], self.index["micro_batches"]
-        self.values: list[int] = [0] * len(self.names)
+        self._positions, self._micro_batches = layout.index["positions"], layout.index["micro_batches"]
+        self.values: list[int] = layout.zeros()
         self.device_values: Optional[Any] = None
-        """Limbs [2, len(names)] on the device, once a batch was there already."""
+        """Limbs [2, len(layout.names)] on the device, once a batch was there already."""
 
     # ---- adding ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +113,7 @@ class BatchStatistics:
         amounts.append(([self._micro_batches, *self._pass_slots], [1] * (1 + len(self._pass_slots))))
         if read is not None:  # only the device knows whether all this counts
             amounts = [(slots, [sums[i] * read for i in range(len(slots))]) for slots, sums in amounts]
-            amounts.append(([self.index["unread_micro_batches"]], [1 - read]))
+            amounts.append(([self.layout.index["unread_micro_batches"]], [1 - read]))
         for slots, sums in amounts:  # all or nothing: whatever raises has done so by now
             if isinstance(sums[0], int):
                 for position, amount in zip(slots, sums, strict=True):
@@ -177,14 +145,14 @@ class BatchStatistics:
         from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
 
         if self.device_values is None:
-            self.device_values = torch.zeros(2, len(self.names), dtype=torch.int64, device=amounts[0].device)
+            self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=amounts[0].device)
         for position, amount in zip(positions, amounts, strict=True):
             self.device_values[0, position] += amount & LIMB_MASK
             self.device_values[1, position] += amount >> LIMB_BITS
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to one of the ``COUNTERS``."""
-        self.values[self.index[name]] += amount
+        self.values[self.layout.index[name]] += amount
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -199,12 +167,12 @@ class BatchStatistics:
         self.count("unlearned_tokens", self.values[self._tokens] - host)
         if self.device_values is not None:
             added = self.device_values[:, self._tokens] - (0 if device is None else device)
-            self.device_values[:, self.index["unlearned_tokens"]] += added
+            self.device_values[:, self.layout.index["unlearned_tokens"]] += added
 
     def drain(self) -> tuple[list[int], Optional[Any]]:
         """The sums since the last drain, host and device part, and start again from zero."""
         drained = self.values, self.device_values
-        self.values, self.device_values = [0] * len(self.names), None
+        self.values, self.device_values = self.layout.zeros(), None
         return drained
 
 

@@ -10,11 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from bridge.metrics.instruments import ENERGY
+from bridge.metrics.instruments import ENERGY, Kind, Summed
+from bridge.metrics.vector import Slice
+
+if TYPE_CHECKING:
+    from bridge.metrics.throughput import Interval, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +27,48 @@ Counter = Callable[[], int]
 """Millijoules since some time in the past."""
 
 
+@dataclass(frozen=True)
+class Joules:
+    """Energy of all devices in the timed part of an interval."""
+
+    joules: float
+
+    def metrics(self, interval: Interval) -> Metrics:
+        """Energy, power of a device, and work for it."""
+        metrics: Metrics = {
+            "throughput/energy": self.joules,
+            "throughput/power": self.joules / interval.seconds / interval.world_size,
+        }
+        if interval.timed.flops is not None and self.joules > 0:
+            metrics["throughput/flops_per_joule"] = interval.timed.flops / self.joules
+        return metrics
+
+
+class Energy(Kind):
+    """Energy of all devices.
+
+    Args:
+        device: of this rank.
+    """
+
+    what = ENERGY
+    slices = (Slice("energy_mj"),)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def open(self) -> Optional[EnergyMeter]:
+        return open_energy_meter(self._device)
+
+    def measured(self, summed: Summed) -> Joules:
+        return Joules(summed["energy_mj"][0] / 1e3)
+
+
 class EnergyMeter:
     """An instrument over a counter of millijoules.
 
     A counter that went back (the driver was loaded anew) says nothing about that interval.
     """
-
-    entry = "energy_mj"
-    what = ENERGY
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter

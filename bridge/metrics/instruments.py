@@ -1,15 +1,25 @@
-"""What is measured beside the counting: compute time, energy.
+"""What is measured beside the counting: compute time, energy and whatever declares itself here.
 
-An instrument is read once per log interval, on every rank; its reading rides in the sum.  One that breaks is one warning
-and its keys are absent: all else goes on.
+A kind of measurement is declared by the configuration, the same on every rank: it says which slices of the vector it needs, how
+to open an instrument on this rank, and what the sums of all ranks mean.  Its instrument is read once per log interval and the
+reading rides in the sum.  One that breaks is one warning and its keys are absent: all else goes on.
+
+To add one: a subclass of :class:`Kind` in a file of its own, its keys in ``keys.py``, a line in ``ThroughputCallback``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, Protocol, TypeVar
+
+from bridge.metrics.place import Place
+from bridge.metrics.vector import Layout, Slice
+
+if TYPE_CHECKING:
+    from bridge.metrics.throughput import Interval, Metrics, Work
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -19,15 +29,7 @@ COMPUTE_TIME, ENERGY = "compute time", "energy"
 
 
 class Instrument(Protocol):
-    """A meter that runs while training runs.
-
-    Attributes:
-        entry: the name of its entry in the vector.
-        what: what it measures, for users.
-    """
-
-    entry: str
-    what: str
+    """A meter on this rank that runs while training runs."""
 
     def run(self) -> None:
         """Training goes on. Running already: nothing happens."""
@@ -38,51 +40,154 @@ class Instrument(Protocol):
     def end_step(self) -> None:
         """A training step is over."""
 
-    def lap(self) -> Optional[int]:
-        """The reading since the last lap, not negative; None if it is not known."""
+    def lap(self) -> Optional[Any]:
+        """The reading since the last lap, as ``Kind.entries`` takes it; None if it is not known."""
 
     def close(self) -> None:
         """No more steps."""
+
+
+class Measured(Protocol):
+    """What an instrument says of the whole job in an interval."""
+
+    def metrics(self, interval: Interval) -> Metrics:
+        """Keys and values to log; ``interval.seconds`` and its steps are positive."""
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What an interval's vectors hold, over all ranks.
+
+    Attributes:
+        layout: what stands where.
+        place: of this process.
+        work: everything since the last report. timed: without the warm-up. sampled: of the sampled steps among these.
+        maxima: the largest, by the layout.
+        price: from one of these vectors to work.
+    """
+
+    layout: Layout
+    place: Place
+    work: Sequence[int]
+    timed: Sequence[int]
+    sampled: Sequence[int]
+    maxima: Sequence[int]
+    price: Callable[[Sequence[int]], Work]
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """The entries of a slice: sums of the timed part, or maxima."""
+        return self.layout.get(self.timed if self.layout.is_summed(name) else self.maxima, name)
+
+
+class Kind:
+    """A kind of measurement.
+
+    Attributes:
+        what: it measures, for users.
+        slices: of the vector that are its own; the same on every rank.
+        sampled: its instrument runs in the sampled steps alone, see ``Instruments.every``.
+    """
+
+    what: str
+    slices: tuple[Slice, ...]
+    sampled: bool = False
+
+    def open(self) -> Optional[Instrument]:
+        """The instrument of this rank; None where there is none to read. May raise."""
+        raise NotImplementedError
+
+    def entries(self, reading: Any) -> Mapping[str, Any]:
+        """A reading by slice: a number, or a list of one for each entry. For one number: that is the first slice."""
+        return {self.slices[0].name: reading}
+
+    def measured(self, summed: Summed) -> Optional[Measured]:
+        """What the sums mean, where every rank had a reading; None if they say nothing."""
+        raise NotImplementedError
+
+    @property
+    def readings(self) -> str:
+        """The entry that counts the ranks that had a reading."""
+        return f"{self.slices[0].name}_readings"
 
 
 class Instruments:
-    """Several instruments, none of which can raise."""
+    """The instruments of this rank, none of which can raise.
 
-    def __init__(self, instruments: Iterable[Instrument] = ()) -> None:
-        self._instruments = list(instruments)
+    Args:
+        kinds: what is measured; the same on every rank.
+        every: one step of so many is a sampled one; 1: each of them.
+    """
+
+    def __init__(self, kinds: Iterable[Kind] = (), *, every: int = 1) -> None:
+        self.kinds = tuple(kinds)
+        self.every = every
         self._broken: set[str] = set()
+        self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
+        self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
+        self._sampled = [pair for pair in self._opened if pair not in self._always]
+        self._running = False
 
-    def open(self, what: str, make: Callable[[], Optional[Instrument]]) -> None:
-        """Add one, if there is one to read on this rank."""
-        if (instrument := self.attempt(what, make)) is not None:
-            self._instruments.append(instrument)
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """Of the vector, whether or not this rank has a reading."""
+        return tuple(part for kind in self.kinds for part in (*kind.slices, Slice(kind.readings)))
+
+    @property
+    def samples(self) -> bool:
+        """Whether some steps are sampled, on any rank."""
+        return self.every > 1 and any(kind.sampled for kind in self.kinds)
+
+    @property
+    def overhead_ns(self) -> int:
+        """Nanoseconds that the instruments took inside the steps so far."""
+        return sum(getattr(one, "overhead_ns", 0) for _, one in self._opened)
 
     def run(self) -> None:
         """Training goes on."""
-        self._each(lambda instrument: instrument.run())
+        if not self._running:
+            self._running = True
+            self._each(self._always, lambda instrument: instrument.run())
 
     def pause(self) -> None:
         """What comes now is no training."""
-        self._each(lambda instrument: instrument.pause())
+        self._running = False
+        self._each(self._opened, lambda instrument: instrument.pause())
 
-    def end_step(self) -> None:
+    def start_sample(self) -> None:
+        """A sampled step begins."""
+        self._each(self._sampled, lambda instrument: instrument.run())
+
+    def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        self._each(lambda instrument: instrument.end_step())
+        self._each(self._always, lambda instrument: instrument.end_step())
+        if sampled:
+            self._each(self._sampled, lambda instrument: (instrument.end_step(), instrument.pause()))
 
-    def lap(self) -> dict[str, int]:
-        """Readings by entry, of the instruments that have one."""
-        readings: dict[str, int] = {}
+    def lap(self) -> dict[str, Any]:
+        """Readings by slice, of the instruments that have one."""
+        readings: dict[str, Any] = {}
 
-        def read(instrument: Instrument) -> None:
+        def read(kind: Kind, instrument: Instrument) -> None:
             if (reading := instrument.lap()) is not None:
-                readings[instrument.entry] = reading
+                readings.update(kind.entries(reading), **{kind.readings: 1})
 
-        self._each(read)
+        for kind, instrument in self._opened:
+            self.attempt(kind.what, partial(read, kind, instrument))
         return readings
+
+    def measured(self, summed: Summed) -> dict[str, Measured]:
+        """By what it is, where every rank had a reading."""
+        found: dict[str, Measured] = {}
+        for kind in self.kinds:
+            if summed[kind.readings] == [summed.place.world]:
+                measured = self.attempt(kind.what, partial(kind.measured, summed))
+                if measured is not None:
+                    found[kind.what] = measured
+        return found
 
     def close(self) -> None:
         """No more steps."""
-        self._each(lambda instrument: instrument.close())
+        self._each(self._opened, lambda instrument: instrument.close())
 
     def attempt(self, what: str, call: Callable[[], Optional[T]]) -> Optional[T]:
         """What ``call`` returns; if it raises, one warning, and None from then on."""
@@ -96,6 +201,6 @@ class Instruments:
             logger.debug("the exception", exc_info=error)
             return None
 
-    def _each(self, call: Callable[[Instrument], None]) -> None:
-        for instrument in self._instruments:
-            self.attempt(instrument.what, partial(call, instrument))
+    def _each(self, instruments: Iterable[tuple[Kind, Instrument]], call: Callable[[Instrument], Any]) -> None:
+        for kind, instrument in instruments:
+            self.attempt(kind.what, partial(call, instrument))

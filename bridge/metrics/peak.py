@@ -7,10 +7,31 @@ A CPU has no datasheet rate worth dividing by, so it is measured: the best of a 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from bridge.hardware import NUMBER_FORMATS, find_peak, peak_flops
+from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one device reaches at most.
+
+    Attributes:
+        flops: dense FLOP/s, whatever the number format; None if unknown.
+        by_format: the same by number format, where a run has more than one; instead of ``flops``.
+    """
+
+    flops: Optional[float] = None
+    by_format: Mapping[str, Optional[float]] = field(default_factory=dict)
+
+    def of(self, formats: Mapping[str, int]) -> Optional[float]:
+        """On work of these number formats, FLOP/s; None if unknown."""
+        return mixed_peak(formats, self.by_format) if self.by_format else self.flops
+
+
+UNKNOWN = Peak()
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ _HIGHEST = 1 << LIMB_BITS
 
 
 def split(values: Sequence[int]) -> list[list[int]]:
-    """Low and high limbs of non-negative integers below 2^80: a list [2][n].
+    """Low and high limbs of integers from -2^80 to 2^80: a list [2][n]. Statistics are not negative, numbers may be.
 
     Raises:
-        OverflowError: a value is negative or too large.
+        OverflowError: a value is too large.
     """
     for value in values:
-        if not 0 <= value >> LIMB_BITS < _HIGHEST:
-            raise OverflowError(f"{value} is outside 0 .. 2^{2 * LIMB_BITS}, the range of a statistic on one rank")
+        if not -_HIGHEST <= value >> LIMB_BITS < _HIGHEST:
+            raise OverflowError(f"{value} is outside -2^{2 * LIMB_BITS} .. 2^{2 * LIMB_BITS}, the range of a sum on one rank")
     return [[value & LIMB_MASK for value in values], [value >> LIMB_BITS for value in values]]
 
 
@@ -47,6 +47,7 @@ class PendingSum:
         device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
         maxima: integers of which the largest over all ranks is wanted; as many on every rank, none: no such collective.
         device: where the collectives run, see :func:`collective_device`.
+        group: the ranks that are summed over; None: all of the job.
     """
 
     def __init__(
@@ -56,20 +57,21 @@ class PendingSum:
         *,
         maxima: Sequence[int] = (),
         device: torch.device = CPU,
+        group: Any = None,
     ) -> None:
         self._host = torch.tensor(limbs, dtype=torch.int64)
         self._maxima = torch.tensor(maxima, dtype=torch.int64)
         self._works: list[Any] = []
         self._event: Any = None
         if device.type == "cuda":
-            self._start_on_cuda(device, device_limbs)
+            self._start_on_cuda(device, device_limbs, group)
             return
         if device_limbs is not None:
             self._host += device_limbs.cpu()
         if _distributed():
-            self._works = _start(self._host, self._maxima)
+            self._works = _start(self._host, self._maxima, group)
 
-    def _start_on_cuda(self, device: torch.device, device_limbs: Optional[torch.Tensor]) -> None:
+    def _start_on_cuda(self, device: torch.device, device_limbs: Optional[torch.Tensor], group: Any) -> None:
         self._host = self._host.pin_memory()
         self._maxima = self._maxima.pin_memory() if self._maxima.numel() else self._maxima
         current, side = torch.cuda.current_stream(device), _side_stream(device)
@@ -82,7 +84,7 @@ class PendingSum:
                 self._device += device_limbs
                 device_limbs.record_stream(side)
             if _distributed():
-                for work in _start(self._device, self._device_maxima):
+                for work in _start(self._device, self._device_maxima, group):
                     work.wait()  # makes the side stream wait for NCCL, not the host
             self._host.copy_(self._device, non_blocking=True)
             self._maxima.copy_(self._device_maxima, non_blocking=True)
@@ -108,11 +110,11 @@ class PendingSum:
         return self._maxima.tolist()
 
 
-def _start(sums: torch.Tensor, maxima: torch.Tensor) -> list[Any]:
+def _start(sums: torch.Tensor, maxima: torch.Tensor, group: Any) -> list[Any]:
     """The collectives, under way."""
-    works = [dist.all_reduce(sums, op=dist.ReduceOp.SUM, async_op=True)]
+    works = [dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=group, async_op=True)]
     if maxima.numel():
-        works.append(dist.all_reduce(maxima, op=dist.ReduceOp.MAX, async_op=True))
+        works.append(dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=group, async_op=True))
     return works
 
 
@@ -121,11 +123,6 @@ def collective_device() -> torch.device:
     if torch.cuda.is_available() and (not _distributed() or "nccl" in dist.get_backend()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def current_group() -> Any:
-    """All ranks of the job, as an object that is another one once they were set up anew; None without torch.distributed."""
-    return dist.group.WORLD if _distributed() else None
 
 
 def _distributed() -> bool:

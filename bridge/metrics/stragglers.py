@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import math
 import struct
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from bridge.metrics.instruments import COMPUTE_TIME
+from bridge.metrics.instruments import COMPUTE_TIME, Kind, Summed
+from bridge.metrics.place import Place
 from bridge.metrics.timing import Clock, CudaClock, ThreadClock
+from bridge.metrics.vector import HEAVIEST, MAX_ENTRIES, REPLICA_WORK, Reduce, Slice
+
+if TYPE_CHECKING:
+    from bridge.metrics.throughput import Interval, Metrics, Work
 
 #: From here on the slowest rank is worth a line on the console.
 _WORTH_TELLING = 1.2
@@ -38,10 +44,12 @@ def _hook(method: Any) -> Any:
 
     @wraps(method)
     def guarded(self: ComputeTimer, *args: Any) -> None:
+        start = time.perf_counter_ns()
         try:
             method(self, *args)
         except Exception as error:
             self._active, self._error = False, error
+        self.overhead_ns += time.perf_counter_ns() - start
 
     return guarded
 
@@ -54,34 +62,39 @@ class ComputeTimer:
         chunks: the model on this rank. Only passes in training mode count.
     """
 
-    entry = "compute_ns"
-    what = COMPUTE_TIME
-
     def __init__(self, clock: Clock, chunks: Sequence[torch.nn.Module]) -> None:
         self._clock = clock
+        self._chunks = list(chunks)
         self._active = False
+        self.overhead_ns = 0
+        """Nanoseconds spent in the hooks."""
         self._error: Optional[Exception] = None
         self._depth = 0
         self._since: Any = None
         self._step: list[tuple[Any, Any]] = []
         self._unread: deque[list[tuple[Any, Any]]] = deque()
         self._seconds, self._steps = 0.0, 0
-        self._handles = [
-            handle
-            for chunk in chunks
-            for handle in (
-                chunk.register_forward_pre_hook(self._enter_forward),
-                chunk.register_forward_hook(self._leave_forward),
-            )
-        ]
+        self._handles: list[Any] = []
 
     def run(self) -> None:
-        """Training goes on."""
+        """Training goes on: from here on there are hooks on the model."""
         self._active = self._error is None
+        if not self._handles:
+            self._handles = [
+                handle
+                for chunk in self._chunks
+                for handle in (
+                    chunk.register_forward_pre_hook(self._enter_forward),
+                    chunk.register_forward_hook(self._leave_forward),
+                )
+            ]
 
     def pause(self) -> None:
-        """What comes now is no training."""
+        """What comes now is no training, and the model is as it was."""
         self._active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def end_step(self) -> None:
         """A training step is over."""
@@ -102,8 +115,7 @@ class ComputeTimer:
 
     def close(self) -> None:
         """Leave the model as it was."""
-        for handle in self._handles:
-            handle.remove()
+        self.pause()
 
     def _read(self) -> None:
         while self._unread and self._clock.reached(self._unread[0][-1][1]):
@@ -167,19 +179,6 @@ def _differentiable(output: Any) -> Optional[torch.Tensor]:
 # ---- over all ranks -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Dimension:
-    """One parallel dimension: ranks that differ in its index alone are ``stride`` apart."""
-
-    name: str
-    size: int
-    stride: int = 1
-
-    def index(self, rank: int) -> int:
-        """Where a rank stands in this dimension."""
-        return rank // self.stride % self.size
-
-
 def ranked(value: float, rank: int) -> int:
     """A number and who has it as one int64, larger for larger numbers, so that a maximum finds both.
 
@@ -238,6 +237,18 @@ class ComputeTime:
         factors = {"longer data": self.data, "heavier pipeline stage": self.stage, "slow device": self.device}
         return max(factors, key=lambda name: factors[name])
 
+    def metrics(self, interval: Interval) -> Metrics:
+        """Seconds a step, who is the slowest, and the factors of its excess; nothing to compare on one rank."""
+        metrics: Metrics = {"throughput/compute_time/mean": self.mean, "throughput/compute_time/max": self.slowest}
+        if interval.world_size < 2:
+            return metrics
+        metrics["throughput/compute_time/slowest_rank"] = self.rank
+        metrics |= {f"throughput/compute_time/slowest_{name}": index for name, index in self.place.items()}
+        metrics["throughput/imbalance/compute"] = self.imbalance
+        if self.work is not None and self.device is not None:
+            metrics |= {"throughput/imbalance/work": self.work, "throughput/imbalance/device": self.device}
+        return metrics
+
     def sentence(self) -> str:
         """For the console."""
         place = ", ".join(f"{name} {index}" for name, index in self.place.items())
@@ -248,10 +259,68 @@ class ComputeTime:
         )
 
 
-def ratio_to_mean(values: Sequence[int], index: int) -> Optional[float]:
+class ComputeTimes(Kind):
+    """Compute time of every rank, and why the slowest one is.
+
+    Args:
+        place: of this process.
+        model: the chunks on this rank.
+    """
+
+    what = COMPUTE_TIME
+    sampled = True
+
+    def __init__(self, place: Place, model: Any = None) -> None:
+        self._place, self._model = place, model
+        each = Slice("rank_compute_ns", place.world) if place.world <= MAX_ENTRIES else Slice("slowest_rank", reduce=Reduce.MAX)
+        self.slices = (Slice("compute_ns"), each)
+
+    def open(self) -> Optional[ComputeTimer]:
+        return open_compute_timer(self._model)
+
+    def entries(self, reading: int) -> dict[str, Any]:
+        rank, world = self._place.rank, self._place.world
+        if world <= MAX_ENTRIES:
+            return {"compute_ns": reading, "rank_compute_ns": [reading * (other == rank) for other in range(world)]}
+        return {"compute_ns": reading, "slowest_rank": ranked(reading / 1e9, rank)}
+
+    def measured(self, summed: Summed) -> ComputeTime:
+        """The slowest rank and the factors of its excess, in the steps that were timed."""
+        place = summed.place
+        mean = summed["compute_ns"][0] / place.world / 1e9
+        if place.world <= MAX_ENTRIES:
+            slowest, rank = max((time_ns / 1e9, index) for index, time_ns in enumerate(summed["rank_compute_ns"]))
+        else:
+            slowest, rank = unranked(summed["slowest_rank"][0])
+        stands = place.indices(rank)
+        work = summed.price(summed.sampled)
+        data, at_most = _data(summed, work, stands.get("data_parallel"))
+        stage: Optional[float] = 1.0
+        if place.pipeline > 1:
+            stage = ratio_to_mean(work.stage_work, stands.get("pipeline"))
+        return ComputeTime(mean=mean, slowest=slowest, rank=rank, place=stands, data=data, stage=stage, at_most=at_most)
+
+
+def _data(summed: Summed, work: Work, replica: Optional[int]) -> tuple[Optional[float], bool]:
+    """Work of a replica over the mean replica's, None if unknown, and whether it is an upper bound: that of the heaviest."""
+    place = summed.place
+    if place.replicas < 2:
+        return 1.0, False
+    if work.unread_micro_batches or replica is None:
+        return None, False
+    if REPLICA_WORK in summed.layout:
+        return ratio_to_mean(work.replica_work, replica), False
+    heaviest, who = unranked(summed[HEAVIEST][0])
+    total = work.tokens if work.flops is None else work.flops
+    if not total or not is_known(heaviest):
+        return None, False
+    return heaviest * place.replicas / total, who != replica
+
+
+def ratio_to_mean(values: Sequence[int], index: Optional[int]) -> Optional[float]:
     """One value over the mean of all; None if there is nothing to compare."""
     total = sum(values)
-    return values[index] * len(values) / total if total > 0 else None
+    return values[index] * len(values) / total if total > 0 and index is not None else None
 
 
 def is_known(value: float) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
-from bridge.hardware import mixed_peak
-from bridge.metrics.stragglers import ComputeTime
+from bridge.metrics.instruments import Measured
+from bridge.metrics.peak import UNKNOWN, Peak
 
 Metrics = dict[str, Union[int, float]]
 
@@ -61,10 +61,9 @@ class Interval:
         components: FLOPs of ``work`` by component; they add up to ``work.flops``.
         total_flops, total_tokens: since the first step ever; None if unknown.
         lower_bound: whether these miss work that could not be read.
-        world_size: ranks. peak_flops: dense peak of one device in FLOP/s, whatever the number format; None if unknown.
-        peaks: the same by number format, where they differ; instead of ``peak_flops``.
+        world_size: ranks. peak: of one device.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
-        compute: compute time of the ranks in the timed part. joules: energy of all devices in it. None if unknown.
+        measured: what instruments say of the timed part, by what they measure; what is not known is absent.
     """
 
     work: Work
@@ -75,15 +74,9 @@ class Interval:
     total_tokens: Optional[int]
     lower_bound: bool = False
     components: Mapping[str, int] = field(default_factory=dict)
-    peak_flops: Optional[float] = None
-    peaks: Mapping[str, Optional[float]] = field(default_factory=dict)
+    peak: Peak = UNKNOWN
     overhead_seconds: Optional[float] = None
-    compute: Optional[ComputeTime] = None
-    joules: Optional[float] = None
-
-    def peak_of(self, formats: Mapping[str, int]) -> Optional[float]:
-        """What one device reaches at most on work of these number formats, FLOP/s; None if unknown."""
-        return mixed_peak(formats, self.peaks) if self.peaks else self.peak_flops
+    measured: Mapping[str, Measured] = field(default_factory=dict)
 
 
 def throughput(interval: Interval) -> Metrics:
@@ -94,10 +87,8 @@ def throughput(interval: Interval) -> Metrics:
         metrics |= _rates(timed, interval.seconds, interval.world_size) | _utilisation(interval)
         if interval.overhead_seconds is not None:
             metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
-        if interval.compute is not None:
-            metrics |= _stragglers(interval.compute, interval.world_size)
-        if interval.joules is not None:
-            metrics |= _energy(interval.joules, timed, interval.seconds, interval.world_size)
+        for measured in interval.measured.values():
+            metrics |= measured.metrics(interval)
     if work.positions and work.tokens is not None:
         metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
     metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)
@@ -135,40 +126,20 @@ def _utilisation(interval: Interval) -> Metrics:
     """FLOP/s over what the devices reach at most: the time that the work takes at the peaks of its formats, over the time."""
     timed = interval.timed
     work = {
-        "mfu": (timed.flops, interval.peak_of(timed.formats)),
-        "hfu": (timed.hardware_flops, interval.peak_of(timed.hardware_formats)),
+        "mfu": (timed.flops, interval.peak.of(timed.formats)),
+        "hfu": (timed.hardware_flops, interval.peak.of(timed.hardware_formats)),
     }
     used = {name: flops for name, flops in timed.formats.items() if flops}
     metrics: Metrics = {}
     if used.keys() - {"bf16"}:
-        work["mfu_bf16"] = timed.flops, interval.peaks.get("bf16")
+        work["mfu_bf16"] = timed.flops, interval.peak.by_format.get("bf16")
     if len(used) > 1:
         metrics = {f"throughput/format_fraction/{name}": flops / sum(used.values()) for name, flops in used.items()}
-    if interval.peak_of(timed.formats) is None:
+    if interval.peak.of(timed.formats) is None:
         work = {}
     for name, (flops, peak) in work.items():
         if flops is not None and peak is not None and _positive(peak):
             metrics[f"throughput/{name}"] = flops / interval.seconds / (peak * interval.world_size)
-    return metrics
-
-
-def _stragglers(compute: ComputeTime, world_size: int) -> Metrics:
-    """Seconds a step, who is the slowest, and the factors of its excess; nothing to compare on one rank."""
-    metrics: Metrics = {"throughput/compute_time/mean": compute.mean, "throughput/compute_time/max": compute.slowest}
-    if world_size < 2:
-        return metrics
-    metrics["throughput/compute_time/slowest_rank"] = compute.rank
-    metrics |= {f"throughput/compute_time/slowest_{name}": index for name, index in compute.place.items()}
-    metrics["throughput/imbalance/compute"] = compute.imbalance
-    if compute.work is not None and compute.device is not None:
-        metrics |= {"throughput/imbalance/work": compute.work, "throughput/imbalance/device": compute.device}
-    return metrics
-
-
-def _energy(joules: float, timed: Work, seconds: float, world_size: int) -> Metrics:
-    metrics: Metrics = {"throughput/energy": joules, "throughput/power": joules / seconds / world_size}
-    if timed.flops is not None and joules > 0:
-        metrics["throughput/flops_per_joule"] = timed.flops / joules
     return metrics
 
 

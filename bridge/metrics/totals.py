@@ -11,10 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from bridge.flops.plan import Plan
-from bridge.metrics.batch_statistics import READINGS
-
-#: Entries of a vector that say something about one interval only.
-_OF_THE_INTERVAL = ("data_wait_ns", "failures", "replica_work", *READINGS, "rank_compute_ns")
+from bridge.metrics.vector import Layout
 
 
 def whole(flops: Any) -> int:
@@ -27,13 +24,13 @@ class Totals:
 
     Args:
         plan: prices them; None if the model cannot be priced.
-        names: what the entries of the vectors to come mean.
+        layout: what the entries of the vectors to come mean.
     """
 
-    def __init__(self, plan: Optional[Plan], names: Sequence[str]) -> None:
+    def __init__(self, plan: Optional[Plan], layout: Layout) -> None:
         self._plan = plan
-        self._names = tuple(names)
-        self._values = [0] * len(self._names)
+        self._layout = layout
+        self._values = layout.zeros()
         self._carried_flops = 0
         self._carried_tokens = 0
         self._carried_unread = False
@@ -46,7 +43,7 @@ class Totals:
 
     def __getitem__(self, name: str) -> int:
         """One statistic or counter since the first step, as far as this model's plan knows it."""
-        return self._values[self._names.index(name)]
+        return self._values[self._layout.index[name]]
 
     @property
     def lower_bound(self) -> bool:
@@ -72,10 +69,10 @@ class Totals:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain integers and strings."""
-        values = zip(self._names, self._values, strict=True)
+        values = zip(self._layout.names, self._values, strict=True)
         return {
             "convention": None if self._plan is None else self._plan.convention,
-            "statistics": {name: value for name, value in values if not name.startswith(_OF_THE_INTERVAL)},
+            "statistics": {name: value for name, value in values if name in self._layout.kept},
             "carried_flops": self._carried_flops,
             "carried_tokens": self._carried_tokens,
             "total_flops": self.flops,
@@ -107,7 +104,7 @@ class Totals:
         self.complete = not state.get("failed", not state["complete"])
         self._carried_flops, self._carried_tokens = int(state["carried_flops"]), int(state["carried_tokens"])
         saved = {name: int(value) for name, value in state["statistics"].items()}
-        self._values = [saved.get(name, 0) for name in self._names]
+        self._values = [saved.get(name, 0) for name in self._layout.names]
         self._carried_unread = self.complete and not state["complete"]
         if not self.complete:
             return "the checkpoint's FLOP total is incomplete, since a rank could not count; no totals are reported"
@@ -125,7 +122,7 @@ class Totals:
         self._carried_flops = int(state["total_flops"]) if same_convention else 0
         self._carried_tokens = int(state["total_tokens"] or 0)
         self._carried_unread = self.lower_bound
-        self._values = [0] * len(self._names)
+        self._values = self._layout.zeros()
         if same_convention:
             return "the model is not the checkpoint's: total_flops keeps what was counted, new steps are priced anew"
         return f"total_flops restarts at 0: the checkpoint counted in the {was} convention, this run in the {now} one"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -13,6 +12,7 @@ import torch
 from torch.nn import Module, Parameter, UninitializedParameter
 
 from bridge.flops.transforms import Trainable
+from bridge.metrics.place import parallel_state
 
 #: What wraps a model for data parallelism and 16-bit weights, a language model beside a tower, and a layer with an adapter.
 _WRAPPERS = re.compile(r"^(module\.)*(language_model\.)?|\.to_wrap(?=\.)")
@@ -133,12 +133,6 @@ def _expert_ranks(model: Module) -> dict[str, int]:
     place = places(model)
     groups = {name: getattr(module, "ep_group", None) for name, module in model.named_modules() if name.endswith(".experts")}
     return {place(name).removesuffix(".experts"): group.size() for name, group in groups.items() if group is not None}
-
-
-def parallel_state() -> Any:
-    """megatron-core's, where it is set up; else None."""
-    state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
-    return state if state is not None and state.model_parallel_is_initialized() else None
 
 
 def _tensor_ranks(*, expert: bool) -> int:

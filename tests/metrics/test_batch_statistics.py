@@ -13,6 +13,7 @@ from bridge.metrics import batch_statistics
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.reduction import join
+from bridge.metrics.vector import Layout
 
 STATISTICS = (
     Statistic("square"),
@@ -48,7 +49,7 @@ def counted(statistics: BatchStatistics) -> dict[str, int]:
     host, device = statistics.drain()
     if device is not None:
         host = [a + b for a, b in zip(host, join(device.tolist()), strict=True)]
-    return dict(zip(statistics.names, host, strict=True))
+    return dict(zip(statistics.layout.names, host, strict=True))
 
 
 LENGTHS = st.lists(st.integers(0, 300) | st.integers(0, 2**21), max_size=20)
@@ -58,7 +59,7 @@ IMAGES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 4)), max_size=5
 @pytest.mark.parametrize("sequences", [[1], [1, 1, 1], [0], [2, 1]])
 def test_the_shortest_sequences_first(sequences):
     """The table of values starts out with the entry for length zero alone."""
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(batch(sequences))
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected(sequences)
 
@@ -66,7 +67,7 @@ def test_the_shortest_sequences_first(sequences):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(LENGTHS, IMAGES), max_size=4))
 def test_equals_length_by_length_arithmetic(batches):
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     for sequences, images in batches:
         statistics.add(batch(sequences, images))
     sequences = [s for lengths, _ in batches for s in lengths]
@@ -81,7 +82,7 @@ def test_equals_length_by_length_arithmetic(batches):
 
 @pytest.mark.parametrize("length", [2**30 - 1, 2**30, 2**31, 2**40])
 def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(length):
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     for _ in range(3):
         statistics.add(batch([length, 1], [(length, 2)]))
     values = list(counted(statistics).values())[: len(STATISTICS)]
@@ -90,33 +91,22 @@ def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(len
 
 def test_tables_grow_and_stop_growing(monkeypatch):
     monkeypatch.setattr(batch_statistics, "_TABLE_LIMIT", 64)
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     for sequences in ([3], [31, 32, 33], [63], [64], [1000, 2, 0]):
         statistics.add(batch(sequences))
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([3, 31, 32, 33, 63, 64, 1000, 2])
 
 
 def test_many_short_lengths_are_counted_by_value():
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     batches = [list(range(16)) * 9, [15, 0, 1] * 30, [*[3] * 200, 40], list(range(41)) * 4]  # the third: one is longer
     for sequences in batches:
         statistics.add(batch(sequences))
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([s for lengths in batches for s in lengths])
 
 
-def test_the_layout_follows_from_the_plan_and_the_size_of_the_job():
-    plan = (Statistic("length"), Statistic("square"))
-    layout = BatchStatistics(plan, replicas=3, replica=1)
-    assert layout.names[:3] == ("tokens", "squared_tokens", "sequences")
-    assert layout.names[-3:] == ("replica_work[0]", "replica_work[1]", "replica_work[2]")
-    assert layout.names[layout.replica_slot] == "replica_work[1]"
-    assert BatchStatistics(plan, replicas=3, replica=2).names == layout.names
-    # Without imbalance to report: one replica, or too many.
-    assert BatchStatistics(plan).names == BatchStatistics(plan, replicas=65, replica=64).names == layout.names[:-3]
-
-
 def test_draining_starts_again_from_zero():
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(batch([5]))
     statistics.count("unread_micro_batches", 2)
     assert counted(statistics)["unread_micro_batches"] == 2
@@ -126,8 +116,8 @@ def test_draining_starts_again_from_zero():
 def test_pixels_of_unknown_patches_are_refused_where_the_plan_prices_them():
     blind = read_lengths({"tokens": torch.zeros(1, 4), "pixel_values": torch.zeros(3, 8, 8)})
     with pytest.raises(NoLengths, match="image_grid_thw"):
-        BatchStatistics(STATISTICS).add(blind)
-    BatchStatistics((Statistic("square"),)).add(blind)
+        BatchStatistics(Layout(STATISTICS)).add(blind)
+    BatchStatistics(Layout((Statistic("square"),))).add(blind)
 
 
 # ---- batches that are on a device already ------------------------------------------------------------------------
@@ -164,7 +154,7 @@ def plain(statistics: BatchStatistics) -> dict[str, int]:
     ],
 )
 def test_device_batches_are_counted_without_reading_them_back(form, sequences, positions):
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     tokens = on_device([[0] * 48])
     grid = on_device([[2, 4, 6], [1, 2, 2]])
     for _ in range(2):
@@ -178,13 +168,13 @@ def test_device_batches_are_counted_without_reading_them_back(form, sequences, p
 
 
 def test_positions_that_only_the_device_knows():
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(read_lengths({"cu_seqlens": on_device([0, 3, 9]), "cu_seqlens_padded": on_device([0, 4, 12])}))
     assert plain(statistics)["positions"] == 12
 
 
 def test_device_sums_above_int64_keep_every_digit():
-    statistics = BatchStatistics((Statistic("square"),))
+    statistics = BatchStatistics(Layout((Statistic("square"),)))
     length = 2**30
     for _ in range(40):  # 40 x 2^60 is above 2^63
         statistics.add(BatchLengths(torch.tensor([length]).as_subclass(OnDevice), length))
@@ -192,14 +182,14 @@ def test_device_sums_above_int64_keep_every_digit():
 
 
 def test_a_shape_on_the_device_is_known_to_the_host():
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(read_lengths({"tokens": on_device([[0] * 5, [0] * 5])}))
     assert statistics.device_values is None
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([5, 5])
 
 
 def test_tokens_of_skipped_steps():
-    statistics = BatchStatistics(STATISTICS)
+    statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(batch([5, 6]))
     before = statistics.tokens()
     statistics.add(batch([7]))

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 import torch
 
-from bridge.metrics.energy import EnergyMeter, PowerIntegral, nvml_counter, open_energy_meter
+from bridge.metrics.energy import Energy, EnergyMeter, Joules, PowerIntegral, nvml_counter, open_energy_meter
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.throughput import Interval, Work, throughput
 
@@ -57,7 +57,11 @@ def test_a_counter_that_fails_is_one_warning_and_no_reading(caplog):
     def lost():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
-    instruments = Instruments([EnergyMeter(lost)])
+    class Opened(Energy):
+        def open(self):
+            return EnergyMeter(lost)
+
+    instruments = Instruments([Opened(torch.device("cpu"))])
     for _ in range(3):
         instruments.run()
         instruments.end_step()
@@ -132,7 +136,8 @@ def test_a_card_that_nvml_does_not_know_has_no_meter(monkeypatch, uuid):
 
 def test_keys_of_an_interval():
     timed = Work(steps=4, flops=6 * 10**15, tokens=100)
-    interval = Interval(work=timed, timed=timed, seconds=2.0, world_size=4, total_flops=1, total_tokens=1, joules=3000.0)
+    measured = {"energy": Joules(3000.0)}
+    interval = Interval(work=timed, timed=timed, seconds=2.0, world_size=4, total_flops=1, total_tokens=1, measured=measured)
     row = throughput(interval)
     assert (row["throughput/energy"], row["throughput/power"]) == (3000.0, 375.0)
     assert row["throughput/flops_per_joule"] == 2 * 10**12

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bridge.flops import compile_plan
-from bridge.flops.pipeline import Layout
 from bridge.metrics import meter as module
-from bridge.metrics.meter import Meter, never_read
+from bridge.metrics.interval import never_read
+from bridge.metrics.meter import Meter
+from bridge.metrics.place import Place
 from bridge.metrics.reduction import PendingSum
 from bridge.metrics.throughput import throughput
-from bridge.metrics.timing import HostClock
 
 MODEL = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
 
@@ -43,7 +43,7 @@ def arriving(monkeypatch):
     arrived = {"yes": False}
 
     class Slow(PendingSum):
-        def __init__(self, limbs, device_limbs=None, *, maxima=(), device=None):
+        def __init__(self, limbs, device_limbs=None, **options):
             super().__init__(limbs, None if device_limbs is None else device_limbs.as_subclass(torch.Tensor))
 
         def ready(self):
@@ -55,7 +55,7 @@ def arriving(monkeypatch):
 
 def new_meter(**options):
     plan = compile_plan(MODEL, convention="exact")
-    return plan, Meter(plan, clock=HostClock(), **options)
+    return plan, Meter(plan, Place(**options))
 
 
 def test_host_and_device_batches_add_up_in_one_sum(arriving):
@@ -143,7 +143,7 @@ def test_a_settled_total_has_every_step_and_sends_nothing_twice(arriving):
 
 
 def test_waiting_for_data_is_a_mean_over_the_replicas_whatever_their_ranks():
-    plan, meter = new_meter(replicas=2, world_size=8)
+    plan, meter = new_meter(replicas=2)
     meter.end_step()
     meter.add_batch(on_host(5), waited_ns=3000)
     meter.end_step()
@@ -162,7 +162,8 @@ def one_step(meter, *lengths):
 
 
 def test_uneven_pipeline_stages_are_priced_as_they_are_built():
-    plan, meter = new_meter(pipeline=3, layout=Layout(pipeline_model_parallel_size=3, **dict.fromkeys((FIRST, LAST), 1)))
+    plan = compile_plan({"model": MODEL, "parallel": {"pipeline_model_parallel_size": 3, FIRST: 1, LAST: 1}}, convention="exact")
+    meter = Meter(plan, Place(pipeline=3))
     layer = compile_plan({**MODEL, "num_layers": 1}, convention="exact").breakdown([5])
     layer.pop("output_layer")
     work = one_step(meter, 5).work.stage_work
@@ -170,11 +171,10 @@ def test_uneven_pipeline_stages_are_priced_as_they_are_built():
     assert sum(work) == plan.flops([5])
 
 
-@pytest.mark.parametrize("sizes", [{}, {FIRST: 3}, None], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {FIRST: 3}], ids=str)
 def test_stages_that_cannot_be_placed_have_no_imbalance(sizes):
-    layout = None if sizes is None else Layout(pipeline_model_parallel_size=3, **sizes)
-    _, meter = new_meter(pipeline=3, layout=layout)
-    assert one_step(meter, 5).work.stage_work == []
+    plan = compile_plan({"model": MODEL, "parallel": sizes}, convention="exact")
+    assert one_step(Meter(plan, Place(pipeline=3)), 5).work.stage_work == []
 
 
 AUDIO = {
@@ -197,7 +197,7 @@ AUDIO = {
 )
 def test_inputs_that_batches_are_not_read_for_are_named_and_have_no_number(extra, named, absent):
     plan = compile_plan({**MODEL, **extra}, convention="exact")
-    components = one_step(Meter(plan, clock=HostClock()), 5).components
+    components = one_step(Meter(plan), 5).components
     assert absent == plan.breakdown([5]).keys() - components.keys()
     assert components == {name: flops for name, flops in plan.breakdown([5]).items() if name not in absent}
     assert {sentence.split()[2] for sentence in never_read(plan)} == named

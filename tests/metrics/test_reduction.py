@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bridge.metrics.reduction import LIMB_BITS, PendingSum, collective_device, join, split
 
-VALUES = st.lists(st.integers(0, 2 ** (2 * LIMB_BITS) - 1), min_size=1, max_size=8)
+VALUES = st.lists(st.integers(-(2 ** (2 * LIMB_BITS)), 2 ** (2 * LIMB_BITS) - 1), min_size=1, max_size=8)
 
 
 @given(VALUES)
@@ -26,7 +26,7 @@ def test_a_million_ranks_at_the_bound_fit_into_int64():
     assert all(limb * 2**20 < 2**63 for row in limbs for limb in row)
 
 
-@pytest.mark.parametrize("value", [-1, 2**80])
+@pytest.mark.parametrize("value", [-(2**80) - 1, 2**80])
 def test_values_outside_the_bound_are_an_error_before_anything_is_sent(value):
     with pytest.raises(OverflowError, match=str(value)):
         split([1, value])

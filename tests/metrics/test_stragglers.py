@@ -9,10 +9,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bridge.flops import compile_plan
-from bridge.flops.pipeline import Layout
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.meter import Meter
-from bridge.metrics.stragglers import ComputeTime, ComputeTimer, Dimension, open_compute_timer, ranked, unranked
+from bridge.metrics.place import Dimension, Place
+from bridge.metrics.stragglers import ComputeTime, ComputeTimer, ComputeTimes, open_compute_timer, ranked, unranked
 from bridge.metrics.throughput import throughput
 from bridge.metrics.timing import HostClock
 
@@ -117,7 +117,12 @@ def test_a_clock_that_fails_is_one_warning_and_never_reaches_the_model(caplog):
         def mark(self):
             raise RuntimeError("no such event")
 
-    instruments = Instruments([ComputeTimer(Broken(), [model := Model()])])
+    class Opened(ComputeTimes):
+        def open(self):
+            return ComputeTimer(Broken(), [model])
+
+    model = Model()
+    instruments = Instruments([Opened(Place())])
     for _ in range(3):
         instruments.run()
         a_pass(model)
@@ -188,13 +193,15 @@ def test_the_largest_factor_is_the_cause(time_ratio, data, stage, cause):
         assert cause in time.sentence()
 
 
-class Reading:
-    """An instrument with one reading."""
+class Given(ComputeTimes):
+    """One reading of compute time, without a model."""
 
-    entry, what = "compute_ns", "compute time"
-
-    def __init__(self, value):
+    def __init__(self, place, value):
+        super().__init__(place)
         self.value = value
+
+    def open(self):
+        return self
 
     def run(self): ...
 
@@ -209,17 +216,16 @@ MODEL = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidd
 
 def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
     """The report of a job whose ranks have these times; ranks of a replica are the pipeline stages. Summed by hand."""
-    import bridge.metrics.batch_statistics as statistics
     from bridge.metrics import meter as module
+    from bridge.metrics import stragglers, vector
     from bridge.metrics.reduction import PendingSum, join, split
 
-    monkeypatch.setattr(statistics, "MAX_RANKS", ranks_in_vector)
-    monkeypatch.setattr(statistics, "MAX_REPLICAS", ranks_in_vector)
-    monkeypatch.setattr(module, "MAX_RANKS", ranks_in_vector)
+    for one in (vector, stragglers):
+        monkeypatch.setattr(one, "MAX_ENTRIES", ranks_in_vector)
     sent = []
 
     class Kept(PendingSum):
-        def __init__(self, limbs, device_limbs=None, *, maxima=(), device=None):
+        def __init__(self, limbs, device_limbs=None, *, maxima=(), **options):
             sent.append((join(limbs), list(maxima)))
             self.limbs, self.largest = limbs, maxima
 
@@ -235,19 +241,16 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
     meters = []
     for rank, time_ns in enumerate(times):
         replica, stage = rank % replicas, rank // replicas
-        meter = Meter(
-            plan,
-            clock=HostClock(),
-            contributes=stage == 0,
-            replicas=replicas,
-            replica=replica,
-            world_size=len(times),
+        place = Place(
             rank=rank,
-            dimensions=[Dimension("data_parallel", replicas, 1), Dimension("pipeline", stages, replicas)],
+            world=len(times),
+            replica=replica,
+            replicas=replicas,
+            contributes=stage == 0,
             pipeline=stages,
-            layout=Layout(pipeline_model_parallel_size=stages),
-            instruments=Instruments([Reading(time_ns)]),
+            dimensions=(Dimension("data_parallel", replicas, 1), Dimension("pipeline", stages, replicas)),
         )
+        meter = Meter(plan, place, instruments=Instruments([Given(place, time_ns)]))
         meter.end_step()
         meter.add_batch(
             {"tokens": torch.zeros(1, sum(lengths[replica])), "cu_seqlens": torch.tensor([0, *lengths[replica]]).cumsum(0)}
@@ -261,7 +264,7 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
         meter._pending.sum.limbs = split(summed)
         meter._pending.sum.largest = [max(column) for column in zip(*(maxima for _, maxima in sent), strict=True)]
         reports.append(meter.poll(wait=True).interval)
-    assert all(report.compute == reports[0].compute for report in reports)
+    assert all(report.measured == reports[0].measured for report in reports)
     return plan, reports[0]
 
 
@@ -276,23 +279,23 @@ def test_a_slow_device_and_its_place(monkeypatch, ranks_in_vector):
     assert row["throughput/imbalance/compute"] == pytest.approx(2.0)
     assert row["throughput/imbalance/work"] == pytest.approx(1.0)
     assert row["throughput/imbalance/device"] == pytest.approx(2.0)
-    assert interval.compute.cause == "slow device"
+    assert interval.measured["compute time"].cause == "slow device"
 
 
 @pytest.mark.parametrize("ranks_in_vector", [64, 3], ids=["an entry a rank", "a maximum"])
 def test_longer_data(monkeypatch, ranks_in_vector):
     lengths = [[8], [8, 8, 8], [8], [8]]
     plan, interval = job([100, 300, 100, 100], lengths, monkeypatch=monkeypatch, ranks_in_vector=ranks_in_vector)
-    assert interval.compute.data == pytest.approx(2.0)
-    assert interval.compute.device == pytest.approx(1.0)
-    assert (interval.compute.cause, interval.compute.at_most) == ("longer data", False)
+    assert interval.measured["compute time"].data == pytest.approx(2.0)
+    assert interval.measured["compute time"].device == pytest.approx(1.0)
+    assert (interval.measured["compute time"].cause, interval.measured["compute time"].at_most) == ("longer data", False)
 
 
 def test_without_an_entry_a_replica_the_heaviest_one_bounds_the_work(monkeypatch):
     lengths = [[8], [8, 8, 8], [8], [8]]
     _, interval = job([100, 300, 100, 500], lengths, monkeypatch=monkeypatch, ranks_in_vector=3)
-    assert (interval.compute.rank, interval.compute.at_most) == (3, True)
-    assert interval.compute.device == pytest.approx(1.0)
+    assert (interval.measured["compute time"].rank, interval.measured["compute time"].at_most) == (3, True)
+    assert interval.measured["compute time"].device == pytest.approx(1.0)
     assert "data at most 2.00 x" in ComputeTime(mean=1, slowest=5, rank=3, data=2.0, at_most=True).sentence()
 
 
@@ -301,15 +304,15 @@ def test_a_heavier_stage(monkeypatch):
     plan, _ = job([1, 1, 1, 1], lengths, stages=2, monkeypatch=monkeypatch)
     first, last = plan.evaluate_stages(plan.measure([8, 8]), 2)
     _, interval = job([first, first, last, last + 1], lengths, stages=2, monkeypatch=monkeypatch)
-    assert interval.compute.place == {"data_parallel": 1, "pipeline": 1}
-    assert interval.compute.stage == pytest.approx(2 * last / (first + last))
-    assert interval.compute.device == pytest.approx(1.0, rel=1e-5)
+    assert interval.measured["compute time"].place == {"data_parallel": 1, "pipeline": 1}
+    assert interval.measured["compute time"].stage == pytest.approx(2 * last / (first + last))
+    assert interval.measured["compute time"].device == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.parametrize("ranks_in_vector", [64, 3], ids=["an entry a rank", "a maximum"])
 def test_one_rank_without_a_reading_makes_it_unknown(monkeypatch, ranks_in_vector):
     _, interval = job([100, None, 100, 100], [[8]] * 4, monkeypatch=monkeypatch, ranks_in_vector=ranks_in_vector)
-    assert interval.compute is None
+    assert "compute time" not in interval.measured
     assert not [key for key in throughput(interval) if "compute" in key]
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from bridge.metrics.peak import Peak
 from bridge.metrics.throughput import Interval, Work, doubts, throughput
 
 TIMED = Work(
@@ -21,7 +22,7 @@ INTERVAL = Interval(
     timed=TIMED,
     seconds=2.0,
     world_size=8,
-    peak_flops=10**12,
+    peak=Peak(10**12),
     components={"mlp": 7 * 10**12, "core_attention": 3 * 10**12},
     total_flops=10**22,
     total_tokens=10**19,
@@ -85,7 +86,7 @@ def test_an_interval_that_was_all_warm_up_has_no_rates():
 @pytest.mark.parametrize("peak", [None, 0.0, float("nan")])
 def test_without_a_peak_there_is_no_mfu(peak):
     expected = {key: value for key, value in (TOTALS | RATES).items() if key not in ("throughput/mfu", "throughput/hfu")}
-    assert throughput(replace(INTERVAL, peak_flops=peak)) == expected
+    assert throughput(replace(INTERVAL, peak=Peak(peak))) == expected
 
 
 def test_a_model_without_a_price_still_has_tokens_and_seconds():
@@ -116,10 +117,10 @@ def test_imbalance_is_largest_over_mean(work, ratio):
 
 def test_mfu_above_one_is_doubted():
     assert doubts(throughput(INTERVAL)) == []
-    assert doubts(throughput(replace(INTERVAL, peak_flops=None))) == []
-    (sentence,) = doubts(throughput(replace(INTERVAL, peak_flops=0.25e12)))
+    assert doubts(throughput(replace(INTERVAL, peak=Peak(None)))) == []
+    (sentence,) = doubts(throughput(replace(INTERVAL, peak=Peak(0.25e12))))
     assert sentence.startswith("MFU 2.00 and HFU 2.50: no device is faster than its peak. Likely causes:")
-    (sentence,) = doubts(throughput(replace(INTERVAL, peak_flops=0.55e12)))
+    (sentence,) = doubts(throughput(replace(INTERVAL, peak=Peak(0.55e12))))
     assert sentence.startswith("HFU 1.14:")
 
 
@@ -133,7 +134,7 @@ PEAKS = {"fp8": 2e12, "bf16": 1e12}
 
 def test_mfu_of_several_formats_is_the_ideal_time_over_the_time():
     """8 devices x 2 s; ideal: 6 / 2 + 2 / 1 = 5 device-seconds, with what runs again 7."""
-    metrics = throughput(replace(INTERVAL, timed=MIXED, peaks=PEAKS, peak_flops=2e12))
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peak=Peak(2e12, PEAKS)))
     several = {"throughput/mfu": 5 / 16, "throughput/hfu": 7 / 16, "throughput/mfu_bf16": 0.5}
     several |= {"throughput/format_fraction/fp8": 0.75, "throughput/format_fraction/bf16": 0.25}
     assert metrics == pytest.approx(TOTALS | RATES | several, rel=1e-15)
@@ -141,18 +142,18 @@ def test_mfu_of_several_formats_is_the_ideal_time_over_the_time():
 
 def test_one_format_is_held_against_its_peak_as_ever():
     whole = replace(MIXED, formats={"bf16": 8 * 10**12, "unknown": 0}, hardware_formats={"bf16": 10**13})
-    assert throughput(replace(INTERVAL, timed=whole, peaks=PEAKS)) == TOTALS | RATES
+    assert throughput(replace(INTERVAL, timed=whole, peak=Peak(1e12, PEAKS))) == TOTALS | RATES
 
 
 @pytest.mark.parametrize("peaks", [{"fp8": 2e12, "bf16": None}, {"fp8": None, "bf16": 1e12}, {"bf16": 1e12}])
 def test_a_format_without_a_peak_gives_no_mfu(peaks):
-    metrics = throughput(replace(INTERVAL, timed=MIXED, peaks=peaks))
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peak=Peak(1e12, peaks)))
     assert not {"throughput/mfu", "throughput/hfu", "throughput/mfu_bf16"} & metrics.keys()
     assert metrics["throughput/format_fraction/fp8"] == 0.75
 
 
 def test_a_given_peak_holds_for_all_formats():
     """hardware.peak_flops; BF16's own is not known then."""
-    metrics = throughput(replace(INTERVAL, timed=MIXED, peak_flops=2e12))
+    metrics = throughput(replace(INTERVAL, timed=MIXED, peak=Peak(2e12)))
     assert (metrics["throughput/mfu"], metrics["throughput/hfu"]) == (0.25, 0.3125)
     assert "throughput/mfu_bf16" not in metrics

@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 
 from bridge.flops import compile_plan
-from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.place import Place
 from bridge.metrics.totals import Totals, whole
+from bridge.metrics.vector import Layout
 
 MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
 WINDOWED = {**MODEL, "window_size": (15, 0)}
@@ -15,8 +16,8 @@ OLD, NEW = [100, 7, 33], [64, 1]
 
 def totals(model=MODEL, convention="megatron", *, replicas=1):
     plan = compile_plan(model, convention=convention)
-    names = BatchStatistics(plan.statistics, replicas=replicas).names
-    return plan, names, Totals(plan, names)
+    layout = Layout(plan.statistics, Place(replicas=replicas))
+    return plan, layout.names, Totals(plan, layout)
 
 
 def vector(plan, names, lengths):
@@ -96,10 +97,10 @@ def test_a_total_that_misses_work_is_never_completed():
 
 
 def test_a_model_without_a_price_keeps_its_tokens():
-    names = BatchStatistics(()).names
-    before = Totals(None, names)
-    before.add([9 if name == "tokens" else 0 for name in names])
-    after = Totals(None, names)
+    layout = Layout()
+    before = Totals(None, layout)
+    before.add([9 if name == "tokens" else 0 for name in layout.names])
+    after = Totals(None, layout)
     after.load_state_dict(before.state_dict())
     assert after.flops is None
     assert after.tokens == 9

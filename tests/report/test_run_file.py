@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.config import ConfigError
+from bridge.metrics.peak import Peak
 from bridge.metrics.throughput import Interval, Work, throughput
 from bridge.report import run_file
 from bridge.report.facts import notes_of
@@ -21,7 +22,7 @@ def row(step):
     work = Work(steps=10, flops=2 * 10**15 + step, hardware_flops=3 * 10**15, tokens=80_000, positions=100_000, sequences=40)
     interval = Interval(work=work, timed=work, seconds=2.0 + step / 1000, world_size=8, total_flops=step * 2 * 10**14,
                         total_tokens=8000 * step, components={"mlp": 15 * 10**14, "core_attention": 5 * 10**14 + step},
-                        peak_flops=989.4e12, overhead_seconds=0.001)  # fmt: skip
+                        peak=Peak(989.4e12), overhead_seconds=0.001)  # fmt: skip
     return {"step": step, **throughput(interval), "lm loss": 5 - step / 1000}
 
 

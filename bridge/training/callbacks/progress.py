@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Optional, TextIO
 
 from bridge.metrics.keys import LAYOUT
+from bridge.metrics.place import find_place
 from bridge.metrics.trackers import Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
-from bridge.training.callbacks.throughput import FACTS, ROWS, current_groups
+from bridge.training.callbacks.throughput import FACTS, ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ class ProgressCallback(Callback):
         if groups is not None:
             self._prints = groups.writes
         else:  # Megatron's loops: the last rank surely has the loss
-            here = current_groups()
-            self._prints = here.rank == here.world_size - 1
+            self._prints = find_place().is_last
         self._step = self._first_step = state.train_state.step
         self._steps = getattr(getattr(state.cfg, "train", None), "train_iters", None)
         self._log_interval = self._log_interval or getattr(getattr(state.cfg, "logger", None), "log_interval", None) or 10

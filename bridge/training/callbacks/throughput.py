@@ -15,11 +15,12 @@ exception inside it is one warning and the end of the numbers, never of the run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, Optional
 
 import torch
@@ -27,24 +28,27 @@ import torch
 from bridge.flops import ConfigError, compile_plan, conventions
 from bridge.flops.formats import UNKNOWN, Formats
 from bridge.flops.formats import read as read_formats
-from bridge.flops.pipeline import Layout
 from bridge.flops.plan import Plan
 from bridge.flops.reading import get, model_of, read
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
-from bridge.metrics.energy import open_energy_meter
-from bridge.metrics.instruments import COMPUTE_TIME, ENERGY, Instruments
-from bridge.metrics.meter import Meter, Report, never_read, warn_of
+from bridge.metrics.energy import Energy
+from bridge.metrics.facts import INCOMPLETE, Known, constants
+from bridge.metrics.host import Host, host_of
+from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Kind
+from bridge.metrics.interval import never_read
+from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.observed import are_chunks, observed
-from bridge.metrics.peak import DevicePeak, device_peak
+from bridge.metrics.peak import DevicePeak, Peak, device_peak
+from bridge.metrics.place import Place, find_place
 from bridge.metrics.reduction import collective_device
-from bridge.metrics.stragglers import ComputeTime, Dimension, open_compute_timer
+from bridge.metrics.sharing import shared_batches
+from bridge.metrics.stragglers import ComputeTime, ComputeTimes
 from bridge.metrics.throughput import TERA, doubts, throughput
-from bridge.metrics.timing import Clock, CudaClock, HostClock
-from bridge.metrics.totals import Totals, whole
-from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Trackers
+from bridge.metrics.timing import CudaClock, HostClock
+from bridge.metrics.totals import Totals
+from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
-from bridge.training.state import Groups
-from bridge.training.trainable import Built, built_over_stages, parallel_state, trainable_from
+from bridge.training.trainable import Built, built_over_stages, trainable_from
 from bridge.training.verify import Verified, compare
 
 logger = logging.getLogger(__name__)
@@ -55,8 +59,8 @@ _ROWS_KEPT = 4
 _EARLY_KEPT = 1024
 
 
-#: The fact of a run whose totals miss something.
-INCOMPLETE = "totals are lower bounds: the lengths of some micro-batches could not be read"
+#: Compute time is taken in one step of so many.
+COMPUTE_TIME_EVERY = 10
 
 _Hook = Callable[["ThroughputCallback", CallbackContext], None]
 
@@ -82,14 +86,18 @@ class ThroughputCallback(Callback):
 
     Args:
         convention: how FLOPs are counted: ``megatron``, ``maxtext``, ``exact`` or ``executed``.
-        log_interval: steps between log points; None: ``cfg.logger.log_interval``.
+        log_interval: steps between log points; None: the loop's.
         peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
         metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
         read: from a micro-batch to a mapping with ``input_ids``, ``cu_seqlens``, ...; None: it is one, or another form that
             :mod:`bridge.metrics.batch_lengths` knows.
+        mesh, data_parallel, contributes, process_group: which ranks see different batches, where megatron-core does not say
+            it; see :func:`bridge.metrics.place.find_place`.
+        compute_time: it is taken in one step of so many, at most one an interval; False: not at all.
+        energy: whether NVML is read.
 
     Raises:
-        ConfigError: an unknown convention, or a log interval that is not positive.
+        ConfigError: an unknown convention, or an interval that is not positive.
     """
 
     def __init__(
@@ -99,10 +107,19 @@ class ThroughputCallback(Callback):
         peak_flops: Optional[float] = None,
         metrics_file: Optional[str] = None,
         read: Optional[Callable[[Any], Any]] = None,
+        *,
+        mesh: Any = None,
+        data_parallel: Any = None,
+        contributes: Optional[bool] = None,
+        process_group: Any = None,
+        compute_time: int = COMPUTE_TIME_EVERY,
+        energy: bool = True,
     ) -> None:
         conventions.get(convention)
         if log_interval is not None and log_interval < 1:
             raise ConfigError(f"log_interval={log_interval} must be at least 1 step")
+        if compute_time < 0:
+            raise ConfigError(f"compute_time={compute_time} must be a number of steps, or false")
         self.convention = convention
         self.latest: dict[str, Any] = {}
         """The newest row, equal on every rank in all that is counted; empty before the first."""
@@ -111,7 +128,11 @@ class ThroughputCallback(Callback):
         self._log_interval = log_interval
         self._peak_flops = peak_flops
         self._metrics_file = metrics_file
-        self._groups: Optional[Groups] = None
+        self._find_place = functools.partial(find_place, mesh, data_parallel, contributes, process_group)
+        self._said_to_contribute = contributes
+        self._compute_time, self._energy = compute_time, energy
+        self._host: Optional[Host] = None
+        self._place: Optional[Place] = None
         self._meter: Optional[Meter] = None
         self._read = read
         self._early: list[tuple[Callable[[], Optional[BatchLengths]], int]] = []
@@ -120,7 +141,7 @@ class ThroughputCallback(Callback):
         """How many came after these."""
         self._facts: dict[str, Any] = {}
         self._restored: Optional[Mapping[str, Any]] = None
-        self._trackers: Optional[Trackers] = None
+        self._trackers, self._own_trackers = Trackers(), Trackers()
         self._step = 0
         self._evaluating = False
         self._waits = False
@@ -160,9 +181,12 @@ class ThroughputCallback(Callback):
             self._count(batch, 0)
 
     def _contributes(self) -> bool:
-        if self._groups is None:
-            self._groups = current_groups()
-        return self._groups.speaks_for_replica
+        if self._place is not None:
+            return self._place.contributes
+        if self._said_to_contribute is not None:  # the place is found when all ranks are at their start
+            return self._said_to_contribute
+        self._place = self._find_place()
+        return self._place.contributes
 
     def _count(self, batch: Any, waited_ns: int) -> None:
         if self._evaluating:
@@ -212,69 +236,88 @@ class ThroughputCallback(Callback):
         self._start(context)
 
     def _start(self, context: CallbackContext) -> None:
-        state, cfg = context.state, context.state.cfg
-        self._groups = groups = current_groups()
-        self._step = state.train_state.step
-        self._log_interval = self._log_interval or getattr(getattr(cfg, "logger", None), "log_interval", None) or 10
+        self._host = host = host_of(context.state, context.model)
+        self._place = place = host.place or self._find_place()
+        self._step = host.step()
+        self._log_interval = self._log_interval or host.log_interval
+        self._refuse_mixture(context.user_state)
+        if place.rank < 0:  # of the job, but not of those that train together
+            self._failed = True
+            return
         # What was built: on every rank of a pipeline, whatever comes of it.
-        built = None if context.model is None else built_over_stages(context.model)
-        plan = self._compile(state, built)
+        built = None if host.model is None else built_over_stages(host.model)
+        plan = self._compile(host, built)
         device = collective_device()
-        clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
-        instruments = Instruments()
-        instruments.open(COMPUTE_TIME, lambda: open_compute_timer(context.model))
-        instruments.open(ENERGY, lambda: open_energy_meter(device))
-        self._meter = Meter(
-            plan,
-            clock=clock,
-            contributes=groups.speaks_for_replica,
-            replicas=groups.data_size,
-            replica=groups.data_rank,
-            world_size=groups.world_size,
-            rank=groups.rank,
-            dimensions=current_dimensions(groups),
-            pipeline=groups.pipeline_size,
-            layout=pipeline_layout(plan, groups) if plan else None,
-            instruments=instruments,
-            device=device,
+        found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
+        peak = self._peaks(host, device, plan, found)
+        clock = CudaClock() if device.type == "cuda" else HostClock()
+        self._meter = Meter(plan, place, clock, self._instruments(host, place, device), device, peak)
+        if not place.told and (why := shared_batches(host.model, place.world)):
+            self._meter.fail(ConfigError(why))
+        self._take_up()
+        self.verified = _verified(plan, built)
+        known = Known(
+            host=host,
+            plan=plan,
+            convention=self.convention,
+            place=place,
+            device_peak=found,
+            peak=peak,
+            verified=self.verified.facts,
         )
+        context.user_state[FACTS] = self._facts = constants(known)
+        self._warn_of_model(plan)
+        self._trackers, self._own_trackers = host.trackers, self._open_file(place)
+        self._summarise(self._facts)
+
+    def _refuse_mixture(self, user_state: Mapping[str, Any]) -> None:
+        other = user_state.get(FACTS, {}).get("convention", self.convention)
+        if other != self.convention:
+            raise ConfigError(
+                f"convention={self.convention!r}: another ThroughputCallback of this run counts in {other!r}, and numbers of two "
+                "conventions have no place under one key; keep one callback, bridge rescore prices a run in another convention"
+            )
+
+    def _instruments(self, host: Host, place: Place, device: torch.device) -> Instruments:
+        kinds: list[Kind] = []
+        if self._compute_time:
+            kinds.append(ComputeTimes(place, host.model))
+        if self._energy:
+            kinds.append(Energy(device))
+        return Instruments(kinds, every=min(int(self._compute_time) or 1, self._log_interval or COMPUTE_TIME_EVERY))
+
+    def _take_up(self) -> None:
+        """What was done before: in the checkpoint, and the batches that were taken already."""
+        assert self._meter is not None
         if self._restored is not None:
             note = self._meter.totals.load_state_dict(self._restored)
-            if note and groups.rank == 0:
+            if note and self._is_first_rank():
                 logger.warning("%s", note)
         for lengths, waited_ns in self._early:
             self._meter.add_lengths(lengths, waited_ns)
         if self._lost:
             self._meter.miss(self._lost, "they came before training started")
         self._early.clear()
-        peak = self._find_peak(state, device, plan.formats.name if plan else number_format(state))
-        self._meter.peak_flops = peak.flops if peak else None
-        if plan is not None and plan.formats.recipe and not self._configured_peak(state):
-            self._meter.peaks = self._find_peaks(state, device, plan)
-        self.verified = _verified(plan, built)
-        facts = {**constants(cfg, plan, peak, groups, self.convention), **self.verified.facts}
-        if self.verified.differences and self._is_first_rank():
-            logger.warning("%s: %s", _OTHER_MODEL, "; ".join(self.verified.differences))
-        if plan is not None and self._is_first_rank():
-            for sentence in never_read(plan):
-                logger.warning("not counted: %s", sentence)
-        if self._meter.peaks:
-            facts["peaks"] = dict(self._meter.peaks)
-        context.user_state[FACTS] = self._facts = facts
-        parameters = facts.get("parameters", {})
+
+    def _warn_of_model(self, plan: Optional[Plan]) -> None:
+        """What the numbers leave out, or are wrong about."""
+        parameters = self._facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
             self._all_parameters = parameters["total"]
-        self._trackers = self._find_trackers(state)
-        self._trackers.summary(facts)
+        if not self._is_first_rank():
+            return
+        if self.verified.differences:
+            logger.warning("%s: %s", _OTHER_MODEL, "; ".join(self.verified.differences))
+        for sentence in never_read(plan) if plan is not None else ():
+            logger.warning("not counted: %s", sentence)
 
-    def _compile(self, state: Any, built: Optional[Built]) -> Optional[Plan]:
+    def _compile(self, host: Host, built: Optional[Built]) -> Optional[Plan]:
         """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
-        cfg = state.cfg
-        if getattr(cfg, "model", cfg) is None:  # an adapter could not read the model, and said so
-            return None
+        if host.config is None or getattr(host.config, "model", host.config) is None:
+            return None  # an adapter could not read the model, and said so
         try:
-            described = read(cfg)
-            described = replace(described, formats=told(described.formats, state))
+            described = read(host.config)
+            described = replace(described, formats=told(described.formats, host))
             trains = described.trainable
             if built is not None:
                 trains = trainable_from(built, trains)
@@ -284,50 +327,51 @@ class ThroughputCallback(Callback):
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
             return None
 
-    def _configured_peak(self, state: Any) -> Optional[float]:
-        return self._peak_flops or getattr(getattr(state.cfg, "hardware", None), "peak_flops", None)
+    def _configured_peak(self, host: Host) -> Optional[float]:
+        return self._peak_flops or getattr(host.hardware, "peak_flops", None)
 
-    def _find_peak(self, state: Any, device: torch.device, name: str) -> Optional[DevicePeak]:
+    def _find_peak(self, host: Host, device: torch.device, name: str) -> Optional[DevicePeak]:
         """In the number format ``name``."""
-        hardware = getattr(state.cfg, "hardware", None)
         try:
             return device_peak(
                 name,
-                device_name=getattr(hardware, "device_name", None),
-                configured=self._configured_peak(state),
+                device_name=getattr(host.hardware, "device_name", None),
+                configured=self._configured_peak(host),
                 device=device,
             )
         except Exception as error:
             logger.warning("MFU is not reported, the device's peak cannot be found: %s", error)
             return None
 
-    def _find_peaks(self, state: Any, device: torch.device, plan: Plan) -> dict[str, Optional[float]]:
-        """By number format: those that run, and BF16 to compare with."""
+    def _peaks(self, host: Host, device: torch.device, plan: Optional[Plan], found: Optional[DevicePeak]) -> Peak:
+        """Also by number format, where several run and nobody has configured one: those, and BF16 to compare with."""
+        flops = found.flops if found else None
+        if plan is None or not plan.formats.recipe or self._configured_peak(host):
+            return Peak(flops)
         formats = plan.evaluate_formats([0] * len(plan.statistics))
         if UNKNOWN in formats and self._is_first_rank():
             logger.warning("MFU is not reported while towers or encoders run: their number format is not known")
-        found = {name: self._find_peak(state, device, name) for name in {**formats, "bf16": 0}}
-        return {name: peak.flops if peak else None for name, peak in found.items()}
+        peaks = {name: self._find_peak(host, device, name) for name in {**formats, "bf16": 0}}
+        return Peak(flops, {name: peak.flops if peak else None for name, peak in peaks.items()})
 
-    def _find_trackers(self, state: Any) -> Trackers:
-        """Those of our loop; elsewhere the loop's W&B run and ``metrics_file``, on the last rank."""
-        trackers = getattr(state, "trackers", None)
-        if isinstance(trackers, Trackers):
-            return trackers
-        found: list[Any] = []
-        if wandb := getattr(state, "wandb_logger", None):
-            found.append(AttachedWandb(wandb))
-        if self._metrics_file and self._groups and self._groups.rank == self._groups.world_size - 1:
-            found.append(JsonlTracker(self._metrics_file, step=self._step))
-        return Trackers(found)
+    def _open_file(self, place: Place) -> Trackers:
+        """``metrics_file``, on the last rank."""
+        if not self._metrics_file or not place.is_last:
+            return Trackers()
+        return Trackers([JsonlTracker(self._metrics_file, step=self._step)])
+
+    def _summarise(self, facts: Mapping[str, Any]) -> None:
+        self._trackers.summary(facts)
+        self._own_trackers.summary(facts)
 
     @_hook
     def on_train_step_start(self, context: CallbackContext) -> None:
         """Time runs again after an evaluation or a checkpoint. In a loop that has no on_train_start, this is the start."""
         if self._meter is None and not self._failed:
             self._start(context)
-        elif self._meter is not None:
-            self._meter.resume()
+        if self._meter is not None and self._host is not None:
+            self._step = self._host.step()
+            self._meter.start_step()
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
@@ -335,11 +379,11 @@ class ThroughputCallback(Callback):
         self._step += 1
         if self._meter is None:
             return
-        self._meter.end_step(skipped=bool(context.skipped_iter))
+        self._meter.end_step(self._step, skipped=bool(context.skipped_iter))
         # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
         # happens here, the launch comes next: the other ranks are about to do the same.
         self._meter.attempt(lambda: self._publish(context))
-        if self._step % self._log_interval == 0:  # type: ignore[operator]
+        if self._log_interval is not None and self._step % self._log_interval == 0:
             self._meter.launch(self._step)
 
     @_hook
@@ -376,11 +420,19 @@ class ThroughputCallback(Callback):
             return
         self._meter.pause()
         self.report(context)
+        self._leave()
+
+    def abandon(self, context: CallbackContext) -> None:
+        """The run breaks off on this rank: publish what has arrived, and wait for nobody."""
+        with contextlib.suppress(Exception):
+            self._publish(context)
+        self._leave()
+
+    def _leave(self) -> None:
+        """The last row is out: results to the summary, before anybody closes what it is written to."""
         self.close()
-        if self._trackers is not None:
-            self._trackers.summary({key: value for key, value in self.latest.items() if key != "step"})
-            if not isinstance(getattr(context.state, "trackers", None), Trackers):
-                self._trackers.close()
+        self._summarise({key: value for key, value in self.latest.items() if key != "step"})
+        self._own_trackers.close()
 
     def close(self) -> None:
         """Leave the model as it was. For loops that start again after a training that broke off, without its end."""
@@ -402,8 +454,7 @@ class ThroughputCallback(Callback):
         self._publish(context, wait=True)
 
     def _publish(self, context: CallbackContext, *, wait: bool = False) -> None:
-        assert self._meter is not None
-        while (report := self._meter.poll(wait=wait)) is not None:
+        while self._meter is not None and (report := self._meter.poll(wait=wait)) is not None:
             metrics = self._metrics(report)
             if metrics:
                 self.latest = {"step": report.step, **metrics}
@@ -411,11 +462,11 @@ class ThroughputCallback(Callback):
                 rows[report.step] = self.latest
                 for step in list(rows)[:-_ROWS_KEPT]:
                     del rows[step]
-            if self._trackers is not None:
-                self._trackers.log(metrics, report.step, commit=True)
-                if "throughput/incomplete" in metrics and "incomplete" not in self._facts:
-                    self._facts["incomplete"] = INCOMPLETE
-                    self._trackers.summary(self._facts)
+            self._trackers.log(metrics, report.step, commit=True)
+            self._own_trackers.log(metrics, report.step, commit=True)
+            if "throughput/incomplete" in metrics and "incomplete" not in self._facts:
+                self._facts["incomplete"] = INCOMPLETE
+                self._summarise(self._facts)
 
     def _metrics(self, report: Report) -> dict[str, Any]:
         if report.interval is None:
@@ -424,7 +475,7 @@ class ThroughputCallback(Callback):
             self._reported_failure = True
             return {}
         metrics = throughput(report.interval)
-        self._tell_straggler(report.step, report.interval.compute)
+        self._tell_straggler(report.step, report.interval.measured.get(COMPUTE_TIME))
         if self._all_parameters is not None and "throughput/device/tokens_per_sec" in metrics:
             claimed = 6 * self._all_parameters * metrics["throughput/device/tokens_per_sec"]
             metrics["throughput/tflops/device_6nd"] = claimed / TERA
@@ -439,9 +490,9 @@ class ThroughputCallback(Callback):
             self._doubted = True
         return metrics
 
-    def _tell_straggler(self, step: int, compute: Optional[ComputeTime]) -> None:
+    def _tell_straggler(self, step: int, compute: Any) -> None:
         """One line for each cause, and for each device that is slow; the rows have the numbers of every interval."""
-        if compute is None or (cause := compute.cause) is None:
+        if not isinstance(compute, ComputeTime) or (cause := compute.cause) is None:
             return
         what = (cause, compute.rank if cause == "slow device" else None)
         if what not in self._stragglers and self._is_first_rank():
@@ -449,7 +500,7 @@ class ThroughputCallback(Callback):
         self._stragglers.add(what)
 
     def _is_first_rank(self) -> bool:
-        return self._groups is None or self._groups.rank == 0
+        return self._place is None or self._place.is_first
 
     def fail(self, error: Exception) -> None:
         """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
@@ -476,38 +527,6 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
-def current_groups() -> Groups:
-    """This process's place in the job: megatron-core's, if it is set up; else each rank is a data-parallel replica."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return Groups()
-    if parallel_state() is not None:
-        return Groups.from_parallel_state()
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Groups(rank=rank, world_size=world_size, data_rank=rank, data_size=world_size)
-
-
-def current_dimensions(groups: Groups) -> list[Dimension]:
-    """The parallel dimensions of more than one rank, in whatever order megatron-core was told to lay them out."""
-    if groups.data_size == groups.world_size:
-        return [Dimension("data_parallel", groups.data_size)] if groups.data_size > 1 else []
-    from megatron.core import parallel_state as ps
-
-    found = {
-        "data_parallel": ps.get_data_parallel_group,
-        "pipeline": ps.get_pipeline_model_parallel_group,
-        "context": ps.get_context_parallel_group,
-        "tensor": ps.get_tensor_model_parallel_group,
-    }
-    ranks = {name: torch.distributed.get_process_group_ranks(group()) for name, group in found.items()}
-    return [Dimension(name, len(those), those[1] - those[0]) for name, those in ranks.items() if len(those) > 1]
-
-
-def pipeline_layout(plan: Plan, groups: Groups) -> Layout:
-    """What stands on the stages of this job: their number is the job's, the rest the configuration's."""
-    chunks = groups.virtual_pipeline_size if groups.virtual_pipeline_size > 1 else None
-    return replace(plan.layout, pipeline_model_parallel_size=groups.pipeline_size, virtual_pipeline_model_parallel_size=chunks)
-
-
 _OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs and MFU are those of another one"
 
 
@@ -518,75 +537,11 @@ def _verified(plan: Optional[Plan], built: Optional[Built]) -> Verified:
     return compare(plan, built or Built({}))
 
 
-def told(formats: Formats, state: Any) -> Formats:
-    """A configuration says how a model is quantised; our state and other loops' adapters say what the rest runs in."""
-    base = getattr(state, "number_format", None)
-    return formats.on(base) if base else formats.or_on("fp32")
+def told(formats: Formats, host: Host) -> Formats:
+    """A configuration says how a model is quantised; the loop may say what the rest runs in."""
+    return formats.on(host.number_format) if host.number_format else formats.or_on("fp32")
 
 
-def number_format(state: Any) -> str:
+def number_format(host: Host) -> str:
     """Format of most matmuls, of a model that may have no plan."""
-    return told(read_formats(functools.partial(get, model_of(state.cfg))), state).name
-
-
-def constants(cfg: Any, plan: Optional[Plan], peak: Optional[DevicePeak], groups: Groups, convention: str) -> dict[str, Any]:
-    """What a finished run needs to be scored again: device, peak and its source, and what the formula was given."""
-    facts: dict[str, Any] = {
-        "convention": convention,
-        "device": peak.device if peak else None,
-        "number_format": peak.number_format if peak else None,
-        "number_format_recipe": plan.formats.recipe.name if plan and plan.formats.recipe else None,
-        "peak_flops": peak.flops if peak else None,
-        "peak_source": peak.source if peak else "unknown",
-        "world_size": groups.world_size,
-        "tensor_model_parallel_size": groups.tensor_size,
-        "pipeline_model_parallel_size": groups.pipeline_size,
-        "virtual_pipeline_model_parallel_size": groups.virtual_pipeline_size,
-        "context_parallel_size": groups.context_size,
-        "expert_model_parallel_size": groups.expert_size,
-        "data_parallel_size": groups.data_size,
-        "formula_inputs": _options(cfg.model),
-    }
-    if plan is not None:
-        facts["not_counted"] = [*plan.not_counted, *never_read(plan)]
-        facts["parameters"] = parameters = plan.parameters()
-        facts["trainable_percent"] = 100 * parameters["trainable"] / parameters["total"]
-        facts["statistics"] = [statistic.name for statistic in plan.statistics]
-        seq_length = getattr(cfg.model, "seq_length", None)
-        if seq_length and not any(statistic.over in _BESIDE_TOKENS for statistic in plan.statistics):
-            facts["flops_per_token"] = float(plan.flops([seq_length])) / seq_length
-            facts["flops_per_token_seq_length"] = seq_length
-            facts["planned_flops"] = planned_flops(cfg, plan, seq_length)
-    else:
-        facts["not_counted"] = ["the whole model"]
-    return facts
-
-
-#: What a sequence of tokens alone says nothing of.
-_BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
-
-
-def planned_flops(cfg: Any, plan: Plan, seq_length: int) -> Optional[int]:
-    """FLOPs of the whole run if every sample is full, which padding and packing stay below; None if that is unknown."""
-    train = getattr(cfg, "train", None)
-    steps, samples = getattr(train, "train_iters", None), getattr(train, "global_batch_size", None)
-    grows = getattr(train, "rampup_batch_size", None)
-    if not steps or not samples or grows or any(statistic.over != "sequences" for statistic in plan.statistics):
-        return None
-    return steps * samples * whole(plan.flops([seq_length]))
-
-
-def _options(model: Any) -> dict[str, Any]:
-    """The fields of a model configuration that are set to something plain."""
-    if is_dataclass(model) and not isinstance(model, type):
-        fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
-    elif isinstance(model, Mapping):
-        fields = dict(model)
-    else:
-        fields = dict(getattr(model, "__dict__", {}))
-    plain = (bool, int, float, str, list, tuple, dict)
-    return {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in fields.items()
-        if isinstance(value, plain) or is_dataclass(value)
-    }
+    return told(read_formats(functools.partial(get, model_of(host.config))), host).name

@@ -99,11 +99,12 @@ def break_down(callback: ThroughputCallback, part: str) -> None:
     elif part == "plan":
         meter.plan.evaluate = broken
     elif part == "report":
-        meter._work_of = broken
+        meter._intervals.work_of = broken
     elif part == "publication":
         callback._metrics = broken
     elif part == "counting":
-        meter._batch.tokens = meter._batch.drain = broken
+        for batch in meter._counted.values():
+            batch.tokens = batch.drain = broken
 
 
 def main(cases_file: str, folder: str) -> None:

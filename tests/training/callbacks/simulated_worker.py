@@ -18,8 +18,8 @@ from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bridge.metrics import peak
+from bridge.metrics.place import find_place
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.callbacks.throughput import current_dimensions, current_groups
 from bridge.training.initialize import leave_groups
 
 
@@ -48,18 +48,17 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
     begin = time.perf_counter()
     loop.steps(steps).end()
     seconds = time.perf_counter() - begin
-    groups = current_groups()
-    place = {dimension.name: dimension.index(rank) for dimension in current_dimensions(groups)}
+    place = find_place()
     dist.all_reduce = all_reduce
     leave_groups()
     dist.destroy_process_group()
     return {
         "rank": rank,
-        "speaks": groups.speaks_for_replica,
-        "place": place,
-        "replica": groups.data_rank,
-        "replicas": groups.data_size,
-        "names": callback._meter.names,
+        "speaks": place.contributes,
+        "place": place.indices(rank),
+        "replica": place.replica,
+        "replicas": place.replicas,
+        "names": callback._meter.layout.names,
         "sums": sums,
         "tokens": callback.state_dict()["total_tokens"],
         "seconds": seconds,

@@ -15,7 +15,7 @@ import callback_driver as driver
 import torch
 import torch.distributed as dist
 
-from bridge.metrics import batch_statistics, meter, peak
+from bridge.metrics import peak, stragglers, vector
 from bridge.training.callbacks import ThroughputCallback
 
 WIDTH, LENGTH, STEPS = 256, 64, 6
@@ -70,8 +70,8 @@ def batches(sequences: int) -> Any:
 def run(*, sequences: int, repeats: int, lingers: bool = False, listed: int = 64) -> dict[str, Any]:
     torch.manual_seed(0)
     # Jobs of more ranks than are listed in the vector find the slowest with a maximum.
-    batch_statistics.MAX_RANKS = batch_statistics.MAX_REPLICAS = meter.MAX_RANKS = listed
-    callback = ThroughputCallback("exact")
+    vector.MAX_ENTRIES = stragglers.MAX_ENTRIES = listed
+    callback = ThroughputCallback("exact", compute_time=1)
     loop = Training(callback, Layers(repeats), batches(sequences)).start().steps(3)
     loop.fire("on_eval_start")
     for _ in range(20 * lingers):  # ten times the work of a step, and none of it training

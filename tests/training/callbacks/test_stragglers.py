@@ -12,9 +12,9 @@ import pytest
 
 from bridge.flops import compile_plan
 from bridge.flops.pipeline import Layout
+from bridge.metrics.interval import pipeline_stages
+from bridge.metrics.place import Place
 from bridge.metrics.stragglers import _WORTH_TELLING
-from bridge.training.callbacks.throughput import pipeline_layout
-from bridge.training.state import Groups
 
 HERE = Path(__file__).parent
 #: Below this lies what a busy machine does to the processor time of equal work; the slow rank takes 1.8 of the mean.
@@ -114,17 +114,17 @@ FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline
 MODEL = {"num_layers": 4, "hidden_size": 8, "num_attention_heads": 1, "vocab_size": 16}
 
 
-def layout_of(groups: Groups, parallel: dict | None = None, **model: object) -> Layout:
-    return pipeline_layout(compile_plan({"model": {**MODEL, **model}, "parallel": parallel}), groups)
+def layout_of(place: Place, parallel: dict | None = None, **model: object) -> Layout:
+    return pipeline_stages(compile_plan({"model": {**MODEL, **model}, "parallel": parallel}), place)
 
 
 def test_the_groups_say_how_many_stages_there_are_and_the_configuration_what_is_on_them():
-    three = Groups(pipeline_size=3)
+    three = Place(pipeline=3)
     uneven = Layout(pipeline_model_parallel_size=3, num_layers_in_first_pipeline_stage=1)
     assert layout_of(three, {FIRST: 1}) == layout_of(three, **{FIRST: 1}) == uneven
     # Megatron-LM's names
     assert layout_of(three, decoder_first_pipeline_num_layers=1) == uneven
-    interleaved = Groups(pipeline_size=2, virtual_pipeline_size=2)
+    interleaved = Place(pipeline=2, virtual=2)
     assert layout_of(interleaved, pipeline_model_parallel_layout="Et|t|t|tL").place(4).layers == (0, 1, 0, 1)
-    hybrid = layout_of(Groups(pipeline_size=2), hybrid_layer_pattern="M|M*-", mamba_num_heads=1)
+    hybrid = layout_of(Place(pipeline=2), hybrid_layer_pattern="M|M*-", mamba_num_heads=1)
     assert hybrid.place(4).layers == (0, 1, 1, 1)

@@ -1,0 +1,72 @@
+"""What a training loop offers the callback: an adapter makes one of these, and nothing behind it asks the loop again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from bridge.metrics.place import Place
+from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
+
+#: Steps between log points in a loop that says nothing of it.
+LOG_INTERVAL = 10
+
+
+@dataclass(kw_only=True)
+class Host:
+    """A training loop, as the callback sees it.
+
+    Attributes:
+        config: describes the model, see :func:`bridge.flops.compile_plan`; None: it cannot be priced.
+        step: the completed optimizer steps of the loop itself, asked when a step begins.
+        log_interval: steps between log points; None: the loop asks for each row by ``ThroughputCallback.report``.
+        trackers: where rows go; they are the loop's and are not closed here.
+        number_format: of what the configuration does not say to be quantised; None: the configuration says it.
+        device: where the model computes; None: the GPU if there is one.
+        model: what was built, on this rank: its chunks. None: it is not at hand on every rank.
+        place: of this process; None: it is found, see :func:`bridge.metrics.place.find_place`.
+        hardware: options ``peak_flops`` and ``device_name``, if there are any.
+        train: options ``train_iters`` and ``global_batch_size``, if there are any.
+    """
+
+    config: Any
+    step: Callable[[], int] = lambda: 0
+    log_interval: Optional[int] = LOG_INTERVAL
+    trackers: Trackers = field(default_factory=Trackers)
+    number_format: Optional[str] = None
+    device: Any = None
+    model: Optional[Sequence[Any]] = None
+    place: Optional[Place] = None
+    hardware: Any = None
+    train: Any = None
+
+
+def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
+    """The host behind ``context.state``: itself, our loop's state, or one shaped like Megatron-Bridge's.
+
+    Args:
+        state: ``cfg``, ``train_state.step``, and perhaps ``trackers``, ``wandb_logger``, ``number_format``.
+        model: the chunks on this rank.
+    """
+    if isinstance(state, Host):
+        return state
+    cfg, progress = state.cfg, state.train_state
+    trackers = getattr(state, "trackers", None)
+    return Host(
+        config=cfg,
+        step=lambda: progress.step,
+        log_interval=getattr(getattr(cfg, "logger", None), "log_interval", None) or LOG_INTERVAL,
+        trackers=trackers if isinstance(trackers, Trackers) else _attached(state),
+        number_format=getattr(state, "number_format", None),
+        model=model,
+        hardware=getattr(cfg, "hardware", None),
+        train=getattr(cfg, "train", None),
+    )
+
+
+def _attached(state: Any) -> Trackers:
+    """The W&B run of another loop."""
+    wandb = getattr(state, "wandb_logger", None)
+    found: list[Tracker] = [AttachedWandb(wandb)] if wandb else []
+    return Trackers(found)

@@ -1,0 +1,174 @@
+"""From the sum over all ranks to an interval: a plan, a place and a layout give the vector its meaning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from bridge.flops.pipeline import Layout as Stages
+from bridge.flops.plan import Coefficients, Plan
+from bridge.flops.shapes import ConfigError
+from bridge.metrics.batch_statistics import READ
+from bridge.metrics.instruments import Instruments, Summed
+from bridge.metrics.peak import Peak
+from bridge.metrics.place import Place
+from bridge.metrics.throughput import Interval, Work
+from bridge.metrics.totals import Totals, whole
+from bridge.metrics.vector import REPLICA_WORK, Layout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """What was summed since the last report.
+
+    Attributes:
+        work: everything. timed: without the warm-up. sampled: of the sampled steps among these.
+        maxima: the largest entries.
+        steps, timed_steps: of the first two.
+        seconds: of the timed part.
+        overhead_seconds: what counting cost this rank in it.
+    """
+
+    work: Sequence[int]
+    timed: Sequence[int]
+    sampled: Sequence[int]
+    maxima: Sequence[int]
+    steps: int
+    timed_steps: int
+    seconds: float
+    overhead_seconds: float
+
+
+class Intervals:
+    """Makes intervals of sums.
+
+    Args:
+        plan: prices the statistics; None: tokens and seconds only.
+        place: of this process.
+        layout: what stands where in the sums.
+        instruments: whose readings are in them.
+        peak: of one device.
+    """
+
+    def __init__(self, plan: Optional[Plan], place: Place, layout: Layout, instruments: Instruments, peak: Peak) -> None:
+        self._plan, self._place, self._layout, self._instruments, self._peak = plan, place, layout, instruments, peak
+        self._size = len(plan.statistics) if plan else 0
+        self._stages = _stages(plan, place)
+        self._unread = _components_never_read(plan) if plan else frozenset()
+        if plan is not None:
+            plan.evaluate_components([0] * self._size)
+            plan.evaluate_formats([0] * self._size)  # compiled on first use: not in a step, please
+
+    def priced(self, values: Sequence[int]) -> int:
+        """Work of a vector: FLOPs, without a plan tokens."""
+        if self._plan is None:
+            return values[self._layout.index["tokens"]]
+        return whole(self._plan.evaluate(values[: self._size]))
+
+    def work_of(self, values: Sequence[int], steps: int = 0) -> Work:
+        """What a vector says was done, without what only rates need."""
+        at = self._layout.index
+        unread = values[at["unread_micro_batches"]]
+        unknown = unread > 0 and not values[at["micro_batches"]]
+        return Work(
+            steps=steps,
+            flops=None if self._plan is None or unknown else self.priced(values),
+            tokens=None if unknown else values[at["tokens"]],
+            positions=values[at["positions"]],
+            sequences=values[at["sequences"]],
+            unlearned_tokens=values[at["unlearned_tokens"]],
+            unread_micro_batches=unread,
+            data_wait_seconds=values[at["data_wait_ns"]] / 1e9 / self._place.replicas,
+            replica_work=[] if unread else [values[position] for position in self._layout.range(REPLICA_WORK)],
+            stage_work=[whole(stage.dot(values[: self._size])) for stage in self._stages],
+        )
+
+    def _timed_work(self, values: Sequence[int], steps: int) -> Work:
+        """With what the devices did, by number format."""
+        work, plan = self.work_of(values, steps), self._plan
+        if plan is None:
+            return work
+        vector = values[: self._size]
+
+        def formats(passes: str) -> dict[str, int]:
+            return {name: whole(flops) for name, flops in plan.evaluate_formats(vector, passes).items()}
+
+        if plan.hardware_unknown:
+            return replace(work, formats=formats("training"))
+        hardware = None if work.flops is None else whole(plan.evaluate(vector, "hardware"))
+        return replace(work, formats=formats("training"), hardware_flops=hardware, hardware_formats=formats("hardware"))
+
+    def _components(self, values: Sequence[int]) -> dict[str, int]:
+        if self._plan is None:
+            return {}
+        priced = self._plan.evaluate_components(values[: self._size])
+        return {name: whole(flops) for name, flops in priced.items() if name not in self._unread}
+
+    def interval(self, sums: Sums, totals: Totals) -> Interval:
+        """The interval that ends now."""
+        work = self.work_of(sums.work, sums.steps)
+        summed = Summed(self._layout, self._place, sums.work, sums.timed, sums.sampled, sums.maxima, self.work_of)
+        return Interval(
+            work=work,
+            timed=self._timed_work(sums.timed, sums.timed_steps),
+            seconds=sums.seconds,
+            world_size=self._place.world,
+            peak=self._peak,
+            components={} if work.flops is None else self._components(sums.work),
+            total_flops=totals.flops,
+            total_tokens=totals.tokens,
+            lower_bound=totals.lower_bound,
+            overhead_seconds=sums.overhead_seconds,
+            measured=self._instruments.measured(summed),
+        )
+
+
+def pipeline_stages(plan: Plan, place: Place) -> Stages:
+    """What stands on the stages of this job: their number is the job's, the rest the configuration's."""
+    chunks = place.virtual if place.virtual > 1 else None
+    return replace(plan.layout, pipeline_model_parallel_size=place.pipeline, virtual_pipeline_model_parallel_size=chunks)
+
+
+def _stages(plan: Optional[Plan], place: Place) -> list[Coefficients]:
+    """What prices the pipeline stages; none if it is not known what stands on them."""
+    if plan is None or place.pipeline < 2:
+        return []
+    try:
+        return plan.stage_coefficients(pipeline_stages(plan, place))["training"]
+    except ConfigError as error:
+        if place.is_first:
+            logger.warning("the work of pipeline stages is not reported: %s", error)
+        return []
+
+
+def never_read(plan: Plan) -> list[str]:
+    """Inputs of a model that batches are not read for, one sentence each: their work is missing in every number."""
+    missed: dict[str, list[str]] = {}
+    for over, component in _parts(plan):
+        if over not in READ:
+            missed.setdefault(over, []).append(component)
+    return [
+        f"work on {over} lengths, which are not read from batches: part or all of {', '.join(dict.fromkeys(components))}"
+        for over, components in missed.items()
+    ]
+
+
+def _components_never_read(plan: Plan) -> frozenset[str]:
+    """Components of which nothing is read: they have no number, rather than zero."""
+    parts = _parts(plan)
+    return frozenset({component for _, component in parts} - {component for over, component in parts if over in READ})
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """What each component's work is summed over."""
+    size = len(plan.statistics)
+    return [
+        (statistic.over, component)
+        for position, statistic in enumerate(plan.statistics)
+        for component, flops in plan.evaluate_components([int(i == position) for i in range(size)]).items()
+        if flops
+    ]

@@ -1,0 +1,257 @@
+"""Where a process stands in the job: who speaks for which batches, and over which ranks numbers are summed.
+
+A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh`` or a process group of those
+that see different batches, or from the user.  Where nobody says anything, each rank is a data-parallel replica.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+
+from bridge.flops.shapes import ConfigError
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One parallel dimension: ranks that differ in its index alone are ``stride`` apart."""
+
+    name: str
+    size: int
+    stride: int = 1
+
+    def index(self, rank: int) -> int:
+        """Where a rank stands in this dimension."""
+        return rank // self.stride % self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process among those that train together.
+
+    Attributes:
+        rank, world: this process and how many there are, in ``group``.
+        replica, replicas: data-parallel rank and size.
+        contributes: whether this rank speaks for its replica; all others see the same batches and add nothing.
+        pipeline, virtual, tensor, context, expert: sizes of the other dimensions.
+        dimensions: those of more than one rank, in which a rank is placed.
+        group: the ranks that are summed over; None: all of the job.
+        told: whether somebody said so; else it is a guess, see :mod:`bridge.metrics.sharing`.
+    """
+
+    rank: int = 0
+    world: int = 1
+    replica: int = 0
+    replicas: int = 1
+    contributes: bool = True
+    pipeline: int = 1
+    virtual: int = 1
+    tensor: int = 1
+    context: int = 1
+    expert: int = 1
+    dimensions: tuple[Dimension, ...] = ()
+    group: Any = None
+    told: bool = True
+    _seen: Any = field(default_factory=lambda: all_ranks(), repr=False, compare=False)
+    """All ranks of the job when this was read."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that speaks to the user."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is the rank that has the loss in Megatron's loops, and their trackers."""
+        return self.rank == self.world - 1
+
+    def holds(self) -> bool:
+        """Whether sums still go over the ranks that they went over at the start; a set-up anew is another one."""
+        return all_ranks() is self._seen and (self.group is None or _is_alive(self.group))
+
+    def indices(self, rank: int) -> dict[str, int]:
+        """The index of a rank in each dimension, by its name."""
+        return {dimension.name: dimension.index(rank) for dimension in self.dimensions}
+
+
+def find_place(
+    mesh: Any = None,
+    data_parallel: Any = None,
+    contributes: Optional[bool] = None,
+    process_group: Any = None,
+) -> Place:
+    """The place of this process, as the user describes it; else megatron-core's; else each rank is a replica.
+
+    Args:
+        mesh: a ``torch.distributed.device_mesh.DeviceMesh`` over all ranks that train together, with names.
+        data_parallel: the dimension or dimensions of ``mesh`` along which batches differ; without a mesh the process group
+            of such ranks that this one is in.
+        contributes: whether this rank speaks for its batches. Every rank must say so, since it takes a collective.
+        process_group: the ranks that train together, where others of the job do not; None: all.
+
+    Raises:
+        ConfigError: dimensions that the mesh has not, or options that do not go together.
+    """
+    if mesh is not None:
+        return _of_mesh(mesh, data_parallel, process_group)
+    if isinstance(data_parallel, (str, list, tuple)):
+        raise ConfigError(f"data_parallel={data_parallel!r} names dimensions of a mesh; give mesh= too")
+    if not _is_distributed():
+        return Place(contributes=contributes is not False)
+    if data_parallel is not None:
+        return _of_group(data_parallel, process_group)
+    if contributes is not None:
+        return _given(contributes, process_group)
+    if process_group is None and (state := parallel_state()) is not None:
+        return _of_megatron(state)
+    rank, world = dist.get_rank(process_group), dist.get_world_size(process_group)
+    return Place(
+        rank=rank,
+        world=world,
+        replica=rank,
+        replicas=world,
+        group=process_group,
+        dimensions=_several("data_parallel", world),
+        told=False,
+    )
+
+
+def parallel_state() -> Any:
+    """megatron-core's, where it is set up; else None."""
+    state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
+    return state if state is not None and state.model_parallel_is_initialized() else None
+
+
+def all_ranks() -> Any:
+    """All ranks of the job, as an object that is another one once they were set up anew; None without torch.distributed."""
+    return dist.group.WORLD if _is_distributed() else None
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _is_alive(group: Any) -> bool:
+    try:
+        return bool(dist.get_process_group_ranks(group))
+    except (KeyError, ValueError):  # destroyed
+        return False
+
+
+def _several(name: str, size: int, stride: int = 1) -> tuple[Dimension, ...]:
+    return (Dimension(name, size, stride),) if size > 1 else ()
+
+
+# ---- where places come from -------------------------------------------------------------------------------------------
+
+
+def _of_megatron(state: Any) -> Place:
+    """megatron-core's parallel state, in whatever order it was told to lay the dimensions out."""
+    groups = {
+        "data_parallel": state.get_data_parallel_group(),
+        "pipeline": state.get_pipeline_model_parallel_group(),
+        "context": state.get_context_parallel_group(),
+        "tensor": state.get_tensor_model_parallel_group(),
+    }
+    ranks = {name: dist.get_process_group_ranks(group) for name, group in groups.items()}
+    others = [groups[name].rank() for name in ("pipeline", "context", "tensor")]
+    return Place(
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        replica=groups["data_parallel"].rank(),
+        replicas=groups["data_parallel"].size(),
+        contributes=not any(others),
+        pipeline=groups["pipeline"].size(),
+        virtual=state.get_virtual_pipeline_model_parallel_world_size() or 1,
+        tensor=groups["tensor"].size(),
+        context=groups["context"].size(),
+        expert=state.get_expert_model_parallel_world_size(),
+        dimensions=tuple(Dimension(name, len(own), own[1] - own[0]) for name, own in ranks.items() if len(own) > 1),
+    )
+
+
+#: Our names of dimensions, by what others call them.
+_NAMES = {
+    **dict.fromkeys(("pp", "pipe", "pipeline"), "pipeline"),
+    **dict.fromkeys(("tp", "tensor"), "tensor"),
+    **dict.fromkeys(("cp", "sp", "context", "sequence"), "context"),
+}
+
+
+def _of_mesh(mesh: Any, data_parallel: Any, group: Any) -> Place:
+    names: tuple[str, ...] = tuple(mesh.mesh_dim_names or ())
+    data = (data_parallel,) if isinstance(data_parallel, str) else tuple(data_parallel or ())
+    if not data or not set(data) <= set(names):
+        known = ", ".join(names) or "none"
+        raise ConfigError(f"data_parallel={data_parallel!r} must be names of the mesh's dimensions; it has {known}")
+    world = dist.get_world_size(group)
+    if mesh.size() != world:
+        raise ConfigError(f"mesh= has {mesh.size()} of {world} ranks; give the whole mesh, or its ranks as process_group=")
+    # [world, dimensions]: where each rank stands, by rank.
+    ranks, coordinates = mesh.mesh.flatten().argsort(), torch.cartesian_prod(*map(torch.arange, mesh.shape)).reshape(world, -1)
+    ours = [_NAMES.get(name, name) for name in names]
+    columns = dict(zip(ours, coordinates[ranks].T.tolist(), strict=True))
+    sizes = dict(zip(ours, mesh.shape, strict=True))
+    replica = [0] * world
+    for name in (_NAMES.get(name, name) for name in data):
+        replica = [index * sizes[name] + own for index, own in zip(replica, columns.pop(name), strict=True)]
+    rank = dist.get_rank(group)
+    found = (_dimension(name, column) for name, column in {"data_parallel": replica, **columns}.items())
+    return Place(
+        rank=rank,
+        world=world,
+        replica=replica[rank],
+        replicas=max(replica) + 1,
+        contributes=not any(column[rank] for column in columns.values()),
+        dimensions=tuple(dimension for dimension in found if dimension is not None),
+        group=group,
+        **{name: sizes[name] for name in ("pipeline", "tensor", "context") if name in columns},
+    )
+
+
+def _dimension(name: str, indices: Sequence[int]) -> Optional[Dimension]:
+    """The dimension in which ranks have these indices; None for one of a single index, or in no regular order."""
+    size = max(indices) + 1
+    dimension = Dimension(name, size, indices.index(1)) if size > 1 else None
+    regular = dimension is not None and all(dimension.index(rank) == index for rank, index in enumerate(indices))
+    return dimension if regular else None
+
+
+def _of_group(data: Any, group: Any) -> Place:
+    """From the group of ranks that see different batches: that of the first rank of all speaks, the others see the same."""
+    try:
+        ranks, everyone = dist.get_process_group_ranks(data), dist.get_process_group_ranks(group)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"data_parallel={data!r} is no process group; give one, or mesh= and its dimension") from error
+    return Place(
+        rank=dist.get_rank(group),
+        world=len(everyone),
+        replica=dist.get_rank(data),
+        replicas=len(ranks),
+        contributes=min(everyone) in ranks,
+        dimensions=_several("data_parallel", len(ranks)) if ranks == everyone else (),
+        group=group,
+    )
+
+
+def _given(contributes: bool, group: Any) -> Place:
+    """As each rank says of itself."""
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    said: list[Any] = [None] * world
+    dist.all_gather_object(said, bool(contributes), group=group)
+    if not any(said):
+        raise ConfigError("contributes=False on every rank: nobody speaks for the batches; one rank of each replica must")
+    return Place(
+        rank=rank,
+        world=world,
+        replica=sum(said[:rank]) if contributes else 0,
+        replicas=sum(said),
+        contributes=contributes,
+        dimensions=_several("data_parallel", world) if all(said) else (),
+        group=group,
+    )

@@ -1,0 +1,77 @@
+"""Whether ranks share their batches in a model that megatron-core did not cut: then one rank a replica may count, and somebody
+must say which.
+
+What tells is what averages gradients, since it goes over exactly the ranks that see different batches: if that are not all
+ranks, the others share.  And what cuts a model: DTensors beyond that mesh, attention over a sequence group (DeepSpeed-Ulysses).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+import torch
+from torch.nn import Module
+
+_REMEDY = (
+    "tell the callback which see different batches: mesh= and data_parallel=, or data_parallel= with their process group, "
+    "or contributes= on each rank"
+)
+
+
+def shared_batches(model: Optional[Sequence[Any]], world: int) -> Optional[str]:
+    """Why ranks share their batches, as a sentence with its remedy; None: nothing says so.
+
+    Args:
+        model: the chunks on this rank.
+        world: ranks of the job.
+    """
+    chunks = [chunk for chunk in model or () if isinstance(chunk, Module)]
+    why = next((why for chunk in chunks for why in _reasons(chunk, world)), None) or _sequence_groups()
+    return why and f"ranks share their batches ({why}), so the sum over all would count them several times; {_REMEDY}"
+
+
+def _reasons(model: Module, world: int) -> Iterator[str]:
+    data = 0
+    """Ranks that gradients are averaged over; 0: nothing says so."""
+    for module in model.modules():
+        if size := _averaged_over(module):
+            data = max(data, size)
+        if (group := getattr(module, "spg", None)) is not None and type(module).__name__ == "DistributedAttention":
+            if torch.distributed.get_world_size(group) > 1:
+                yield "attention over a sequence-parallel group"
+    if data and data < world:
+        yield f"gradients are averaged over {data} of {world} ranks"
+    for name, parameter in model.named_parameters():
+        mesh = getattr(parameter, "device_mesh", None)
+        if mesh is not None and mesh.size() > max(data, 1) and any(place.is_shard() for place in parameter.placements):
+            yield f"{name} is sharded over a mesh of {tuple(mesh.shape)} ranks, of which data parallel are {max(data, 1)}"
+
+
+def _averaged_over(module: Module) -> int:
+    """Ranks of the data-parallel wrapper that a module is, 0 if it is none."""
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
+        return _replicas_of(module)
+    state = getattr(module, "_get_fsdp_state", None)  # torch's fully_shard
+    group = getattr(state(), "_fsdp_param_group", None) if callable(state) else None
+    return group.mesh_info.mesh.size() if group is not None else 0
+
+
+def _replicas_of(module: Any) -> int:
+    sizes = [group.size() for name in ("process_group", "_inter_node_pg") if (group := getattr(module, name, None)) is not None]
+    size = 1
+    for own in sizes:
+        size *= own
+    return size
+
+
+def _sequence_groups() -> Optional[str]:
+    """DeepSpeed's, where it is set up."""
+    groups = sys.modules.get("deepspeed.utils.groups")
+    size = getattr(groups, "_get_sequence_parallel_world_size", None)
+    try:
+        ranks = size() if callable(size) else 1
+    except Exception:  # not set up
+        return None
+    return f"DeepSpeed's sequence-parallel groups have {ranks} ranks" if ranks > 1 else None
