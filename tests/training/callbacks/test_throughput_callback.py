@@ -336,7 +336,7 @@ def test_a_statistic_beyond_its_bound_is_noticed_before_it_is_sent(caplog):
     loop.steps(8).end()
     first, second = warnings(caplog)
     assert first.startswith("throughput: stopped counting on this rank: OverflowError:")
-    assert "outside 0 .. 2^80" in first
+    assert "outside -2^80 .. 2^80" in first
     assert second.startswith("throughput is not reported from step 8 on")
     assert callback.latest["throughput/total_tokens"] == 24
 
