@@ -49,6 +49,12 @@ _NAMES = (
     *(*_PADDED_OFFSETS, *_POSITIONS, *_TOKENS, *_GRIDS, *_PIXELS),
 )
 
+#: For :mod:`bridge.metrics.snapshots`: what is read of tokens is their shape; numbers that are few; and all that are not.
+TOKENS, PIXELS = frozenset(_TOKENS), frozenset(_PIXELS)
+OFFSETS = frozenset((*(name + end for name in _OFFSETS for end in ("", "_argmin")), *_PADDED_OFFSETS, _FLATTENED))
+IMAGES = frozenset(_GRIDS)
+READ_AT_ONCE = frozenset(_NAMES) - TOKENS - OFFSETS - IMAGES - PIXELS
+
 
 class BatchLengths(NamedTuple):
     """What one micro-batch holds.
@@ -68,6 +74,11 @@ class BatchLengths(NamedTuple):
     image_frames: Optional[Array] = None
     unmeasured_images: bool = False
     unread: Optional[Any] = None
+
+    @property
+    def on_host(self) -> bool:
+        """Whether all of it is known without asking a device."""
+        return all(isinstance(one, (np.ndarray, int, type(None))) for one in (*self[:4], self.unread))
 
 
 def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:

@@ -12,17 +12,23 @@ Cost: on the training thread a micro-batch is an append where its lengths can be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Optional
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, Union
 
 import numpy as np
 
 from bridge.flops.statistics import Statistic
-from bridge.metrics.batch_lengths import BatchLengths, NoLengths
+from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
+from bridge.metrics.snapshots import Snapshot, restored
 from bridge.metrics.vector import Layout
 
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
 INT64_TOKENS = 2**30
+
+#: Micro-batches that are kept until they are summed, offsets of one that is not kept, and shapes whose price is remembered.
+_MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
 
 #: What batches are read for; statistics over anything else stay zero.
 READ = ("sequences", "images", "micro_batches")
@@ -91,35 +97,95 @@ class BatchStatistics:
         self._tokens = layout.index["tokens"]
         self._tokens_sum = self._sequence_slots.index(self._tokens)
         self._positions, self._micro_batches = layout.index["positions"], layout.index["micro_batches"]
+        self._kept: list[Any] = []
+        """Micro-batches that are not summed yet: snapshots, or lengths that were read at once."""
+        self._kept_before = self._tokens_before = 0
+        """Micro-batches kept, and tokens summed, when the step began."""
+        self._device_tokens_before: Any = None
+        self._prices: dict[Snapshot, list[tuple[int, int]]] = {}
+        """Slots and amounts of micro-batches of one shape."""
+        self.unread: Optional[NoLengths] = None
+        """Why the last one could not be read that could not."""
         self.values: list[int] = layout.zeros()
         self.device_values: Optional[Any] = None
         """Limbs [2, len(layout.names)] on the device, once a batch was there already."""
 
     # ---- adding ---------------------------------------------------------------------------------------------------
 
+    def keep(self, kept: Union[Snapshot, BatchLengths]) -> None:
+        """Count a micro-batch later."""
+        self._kept.append(kept)
+        if len(self._kept) >= _MOST_KEPT or (type(kept) is dict and sum(map(_size, kept.values())) >= _MUCH):
+            self.reduce()
+
+    def reduce(self) -> None:
+        """Sum what was kept."""
+        kept, self._kept = self._kept, []
+        if before := self._kept_before:
+            self._sum(kept[:before])
+            self._kept_before, self._tokens_before = 0, self.values[self._tokens]
+        self._sum(kept[before:])
+
+    def _sum(self, kept: Sequence[Union[Snapshot, BatchLengths]]) -> None:
+        for shape, times in Counter(one for one in kept if type(one) is tuple).items():
+            self._attempt(functools.partial(self._add_shape, shape, times), times)
+        for one in kept:
+            if type(one) is not tuple:
+                self._attempt(functools.partial(self._add_one, one), 1)
+
+    def _attempt(self, add: Callable[[], None], micro_batches: int) -> None:
+        try:
+            add()
+        except NoLengths as error:
+            self.unread = error
+            self.count("unread_micro_batches", micro_batches)
+
+    def _add_one(self, kept: Union[Snapshot, BatchLengths]) -> None:
+        lengths = kept if isinstance(kept, BatchLengths) else read_lengths(restored(kept), images=self.needs_images)
+        if lengths is not None:
+            self.add(lengths)
+
+    def _add_shape(self, shape: tuple[int, ...], times: int) -> None:
+        """As many micro-batches of one shape, which is priced once."""
+        if (price := self._prices.get(shape)) is None:
+            lengths = read_lengths(restored(shape))
+            assert lengths is not None
+            if len(self._prices) >= _MOST_PRICES:
+                self._prices.clear()
+            amounts = self._amounts(lengths)
+            price = self._prices[shape] = [pair for slots, sums in amounts for pair in zip(slots, sums, strict=True)]
+        for position, amount in price:
+            self.values[position] += amount * times
+
     def add(self, lengths: BatchLengths) -> None:
-        """Count one micro-batch.
+        """Count one micro-batch now.
 
         Raises:
             NoLengths: the plan needs patches, and the micro-batch has pixels of unknown patches.
         """
-        if lengths.unmeasured_images and self.needs_images:
-            raise NoLengths("pixels without image_grid_thw: their patches are unknown")
-        read = lengths.unread.logical_not().long() if lengths.unread is not None else None
-        amounts = [(self._sequence_slots, self._sums_of_sequences(lengths.sequences))]
-        amounts.append(([self._positions], [lengths.positions]))
-        if lengths.image_patches is not None and self.needs_images:
-            amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
-        amounts.append(([self._micro_batches, *self._pass_slots], [1] * (1 + len(self._pass_slots))))
-        if read is not None:  # only the device knows whether all this counts
-            amounts = [(slots, [sums[i] * read for i in range(len(slots))]) for slots, sums in amounts]
-            amounts.append(([self.layout.index["unread_micro_batches"]], [1 - read]))
-        for slots, sums in amounts:  # all or nothing: whatever raises has done so by now
+        for slots, sums in self._amounts(lengths):  # all or nothing: whatever raises has done so by now
             if isinstance(sums[0], int):
                 for position, amount in zip(slots, sums, strict=True):
                     self.values[position] += amount
             else:
                 self._add_on_device(slots, sums)
+
+    def _amounts(self, lengths: BatchLengths) -> list[tuple[Sequence[int], list[Any]]]:
+        """What a micro-batch adds to which slots."""
+        if lengths.unmeasured_images and self.needs_images:
+            raise NoLengths("pixels without image_grid_thw: their patches are unknown")
+        amounts: list[tuple[Sequence[int], list[Any]]] = [
+            (self._sequence_slots, self._sums_of_sequences(lengths.sequences)),
+            ([self._positions], [lengths.positions]),
+            ([self._micro_batches, *self._pass_slots], [1] * (1 + len(self._pass_slots))),
+        ]
+        if lengths.image_patches is not None and self.needs_images:
+            amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
+        if lengths.unread is not None:  # only the device knows whether all this counts
+            read = lengths.unread.logical_not().long()
+            amounts = [(slots, [amount * read for amount in sums]) for slots, sums in amounts]
+            amounts.append(([self.layout.index["unread_micro_batches"]], [1 - read]))
+        return amounts
 
     def _sums_of_sequences(self, sequences: Any) -> list[Any]:
         if not isinstance(sequences, np.ndarray):
@@ -154,26 +220,34 @@ class BatchStatistics:
         """Add to one of the ``COUNTERS``."""
         self.values[self.layout.index[name]] += amount
 
-    # ---- reading --------------------------------------------------------------------------------------------------
+    # ---- steps ----------------------------------------------------------------------------------------------------
 
-    def tokens(self) -> tuple[int, Any]:
-        """Real tokens so far: those counted on the host, and a tensor [2] of limbs of those counted on the device."""
-        device = None if self.device_values is None else self.device_values[:, self._tokens].clone()
-        return self.values[self._tokens], device
-
-    def mark_unlearned(self, since: tuple[int, Any]) -> None:
-        """Report the tokens added since ``since`` (:meth:`tokens`) as computed but not learned from."""
-        host, device = since
-        self.count("unlearned_tokens", self.values[self._tokens] - host)
+    def begin_step(self) -> None:
+        """What is counted from here on belongs to the next step."""
+        self._kept_before, self._tokens_before = len(self._kept), self.values[self._tokens]
         if self.device_values is not None:
-            added = self.device_values[:, self._tokens] - (0 if device is None else device)
+            self._device_tokens_before = self.device_values[:, self._tokens].clone()
+
+    def mark_unlearned(self) -> None:
+        """Report the tokens of this step as computed but not learned from."""
+        self.reduce()
+        self.count("unlearned_tokens", self.values[self._tokens] - self._tokens_before)
+        if self.device_values is not None:
+            before = self._device_tokens_before
+            added = self.device_values[:, self._tokens] - (0 if before is None else before)
             self.device_values[:, self.layout.index["unlearned_tokens"]] += added
 
     def drain(self) -> tuple[list[int], Optional[Any]]:
         """The sums since the last drain, host and device part, and start again from zero."""
+        self.reduce()
         drained = self.values, self.device_values
-        self.values, self.device_values = self.layout.zeros(), None
+        self.values, self.device_values, self._device_tokens_before = self.layout.zeros(), None, None
+        self._tokens_before = 0
         return drained
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (list, np.ndarray)) else 0
 
 
 def _select(statistics: Sequence[Statistic], over: str) -> tuple[list[int], StatisticSums]:

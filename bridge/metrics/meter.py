@@ -29,6 +29,7 @@ from bridge.metrics.interval import Intervals, Sums
 from bridge.metrics.peak import UNKNOWN, Peak
 from bridge.metrics.place import Place
 from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
+from bridge.metrics.snapshots import snapshot
 from bridge.metrics.stragglers import ranked
 from bridge.metrics.throughput import Interval
 from bridge.metrics.timing import Clock, HostClock, IntervalTimer, Lap
@@ -114,6 +115,8 @@ class Meter:
         if self._instruments.samples:
             self._counted[_SAMPLED] = BatchStatistics(layout)
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
+        self.needs_images = self._batch.needs_images
+        """Whether batches are looked through for images."""
         self.totals = Totals(plan, layout)
         self._timer = IntervalTimer(clock or HostClock())
         self.overhead_ns = 0
@@ -125,7 +128,7 @@ class Meter:
         self._step = 0
         self._warm = self._launched = False
         self._steps = self._timed_steps = 0
-        self._learned_mark: tuple[int, Any] = (0, None)
+        self._waited_ns = 0
         self._own_work: Optional[int] = 0
         """Work of this rank's replica, for the heaviest; None: it is on the device."""
         # Over all ranks since the last report.
@@ -137,24 +140,33 @@ class Meter:
         self._work, self._timed, self._sampled = self.layout.zeros(), self.layout.zeros(), self.layout.zeros()
         self._work_steps = self._timed_steps_done = 0
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether batches are looked through for images."""
-        return self._batch.needs_images
-
     # ---- on this rank ---------------------------------------------------------------------------------------------
 
     def add_batch(self, batch: Any, waited_ns: int = 0) -> None:
         """Count a micro-batch that this rank's replica is about to compute."""
-        self.add_lengths(lambda: read_lengths(batch, images=self.needs_images), waited_ns)
+        if self._failed or not self.place.contributes:
+            return
+        try:
+            kept = snapshot(batch, images=self.needs_images)
+        except Exception:  # whoever reads it says what is wrong
+            kept = None
+        if kept is None:
+            self.add_lengths(lambda: read_lengths(batch, images=self.needs_images), waited_ns)
+            return
+        self._waited_ns += waited_ns
+        self.attempt(lambda: self._batch.keep(kept))
 
     def add_lengths(self, read: Callable[[], Optional[BatchLengths]], waited_ns: int = 0) -> None:
         """Count the micro-batch whose lengths ``read`` returns; if it raises NoLengths, one that could not be read."""
         if self._failed or not self.place.contributes:
             return
         try:
-            self._batch.count("data_wait_ns", waited_ns)
-            if (lengths := read()) is not None:
+            self._waited_ns += waited_ns
+            if (lengths := read()) is None:
+                return
+            if lengths.on_host:
+                self._batch.keep(lengths)
+            else:
                 self._batch.add(lengths)
         except NoLengths as error:
             self.miss(1, error)
@@ -164,6 +176,9 @@ class Meter:
     def miss(self, micro_batches: int, reason: object) -> None:
         """Count micro-batches that could not be read: from here on totals are lower bounds, on every rank."""
         self._batch.count("unread_micro_batches", micro_batches)
+        self._tell_unread(reason)
+
+    def _tell_unread(self, reason: object) -> None:
         if not self._warned_unread:
             self._warned_unread = True
             logger.warning("not counted: micro-batches whose lengths cannot be read: %s", reason)
@@ -194,13 +209,13 @@ class Meter:
 
     def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
         if skipped:
-            self._batch.mark_unlearned(self._learned_mark)
+            self._batch.mark_unlearned()
         # What is taken from here on belongs to the next step.
         self._part = _SAMPLED if self._is_sampled(self._step + 1) else _OTHER
         self._batch = self._counted[self._part]
-        self._learned_mark = self._batch.tokens()
+        self._batch.begin_step()
         if warm_up:
-            self.overhead_ns = 0
+            self.overhead_ns, self._waited_ns = -self._instruments.overhead_ns, 0
             self._timer.run()
             self._instruments.run()
 
@@ -269,12 +284,12 @@ class Meter:
             self._timed_steps,
             report_step,
             lap,
-            self.overhead_ns,
+            self.overhead_ns + self._instruments.overhead_ns,
         )
         self._steps = self._timed_steps = 0
-        self._learned_mark = (0, None)
         if report_step is not None:
-            self.overhead_ns = self.unreported_steps = 0
+            self.unreported_steps = 0
+            self.overhead_ns = -self._instruments.overhead_ns  # which only grows
 
     def poll(self, *, wait: bool = False) -> Optional[Report]:
         """The next report that is complete, if any. Does not wait unless told to."""
@@ -308,7 +323,12 @@ class Meter:
             self._add_own_work(drained)
             for host, device in drained.values():
                 self._add_replica_work(host, device)
+        for part in parts:
+            if self._counted[part].unread is not None:
+                self._tell_unread(self._counted[part].unread)
         host = drained[_OTHER][0]
+        host[self.layout.index["data_wait_ns"]] += self._waited_ns
+        self._waited_ns = 0
         self._add_pairing(host)
         for name, reading in readings.items():
             if self.layout.is_summed(name):

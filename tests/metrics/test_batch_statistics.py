@@ -13,6 +13,7 @@ from bridge.metrics import batch_statistics
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.reduction import join
+from bridge.metrics.snapshots import snapshot
 from bridge.metrics.vector import Layout
 
 STATISTICS = (
@@ -191,14 +192,76 @@ def test_a_shape_on_the_device_is_known_to_the_host():
 def test_tokens_of_skipped_steps():
     statistics = BatchStatistics(Layout(STATISTICS))
     statistics.add(batch([5, 6]))
-    before = statistics.tokens()
+    statistics.begin_step()
     statistics.add(batch([7]))
     statistics.add(BatchLengths(on_device([8], torch.int64), 8))
-    statistics.mark_unlearned(before)
-    before = statistics.tokens()
+    statistics.mark_unlearned()
+    statistics.begin_step()
     statistics.add(BatchLengths(on_device([9], torch.int64), 9))
     values = plain(statistics)
     assert values["unlearned_tokens"] == 15
     assert values["tokens"] == 5 + 6 + 7 + 8 + 9
-    statistics.mark_unlearned((0, None))
+    statistics.mark_unlearned()
     assert counted(statistics)["unlearned_tokens"] == 0
+
+
+# ---- what is kept and summed later -------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():
+    at_once, later = BatchStatistics(Layout(STATISTICS)), BatchStatistics(Layout(STATISTICS))
+    buffer, big = torch.zeros(5, dtype=torch.int32), torch.arange(0, 3000, 3)
+    for last in (9, 12, 9):
+        buffer.numpy()[:] = [0, 3, last, last, -1]
+        batches = [
+            {"tokens": torch.zeros(1, 12), "cu_seqlens": buffer, "labels": object()},
+            {"tokens": torch.zeros(2, 8), "attention_mask": None, "position_ids": torch.zeros(2, 8)},
+            {"input_ids": torch.zeros(1, 3000), "cu_seqlens_unpadded": big, "cu_seqlens": big},
+            {"tokens": np.zeros((1, 5)), "cu_seqlens": np.array([[0, 4, 5, 0]]), "cu_seqlens_argmin": torch.tensor([3])},
+            {"tokens": torch.zeros(1, 6), "image_grid_thw": torch.tensor([[2, 4, 6]]), "pixel_values": torch.zeros(9, 9)},
+        ]
+        for one in batches:
+            at_once.add(read_lengths(one))
+            later.keep(snapshot(one, images=True))
+    assert counted(later) == counted(at_once)
+
+
+@pytest.mark.parametrize(
+    "read_at_once",
+    [
+        [{"tokens": torch.zeros(2)}],
+        {"tokens": torch.zeros(2, 8), "attention_mask": torch.ones(2, 8)},
+        {"input_ids": torch.zeros(2, 8), "position_ids": torch.zeros(2, 8)},
+        {"input_ids": [[1, 2]]},
+        {"tokens": torch.zeros(1, 8), "cu_seqlens": on_device([0, 8])},
+        {"labels": torch.zeros(2)},
+    ],
+    ids=str,
+)
+def test_what_is_not_kept(read_at_once):
+    assert snapshot(read_at_once, images=False) is None
+
+
+def test_kept_batches_that_cannot_be_read_are_counted_apart():
+    statistics = BatchStatistics(Layout(STATISTICS))
+    for kept in ({"tokens": torch.zeros(1, 3), "cu_seqlens": torch.tensor([0, 9])}, {"tokens": torch.zeros(1, 2, 3)}):
+        statistics.keep(snapshot(kept, images=False))
+        statistics.keep(snapshot(kept, images=False))
+    statistics.keep(snapshot({"tokens": torch.zeros(3, 2)}, images=False))
+    values = counted(statistics)
+    assert (values["unread_micro_batches"], values["micro_batches"], values["tokens"]) == (4, 1, 6)
+    assert "9 of 3 positions" in str(statistics.unread)
+
+
+@pytest.mark.parametrize("most", [2, 1000])
+def test_tokens_of_a_skipped_step_are_told_from_those_kept_before(monkeypatch, most):
+    monkeypatch.setattr(batch_statistics, "_MOST_KEPT", most)
+    statistics = BatchStatistics(Layout(STATISTICS))
+    for step in range(1, 4):
+        statistics.begin_step()
+        for _ in range(3):
+            statistics.keep((1, 10**step))
+        if step == 2:
+            statistics.mark_unlearned()
+    values = counted(statistics)
+    assert (values["tokens"], values["unlearned_tokens"]) == (3330, 300)
