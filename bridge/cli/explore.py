@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import logging
+import os
 
 from bridge.flops import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,6 +21,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0: every network)")
     parser.add_argument("--port", type=_port, help="port to listen on (default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--password",
+        default=os.environ.get("BRIDGE_PASSWORD"),
+        help="asked for, with the user name bridge; better given as BRIDGE_PASSWORD, which no list of processes shows",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.set_defaults(run=run)
 
@@ -27,8 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
         if error.name not in ("gradio", "plotly"):
             raise
         raise ConfigError(f"`bridge explore` needs {error.name}; pip install 'bridge-flops[explorer]'") from None
-    serve(arguments.host, arguments.port, open_browser=arguments.open)
+    if not arguments.password and not _is_here(arguments.host):
+        logger.warning("--host %s: whoever reaches this address can look and upload; --password asks for one", arguments.host)
+    serve(arguments.host, arguments.port, password=arguments.password, open_browser=arguments.open)
     return 0
+
+
+def _is_here(host: str) -> bool:
+    """Whether only this machine can open the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _port(text: str) -> int:

@@ -229,7 +229,7 @@ class LoggerConfig:
     """Folder of the run: effective configuration, metrics and the W&B files."""
     metrics_file: Optional[str] = "${logger.dir}/metrics.jsonl"
     """JSON lines, one object per log point. null: none."""
-    wandb_project: Optional[str] = "bridge"
+    wandb_project: Optional[str] = "${oc.env:WANDB_PROJECT,bridge}"
     """W&B project. null: no W&B."""
     wandb_entity: Optional[str] = None
     """W&B team or user. Unset: the account's default."""

@@ -287,13 +287,19 @@ def _theme() -> gr.themes.Base:
 
 
 def serve(
-    host: str = "127.0.0.1", port: int | None = None, *, open_browser: bool = False, block: bool = True
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    password: str | None = None,
+    open_browser: bool = False,
+    block: bool = True,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page until interrupted.
 
     Args:
         host: address to listen on.
         port: None: the first free one from 7860 on.
+        password: of the user ``bridge``; None: whoever reaches the address may look.
         open_browser: show the page.
         block: wait here for the end.
 
@@ -313,6 +319,7 @@ def serve(
         _, url, _ = blocks.launch(
             server_name=host,
             server_port=port,
+            auth=("bridge", password) if password else None,
             share=False,
             quiet=True,
             prevent_thread_lock=True,

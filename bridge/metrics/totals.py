@@ -31,7 +31,8 @@ class Totals:
         self._plan = plan
         self._layout = layout
         self._values = layout.zeros()
-        self._carried_flops = 0
+        self._carried_flops: Optional[int] = 0
+        """None: what was done before was counted in another convention, so that there is no total in this one."""
         self._carried_tokens = 0
         self._carried_unread = False
         self.complete = True
@@ -57,8 +58,8 @@ class Totals:
 
     @property
     def flops(self) -> Optional[int]:
-        """Model FLOPs since the first step; None if the model cannot be priced, or nothing could be read."""
-        if self._plan is None or self._unknown:
+        """Model FLOPs since the first step; None if some of what was done cannot be priced, or nothing could be read."""
+        if self._plan is None or self._unknown or self._carried_flops is None:
             return None
         return self._carried_flops + whole(self._plan.evaluate(self._values[: len(self._plan.statistics)]))
 
@@ -102,7 +103,8 @@ class Totals:
             A sentence for the user if the totals do not simply continue.
         """
         self.complete = not state.get("failed", not state["complete"])
-        self._carried_flops, self._carried_tokens = int(state["carried_flops"]), int(state["carried_tokens"])
+        carried = state["carried_flops"]
+        self._carried_flops, self._carried_tokens = None if carried is None else int(carried), int(state["carried_tokens"])
         saved = {name: int(value) for name, value in state["statistics"].items()}
         self._values = [saved.get(name, 0) for name in self._layout.names]
         self._carried_unread = self.complete and not state["complete"]
@@ -119,10 +121,13 @@ class Totals:
             return f"total_flops was counted in the {was} convention and is now scored in the {now} one"
         # Another model: its statistics mean something else, and what was done stays done.  Another convention that needs
         # other statistics: the old work cannot be scored again, and numbers of two conventions are never mixed.
-        self._carried_flops = int(state["total_flops"]) if same_convention else 0
+        self._carried_flops = int(state["total_flops"]) if same_convention else None
         self._carried_tokens = int(state["total_tokens"] or 0)
         self._carried_unread = self.lower_bound
         self._values = self._layout.zeros()
         if same_convention:
             return "the model is not the checkpoint's: total_flops keeps what was counted, new steps are priced anew"
-        return f"total_flops restarts at 0: the checkpoint counted in the {was} convention, this run in the {now} one"
+        return (
+            f"total_flops is not reported: the checkpoint counted in the {was} convention and has not what the {now} one needs; "
+            f"convention={was} continues it"
+        )

@@ -6,6 +6,7 @@ protobuf records) is read here with bounds on every length, so that readers need
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -18,6 +19,7 @@ from bridge.flops import ConfigError
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 100_000
+_MOST_BYTES_A_ROW = 1024 * 1024
 _KEYS_A_ROW = 1000
 _LEAST, _MOST = 1e-250, 1e250
 Row = dict[str, Any]
@@ -114,11 +116,16 @@ def _is_number(value: Any) -> bool:
 
 def _jsonl(data: bytes) -> tuple[Run, Iterator[Any]]:
     run = Run("metrics.jsonl")
-    lines = data.splitlines()
-    if lines and not data.endswith(b"\n") and parse(lines[-1]) is None:
-        run.torn = True
-        lines.pop()
-    return run, (parse(line) for line in lines if line.strip())
+
+    def rows() -> Iterator[Any]:
+        for line in io.BytesIO(data):  # one at a time: none is kept
+            row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
+            if row is None and not line.endswith(b"\n"):
+                run.torn = True
+            elif line.strip():
+                yield row
+
+    return run, rows()
 
 
 def parse(text: Union[bytes, str]) -> Any:

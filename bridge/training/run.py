@@ -36,10 +36,11 @@ from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers, without_secrets
 from bridge.training import checkpoint, restart
-from bridge.training.agree import gather
+from bridge.training.agree import everywhere, gather
 from bridge.training.callbacks import CallbackContext, CallbackManager
 from bridge.training.errors import RunError
 from bridge.training.exit import StopSignals
+from bridge.training.lock import JobLock
 from bridge.training.model import build_model, check_trainable, uses_bf16
 from bridge.training.optimizer import build_optimizer, build_scheduler
 from bridge.training.state import Groups, TrainState
@@ -106,6 +107,16 @@ class Run:
 
     def run(self) -> None:
         """Train to ``train.train_iters``, or until a signal."""
+        with JobLock() as lock:
+            self._take_folders(lock)
+            self._run()
+
+    def _take_folders(self, lock: JobLock) -> None:
+        """Those that the first rank writes to."""
+        folders = [self.cfg.logger.dir, *([self.cfg.checkpoint.save] if self.cfg.checkpoint.save else [])]
+        everywhere(lambda: lock.take(folders if self.state.groups.writes else []), "the job's folders")
+
+    def _run(self) -> None:
         state, cfg = self.state, self.cfg
         self._check_same_text()
         self._resume()
@@ -125,8 +136,18 @@ class Run:
             if cfg.checkpoint.save and self._saved_step != state.step:
                 self._save()
             self._fire("on_train_end")
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             state.trackers.close()
+
+    def _abandon(self) -> None:
+        """The run breaks off: callbacks that have something to publish do so before the trackers are closed."""
+        context = CallbackContext(state=self.state, model=self.model, user_state=self.callbacks.user_state)
+        for callback in self.callbacks.callbacks:
+            if hasattr(callback, "abandon"):
+                callback.abandon(context)
 
     def _step(self, data: Any) -> None:
         """One step: a global batch through model and optimizer, or past them where the recipe says so."""

@@ -125,9 +125,26 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
 
 @dataclass(frozen=True)
 class Totals:
-    """A step's sums over all ranks, still on the device: ``values`` = (loss sum, tokens, ranks that want to stop)."""
+    """A step's sums over all ranks, still on the device: ``values`` = (loss sum, tokens, ranks that want to stop).
+
+    On a GPU a copy is on its way to the host, so that reading it later waits for this step alone and not for all that was
+    queued since.
+    """
 
     values: Tensor
+    copy: Optional[Tensor] = None
+    copied: Optional[torch.cuda.Event] = None
+
+    @classmethod
+    def of(cls, values: Tensor) -> Totals:
+        """With the copy, where there is a device to copy from."""
+        if not values.is_cuda:
+            return cls(values)
+        copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        copy.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return cls(values, copy, copied)
 
     @property
     def loss(self) -> Tensor:
@@ -139,8 +156,11 @@ class Totals:
         return {LOSS: self.loss}
 
     def stop(self) -> bool:
-        """Whether any rank asked to stop; waits for the values."""
-        return bool(self.values[2].item() > 0)
+        """Whether any rank asked to stop; waits for the device to reach the end of this step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        values = self.values if self.copy is None else self.copy
+        return bool(values[2].item() > 0)
 
 
 def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False) -> Totals:
@@ -154,7 +174,7 @@ def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device:
         values[:2] = torch.stack([report[LOSS] for report in reports]).double().sum(dim=0)
     values[2] = float(stop)
     torch.distributed.all_reduce(values)
-    return Totals(values)
+    return Totals.of(values)
 
 
 class Stepper:

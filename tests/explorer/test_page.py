@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -162,6 +163,17 @@ def test_uploads_are_bounded(served):
         fetch(f"{served.rstrip('/')}/gradio_api/upload", body, headers)
     if isinstance(error.value, urllib.error.HTTPError):
         assert error.value.code == 413
+
+
+def test_a_password_is_asked_for():
+    blocks, url = serve(password="open sesame", block=False)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        fetch(f"{url}config")
+    assert error.value.code == 401
+    answer = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    answer.open(f"{url}login", urllib.parse.urlencode({"username": "bridge", "password": "open sesame"}).encode(), timeout=60)
+    assert b"components" in answer.open(f"{url}config", timeout=60).read()
+    blocks.close()
 
 
 def test_a_port_that_is_taken_is_one_sentence():

@@ -236,7 +236,7 @@ def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():
         {"tokens": torch.zeros(1, 8), "cu_seqlens": on_device([0, 8])},
         {"labels": torch.zeros(2)},
     ],
-    ids=str,
+    ids=["list", "mask", "positions", "rows", "device", "nothing"],
 )
 def test_what_is_not_kept(read_at_once):
     assert snapshot(read_at_once, images=False) is None

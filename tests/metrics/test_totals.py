@@ -66,12 +66,15 @@ def test_another_convention_scores_the_old_work_again():
     assert after.flops == megatron.flops(OLD + NEW)
 
 
-def test_another_convention_that_needs_other_statistics_restarts_rather_than_mixing():
+def test_another_convention_that_needs_other_statistics_has_no_total_rather_than_one_of_the_last_steps():
     plan, names, after = totals(convention="exact")
-    assert "restarts at 0" in after.load_state_dict(saved(convention="megatron"))
+    assert "total_flops is not reported" in after.load_state_dict(saved(convention="megatron"))
     after.add(vector(plan, names, NEW))
-    assert after.flops == plan.flops(NEW)
+    assert after.flops is None
     assert after.tokens == sum(OLD + NEW)
+    again = totals(convention="exact")[2]
+    assert again.load_state_dict(after.state_dict()) is None
+    assert (again.flops, again.tokens) == (None, sum(OLD + NEW))
 
 
 @pytest.mark.parametrize("model", [WINDOWED, {**MODEL, "num_layers": 3}])

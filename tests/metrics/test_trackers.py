@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -240,18 +241,20 @@ def test_wandb_offline_read_back_and_resumed(no_account, tmp_path):
         (20, 20, 20 * 10**12),
         (30, 30, 30 * 10**12),
     ]
-    facts = {}
+    options_shown, facts = {}, {}
     for record in records:
-        facts |= record.get("run", record.get("config", {})).get("config", record.get("config", {})).get("update", {})
-    assert {key: facts.get(key) for key in ("model", "api_key", "device", "peak_flops")} == {
+        options_shown |= record.get("run", record.get("config", {})).get("config", record.get("config", {})).get("update", {})
+        facts |= record.get("summary", {}).get("update", {})
+    assert {key: options_shown.get(key) for key in ("model", "api_key", "device", "peak_flops")} == {
         "model": {"num_layers": 2},
         "api_key": "***",
-        "device": "X",
-        "peak_flops": 1e12,
+        "device": None,  # what was found out is no option
+        "peak_flops": None,
     }
+    assert (facts["device"], facts["peak_flops"]) == ("X", 1e12)
     steps = {record["metric"]["step_metric"] for record in records if "step_metric" in record.get("metric", {})}
     assert steps == {"step"}
-    assert facts["units"]["throughput/total_flops"] == "FLOP"
+    assert options_shown["units"]["throughput/total_flops"] == "FLOP"
 
 
 @pytest.mark.slow
@@ -341,3 +344,31 @@ def test_wandbs_own_variables_win_over_defaults_alone(no_account, tmp_path, monk
     (tracker,) = [one for one in trackers._trackers if hasattr(one, "_arguments")]
     trackers.close()
     assert (tracker._arguments["name"], tracker._arguments["tags"]) == (name, tags)
+
+
+def test_a_run_that_somebody_has_opened_is_joined_and_goes_on(no_account, tmp_path, monkeypatch):
+    import wandb as package
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with package.init(project="notebook", dir=tmp_path, settings=package.Settings(console="off", silent=True)) as run:
+        trackers = open_trackers(options(tmp_path, wandb_project="ours"))
+        for step in (10, 20, 30):
+            trackers.log({"throughput/mfu": step / 100}, step, commit=True)
+        trackers.summary({"device": "X"})
+        trackers.close()
+        assert package.run is run
+        run.log({"theirs": 1})
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    items = [record["history"]["item"] for record in inspect(folder) if record["type"] == "history"]
+    assert [(row["bridge/step"], row["bridge/throughput/mfu"]) for row in items] == [(10, 0.1), (20, 0.2), (30, 0.3)]
+    assert items[-1]["theirs"] == 1
+
+
+def test_the_log_of_wandb_on_a_full_disk_prints_nothing(capsys):
+    pytest.importorskip("wandb")
+    wandb._quiet_log()
+    log = logging.getLogger("wandb")
+    log.addHandler(handler := logging.FileHandler("/dev/full"))
+    log.critical("No space is left for this line")
+    log.removeHandler(handler)
+    assert capsys.readouterr() == ("", "")

@@ -4,6 +4,7 @@ import json
 import random
 import struct
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,3 +175,14 @@ def test_torn_and_damaged_wandb_runs_never_raise_anything_else(offline_run, tmp_
             assert len(read_run(file).rows) <= len(offline_run[1])
         except ConfigError as error:
             assert "holds no rows" in str(error)  # noqa: PT017
+
+
+def test_a_line_without_end_is_no_row_and_is_read_once(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    huge = b'{"step": 2, "x": "' + b"y" * 30_000_000 + b'"}\n'
+    file.write_bytes(b'{"step": 1, "x": 1}\n' + huge + b'{"step": 3, "x": 3}\n')
+    tracemalloc.start()
+    run = read_run(file)
+    assert tracemalloc.get_traced_memory()[1] < 2.5 * len(huge)  # the file, and one line
+    tracemalloc.stop()
+    assert ([row["step"] for row in run.rows], run.skipped, run.torn) == ([1, 3], 1, False)

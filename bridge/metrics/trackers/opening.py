@@ -16,7 +16,7 @@ from bridge.metrics.trackers.mlflow import MlflowTracker
 from bridge.metrics.trackers.secrets import without_login
 from bridge.metrics.trackers.tensorboard import TensorBoardTracker
 from bridge.metrics.trackers.tracker import Tracker, Trackers, first_line
-from bridge.metrics.trackers.wandb import WandbTracker
+from bridge.metrics.trackers.wandb import AttachedWandb, WandbTracker, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class Kind:
 
 
 def _wandb(start: Start) -> Tracker:
+    if (run := open_run()) is not None:
+        return AttachedWandb(run)
     options = start.options
     return WandbTracker(
         project=options.wandb_project,

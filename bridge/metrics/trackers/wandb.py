@@ -6,10 +6,12 @@ import logging
 import netrc
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from bridge.flops.shapes import ConfigError
 from bridge.metrics.keys import STEP, units
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.plain import plain
@@ -51,6 +53,7 @@ class WandbTracker(BackgroundTracker):
     ) -> None:
         import wandb  # here, so that a broken package is this tracker's failure alone
 
+        _quiet_log()
         self._wandb = wandb
         self.mode = mode or default_mode()
         self._arguments = {
@@ -74,7 +77,7 @@ class WandbTracker(BackgroundTracker):
 
     def summary(self, facts: Metrics) -> None:
         texts = without_secrets(plain(facts))
-        self._put(lambda: (self._run.config.update(texts, allow_val_change=True), self._run.summary.update(texts)))
+        self._put(lambda: self._run.summary.update(texts))
 
     def how_to_look(self) -> list[str]:
         self._wait_until_opened()
@@ -121,32 +124,72 @@ class WandbTracker(BackgroundTracker):
         return f"; its files are in {self._folder}"
 
 
+def _quiet_log() -> None:
+    """W&B keeps a log beside its files; where that cannot be written, Python would print a traceback for each of its lines."""
+    log = logging.getLogger("wandb")
+    add = type(log).addHandler
+
+    def add_quietly(handler: logging.Handler) -> None:
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
+        add(log, handler)
+
+    log.addHandler = add_quietly  # type: ignore[method-assign]
+
+
+#: What our keys begin with in a run of somebody else, so that none of theirs is overwritten or taken for ours.
+PREFIX = "bridge/"
+
+
 class AttachedWandb:
-    """A W&B run that belongs to somebody else's loop: rows are added to it, it is neither started nor finished here.
+    """A W&B run that belongs to somebody else: rows are added to it under ``bridge/``; it is neither started nor finished here.
 
     Args:
         wandb: the module, or a run.
     """
 
-    STEP = "throughput/step"
+    STEP = PREFIX + STEP
     """A step of its own: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
 
     def __init__(self, wandb: Any) -> None:
-        self._wandb = wandb
-        define_metrics(wandb, self.STEP, groups=("throughput/*",))
-        wandb.config.update({"units": units()}, allow_val_change=True)
+        self._run = getattr(wandb, "run", None) or wandb  # of the module
+        self._logged_at: Optional[int] = None
+        define_metrics(self._run, self.STEP, groups=(PREFIX + "*",))
 
     def log(self, metrics: Metrics, step: int) -> None:
-        self._wandb.log({self.STEP: step, **plain(metrics)}, commit=False)
+        """A row of ours joins the one that the loop is about to complete; where it completes none, ours are completed here."""
+        if self._logged_at is not None and self._run.step == self._logged_at:
+            self._run.log({}, commit=True)
+        self._run.log({self.STEP: step, **_ours(metrics)}, commit=False)
+        self._logged_at = self._run.step
 
     def summary(self, facts: Metrics) -> None:
-        self._wandb.config.update({"throughput": without_secrets(plain(facts))}, allow_val_change=True)
+        """Results and constants.
+
+        Raises:
+            ConfigError: the run has numbers of another convention.
+        """
+        mine, theirs = facts.get("convention"), self._run.summary.get(PREFIX + "convention")
+        if mine is not None and theirs not in (None, mine):
+            raise ConfigError(
+                f"this W&B run has numbers of convention {theirs!r}, and those of {mine!r} have no place under the same keys; "
+                "start another run"
+            )
+        self._run.summary.update(_ours(facts))
 
     def close(self) -> None:
-        pass
+        """The run goes on; W&B writes what is not completed when it ends."""
 
     def how_to_look(self) -> list[str]:
         return []
+
+
+def _ours(values: Metrics) -> dict[str, Any]:
+    return {PREFIX + name: value for name, value in without_secrets(plain(values)).items()}
+
+
+def open_run() -> Any:
+    """The W&B run that somebody has opened in this process (a notebook, an agent); None without one."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def define_metrics(run: Any, step: str, groups: Sequence[str] = ("*",)) -> None:

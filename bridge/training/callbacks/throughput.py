@@ -275,7 +275,7 @@ class ThroughputCallback(Callback):
         if other != self.convention:
             raise ConfigError(
                 f"convention={self.convention!r}: another ThroughputCallback of this run counts in {other!r}, and numbers of two "
-                "conventions have no place under one key; keep one callback, bridge rescore prices a run in another convention"
+                "conventions have no place under one key; keep one callback, and price the finished run in the other one"
             )
 
     def _instruments(self, host: Host, place: Place, device: torch.device) -> Instruments:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 import weakref
 from collections import deque
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, po
 from bridge.config import from_huggingface
 from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.trackers import JsonlTracker, Trackers
-from bridge.training.callbacks import ThroughputCallback
+from bridge.training.callbacks import CallbackContext, ThroughputCallback
 from bridge.training.callbacks.throughput import FACTS, ROWS
 
 
@@ -238,25 +240,68 @@ def test_rows_and_facts_go_to_the_trackers(tmp_path):
     assert summary["throughput/total_flops"] == callback.latest["throughput/total_flops"]
 
 
-def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path):
-    logged, defined = [], []
-    wandb = SimpleNamespace(
-        log=lambda row, **options: logged.append((row, options)),
-        define_metric=lambda *args, **options: defined.append((args, options)),
-        config=SimpleNamespace(update=lambda *args, **options: None),
-    )
+def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     path = tmp_path / "metrics.jsonl"
-    callback, loop = started(map(packed, draw(1, 8)), run=state(config(), wandb_logger=wandb), metrics_file=str(path))
-    loop.steps(4).end()
-    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
-    assert row["throughput/total_flops"] == callback.latest["throughput/total_flops"]
-    ((sent, options),) = logged
-    assert sent["throughput/step"] == 4
-    assert options == {"commit": False}
-    assert defined == [
-        (("throughput/step",), {"hidden": True}),
-        (("throughput/*",), {"step_metric": "throughput/step"}),
+    with wandb.init(project="host", dir=tmp_path, config={"lr": 1}, settings=wandb.Settings(console="off", silent=True)) as run:
+        callback, loop = started(map(packed, draw(1, 12)), run=state(config(), wandb_logger=wandb), metrics_file=str(path))
+        for step in range(1, 7):
+            loop.steps(1)
+            run.log({"throughput/tflops/device": 588.0}, step=step)
+        loop.end()
+        run.log({"after": 1}, step=6)  # the host is not done, and nothing of it is lost
+        assert wandb.run is run
+        assert dict(run.config) == {"lr": 1}
+        summary = dict(run.summary)
+        second = ThroughputCallback("exact", log_interval=1)
+        Loop([second], state(config(), wandb_logger=wandb), map(packed, draw(1, 4))).start().steps(1).end()
+    assert summary["bridge/convention"] == "megatron"
+    assert summary["bridge/throughput/total_flops"] == callback.latest["throughput/total_flops"]
+    assert second.latest["throughput/total_flops"] == flops(draw(1, 4)[:2], "exact")
+    assert [json.loads(line)["throughput/total_flops"] for line in path.read_text().splitlines()] == [
+        flops(draw(1, 12)[:8]),
+        flops(draw(1, 12)),
     ]
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    records = [json.loads(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()]
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [row["_step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["throughput/tflops/device"] == 588 for row in rows)
+    assert {row["bridge/step"]: row["bridge/throughput/total_flops"] for row in rows if "bridge/step" in row} == {
+        4: flops(draw(1, 12)[:8]),
+        6: flops(draw(1, 12)),
+    }
+    assert rows[-1]["after"] == 1
+
+
+def test_two_callbacks_in_one_run_do_not_mix_conventions(caplog):
+    first, second = ThroughputCallback("exact"), ThroughputCallback("megatron")
+    Loop([first, second], state(config()), map(packed, draw(1, 8))).start().steps(4).end()
+    assert first.latest["throughput/total_flops"] == flops(draw(1, 8), "exact")
+    assert second.latest == {}
+    (warning,) = warnings(caplog)
+    assert "convention='megatron': another ThroughputCallback of this run counts in 'exact'" in warning
+
+
+def test_the_hosts_own_step_is_the_step_of_a_row():
+    """Iterations that the host skips, as Megatron-LM's --iterations-to-skip does."""
+    callback, loop = started(map(packed, draw(1, 16)), run=state(config(), step=10), log_interval=2)
+    loop.steps(1)
+    loop.state.train_state.step += 2
+    loop.steps(3).end()
+    assert list(loop.manager.user_state[ROWS]) == [14, 16, 17][: len(loop.manager.user_state[ROWS])]
+    assert callback.latest["throughput/total_flops"] == flops(draw(1, 8))
+
+
+def test_a_run_that_breaks_off_publishes_what_has_arrived(tmp_path):
+    callback, loop = started(map(packed, draw(1, 16)), metrics_file=str(tmp_path / "metrics.jsonl"))
+    loop.steps(4)
+    callback.abandon(CallbackContext(state=loop.state, model=[], user_state=loop.manager.user_state))
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["throughput/total_flops"] == flops(draw(1, 8))
+    assert json.loads((tmp_path / "metrics.summary.json").read_text())["throughput/total_flops"] == flops(draw(1, 8))
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------------
