@@ -36,24 +36,19 @@ __all__ = ["BatchLengths", "NoLengths", "read_lengths"]
 
 Array = Any  # numpy int64 array on the CPU, torch int64 tensor on a device
 
-_OFFSETS = ("cu_seqlens_unpadded", "cu_seqlens_q", "cu_seqlens")
+OFFSET_NAMES = ("cu_seqlens_unpadded", "cu_seqlens_q", "cu_seqlens")
 _PADDED_OFFSETS = ("cu_seqlens_q_padded", "cu_seqlens_padded", "cu_seqlens")
-_FLATTENED = "cu_seq_lens_q"
-_POSITIONS = ("position_ids", "positions")
-_TOKENS = ("tokens", "input_ids", "input")
+FLATTENED = "cu_seq_lens_q"
+POSITION_NAMES = ("position_ids", "positions")
+TOKEN_NAMES = ("tokens", "input_ids", "input")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 _PIXELS = ("pixel_values", "pixel_values_videos", "images")
+IMAGE_NAMES = (*_GRIDS, *_PIXELS, "visual_inputs")
 _NAMES = (
-    *(name + end for name in _OFFSETS for end in ("", "_argmin")),
-    *("packed_seq_params", "attention_mask", "visual_inputs", _FLATTENED),
-    *(*_PADDED_OFFSETS, *_POSITIONS, *_TOKENS, *_GRIDS, *_PIXELS),
+    *(name + end for name in OFFSET_NAMES for end in ("", "_argmin")),
+    *("packed_seq_params", "attention_mask", "visual_inputs", FLATTENED),
+    *(*_PADDED_OFFSETS, *POSITION_NAMES, *TOKEN_NAMES, *_GRIDS, *_PIXELS),
 )
-
-#: For :mod:`bridge.metrics.snapshots`: what is read of tokens is their shape; numbers that are few; and all that are not.
-TOKENS, PIXELS = frozenset(_TOKENS), frozenset(_PIXELS)
-OFFSETS = frozenset((*(name + end for name in _OFFSETS for end in ("", "_argmin")), *_PADDED_OFFSETS, _FLATTENED))
-IMAGES = frozenset(_GRIDS)
-READ_AT_ONCE = frozenset(_NAMES) - TOKENS - OFFSETS - IMAGES - PIXELS
 
 
 class BatchLengths(NamedTuple):
@@ -104,7 +99,7 @@ def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:
         raise
     except Exception as error:  # arrays of others raise what they like
         raise NoLengths(f"{type(error).__name__}: {error}") from error
-    known = ", ".join((*_OFFSETS, "attention_mask [b, s]", *_TOKENS[:2]))
+    known = ", ".join((*OFFSET_NAMES, "attention_mask [b, s]", *TOKEN_NAMES[:2]))
     raise NoLengths(f"a {type(batch).__name__} without any of {known}")
 
 
@@ -114,7 +109,7 @@ def _several(batch: Sequence[Any], images: bool) -> Optional[BatchLengths]:
         return None
     if isinstance(batch, tuple):
         inputs, *others = batch
-        if any(_first(_getter(other), _TOKENS) is not None for other in others if not hasattr(other, "shape")):
+        if any(_first(_getter(other), TOKEN_NAMES) is not None for other in others if not hasattr(other, "shape")):
             raise NoLengths("a tuple with tokens in several of its parts; give a list of them, or read=")
         batch = [inputs]
     if any(hasattr(sample, "shape") or isinstance(sample, (int, float, str)) for sample in batch):
@@ -141,9 +136,9 @@ def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
     """What offsets say in the names of Megatron; None without any."""
     packed = get("packed_seq_params")
     offsets_in = get if packed is None else _getter(packed)
-    for name in _OFFSETS:
+    for name in OFFSET_NAMES:
         if (offsets := offsets_in(name)) is not None:
-            tokens = _first(get, _TOKENS)
+            tokens = _first(get, TOKEN_NAMES)
             if tokens is not None:
                 return _segments(offsets, offsets_in(name + "_argmin"), name, _shape(_array(tokens)))
             padded = _first(offsets_in, _PADDED_OFFSETS)
@@ -154,7 +149,7 @@ def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
 
 def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
     """What masks, positions and shapes say; None without any."""
-    mask, tokens = get("attention_mask"), _first(get, _TOKENS)
+    mask, tokens = get("attention_mask"), _first(get, TOKEN_NAMES)
     if tokens is None:
         if mask is None:
             return None
@@ -170,9 +165,9 @@ def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
     if mask is not None:
         mask = _array(mask)
         return BatchLengths(mask_lengths(mask, shape), positions, unread=_unread(mask))
-    if (offsets := get(_FLATTENED)) is not None:
-        return _segments(offsets, None, _FLATTENED, shape)
-    if get("tokens") is None and (ids := _first(get, _POSITIONS)) is not None:
+    if (offsets := get(FLATTENED)) is not None:
+        return _segments(offsets, None, FLATTENED, shape)
+    if get("tokens") is None and (ids := _first(get, POSITION_NAMES)) is not None:
         if (lengths := position_lengths(_array(ids), shape)) is not None:
             return BatchLengths(lengths, positions)
     return BatchLengths(np.full(rows, width, np.int64), positions)

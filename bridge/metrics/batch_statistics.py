@@ -21,7 +21,7 @@ import numpy as np
 
 from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
-from bridge.metrics.snapshots import Snapshot, restored
+from bridge.metrics.snapshots import Packed, Snapshot, restored
 from bridge.metrics.vector import Layout
 
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
@@ -115,7 +115,7 @@ class BatchStatistics:
     def keep(self, kept: Union[Snapshot, BatchLengths]) -> None:
         """Count a micro-batch later."""
         self._kept.append(kept)
-        if len(self._kept) >= _MOST_KEPT or (type(kept) is dict and sum(map(_size, kept.values())) >= _MUCH):
+        if len(self._kept) >= _MOST_KEPT or (type(kept) is Packed and len(kept.offsets) >= _MUCH):
             self.reduce()
 
     def reduce(self) -> None:
@@ -129,9 +129,18 @@ class BatchStatistics:
     def _sum(self, kept: Sequence[Union[Snapshot, BatchLengths]]) -> None:
         for shape, times in Counter(one for one in kept if type(one) is tuple).items():
             self._attempt(functools.partial(self._add_shape, shape, times), times)
+        simple: list[int] = []
+        positions = micro_batches = 0
         for one in kept:
-            if type(one) is not tuple:
+            if type(one) is tuple:
+                continue
+            if isinstance(one, Packed) and (lengths := one.simple_lengths()) is not None:
+                simple += lengths
+                positions, micro_batches = positions + one.shape[-1], micro_batches + 1
+            else:
                 self._attempt(functools.partial(self._add_one, one), 1)
+        if micro_batches:
+            self.add(BatchLengths(np.array(simple, np.int64), positions), micro_batches)
 
     def _attempt(self, add: Callable[[], None], micro_batches: int) -> None:
         try:
@@ -157,27 +166,27 @@ class BatchStatistics:
         for position, amount in price:
             self.values[position] += amount * times
 
-    def add(self, lengths: BatchLengths) -> None:
-        """Count one micro-batch now.
+    def add(self, lengths: BatchLengths, micro_batches: int = 1) -> None:
+        """Count a micro-batch now, or several as one.
 
         Raises:
             NoLengths: the plan needs patches, and the micro-batch has pixels of unknown patches.
         """
-        for slots, sums in self._amounts(lengths):  # all or nothing: whatever raises has done so by now
+        for slots, sums in self._amounts(lengths, micro_batches):  # all or nothing: whatever raises has done so by now
             if isinstance(sums[0], int):
                 for position, amount in zip(slots, sums, strict=True):
                     self.values[position] += amount
             else:
                 self._add_on_device(slots, sums)
 
-    def _amounts(self, lengths: BatchLengths) -> list[tuple[Sequence[int], list[Any]]]:
+    def _amounts(self, lengths: BatchLengths, micro_batches: int = 1) -> list[tuple[Sequence[int], list[Any]]]:
         """What a micro-batch adds to which slots."""
         if lengths.unmeasured_images and self.needs_images:
             raise NoLengths("pixels without image_grid_thw: their patches are unknown")
         amounts: list[tuple[Sequence[int], list[Any]]] = [
             (self._sequence_slots, self._sums_of_sequences(lengths.sequences)),
             ([self._positions], [lengths.positions]),
-            ([self._micro_batches, *self._pass_slots], [1] * (1 + len(self._pass_slots))),
+            ([self._micro_batches, *self._pass_slots], [micro_batches] * (1 + len(self._pass_slots))),
         ]
         if lengths.image_patches is not None and self.needs_images:
             amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
@@ -244,10 +253,6 @@ class BatchStatistics:
         self.values, self.device_values, self._device_tokens_before = self.layout.zeros(), None, None
         self._tokens_before = 0
         return drained
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (list, np.ndarray)) else 0
 
 
 def _select(statistics: Sequence[Statistic], over: str) -> tuple[list[int], StatisticSums]:

@@ -114,6 +114,8 @@ class Meter:
         self._counted = {_WARM_UP: BatchStatistics(layout), _OTHER: BatchStatistics(layout)}
         if self._instruments.samples:
             self._counted[_SAMPLED] = BatchStatistics(layout)
+        self._every = self._instruments.every if self._instruments.samples else 0
+        self._block, self._sampled_at = -1, 0
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
         self.needs_images = self._batch.needs_images
         """Whether batches are looked through for images."""
@@ -221,12 +223,13 @@ class Meter:
 
     def _is_sampled(self, step: int) -> bool:
         """One step in each block of so many; which one follows from the block alone, so that all ranks sample the same."""
-        if not self._instruments.samples:
+        if not self._every:
             return False
-        block, position = divmod(step - 1, self._instruments.every)
-        # Neither the first, which may be warm-up, nor the last, which a device may not have finished at the log point.
-        places = max(1, self._instruments.every - 2)
-        return position == min(1, self._instruments.every - 1) + _mixed(block) % places
+        block, position = divmod(step - 1, self._every)
+        if block != self._block:
+            # Neither the first, which may be warm-up, nor the last, which a device may not have finished at the log point.
+            self._block, self._sampled_at = block, 1 + _mixed(block) % max(1, self._every - 2)
+        return position == self._sampled_at
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""
@@ -290,6 +293,11 @@ class Meter:
         if report_step is not None:
             self.unreported_steps = 0
             self.overhead_ns = -self._instruments.overhead_ns  # which only grows
+
+    @property
+    def awaits(self) -> bool:
+        """Whether there is a report, or there will be one."""
+        return self._pending is not None or bool(self._reports)
 
     def poll(self, *, wait: bool = False) -> Optional[Report]:
         """The next report that is complete, if any. Does not wait unless told to."""

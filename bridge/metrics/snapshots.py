@@ -1,19 +1,20 @@
-"""What must be kept of a micro-batch to read its lengths later, when several are read at once: a small batch of its own.
+"""What must be kept of a micro-batch to read its lengths later, when several are read at once.
 
 On the training thread the first call into torch or numpy costs far more than the numbers do, so as little as possible is touched:
 the shape of tokens, and a copy of a few offsets.  A copy, since a loader may fill one buffer again and again, in ways that no
-version counter sees.  What needs more than that (a mask, positions, another form) is read at once.
+version counter sees.  What needs more than that (a mask, positions, images, another form) is read at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 
-from bridge.metrics.batch_lengths import IMAGES, OFFSETS, PIXELS, READ_AT_ONCE, TOKENS
+from bridge.metrics.batch_lengths import FLATTENED, IMAGE_NAMES, OFFSET_NAMES, POSITION_NAMES, TOKEN_NAMES
 
 #: Offsets up to here are copied to a list, more to an array.
 _FEW = 256
@@ -33,8 +34,36 @@ class Shaped:
         return len(self.shape)
 
 
-Snapshot = Union[Shape, dict[str, Any]]
-"""The shape of the tokens alone, or a batch."""
+@dataclass(frozen=True)
+class Packed:
+    """Offsets of packed sequences, by their name, and the shape of their tokens."""
+
+    shape: Shape
+    name: str
+    offsets: Any
+    argmin: Any = None
+
+    def simple_lengths(self) -> Optional[list[int]]:
+        """The lengths, where one row holds all and nothing is strange; else None, and whoever reads it at length says why."""
+        offsets = self.offsets
+        if type(offsets) is not list or self.argmin is not None or not offsets:
+            return None
+        if len(offsets) == 1 and type(offsets[0]) is list:
+            offsets = offsets[0]
+        width = self.shape[-1] if len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[0] == 1) else -1
+        if not all(type(offset) is int for offset in offsets) or offsets[0] != 0 or max(offsets) > width:
+            return None
+        lengths = [end - start for start, end in pairwise(offsets)]
+        if lengths and min(lengths) < 0:  # the filler, -1 or 0
+            inside = next(place for place, length in enumerate(lengths) if length < 0)
+            if max(offsets[inside + 1 :]) > 0:
+                return None
+            del lengths[inside:]
+        return lengths
+
+
+Snapshot = Union[Shape, Packed]
+"""The shape of tokens that nothing else is said of, or offsets."""
 
 
 def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
@@ -46,40 +75,43 @@ def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
     """
     if type(batch) is not dict:
         return None
-    kept: dict[str, Any] = {}
-    for name, value in batch.items():
-        if value is None:
-            continue
-        if name in TOKENS:
-            if not isinstance(value, (torch.Tensor, np.ndarray)) or getattr(value, "is_nested", False):
-                return None
-            kept[name] = tuple(value.shape)
-        elif name in OFFSETS or (images and name in IMAGES):
-            if (copied := _copied(value)) is None:
-                return None
-            kept[name] = copied
-        elif images and name in PIXELS:
-            kept[name] = True
-        elif name in READ_AT_ONCE and not (name in _BESIDE_TOKENS and batch.get("tokens") is not None):
-            return None
-    if len(kept) == 1 and (name := next(iter(kept))) in TOKENS:
-        return kept[name]
-    return {name: Shaped(value) if name in TOKENS else value for name, value in kept.items()} if kept else None
+    get = batch.get
+    name = next((name for name in TOKEN_NAMES if get(name) is not None), None)
+    if name is None or get("packed_seq_params") is not None or (images and any(get(name) is not None for name in IMAGE_NAMES)):
+        return None
+    tokens = get(name)
+    if not isinstance(tokens, (torch.Tensor, np.ndarray)) or getattr(tokens, "is_nested", False):
+        return None
+    for offsets_name in OFFSET_NAMES:
+        if (offsets := get(offsets_name)) is not None:
+            return _packed(tuple(tokens.shape), offsets_name, offsets, get(offsets_name + "_argmin"))
+    if get("attention_mask") is not None or get(FLATTENED) is not None:
+        return None
+    if name != "tokens" and get("tokens") is None and any(get(name) is not None for name in POSITION_NAMES):
+        return None
+    return tuple(tokens.shape)
 
 
-#: Beside ``tokens`` they say nothing.
-_BESIDE_TOKENS = ("position_ids", "positions")
+def _packed(shape: Shape, name: str, offsets: Any, argmin: Any) -> Optional[Packed]:
+    copied, end = _copied(offsets), None if argmin is None else _copied(argmin)
+    return None if copied is None or (argmin is not None and end is None) else Packed(shape, name, copied, end)
 
 
 def _copied(value: Any) -> Any:
     """Numbers on the host; None where there are none to copy."""
     if isinstance(value, torch.Tensor):
-        if not value.is_cpu or value.is_nested or not value.ndim:
+        if not value.is_cpu or value.is_nested:
             return None
-        return value.tolist() if value.numel() <= _FEW else value.detach().numpy().copy()
-    return value.copy() if isinstance(value, np.ndarray) and value.ndim else None
+        return value.reshape(-1).numpy().copy() if not value.ndim else _few(value)
+    return value.copy() if isinstance(value, np.ndarray) else None
+
+
+def _few(value: torch.Tensor) -> Any:
+    return value.tolist() if value.numel() <= _FEW else value.detach().numpy().copy()
 
 
 def restored(kept: Snapshot) -> dict[str, Any]:
     """The batch that a snapshot stands for."""
-    return kept if isinstance(kept, dict) else {"tokens": Shaped(kept)}
+    if isinstance(kept, Packed):
+        return {"tokens": Shaped(kept.shape), kept.name: kept.offsets, f"{kept.name}_argmin": kept.argmin}
+    return {"tokens": Shaped(kept)}

@@ -218,7 +218,8 @@ def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():
             {"tokens": torch.zeros(2, 8), "attention_mask": None, "position_ids": torch.zeros(2, 8)},
             {"input_ids": torch.zeros(1, 3000), "cu_seqlens_unpadded": big, "cu_seqlens": big},
             {"tokens": np.zeros((1, 5)), "cu_seqlens": np.array([[0, 4, 5, 0]]), "cu_seqlens_argmin": torch.tensor([3])},
-            {"tokens": torch.zeros(1, 6), "image_grid_thw": torch.tensor([[2, 4, 6]]), "pixel_values": torch.zeros(9, 9)},
+            {"tokens": torch.zeros(2, 6), "cu_seqlens": torch.tensor([[0, 6, 6], [0, 2, 5]])},
+            {"tokens": torch.zeros(9), "cu_seqlens": torch.tensor([[0, 4, 9, 0, 0]])},
         ]
         for one in batches:
             at_once.add(read_lengths(one))
@@ -234,12 +235,13 @@ def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():
         {"input_ids": torch.zeros(2, 8), "position_ids": torch.zeros(2, 8)},
         {"input_ids": [[1, 2]]},
         {"tokens": torch.zeros(1, 8), "cu_seqlens": on_device([0, 8])},
+        {"tokens": torch.zeros(1, 6), "image_grid_thw": torch.tensor([[2, 4, 6]])},
         {"labels": torch.zeros(2)},
     ],
-    ids=["list", "mask", "positions", "rows", "device", "nothing"],
+    ids=["list", "mask", "positions", "rows", "device", "images", "nothing"],
 )
 def test_what_is_not_kept(read_at_once):
-    assert snapshot(read_at_once, images=False) is None
+    assert snapshot(read_at_once, images=True) is None
 
 
 def test_kept_batches_that_cannot_be_read_are_counted_apart():

@@ -382,7 +382,8 @@ class ThroughputCallback(Callback):
         self._meter.end_step(self._step, skipped=bool(context.skipped_iter))
         # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
         # happens here, the launch comes next: the other ranks are about to do the same.
-        self._meter.attempt(lambda: self._publish(context))
+        if self._meter.awaits:
+            self._meter.attempt(lambda: self._publish(context))
         if self._log_interval is not None and self._step % self._log_interval == 0:
             self._meter.launch(self._step)
 

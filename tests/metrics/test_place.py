@@ -1,0 +1,106 @@
+"""Four real ranks without megatron-core: whose batches count, and what nobody said is not guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from place_worker import MODEL, STEPS, length
+
+from bridge.flops import ConfigError, compile_plan
+from bridge.metrics.place import Dimension, Place, find_place
+
+WORKER = Path(__file__).with_name("place_worker.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("place")
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone", str(WORKER), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+
+
+def flops(replicas: int) -> int:
+    """Of replicas that each see their sequences once."""
+    lengths = [length(replica, step) for replica in range(replicas) for step in range(STEPS)]
+    return compile_plan(MODEL, convention="exact").flops(lengths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "replicas"),
+    [
+        ("nobody says anything", 4),
+        ("fsdp", 4),
+        ("hsdp", 4),
+        ("mesh", 2),
+        ("crossed mesh", 2),
+        ("two dimensions of data", 4),
+        ("group", 2),
+        ("contributes", 2),
+        ("process group", 2),
+    ],
+)
+def test_each_batch_counts_once(ranks, case, replicas):
+    for rank in ranks:
+        row = rank[case]["latest"]
+        assert row["throughput/total_flops"] == flops(replicas), rank[case]["told"]
+        work = [sum(length(replica, step) for step in range(STEPS - 2, STEPS)) for replica in range(replicas)]
+        assert row["throughput/imbalance/data_parallel"] == pytest.approx(max(work) * replicas / sum(work), rel=0.05)
+        assert rank[case]["complete"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("tensor parallel, nobody says so", "sharded over a mesh of (4,) ranks, of which data parallel are 1"),
+        ("tensor and data parallel, nobody says so", "gradients are averaged over 2 of 4 ranks"),
+        ("ddp over half of the ranks", "gradients are averaged over 2 of 4 ranks"),
+    ],
+)
+def test_ranks_that_share_batches_are_refused_in_one_sentence_where_nobody_said_so(ranks, case, why):
+    for rank in ranks:
+        first = next(line for line in rank[case]["told"] if "stopped counting" in line)
+        assert f"ranks share their batches ({why}" in first
+        assert "mesh= and data_parallel=" in first
+        assert (rank[case]["latest"], rank[case]["complete"]) == ({}, False)
+
+
+@pytest.mark.slow
+def test_sums_of_different_steps_are_found_out(ranks):
+    case = "one rank's steps are off"
+    assert all((rank[case]["latest"], rank[case]["complete"]) == ({}, False) for rank in ranks)
+    assert "the sum of step 2 met sums of other steps (their mean is 4.5)" in ranks[0][case]["told"][0]
+
+
+@pytest.mark.slow
+def test_a_dimension_that_is_not_there_is_named(ranks):
+    assert "data_parallel='ddp' must be names of the mesh's dimensions; it has dp, tp" in ranks[0]["no such dimension"]["told"][0]
+
+
+@pytest.mark.slow
+def test_ranks_are_placed_as_the_mesh_says(ranks):
+    for index, rank in enumerate(ranks):
+        assert rank["places"]["mesh"] == {"data_parallel": index // 2, "tensor": index % 2}
+        assert rank["places"]["crossed"] == {"tensor": index // 2, "data_parallel": index % 2}
+
+
+def test_a_process_alone():
+    assert find_place() == Place()
+    assert find_place().holds()
+    assert Dimension("tensor", 2, 4).index(5) == 1
+    with pytest.raises(ConfigError, match="names dimensions of a mesh"):
+        find_place(data_parallel="dp")
