@@ -19,6 +19,7 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.formats import NEWER, RECIPES, Recipe
 from bridge.flops.terms import Context, Kind
 from bridge.hardware import PEAKS
+from bridge.metrics.facts import FACTS
 from bridge.metrics.keys import THROUGHPUT, TRAINING, Key
 
 DOCS = Path(__file__).parent
@@ -166,6 +167,11 @@ def throughput_keys() -> str:
     return keys_table(THROUGHPUT)
 
 
+def facts() -> str:
+    """The constants of a run."""
+    return table(["fact", "meaning"], [[f"`{fact.name}`", fact.meaning] for fact in FACTS])
+
+
 def training_keys() -> str:
     """What the training loop logs besides."""
     return keys_table(TRAINING)
@@ -185,6 +191,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         devices,
         throughput_keys,
         training_keys,
+        facts,
     )
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -15,10 +15,11 @@ from fractions import Fraction
 from functools import cached_property
 from math import lcm
 from operator import mul
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from bridge.flops import conventions, frameworks, layer_pattern, reading, transforms
 from bridge.flops.choices import Choice
+from bridge.flops.closed_form import ClosedForm, closed_form
 from bridge.flops.formats import NOT_TOLD, Formats
 from bridge.flops.lengths import batch_lengths, exact_vector
 from bridge.flops.model import root_terms, vision_terms
@@ -337,6 +338,13 @@ class Plan:
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
+
+    def text_form(self) -> Optional[ClosedForm]:
+        """The FLOPs of training on text as a form of its moments alone; None where it is not linear in them."""
+        if self._needs_byte_patches or self._needs_longest:
+            return None
+        priced = self._totals[Passes.TRAINING]
+        return closed_form(self.statistics, priced.values, priced.denominator)
 
     # ---- evaluating ------------------------------------------------------------------------------
 

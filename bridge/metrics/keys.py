@@ -12,6 +12,9 @@ from typing import Optional
 STEP = "step"
 """Optimizer steps since the first ever: the axis of every chart."""
 
+PREFIX = "bridge/"
+"""What our keys begin with in a run of somebody else, so that none of theirs is overwritten or taken for ours."""
+
 FRACTION, FLOP = "fraction", "FLOP"
 
 LAYOUT = {

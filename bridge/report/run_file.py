@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Union
 
 from bridge.flops import ConfigError
+from bridge.metrics.keys import PREFIX
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 100_000
+_STEPS = ("step", PREFIX + "step", "throughput/step", "_step")
 _MOST_BYTES_A_ROW = 1024 * 1024
 _KEYS_A_ROW = 1000
 _LEAST, _MOST = 1e-250, 1e250
@@ -93,13 +95,22 @@ def _collect(run: Run, found: Iterator[Any], most: float) -> None:
         else:
             rows.setdefault(numbers["step"], {}).update(numbers)
     run.rows = [rows[step] for step in sorted(rows)]
+    if any(name.startswith(PREFIX) for row in run.rows for name in row):
+        run.rows = [_ours(row) for row in run.rows]
+        run.facts = _ours(run.facts)
+
+
+def _ours(values: Row) -> Row:
+    """In a run of somebody else ours begin with ``bridge/``; what has their names without it is not ours."""
+    others = {name: value for name, value in values.items() if not name.startswith(PREFIX) and not name.startswith("throughput/")}
+    return others | {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
 
 
 def _numbers(row: Any) -> Row | None:
     """The finite numbers of a row; None where it has no step."""
     if not isinstance(row, dict) or len(row) > _KEYS_A_ROW:
         return None
-    row = {**row, "step": row.get("step", row.get("throughput/step", row.get("_step")))}
+    row = {**row, "step": next((row[name] for name in _STEPS if name in row), None)}
     numbers = {str(key): value for key, value in row.items() if _is_number(value)}
     return numbers if "step" in numbers else None
 

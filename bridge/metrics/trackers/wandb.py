@@ -12,7 +12,7 @@ from typing import Any, Optional
 from urllib.parse import urlsplit
 
 from bridge.flops.shapes import ConfigError
-from bridge.metrics.keys import STEP, units
+from bridge.metrics.keys import PREFIX, STEP, units
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.plain import plain
 from bridge.metrics.trackers.secrets import without_secrets
@@ -134,10 +134,6 @@ def _quiet_log() -> None:
         add(log, handler)
 
     log.addHandler = add_quietly  # type: ignore[method-assign]
-
-
-#: What our keys begin with in a run of somebody else, so that none of theirs is overwritten or taken for ours.
-PREFIX = "bridge/"
 
 
 class AttachedWandb:

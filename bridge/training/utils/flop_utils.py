@@ -16,6 +16,7 @@ from bridge.data.packed_files import Locator
 from bridge.data.packed_statistics import SequenceTable
 from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops import conventions
+from bridge.flops.closed_form import ClosedForm
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.lengths import amount, whole
 from bridge.flops.moments import NOTHING, Moments
@@ -60,6 +61,8 @@ class _Known(NamedTuple):
     """PEFT is on."""
     by_pass: bool
     """Some of the work runs once in a forward pass, whatever is in it (DoRA)."""
+    text: ClosedForm | None
+    """The price of text from its moments alone."""
 
 
 def _read(cfg: Any, convention: str) -> _Known:
@@ -74,6 +77,7 @@ def _read(cfg: Any, convention: str) -> _Known:
         get(model, "seq_length") or get(cfg, "seq_length"),
         adapted,
         plan is not None and FORWARD_PASSES in plan.statistics,
+        None if plan is None else plan.text_form(),
     )
 
 
@@ -117,6 +121,12 @@ def num_floating_point_operations(
     Raises:
         ConfigError: a required field is missing or impossible; a sum is no number, or one that no lengths have.
     """
+    # Text alone is the common case, and this is called every step.
+    if type(batch_size) is type(seqlen_sum) is type(seqlen_squared_sum) is int and cross_seqlen_sum is None:
+        if not num_vision_patches and batch_size > 0 and 0 <= seqlen_sum <= seqlen_squared_sum <= seqlen_sum * seqlen_sum:
+            text = _known[convention](cfg).text if convention in _known else None
+            if text is not None and (flops := text(batch_size, seqlen_sum, seqlen_squared_sum)) is not None:
+                return flops
     if type(batch_size) is not int or batch_size < 0:
         batch_size = whole("batch_size", batch_size)
     patches: int | Fraction = 0
@@ -124,7 +134,7 @@ def num_floating_point_operations(
         patches = amount("num_vision_patches", num_vision_patches)
     if convention not in _known:
         conventions.get(convention)
-    plan, own_price, nominal, adapted, by_pass = _known[convention](cfg)
+    plan, own_price, nominal, adapted, by_pass, _ = _known[convention](cfg)
     if own_price is not None or plan is None:
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
@@ -149,7 +159,6 @@ def num_floating_point_operations(
         if seqlen_squared_sum is None and type(seqlen_sum) is int:
             seqlen_squared_sum = seqlen_sum * nominal
     sequences = Moments.of(batch_size, seqlen_sum, seqlen_squared_sum, nominal)
-    # Text alone is the common case, and this is called every step.
     return plan.evaluate(plan.measure_moments(sequences, **others) if others else plan.measure_moments(sequences))
 
 
