@@ -97,10 +97,9 @@ def find_place(
     Raises:
         ConfigError: dimensions that the mesh has not, or options that do not go together.
     """
+    data = check_dimensions(mesh, data_parallel)
     if mesh is not None:
-        return _of_mesh(mesh, data_parallel, process_group)
-    if isinstance(data_parallel, (str, list, tuple)):
-        raise ConfigError(f"data_parallel={data_parallel!r} names dimensions of a mesh; give mesh= too")
+        return _of_mesh(mesh, data, process_group)
     if not _is_distributed():
         return Place(contributes=contributes is not False)
     if data_parallel is not None:
@@ -119,6 +118,24 @@ def find_place(
         dimensions=_several("data_parallel", world),
         told=False,
     )
+
+
+def check_dimensions(mesh: Any, data_parallel: Any) -> tuple[str, ...]:
+    """The dimensions of ``mesh`` that ``data_parallel`` names; none without a mesh.
+
+    Raises:
+        ConfigError: the mesh has not got them, or there is no mesh.
+    """
+    if mesh is None:
+        if isinstance(data_parallel, (str, list, tuple)):
+            raise ConfigError(f"data_parallel={data_parallel!r} names dimensions of a mesh; give mesh= too")
+        return ()
+    names: tuple[str, ...] = tuple(mesh.mesh_dim_names or ())
+    data = (data_parallel,) if isinstance(data_parallel, str) else tuple(data_parallel or ())
+    if not data or not set(data) <= set(names):
+        known = ", ".join(names) or "none"
+        raise ConfigError(f"data_parallel={data_parallel!r} must be names of the mesh's dimensions; it has {known}")
+    return data
 
 
 def parallel_state() -> Any:
@@ -183,18 +200,13 @@ _NAMES = {
 }
 
 
-def _of_mesh(mesh: Any, data_parallel: Any, group: Any) -> Place:
-    names: tuple[str, ...] = tuple(mesh.mesh_dim_names or ())
-    data = (data_parallel,) if isinstance(data_parallel, str) else tuple(data_parallel or ())
-    if not data or not set(data) <= set(names):
-        known = ", ".join(names) or "none"
-        raise ConfigError(f"data_parallel={data_parallel!r} must be names of the mesh's dimensions; it has {known}")
+def _of_mesh(mesh: Any, data: tuple[str, ...], group: Any) -> Place:
     world = dist.get_world_size(group)
     if mesh.size() != world:
         raise ConfigError(f"mesh= has {mesh.size()} of {world} ranks; give the whole mesh, or its ranks as process_group=")
     # [world, dimensions]: where each rank stands, by rank.
     ranks, coordinates = mesh.mesh.flatten().argsort(), torch.cartesian_prod(*map(torch.arange, mesh.shape)).reshape(world, -1)
-    ours = [_NAMES.get(name, name) for name in names]
+    ours = [_NAMES.get(name, name) for name in mesh.mesh_dim_names]
     columns = dict(zip(ours, coordinates[ranks].T.tolist(), strict=True))
     sizes = dict(zip(ours, mesh.shape, strict=True))
     replica = [0] * world

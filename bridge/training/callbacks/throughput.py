@@ -39,7 +39,7 @@ from bridge.metrics.interval import never_read
 from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.observed import are_chunks, observed
 from bridge.metrics.peak import DevicePeak, Peak, device_peak
-from bridge.metrics.place import Place, find_place
+from bridge.metrics.place import Place, check_dimensions, find_place
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.sharing import shared_batches
 from bridge.metrics.stragglers import ComputeTime, ComputeTimes
@@ -97,7 +97,7 @@ class ThroughputCallback(Callback):
         energy: whether NVML is read.
 
     Raises:
-        ConfigError: an unknown convention, or an interval that is not positive.
+        ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class ThroughputCallback(Callback):
             raise ConfigError(f"log_interval={log_interval} must be at least 1 step")
         if compute_time < 0:
             raise ConfigError(f"compute_time={compute_time} must be a number of steps, or false")
+        check_dimensions(mesh, data_parallel)
         self.convention = convention
         self.latest: dict[str, Any] = {}
         """The newest row, equal on every rank in all that is counted; empty before the first."""
@@ -185,7 +186,13 @@ class ThroughputCallback(Callback):
             return self._place.contributes
         if self._said_to_contribute is not None:  # the place is found when all ranks are at their start
             return self._said_to_contribute
-        self._place = self._find_place()
+        if self._failed:
+            return False
+        try:
+            self._place = self._find_place()
+        except Exception as error:
+            self.fail(error)
+            return False
         return self._place.contributes
 
     def _count(self, batch: Any, waited_ns: int) -> None:
