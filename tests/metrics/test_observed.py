@@ -85,3 +85,18 @@ def test_what_is_iterated_by_index():
 def test_what_holds_no_batches_is_refused():
     with pytest.raises(TypeError, match="takes an iterator or an iterable, not a int"):
         observed(3, print)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_loader_goes_on_where_it_was(workers):
+    StatefulDataLoader = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    seen, loader = watched(StatefulDataLoader(ROWS, batch_size=2, num_workers=workers))
+    passing = iter(loader)
+    first = next(passing)["tokens"][:, 0].tolist()
+    state = loader.state_dict()
+    again_seen, again = watched(StatefulDataLoader(ROWS, batch_size=2, num_workers=workers))
+    again.load_state_dict(state)
+    rest = [batch["tokens"][:, 0].tolist() for batch in again]
+    assert (first, rest) == ([0, 1], [[2, 3], [4, 5]])
+    assert (len(seen), len(again_seen)) == (1, 2)
+    assert len(loader) == 3
