@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.rows import Row, collect
 
 #: On any machine, in this order.
-NAMES = ("counting", "adding", "stepping", "step_time", "ranks", "packed_statistics")
+NAMES = ("counting", "adding", "stepping", "instructions", "paired_steps", "ranks", "packed_statistics")
 GPU = ("gpu",)
 WIDTH = 170
 """Columns of the table in a file or a pipe."""

@@ -18,7 +18,7 @@ from bridge.metrics.trackers import open_trackers
 from bridge.training.callbacks import CallbackContext, CallbackManager, ThroughputCallback
 
 STEP_SECONDS = 0.05
-SHARE_OF_STEP = 0.5
+SHARE_OF_STEP = 0.3
 """Percent of a step of that length, at log interval 10."""
 
 
@@ -48,6 +48,7 @@ def stepping(log_interval: int, blocks: int = 40, steps: int = 20) -> float:
                 manager.fire("on_train_step_start", context)
                 next(data), next(data)
                 manager.fire("on_train_step_end", context)
+                state.train_state.step += 1
             return time.thread_time() - start
 
         manager, nothing = (

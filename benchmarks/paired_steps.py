@@ -1,0 +1,151 @@
+"""What the callback takes inside real steps of two ranks: on and off drawn for each step, in pairs, in one training.
+
+Processor time of the training thread.  Steps are of four kinds (a log point, the step that publishes its row, the step that
+compute time is taken in, any other); each kind is compared with the steps without callback, and weighted by how often it comes.
+The interval is a bootstrap's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row
+
+STEPS = int(os.environ.get("BENCH_STEPS", "800"))
+WARM_UP = 24
+INTERVAL = 10
+TARGET_US = 150.0
+"""0.3 % of a step of 50 ms."""
+OFF, OTHER, LAUNCH, PUBLISH, SAMPLED = "off", "other", "launch", "publish", "sampled"
+OPTIONS = (
+    "data.max_documents=600",
+    "model.num_layers=2",
+    "model.hidden_size=64",
+    "model.ffn_hidden_size=128",
+    "model.seq_length=128",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=1",
+    "logger.wandb_project=null",
+    f"logger.log_interval={INTERVAL}",
+    f"train.train_iters={STEPS}",
+)
+
+
+def arms() -> Iterator[bool]:
+    """On and off in pairs of random order, the same on every rank."""
+    draw = random.Random(7)
+    while True:
+        pair = [True, False]
+        draw.shuffle(pair)
+        yield from pair
+
+
+class Switched:
+    """A throughput callback that is on in half of the steps; those are all the steps it knows of."""
+
+    def __init__(self) -> None:
+        from bridge.training.callbacks import ThroughputCallback
+
+        self.callback = ThroughputCallback("exact", peak_flops=1e12)
+        self.arms, self.on, self.steps = arms(), True, 0
+        self.taken: list[tuple[str, float]] = []
+
+    def observe(self, data_iterator: Any) -> Iterator[Any]:
+        observed = self.callback.observe(data_iterator)
+        while True:
+            yield next(observed if self.on else data_iterator)
+
+    def on_train_start(self, context: Any) -> None:
+        from bridge.metrics.host import Host, host_of
+        from bridge.training.callbacks import CallbackContext
+
+        host = host_of(context.state, context.model)
+        own = Host(**{**vars(host), "step": lambda: self.steps})
+        self.context = CallbackContext(state=own, model=context.model, user_state=context.user_state, skipped_iter=False)
+        self.callback.on_train_start(self.context)
+
+    def on_train_step_start(self, context: Any) -> None:
+        self.on = next(self.arms)
+        self.kind = self._kind() if self.on else OFF
+        self.start = time.thread_time()
+        if self.on:
+            self.callback.on_train_step_start(self.context)
+
+    def on_train_step_end(self, context: Any) -> None:
+        if self.on:
+            self.callback.on_train_step_end(self.context)
+            self.steps += 1
+        self.taken.append((self.kind, time.thread_time() - self.start))
+
+    def _kind(self) -> str:
+        if self.callback._meter is not None and self.callback._meter._part == "sampled":
+            return SAMPLED
+        return {0: LAUNCH, 1: PUBLISH}.get((self.steps + 1) % INTERVAL, OTHER)
+
+    def on_train_end(self, context: Any) -> None:
+        self.callback.on_train_end(self.context)
+        own = self.callback.latest["throughput/overhead_ms"]
+        file = Path(os.environ["BENCH_FOLDER"], f"{os.environ['RANK']}.json")
+        file.write_text(json.dumps({"taken": self.taken[WARM_UP:], "own": own}))
+
+
+def estimate(taken: Mapping[str, Sequence[float]]) -> float:
+    """Microseconds a step."""
+    middle = {kind: statistics.median(times) for kind, times in taken.items()}
+    rare = [kind for kind in (LAUNCH, PUBLISH, SAMPLED) if kind in middle]
+    weights = dict.fromkeys(rare, 1 / INTERVAL) | {OTHER: 1 - len(rare) / INTERVAL}
+    return sum(1e6 * weight * (middle[kind] - middle[OFF]) for kind, weight in weights.items())
+
+
+def measure(batching: str) -> list[dict[str, Any]]:
+    """What each rank took."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        options = [*OPTIONS, f"data.batching={batching}", f"logger.dir={folder}"]
+        finished = subprocess.run(
+            [*launch, "-m", "benchmarks.paired_steps", *options],
+            env={**os.environ, "BENCH_FOLDER": folder, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode:
+            raise RuntimeError(finished.stderr[-2000:])
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def rows() -> Iterator[Row]:
+    draw = random.Random(1)
+    for batching in ("packed", "fixed"):
+        for rank, found in enumerate(measure(batching)):
+            taken: dict[str, list[float]] = defaultdict(list)
+            for kind, seconds in found["taken"]:
+                taken[kind].append(seconds)
+            again = sorted(
+                estimate({kind: draw.choices(times, k=len(times)) for kind, times in taken.items()}) for _ in range(400)
+            )
+            value, step = estimate(taken), 1e3 * statistics.median(taken[OFF])
+            note = f"95 % interval {again[10]:.0f} to {again[389]:.0f}; {value / 500:.2f} % of 50 ms; these steps {step:.0f} ms"
+            yield Row(f"in steps of two ranks, {batching}, rank {rank}", value, "us/step", TARGET_US, note)
+            yield Row(f"the same by its own clock, {batching}, rank {rank}", 1e3 * found["own"], "us/step")
+
+
+if __name__ == "__main__":
+    from bridge.config import load_recipe
+    from bridge.training.loop import train
+
+    sys.modules["benchmarks.paired_steps"] = sys.modules["__main__"]
+    cfg = load_recipe("tiny", sys.argv[1:])
+    cfg.callbacks = [{"_target_": "benchmarks.paired_steps.Switched"}]
+    sys.exit(train(cfg))
