@@ -46,7 +46,9 @@ def length(replica: int, step: int) -> int:
     return 3 + 5 * replica + step
 
 
-def train(model: Any = None, replica: int = 0, steps: int = STEPS, off: int = 0, **options: Any) -> dict[str, Any]:
+def train(
+    model: Any = None, replica: int = 0, steps: int = STEPS, off: int = 0, lost_after: int = 0, **options: Any
+) -> dict[str, Any]:
     """The events of a few steps; ``off``: the host of this rank counts its steps from elsewhere."""
     told: list[str] = []
     handler = logging.Handler()
@@ -62,6 +64,8 @@ def train(model: Any = None, replica: int = 0, steps: int = STEPS, off: int = 0,
         callback.count({"tokens": torch.zeros(1, length(replica, step))})
         done.step += 1
         callback.on_train_step_end(context)
+        if done.step == lost_after:
+            dist.destroy_process_group()
     callback.on_train_end(context)
     logging.getLogger("bridge").removeHandler(handler)
     return {"latest": callback.latest, "told": told, "complete": callback.state_dict().get("complete")}
@@ -110,9 +114,9 @@ def main(folder: str) -> None:
     except ConfigError as error:
         results["no such dimension"] = str(error)
     results["places"] = {"mesh": find_place(mesh, "dp").indices(rank), "crossed": find_place(crossed, "dp").indices(rank)}
-    Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.barrier()
-    dist.destroy_process_group()
+    results["the group is gone"] = train(replica=rank, lost_after=3)
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,15 @@ def test_sums_of_different_steps_are_found_out(ranks):
 
 
 @pytest.mark.slow
+def test_a_group_that_is_gone_leaves_no_total_rather_than_this_ranks_alone(ranks):
+    case = "the group is gone"
+    for rank in ranks:
+        assert rank[case]["latest"]["step"] == 2  # the row that had arrived
+        assert rank[case]["complete"] is False
+        assert "the process group" in rank[case]["told"][0]
+
+
+@pytest.mark.slow
 def test_a_dimension_that_is_not_there_is_named(ranks):
     assert ranks[0]["no such dimension"] == "data_parallel='ddp' must be names of the mesh's dimensions; it has dp, tp"
 
