@@ -51,7 +51,7 @@ class Packed:
         if len(offsets) == 1 and type(offsets[0]) is list:
             offsets = offsets[0]
         width = self.shape[-1] if len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[0] == 1) else -1
-        if not all(type(offset) is int for offset in offsets) or offsets[0] != 0 or max(offsets) > width:
+        if type(offsets[0]) is not int or offsets[0] != 0 or max(offsets) > width:  # of one array: all are of one type
             return None
         lengths = [end - start for start, end in pairwise(offsets)]
         if lengths and min(lengths) < 0:  # the filler, -1 or 0
