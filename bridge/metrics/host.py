@@ -23,7 +23,7 @@ class Host:
         log_interval: steps between log points; None: the loop asks for each row by ``ThroughputCallback.report``.
         trackers: where rows go; they are the loop's and are not closed here.
         number_format: of what the configuration does not say to be quantised; None: the configuration says it.
-        device: where the model computes; None: the GPU if there is one.
+        device: where the model computes; None: where numbers are summed, the GPU if there is one.
         model: what was built, on this rank: its chunks. None: it is not at hand on every rank.
         place: of this process; None: it is found, see :func:`bridge.metrics.place.find_place`.
         hardware: options ``peak_flops`` and ``device_name``, if there are any.
@@ -59,6 +59,7 @@ def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
         log_interval=getattr(getattr(cfg, "logger", None), "log_interval", None) or LOG_INTERVAL,
         trackers=trackers if isinstance(trackers, Trackers) else _attached(state),
         number_format=getattr(state, "number_format", None),
+        device=getattr(state, "device", None),
         model=model,
         hardware=getattr(cfg, "hardware", None),
         train=getattr(cfg, "train", None),

@@ -143,7 +143,7 @@ class ThroughputCallback(Callback):
         self._facts: dict[str, Any] = {}
         self._restored: Optional[Mapping[str, Any]] = None
         self._trackers, self._own_trackers = Trackers(), Trackers()
-        self._step = 0
+        self._step = self._hosts_step = 0
         self._evaluating = False
         self._waits = False
         """Whether the time spent waiting for batches is seen: through ``observe``, not through ``count``."""
@@ -245,7 +245,7 @@ class ThroughputCallback(Callback):
     def _start(self, context: CallbackContext) -> None:
         self._host = host = host_of(context.state, context.model)
         self._place = place = host.place or self._find_place()
-        self._step = host.step()
+        self._step = self._hosts_step = host.step()
         self._log_interval = self._log_interval or host.log_interval
         self._refuse_mixture(context.user_state)
         if place.rank < 0:  # of the job, but not of those that train together
@@ -254,11 +254,12 @@ class ThroughputCallback(Callback):
         # What was built: on every rank of a pipeline, whatever comes of it.
         built = None if host.model is None else built_over_stages(host.model)
         plan = self._compile(host, built)
-        device = collective_device()
+        summed_on = collective_device()
+        device = torch.device(host.device or summed_on)
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
         peak = self._peaks(host, device, plan, found)
         clock = CudaClock() if device.type == "cuda" else HostClock()
-        self._meter = Meter(plan, place, clock, self._instruments(host, place, device), device, peak)
+        self._meter = Meter(plan, place, clock, self._instruments(host, place, device), summed_on, peak)
         if not place.told and (why := shared_batches(host.model, place.world)):
             self._meter.fail(ConfigError(why))
         self._take_up()
@@ -377,7 +378,8 @@ class ThroughputCallback(Callback):
         if self._meter is None and not self._failed:
             self._start(context)
         if self._meter is not None and self._host is not None:
-            self._step = self._host.step()
+            if (step := self._host.step()) != self._hosts_step:  # one that never counts is counted for
+                self._step = self._hosts_step = step
             self._meter.start_step()
 
     @_hook

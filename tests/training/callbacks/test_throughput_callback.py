@@ -301,6 +301,16 @@ def test_the_hosts_own_step_is_the_step_of_a_row():
     assert callback.latest["throughput/total_flops"] == flops(draw(1, 8))
 
 
+def test_a_host_that_never_counts_its_steps_is_counted_for():
+    callback, loop = started(map(packed, draw(1, 16)), log_interval=2)
+    for _ in range(5):
+        loop.steps(1)
+        loop.state.train_state.step = 0
+    loop.end()
+    assert callback.latest["step"] == 5
+    assert callback.latest["throughput/total_flops"] == flops(draw(1, 10))
+
+
 def test_a_run_that_breaks_off_publishes_what_has_arrived(tmp_path):
     callback, loop = started(map(packed, draw(1, 16)), metrics_file=str(tmp_path / "metrics.jsonl"))
     loop.steps(4)
