@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
+
 from bridge.metrics.place import Place
 from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
 
@@ -52,14 +54,14 @@ def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
     if isinstance(state, Host):
         return state
     cfg, progress = state.cfg, state.train_state
-    trackers = getattr(state, "trackers", None)
+    trackers, device = getattr(state, "trackers", None), getattr(state, "device", None)
     return Host(
         config=cfg,
         step=lambda: progress.step,
         log_interval=getattr(getattr(cfg, "logger", None), "log_interval", None) or LOG_INTERVAL,
         trackers=trackers if isinstance(trackers, Trackers) else _attached(state),
         number_format=getattr(state, "number_format", None),
-        device=getattr(state, "device", None),
+        device=device if isinstance(device, torch.device) else None,
         model=model,
         hardware=getattr(cfg, "hardware", None),
         train=getattr(cfg, "train", None),
