@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Optional
 
 from bridge.flops.plan import Plan
-from bridge.flops.reading import model_of
+from bridge.flops.reading import get, model_of
 from bridge.metrics.host import Host
 from bridge.metrics.interval import never_read
 from bridge.metrics.peak import UNKNOWN, DevicePeak, Peak
@@ -91,7 +91,7 @@ _BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
 def _full_length(known: Known) -> Optional[int]:
     """Of a sequence, where its tokens alone decide the work."""
     beside = known.plan is None or any(statistic.over in _BESIDE_TOKENS for statistic in known.plan.statistics)
-    return None if beside else getattr(model_of(known.host.config), "seq_length", None)
+    return None if beside else get(model_of(known.host.config), "seq_length")
 
 
 def _at_full_length(value: Callable[[Known, Plan, int], Any]) -> Callable[[Known], Any]:
