@@ -70,14 +70,14 @@ class ThroughputForwardStep:
         if args.curr_iteration == self._iteration:
             return
         if self._context is None:
-            wandb = get_wandb_writer()
+            run = getattr(get_wandb_writer(), "run", None)
             # In a pipeline this is one chunk of several, and the other stages are not at their start.
             alone = parallel_state.get_pipeline_model_parallel_world_size() == 1
             host = Host(
                 config=args,
                 step=lambda: args.curr_iteration,
                 log_interval=args.log_interval,
-                trackers=Trackers([AttachedWandb(wandb)] if wandb else []),
+                trackers=Trackers([AttachedWandb(run)] if run else []),
                 model=[model] if alone else None,
             )
             self._context = CallbackContext(state=host, model=host.model)  # type: ignore[arg-type]

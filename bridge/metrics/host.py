@@ -69,7 +69,8 @@ def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
 
 
 def _attached(state: Any) -> Trackers:
-    """The W&B run of another loop."""
+    """The W&B run of another loop, which hands out the run or the module."""
     wandb = getattr(state, "wandb_logger", None)
-    found: list[Tracker] = [AttachedWandb(wandb)] if wandb else []
+    run = getattr(wandb, "run", wandb)
+    found: list[Tracker] = [AttachedWandb(run)] if run else []
     return Trackers(found)

@@ -140,14 +140,14 @@ class AttachedWandb:
     """A W&B run that belongs to somebody else: rows are added to it under ``bridge/``; it is neither started nor finished here.
 
     Args:
-        wandb: the module, or a run.
+        run: of W&B.
     """
 
     STEP = PREFIX + STEP
     """A step of its own: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
 
-    def __init__(self, wandb: Any) -> None:
-        self._run = getattr(wandb, "run", None) or wandb  # of the module
+    def __init__(self, run: Any) -> None:
+        self._run = run
         self._logged_at: Optional[int] = None
         define_metrics(self._run, self.STEP, groups=(PREFIX + "*",))
 
