@@ -62,8 +62,10 @@ def _stretches(windows: Sequence[int]) -> Iterator[frozenset[int]]:
 
 
 def _form(priced: Sequence[tuple[Statistic, int]], beyond: frozenset[int]) -> tuple[int, int, int]:
-    parts = [[value * factor for factor in _factors(statistic, beyond)] for statistic, value in priced]
-    a, b, c = (sum(column) for column in zip(*parts, strict=True)) if parts else (0, 0, 0)
+    a = b = c = 0
+    for statistic, value in priced:
+        numbers, tokens, squares = _factors(statistic, beyond)
+        a, b, c = a + value * numbers, b + value * tokens, c + value * squares
     return a, b, c
 
 

@@ -127,7 +127,8 @@ class BatchStatistics:
         self._sum(kept[before:])
 
     def _sum(self, kept: Sequence[Union[Snapshot, BatchLengths]]) -> None:
-        for shape, times in Counter(one for one in kept if type(one) is tuple).items():
+        shapes: Counter[Any] = Counter(one for one in kept if type(one) is tuple)
+        for shape, times in shapes.items():
             self._attempt(functools.partial(self._add_shape, shape, times), times)
         simple: list[int] = []
         positions = micro_batches = 0

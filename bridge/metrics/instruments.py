@@ -161,7 +161,7 @@ class Instruments:
         """A training step is over."""
         self._each(self._always, lambda instrument: instrument.end_step())
         if sampled:
-            self._each(self._sampled, lambda instrument: (instrument.end_step(), instrument.pause()))
+            self._each(self._sampled, _end_sample)
 
     def lap(self) -> dict[str, Any]:
         """Readings by slice, of the instruments that have one."""
@@ -204,3 +204,8 @@ class Instruments:
     def _each(self, instruments: Iterable[tuple[Kind, Instrument]], call: Callable[[Instrument], Any]) -> None:
         for kind, instrument in instruments:
             self.attempt(kind.what, partial(call, instrument))
+
+
+def _end_sample(instrument: Instrument) -> None:
+    instrument.end_step()
+    instrument.pause()

@@ -380,8 +380,8 @@ class Meter:
         """Of the steps that compute time is taken in."""
         if HEAVIEST not in self.layout or self._own_work is None:
             return
-        for host, device in [drained[_SAMPLED if _SAMPLED in drained else _OTHER]]:
-            self._own_work = None if device is not None else self._own_work + self._intervals.priced(host)
+        host, device = drained[_SAMPLED if _SAMPLED in drained else _OTHER]
+        self._own_work = None if device is not None else self._own_work + self._intervals.priced(host)
 
     def _maxima(self, readings: Mapping[str, Any]) -> Sequence[int]:
         """This rank's entries of those whose largest is wanted."""

@@ -44,7 +44,7 @@ from bridge.metrics.reduction import collective_device
 from bridge.metrics.sharing import shared_batches
 from bridge.metrics.stragglers import ComputeTime, ComputeTimes
 from bridge.metrics.throughput import TERA, doubts, throughput
-from bridge.metrics.timing import CudaClock, HostClock
+from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
@@ -258,7 +258,7 @@ class ThroughputCallback(Callback):
         device = torch.device(host.device or summed_on)
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
         peak = self._peaks(host, device, plan, found)
-        clock = CudaClock() if device.type == "cuda" else HostClock()
+        clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         self._meter = Meter(plan, place, clock, self._instruments(host, place, device), summed_on, peak)
         if not place.told and (why := shared_batches(host.model, place.world)):
             self._meter.fail(ConfigError(why))
