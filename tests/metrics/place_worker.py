@@ -41,6 +41,17 @@ class Mlp(torch.nn.Module):
         return self.down(self.up(hidden))
 
 
+class DistributedAttention(torch.nn.Module):
+    """As DeepSpeed's: local attention between two exchanges over its sequence-parallel group."""
+
+    def __init__(self, sequence_process_group: Any) -> None:
+        super().__init__()
+        self.local, self.spg = Mlp(), sequence_process_group
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.local(hidden)
+
+
 def length(replica: int, step: int) -> int:
     """Of the sequence that a replica sees."""
     return 3 + 5 * replica + step
@@ -100,6 +111,7 @@ def main(folder: str) -> None:
         "ddp over half of the ranks": lambda: train(
             torch.nn.parallel.DistributedDataParallel(Mlp(), process_group=strided[tensor]), replica=data
         ),
+        "sequence parallel, nobody says so": lambda: train(DistributedAttention(pairs[data]), replica=data),
         "mesh": lambda: train(both, replica=data, mesh=mesh, data_parallel="dp"),
         "crossed mesh": lambda: train(both, replica=tensor, mesh=crossed, data_parallel="dp"),
         "two dimensions of data": lambda: train(sharded, replica=rank, mesh=crossed, data_parallel=("tp", "dp")),

@@ -68,6 +68,7 @@ def test_each_batch_counts_once(ranks, case, replicas):
     [
         ("tensor parallel, nobody says so", "sharded over a mesh of (4,) ranks, of which data parallel are 1"),
         ("tensor and data parallel, nobody says so", "gradients are averaged over 2 of 4 ranks"),
+        ("sequence parallel, nobody says so", "attention over a sequence-parallel group"),
         ("ddp over half of the ranks", "gradients are averaged over 2 of 4 ranks"),
     ],
 )
