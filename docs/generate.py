@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from bridge.config import load_recipe
+from bridge.config.sources.huggingface_quantisation import STORED, UNLESS
 from bridge.flops import compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.formats import NEWER, RECIPES, Recipe
@@ -145,6 +146,23 @@ def number_formats() -> str:
     return table(heads, map(row, RECIPES.values()))
 
 
+def quantisation_methods() -> str:
+    """What transformers multiplies in which format, by its ``quant_method``."""
+    stored = ", ".join(f"`{name}`" for name in STORED)
+    unless = "; ".join(f"`{name}`: {reason}" for name, (_, reason) in UNLESS.items())
+    return table(
+        ["`quant_method`", "forward, recomputed", "gradients"],
+        [
+            [stored, "as the activations are", "as the activations are"],
+            [f"with some options of these ({unless})", "unknown", "unknown"],
+            ["any, with `dequantize: true`", "as the activations are", "as the activations are"],
+            ["`fp8`", "fp8, but what `modules_to_not_convert` names (the output layer, where it names nothing)", "bf16"],
+            ["layers of `torchao.float8` in a live model", "fp8", "fp8; what a recipe leaves out (`rowwise_with_gw_hp`) bf16"],
+            ["any other", "unknown", "unknown"],
+        ],
+    )
+
+
 def devices() -> str:
     """The table of peaks."""
     formats = ("bf16", "fp16", "fp8", "fp4")
@@ -188,6 +206,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         attention_square,
         all_models,
         number_formats,
+        quantisation_methods,
         devices,
         throughput_keys,
         training_keys,

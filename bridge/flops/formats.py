@@ -13,6 +13,7 @@ from typing import Any, Optional
 from bridge.flops.components.self_attention import CORE
 from bridge.flops.shapes import ConfigError, short
 from bridge.flops.terms import Kind, Pass, Place, Role, Term
+from bridge.flops.transforms import ADAPTERS, matches
 
 #: The format of what nobody has told; it has no peak.
 UNKNOWN = "unknown"
@@ -86,8 +87,10 @@ class Formats:
         unknown: why the formats are not known; empty where they are.
         first, last: so many layers at either end stay in ``base``.
         attention: attention's products are quantised.
-        wgrad: weight gradients are.
         output_layer: output layers are.
+        kept: passes that stay in ``base`` in every layer.
+        left_out: patterns of the modules that stay in it.
+        modules: paths of the modules that are quantised, whatever they are; None: those that ``recipe`` takes.
         teacher: formats of a teacher that runs beside the model; None: the same.
     """
 
@@ -97,8 +100,10 @@ class Formats:
     first: int = 0
     last: int = 0
     attention: bool = False
-    wgrad: bool = True
     output_layer: bool = False
+    kept: Pass = Pass.NONE
+    left_out: tuple[str, ...] = ()
+    modules: Optional[frozenset[str]] = None
     teacher: Optional[Formats] = None
 
     @property
@@ -139,8 +144,10 @@ class Formats:
             first=self.first if recipe.layers_in_base else 0,
             last=self.last if recipe.layers_in_base else 0,
             attention=self.attention and bool(recipe.attention),
-            wgrad=self.wgrad or not recipe.wgrad,
             output_layer=self.output_layer and recipe.output_layer,
+            kept=self.kept & Pass.WGRAD if recipe.wgrad else Pass.NONE,
+            left_out=(),
+            modules=None,
         )
 
     def of(self, term: Term, one: Pass, layers: int) -> str:
@@ -166,10 +173,13 @@ class Formats:
         """Whether a matmul is one of those that a recipe quantises, wherever it stands."""
         if term.kind is Kind.CORE:
             return self.attention and term.component == CORE
-        if Role.OUTPUT in term.roles:
-            return self.output_layer and term.component != ADAPTERS
-        kept = one is Pass.WGRAD and not self.wgrad
-        return term.kind is Kind.LINEAR and term.component != ADAPTERS and not kept
+        if one in self.kept:
+            return False
+        if self.modules is not None:
+            return term.path in self.modules
+        if term.kind is not Kind.LINEAR or term.component == ADAPTERS or matches(term.path, self.left_out):
+            return False
+        return self.output_layer or Role.OUTPUT not in term.roles
 
     def _holds_at(self, recipe: Recipe, place: int | Place, layers: int) -> bool:
         if isinstance(place, Place):
@@ -179,8 +189,6 @@ class Formats:
 
 #: Of a configuration that says nothing about them.
 NOT_TOLD = Formats()
-#: The component of adapters, which are plain linear layers.
-ADAPTERS = "adapters"
 
 
 def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
@@ -209,8 +217,8 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
         first=_layers(field, recipe, "num_layers_at_start_in_bf16"),
         last=_layers(field, recipe, "num_layers_at_end_in_bf16"),
         attention=any(field(name) for name in recipe.attention),
-        wgrad=not recipe.wgrad or field("fp8_wgrad") is not False,
         output_layer=recipe.output_layer and bool(field("fp8_output_proj")),
+        kept=Pass.WGRAD if recipe.wgrad and field("fp8_wgrad") is False else Pass.NONE,
     )
 
 

@@ -216,8 +216,16 @@ def _read(cfg: Any) -> Model:
         true_vocabulary=get(source, "vocab_size") is not None or get(cfg, "vocab_size") is not None,
         not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced),
         hardware_unknown=tuple(get(cfg, "hardware_unknown") or ()),
-        formats=formats.read(partial(get, source), hybrid=bool(language and language.hybrid_layer_pattern)),
+        formats=get(cfg, "formats")
+        or formats.read(partial(get, source), hybrid=bool(language and language.hybrid_layer_pattern)),
     )
+
+
+def _formats(cfg: Any, *, hybrid: bool) -> Formats:
+    """Those that a reader found, else what megatron-core's fields say."""
+    found = get(cfg, "formats")
+    told = isinstance(found, Formats) and found != formats.NOT_TOLD
+    return found if told else formats.read(partial(get, model_of(cfg)), hybrid=hybrid)
 
 
 _LAYOUT_ALIASES = {

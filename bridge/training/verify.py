@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from bridge.config.sources import huggingface_model
+from bridge.config.sources import huggingface_names
 from bridge.flops.plan import Plan
 from bridge.flops.terms import Kind
 from bridge.training.trainable import Built, Weights, built_over_stages
 
 #: How the modules of a built model may be called: megatron-core's names are the plan's own.
-_NAMINGS: tuple[Callable[[str], str], ...] = (lambda path: path, huggingface_model.plan_path)
+_NAMINGS: tuple[Callable[[str], str], ...] = (lambda path: path, huggingface_names.plan_path)
 #: A linear layer that the plan may have in parts, and the model whole, or the other way round.
 _PARTS = re.compile(r"(?<=\.self_attention\.linear_)[qkv](?=$|\.bias$)|(?<=\.linear_fc1)_(?:gate|up)$")
 _TOLD = 8

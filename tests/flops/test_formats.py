@@ -207,3 +207,34 @@ def test_no_published_run_is_faster_than_its_formats_allow():
             assert mfu < 0.6, row
             fastest[recipe] = max(fastest.get(recipe, 0), mfu)
     assert fastest.keys() == {"tensorwise", "mxfp8", "nvfp4"}
+
+
+@pytest.mark.parametrize(
+    ("row", "heads", "weights", "layers", "ends", "outside", "mfu"),
+    [
+        # Llama 3 70B: q and o, k and v, three matmuls of the MLP; one layer at either end and 128,256 logits in BF16.
+        (("llama3-70b", "tensorwise", 8192, "NVIDIA H100", 734), 64 * 128,
+         8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672, 80, 2, 8192 * 128256, 0.4112),
+        (("llama3-70b", "nvfp4", 8192, "NVIDIA GB300", 3321), 64 * 128,
+         8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672, 80, 0, 8192 * 128256, 0.3163),
+        (("llama3.1-405b", "mxfp8", 8192, "NVIDIA GB200", 2004), 128 * 128,
+         16384 * (2 * 16384 + 2 * 1024) + 3 * 16384 * 53248, 126, 0, 16384 * 128256, 0.4189),
+        # Qwen3 30B-A3B: eight of 128 experts a token.
+        (("qwen3-30b-a3b", "mxfp8", 4096, "NVIDIA B300", 704), 32 * 128,
+         2048 * (2 * 4096 + 2 * 512) + 8 * 3 * 2048 * 768, 48, 0, 2048 * 151936, 0.2020),
+    ],
+)  # fmt: skip
+def test_ideal_times_by_hand(row, heads, weights, layers, ends, outside, mfu):
+    """Three passes of each; attention's two products, half of their squares, in BF16."""
+    name, recipe, length, device, tflops = row
+    model = read(load_recipe(f"recipes/models/{name}.yaml", validate=False))
+    formats = replace(model.formats.or_on("bf16").named(recipe), first=ends // 2, last=ends // 2)
+    plan = compile_plan(replace(model, formats=formats))
+    inside = 6 * length * weights * (layers - ends)
+    plain = 6 * length * (weights * ends + outside) + 3 * 2 * heads * length**2 * layers
+    low = {"nvfp4": "fp4"}.get(recipe, "fp8")
+    assert plan.evaluate_formats(plan.measure([length])) == {low: inside, "bf16": plain}
+    peaks = {one: rate * 1e12 for one, rate in find_peak(device).tflops.items()}
+    seconds = inside / peaks[low] + plain / peaks["bf16"]
+    assert tflops * 1e12 * seconds / (inside + plain) == pytest.approx(mfu, abs=5e-5)
+    assert mixed_peak(plan.evaluate_formats(plan.measure([length])), peaks) == pytest.approx((inside + plain) / seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import json
@@ -14,7 +15,9 @@ from typing import Any
 from bridge.config.schema import Config, ModelConfig
 from bridge.config.sources.huggingface_families import FAMILIES, Family, Options
 from bridge.config.sources.huggingface_fields import OBJECT, TEXT, Fields
+from bridge.config.sources.huggingface_quantisation import formats_of
 from bridge.flops import reading
+from bridge.flops.formats import NOT_TOLD, Formats
 from bridge.flops.shapes import ConfigError, short
 
 #: Bytes of the largest file that is opened; published ones stay below a megabyte.
@@ -32,6 +35,8 @@ class HuggingFaceConfig(Config):
     not_counted: tuple[str, ...] = ()
     """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
     that nobody here knows."""
+    formats: Formats = NOT_TOLD
+    """Which matmul runs in which number format, as far as that is known."""
     traced: reading.Model | None = None
     """The model as it ran, where no reader knows it or where it is another one than its configuration says."""
 
@@ -58,6 +63,7 @@ def read_config(config: Any) -> HuggingFaceConfig:
         model_type=model_type,
         framework=family.framework,
         not_counted=tuple(not_counted),
+        formats=formats_of(values),
     )
     reading.read(result)
     return result
@@ -84,6 +90,7 @@ def _traced(values: Mapping[str, Any], model_type: str) -> HuggingFaceConfig:
         traced = importlib.import_module(TRACING).trace(dict(values))
     except ConfigError as error:
         raise ConfigError(f"{unknown}; {error}") from error
+    traced = dataclasses.replace(traced, formats=formats_of(values))
     return HuggingFaceConfig(
         name=_name(values, model_type),
         model=ModelConfig(),

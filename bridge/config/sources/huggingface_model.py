@@ -13,48 +13,16 @@ from typing import Any, Optional
 from bridge.config.schema import ModelConfig, PeftConfig
 from bridge.config.sources.huggingface_config import TRACING, HuggingFaceConfig, read_config
 from bridge.config.sources.huggingface_families import FAMILIES
+from bridge.config.sources.huggingface_names import LINEAR_LAYERS
+from bridge.config.sources.huggingface_quantisation import formats_of, formats_of_layers
 from bridge.flops.plan import compile_plan
 from bridge.flops.shapes import ConfigError
 
-#: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
-_LINEAR_LAYERS = {
-    "self_attn.q_proj": "self_attention.linear_q",
-    "self_attn.k_proj": "self_attention.linear_k",
-    "self_attn.v_proj": "self_attention.linear_v",
-    "self_attn.qkv_proj": "self_attention.linear_qkv",
-    "self_attn.o_proj": "self_attention.linear_proj",
-    "self_attn.q_a_proj": "self_attention.linear_q_down_proj",
-    "self_attn.q_b_proj": "self_attention.linear_q_up_proj",
-    "self_attn.kv_a_proj_with_mqa": "self_attention.linear_kv_down_proj",
-    "self_attn.kv_b_proj": "self_attention.linear_kv_up_proj",
-    "mlp.gate_proj": "mlp.linear_fc1_gate",
-    "mlp.up_proj": "mlp.linear_fc1_up",
-    "mlp.gate_up_proj": "mlp.linear_fc1",
-    "mlp.down_proj": "mlp.linear_fc2",
-}
 #: A table that transformers itself never trains (Whisper's sinusoids), and the plan's name for it.
 _FIXED_TABLE = re.compile(r"(^|\.)encoder\.embed_positions\.weight$")
 _FIXED_TABLE_PATH = "audio_model.embed_positions"
 #: A linear layer of the language model: towers and encoders have layers of their own, which are not read.
 _LAYER = re.compile(r"(?:^|\.)model\.(?:language_model\.|decoder\.)?layers\.(\d+)\.(\w+\.\w+)$")
-#: The other modules of a language model: transformers' name to the plan's, in the order in which they are replaced.
-_MODULES = (
-    (re.compile(r"^.*\bembed_tokens$"), "embedding.word_embeddings"),
-    (re.compile(r"^.*\blm_head$"), "output_layer"),
-    (re.compile(r"^(?!.*(vision|visual|audio|encoder)).*\blayers\.(\d+)\."), r"decoder.layers.\2."),
-    (re.compile(r"^(?!.*(vision|visual|audio|encoder))(\w+\.)*norm$"), "decoder.final_layernorm"),
-    (re.compile(r"\.post_attention_layernorm$"), ".pre_mlp_layernorm"),
-    (re.compile(r"\.self_attn\.(q|k|kv)(_a)?_(?:layer)?norm$"), r".self_attention.\1_layernorm"),
-    (re.compile(r"\.mlp\.gate$"), ".mlp.router"),
-    (re.compile(r"\.experts\.gate_up_proj$"), ".experts.linear_fc1"),
-    (re.compile(r"\.experts\.down_proj$"), ".experts.linear_fc2"),
-    (re.compile(r"\.shared_experts?\.(gate|up)_proj\b"), r".shared_experts.linear_fc1_\1"),
-    (re.compile(r"\.shared_experts?\.down_proj\b"), ".shared_experts.linear_fc2"),
-    (re.compile(r"\.lora_A\.\w+$"), ".adapter.linear_in"),
-    (re.compile(r"\.lora_B\.\w+$"), ".adapter.linear_out"),
-    (re.compile(r"\.base_layer$"), ""),
-    *((re.compile(rf"\.{re.escape(name)}(?=\.|$)"), f".{path}") for name, path in _LINEAR_LAYERS.items()),
-)
 _REMEDY = "Give the configuration of the run yourself: config=..."
 
 
@@ -73,6 +41,9 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     try:
         result = _read(model)
         if not _is_whole(model) or _equals(result, model):
+            result.formats = (
+                formats_of_layers(model, (term.path for term in compile_plan(result, "exact").terms)) or result.formats
+            )
             return result
         refusal = None
     except ConfigError as error:
@@ -82,7 +53,8 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     except ConfigError as error:
         raise ConfigError(f"{refusal or 'its configuration describes another model'}; {error}") from error
     kind = getattr(model.config, "model_type", "") or type(model).__name__
-    traced = replace(traced, not_counted=(*traced.not_counted, *_unseen(model)))
+    formats = formats_of_layers(model, (term.path for term in traced.traced)) or formats_of(model.config.to_dict())
+    traced = replace(traced, not_counted=(*traced.not_counted, *_unseen(model)), formats=formats)
     return HuggingFaceConfig(name=kind, model=ModelConfig(), model_type=kind, not_counted=traced.not_counted, traced=traced)
 
 
@@ -132,13 +104,6 @@ def _read(model: Any) -> HuggingFaceConfig:
     return result
 
 
-def plan_path(name: str) -> str:
-    """The path in a plan of a module of transformers; its own name where that is not known."""
-    for theirs, ours in _MODULES:
-        name = theirs.sub(ours, name)
-    return name
-
-
 def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:
     """Whether layers run again in the backward pass, and how (torch's reentrant checkpoint or the newer one)."""
     layers = [module for name, module in model.named_modules() if re.search(r"(^|\.)layers\.\d+$", name)]
@@ -162,9 +127,9 @@ def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
             continue
         ranks |= {module.r[adapter] for adapter in module.active_adapters}
         place = _LAYER.search(name)
-        if place is None or place[2] not in _LINEAR_LAYERS or len(module.active_adapters) != 1:
+        if place is None or place[2] not in LINEAR_LAYERS or len(module.active_adapters) != 1:
             raise ConfigError(f"the adapter on {name} is not one that can be priced. {_REMEDY}")
-        path = _LINEAR_LAYERS[place[2]]
+        path = LINEAR_LAYERS[place[2]]
         if latent and path == "self_attention.linear_q":
             path = "self_attention.linear_q_proj"  # latent attention with whole queries
         targets.append(f"decoder.layers.{place[1]}.{path}")
