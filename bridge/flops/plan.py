@@ -484,6 +484,10 @@ class Plan:
             "trainable": sum(map(self._trainable.parameters, terms)),
         }
 
+    def trains(self, term: Term) -> bool:
+        """Whether the weight of a term trains."""
+        return self._trainable.weights(term.tied or term.path)
+
     def built_terms(self, *, padded: bool = False) -> list[Term]:
         """The terms of the model as it is built, whatever the convention counts; ``padded``: its vocabulary too."""
         how = replace(conventions.EXACT, padded_vocabulary=padded)

@@ -1,0 +1,92 @@
+"""What a live optimizer multiplies on this rank: read from its own groups of weights, wrapped by megatron-core or not.
+
+With tensor parallelism Muon gathers whole matrices on every rank (``duplicated``), shares their products (``distributed``) or
+takes each rank's part for a matrix (``blockwise``); data-parallel replicas each do all of it, or share the matrices out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bridge.flops.optimizers import FLOPS_PER_MAC, Matrix, Optimizer, multiplies, newton_schulz
+from bridge.flops.shapes import ConfigError
+
+
+def step_flops(optimizer: Any) -> int:
+    """FLOPs of the matrix products in one step of an optimizer, on this rank; 0 for one that works number by number.
+
+    Args:
+        optimizer: torch's, megatron-core's, or one that holds others of them.
+
+    Raises:
+        ConfigError: it multiplies matrices, and it is not known which.
+    """
+    return sum(map(_one, _leaves(optimizer)))
+
+
+def _leaves(optimizer: Any) -> Iterator[Any]:
+    """Those that hold weights themselves."""
+    inner = getattr(optimizer, "chained_optimizers", None) or [getattr(optimizer, "optimizer", None)]
+    held = [one for one in inner if one is not None and one is not optimizer]
+    if not held:
+        yield optimizer
+    for one in held:
+        yield from _leaves(one)
+
+
+def _one(optimizer: Any) -> int:
+    names = [kind.__name__ for kind in type(optimizer).__mro__]
+    groups = getattr(optimizer, "param_groups", None) or []
+    if "SOAP" in names and hasattr(optimizer, "use_kl_shampoo"):
+        rounds = 0 if optimizer.use_eigh else optimizer.power_iter_steps
+        return Optimizer("soap", power_steps=rounds, kl=optimizer.use_kl_shampoo).flops(_shapes(groups))
+    if "OrthogonalizedOptimizer" in names and (steps := _iterations(optimizer)):
+        return sum(_orthogonalised(optimizer, weight, steps) for weight in _weights(groups))
+    if names[0] == "Muon" and all("ns_steps" in group for group in groups):
+        return sum(Optimizer("muon", steps=group["ns_steps"]).flops(_shapes([group])) for group in groups)
+    if any(map(multiplies, names)):
+        raise ConfigError(f"{names[0]}: which matrices this optimizer multiplies is not known")
+    return 0
+
+
+def _weights(groups: Iterable[Any]) -> Iterator[Any]:
+    return (weight for group in groups for weight in group["params"] if weight.requires_grad or weight.grad is not None)
+
+
+def _shapes(groups: Iterable[Any]) -> Iterator[Matrix]:
+    return ((weight.shape[0], weight.shape[1]) for weight in _weights(groups))
+
+
+def _iterations(optimizer: Any) -> int:
+    """Of Newton and Schulz, which the optimizer keeps in its function; 0 where there are none."""
+    function = optimizer.scaled_orthogonalize_fn
+    known = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    return int(known.get("num_ns_steps", 0))
+
+
+def _orthogonalised(optimizer: Any, weight: Any, steps: int) -> int:
+    rows, columns = weight.shape
+    parts = [rows]
+    if getattr(optimizer, "split_qkv", False) and optimizer.is_qkv_fn(weight):
+        widths = getattr(weight, "qkv_split_shapes", None) or optimizer.qkv_split_shapes
+        parts = [rows // sum(widths) * width for width in widths]
+    return FLOPS_PER_MAC * steps * sum(newton_schulz(*_sides(optimizer, weight, part, columns)) for part in parts)
+
+
+def _sides(optimizer: Any, weight: Any, rows: int, columns: int) -> Matrix:
+    """The side on which the products are taken, and this rank's part of the other one."""
+    mode = getattr(optimizer, "tp_mode", None) or getattr(optimizer, "mode", "blockwise")
+    split = getattr(weight, "partition_dim", -1)
+    ranks = _tensor_ranks(optimizer, weight) if mode != "blockwise" and split in (0, 1) else 1
+    if ranks > 1 and mode == "distributed":
+        return (columns, rows) if split == 0 else (rows, columns)
+    whole = (rows * ranks, columns) if split == 0 else (rows, columns * ranks)
+    return min(whole), max(whole)
+
+
+def _tensor_ranks(optimizer: Any, weight: Any) -> int:
+    groups = optimizer.pg_collection
+    group = groups and (groups.expt_tp if getattr(weight, "expert_tp", False) else groups.tp)
+    return group.size() if group else 1

@@ -1,0 +1,55 @@
+"""What live optimizers multiply, by what FlopCounterMode counts in their steps."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bridge.flops.shapes import ConfigError
+from bridge.training.optimizer_work import step_flops
+
+SHAPES = ((64, 64), (160, 64), (64, 320), (7, 33))
+
+
+def weights(shapes=SHAPES):
+    made = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for weight in made:
+        weight.grad = torch.randn_like(weight)
+    return made
+
+
+def counted(step):
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def test_torchs_muon_beside_adam():
+    groups = [{"params": weights(), "ns_steps": 2}, {"params": weights(SHAPES[:1])}]
+    muon, adam = torch.optim.Muon(groups), torch.optim.AdamW(weights())
+    both = SimpleNamespace(chained_optimizers=[SimpleNamespace(optimizer=muon), SimpleNamespace(optimizer=adam)])
+    assert step_flops(both) == counted(muon.step)
+    assert step_flops(adam) == counted(adam.step) == 0
+
+
+def test_an_optimizer_that_nobody_knows():
+    class SingleDeviceMuon(torch.optim.SGD):
+        pass
+
+    with pytest.raises(ConfigError, match="SingleDeviceMuon: which matrices this optimizer multiplies is not known"):
+        step_flops(SingleDeviceMuon(weights()))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_kl_shampoo": True}, {"use_eigh": True}])
+def test_soap(options):
+    soap = pytest.importorskip("emerging_optimizers.soap")
+    optimizer = soap.SOAP(weights(), lr=1e-3, **options)
+    optimizer.step()
+    assert step_flops(optimizer) == counted(optimizer.step)
+
+
+def test_muon_of_emerging_optimizers():
+    orthogonalized = pytest.importorskip("emerging_optimizers.orthogonalized_optimizers")
+    optimizer = orthogonalized.Muon(weights(), num_ns_steps=3)
+    assert step_flops(optimizer) == counted(optimizer.step)
