@@ -100,9 +100,9 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4550,
+    "bridge/flops": 4650,
     "bridge/planning": 1100,
-    "bridge/config": 4700,
+    "bridge/config": 4800,
     "bridge/data": 1950,
     "bridge/metrics": 3200,  # places without megatron-core, the vector's slices, hosts and facts are declared here
     "bridge/training": 3850,

@@ -67,6 +67,12 @@ class ModelConfig(ModelShape):
     """One grouped matmul for all local experts (needs CUDA)."""
     moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "none"] = "aux_loss"
     """How the router is kept balanced."""
+    moe_expert_capacity_factor: Optional[float] = None
+    """Rows an expert takes at most, over what it had if all had equally many; what is above is dropped. None: nothing is."""
+    moe_pad_expert_input_to_capacity: bool = False
+    """Every expert is filled up to its capacity."""
+    moe_token_drop_policy: Literal["probs", "position"] = "probs"
+    """Which tokens are dropped: those of the smallest weights, or the last ones."""
     moe_aux_loss_coeff: float = 0.0
     """Weight of the load-balancing loss; 0 switches it off."""
     moe_z_loss_coeff: Optional[float] = None

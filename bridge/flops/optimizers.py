@@ -100,12 +100,15 @@ def of_config(get: Callable[[str], Any]) -> Optional[Optimizer]:
     )
 
 
-_MULTIPLY = ("muon", "soap", "shampoo", "rekls", "psgd", "kron", "scion", "mop", "polar", "spel", "orthogonal")
+_MULTIPLY = ("muon", "soap", "shampoo", "rekls", "psgd", "scion", "polargrad", "orthogonal")
+#: Names that are part of others' (Adam-Op-timizer).
+_SHORT = ("mop", "spel", "kron")
 
 
 def multiplies(name: str) -> bool:
     """Whether an optimizer of this name multiplies matrices, known to us or not."""
-    return any(part in name.lower() for part in _MULTIPLY)
+    name = name.lower()
+    return name in _SHORT or any(part in name for part in _MULTIPLY)
 
 
 def matrices(plan: Plan, *, split_qkv: bool = True) -> list[Matrix]:

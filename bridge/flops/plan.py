@@ -48,13 +48,13 @@ class Passes(Choice):
     TRAINING = "training"
     """Forward and backward, as autograd runs them."""
     HARDWARE = "hardware"
-    """The same, and what is recomputed."""
+    """The same, and what is recomputed or padded."""
 
 
 PASSES = {
     Passes.FORWARD: (Pass.FORWARD,),
     Passes.TRAINING: (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD),
-    Passes.HARDWARE: (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE),
+    Passes.HARDWARE: (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE, Pass.PADDING),
 }
 
 
@@ -226,11 +226,19 @@ class Plan:
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._needs_byte_patches = any(s.over == "byte_patches" for s in self.statistics)
         self._needs_longest = any(s.over == "longest" for s in self.statistics)
+        self._needs_routers = any(s.over == "routed" for s in self.statistics)
         self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         none = self._coefficients({}, ())
         self._totals = {name: split.get("", none) for name, split in self._split_by(lambda term: "").items()}
         self._stages: dict[Layout, dict[str, list[Coefficients]]] = {}
+
+    def with_terms(
+        self, terms: Sequence[Term], not_counted: tuple[str, ...], hardware_unknown: Optional[tuple[str, ...]] = None
+    ) -> Plan:
+        """The same plan of other terms; ``hardware_unknown`` too where it is given."""
+        unknown = self.hardware_unknown if hardware_unknown is None else hardware_unknown
+        return Plan(self._record, terms, not_counted, self._trainable, self._build, self.layout, unknown, self.formats)
 
     # ---- compiling -------------------------------------------------------------------------------
 
@@ -325,6 +333,8 @@ class Plan:
         lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames, byte_patches)
         if self._needs_byte_patches and lengths["sequences"] and not lengths["byte_patches"]:
             raise ConfigError(_NO_BYTE_PATCHES)
+        if self._needs_routers:
+            raise ConfigError(_NO_ROUTERS)
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
@@ -333,6 +343,8 @@ class Plan:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
         if self._needs_byte_patches and sequences.number and "byte_patches" not in others:
             raise ConfigError(_NO_BYTE_PATCHES)
+        if self._needs_routers:
+            raise ConfigError(_NO_ROUTERS)
         if self._needs_longest and sequences.number and "longest" not in others:
             raise ConfigError("this model's work depends on the longest sequence of a batch: give the lengths, not their sums")
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
@@ -509,6 +521,7 @@ class Plan:
         return importlib.import_module(VERIFY).verify(self, model)
 
 
+_NO_ROUTERS = "what experts were given is counted by their routers, not by lengths: ask the plan that this one was made from"
 _NO_BYTE_PATCHES = (
     "byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence (--byte-patches)"
 )

@@ -214,11 +214,19 @@ def _read(cfg: Any) -> Model:
         layout=read_layout(cfg),
         sequence_length=language.seq_length if language else None,
         true_vocabulary=get(source, "vocab_size") is not None or get(cfg, "vocab_size") is not None,
-        not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced),
+        not_counted=(*left_out, *_unknown_variant(language), *map(str, _listed(declared)), *unpriced, *_capacity(source)),
         hardware_unknown=tuple(get(cfg, "hardware_unknown") or ()),
         formats=get(cfg, "formats")
         or formats.read(partial(get, source), hybrid=bool(language and language.hybrid_layer_pattern)),
     )
+
+
+def _capacity(source: Any) -> list[str]:
+    """Of a recipe whose experts may drop tokens; readers of other sources say it themselves."""
+    factor = None if isinstance(source, Mapping) else get(source, "moe_expert_capacity_factor")
+    if factor is None or factor < 0 or not get(source, "num_moe_experts"):
+        return []
+    return [f"moe_expert_capacity_factor={short(factor)}: tokens that experts drop are counted, padding that they add is not"]
 
 
 def _formats(cfg: Any, *, hybrid: bool) -> Formats:

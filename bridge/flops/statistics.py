@@ -116,6 +116,9 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "pieces": pieces,
     "pieces_square": lambda s, chunk: pieces(s, chunk) ** 2,
     "pieces_length": lambda s, chunk: pieces(s, chunk) * s,
+    # Of the rows that routers gave to the experts of a layer.
+    "assignments": lambda n, layer: n,
+    "padding": lambda n, layer: n,
 }
 
 
@@ -164,6 +167,8 @@ class Over(Choice):
     """Bytes x patches of each sequence."""
     MICRO_BATCHES = "micro_batches"
     """One, whatever they hold."""
+    ROUTED = "routed"
+    """Rows that routers gave to experts: no length says how many."""
     LONGEST = "longest"
     """Tokens of the longest sequence of each micro-batch: of work that all its sequences share."""
 

@@ -37,6 +37,8 @@ class Pass(enum.Flag):
     """Gradient of the second operand: the weight, or the other activation where there is no weight."""
     RECOMPUTE = enum.auto()
     """The forward pass once more, inside the backward pass (activation checkpointing)."""
+    PADDING = enum.auto()
+    """All passes of rows that only fill experts up: what the devices do, and nobody asked for."""
     BACKWARD = DGRAD | WGRAD
     TRAINING = FORWARD | DGRAD | WGRAD
 

@@ -30,8 +30,8 @@ INT64_TOKENS = 2**30
 #: Micro-batches that are kept until they are summed, offsets of one that is not kept, and shapes whose price is remembered.
 _MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
 
-#: What batches are read for; statistics over anything else stay zero.
-READ = ("sequences", "images", "micro_batches")
+#: What batches are read for, and what routers tell; statistics over anything else stay zero.
+READ = ("sequences", "images", "micro_batches", "routed")
 
 #: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
 _TABLE_LIMIT = 2**20
@@ -226,8 +226,19 @@ class BatchStatistics:
             self.device_values[0, position] += amount & LIMB_MASK
             self.device_values[1, position] += amount >> LIMB_BITS
 
+    def add_tensor(self, positions: Any, amounts: Any) -> None:
+        """Add int64 tensors [n] of amounts at positions, where they are: nothing is read back."""
+        import torch
+
+        from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
+
+        if self.device_values is None:
+            self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=amounts.device)
+        self.device_values[0].index_add_(0, positions, amounts & LIMB_MASK)
+        self.device_values[1].index_add_(0, positions, amounts >> LIMB_BITS)
+
     def count(self, name: str, amount: int = 1) -> None:
-        """Add to one of the ``COUNTERS``."""
+        """Add to one of the ``COUNTERS``, or to another entry of the vector."""
         self.values[self.layout.index[name]] += amount
 
     # ---- steps ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from bridge.metrics.place import Place
 from bridge.metrics.vector import Layout, Slice
 
 if TYPE_CHECKING:
+    from bridge.metrics.batch_statistics import BatchStatistics
     from bridge.metrics.throughput import Interval, Metrics, Work
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,12 @@ class Instruments:
         self._each(self._always, lambda instrument: instrument.end_step())
         if sampled:
             self._each(self._sampled, _end_sample)
+
+    def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
+        """What instruments counted in a step goes into the sums of its micro-batches. May raise: work hangs on it."""
+        for _, instrument in self._opened:
+            if hasattr(instrument, "add_counts"):
+                instrument.add_counts(batch, skipped=skipped)
 
     def lap(self) -> dict[str, Any]:
         """Readings by slice, of the instruments that have one."""

@@ -210,6 +210,7 @@ class Meter:
         self.attempt(lambda: self._close_step(skipped, warm_up=not was_warm))
 
     def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
+        self._instruments.add_counts(self._batch, skipped=skipped)
         if skipped:
             self._batch.mark_unlearned()
         # What is taken from here on belongs to the next step.

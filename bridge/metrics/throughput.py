@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from bridge.metrics.instruments import Measured
 from bridge.metrics.peak import UNKNOWN, Peak
 
-Metrics = dict[str, Union[int, float]]
+Metrics = dict[str, Any]
 
 TERA = 1e12
 
@@ -89,6 +89,7 @@ def throughput(interval: Interval) -> Metrics:
             metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
         for measured in interval.measured.values():
             metrics |= measured.metrics(interval)
+        metrics = {name: value for name, value in metrics.items() if value is not None}
     if work.positions and work.tokens is not None:
         metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
     metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)

@@ -70,7 +70,10 @@ SECTIONS = (
         "Throughput and utilisation",
         "How fast is a device, and how much is that of what it could do?",
         (
-            Panel("FLOP/s of a device", ("throughput/tflops/device", "throughput/tflops/device_6nd")),
+            Panel(
+                "FLOP/s of a device",
+                ("throughput/tflops/device", "throughput/tflops/device_nominal", "throughput/tflops/device_6nd"),
+            ),
             Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
             Panel("Tokens a second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
             Panel("Time of a step", ("throughput/step_time",)),
@@ -87,7 +90,10 @@ SECTIONS = (
     Section(
         "Padding and data wait",
         "What is computed or waited for in vain?",
-        (Panel("Padding and data wait", ("throughput/padding_fraction", "throughput/data_wait_fraction")),),
+        (
+            Panel("Padding and data wait", ("throughput/padding_fraction", "throughput/data_wait_fraction")),
+            Panel("Assignments that experts dropped", ("throughput/dropped_tokens_fraction",)),
+        ),
     ),
     Section(
         "Balance",
@@ -103,6 +109,10 @@ SECTIONS = (
                 ("throughput/imbalance/compute", "throughput/imbalance/work", "throughput/imbalance/device"),
                 least=1.0,
             ),
+            Panel(
+                "Fullest expert over the mean", ("throughput/imbalance/experts", "throughput/imbalance/expert_ranks"), least=1.0
+            ),
+            Panel("Fullest expert of each layer", ("throughput/imbalance/experts/layer_<number>",), least=1.0),
             Panel("Compute time of a step", ("throughput/compute_time/max", "throughput/compute_time/mean")),
             Panel("Which rank is the slowest", ("throughput/compute_time/slowest_rank",), "points"),
         ),
@@ -144,6 +154,7 @@ def _label(key: Key, logged: str) -> str:
 
 _LABELS = {
     "throughput/tflops/device": "counted",
+    "throughput/tflops/device_nominal": "as if nothing were dropped",
     "throughput/tflops/device_6nd": "as 6ND would claim",
     "throughput/tokens_per_sec": "whole job",
     "throughput/device/tokens_per_sec": "a device",
@@ -151,6 +162,8 @@ _LABELS = {
     "throughput/data_wait_fraction": "data wait",
     "throughput/imbalance/data_parallel": "data-parallel replicas",
     "throughput/imbalance/pipeline": "pipeline stages",
+    "throughput/imbalance/experts": "experts of the worst layer",
+    "throughput/imbalance/expert_ranks": "ranks",
     "throughput/imbalance/compute": "its time",
     "throughput/imbalance/work": "explained by its work",
     "throughput/imbalance/device": "not explained",

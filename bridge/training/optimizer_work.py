@@ -7,15 +7,24 @@ takes each rank's part for a matrix (``blockwise``); data-parallel replicas each
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bridge.flops.optimizers import FLOPS_PER_MAC, Matrix, Optimizer, multiplies, newton_schulz
 from bridge.flops.shapes import ConfigError
 
+#: torch's names of the precision of products of FP32 matrices, and what then runs on a GPU's matrix units.
+_FORMATS = {"medium": "bf16", "high": "tf32", "highest": "fp32"}
 
-def step_flops(optimizer: Any) -> int:
-    """FLOPs of the matrix products in one step of an optimizer, on this rank; 0 for one that works number by number.
+
+def multiplies_matrices(optimizer: Any) -> bool:
+    """Whether an optimizer, or one that it holds, is of a kind that multiplies matrices; the same on all ranks."""
+    return optimizer is not None and any(map(multiplies, (name for one in _leaves(optimizer) for name in _kinds(one))))
+
+
+def step_flops(optimizer: Any) -> dict[str, int]:
+    """FLOPs of the matrix products in one step of an optimizer on this rank, by number format; none of one without any.
 
     Args:
         optimizer: torch's, megatron-core's, or one that holds others of them.
@@ -23,7 +32,11 @@ def step_flops(optimizer: Any) -> int:
     Raises:
         ConfigError: it multiplies matrices, and it is not known which.
     """
-    return sum(map(_one, _leaves(optimizer)))
+    found: Counter[str] = Counter()
+    for one in _leaves(optimizer):
+        if flops := _one(one):
+            found[_format(one)] += flops
+    return dict(found)
 
 
 def _leaves(optimizer: Any) -> Iterator[Any]:
@@ -36,9 +49,17 @@ def _leaves(optimizer: Any) -> Iterator[Any]:
         yield from _leaves(one)
 
 
+def _kinds(optimizer: Any) -> list[str]:
+    return [kind.__name__ for kind in type(optimizer).__mro__]
+
+
+def _format(optimizer: Any) -> str:
+    """torch's own Muon multiplies in BF16."""
+    return _FORMATS[getattr(optimizer, "fp32_matmul_prec", "medium")]
+
+
 def _one(optimizer: Any) -> int:
-    names = [kind.__name__ for kind in type(optimizer).__mro__]
-    groups = getattr(optimizer, "param_groups", None) or []
+    names, groups = _kinds(optimizer), getattr(optimizer, "param_groups", None) or []
     if "SOAP" in names and hasattr(optimizer, "use_kl_shampoo"):
         rounds = 0 if optimizer.use_eigh else optimizer.power_iter_steps
         return Optimizer("soap", power_steps=rounds, kl=optimizer.use_kl_shampoo).flops(_shapes(groups))
@@ -52,7 +73,7 @@ def _one(optimizer: Any) -> int:
 
 
 def _weights(groups: Iterable[Any]) -> Iterator[Any]:
-    return (weight for group in groups for weight in group["params"] if weight.requires_grad or weight.grad is not None)
+    return (weight for group in groups for weight in group["params"])
 
 
 def _shapes(groups: Iterable[Any]) -> Iterator[Matrix]:
@@ -80,7 +101,7 @@ def _sides(optimizer: Any, weight: Any, rows: int, columns: int) -> Matrix:
     mode = getattr(optimizer, "tp_mode", None) or getattr(optimizer, "mode", "blockwise")
     split = getattr(weight, "partition_dim", -1)
     ranks = _tensor_ranks(optimizer, weight) if mode != "blockwise" and split in (0, 1) else 1
-    if ranks > 1 and mode == "distributed":
+    if split in (0, 1) and mode == "distributed":
         return (columns, rows) if split == 0 else (rows, columns)
     whole = (rows * ranks, columns) if split == 0 else (rows, columns * ranks)
     return min(whole), max(whole)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.flops.shapes import ConfigError
-from bridge.training.optimizer_work import step_flops
+from bridge.training.optimizer_work import multiplies_matrices, step_flops
 
 SHAPES = ((64, 64), (160, 64), (64, 320), (7, 33))
 
@@ -29,8 +29,19 @@ def test_torchs_muon_beside_adam():
     groups = [{"params": weights(), "ns_steps": 2}, {"params": weights(SHAPES[:1])}]
     muon, adam = torch.optim.Muon(groups), torch.optim.AdamW(weights())
     both = SimpleNamespace(chained_optimizers=[SimpleNamespace(optimizer=muon), SimpleNamespace(optimizer=adam)])
-    assert step_flops(both) == counted(muon.step)
-    assert step_flops(adam) == counted(adam.step) == 0
+    assert step_flops(both) == {"bf16": counted(muon.step)}
+    assert multiplies_matrices(both)
+    assert step_flops(adam) == {}
+    assert counted(adam.step) == 0
+    assert not multiplies_matrices(adam)
+    assert not multiplies_matrices(None)
+
+
+def test_names_that_hold_others():
+    class AdamOptimizer(torch.optim.SGD):
+        pass
+
+    assert not multiplies_matrices(AdamOptimizer(weights()))
 
 
 def test_an_optimizer_that_nobody_knows():
@@ -46,10 +57,10 @@ def test_soap(options):
     soap = pytest.importorskip("emerging_optimizers.soap")
     optimizer = soap.SOAP(weights(), lr=1e-3, **options)
     optimizer.step()
-    assert step_flops(optimizer) == counted(optimizer.step)
+    assert step_flops(optimizer) == {"tf32": counted(optimizer.step)}
 
 
 def test_muon_of_emerging_optimizers():
     orthogonalized = pytest.importorskip("emerging_optimizers.orthogonalized_optimizers")
     optimizer = orthogonalized.Muon(weights(), num_ns_steps=3)
-    assert step_flops(optimizer) == counted(optimizer.step)
+    assert step_flops(optimizer) == {"bf16": counted(optimizer.step)}

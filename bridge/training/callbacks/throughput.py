@@ -19,7 +19,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -30,14 +30,17 @@ from bridge.flops.formats import UNKNOWN, Formats
 from bridge.flops.formats import read as read_formats
 from bridge.flops.plan import Plan
 from bridge.flops.reading import get, model_of, read
+from bridge.flops.routed import expert_layers, routed
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.energy import Energy
+from bridge.metrics.experts import Experts
 from bridge.metrics.facts import INCOMPLETE, Known, constants
 from bridge.metrics.host import Host, host_of
 from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Kind
 from bridge.metrics.interval import never_read
 from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.observed import are_chunks, observed
+from bridge.metrics.optimizer import OptimizerWork
 from bridge.metrics.peak import DevicePeak, Peak, device_peak
 from bridge.metrics.place import Place, check_dimensions, find_place
 from bridge.metrics.reduction import collective_device
@@ -48,6 +51,8 @@ from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
+from bridge.training.optimizer_work import multiplies_matrices, step_flops
+from bridge.training.routing import Routing, find_routing
 from bridge.training.trainable import Built, built_over_stages, trainable_from
 from bridge.training.verify import Verified, compare
 
@@ -95,6 +100,7 @@ class ThroughputCallback(Callback):
             it; see :func:`bridge.metrics.place.find_place`.
         compute_time: it is taken in one step of so many, at most one an interval; False: not at all.
         energy: whether NVML is read.
+        optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.
 
     Raises:
         ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
@@ -114,6 +120,7 @@ class ThroughputCallback(Callback):
         process_group: Any = None,
         compute_time: int = COMPUTE_TIME_EVERY,
         energy: bool = True,
+        optimizer_in_mfu: bool = False,
     ) -> None:
         conventions.get(convention)
         if log_interval is not None and log_interval < 1:
@@ -131,7 +138,7 @@ class ThroughputCallback(Callback):
         self._metrics_file = metrics_file
         self._find_place = functools.partial(find_place, mesh, data_parallel, contributes, process_group)
         self._said_to_contribute = contributes
-        self._compute_time, self._energy = compute_time, energy
+        self._compute_time, self._energy, self._optimizer_in_mfu = compute_time, energy, optimizer_in_mfu
         self._host: Optional[Host] = None
         self._place: Optional[Place] = None
         self._meter: Optional[Meter] = None
@@ -259,7 +266,15 @@ class ThroughputCallback(Callback):
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
         peak = self._peaks(host, device, plan, found)
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
-        self._meter = Meter(plan, place, clock, self._instruments(host, place, device), summed_on, peak)
+        routing, as_routed = self._routing(host, plan, place)
+        kinds: list[Kind] = [] if routing is None else [Experts(routing, plan if as_routed is not plan else None)]
+        if multiplies_matrices(context.optimizer):
+            as_routed = self._count_optimizer(context.optimizer, as_routed, kinds)
+        self._meter = Meter(as_routed, place, clock, self._instruments(host, place, device, kinds), summed_on, peak)
+        if plan is not None and as_routed is not None:
+            plan = plan.with_terms(plan.terms, as_routed.not_counted)
+        if why := _schedules_by_itself(host):
+            self._meter.fail(ConfigError(why))
         if not place.told and (why := shared_batches(host.model, place.world)):
             self._meter.fail(ConfigError(why))
         self._take_up()
@@ -286,8 +301,25 @@ class ThroughputCallback(Callback):
                 "conventions have no place under one key; keep one callback, and price the finished run in the other one"
             )
 
-    def _instruments(self, host: Host, place: Place, device: torch.device) -> Instruments:
-        kinds: list[Kind] = []
+    def _routing(self, host: Host, plan: Optional[Plan], place: Place) -> tuple[Optional[Routing], Optional[Plan]]:
+        """What the routers count, and the plan that prices it: where no expert drops anything, that is the plan as it was."""
+        if plan is None or host.model is None or not expert_layers(plan):
+            return None, plan
+        found = find_routing(host.model, plan, place)
+        factor = get(model_of(host.config), "moe_expert_capacity_factor")
+        drops = found is not None and factor is not None and factor >= 0
+        return found, routed(plan) if drops else plan
+
+    def _count_optimizer(self, optimizer: Any, plan: Optional[Plan], kinds: list[Kind]) -> Optional[Plan]:
+        """Add what the optimizer multiplies; where that is not known, nor is what the hardware does."""
+        try:
+            kinds.append(OptimizerWork(step_flops(optimizer), in_mfu=self._optimizer_in_mfu))
+        except ConfigError as error:
+            return plan and plan.with_terms(plan.terms, plan.not_counted, (*plan.hardware_unknown, str(error)))
+        return plan
+
+    def _instruments(self, host: Host, place: Place, device: torch.device, more: Sequence[Kind]) -> Instruments:
+        kinds: list[Kind] = list(more)
         if self._compute_time:
             kinds.append(ComputeTimes(place, host.model))
         if self._energy:
@@ -535,6 +567,19 @@ class ThroughputCallback(Callback):
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+#: Schedules that give every context rank sequences of its own.
+_OWN_SCHEDULES = ("hybrid_context_parallel", "dynamic_context_parallel")
+
+
+def _schedules_by_itself(host: Host) -> str:
+    """Why no rank speaks for the others' batches, if so; follows from the configuration."""
+    asked = next((name for name in _OWN_SCHEDULES if get(model_of(host.config), name)), "")
+    return asked and (
+        f"{asked}=True: its schedule gives each context rank sequences of its own, and the loop does not tell which; "
+        "the work of context rank 0 is not that of all"
+    )
 
 
 _OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs and MFU are those of another one"

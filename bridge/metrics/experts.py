@@ -1,0 +1,157 @@
+"""Experts as they were routed: what was dropped, and how evenly experts were loaded, over all ranks.
+
+Counts are made where routers run (:mod:`bridge.training.routing`) and ride in the vector: of every layer the assignments to each
+expert, and where the plan prices them, their sums among its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
+
+from bridge.flops.plan import Plan
+from bridge.flops.routed import assignments, padding
+from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.totals import whole
+from bridge.metrics.vector import Layout, Slice
+
+if TYPE_CHECKING:
+    import torch
+
+    from bridge.metrics.batch_statistics import BatchStatistics
+    from bridge.metrics.throughput import Interval, Metrics
+
+EXPERTS = "experts"
+REQUESTS, LOADS = "expert_requests", "expert_loads"
+
+
+class ExpertCounter:
+    """An instrument: moves a rank's counts into its sums at the end of each step; nothing waits for the device.
+
+    Args:
+        routing: what hooks on the routers count, a ``bridge.training.routing.Routing``.
+    """
+
+    def __init__(self, routing: Any) -> None:
+        self._routing = routing
+        self._positions: Optional[torch.Tensor] = None
+
+    def run(self) -> None:
+        """Hooks tell by themselves what is training."""
+
+    def pause(self) -> None:
+        """The same."""
+
+    def end_step(self) -> None:
+        """Counts were moved before."""
+
+    def add_counts(self, batch: BatchStatistics, *, skipped: bool = False) -> None:
+        """Add what was counted since the last call to the sums of this rank: it ran, whatever became of the step.
+
+        Raises:
+            Exception: what a hook ran into.
+        """
+        import torch
+
+        taken = self._routing.take()
+        if taken is None:
+            return
+        requested, useful, rows = taken
+        amounts = [useful.flatten()]
+        if self._are_priced(batch.layout):
+            amounts += [useful.sum(1), (rows - useful).sum(1)]
+        if self._positions is None:
+            self._positions = torch.tensor(self._places(batch.layout)).to(useful.device, non_blocking=True)
+        batch.add_tensor(self._positions, torch.cat(amounts))
+        batch.count(REQUESTS, requested)
+
+    @staticmethod
+    def _are_priced(layout: Layout) -> bool:
+        return assignments(0).name in layout
+
+    def _places(self, layout: Layout) -> list[int]:
+        """Positions in the vector, in the order of the amounts."""
+        kinds = (assignments, padding) if self._are_priced(layout) else ()
+        sums = [layout.index[kind(layer).name] for kind in kinds for layer in range(self._routing.layers)]
+        return [*layout.range(LOADS), *sums]
+
+    def lap(self) -> int:
+        """The readings are in the sums."""
+        return 0
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._routing.close()
+
+
+class Experts(Kind):
+    """Dropped tokens and the balance of experts.
+
+    Args:
+        routing: of this rank.
+        plan: of the model as it is configured, where the plan of the run prices what was routed; else None.
+    """
+
+    what = EXPERTS
+
+    def __init__(self, routing: Any, plan: Optional[Plan] = None) -> None:
+        self._routing, self._plan = routing, plan
+        self.slices = (Slice(REQUESTS), Slice(LOADS, routing.layers * routing.experts))
+
+    def open(self) -> ExpertCounter:
+        return ExpertCounter(self._routing)
+
+    def measured(self, summed: Summed) -> Optional[ExpertLoads]:
+        requested, flat, width = summed[REQUESTS][0], summed[LOADS], self._routing.experts
+        if not requested:
+            return None
+        nominal = None
+        if self._plan is not None:
+            vector = [summed.timed[summed.layout.index[statistic.name]] for statistic in self._plan.statistics]
+            nominal = whole(self._plan.evaluate(vector))
+        layers = [flat[start : start + width] for start in range(0, len(flat), width)]
+        return ExpertLoads(requested, layers, summed.place.expert, summed.place.world, nominal)
+
+
+@dataclass(frozen=True)
+class ExpertLoads:
+    """What experts were given, over all ranks.
+
+    Attributes:
+        requested: assignments that tokens asked for.
+        layers: of each layer of experts the assignments that each of them computed.
+        ranks: over which the experts of a layer are spread.
+        world: ranks of the job.
+        nominal_flops: model FLOPs as if every token had visited its top-k; None where that is what was counted.
+    """
+
+    requested: int
+    layers: Sequence[Sequence[int]]
+    ranks: int = 1
+    world: int = 1
+    nominal_flops: Optional[int] = None
+
+    def metrics(self, interval: Interval) -> Metrics:
+        """Keys and values to log."""
+        computed = sum(map(sum, self.layers))
+        metrics: Metrics = {"throughput/dropped_tokens_fraction": 1 - computed / self.requested}
+        balance = {number: _imbalance(loads) for number, loads in enumerate(self.layers) if any(loads)}
+        if balance:
+            metrics["throughput/imbalance/experts"] = max(balance.values())
+        if computed and self.ranks > 1:
+            metrics["throughput/imbalance/expert_ranks"] = self._waited_for() * self.ranks / computed
+        for number, ratio in balance.items():
+            metrics[f"throughput/imbalance/experts/layer_{number}"] = ratio
+        if self.nominal_flops is not None:
+            metrics["throughput/tflops/device_nominal"] = self.nominal_flops / interval.seconds / self.world / 1e12
+        return metrics
+
+    def _waited_for(self) -> int:
+        """Assignments of the fullest rank in every layer: all others wait for it there."""
+        width = len(self.layers[0]) // self.ranks
+        return sum(max(sum(loads[start : start + width]) for start in range(0, len(loads), width)) for loads in self.layers)
+
+
+def _imbalance(loads: Sequence[int]) -> float:
+    return max(loads) * len(loads) / sum(loads)
