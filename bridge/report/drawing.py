@@ -8,12 +8,15 @@ from html import escape
 from typing import Any
 
 from bridge.report.chart import Chart, Values
+from bridge.report.colours import PALETTE
 from bridge.report.scale import tick_text, ticks
 
 WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 24
 #: With no more points than this each one is marked.
 _FEW = 60
+#: Names that have room beside the rows of a heat map, and its colour.
+_MOST_ROWS, _HEAT = 14, PALETTE["vermilion"]
 #: Pixels of a bar, where there is but one step.
 _BAR = 40
 
@@ -38,15 +41,20 @@ class _Axes:
 
 def svg(chart: Chart) -> str:
     """The drawing."""
-    axes, marks = _axes(chart)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.panel.title)}">']
+    parts += _heat(chart) if chart.panel.kind == "heat" else _curves(chart)
+    parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0" visibility="hidden"/></svg>')
+    return "".join(parts)
+
+
+def _curves(chart: Chart) -> list[str]:
+    axes, marks = _axes(chart)
+    parts = []
     percent = "%" if chart.scale.unit == "%" else ""
     for value in marks:
         parts.append(_across("grid", axes.y(value)))
         parts.append(_text(LEFT - 8, axes.y(value) + 4, tick_text(value) + percent, "end"))
-    below = HEIGHT - BOTTOM + 17
-    parts.append(_text(LEFT - 8, below, "step", "end"))
-    parts += [_text(axes.x(step), below, tick_text(step), "middle") for step in ticks(axes.first, axes.last, whole=True)]
+    parts += _steps(axes)
     draw = _DRAW[chart.panel.kind]
     # The first series is on top of those it coincides with.
     for label, (low, high) in reversed(list(zip(chart.series, chart.edges, strict=True))):
@@ -54,8 +62,35 @@ def svg(chart: Chart) -> str:
     if chart.plan is not None:
         parts.append(_across("plan", axes.y(chart.plan)))
         parts.append(_text(LEFT + 6, axes.y(chart.plan) + 14, "planned, at most", "start"))
-    parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0" visibility="hidden"/></svg>')
-    return "".join(parts)
+    return parts
+
+
+def _steps(axes: _Axes) -> list[str]:
+    """The numbers of steps below a chart."""
+    below = HEIGHT - BOTTOM + 17
+    numbers = [_text(axes.x(step), below, tick_text(step), "middle") for step in ticks(axes.first, axes.last, whole=True)]
+    return [_text(LEFT - 8, below, "step", "end"), *numbers]
+
+
+def _heat(chart: Chart) -> list[str]:
+    """A row of cells for each series, the first on top; a cell reaches half-way to its neighbours."""
+    axes, _ = _axes(chart)
+    known = [value for values in chart.series.values() for value in values if value is not None]
+    low = min(known) if chart.panel.least is None else min(chart.panel.least, *known)
+    spread, height = max(known) - low or 1.0, (HEIGHT - TOP - BOTTOM) / len(chart.series)
+    places = [axes.x(step) for step in chart.steps]
+    between = [(left + right) / 2 for left, right in zip(places, places[1:], strict=False)]
+    edges = [LEFT, *between, WIDTH - RIGHT]
+    parts, every = _steps(axes), -(-len(chart.series) // _MOST_ROWS)
+    for row, (label, values) in enumerate(chart.series.items()):
+        top = TOP + row * height
+        if row % every == 0:
+            parts.append(_text(LEFT - 8, top + height / 2 + 4, escape(label), "end"))
+        for left, right, value in zip(edges, edges[1:], values, strict=False):
+            if value is not None:
+                size = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}"'
+                parts.append(f'<rect {size} fill="{_HEAT}" fill-opacity="{(value - low) / spread:.3f}"/>')
+    return parts
 
 
 def numbers(chart: Chart) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def _figure(chart: Chart) -> str:
         for label in chart.series
     )
     unit = f"<span>{escape(chart.scale.unit)}</span>" if chart.scale.unit else ""
-    legend = f'<span class="legend">{entries}</span>' if len(chart.panel.names) > 1 or len(chart.series) > 1 else ""
+    several = len(chart.panel.names) > 1 or len(chart.series) > 1
+    legend = f'<span class="legend">{entries}</span>' if several and chart.panel.kind != "heat" else ""
     return f"<figure><figcaption><b>{escape(chart.panel.title)}</b>{unit}{legend}</figcaption>{svg(chart)}</figure>"
 
 

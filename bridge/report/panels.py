@@ -11,7 +11,7 @@ from typing import Literal, Optional
 
 from bridge.metrics.keys import KEYS, Key
 
-Kind = Literal["lines", "points", "stacked", "shares"]
+Kind = Literal["lines", "points", "stacked", "shares", "heat"]
 _BY_NAME = {key.name: key for key in KEYS}
 _WORDS = {"mfu": "MFU", "hfu": "HFU", "lm loss": "training", "lm loss validation": "held-out text"}
 
@@ -24,7 +24,7 @@ class Panel:
         title: what it shows.
         names: declared keys of one unit, families included.
         kind: ``lines``; ``points`` of values with nothing between them; ``stacked``: parts on top of each other, which add
-            up; ``shares``: the same, each of the sum.
+            up; ``shares``: the same, each of the sum; ``heat``: a row of cells each, darker for more.
         least: where the axis of values begins, unless a value is below; None: at the smallest.
         plan: a fact of the run that the values lead to, drawn as a line.
     """
@@ -112,7 +112,7 @@ SECTIONS = (
             Panel(
                 "Fullest expert over the mean", ("throughput/imbalance/experts", "throughput/imbalance/expert_ranks"), least=1.0
             ),
-            Panel("Fullest expert of each layer", ("throughput/imbalance/experts/layer_<number>",), least=1.0),
+            Panel("Fullest expert of each layer", ("throughput/imbalance/experts/layer_<number>",), "heat", 1.0),
             Panel("Compute time of a step", ("throughput/compute_time/max", "throughput/compute_time/mean")),
             Panel("Which rank is the slowest", ("throughput/compute_time/slowest_rank",), "points"),
         ),

@@ -18,6 +18,7 @@ NAME = "Throughput and FLOPs"
 _PLOT_TYPES: dict[str, Literal["line", "stacked-area", "pct-area"]] = {
     "lines": "line",
     "points": "line",
+    "heat": "line",
     "stacked": "stacked-area",
     "shares": "pct-area",
 }
