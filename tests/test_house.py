@@ -100,12 +100,12 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4650,
+    "bridge/flops": 4750,
     "bridge/planning": 1100,
     "bridge/config": 4800,
     "bridge/data": 1950,
-    "bridge/metrics": 3200,  # places without megatron-core, the vector's slices, hosts and facts are declared here
-    "bridge/training": 3850,
+    "bridge/metrics": 3450,  # places without megatron-core, the vector's slices, hosts and facts are declared here
+    "bridge/training": 3950,
     "bridge/tracing": 900,
     "bridge/report": 850,
     "bridge/explorer": 1700,

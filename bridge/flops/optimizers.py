@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from bridge.flops.components.output_layer import OUTPUT_LAYER
 from bridge.flops.plan import FLOPS_PER_MAC, Plan
 from bridge.flops.shapes import ConfigError, short
-from bridge.flops.terms import Kind, Term
+from bridge.flops.terms import Kind, Role, Term
 
 #: Rows and columns of a weight, as torch has it.
 Matrix = tuple[int, int]
@@ -129,8 +128,8 @@ def matrices(plan: Plan, *, split_qkv: bool = True) -> list[Matrix]:
 
 def _is_matrix(term: Term) -> bool:
     if term.kind is Kind.TABLE:
-        return term.n > 1 and not term.path.startswith("embedding.word")
-    return term.kind in (Kind.LINEAR, Kind.ROUTER, Kind.GATE) and term.name != OUTPUT_LAYER
+        return term.n > 1 and not term.path.startswith("embedding.word")  # positions are not excepted
+    return term.kind in (Kind.LINEAR, Kind.ROUTER, Kind.GATE) and Role.OUTPUT not in term.roles
 
 
 def optimizer_flops(plan: Plan, options: Mapping[str, Any]) -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
-from bridge.flops.plan import ONLOOKERS, Plan
+from bridge.flops.plan import Plan
 from bridge.flops.statistics import Over, Statistic
-from bridge.flops.terms import Pass, Term
+from bridge.flops.terms import Pass, Role, Term
 
 _EXPERTS = ".experts."
 #: What is no longer left out once routers tell.
@@ -49,7 +49,7 @@ def expert_count(plan: Plan) -> int:
 
 def _is_routed(term: Term) -> bool:
     visits = term.copies > 1 and term.times == term.active_copies
-    return visits and _EXPERTS in term.path and not term.path.startswith(ONLOOKERS)
+    return visits and _EXPERTS in term.path and Role.ONLOOKER not in term.roles
 
 
 def routed(plan: Plan) -> Plan:
