@@ -55,13 +55,13 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         plain = {name: value for name, value in self._options.items() if not callable(value)}  # it goes into a JSON file
         return {"args": plain, "attributes": {"totals": self.throughput.state_dict()}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
         self._leave_model()  # a training before this one may have broken off
         self.throughput = self._new()
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step and isinstance(saved, dict):
             self.throughput.load_state_dict(saved["attributes"]["totals"])
-        self._context = CallbackContext(state=None, model=[model])
+        self._context = CallbackContext(state=None, model=[model], optimizer=optimizer)
         if problem := _problem(args, model):
             self.throughput.fail(ConfigError(problem))
             return

@@ -49,7 +49,10 @@ class Instrument(Protocol):
 
 
 class Measured(Protocol):
-    """What an instrument says of the whole job in an interval."""
+    """What an instrument says of the whole job in an interval.
+
+    One that knows work beside the model's has ``hardware_flops``, and of what counts in MFU ``model_flops``, by number format.
+    """
 
     def metrics(self, interval: Interval) -> Metrics:
         """Keys and values to log; ``interval.seconds`` and its steps are positive."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from bridge.metrics.instruments import Kind, Summed
 from bridge.metrics.vector import Slice
@@ -77,33 +76,21 @@ class OptimizerFlops:
     """Products of all ranks in the timed part of an interval.
 
     Attributes:
-        flops: by number format.
+        hardware_flops: by number format.
         in_mfu: whether they count as model FLOPs.
     """
 
-    flops: Mapping[str, int]
+    hardware_flops: Mapping[str, int]
     in_mfu: bool = False
 
-    def metrics(self, interval: Interval) -> Metrics:
-        """Their number, and utilisation with them: None where that is not known."""
-        metrics: Metrics = {"throughput/optimizer_flops": sum(self.flops.values())}
-        work = {"hfu": (interval.timed.hardware_flops, interval.timed.hardware_formats)}
-        if self.in_mfu:
-            work["mfu"] = interval.timed.flops, interval.timed.formats
-        for name, (flops, formats) in work.items():
-            peak = self._peak(interval, formats)
-            known = flops is not None and peak is not None
-            done = (flops or 0) + sum(self.flops.values())
-            metrics[f"throughput/{name}"] = done / interval.seconds / (peak * interval.world_size) if known and peak else None
-        return metrics
+    @property
+    def model_flops(self) -> Mapping[str, int]:
+        """Those of them that count in MFU."""
+        return self.hardware_flops if self.in_mfu else {}
 
-    def _peak(self, interval: Interval, formats: Mapping[str, int]) -> Optional[float]:
-        """Of model and optimizer together; where the run has one peak, that is not the one of TF32."""
-        if not interval.peak.by_format:
-            return None if self.flops.get("tf32") or self.flops.get("fp32") else interval.peak.of(formats)
-        together = Counter(formats)
-        together.update(self.flops)
-        return interval.peak.of(together)
+    def metrics(self, interval: Interval) -> Metrics:
+        """Their number."""
+        return {"throughput/optimizer_flops": sum(self.hardware_flops.values())}
 
 
 def _slice(name: str) -> str:

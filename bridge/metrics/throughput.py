@@ -7,14 +7,15 @@ back, NaN) they are left out, and the totals remain.  MFU and HFU need a peak: w
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 from bridge.metrics.instruments import Measured
 from bridge.metrics.peak import UNKNOWN, Peak
 
-Metrics = dict[str, Any]
+Metrics = dict[str, Union[int, float]]
 
 TERA = 1e12
 
@@ -89,7 +90,6 @@ def throughput(interval: Interval) -> Metrics:
             metrics["throughput/overhead_ms"] = 1e3 * interval.overhead_seconds / timed.steps
         for measured in interval.measured.values():
             metrics |= measured.metrics(interval)
-        metrics = {name: value for name, value in metrics.items() if value is not None}
     if work.positions and work.tokens is not None:
         metrics["throughput/padding_fraction"] = 1 - work.tokens / work.positions
     metrics |= _imbalance("data_parallel", work.replica_work) | _imbalance("pipeline", work.stage_work)
@@ -125,10 +125,12 @@ def _rates(timed: Work, seconds: float, world_size: int) -> Metrics:
 
 def _utilisation(interval: Interval) -> Metrics:
     """FLOP/s over what the devices reach at most: the time that the work takes at the peaks of its formats, over the time."""
-    timed = interval.timed
+    timed, measured = interval.timed, interval.measured.values()
     work = {
-        "mfu": (timed.flops, interval.peak.of(timed.formats)),
-        "hfu": (timed.hardware_flops, interval.peak.of(timed.hardware_formats)),
+        "mfu": _with(interval.peak, timed.flops, timed.formats, [getattr(one, "model_flops", {}) for one in measured]),
+        "hfu": _with(
+            interval.peak, timed.hardware_flops, timed.hardware_formats, [getattr(one, "hardware_flops", {}) for one in measured]
+        ),
     }
     used = {name: flops for name, flops in timed.formats.items() if flops}
     metrics: Metrics = {}
@@ -142,6 +144,21 @@ def _utilisation(interval: Interval) -> Metrics:
         if flops is not None and peak is not None and _positive(peak):
             metrics[f"throughput/{name}"] = flops / interval.seconds / (peak * interval.world_size)
     return metrics
+
+
+def _with(
+    peak: Peak, flops: Optional[int], formats: Mapping[str, int], others: Sequence[Mapping[str, int]]
+) -> tuple[Optional[int], Optional[float]]:
+    """Work of the model and what instruments saw beside it, by number format, and the peak of all."""
+    beside: Counter[str] = Counter()
+    for one in others:
+        beside.update(one)
+    if flops is None or not any(beside.values()):
+        return flops, peak.of(formats)
+    together = beside + Counter(formats)
+    # One peak of a run is that of the model's format, and of 16-bit ones like it.
+    strange = not peak.by_format and any(beside[name] for name in beside.keys() - {*formats, "bf16", "fp16"})
+    return flops + sum(beside.values()), None if strange else peak.of(together)
 
 
 def _imbalance(name: str, work: Sequence[int]) -> Metrics:

@@ -29,6 +29,7 @@ def test_by_hand():
 
 def test_products_in_a_format_without_a_peak_leave_no_hfu():
     assert rates(OptimizerFlops({"bf16": 0, "tf32": 200})) == {"mfu": 0.15, "hfu": None, "optimizer_flops": 200}
+    assert rates(OptimizerFlops({"fp32": 200}), timed=replace(WORK, hardware_formats={"fp32": 800}))["hfu"] == 0.25
     peaks = Peak(1000.0, {"bf16": 1000.0, "tf32": 500.0})
     # 800 at 1000 and 200 at 500 take 1.2 s of a device; two had 2 s.
     assert rates(OptimizerFlops({"tf32": 200}), peak=peaks)["hfu"] == pytest.approx(1.2 / 4)

@@ -44,6 +44,7 @@ from bridge.metrics.optimizer import OptimizerWork
 from bridge.metrics.peak import DevicePeak, Peak, device_peak
 from bridge.metrics.place import Place, check_dimensions, find_place
 from bridge.metrics.reduction import collective_device
+from bridge.metrics.reruns import RerunCounter, Reruns, is_replayed, may_rerun
 from bridge.metrics.sharing import shared_batches
 from bridge.metrics.stragglers import ComputeTime, ComputeTimes
 from bridge.metrics.throughput import TERA, doubts, throughput
@@ -142,6 +143,8 @@ class ThroughputCallback(Callback):
         self._host: Optional[Host] = None
         self._place: Optional[Place] = None
         self._meter: Optional[Meter] = None
+        self._reruns: Optional[RerunCounter] = None
+        """Where megatron-core may run iterations again."""
         self._read = read
         self._early: list[tuple[Callable[[], Optional[BatchLengths]], int]] = []
         """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
@@ -178,10 +181,18 @@ class ThroughputCallback(Callback):
         if data_iterator is None or not self._contributes():
             return data_iterator
         try:
-            return observed(data_iterator, self._count)
+            return observed(data_iterator, functools.partial(self._count_once, data_iterator))
         except TypeError as error:  # the loop will say so too
             self.fail(error)
             return data_iterator
+
+    def _count_once(self, data: Any, batch: Any, waited_ns: int) -> None:
+        """A batch that megatron-core takes a second time, to check a result, is no further work of the model."""
+        if not is_replayed(data):
+            self._count(batch, waited_ns)
+        elif self._reruns is not None and not self._evaluating:
+            images = self._meter is not None and self._meter.needs_images
+            self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
 
     def count(self, batch: Any) -> None:
         """Count one training micro-batch, in loops that show their batches but not their iterator."""
@@ -270,6 +281,9 @@ class ThroughputCallback(Callback):
         kinds: list[Kind] = [] if routing is None else [Experts(routing, plan if as_routed is not plan else None)]
         if multiplies_matrices(context.optimizer):
             as_routed = self._count_optimizer(context.optimizer, as_routed, kinds)
+        if plan is not None and not plan.hardware_unknown and may_rerun():
+            self._reruns = RerunCounter(plan)
+            kinds.append(Reruns(self._reruns, plan))
         self._meter = Meter(as_routed, place, clock, self._instruments(host, place, device, kinds), summed_on, peak)
         if plan is not None and as_routed is not None:
             plan = plan.with_terms(plan.terms, as_routed.not_counted)
