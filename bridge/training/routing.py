@@ -168,9 +168,10 @@ def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Optional
         plan: of the whole model.
         place: of this process.
     """
-    layers = expert_layers(plan)
+    layers, chunks = expert_layers(plan), list(chunks)
     try:
-        own: Optional[Routing] = Routing(chunks, layers, expert_count(plan))
+        # Hooks would be compiled too, and say so in a language that a compiler does not take.
+        own: Optional[Routing] = None if _compiled(chunks) else Routing(chunks, layers, expert_count(plan))
     except Exception:  # any framework's model, of any shape
         own = None
     said: list[Any] = [own and own.found]
@@ -182,6 +183,11 @@ def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Optional
     if own is not None:
         own.close()
     return None
+
+
+def _compiled(chunks: Iterable[Module]) -> bool:
+    modules = (module for chunk in chunks for module in chunk.modules())
+    return any(module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule" for module in modules)
 
 
 # ---- what is dropped -----------------------------------------------------------------------------------------------------

@@ -154,6 +154,14 @@ def test_a_model_without_routers_is_not_counted() -> None:
     assert find_routing([torch.nn.Linear(2, 2)], plan, Place()) is None
 
 
+def test_a_compiled_model_is_left_alone() -> None:
+    plan = compile_plan({"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "num_moe_experts": 4})
+    compiled = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    compiled[0].compile()
+    assert find_routing([compiled], plan, Place()) is None
+    assert find_routing([torch.compile(torch.nn.Linear(2, 2))], plan, Place()) is None
+
+
 def test_a_hook_that_fails_says_so_later() -> None:
     class Router(torch.nn.Module):
         topk = 2

@@ -317,7 +317,7 @@ class ThroughputCallback(Callback):
 
     def _routing(self, host: Host, plan: Optional[Plan], place: Place) -> tuple[Optional[Routing], Optional[Plan]]:
         """What the routers count, and the plan that prices it: where no expert drops anything, that is the plan as it was."""
-        if plan is None or host.model is None or not expert_layers(plan):
+        if plan is None or host.model is None or not expert_layers(plan) or _is_captured(model_of(host.config)):
             return None, plan
         found = find_routing(host.model, plan, place)
         factor = get(model_of(host.config), "moe_expert_capacity_factor")
@@ -581,6 +581,12 @@ class ThroughputCallback(Callback):
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+def _is_captured(model: Any) -> bool:
+    """Whether CUDA graphs may hold the routers, whose hooks run once, when they are captured."""
+    flags = get(model, "enable_cuda_graph") or get(model, "external_cuda_graph")
+    return bool(flags) or get(model, "cuda_graph_impl") not in (None, "none")
 
 
 #: Schedules that give every context rank sequences of its own.
