@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bridge.metrics.spans import DATA, span
+
 Observer = Callable[[Any, int], None]
 """Called with a batch and the nanoseconds that its loader took."""
 
@@ -28,6 +30,15 @@ def observed(data: Any, observer: Observer) -> Any:
     if not any(hasattr(kind, name) for name in ("__next__", "__iter__", "__getitem__")):
         raise TypeError(f"observe() takes an iterator or an iterable, not a {kind.__name__}")
     return _proxy_class(kind)(data, observer)  # type: ignore[arg-type]  # a class is hashable
+
+
+#: Nanoseconds that loaders took in this process.
+_waited = [0]
+
+
+def waited_seconds() -> float:
+    """How long this process has waited for the batches that passed."""
+    return _waited[0] / 1e9
 
 
 def are_chunks(data: Any) -> bool:
@@ -69,8 +80,11 @@ class _Proxy:
 
     def _tell(self, take: Callable[[], Any]) -> Any:
         start = time.perf_counter_ns()
-        batch = take()
-        self.__observer(batch, time.perf_counter_ns() - start)
+        with span(DATA):
+            batch = take()
+        waited = time.perf_counter_ns() - start
+        _waited[0] += waited
+        self.__observer(batch, waited)
         return batch
 
     def _pass(self) -> Any:

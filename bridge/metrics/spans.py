@@ -1,0 +1,315 @@
+"""Stretches of a step that lie inside each other, each counted without what lies in it: so their sum is the whole.
+
+The names are those that megatron-core gives to ``config.timers``; beside them ``data`` (the next batch is fetched) and
+``wait`` (``torch.distributed`` waits for other ranks: every blocking collective does so in ``Work.wait``).  A name belongs to
+a :class:`Phase`, and so does a wait, by the phase it is in.
+
+Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream, which
+nobody waits for: a step is read when the device is through with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import wraps
+from typing import Any, Optional
+
+from bridge.metrics.timing import Clock
+
+
+class Phase(Enum):
+    """What a rank does."""
+
+    SCHEDULE = "schedule"
+    COMPUTE = "compute"
+    DATA = "data"
+    PIPELINE = "pipeline"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer"
+    COMPUTE_WAIT = "compute_wait"
+    GRADIENTS_WAIT = "gradients_wait"
+    OTHER_WAIT = "other_wait"
+
+
+FORWARD, BACKWARD, DATA, WAIT, OPTIMIZER = "forward-compute", "backward-compute", "data", "wait", "optimizer"
+
+_P2P = (
+    *("forward-recv", "forward-send", "backward-recv", "backward-send"),
+    *("forward-send-backward-recv", "backward-send-forward-recv", "forward-send-forward-recv"),
+    *("backward-send-backward-recv", "forward-backward-send-forward-backward-recv"),
+)
+PHASES = {
+    "forward-backward": Phase.SCHEDULE,
+    FORWARD: Phase.COMPUTE,
+    BACKWARD: Phase.COMPUTE,
+    DATA: Phase.DATA,
+    OPTIMIZER: Phase.OPTIMIZER,
+    **dict.fromkeys(_P2P, Phase.PIPELINE),
+    **dict.fromkeys(("all-grads-sync", "non-tensor-parallel-grads-all-reduce", "params-all-gather"), Phase.GRADIENTS),
+}
+"""The names that are spans; others are part of what they lie in."""
+
+WAITS = {
+    Phase.COMPUTE: Phase.COMPUTE_WAIT,
+    Phase.GRADIENTS: Phase.GRADIENTS_WAIT,
+    Phase.PIPELINE: Phase.PIPELINE,
+    Phase.DATA: Phase.DATA,
+}
+"""What a wait is, by the phase it is in; anywhere else it is one of :attr:`Phase.OTHER_WAIT`."""
+
+
+@dataclass
+class Step:
+    """The seconds of one step of this rank.
+
+    Attributes:
+        whole: from the end of the step before, without pauses.
+        seconds: by phase, without what lies inside.
+        sampled: whether every wait was seen; in other steps those inside forward and backward passes are part of these.
+        waits: (phase, seconds) of each wait in the order of the calls, of a sampled step.
+        passes: seconds of each forward and each backward pass in order, with all that lies inside, of a sampled step.
+    """
+
+    whole: float = 0.0
+    seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))
+    sampled: bool = False
+    waits: list[tuple[Phase, float]] = field(default_factory=list)
+    passes: dict[str, list[float]] = field(default_factory=lambda: {FORWARD: [], BACKWARD: []})
+
+
+#: A span that ended: depth, name, phase, start, end. Those inside come before it.
+_Span = tuple[int, str, Phase, Any, Any]
+
+
+class Spans:
+    """The spans of one rank.
+
+    Args:
+        clock: of the marks.
+        every_wait: whether waits inside passes are seen in every step, rather than in sampled ones.
+    """
+
+    def __init__(self, clock: Clock, *, every_wait: bool = False) -> None:
+        self._clock, self._mark = clock, clock.mark
+        self._every_wait = every_wait
+        self._thread = threading.get_ident()
+        self._running = False
+        self._error: Optional[Exception] = None
+        self._sampled = True
+        self._stack: list[tuple[str, Phase, Any]] = []
+        self._ended: list[_Span] = []
+        self._since: Any = None
+        self._stretches: list[tuple[Any, Any]] = []
+        self._unread: deque[tuple[bool, list[_Span], list[tuple[Any, Any]]]] = deque()
+
+    # ---- in the step ------------------------------------------------------------------------------------------------
+
+    def push(self, name: str) -> None:
+        """Something begins; a name that is no span is left out."""
+        if self._running and (phase := PHASES.get(name)) is not None:
+            self._open(name, phase)
+
+    def pop(self, name: str) -> None:
+        """It ends, and what began inside it and was left by an exception; without its beginning nothing happens."""
+        stack = self._stack
+        if not stack or (stack[-1][0] != name and all(opened != name for opened, _, _ in stack)):
+            return
+        try:
+            end = self._mark()
+        except Exception as error:
+            self._break(error)
+            return
+        while (opened := stack.pop())[0] != name:
+            pass
+        self._ended.append((len(stack), name, opened[1], opened[2], end))
+
+    def _open(self, name: str, phase: Phase) -> None:
+        try:
+            self._stack.append((name, phase, self._mark()))
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        """A clock that fails must not do so in a pass: it is told at the end of the step."""
+        self._running, self._error = False, error
+        self._stack.clear()
+
+    def begin_wait(self) -> bool:
+        """A wait begins, unless it is part of another or of a pass that is not looked into; whether it does."""
+        if not self._running:
+            return False
+        phase = self._stack[-1][1] if self._stack else Phase.SCHEDULE
+        if phase is Phase.COMPUTE and not self._sampled:
+            return False
+        if phase is not Phase.COMPUTE and threading.get_ident() != self._thread:  # backward passes have threads of their own
+            return False
+        if self._stack and self._stack[-1][0] == WAIT:
+            return False
+        self._open(WAIT, WAITS.get(phase, Phase.OTHER_WAIT))
+        return True
+
+    # ---- between steps ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Training goes on. Running already: nothing happens."""
+        if not self._running and self._error is None:
+            self._running, self._since = True, self._mark()
+
+    def pause(self) -> None:
+        """What comes now is no training. Paused already: nothing happens."""
+        if self._running:
+            self._stretches.append((self._since, self._mark()))
+        self._running = False
+        self._stack.clear()
+
+    def end_step(self) -> None:
+        """A step is over.
+
+        Raises:
+            Exception: what the clock has raised in it.
+        """
+        if self._error is not None:
+            raise self._error
+        if running := self._running:
+            self.pause()
+            self._unread.append((self._sampled, self._ended, self._stretches))
+            self._running, self._since = running, self._stretches[-1][1]
+        self._ended, self._stretches = [], []
+        self._sampled = self._every_wait
+
+    def sample(self) -> None:
+        """Of the step that comes now every wait is seen."""
+        self._sampled = True
+
+    def steps(self) -> Iterator[Step]:
+        """The steps that the device is through with, once each."""
+        while self._unread:
+            sampled, spans, stretches = self._unread[0]
+            if not self._clock.reached(stretches[-1][1]):
+                return
+            self._unread.popleft()
+            yield self._read(sampled, spans, stretches)
+
+    def _read(self, sampled: bool, spans: list[_Span], stretches: list[tuple[Any, Any]]) -> Step:
+        step = Step(sum(self._clock.seconds(start, end) for start, end in stretches), sampled=sampled)
+        inside: dict[int, float] = {}
+        for depth, name, phase, start, end in spans:
+            whole = self._clock.seconds(start, end)
+            step.seconds[phase] += whole - inside.pop(depth + 1, 0.0)
+            inside[depth] = inside.get(depth, 0.0) + whole
+            if sampled and name == WAIT:
+                step.waits.append((phase, whole))
+            elif sampled and name in step.passes:
+                step.passes[name].append(whole)
+        return step
+
+
+# ---- who marks ------------------------------------------------------------------------------------------------------
+
+_listening: Optional[Spans] = None
+"""Who is told of waits and of batches: the spans of the training that this process runs."""
+
+
+@contextmanager
+def span(name: str) -> Iterator[None]:
+    """Mark what happens inside as a span of the training that runs, if there is one."""
+    spans = _listening
+    if spans is None:
+        yield
+        return
+    spans.push(name)
+    try:
+        yield
+    finally:
+        spans.pop(name)
+
+
+def listen(spans: Optional[Spans]) -> None:
+    """From now on tell these spans of waits and of batches; None: nobody. ``Work.wait`` is replaced once, on first use."""
+    global _listening
+    _listening = spans
+    if spans is not None:
+        _see_waits()
+
+
+def listening() -> Optional[Spans]:
+    """Who is told."""
+    return _listening
+
+
+def _see_waits() -> None:
+    import torch
+
+    if not torch.distributed.is_available():
+        return
+    work = torch._C._distributed_c10d.Work
+    wait = work.wait
+    if hasattr(wait, "__wrapped__"):
+        return
+
+    @wraps(wait)
+    def seen(self: Any, *arguments: Any, **options: Any) -> Any:
+        spans = _listening
+        if spans is None or not spans.begin_wait():
+            return wait(self, *arguments, **options)
+        try:
+            return wait(self, *arguments, **options)
+        finally:
+            spans.pop(WAIT)
+
+    seen.__wrapped__ = wait  # type: ignore[attr-defined]  # `wraps` cannot read a built-in's attributes on every version
+    work.wait = seen
+
+
+class Timers:
+    """What megatron-core calls as ``config.timers``: ``timers(name, log_level=k).start(); ... .stop()``.
+
+    ``barrier=True`` is not followed: a barrier would make every rank wait for the slowest, which is what is to be measured.
+
+    Args:
+        spans: told of starts and stops.
+        inner: the loop's own timers, which go on as before.
+    """
+
+    def __init__(self, spans: Spans, inner: Optional[Callable[..., Any]] = None) -> None:
+        self.spans, self.inner = spans, inner
+        self._marks: dict[str, _Mark] = {}
+
+    def __call__(self, name: str, log_level: Optional[int] = None) -> Any:
+        inner = self.inner(name, log_level=log_level) if self.inner is not None else None
+        mark = self._marks.get(name)
+        if mark is None or mark.inner is not inner:
+            mark = self._marks[name] = _Mark(self.spans, name, inner)
+        return mark
+
+    def __getattr__(self, name: str) -> Any:
+        if (inner := self.__dict__.get("inner")) is None:
+            raise AttributeError(name)
+        return getattr(inner, name)
+
+
+class _Mark:
+    """One name of :class:`Timers`."""
+
+    def __init__(self, spans: Spans, name: str, inner: Any) -> None:
+        self.spans, self.name, self.inner = spans, name, inner
+
+    def start(self, barrier: bool = False) -> None:
+        if self.inner is not None:
+            self.inner.start(barrier=barrier)
+        self.spans.push(self.name)
+
+    def stop(self, barrier: bool = False) -> None:
+        self.spans.pop(self.name)
+        if self.inner is not None:
+            self.inner.stop(barrier=barrier)
+
+    def __getattr__(self, name: str) -> Any:
+        if (inner := self.__dict__.get("inner")) is None:
+            raise AttributeError(name)
+        return getattr(inner, name)

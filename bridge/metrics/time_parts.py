@@ -1,0 +1,305 @@
+"""The seconds of a step as parts that add up to it: what the work takes at the peak, and everything that comes on top.
+
+Each rank sends sums of its spans (:class:`RankTimes`), every number a mean over the ranks in the end, as MFU is.  Two things
+cannot be seen on a rank alone:
+
+- A collective ends for all ranks at about the same time, so of the time that a rank spends in one, the least over the ranks is
+  communication and the rest is waiting for the last one.  That needs each collective beside the same one of the other ranks:
+  of one step in an interval, the sample.  Ranks of one pipeline stage make the same calls.
+- What a pipeline stage waits is the schedule's bubble, an imbalance of the stages, or transfer.  The passes of the sample are
+  replayed without transfers (:mod:`bridge.metrics.pipeline_replay`); what was waited beyond that is transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Optional
+
+from bridge.metrics.pipeline_replay import Durations, Replay, arranged, replay
+from bridge.metrics.spans import BACKWARD, FORWARD, Phase, Step
+
+PARTS = {
+    "ideal": "the counted FLOPs at the device's peak; over the step time this is the MFU",
+    "padding": "the linear layers' FLOPs on padded positions, at the peak",
+    "recompute": "forward passes that run again, at the peak",
+    "kernels": "what forward and backward passes take beyond these",
+    "compute": "forward and backward passes; where no peak is known, instead of the four above",
+    "imbalance": "waiting for a slower rank, or a slower pipeline stage",
+    "bubble": "waiting that the pipeline's schedule makes, with equal stages",
+    "communication": "transfers between ranks that are not hidden by compute",
+    "optimizer": "the optimizer's step without its waits",
+    "data": "waiting for the next batch",
+    "host": "the rest: Python, launches, logging",
+}
+"""The parts of a step in the order of a waterfall, and what they mean."""
+
+#: Passes of a chunk, and waits by phase, that are told apart in the sample; of more, neighbours are taken together.
+PASSES_KEPT = 16
+WAITS_KEPT = {Phase.COMPUTE_WAIT: 256, Phase.GRADIENTS_WAIT: 48, Phase.OTHER_WAIT: 16}
+#: Integers of a stage: of each phase how many waits there were, how many times -1, and the waits.
+_WIDTH = sum(2 + kept for kept in WAITS_KEPT.values())
+#: A wait of no rank of a stage.
+_NEVER = 1 << 62
+_SUMS = (Phase.COMPUTE, Phase.DATA, Phase.PIPELINE, Phase.OPTIMIZER, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHER_WAIT)
+_SAMPLED = (Phase.PIPELINE, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHER_WAIT)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the entries of all ranks' times are; equal on every rank.
+
+    Attributes:
+        stages: pipeline stages.
+        chunks: model chunks of a stage.
+    """
+
+    stages: int = 1
+    chunks: int = 1
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Names of the summed integers, nanoseconds but for the counts."""
+        return (
+            "time_steps",
+            "time_whole_ns",
+            *(f"time_{phase.value}_ns" for phase in _SUMS),
+            *(f"time_sample_{phase.value}_ns" for phase in _SAMPLED),
+            *(name for stage in range(self.stages if self.stages > 1 else 0) for name in self._of_stage(stage)),
+        )
+
+    def _of_stage(self, stage: int) -> Iterable[str]:
+        yield f"time_sampled[{stage}]"
+        yield from (f"time_{way}_ns[{stage},{i}]" for way in ("forward", "backward") for i in range(self.passes))
+
+    @property
+    def passes(self) -> int:
+        """Entries for the forward passes of a stage."""
+        return PASSES_KEPT * self.chunks
+
+    @property
+    def minima(self) -> int:
+        """How many integers there are of which the least over all ranks is wanted."""
+        return self.stages * _WIDTH
+
+    def is_mutual(self, phase: Phase) -> bool:
+        """Whether all ranks of a stage wait together in this phase, collective by collective."""
+        return phase in (Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT) or (phase is Phase.OTHER_WAIT and self.stages == 1)
+
+
+class RankTimes:
+    """What one rank sends of its steps since the last time.
+
+    Args:
+        shape: of all ranks' entries.
+        stage: where this rank stands.
+    """
+
+    def __init__(self, shape: Shape, stage: int = 0) -> None:
+        self.shape, self.stage = shape, stage
+        self._steps: list[Step] = []
+        self.micro_batches = 0
+        """Of the newest sample, as this rank ran it."""
+
+    def add(self, steps: Iterable[Step]) -> None:
+        """Steps that are read."""
+        self._steps += steps
+
+    def take(self) -> Optional[tuple[list[int], list[int]]]:
+        """The integers to sum and those to find the least of; None without a sample."""
+        steps, self._steps = self._steps, []
+        sample = next((step for step in reversed(steps) if step.sampled), None)
+        if sample is None:
+            self._steps = steps
+            return None
+        sums = [len(steps), _ns(sum(step.whole for step in steps)), *(_ns(value) for value in _totals(steps, sample))]
+        sums += [_ns(sample.seconds[phase]) for phase in _SAMPLED]
+        if self.shape.stages > 1:
+            sums += self._passes(sample)
+        return sums, self._minima(sample)
+
+    def _passes(self, sample: Step) -> list[int]:
+        forward, backward = sample.passes[FORWARD], sample.passes[BACKWARD]
+        chunks, passes = self.shape.chunks, self.shape.passes
+        others = [0] * (1 + 2 * passes)
+        try:
+            times = arranged(self.stage, self.shape.stages, chunks, forward, backward)
+        except ValueError:
+            own = others
+        else:
+            self.micro_batches = len(forward) // chunks
+            own = [1, *(_ns(value) for way in (True, False) for chunk in range(chunks) for value in _folded(times[way, chunk]))]
+        return [value for stage in range(self.shape.stages) for value in (own if stage == self.stage else others)]
+
+    def _minima(self, sample: Step) -> list[int]:
+        own: list[int] = []
+        for phase, kept in WAITS_KEPT.items():
+            waits = [seconds for one, seconds in sample.waits if one is phase and self.shape.is_mutual(phase)]
+            together = (_ns(sum(waits[_stretch(slot, len(waits), kept)])) for slot in range(kept))
+            own += [len(waits), -len(waits), *together]
+        others = [_NEVER] * _WIDTH
+        return [value for stage in range(self.shape.stages) for value in (own if stage == self.stage else others)]
+
+
+def _totals(steps: Sequence[Step], sample: Step) -> list[float]:
+    """Sums over the steps, in the order of ``_SUMS``; waits inside passes that were not looked into: as in the sample."""
+    sums = {phase: sum(step.seconds[phase] for step in steps) for phase in Phase}
+    looked_into = [step for step in steps if step.sampled]
+    passes = sample.seconds[Phase.COMPUTE] + sample.seconds[Phase.COMPUTE_WAIT]
+    if len(looked_into) < len(steps) and passes > 0:
+        hidden = sum(step.seconds[Phase.COMPUTE] for step in steps if not step.sampled)
+        hidden *= sample.seconds[Phase.COMPUTE_WAIT] / passes
+        sums[Phase.COMPUTE] -= hidden
+        sums[Phase.COMPUTE_WAIT] += hidden
+    return [sums[phase] for phase in _SUMS]
+
+
+def _ns(seconds: float) -> int:
+    return max(0, round(1e9 * seconds))
+
+
+def _folded(values: Sequence[float]) -> list[float]:
+    """Means of neighbours, ``PASSES_KEPT`` of them."""
+    return [sum(part) / len(part) if (part := values[_stretch(i, len(values), PASSES_KEPT)]) else 0.0 for i in range(PASSES_KEPT)]
+
+
+def _unfolded(values: Sequence[float], count: int) -> list[float]:
+    slots = [0] * count
+    for slot in range(PASSES_KEPT):
+        stretch = _stretch(slot, count, PASSES_KEPT)
+        slots[stretch] = [slot] * (stretch.stop - stretch.start)
+    return [values[slot] for slot in slots]
+
+
+def _stretch(slot: int, count: int, slots: int) -> slice:
+    """Which of ``count`` values share a slot; one each where there are slots enough."""
+    if count <= slots:
+        return slice(min(slot, count), min(slot + 1, count))
+    return slice(slot * count // slots, (slot + 1) * count // slots)
+
+
+# ---- over all ranks -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Seconds a step, mean over the ranks.
+
+    Attributes:
+        step: from end to end of the rank's own steps.
+        compute: forward and backward passes without what they wait for.
+        imbalance, bubble, communication, optimizer, data: see ``PARTS``.
+    """
+
+    step: float
+    compute: float
+    imbalance: float = 0.0
+    bubble: float = 0.0
+    communication: float = 0.0
+    optimizer: float = 0.0
+    data: float = 0.0
+
+
+def measured(shape: Shape, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> Optional[Measured]:
+    """What all ranks sent; None where a rank sent nothing.
+
+    Args:
+        shape: of the entries.
+        own: what this rank sent.
+        sums: over all ranks.
+        minima: the least over all ranks.
+        world_size: ranks.
+    """
+    entry = dict(zip(shape.entries, sums, strict=True))
+    steps = entry["time_steps"]
+    if steps < world_size:
+        return None
+    mean = {phase: entry[f"time_{phase.value}_ns"] / steps / 1e9 for phase in _SUMS}
+    sample = {phase: entry[f"time_sample_{phase.value}_ns"] / world_size / 1e9 for phase in _SAMPLED}
+    imbalance = communication = bubble = 0.0
+    for phase in filter(shape.is_mutual, WAITS_KEPT):
+        least = _least(shape, phase, minima)
+        transfer = mean[phase] if least is None else mean[phase] * min(1.0, _ratio(least, sample[phase]))
+        communication += transfer
+        imbalance += mean[phase] - transfer
+    if shape.stages > 1:
+        idle = mean[Phase.PIPELINE] + mean[Phase.OTHER_WAIT]
+        found = _replayed(shape, own, entry)
+        waited = sample[Phase.PIPELINE] + sample[Phase.OTHER_WAIT]
+        explained = found.bubble + found.imbalance if found else 0.0
+        scale = idle / max(waited, explained) if found and explained > 0 else 0.0
+        bubble = found.bubble * scale if found else 0.0
+        uneven = found.imbalance * scale if found else 0.0
+        imbalance += uneven
+        communication += idle - bubble - uneven
+    return Measured(
+        step=entry["time_whole_ns"] / steps / 1e9,
+        compute=mean[Phase.COMPUTE],
+        imbalance=imbalance,
+        bubble=bubble,
+        communication=communication,
+        optimizer=mean[Phase.OPTIMIZER],
+        data=mean[Phase.DATA],
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> Optional[float]:
+    """Seconds of a step's collectives without waiting, mean over the stages; None where ranks of a stage differ."""
+    before = sum(2 + kept for _, kept in takewhile(lambda item: item[0] is not phase, WAITS_KEPT.items()))
+    found = 0.0
+    for stage in range(shape.stages):
+        start = stage * _WIDTH + before
+        fewest, most, *waits = minima[start : start + 2 + WAITS_KEPT[phase]]
+        if fewest != -most:
+            return None
+        found += sum(waits) / 1e9 / shape.stages
+    return found
+
+
+def _replayed(shape: Shape, own: RankTimes, entry: Mapping[str, int]) -> Optional[Replay]:
+    """The pipeline without transfers, of the mean times of each stage's ranks; None if not all stages sent theirs."""
+    count = own.micro_batches
+    durations: list[Durations] = []
+    for stage in range(shape.stages):
+        ranks = entry[f"time_sampled[{stage}]"]
+        if not ranks or not count:
+            return None
+        times: dict[tuple[bool, int], list[float]] = {}
+        for way, name in ((True, "forward"), (False, "backward")):
+            values = [entry[f"time_{name}_ns[{stage},{i}]"] / ranks / 1e9 for i in range(shape.passes)]
+            for chunk in range(shape.chunks):
+                times[way, chunk] = _unfolded(values[chunk * PASSES_KEPT : (chunk + 1) * PASSES_KEPT], count)
+        durations.append(times)
+    return replay(durations)
+
+
+def time_parts(
+    step_time: float,
+    found: Measured,
+    *,
+    ideal: Optional[float] = None,
+    padding: Optional[float] = None,
+    recompute: Optional[float] = None,
+) -> dict[str, float]:
+    """Seconds of each of ``PARTS``, which add up to ``step_time``; empty without a length of time.
+
+    Args:
+        step_time: seconds, mean over the steps, of the rank that reports. Its steps are as long as the mean rank's but for
+            when the first and the last of them began: so the mean rank's parts are stretched to it.
+        found: what the ranks measured.
+        ideal, padding, recompute: seconds of their FLOPs at the peak; None: not known, and part of what is left.
+    """
+    if not step_time > 0 or not found.step > 0:
+        return {}
+    at_peak = {"ideal": ideal, "padding": padding, "recompute": recompute}
+    known = {name: value for name, value in at_peak.items() if value is not None} if ideal is not None else {}
+    seen = ("imbalance", "bubble", "communication", "optimizer", "data")
+    parts = {name: getattr(found, name) * step_time / found.step for name in ("compute", *seen)}
+    beyond = parts.pop("compute") - sum(known.values())
+    parts = {**known, "kernels" if known else "compute": beyond, **parts}
+    return {**parts, "host": step_time - sum(parts.values())}
