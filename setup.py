@@ -9,6 +9,15 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "bridge/__init__.py").read_text()).group(1)
 README = ROOT / "README.md"
 
+MLFLOW = ["mlflow-skinny", "sqlalchemy", "alembic"]
+#: One file each in bridge/metrics/trackers.
+TRACKERS = {
+    "opentelemetry": ["opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"],
+    "prometheus": ["prometheus-client"],
+    "swanlab": ["swanlab"],
+    "trackio": ["trackio"],
+}
+
 setup(
     name="bridge-flops",
     version=VERSION,
@@ -33,7 +42,9 @@ setup(
         "explorer": ["gradio", "plotly"],
         "dashboard": ["wandb-workspaces"],
         "tensorboard": ["tensorboard"],
-        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
+        "mlflow": MLFLOW,
+        **TRACKERS,
+        "all-trackers": ["tensorboard", *MLFLOW, *(package for packages in TRACKERS.values() for package in packages)],
         "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow", "pillow", "nvidia-ml-py"],
         "test": [
             "pytest",

@@ -11,26 +11,35 @@ from typing import Any
 from bridge.flops.shapes import ConfigError
 
 
-def instantiate(spec: Mapping[str, Any], option: str = "callbacks") -> Any:
+def instantiate(spec: Mapping[str, Any], option: str = "callbacks", **given: Any) -> Any:
     """Import ``spec["_target_"]`` and call it with the other entries as keyword arguments.
 
     Args:
         spec: for example ``{"_target_": "bridge.training.callbacks.ThroughputCallback", "convention": "exact"}``.
         option: how an error calls the place of the spec in the recipe.
+        given: further arguments, that no recipe has to write.
 
     Raises:
         ConfigError: the target cannot be imported or does not take these arguments.
     """
+    target, arguments = find_target(spec, option)
+    _check_arguments(target, spec["_target_"], {**arguments, **given}, option)
+    try:
+        return target(**arguments, **given)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{option}: {spec['_target_']}: {error}") from error
+
+
+def find_target(spec: Mapping[str, Any], option: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a spec names, and the arguments it writes.
+
+    Raises:
+        ConfigError: it is no spec, or its target cannot be imported.
+    """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
         raise ConfigError(f"{option}={spec!r} must be a mapping with `_target_` (an import path) and arguments")
-    name = spec["_target_"]
-    arguments = {key: value for key, value in spec.items() if key != "_target_"}
-    target = _import(name, option)
-    _check_arguments(target, name, arguments, option)
-    try:
-        return target(**arguments)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{option}: {name}: {error}") from error
+    arguments = {str(key): value for key, value in spec.items() if key != "_target_"}
+    return _import(spec["_target_"], option), arguments
 
 
 def _import(name: str, option: str) -> Callable[..., Any]:

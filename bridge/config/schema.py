@@ -255,6 +255,8 @@ class LoggerConfig:
     """``https://...`` or ``sqlite:///...``. Unset: MLflow's own setting."""
     mlflow_tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run."""
+    trackers: list[Any] = field(default_factory=list)
+    """Further trackers: mappings with ``_target_`` (an import path) and its options, see docs/callback.md."""
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,8 @@ from bridge.metrics.trackers.tracker import quietly
 
 #: Seconds that the end of a run waits for a tracker to write or upload what is left.
 CLOSE_TIMEOUT = 60.0
+#: Calls that may wait for a slow receiver; more are dropped.
+MOST_WAITING = 10_000
 
 
 class BackgroundTracker:
@@ -34,7 +36,8 @@ class BackgroundTracker:
     def _put(self, call: Callable[[], Any]) -> None:
         if self._error is not None:
             raise self._error
-        self._calls.put(call)
+        if self._calls.qsize() < MOST_WAITING:
+            self._calls.put(call)
 
     def close(self) -> None:
         """Waits for the thread, but not longer than ``CLOSE_TIMEOUT``."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
 
+from bridge.config.instantiate import find_target, instantiate
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers.jsonl import JsonlTracker
 from bridge.metrics.trackers.mlflow import MlflowTracker
@@ -103,13 +104,22 @@ def check_installed(logger_config: Any) -> None:
                 f"logger.{kind.option}={value} needs {kind.package}, which is not installed; "
                 f"pip install 'bridge-flops[{kind.extra}]', or set logger.{kind.option}=null"
             )
+    for number, spec in enumerate(getattr(logger_config, "trackers", ())):
+        option = f"logger.trackers[{number}]"
+        target, _ = find_target(spec, option)
+        package = getattr(target, "package", None)
+        if package and not is_installed(package):
+            raise ConfigError(
+                f"{option} needs {package}, which is not installed; pip install 'bridge-flops[{getattr(target, 'extra', '')}]', "
+                "or take it out of the list"
+            )
 
 
 def is_installed(package: str) -> bool:
     """Whether a package could be imported; it is not."""
     try:
         return find_spec(package) is not None
-    except ValueError:  # something else has marked it as missing
+    except (ValueError, ImportError):  # something else has marked it as missing
         return False
 
 
@@ -146,4 +156,10 @@ def open_trackers(
                 first_line(error),
                 kind.option,
             )
+    for number, spec in enumerate(getattr(logger_config, "trackers", ())):
+        option = f"logger.trackers[{number}]"
+        try:
+            trackers.append(instantiate(spec, option, start=start))
+        except (ImportError, OSError) as error:
+            logger.warning("%s cannot start: %s. Training goes on without it.", option, first_line(error))
     return Trackers(trackers, run_id=start.run_id if trackers else None)

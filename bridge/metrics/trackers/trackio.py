@@ -1,0 +1,69 @@
+"""Trackio: a run in a local database, or in a space of Hugging Face.
+
+In a recipe::
+
+    logger:
+      trackers:
+        - _target_: bridge.metrics.trackers.trackio.TrackioTracker
+          project: bridge
+
+A token belongs into ``HF_TOKEN``, not into the configuration.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Optional
+
+from bridge.metrics.trackers.background import BackgroundTracker
+from bridge.metrics.trackers.opening import Start
+from bridge.metrics.trackers.plain import plain
+from bridge.metrics.trackers.secrets import without_secrets
+from bridge.metrics.trackers.tracker import Metrics
+
+
+class TrackioTracker(BackgroundTracker):
+    """A Trackio run, continued under its name after a restart.
+
+    Args:
+        start: of the run.
+        project: its name.
+        space_id: of a space that shows it; None: this machine alone. Where the database is says ``TRACKIO_DIR``.
+    """
+
+    service, package, extra = "Trackio", "trackio", "trackio"
+
+    def __init__(self, start: Start, project: str = "bridge", space_id: Optional[str] = None) -> None:
+        self._start, self._project, self._space = start, project, space_id
+        super().__init__()
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        row = plain(metrics)
+        self._put(lambda: self._run.log(row, step=step))
+
+    def summary(self, facts: Metrics) -> None:
+        """Trackio keeps a configuration with the first row and no summary: results are those of the last row."""
+        texts = without_secrets(plain(facts))
+        self._put(lambda: self._run.config.update(texts))
+
+    def how_to_look(self) -> list[str]:
+        return [f"Trackio: trackio show --project {shlex.quote(self._project)}"]
+
+    # In the tracker's own thread.
+
+    def _open(self) -> None:
+        import trackio
+
+        self._run: Any = trackio.init(
+            project=self._project,
+            name=f"{self._start.name}-{self._start.run_id}",
+            space_id=self._space,
+            config=without_secrets(plain(self._start.config or {})),
+            resume="allow",
+            embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
+        )
+
+    def _finish(self) -> None:
+        self._run.finish()
