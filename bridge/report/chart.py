@@ -58,7 +58,7 @@ def fill(panel: Panel, run: Run) -> Optional[Chart]:
     labels = panel.among(run.names())
     steps: list[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
-    if panel.adds_up:  # the parts come together in a row, or not at all
+    if panel.adds_up and any(None in column for column in columns):  # the parts come together in a row, or not at all
         whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
         steps, columns = _rows(steps, whole), [_rows(column, whole) for column in columns]
     if not labels or not steps:

@@ -61,8 +61,8 @@ def present(run: Run, key: str) -> list[Any]:
 
 
 def _results(run: Run) -> Iterator[Fact]:
-    last = run.rows[-1]["step"]
-    yield Fact("Last step", f"{last:,}", f"{len(run.rows):,} log points, {run.kind}")
+    last = run.steps[-1]
+    yield Fact("Last step", f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")
     for key, label, unit in (
         ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),

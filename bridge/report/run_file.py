@@ -6,14 +6,16 @@ protobuf records) is read here with bounds on every length, so that readers need
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 from bridge.flops import ConfigError
 from bridge.metrics.keys import PREFIX
@@ -29,11 +31,12 @@ Row = dict[str, Any]
 
 @dataclass
 class Run:
-    """A run's rows by step, its facts, and what of the file could not be read.
+    """A run's numbers by key and step, its facts, and what of the file could not be read.
 
     Attributes:
-        rows: numbers by key, in rising order of ``step``; rows of one step are one.
         kind: what the file was.
+        steps: in rising order; numbers of one step are one row.
+        columns: numbers by key, one a step, None where a step has none.
         skipped: lines or records that were damaged.
         torn: the file ends in the middle of a row, as a killed run's may.
         facts: constants and results, by name; any JSON values.
@@ -41,19 +44,40 @@ class Run:
     """
 
     kind: str
-    rows: list[Row] = field(default_factory=list)
+    steps: Sequence[Any] = ()
+    columns: dict[str, Sequence[Any]] = field(default_factory=dict)
     skipped: int = 0
     torn: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     name: str = ""
 
-    def series(self, key: str) -> list[Any]:
+    def series(self, key: str) -> Sequence[Any]:
         """The values of a key, None where a row has none."""
-        return [row.get(key) for row in self.rows]
+        return self.steps if key == "step" else self.columns.get(key) or [None] * len(self.steps)
 
     def names(self) -> list[str]:
         """All keys but the step, in the order they first come."""
-        return [key for key in dict.fromkeys(key for row in self.rows for key in row) if key != "step"]
+        return list(self.columns)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The same by row: for what is short."""
+        rows: list[Row] = [{"step": step} for step in self.steps]
+        for key, column in self.columns.items():
+            for row, value in zip(rows, column, strict=True):
+                if value is not None:
+                    row[key] = value
+        return rows
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Rows in any order; later ones of a step add to it, and replace."""
+        by_step: dict[float, Row] = {}
+        for row in rows:
+            by_step.setdefault(row["step"], {}).update(row)
+        self.steps = sorted(by_step)
+        ordered = [by_step[step] for step in self.steps]
+        names = dict.fromkeys(key for row in ordered for key in row if key != "step")
+        self.columns = {name: [row.get(name) for row in ordered] for name in names}
 
 
 def read_run(path: str | Path, *, bounded: bool = True) -> Run:
@@ -71,38 +95,51 @@ def read_run(path: str | Path, *, bounded: bool = True) -> Run:
         size = file.stat().st_size
         if bounded and size > MAX_BYTES:
             raise ConfigError(f"{file.name} has {size / 2**20:.0f} MiB; the page reads runs of up to {MAX_BYTES // 2**20} MiB")
-        data = file.read_bytes()
+        with open(file, "rb") as opened:
+            run = _read(opened, MAX_ROWS if bounded else math.inf)
+            _leave_ours(run)
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from None
-    run, rows = _wandb(data) if data.startswith(_WANDB_MAGIC) else _jsonl(data)
-    _collect(run, rows, MAX_ROWS if bounded else math.inf)
-    if not run.rows:
+    if not run.steps:
         raise ConfigError(
             f"{file.name} holds no rows of metrics (yet?); name a run's metrics.jsonl, or the run-*.wandb file of an offline run"
         )
     return run
 
 
-def _collect(run: Run, found: Iterator[Any], most: float) -> None:
-    """Rows of one step together, in rising order of steps."""
-    rows: dict[float, Row] = {}
-    for i, row in enumerate(found):
-        if i >= most:
-            raise ConfigError(f"the file has more than {most:,} rows; thin it out first")
-        numbers = _numbers(row)
-        if numbers is None:
-            run.skipped += 1
-        else:
-            rows.setdefault(numbers["step"], {}).update(numbers)
-    run.rows = [rows[step] for step in sorted(rows)]
-    if any(name.startswith(PREFIX) for row in run.rows for name in row):
-        run.rows = [_ours(row) for row in run.rows]
+def _read(file: BinaryIO, most: float) -> Run:
+    begin = file.read(len(_WANDB_MAGIC))
+    file.seek(0)
+    if begin == _WANDB_MAGIC:
+        run, found = _wandb(file.read())
+        rows = [numbers for row in found if (numbers := _kept(run, row)) is not None]
+        _check_rows(len(rows), most)
+        run.take(rows)
+        return run
+    return _jsonl(file, most)
+
+
+def _check_rows(rows: int, most: float) -> None:
+    if rows > most:
+        raise ConfigError(f"the file has more than {most:,} rows; thin it out first")
+
+
+def _kept(run: Run, row: Any) -> Row | None:
+    """The numbers of a row; one without a step is counted as damaged."""
+    numbers = _numbers(row)
+    run.skipped += numbers is None
+    return numbers
+
+
+def _leave_ours(run: Run) -> None:
+    """In a run of somebody else ours begin with ``bridge/``; what has their names without it is not ours."""
+    if any(name.startswith(PREFIX) for name in run.columns):
+        run.take([_ours(row) for row in run.rows])
         run.facts = _ours(run.facts)
 
 
 def _ours(values: Row) -> Row:
-    """In a run of somebody else ours begin with ``bridge/``; what has their names without it is not ours."""
-    others = {name: value for name, value in values.items() if not name.startswith(PREFIX) and not name.startswith("throughput/")}
+    others = {name: value for name, value in values.items() if not name.startswith((PREFIX, "throughput/"))}
     return others | {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
 
 
@@ -125,18 +162,93 @@ def _is_number(value: Any) -> bool:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def _jsonl(data: bytes) -> tuple[Run, Iterator[Any]]:
-    run = Run("metrics.jsonl")
+#: A number that needs no further look: neither NaN nor too large or small to be drawn.
+_INTEGER = rb"(-?[0-9]{1,200})"
+_DECIMAL = rb"(-?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][-+]?[0-9]{1,2})?)"
+#: Forms of lines that are known at once, and lines that are read together.
+_MOST_FORMS, _BLOCK_OF_LINES = 8, 2048
 
-    def rows() -> Iterator[Any]:
-        for line in io.BytesIO(data):  # one at a time: none is kept
+
+class _Form:
+    """Lines that have the same keys, read without a parser: a run repeats few forms many times.
+
+    Args:
+        row: the numbers of the first such line, in its order.
+    """
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.names = tuple(row)
+        self._types = [type(value) for value in row.values()]
+        self.columns: list[Any] = [array("d") if kind is float else [] for kind in self._types]
+        self.places = array("q")
+        numbers = (_INTEGER if kind is int else _DECIMAL for kind in self._types)
+        items = (re.escape(json.dumps(name).encode()) + b": " + number for name, number in zip(self.names, numbers, strict=True))
+        self.match = re.compile(rb"\{" + b", ".join(items) + rb"\}\n").fullmatch
+        self._waiting: list[Any] = []
+
+    def add(self, place: int, numbers: Any) -> None:
+        """A line of this form."""
+        self.places.append(place)
+        self._waiting.append(numbers)
+        if len(self._waiting) >= _BLOCK_OF_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        for kind, column, texts in zip(self._types, self.columns, zip(*self._waiting, strict=True), strict=False):
+            column.extend(map(kind, texts))
+        self._waiting.clear()
+
+
+def _jsonl(file: BinaryIO, most: float) -> Run:
+    run = Run("metrics.jsonl")
+    forms: list[_Form] = []
+    others: list[tuple[int, Row]] = []
+    place = 0
+    for line in file:
+        for form in forms:
+            if found := form.match(line):
+                form.add(place, found.groups())
+                break
+        else:
+            if not line.strip():
+                continue
             row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
             if row is None and not line.endswith(b"\n"):
                 run.torn = True
-            elif line.strip():
-                yield row
+                continue
+            if (numbers := _kept(run, row)) is None:
+                continue
+            form = _Form(row) if len(forms) < _MOST_FORMS and numbers == row else None
+            if form and (found := form.match(line)):
+                forms.append(form)
+                form.add(place, found.groups())
+            else:
+                others.append((place, numbers))
+        place += 1
+        _check_rows(place, most)
+    _join(run, forms, others, place)
+    return run
 
-    return run, rows()
+
+def _join(run: Run, forms: Sequence[_Form], others: Sequence[tuple[int, Row]], count: int) -> None:
+    """Everything by key and in the order of steps."""
+    for form in forms:
+        form.flush()
+    columns: dict[str, Any] = {}
+    if len(forms) == 1 and not others:
+        columns, forms = dict(zip(forms[0].names, forms[0].columns, strict=True)), []
+    for form in forms:
+        for name, values in zip(form.names, form.columns, strict=True):
+            column = columns.setdefault(name, [None] * count)
+            for place, value in zip(form.places, values, strict=True):
+                column[place] = value
+    for place, row in others:
+        for name, value in row.items():
+            columns.setdefault(name, [None] * count)[place] = value
+    run.steps = columns.pop("step", [])
+    run.columns = columns
+    if any(later <= step for step, later in pairwise(run.steps)):
+        run.take(run.rows)
 
 
 def parse(text: Union[bytes, str]) -> Any:

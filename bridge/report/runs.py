@@ -49,8 +49,8 @@ def _files(given: Path) -> list[Path]:
 
 
 def _continue(run: Run, later: Run) -> None:
-    rows = {row["step"]: row for row in (*run.rows, *later.rows)}
-    run.rows = [rows[step] for step in sorted(rows)]
+    newest = {row["step"]: row for row in (*run.rows, *later.rows)}
+    run.take(newest.values())
     run.facts |= later.facts
     run.skipped += later.skipped
     run.torn = later.torn

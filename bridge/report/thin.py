@@ -18,15 +18,27 @@ def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) 
         columns: the series, one value a row, None where a row has none.
         most: about how many rows to keep.
     """
-    rows = [i for i in range(len(columns[0]) if columns else 0) if any(column[i] is not None for column in columns)]
+    count = len(columns[0]) if columns else 0
+    full = [column for column in columns if None not in column]
+    rows: Sequence[int] = range(count)
+    if not full:
+        rows = [i for i in rows if any(column[i] is not None for column in columns)]
     if len(rows) <= most:
-        return rows
+        return list(rows)
     stretches = max(1, most // (2 * len(columns)))
     chosen = {rows[0], rows[-1]}
     for stretch in range(stretches):
         part = rows[stretch * len(rows) // stretches : (stretch + 1) * len(rows) // stretches]
         for column in columns:
-            there = [(value, i) for i in part if (value := column[i]) is not None]
-            if there:
-                chosen |= {min(there)[1], max(there)[1]}
+            chosen |= _extremes(column, part)
     return sorted(chosen)
+
+
+def _extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int]:
+    """Where the smallest and the largest value of a stretch stand."""
+    if isinstance(part, range):
+        values = column[part.start : part.stop]
+        if None not in values:
+            return {part.start + values.index(extreme(values)) for extreme in (min, max)}  # type: ignore[type-var]
+    there = [(value, i) for i in part if (value := column[i]) is not None]
+    return {min(there)[1], max(there)[1]} if there else set()
