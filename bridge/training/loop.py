@@ -20,10 +20,12 @@ from bridge.config.instantiate import instantiate
 from bridge.config.schema import Config
 from bridge.config.validation import validate, validate_layout
 from bridge.data.loader import open_data
+from bridge.metrics.observed import waited_seconds
 from bridge.training import exit as ending
 from bridge.training.callbacks import CallbackManager, ProgressCallback
 from bridge.training.errors import ConfigError, on_this_rank
 from bridge.training.initialize import Launch, initialize, prepare_libraries, shut_down
+from bridge.training.job_ledger import JobLedger
 
 
 def train(cfg: Config) -> int:
@@ -45,10 +47,13 @@ def _train(cfg: Config, launch: Launch) -> None:
     from bridge.training.run import Run, check_trainable  # megatron-core, which needs the preparation
 
     check_trainable(cfg)
+    ledger = JobLedger(Path(cfg.checkpoint.save or cfg.logger.dir) if launch.rank == 0 else None, waited_seconds)
+    ledger.remember("imported")
     joins = not torch.distributed.is_initialized()
     groups, device = initialize(cfg, launch)
+    ledger.remember("groups")
     with ending.StopSignals() as signals:
-        run = Run(cfg, data, callbacks, groups, device, signals)
+        run = Run(cfg, data, callbacks, groups, device, signals, ledger)
         with on_this_rank():
             run.run()
     shut_down(leave=joins)

@@ -27,25 +27,25 @@ def known_run_id(folder: Path) -> Optional[str]:
     """``WANDB_RUN_ID`` where it is set; else what :func:`remember_run_id` wrote under the same torchrun; None: a new run."""
     if run_id := os.environ.get("WANDB_RUN_ID"):
         return run_id
-    launcher = _launcher()
-    if launcher is None:
+    started_by = launcher()
+    if started_by is None:
         return None
     try:
         before = json.loads((folder / _FILE).read_text())
-        return before["run_id"] if before["launcher"] == launcher else None
+        return before["run_id"] if before["launcher"] == started_by else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def remember_run_id(folder: Path, run_id: Optional[str]) -> None:
     """Keep the id beside the run, for workers that this torchrun may start again; on the rank that writes."""
-    launcher = _launcher()
-    if launcher and run_id:
+    started_by = launcher()
+    if started_by and run_id:
         with contextlib.suppress(OSError):
-            (folder / _FILE).write_text(json.dumps({"launcher": launcher, "run_id": run_id}))
+            (folder / _FILE).write_text(json.dumps({"launcher": started_by, "run_id": run_id}))
 
 
-def _launcher() -> Optional[list[str]]:
+def launcher() -> Optional[list[str]]:
     """torchrun's own process, which outlives its workers; None without torchrun."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     return [socket.gethostname(), str(os.getppid()), job] if job else None

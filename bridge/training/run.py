@@ -40,6 +40,7 @@ from bridge.training.agree import everywhere, gather
 from bridge.training.callbacks import CallbackContext, CallbackManager
 from bridge.training.errors import RunError
 from bridge.training.exit import StopSignals
+from bridge.training.job_ledger import JobLedger
 from bridge.training.lock import JobLock
 from bridge.training.model import build_model, check_trainable, uses_bf16
 from bridge.training.optimizer import build_optimizer, build_scheduler
@@ -83,11 +84,13 @@ class Run:
         groups: Groups,
         device: torch.device,
         signals: StopSignals,
+        ledger: JobLedger,
     ) -> None:
         self.cfg = cfg
         self.data = data
         self.callbacks = callbacks
         self.signals = signals
+        self.ledger = ledger
         self.schedule: BatchSchedule = data.schedule
         number_format = "bf16" if uses_bf16(cfg.model) else "fp32"
         self.state = TrainState(cfg=cfg, groups=groups, device=device, number_format=number_format)
@@ -102,6 +105,8 @@ class Run:
         self._saved_step: Optional[int] = None
         self._previous: Optional[Totals] = None
         self._stops = False
+        self._redone: list[int] = []
+        """Steps to come after which a process before this one was killed: what was lost with it is known there."""
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -121,10 +126,13 @@ class Run:
         self._check_same_text()
         self._resume()
         self._open_trackers()
+        self.ledger.open()
+        self._redone = gather(self.ledger.to_redo(state.step))[0]
         try:
             data = self.callbacks.observe(self._training_data())
             self._set_training(True)
             self._fire("on_train_start")
+            self.ledger.begin(state.step, flops=self._total_flops())
             while state.step < cfg.train.train_iters and not self._stops:
                 self._step(data)
                 if self._due(cfg.train.eval_interval):
@@ -135,12 +143,16 @@ class Run:
                 self._say(f"{self.signals.received or 'a signal on another rank'}: ending after step {state.step}")
             if cfg.checkpoint.save and self._saved_step != state.step:
                 self._save()
+            self.ledger.mark("finishing", step=state.step, flops=self._total_flops())
             self._fire("on_train_end")
+            self._tell_goodput()
         except BaseException:
             self._abandon()
             raise
         finally:
             state.trackers.close()
+            self.ledger.mark("end", step=state.step)
+            self.ledger.close()
 
     def _abandon(self) -> None:
         """The run breaks off: callbacks that have something to publish do so before the trackers are closed."""
@@ -169,6 +181,9 @@ class Run:
         if state.step % cfg.logger.log_interval == 0 or state.step == cfg.train.train_iters:
             self._log(loss_dict, grad_norm)  # before the callbacks, which complete the row and may end it
         self._fire("on_train_step_end", loss_dict=loss_dict, grad_norm=grad_norm, skipped_iter=not updated)
+        self.ledger.beat(state.step)
+        if state.step in self._redone:
+            self.ledger.mark("steps", step=state.step, flops=self._total_flops())
 
     def _due(self, interval: Optional[int]) -> bool:
         return interval is not None and self.state.step % interval == 0
@@ -232,6 +247,7 @@ class Run:
     def _evaluate(self) -> None:
         """``train.eval_iters`` global batches of held-out text, always the same ones; nothing of it is counted."""
         cfg, state = self.cfg, self.state
+        self.ledger.mark("evaluation", step=state.step)
         assert self.data.evaluation is not None
         size = cfg.train.global_batch_size
         data = self._iterators(self.data.evaluation, BatchSchedule(size))
@@ -249,6 +265,7 @@ class Run:
             self._set_training(True)
         if state.groups.writes:
             state.trackers.log({EVALUATION_LOSS: next(iter(losses.values())).item()}, state.step)
+        self.ledger.mark("steps", step=state.step)
 
     def _set_training(self, mode: bool) -> None:
         for chunk in self.model:
@@ -276,6 +293,7 @@ class Run:
     def _save(self) -> None:
         state, cfg = self.state, self.cfg
         assert cfg.checkpoint.save is not None
+        self.ledger.mark("checkpoint", step=state.step)
         self._fire("on_checkpoint_save")
         with self._whole_parameters():
             checkpoint.save(
@@ -296,6 +314,8 @@ class Run:
             )
         self._saved_step = state.step
         self._say(f"step {state.step}  saved to {cfg.checkpoint.save}")
+        self.ledger.mark("steps", step=state.step, flops=self._total_flops())
+        self.ledger.sync()
 
     def _resume(self) -> None:
         """Continue from ``checkpoint.load``, if there is something in it; else begin with the base, if there is one."""
@@ -367,6 +387,17 @@ class Run:
         }
 
     # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _total_flops(self) -> Optional[int]:
+        """Of all steps so far, if a callback counts them; all ranks together."""
+        counters = (callback.total_flops for callback in self.callbacks.callbacks if hasattr(callback, "total_flops"))
+        return next((count() for count in counters), None)
+
+    def _tell_goodput(self) -> None:
+        """What became of the job's time, where the run's other results stand."""
+        job = self.ledger.job()
+        if job is not None and self.state.groups.writes:
+            self.state.trackers.summary(job.metrics())
 
     def _fire(self, event: str, **fields: Any) -> None:
         if not self.callbacks.has_callbacks(event):

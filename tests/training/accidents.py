@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 
 from bridge.training.callbacks import Callback, CallbackContext
@@ -47,3 +48,34 @@ class CutOff(Accident):
 
     def happen(self) -> None:
         subprocess.run(["ip", "link", "set", self.link, "down"], check=True)
+
+
+class KilledInSave(Killed):
+    """While the checkpoint of a step is written."""
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        pass
+
+    def on_checkpoint_save(self, context: CallbackContext) -> None:
+        super().on_train_step_end(context)
+
+
+class Times(Callback):
+    """An independent record of when things happen on the first rank: seconds since 1970, a line each."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def note(self, what: str) -> None:
+        if os.environ.get("RANK") == "0":
+            with open(self.file, "a") as file:
+                file.write(f"{what} {time.time()}\n")
+
+    def on_train_start(self, context: CallbackContext) -> None:
+        self.note("start")
+
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        self.note(f"step{context.state.step}")
+
+    def on_train_end(self, context: CallbackContext) -> None:
+        self.note("end")

@@ -1,0 +1,218 @@
+"""The life of a job, restarts included: its wall time as parts that add up, and what of its work was kept.
+
+A process of the job writes an event at every turn (:mod:`bridge.training.job_ledger`).  What follows an event belongs to one
+part, until the next event; so the parts are the wall time, whatever happened.  A process that is killed writes nothing more:
+its last sign of life ends its part, and what follows is down time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, Optional
+
+Event = Mapping[str, Any]
+"""``event`` (its name), ``time`` (seconds since 1970), and facts."""
+
+PARTS = {
+    "launch": "from the launcher's start to this process",
+    "import": "the interpreter, libraries, configuration and data",
+    "groups": "ranks meet, process groups are made",
+    "load": "the model is built, the checkpoint is read",
+    "first_step": "the first step of each process, with all that is compiled and allocated in it",
+    "productive": "steps that were kept",
+    "data": "of these steps, waiting for batches",
+    "evaluation": "steps on held-out text",
+    "checkpoint": "saving, as far as training waits for it",
+    "lost": "steps that were done again after a restart",
+    "down": "from the last sign of life of one process to the start of the next",
+    "end": "after the last step",
+}
+"""The parts of a job's wall time, and what they mean."""
+
+_FOLLOWS = {
+    "launched": "launch",
+    "process": "import",
+    "imported": "groups",
+    "groups": "load",
+    "training": "first_step",
+    "steps": "productive",
+    "evaluation": "evaluation",
+    "checkpoint": "checkpoint",
+    "finishing": "end",
+    "beat": "down",
+    "end": "down",
+}
+"""What begins with an event."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A job so far.
+
+    Attributes:
+        seconds: by part.
+        processes: how often it was started.
+        steps: the last one that is kept.
+        lost_steps: done again.
+        flops: total of the steps that are kept; None: not known.
+        lost_flops: of the lost steps; None: not known.
+        recoveries: seconds from the last sign of life to the first step afterwards, of each interruption that is over.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    processes: int = 0
+    steps: int = 0
+    lost_steps: int = 0
+    flops: Optional[int] = None
+    lost_flops: Optional[int] = 0
+    recoveries: list[float] = field(default_factory=list)
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the job's launch."""
+        return sum(self.seconds.values())
+
+    @property
+    def interruptions(self) -> int:
+        """How often it was started again."""
+        return max(0, self.processes - 1)
+
+    @property
+    def goodput(self) -> Optional[float]:
+        """Productive over wall time."""
+        return self.seconds["productive"] / self.wall if self.wall > 0 else None
+
+    @property
+    def flops_kept(self) -> Optional[float]:
+        """FLOPs that are kept over all that were done; None: not known."""
+        if not self.flops or self.lost_flops is None:
+            return None
+        return self.flops / (self.flops + self.lost_flops)
+
+    def metrics(self) -> dict[str, float]:
+        """As they are logged; what is not known is left out."""
+        known = {"goodput": self.goodput, "goodput/flops": self.flops_kept}
+        numbers = {f"goodput/seconds/{part}": seconds for part, seconds in self.seconds.items() if seconds}
+        numbers |= {name: value for name, value in known.items() if value is not None}
+        numbers["goodput/interruptions"] = self.interruptions
+        if self.recoveries:
+            numbers["goodput/mean_time_to_recover"] = fmean(self.recoveries)
+        return numbers
+
+
+def job_of(events: Iterable[Event], now: Optional[float] = None) -> Job:
+    """The last job of a ledger.
+
+    Args:
+        events: in the order they were written.
+        now: the present, of a process that lives; None: the last event is the end.
+    """
+    own = _of_last_job(list(events))
+    job = Job(processes=sum(event["event"] == "process" for event in own))
+    if not own:
+        return job
+    spans = _spans(own, now)
+    _lose(job, own, spans)
+    for part, seconds, *_ in spans:
+        job.seconds[part] += seconds
+    totals = _totals(own)
+    job.steps = max((event["step"] for event in _lived(own) if "step" in event), default=0)
+    job.flops = totals.get(max(totals)) if totals else None
+    job.recoveries = _recoveries(own)
+    return job
+
+
+def _of_last_job(events: list[Event]) -> list[Event]:
+    """Events since a process of another launcher began at step 0."""
+    first, launcher, place = 0, None, 0
+    for i, event in enumerate(events):
+        if event["event"] == "process":
+            place = i - 1 if i and events[i - 1]["event"] == "launched" else i
+        if event["event"] == "training":
+            if event["step"] == 0 and event.get("launcher") != launcher:
+                first = place
+            launcher = event.get("launcher")
+    return events[first:]
+
+
+@dataclass
+class _Span:
+    part: str
+    seconds: float
+    start: float
+
+    def __iter__(self) -> Any:
+        return iter((self.part, self.seconds, self.start))
+
+
+def _spans(events: Sequence[Event], now: Optional[float]) -> list[_Span]:
+    """What follows each event; productive time without what was waited for batches."""
+    spans = []
+    last = {"event": "beat", "time": events[-1]["time"] if now is None else now, "data": events[-1].get("data", 0.0)}
+    known = [event for event in events if event["event"] in _FOLLOWS]
+    for event, following in pairwise([*known, last]):
+        part, seconds = _FOLLOWS[event["event"]], following["time"] - event["time"]
+        if part == "productive":
+            data = min(seconds, max(0.0, following.get("data", 0.0) - event.get("data", 0.0)))
+            spans.append(_Span("data", data, event["time"]))
+            seconds -= data
+        spans.append(_Span(part, seconds, event["time"]))
+    return spans
+
+
+def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
+    """Relabel the steps that a restart did again, and count them."""
+    totals = _totals(events)
+    reached = 0
+    for place, event in enumerate(events):
+        if event["event"] == "training":
+            resumed = event["step"]
+            lost = reached - resumed
+            if lost > 0:
+                job.lost_steps += lost
+                kept = _time_of_checkpoint(events[:place], resumed)
+                for span in spans:
+                    if kept <= span.start < event["time"] and span.part in ("productive", "data"):
+                        span.part = "lost"
+                if job.lost_flops is not None:
+                    ends = totals.get(reached), totals.get(resumed, 0 if resumed == 0 else None)
+                    job.lost_flops = None if None in ends else job.lost_flops + ends[0] - ends[1]  # type: ignore[operator]
+            reached = resumed
+        reached = max(reached, event.get("step", 0))
+
+
+def _time_of_checkpoint(events: Sequence[Event], step: int) -> float:
+    """When the checkpoint of a step was begun, the last time; before the first one: always."""
+    return max((event["time"] for event in events if event["event"] == "checkpoint" and event["step"] == step), default=0.0)
+
+
+def _totals(events: Iterable[Event]) -> dict[int, int]:
+    """Total FLOPs by step, as far as anyone has said: a step that is done again has the same."""
+    return {event["step"]: event["flops"] for event in events if event.get("flops") is not None}
+
+
+def _lived(events: Sequence[Event]) -> Sequence[Event]:
+    """Events of the last process that has trained: what came before it is in its checkpoint, or lost."""
+    places = [place for place, event in enumerate(events) if event["event"] == "training"]
+    return events[places[-1] :] if places else []
+
+
+def _recoveries(events: Sequence[Event]) -> list[float]:
+    found, alive = [], None
+    for before, event in pairwise(events):
+        if event["event"] in ("process", "launched") and before["event"] not in ("launched",):
+            alive = before["time"]
+        if event["event"] == "steps" and alive is not None:
+            found.append(event["time"] - alive)
+            alive = None
+    return found
+
+
+def to_redo(events: Iterable[Event], step: int) -> list[int]:
+    """Steps after ``step`` at which a process was killed, and whose total FLOPs nobody has said yet."""
+    own = _of_last_job(list(events))
+    known = _totals(own)
+    return sorted({event["step"] for event in own if event["event"] == "beat" and event["step"] > step} - known.keys())

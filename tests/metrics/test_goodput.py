@@ -1,0 +1,100 @@
+"""Ledgers written by hand: parts that sum to the wall time, what was lost, and which job the ledger is of."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.metrics.goodput import PARTS, job_of, to_redo
+
+
+def ledger(*events):
+    return [{"time": float(time), "event": event, **facts} for time, event, facts in events]
+
+
+FIRST = ledger(
+    (0, "launched", {}),
+    (4, "process", {}),
+    (10, "imported", {}),
+    (11, "groups", {}),
+    (13, "training", {"step": 0, "launcher": "a", "flops": 0}),
+    (16, "steps", {"step": 1, "data": 0.5}),
+    (26, "evaluation", {"step": 8, "data": 1.5}),
+    (28, "steps", {"step": 8, "data": 1.5}),
+    (30, "checkpoint", {"step": 10, "data": 2.0}),
+    (33, "steps", {"step": 10, "flops": 1000, "data": 2.0}),
+    (40, "beat", {"step": 17, "data": 3.0}),
+)
+SECOND = ledger(
+    (45, "process", {}),
+    (50, "imported", {}),
+    (51, "groups", {}),
+    (52, "training", {"step": 10, "launcher": "a", "flops": 1000}),
+    (54, "steps", {"step": 11, "data": 0.0}),
+    (60, "steps", {"step": 17, "flops": 1700, "data": 1.0}),
+    (63, "checkpoint", {"step": 20, "data": 1.0}),
+    (64, "finishing", {"step": 20, "flops": 2000, "data": 1.0}),
+    (65, "end", {"step": 20, "data": 1.0}),
+)
+
+
+def test_parts_are_the_wall_time_and_lost_steps_are_priced_by_those_that_did_them_again():
+    job = job_of([*FIRST, *SECOND])
+    assert {part: seconds for part, seconds in job.seconds.items() if seconds} == {
+        "launch": 4,
+        "import": 6 + 5,
+        "groups": 1 + 1,
+        "load": 2 + 1,
+        "first_step": 3 + 2,
+        "productive": (10 - 1) + (2 - 0.5) + (6 - 1) + 3,
+        "data": 1 + 0.5 + 1,
+        "evaluation": 2,
+        "checkpoint": 3 + 1,
+        "lost": 7,
+        "down": 5,
+        "end": 1,
+    }
+    assert job.seconds.keys() == PARTS.keys()
+    assert job.wall == 65
+    assert (job.processes, job.interruptions, job.steps, job.lost_steps) == (2, 1, 20, 7)
+    assert (job.flops, job.lost_flops, job.flops_kept) == (2000, 700, 2000 / 2700)
+    assert job.goodput == 18.5 / 65
+    assert job.recoveries == [54 - 40]
+    assert job.metrics()["goodput/mean_time_to_recover"] == 14
+
+
+def test_a_job_that_goes_on_and_one_whose_lost_work_is_not_known_yet():
+    job = job_of([*FIRST, *SECOND[:5]], now=57.0)
+    assert (job.wall, job.lost_steps, job.lost_flops, job.flops_kept) == (57, 7, None, None)
+    assert job.seconds["productive"] == 9 + 1.5 + 3
+    assert to_redo([*FIRST, *SECOND[:4]], 10) == [17]
+    assert to_redo([*FIRST, *SECOND], 20) == []
+    assert to_redo(FIRST, 17) == []
+
+
+def test_before_the_first_checkpoint_all_is_lost():
+    again = ledger((45, "process", {}), (52, "training", {"step": 0, "launcher": "a", "flops": 0}), (53, "steps", {"step": 1}))
+    events = [event for event in FIRST if event["event"] != "checkpoint"]
+    job = job_of([*events, *again])
+    assert job.lost_steps == 17
+    assert (job.seconds["productive"], job.seconds["lost"]) == (0, 40 - 16 - 2)
+
+
+@pytest.mark.parametrize(("launcher", "processes"), [("a", 2), ("b", 1)])
+def test_a_start_at_step_0_by_somebody_else_is_another_job(launcher, processes):
+    more = ledger((100, "launched", {}), (101, "process", {}), (103, "training", {"step": 0, "launcher": launcher}))
+    job = job_of([*FIRST, *SECOND, *more], now=104.0)
+    assert job.processes == processes + (launcher == "a")
+    assert job.wall == (104 if launcher == "a" else 4)
+
+
+def test_a_requeued_job_goes_on():
+    later = [{**event, "time": event["time"] + 1000, **({"launcher": "b"} if "launcher" in event else {})} for event in SECOND]
+    launched = ledger((1030, "launched", {}))
+    job = job_of([*FIRST, *launched, *later])
+    assert (job.wall, job.seconds["down"], job.seconds["launch"]) == (1065, 990, 4 + 15)
+    assert job.recoveries == [1054 - 40]
+
+
+def test_an_empty_ledger():
+    assert job_of([]).wall == 0
+    assert job_of([]).goodput is None

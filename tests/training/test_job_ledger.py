@@ -1,0 +1,106 @@
+"""The life of a real job that is killed three times, against the clock of the test and an independent record."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from counted import totals
+from launch import torchrun
+
+from bridge.metrics.goodput import job_of
+from bridge.training.job_ledger import FILE, JobLedger, read_events, started
+
+STEPS = 14
+SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.seq_length=128",
+         f"train.train_iters={STEPS}", "train.global_batch_size=8", "train.micro_batch_size=2", "data.max_documents=500",
+         "logger.log_interval=5", "logger.wandb_project=null", "checkpoint.save_interval=4", "train.eval_interval=7",
+         "train.eval_iters=1")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_in_a_step_in_a_checkpoint_and_in_a_step(tmp_path: Path) -> None:
+    folders = (f"logger.dir={tmp_path}/run", f"checkpoint.save={tmp_path}/saved", f"checkpoint.load={tmp_path}/saved")
+    accidents = (
+        "callbacks=[{_target_: bridge.training.callbacks.ThroughputCallback, convention: megatron},"
+        "{_target_: accidents.Killed, steps: [6, 99, 11], rank: 1},"
+        "{_target_: accidents.KilledInSave, steps: [99, 8], rank: 0},"
+        f"{{_target_: accidents.Times, file: {tmp_path}/times}}]"
+    )
+    begun = time.time()
+    result = torchrun(2, "--max-restarts=3", "-m", "bridge", "train", "tiny", *SMALL, *folders, accidents, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+    job = job_of(read_events(tmp_path / "saved" / FILE))
+    times = [(what, float(when)) for what, when in map(str.split, (tmp_path / "times").read_text().splitlines())]
+    wall = times[-1][1] - begun
+    assert job.wall == pytest.approx(wall, rel=0.005, abs=0.15)
+    assert sum(job.seconds.values()) == pytest.approx(wall, rel=0.005, abs=0.15)
+    assert (job.interruptions, job.steps, len(job.recoveries)) == (3, STEPS, 3)
+
+    # Steps as the record has them, without those after an evaluation or a checkpoint and the first of each process.
+    in_steps = sum(
+        after - before
+        for (what, before), (name, after) in pairwise(times)
+        if what.startswith("step") and name.startswith("step") and int(what[4:]) % 4 and int(what[4:]) % 7
+    )
+    counted = job.seconds["productive"] + job.seconds["data"] + job.seconds["lost"]
+    assert in_steps <= counted + 0.05
+
+    # Killed after 6 and resumed at 4, killed saving 8 and resumed at 4, killed after 11 and resumed at 8.
+    lost = [(4, 6), (4, 8), (8, 11)]
+    assert job.lost_steps == sum(end - start for start, end in lost)
+    flops = {step: totals(SMALL, step)["throughput/total_flops"] for step in {*sum(lost, ()), STEPS}}
+    assert job.lost_flops == sum(flops[end] - flops[start] for start, end in lost)
+    assert job.flops == flops[STEPS]
+    said = json.loads((tmp_path / "run" / "metrics.summary.json").read_text())
+    assert said["goodput/interruptions"] == 3
+    assert said["goodput/flops"] == pytest.approx(job.flops_kept)
+    assert f"goodput    {said['goodput']:.1%}" in result.stdout
+
+
+def test_a_torn_line_is_left_out_and_the_last_sign_of_life_is_taken_over(tmp_path: Path) -> None:
+    first = JobLedger(tmp_path, lambda: 1.5)
+    first.remember("imported")
+    first.open()
+    first.begin(0)
+    for step in (1, 2, 3):
+        first.beat(step)
+    first.close()
+    with open(tmp_path / FILE, "ab") as file:
+        file.write(b'{"event": "st')
+    second = JobLedger(tmp_path)
+    second.open()
+    events = read_events(tmp_path / FILE)
+    assert [event["event"] for event in events] == ["process", "imported", "training", "steps", "beat", "process"]
+    assert (events[4]["step"], events[4]["data"]) == (3, 1.5)
+    assert second.job() is not None
+    second.close()
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    ledger = JobLedger(tmp_path / "file")
+    ledger.open()
+    ledger.begin(0)
+    ledger.beat(1)
+    ledger.close()
+    assert ledger.job() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{FILE} cannot be written (File exists): the job's goodput is not known from here on"
+    ]
+
+
+def test_when_a_process_began() -> None:
+    before = time.time()
+    child = os.fork()
+    if not child:
+        time.sleep(1)
+        os._exit(0)
+    assert started(child) == pytest.approx(before, abs=0.2)
+    os.waitpid(child, 0)
+    assert started(child) is None
