@@ -7,6 +7,9 @@ from pathlib import Path
 
 from bridge.flops import ConfigError
 from bridge.metrics.trackers.jsonl import FILE_NAME
+from bridge.metrics.why import why
+
+_NO_PARTS = "The run has no throughput/time/ keys: its ThroughputCallback had detail=0, or its loop's passes could not be marked."
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,15 +24,21 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
     )
+    parser.add_argument("--why", action="store_true", help="say in a sentence where the time of a step goes, and write nothing")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from bridge.report.page import render
     from bridge.report.runs import open_run
+    from bridge.report.waterfall import parts_of
 
     source = Path(arguments.source)
-    page = render(open_run(source))
+    found = open_run(source)
+    if arguments.why:
+        print(why(parts_of(found)) or _NO_PARTS)
+        return 0
+    page = render(found)
     output = arguments.output or (source if source.is_dir() else source.parent) / "report.html"
     try:
         output.write_text(page, encoding="utf-8")

@@ -79,6 +79,15 @@ THROUGHPUT = (
     Key("throughput/device/tokens_per_sec", "tokens/s", "the same / world size"),
     Key("throughput/samples_per_sec", "sequences/s", "sequences"),
     Key("throughput/step_time", "s", "mean in the interval"),
+    Key("throughput/step_time/median", "s", "of the steps of the reporting rank"),
+    Key("throughput/step_time/p95", "s", "19 of 20 of them are not longer"),
+    Key(
+        "throughput/time/<part>",
+        "s/step",
+        "where the time of a step goes, mean over the ranks: ideal, padding, recompute, kernels (without a peak: compute), "
+        "imbalance, bubble, communication, optimizer, data, host; they add up to step_time",
+    ),
+    Key("throughput/time_fraction/<part>", FRACTION, "the same over step_time; ideal is the MFU"),
     Key("throughput/padding_fraction", FRACTION, "padded positions over all positions"),
     Key("throughput/data_wait_fraction", FRACTION, "time waiting for the next batch"),
     Key(
@@ -139,7 +148,20 @@ TRAINING = (
     Key("skipped-iterations", "steps", "without an update, since the first step ever"),
 )
 
-KEYS = (*THROUGHPUT, *TRAINING)
+#: The life of the job, restarts included, in the summary of a run of our loop.
+JOB = (
+    Key("goodput", FRACTION, "productive over wall time of the job"),
+    Key("goodput/flops", FRACTION, "FLOPs of steps that were kept over all that were done"),
+    Key(
+        "goodput/seconds/<part>",
+        "s",
+        "launch, import, groups, load, first_step, productive, data, evaluation, checkpoint, lost, down, end",
+    ),
+    Key("goodput/interruptions", "count", "how often the job was started again"),
+    Key("goodput/mean_time_to_recover", "s", "from the last sign of life to the next step"),
+)
+
+KEYS = (*THROUGHPUT, *TRAINING, *JOB)
 _BY_NAME = {key.name: key for key in KEYS}
 
 

@@ -153,6 +153,11 @@ class Spans:
         self._open(WAIT, WAITS.get(phase, Phase.OTHER_WAIT))
         return True
 
+    @property
+    def marked(self) -> int:
+        """Spans that have ended in this step so far."""
+        return len(self._ended)
+
     # ---- between steps ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:

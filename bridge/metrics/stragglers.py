@@ -146,7 +146,7 @@ class ComputeTimer:
     def _leave_forward(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self._active and module.training:
             self._leave()
-            if (tensor := _differentiable(output)) is not None:
+            if (tensor := differentiable(output)) is not None:
                 tensor.register_hook(self._enter_backward)
 
     @_hook
@@ -168,12 +168,12 @@ def open_compute_timer(model: Any) -> Optional[ComputeTimer]:
     return ComputeTimer(clocks[devices.pop()](), chunks)
 
 
-def _differentiable(output: Any) -> Optional[torch.Tensor]:
+def differentiable(output: Any) -> Optional[torch.Tensor]:
     """Some tensor in a module's output that a backward pass starts from."""
     if isinstance(output, torch.Tensor):
         return output if output.requires_grad else None
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    return next((found for item in items if (found := _differentiable(item)) is not None), None)
+    return next((found for item in items if (found := differentiable(item)) is not None), None)
 
 
 # ---- over all ranks -------------------------------------------------------------------------------------------------

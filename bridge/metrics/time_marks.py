@@ -6,20 +6,32 @@ on the model mark its forward and backward passes.  The optimizer's step and eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Optional
+from statistics import median
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
 from bridge.metrics import spans as marks
+from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.place import Place
 from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Spans, Timers
-from bridge.metrics.stragglers import _differentiable as differentiable
-from bridge.metrics.time_parts import RankTimes, Shape
+from bridge.metrics.stragglers import differentiable
+from bridge.metrics.time_parts import Measured, RankTimes, Shape, measured, time_parts
 from bridge.metrics.timing import Clock, CudaClock, HostClock
+from bridge.metrics.vector import Reduce, Slice
+
+if TYPE_CHECKING:
+    from bridge.metrics.throughput import Interval, Metrics
 
 TIME_PARTS = "time parts"
 """What this is an instrument of."""
+
+_SUMS, _LEAST = "time_ns", "time_least"
 
 Undo = Callable[[], None]
 
@@ -36,8 +48,6 @@ class TimeMarks:
         every_wait: whether every wait is seen in every step, rather than in one of an interval.
     """
 
-    what = TIME_PARTS
-
     def __init__(
         self,
         model: Sequence[Any],
@@ -50,6 +60,9 @@ class TimeMarks:
     ) -> None:
         self.spans = Spans(clock, every_wait=every_wait)
         self.times = RankTimes(shape, stage)
+        self._cost_ns = _cost_of_a_span(clock)
+        self.overhead_ns = 0
+        """Nanoseconds that the marks took, by what one takes on this machine."""
         self._undo = [*_mark_passes(self.spans, model, optimizer), *_mark_optimizer(self.spans, optimizer)]
         marks.listen(self.spans)
 
@@ -63,6 +76,7 @@ class TimeMarks:
 
     def end_step(self) -> None:
         """A training step is over."""
+        self.overhead_ns += self._cost_ns * self.spans.marked
         self.spans.end_step()
         self.times.add(self.spans.steps())
 
@@ -80,23 +94,112 @@ class TimeMarks:
             self._undo.pop()()
 
 
-def open_time_marks(model: Any, optimizer: Any = None, *, shape: Shape, stage: int = 0, detail: int = 1) -> Optional[TimeMarks]:
-    """The marks of a rank; None with ``detail`` 0, and where passes cannot be marked.
+def _cost_of_a_span(clock: Clock, repeats: int = 100) -> int:
+    spans = Spans(clock)
+    spans.run()
+    start = time.perf_counter_ns()
+    for _ in range(repeats):
+        spans.push(OPTIMIZER)
+        spans.pop(OPTIMIZER)
+    return (time.perf_counter_ns() - start) // repeats
+
+
+class Times(Kind):
+    """Where the seconds of all ranks' steps go.
 
     Args:
-        model: a module, or the list of this rank's chunks.
-        optimizer: what steps them.
-        shape: of all ranks' entries.
-        stage: pipeline stage of this rank.
-        detail: 0: nothing; 1: each phase of every step, and every wait of one step in an interval; 2: every wait.
+        place: of this process.
+        model: a module, or the list of this rank's chunks; None: not at hand.
+        optimizer: of it.
+        detail: 1: each phase of every step, and every wait of one step in an interval; 2: every wait.
     """
-    chunks = [chunk for chunk in (model if isinstance(model, (list, tuple)) else [model]) if isinstance(chunk, torch.nn.Module)]
-    devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
-    clocks: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": HostClock}
-    if not detail or len(devices) != 1 or not devices <= clocks.keys():
-        return None
-    clock = clocks[devices.pop()]()
-    return TimeMarks(chunks, optimizer, clock=clock, shape=shape, stage=stage, every_wait=detail > 1)
+
+    what = TIME_PARTS
+
+    def __init__(self, place: Place, model: Any, optimizer: Any = None, detail: int = 1) -> None:
+        self._model, self._optimizer, self._detail = model, optimizer, detail
+        self._shape = Shape(place.pipeline, place.virtual)
+        self._stage = place.indices(place.rank).get("pipeline", 0)
+        self._marks: Optional[TimeMarks] = None
+        self.slices = (
+            Slice(_SUMS, len(self._shape.entries)),
+            Slice(_LEAST, self._shape.minima, Reduce.MAX),  # of negative numbers: the least
+        )
+
+    def open(self) -> Optional[TimeMarks]:
+        """The marks of this rank; None where passes cannot be marked."""
+        given = self._model if isinstance(self._model, (list, tuple)) else [self._model]
+        chunks = [chunk for chunk in given if isinstance(chunk, torch.nn.Module)]
+        devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
+        clocks: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": HostClock}
+        if len(devices) != 1 or not devices <= clocks.keys():
+            return None
+        clock, every = clocks[devices.pop()](), self._detail > 1
+        self._marks = TimeMarks(chunks, self._optimizer, clock=clock, shape=self._shape, stage=self._stage, every_wait=every)
+        return self._marks
+
+    def entries(self, reading: Any) -> Mapping[str, Any]:
+        """Sums, and negative minima."""
+        sums, least = reading
+        return {_SUMS: sums, _LEAST: [-value for value in least]}
+
+    def measured(self, summed: Summed) -> Optional[TimeParts]:
+        """Seconds by part, mean over the ranks."""
+        if self._marks is None:
+            return None
+        least = [-value for value in summed[_LEAST]]
+        found = measured(self._shape, self._marks.times, summed[_SUMS], least, summed.place.world)
+        return None if found is None else TimeParts(found, _on_padding(summed), tuple(self._marks.times.lengths))
+
+
+def _on_padding(summed: Summed) -> Optional[int]:
+    """FLOPs of the linear layers on padded positions; None: not known."""
+    (positions,), (tokens,) = summed["positions"], summed["tokens"]
+    vector = summed.layout.zeros()
+    vector[summed.layout.index["tokens"]] = max(0, positions - tokens)
+    return summed.price(vector).flops
+
+
+@dataclass(frozen=True)
+class TimeParts:
+    """The seconds of an interval's steps.
+
+    Attributes:
+        found: what the ranks measured.
+        padding: FLOPs on padded positions; None: not known.
+        lengths: seconds of this rank's steps.
+    """
+
+    found: Measured
+    padding: Optional[int] = None
+    lengths: tuple[float, ...] = ()
+
+    def metrics(self, interval: Interval) -> Metrics:
+        """Each part in seconds a step and as a fraction, and how the steps' lengths are spread."""
+        step_time = interval.seconds / interval.timed.steps
+        parts = time_parts(step_time, self.found, **self._at_peak(interval))
+        metrics: Metrics = {f"throughput/time/{name}": seconds for name, seconds in parts.items()}
+        metrics |= {f"throughput/time_fraction/{name}": seconds / step_time for name, seconds in parts.items()}
+        if self.lengths:
+            ordered = sorted(self.lengths)
+            metrics["throughput/step_time/median"] = median(ordered)
+            metrics["throughput/step_time/p95"] = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        return metrics
+
+    def _at_peak(self, interval: Interval) -> dict[str, Optional[float]]:
+        """Seconds a step of a device for the counted FLOPs, and for those beside them."""
+        timed, peak = interval.timed, interval.peak.of(interval.timed.formats)
+        hardware_peak = interval.peak.of(timed.hardware_formats)
+        if timed.flops is None or not peak:
+            return {}
+        share = 1 / interval.world_size / timed.steps
+        ideal = timed.flops / peak * share
+        known = timed.hardware_flops is not None and hardware_peak
+        return {
+            "ideal": ideal,
+            "padding": None if self.padding is None else self.padding / peak * share,
+            "recompute": max(0.0, timed.hardware_flops / hardware_peak * share - ideal) if known else None,  # type: ignore[operator]
+        }
 
 
 # ---- passes ---------------------------------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class RankTimes:
         self._steps: list[Step] = []
         self.micro_batches = 0
         """Of the newest sample, as this rank ran it."""
+        self.lengths: list[float] = []
+        """Seconds of the steps that were sent last."""
 
     def add(self, steps: Iterable[Step]) -> None:
         """Steps that are read."""
@@ -113,6 +115,7 @@ class RankTimes:
         if sample is None:
             self._steps = steps
             return None
+        self.lengths = [step.whole for step in steps]
         sums = [len(steps), _ns(sum(step.whole for step in steps)), *(_ns(value) for value in _totals(steps, sample))]
         sums += [_ns(sample.seconds[phase]) for phase in _SAMPLED]
         if self.shape.stages > 1:

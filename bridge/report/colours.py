@@ -31,6 +31,16 @@ COLOURS = {
         "dgrad": "sky",
         "wgrad": "orange",
         "recompute": "grey",
+        "ideal": "green",
+        "kernels": "sky",
+        "compute": "sky",
+        "imbalance": "vermilion",
+        "bubble": "pink",
+        "communication": "orange",
+        "optimizer": "violet",
+        "data": "teal",
+        "padding": "olive",
+        "host": "blue",
     }.items()
 }
 

@@ -3,7 +3,7 @@ const charts = JSON.parse(document.getElementById("numbers").textContent);
 const [width, left, right] = [640, 56, 14]; // of the drawings, as in chart.py
 const short = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
 
-document.querySelectorAll("figure").forEach((figure, i) => {
+document.querySelectorAll("figure:not(.still)").forEach((figure, i) => {
   const chart = charts[i], svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor");
   const tip = figure.appendChild(document.createElement("div"));
   tip.className = "tip";

@@ -10,6 +10,8 @@ from typing import Any
 
 from bridge import __version__
 from bridge.metrics.keys import find_key
+from bridge.metrics.why import why
+from bridge.report import waterfall
 from bridge.report.chart import Chart, fill
 from bridge.report.drawing import numbers, svg
 from bridge.report.facts import facts_of, notes_of, present
@@ -39,12 +41,29 @@ def render(run: Run) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(run.name)} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
-        f"<header><h1>{escape(run.name)}</h1>{_facts(run)}{_notes(run)}</header>"
-        f"<main>{''.join(sections)}{_table(run)}</main>"
+        f"<header><h1>{escape(run.name)}</h1>{_why(run)}{_facts(run)}{_notes(run)}</header>"
+        f"<main>{_waterfall(run)}{''.join(sections)}{_table(run)}</main>"
         f"<footer>bridge {__version__}. Numbers are those of the run's file; a long run is drawn with the extremes of every "
         "stretch.</footer>"
         f'<script type="application/json" id="numbers">{_json([numbers(chart) for chart in charts])}</script>'
         f"<script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def _why(run: Run) -> str:
+    sentence = why(waterfall.parts_of(run))
+    return f'<p class="why">{escape(sentence)}</p>' if sentence else ""
+
+
+def _waterfall(run: Run) -> str:
+    parts = waterfall.parts_of(run)
+    if not parts:
+        return ""
+    return (
+        '<section class="wide"><h2>Where the time of a step goes</h2>'
+        '<p class="soft">What lies between the MFU and 100 %, in the mean over the run?</p>'
+        f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}</b></figcaption>'
+        f"{waterfall.svg(waterfall.bars(parts))}</figure></section>"
     )
 
 

@@ -76,7 +76,15 @@ SECTIONS = (
             ),
             Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
             Panel("Tokens a second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
-            Panel("Time of a step", ("throughput/step_time",)),
+            Panel("Time of a step", ("throughput/step_time", "throughput/step_time/median", "throughput/step_time/p95")),
+        ),
+    ),
+    Section(
+        "The parts of a step",
+        "Do they change over the run?",
+        (
+            Panel("Time of a step by part", ("throughput/time/<part>",), "stacked"),
+            Panel("Share of the parts", ("throughput/time/<part>",), "shares"),
         ),
     ),
     Section(
@@ -155,6 +163,7 @@ def _label(key: Key, logged: str) -> str:
 _LABELS = {
     "throughput/tflops/device": "counted",
     "throughput/tflops/device_nominal": "as if nothing were dropped",
+    "throughput/step_time": "mean",
     "throughput/tflops/device_6nd": "as 6ND would claim",
     "throughput/tokens_per_sec": "whole job",
     "throughput/device/tokens_per_sec": "a device",

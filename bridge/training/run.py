@@ -38,6 +38,7 @@ from bridge.metrics.trackers import open_trackers, without_secrets
 from bridge.training import checkpoint, restart
 from bridge.training.agree import everywhere, gather
 from bridge.training.callbacks import CallbackContext, CallbackManager
+from bridge.training.callbacks.progress import JOB
 from bridge.training.errors import RunError
 from bridge.training.exit import StopSignals
 from bridge.training.job_ledger import JobLedger
@@ -144,8 +145,8 @@ class Run:
             if cfg.checkpoint.save and self._saved_step != state.step:
                 self._save()
             self.ledger.mark("finishing", step=state.step, flops=self._total_flops())
-            self._fire("on_train_end")
             self._tell_goodput()
+            self._fire("on_train_end")
         except BaseException:
             self._abandon()
             raise
@@ -397,6 +398,7 @@ class Run:
         """What became of the job's time, where the run's other results stand."""
         job = self.ledger.job()
         if job is not None and self.state.groups.writes:
+            self.callbacks.user_state[JOB] = job.metrics()
             self.state.trackers.summary(job.metrics())
 
     def _fire(self, event: str, **fields: Any) -> None:

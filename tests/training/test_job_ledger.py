@@ -60,7 +60,10 @@ def test_a_job_that_is_killed_in_a_step_in_a_checkpoint_and_in_a_step(tmp_path: 
     said = json.loads((tmp_path / "run" / "metrics.summary.json").read_text())
     assert said["goodput/interruptions"] == 3
     assert said["goodput/flops"] == pytest.approx(job.flops_kept)
-    assert f"goodput    {said['goodput']:.1%}" in result.stdout
+    assert (
+        f"{said['goodput']:.1%} of the job's time, {said['goodput/flops']:.1%} of its FLOPs kept, 3 interruptions"
+        in result.stdout
+    )
 
 
 def test_a_torn_line_is_left_out_and_the_last_sign_of_life_is_taken_over(tmp_path: Path) -> None:

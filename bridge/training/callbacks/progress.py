@@ -19,10 +19,14 @@ from typing import Any, Optional, TextIO
 from bridge.metrics.keys import LAYOUT
 from bridge.metrics.place import find_place
 from bridge.metrics.trackers import Trackers
+from bridge.metrics.why import waterfall, why
 from bridge.training.callbacks.events import Callback, CallbackContext
-from bridge.training.callbacks.throughput import FACTS, ROWS
+from bridge.training.callbacks.throughput import FACTS, ROWS, SUMMARY
 
 logger = logging.getLogger(__name__)
+
+#: Key of ``context.user_state`` where the loop says what became of the job's time.
+JOB = "goodput"
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,12 @@ class ProgressCallback(Callback):
         if not self._prints:
             return
         self._print_open(context.user_state, everything=True)
-        rows = context.user_state.get(ROWS) or {}
-        last = rows[max(rows)] if rows else {}
+        whole = context.user_state.get(SUMMARY) or {}
         trackers = getattr(context.state, "trackers", None)
         look = trackers.how_to_look() if isinstance(trackers, Trackers) else []
-        self._table("done", self._end_table(last, look))
+        self._table("done", self._end_table(whole, context.user_state.get(JOB) or {}, look))
+        if sentence := why(waterfall([whole])):
+            self._print(sentence)
 
     # ---- lines ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +151,7 @@ class ProgressCallback(Callback):
             parts.append(f"ETA {duration((self._steps - line.step) * step_time)}")
         return "  ".join(parts)
 
-    def _end_table(self, row: Mapping[str, Any], look: list[str]) -> list[tuple[str, str]]:
+    def _end_table(self, row: Mapping[str, Any], job: Mapping[str, Any], look: list[str]) -> list[tuple[str, str]]:
         seconds = time.perf_counter() - self._started
         table = [("steps", f"{self._first_step} to {self._step}, {duration(seconds)}")]
         if self._loss is not None:
@@ -157,9 +162,10 @@ class ProgressCallback(Callback):
         if "throughput/total_flops" in row:
             table.append(("FLOPs", f"{least}{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
-            table.append(
-                ("speed", _rate(row) + (f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""))
-            )
+            utilisation = f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""
+            table.append(("speed, median", _rate(row) + utilisation))
+        if "goodput" in job:
+            table.append(("goodput", _goodput(job)))
         return table + [tuple(line.split(": ", 1)) if ": " in line else ("", line) for line in look]  # type: ignore[misc]
 
     # ---- printing -------------------------------------------------------------------------------------------------
@@ -262,6 +268,16 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(int(max(seconds, 0) + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _goodput(job: Mapping[str, Any]) -> str:
+    """Of the job's life so far: what was productive, what was kept, how often it broke off."""
+    parts = [f"{job['goodput']:.1%} of the job's time"]
+    if "goodput/flops" in job:
+        parts.append(f"{job['goodput/flops']:.1%} of its FLOPs kept")
+    if times := job.get("goodput/interruptions"):
+        parts.append(f"{times} interruption{'s' if times > 1 else ''}")
+    return ", ".join(parts)
 
 
 def _rate(row: Mapping[str, Any]) -> str:

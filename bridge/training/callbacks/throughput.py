@@ -45,9 +45,11 @@ from bridge.metrics.peak import DevicePeak, Peak, device_peak
 from bridge.metrics.place import Place, check_dimensions, find_place
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.reruns import RerunCounter, Reruns, is_replayed, may_rerun
+from bridge.metrics.run_summary import RunSummary
 from bridge.metrics.sharing import shared_batches
 from bridge.metrics.stragglers import ComputeTime, ComputeTimes
 from bridge.metrics.throughput import TERA, doubts, throughput
+from bridge.metrics.time_marks import Times
 from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import JsonlTracker, Trackers
@@ -59,8 +61,9 @@ from bridge.training.verify import Verified, compare
 
 logger = logging.getLogger(__name__)
 
-#: Keys of ``context.user_state`` where other callbacks find the constants of the run, and the newest rows by step.
-FACTS, ROWS = "throughput/facts", "throughput/rows"
+#: Keys of ``context.user_state`` where other callbacks find the constants of the run, the newest rows by step, and at the end
+#: the run's medians and totals.
+FACTS, ROWS, SUMMARY = "throughput/facts", "throughput/rows", "throughput/summary"
 _ROWS_KEPT = 4
 _EARLY_KEPT = 1024
 
@@ -102,6 +105,8 @@ class ThroughputCallback(Callback):
         compute_time: it is taken in one step of so many, at most one an interval; False: not at all.
         energy: whether NVML is read.
         optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.
+        detail: of where the seconds of a step go: 0: nothing; 1: each phase of every step, and every wait for other ranks in
+            one step of an interval; 2: every wait.
 
     Raises:
         ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
@@ -122,6 +127,7 @@ class ThroughputCallback(Callback):
         compute_time: int = COMPUTE_TIME_EVERY,
         energy: bool = True,
         optimizer_in_mfu: bool = False,
+        detail: int = 1,
     ) -> None:
         conventions.get(convention)
         if log_interval is not None and log_interval < 1:
@@ -130,6 +136,7 @@ class ThroughputCallback(Callback):
             raise ConfigError(f"compute_time={compute_time} must be a number of steps, or false")
         check_dimensions(mesh, data_parallel)
         self.convention = convention
+        self._summary = RunSummary()
         self.latest: dict[str, Any] = {}
         """The newest row, equal on every rank in all that is counted; empty before the first."""
         self.verified = Verified()
@@ -139,7 +146,10 @@ class ThroughputCallback(Callback):
         self._metrics_file = metrics_file
         self._find_place = functools.partial(find_place, mesh, data_parallel, contributes, process_group)
         self._said_to_contribute = contributes
+        if detail not in (0, 1, 2):
+            raise ConfigError(f"detail={detail} must be 0, 1 or 2")
         self._compute_time, self._energy, self._optimizer_in_mfu = compute_time, energy, optimizer_in_mfu
+        self._detail = detail
         self._host: Optional[Host] = None
         self._place: Optional[Place] = None
         self._meter: Optional[Meter] = None
@@ -177,9 +187,9 @@ class ThroughputCallback(Callback):
         """
         self._waits = True
         if are_chunks(data_iterator):
-            return [self.observe(iterator) if chunk == 0 else iterator for chunk, iterator in enumerate(data_iterator)]
+            return [self.observe(one) if chunk == 0 else self._waited_for(one) for chunk, one in enumerate(data_iterator)]
         if data_iterator is None or not self._contributes():
-            return data_iterator
+            return self._waited_for(data_iterator)
         try:
             return observed(data_iterator, functools.partial(self._count_once, data_iterator))
         except TypeError as error:  # the loop will say so too
@@ -193,6 +203,15 @@ class ThroughputCallback(Callback):
         elif self._reruns is not None and not self._evaluating:
             images = self._meter is not None and self._meter.needs_images
             self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
+
+    def _waited_for(self, data_iterator: Any) -> Any:
+        """Of which nothing is counted but the time that it takes."""
+        if data_iterator is None or not self._detail:
+            return data_iterator
+        try:
+            return observed(data_iterator, lambda batch, waited_ns: None)
+        except TypeError:
+            return data_iterator
 
     def count(self, batch: Any) -> None:
         """Count one training micro-batch, in loops that show their batches but not their iterator."""
@@ -284,7 +303,9 @@ class ThroughputCallback(Callback):
         if plan is not None and not plan.hardware_unknown and may_rerun():
             self._reruns = RerunCounter(plan)
             kinds.append(Reruns(self._reruns, plan))
-        self._meter = Meter(as_routed, place, clock, self._instruments(host, place, device, kinds), summed_on, peak)
+        self._meter = Meter(
+            as_routed, place, clock, self._instruments(host, place, device, context.optimizer, kinds), summed_on, peak
+        )
         if plan is not None and as_routed is not None:
             plan = plan.with_terms(plan.terms, as_routed.not_counted)
         if why := _schedules_by_itself(host):
@@ -332,12 +353,14 @@ class ThroughputCallback(Callback):
             return plan and plan.with_terms(plan.terms, plan.not_counted, (*plan.hardware_unknown, str(error)))
         return plan
 
-    def _instruments(self, host: Host, place: Place, device: torch.device, more: Sequence[Kind]) -> Instruments:
+    def _instruments(self, host: Host, place: Place, device: torch.device, optimizer: Any, more: Sequence[Kind]) -> Instruments:
         kinds: list[Kind] = list(more)
         if self._compute_time:
             kinds.append(ComputeTimes(place, host.model))
         if self._energy:
             kinds.append(Energy(device))
+        if self._detail:
+            kinds.append(Times(place, host.model, optimizer, self._detail))
         return Instruments(kinds, every=min(int(self._compute_time) or 1, self._log_interval or COMPUTE_TIME_EVERY))
 
     def _take_up(self) -> None:
@@ -476,6 +499,7 @@ class ThroughputCallback(Callback):
             return
         self._meter.pause()
         self.report(context)
+        context.user_state[SUMMARY] = self._summary.values()
         self._leave()
 
     def abandon(self, context: CallbackContext) -> None:
@@ -487,7 +511,7 @@ class ThroughputCallback(Callback):
     def _leave(self) -> None:
         """The last row is out: results to the summary, before anybody closes what it is written to."""
         self.close()
-        self._summarise({key: value for key, value in self.latest.items() if key != "step"})
+        self._summarise(self._summary.values())
         self._own_trackers.close()
 
     def close(self) -> None:
@@ -516,6 +540,7 @@ class ThroughputCallback(Callback):
                 self.latest = {"step": report.step, **metrics}
                 rows = context.user_state.setdefault(ROWS, {})
                 rows[report.step] = self.latest
+                self._summary.add(metrics)
                 for step in list(rows)[:-_ROWS_KEPT]:
                     del rows[step]
             self._trackers.log(metrics, report.step, commit=True)
@@ -567,6 +592,13 @@ class ThroughputCallback(Callback):
         self._failed = True
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def total_flops(self) -> Optional[int]:
+        """Of all steps up to now, since the first ever; None: not known. Waits for all ranks: to be asked on each of them."""
+        if self._meter is None:
+            return None
+        self._meter.settle()
+        return self._meter.totals.flops if self._meter.totals.complete else None
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""

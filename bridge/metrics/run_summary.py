@@ -1,0 +1,49 @@
+"""The numbers of a run as a whole, from its rows: what a summary or an end table says, where a last row would be chance."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from statistics import fmean, median
+from typing import Any, Union
+
+from bridge.metrics.time_parts import PARTS
+from bridge.metrics.why import PREFIX
+
+_FRACTION = "throughput/time_fraction/"
+#: Amounts of an interval add up; totals and marks are those of the last row; of all else the median is taken.
+_ADDED = ("throughput/flops/", "throughput/unlearned_tokens", "throughput/unread_micro_batches", "throughput/energy")
+_LAST = ("throughput/total_", "throughput/incomplete", "throughput/doubtful", "throughput/compute_time/slowest")
+
+
+class RunSummary:
+    """Takes rows as they come, and keeps what it needs of them."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, array[float]] = {}
+        self._exact: dict[str, Union[int, float]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One more row."""
+        for key, value in row.items():
+            if key.startswith(_ADDED):
+                self._exact[key] = self._exact.get(key, 0) + value
+            elif key.startswith(_LAST):
+                self._exact[key] = value
+            elif key.startswith("throughput/"):
+                self._values.setdefault(key, array("d")).append(value)
+
+    def values(self) -> dict[str, Union[int, float]]:
+        """Medians, sums and totals by key; the parts of a step as means, so that they add up."""
+        medians = {key: median(values) for key, values in self._values.items() if not key.startswith((PREFIX, _FRACTION))}
+        parts = self.parts()
+        step = sum(parts.values())
+        times = {PREFIX + name: seconds for name, seconds in parts.items()}
+        fractions = {_FRACTION + name: seconds / step for name, seconds in parts.items()} if step > 0 else {}
+        return {**self._exact, **medians, **times, **fractions}
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of a mean step by part."""
+        found = {name: self._values[PREFIX + name] for name in PARTS if PREFIX + name in self._values}
+        rows = max(map(len, found.values()), default=0)
+        return {name: fmean(values) for name, values in found.items() if len(values) == rows}
