@@ -22,6 +22,7 @@ from bridge.cli import (
     plan,
     recipes,
     report,
+    rescore,
     train,
 )
 from bridge.cli.arguments import hint
@@ -31,7 +32,10 @@ EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
-COMMANDS = (train, flops, compare, plan, inference, ledger, explore, report, dashboard, pack, recipes, devices, completion)
+COMMANDS = (
+    *(train, flops, compare, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices),
+    completion,
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -33,6 +33,7 @@ class Known:
         place: of this process.
         device_peak: of one device, and where it comes from; None: it could not be found. peak: by number format too.
         verified: what the built model said of the plan.
+        prices: by convention, see :mod:`bridge.metrics.prices`.
     """
 
     host: Host
@@ -42,6 +43,7 @@ class Known:
     device_peak: Optional[DevicePeak] = None
     peak: Peak = UNKNOWN
     verified: Mapping[str, Any] = field(default_factory=dict)
+    prices: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ FACTS = (
     Fact("parameters", "of the plan: total, active and trainable", _of_plan(lambda plan: plan.parameters())),
     Fact("trainable_percent", "share of the parameters that train", _of_plan(_trainable)),
     Fact("statistics", "of a batch, that the plan prices", _of_plan(lambda plan: [one.name for one in plan.statistics])),
+    Fact("prices", "FLOPs for one of each statistic, by convention and component", lambda known: dict(known.prices) or _ABSENT),
     Fact(
         "flops_per_token",
         "in a sequence of full length",

@@ -124,6 +124,7 @@ THROUGHPUT = (
     Key("throughput/power", "W", "the same / seconds / world size"),
     Key("throughput/flops_per_joule", "FLOP/J", "model FLOPs / energy"),
     Key("throughput/flops/<component>", FLOP, "work of the interval by component; adds up to the total"),
+    Key("throughput/statistics/<statistic>", "1", "sums over the interval's batches, of which FLOPs are made in any convention"),
     Key("throughput/unlearned_tokens", "tokens", "computed in steps that were skipped"),
     Key("throughput/unread_micro_batches", "count", "micro-batches whose lengths could not be read"),
     Key("throughput/incomplete", "1", "present from the first of these on: totals are lower bounds"),

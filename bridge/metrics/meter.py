@@ -22,6 +22,7 @@ from typing import Any, Optional, TypeVar
 import torch
 
 from bridge.flops.plan import Plan
+from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.instruments import Instruments
@@ -94,6 +95,7 @@ class Meter:
         instruments: what else is measured; a meter's own.
         device: where the collective runs.
         peak: of one device.
+        beside: statistics that are summed too, beside the plan's.
     """
 
     def __init__(
@@ -104,12 +106,13 @@ class Meter:
         instruments: Optional[Instruments] = None,
         device: torch.device = CPU,
         peak: Peak = UNKNOWN,
+        beside: Sequence[Statistic] = (),
     ) -> None:
         self.plan = plan
         self.place = place = place or Place()
         self._instruments = instruments or Instruments()
         self._device = device
-        self.layout = layout = Layout(plan.statistics if plan else (), place, self._instruments.slices)
+        self.layout = layout = Layout((*(plan.statistics if plan else ()), *beside), place, self._instruments.slices)
         self._intervals = Intervals(plan, place, layout, self._instruments, peak)
         self._counted = {_WARM_UP: BatchStatistics(layout), _OTHER: BatchStatistics(layout)}
         if self._instruments.samples:

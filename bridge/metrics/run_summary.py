@@ -12,7 +12,10 @@ from bridge.metrics.why import PREFIX
 
 _FRACTION = "throughput/time_fraction/"
 #: Amounts of an interval add up; totals and marks are those of the last row; of all else the median is taken.
-_ADDED = ("throughput/flops/", "throughput/unlearned_tokens", "throughput/unread_micro_batches", "throughput/energy")
+_ADDED = (
+    *("throughput/flops/", "throughput/statistics/", "throughput/energy"),
+    *("throughput/unlearned_tokens", "throughput/unread_micro_batches"),
+)
 _LAST = ("throughput/total_", "throughput/incomplete", "throughput/doubtful", "throughput/compute_time/slowest")
 
 

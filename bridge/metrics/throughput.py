@@ -65,6 +65,7 @@ class Interval:
         world_size: ranks. peak: of one device.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
         measured: what instruments say of the timed part, by what they measure; what is not known is absent.
+        statistics: of ``work``, by name: what it can be priced by, later and in another convention.
     """
 
     work: Work
@@ -78,6 +79,7 @@ class Interval:
     peak: Peak = UNKNOWN
     overhead_seconds: Optional[float] = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
+    statistics: Mapping[str, int] = field(default_factory=dict)
 
 
 def throughput(interval: Interval) -> Metrics:
@@ -99,6 +101,8 @@ def throughput(interval: Interval) -> Metrics:
         metrics["throughput/unread_micro_batches"] = work.unread_micro_batches
     for component, flops in interval.components.items():
         metrics[f"throughput/flops/{component}"] = flops
+    if work.flops is not None:
+        metrics |= {f"throughput/statistics/{name}": value for name, value in interval.statistics.items()}
     if interval.total_flops is not None:
         metrics["throughput/total_flops"] = interval.total_flops
     if interval.total_tokens is not None:

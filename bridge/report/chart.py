@@ -9,7 +9,7 @@ from typing import Any, Optional
 from bridge.metrics.keys import FRACTION
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
-from bridge.report.run_file import Run
+from bridge.report.run_file import Run, is_whole
 from bridge.report.scale import Scale, scale_of
 from bridge.report.thin import kept
 
@@ -58,7 +58,7 @@ def fill(panel: Panel, run: Run) -> Optional[Chart]:
     labels = panel.among(run.names())
     steps: list[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
-    if panel.adds_up and any(None in column for column in columns):  # the parts come together in a row, or not at all
+    if panel.adds_up and not all(map(is_whole, columns)):  # the parts come together in a row, or not at all
         whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
         steps, columns = _rows(steps, whole), [_rows(column, whole) for column in columns]
     if not labels or not steps:

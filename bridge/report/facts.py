@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import Any, Optional
 
 from bridge.cli.console import with_unit
 from bridge.metrics.keys import LAYOUT
-from bridge.report.run_file import Run
+from bridge.report.run_file import Run, is_whole
 from bridge.report.scale import scale_of
 
 _LONGEST = 160
+#: Values from here on are worth an import.
+_LONG = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,19 @@ def _incomplete(run: Run) -> bool:
     return bool(present(run, "throughput/incomplete")) or "incomplete" in run.facts
 
 
-def present(run: Run, key: str) -> list[Any]:
+def present(run: Run, key: str) -> Sequence[Any]:
     """The values of a key in the rows that have one."""
-    return [number for number in run.series(key) if number is not None]
+    column = run.series(key)
+    return column if is_whole(column) else [number for number in column if number is not None]
+
+
+def middle(values: Sequence[Any]) -> Any:
+    """The median; of a long column of floats by numpy, where it is there."""
+    if isinstance(values, array) and len(values) > _LONG and find_spec("numpy"):
+        import numpy
+
+        return float(numpy.median(values))
+    return median(values)
 
 
 def _results(run: Run) -> Iterator[Fact]:
@@ -69,9 +83,9 @@ def _results(run: Run) -> Iterator[Fact]:
         ("throughput/tokens_per_sec", "Tokens a second, median", "tokens/s"),
     ):
         if numbers := present(run, key):
-            middle = median(numbers)
-            scale = scale_of(unit, middle)
-            yield Fact(label, scale.text(middle), f"last {scale.text(numbers[-1])}")
+            typical = middle(numbers)
+            scale = scale_of(unit, typical)
+            yield Fact(label, scale.text(typical), f"last {scale.text(numbers[-1])}")
     least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")

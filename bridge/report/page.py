@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from statistics import median
 from typing import Any
 
 from bridge import __version__
@@ -14,7 +14,7 @@ from bridge.metrics.why import why
 from bridge.report import waterfall
 from bridge.report.chart import Chart, fill
 from bridge.report.drawing import numbers, svg
-from bridge.report.facts import facts_of, notes_of, present
+from bridge.report.facts import facts_of, middle, notes_of, present
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import Run
 
@@ -105,9 +105,9 @@ def _table(run: Run) -> str:
     )
 
 
-def _row(name: str, values: list[Any]) -> str:
+def _row(name: str, values: Sequence[Any]) -> str:
     key = find_key(name)
-    cells = "".join(f"<td>{_digits(value)}</td>" for value in (values[-1], median(values), min(values), max(values)))
+    cells = "".join(f"<td>{_digits(value)}</td>" for value in (values[-1], middle(values), min(values), max(values)))
     return f'<tr><th>{escape(name)}</th>{cells}<td class="soft">{escape(key.unit) if key else ""}</td></tr>'
 
 

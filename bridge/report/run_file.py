@@ -80,6 +80,11 @@ class Run:
         self.columns = {name: [row.get(name) for row in ordered] for name in names}
 
 
+def is_whole(column: Sequence[Any]) -> bool:
+    """Whether every row has a value."""
+    return isinstance(column, array) or None not in column
+
+
 def read_run(path: str | Path, *, bounded: bool = True) -> Run:
     """Read a file of either kind.
 
@@ -164,7 +169,7 @@ def _is_number(value: Any) -> bool:
 
 #: A number that needs no further look: neither NaN nor too large or small to be drawn.
 _INTEGER = rb"(-?[0-9]{1,200})"
-_DECIMAL = rb"(-?[0-9]{1,40}(?:\.[0-9]{1,40})?(?:[eE][-+]?[0-9]{1,2})?)"
+_DECIMAL = rb"(-?[0-9]{1,40}(?:\.[0-9]{1,40}(?:[eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2}))"
 #: Forms of lines that are known at once, and lines that are read together.
 _MOST_FORMS, _BLOCK_OF_LINES = 8, 2048
 

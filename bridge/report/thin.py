@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
+from bridge.report.run_file import is_whole
+
 #: A chart is about as many pixels wide.
 MOST_POINTS = 800
 
@@ -19,7 +21,7 @@ def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) 
         most: about how many rows to keep.
     """
     count = len(columns[0]) if columns else 0
-    full = [column for column in columns if None not in column]
+    full = [column for column in columns if is_whole(column)]
     rows: Sequence[int] = range(count)
     if not full:
         rows = [i for i in rows if any(column[i] is not None for column in columns)]
@@ -38,7 +40,7 @@ def _extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int
     """Where the smallest and the largest value of a stretch stand."""
     if isinstance(part, range):
         values = column[part.start : part.stop]
-        if None not in values:
+        if is_whole(values):
             return {part.start + values.index(extreme(values)) for extreme in (min, max)}  # type: ignore[type-var]
     there = [(value, i) for i in part if (value := column[i]) is not None]
     return {min(there)[1], max(there)[1]} if there else set()

@@ -18,6 +18,7 @@ from bridge.report.run_file import Run
 from bridge.report.runs import open_run
 from bridge.report.scale import scale_of, tick_text, ticks
 from bridge.report.thin import kept
+from bridge.report.waterfall import bars
 from tests.explorer.browser import FLAGS, find_chromium
 from tests.report.test_run_file import row, write
 
@@ -143,7 +144,9 @@ def test_facts_that_are_none_are_none(tmp_path, facts):
 
 def test_a_single_row_and_rows_without_throughput_are_drawn(tmp_path):
     assert Page(render(open_run(folder(tmp_path, [row(10)])))).charts
-    page = Page(render(Run("metrics.jsonl", [{"step": 1, "lm loss": 3.0, "grad-norm": 0.0}, {"step": 2, "lm loss": 3.0}])))
+    run = Run("metrics.jsonl")
+    run.take([{"step": 1, "lm loss": 3.0, "grad-norm": 0.0}, {"step": 2, "lm loss": 3.0}])
+    page = Page(render(run))
     assert page.titles == ["Loss", "Norm of the gradient"]
     assert "no ThroughputCallback" in page.text
     assert "nan" not in page.text
@@ -296,3 +299,30 @@ def test_totals_that_miss_something_are_lower_bounds(tmp_path):
     page = Page(render(open_run(folder(tmp_path, rows))))
     assert "FLOPs so far, at least" in page.text
     assert "Totals are lower bounds." in page.text
+
+
+PARTS = {"ideal": 0.1, "kernels": 0.15, "communication": 0.2, "host": 0.05}
+
+
+def test_the_first_panel_is_the_waterfall_and_the_sentence_stands_on_top(tmp_path, capsys):
+    rows = [{**row(step), **{f"throughput/time/{name}": value for name, value in PARTS.items()}} for step in (10, 20)]
+    run = folder(tmp_path, rows)
+    text = render(open_run(run))
+    sentence = (
+        "MFU 20.0%: of 500 ms a step 100 ms are the counted work at the peak. Most of the rest is communication, 200 ms (40%)"
+    )
+    assert text.index("<h1>") < text.index(sentence) < text.index("<main>") < text.index('<figure class="still">')
+    assert text.index('<figure class="still">') < text.index("FLOP/s of a device</b>")
+    assert [bar.name for bar in bars(PARTS)] == ["step", "communication", "kernels", "host", "ideal"]
+    drawn = bars(PARTS)
+    assert [(round(bar.start, 9), bar.length) for bar in drawn[1:]] == [(0.3, 0.2), (0.15, 0.15), (0.1, 0.05), (0, 0.1)]
+    assert main(["report", str(run), "--why"]) == 0
+    assert capsys.readouterr().out.startswith(sentence)
+    assert not (run / "report.html").exists()
+
+
+def test_a_run_without_parts_says_why_there_is_no_why(tmp_path, capsys):
+    run = folder(tmp_path, [row(10)])
+    assert "still" not in render(open_run(run)).partition("</style>")[2].partition("<script")[0]
+    assert main(["report", str(run), "--why"]) == 0
+    assert "no throughput/time/ keys" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import random
 import struct
 import time
 import tracemalloc
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,34 @@ def test_json_lines(tmp_path):
 def test_parts_of_a_step_become_one_row(tmp_path):
     read = read_run(write(tmp_path / "metrics.jsonl", [{"step": 5, "a": 1}, {"step": 10, "a": 2}, {"step": 5, "b": 3}]))
     assert read.rows == [{"step": 5, "a": 1, "b": 3}, {"step": 10, "a": 2}]
+
+
+def test_lines_of_one_form_are_read_as_a_parser_reads_them(tmp_path, monkeypatch):
+    """Forms that alternate, numbers that are written in every way, ints where there were floats, steps out of order."""
+    numbers = random.Random(0)
+    values = [0, -3, 2**70, 0.5, -1.5e-7, 1e20, 3.0, 1e300, float("nan"), 12345678901234567890123]
+    rows = []
+    for step in range(500):
+        names = ["a", "b", "c/d e", "f[8]"][: numbers.randint(1, 4)]
+        rows.append({"step": step if step % 97 else step // 2, **{name: numbers.choice(values) for name in names}})
+    rows += [{"a": 1, "step": 600}, {"step": 601, "g": True, "h": "text"}]
+    file = write(tmp_path / "metrics.jsonl", rows)
+    fast = read_run(file)
+    monkeypatch.setattr(run_file, "_MOST_FORMS", 0)
+    slow = read_run(file)
+    assert [(key, str(value)) for row in fast.rows for key, value in sorted(row.items())] == [
+        (key, str(value)) for row in slow.rows for key, value in sorted(row.items())
+    ]
+    assert len(fast.rows) == len({row["step"] for row in rows})
+
+
+def test_a_long_run_is_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_file, "_BLOCK_OF_LINES", 7)
+    rows = [{"step": step, "whole": 10**30 + step, "part": step / 7} for step in range(100)]
+    read = read_run(write(tmp_path / "metrics.jsonl", rows))
+    assert read.rows == rows
+    assert type(read.series("part")) is array
+    assert read.series("none") == [None] * 100
 
 
 def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):

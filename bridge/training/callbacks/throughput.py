@@ -32,6 +32,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.reading import get, model_of, read
 from bridge.flops.routed import expert_layers, routed
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
+from bridge.metrics.batch_statistics import READ
 from bridge.metrics.energy import Energy
 from bridge.metrics.experts import Experts
 from bridge.metrics.facts import INCOMPLETE, Known, constants
@@ -43,6 +44,7 @@ from bridge.metrics.observed import are_chunks, observed
 from bridge.metrics.optimizer import OptimizerWork
 from bridge.metrics.peak import DevicePeak, Peak, device_peak
 from bridge.metrics.place import Place, check_dimensions, find_place
+from bridge.metrics.prices import price_lists
 from bridge.metrics.reduction import collective_device
 from bridge.metrics.reruns import RerunCounter, Reruns, is_replayed, may_rerun
 from bridge.metrics.run_summary import RunSummary
@@ -290,7 +292,8 @@ class ThroughputCallback(Callback):
             return
         # What was built: on every rank of a pipeline, whatever comes of it.
         built = None if host.model is None else built_over_stages(host.model)
-        plan = self._compile(host, built)
+        plan = self._compile(host, built, self.convention)
+        plans = [plan, *self._other_plans(host, built)] if plan else []
         summed_on = collective_device()
         device = torch.device(host.device or summed_on)
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
@@ -303,9 +306,9 @@ class ThroughputCallback(Callback):
         if plan is not None and not plan.hardware_unknown and may_rerun():
             self._reruns = RerunCounter(plan)
             kinds.append(Reruns(self._reruns, plan))
-        self._meter = Meter(
-            as_routed, place, clock, self._instruments(host, place, device, context.optimizer, kinds), summed_on, peak
-        )
+        beside = [statistic for other in plans[1:] for statistic in other.statistics if statistic.over in READ]
+        instruments = self._instruments(host, place, device, context.optimizer, kinds)
+        self._meter = Meter(as_routed, place, clock, instruments, summed_on, peak, beside)
         if plan is not None and as_routed is not None:
             plan = plan.with_terms(plan.terms, as_routed.not_counted)
         if why := _schedules_by_itself(host):
@@ -322,6 +325,7 @@ class ThroughputCallback(Callback):
             device_peak=found,
             peak=peak,
             verified=self.verified.facts,
+            prices=price_lists(plans),
         )
         context.user_state[FACTS] = self._facts = constants(known)
         self._warn_of_model(plan)
@@ -388,7 +392,12 @@ class ThroughputCallback(Callback):
         for sentence in never_read(plan) if plan is not None else ():
             logger.warning("not counted: %s", sentence)
 
-    def _compile(self, host: Host, built: Optional[Built]) -> Optional[Plan]:
+    def _other_plans(self, host: Host, built: Optional[Built]) -> list[Plan]:
+        """What the other conventions would charge: rows can be priced again in them."""
+        others = (self._compile(host, built, name) for name in conventions.CONVENTIONS if name != self.convention)
+        return [plan for plan in others if plan is not None]
+
+    def _compile(self, host: Host, built: Optional[Built], convention: str) -> Optional[Plan]:
         """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
         if host.config is None or getattr(host.config, "model", host.config) is None:
             return None  # an adapter could not read the model, and said so
@@ -398,9 +407,9 @@ class ThroughputCallback(Callback):
             trains = described.trainable
             if built is not None:
                 trains = trainable_from(built, trains)
-            return compile_plan(described, convention=self.convention, trainable=trains)
+            return compile_plan(described, convention=convention, trainable=trains)
         except Exception as error:  # follows from the configuration: the same on every rank
-            if self._is_first_rank():
+            if self._is_first_rank() and convention == self.convention:
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
             return None
 

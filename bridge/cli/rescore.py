@@ -1,0 +1,61 @@
+"""``bridge rescore``: a finished run priced again in another convention."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bridge.flops import ConfigError
+from bridge.flops.conventions import CONVENTIONS
+from bridge.metrics.trackers.jsonl import FILE_NAME
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "rescore",
+        help="price a finished run again in another convention",
+        description="Price a finished run again: its rows hold the statistics of their batches, and beside them stands what each "
+        "convention charges for them. Integers are those that a run in that convention would have written.",
+    )
+    parser.add_argument("source", metavar="RUN",
+                        help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    parser.add_argument("--convention", choices=list(CONVENTIONS), required=True, help="how to count")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the rows there, as JSON lines")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from bridge.report.rescore import rescore
+    from bridge.report.runs import open_run
+
+    found = open_run(arguments.source)
+    rows = list(rescore(found, arguments.convention))
+    _say(found, rows, arguments.convention)
+    if arguments.output is not None:
+        try:
+            arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--output {arguments.output} cannot be written: {error.strerror}") from None
+    return 0
+
+
+def _say(found: Any, rows: list[dict[str, Any]], convention: str) -> None:
+    """Both conventions side by side."""
+    print(f"{'':28}{found.facts['convention']:>32}{convention:>32}")
+    before = found.rows
+    for key in sorted({key for row in rows for key in row if key.startswith("throughput/flops/")}):
+        _line(key, sum(row.get(key, 0) for row in before), sum(row.get(key, 0) for row in rows))
+    for key in ("throughput/total_flops",):
+        _line(key, *(next((row[key] for row in reversed(each) if key in row), None) for each in (before, rows)))
+    for key in ("throughput/tflops/device", "throughput/mfu", "throughput/hfu"):
+        numbers = [[row[key] for row in each if key in row] for each in (before, rows)]
+        if any(numbers):
+            _line(f"{key}, median", *(median(some) if some else None for some in numbers))
+
+
+def _line(name: str, *values: Any) -> None:
+    texts = ("unknown" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}" for value in values)
+    print(f"{name.removeprefix('throughput/'):28}" + "".join(f"{text:>32}" for text in texts))

@@ -1,0 +1,109 @@
+"""A finished run priced again in another convention, from the statistics that its rows hold and the price lists beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from bridge.flops import ConfigError
+from bridge.metrics.prices import STATISTIC, priced
+from bridge.metrics.time_parts import PARTS
+from bridge.report.run_file import Row, Run
+
+_FLOPS, _TOTAL = "throughput/flops/", "throughput/total_flops"
+#: What follows from the model FLOPs of an interval alone.
+_RATES = ("throughput/tflops", "throughput/tflops/device", "throughput/mfu", "throughput/mfu_bf16", "throughput/flops_per_joule")
+#: What would need the work of replicas, stages or ranks, or FLOPs by number format.
+_GONE = ("throughput/imbalance/", "throughput/format_fraction/", "throughput/doubtful")
+
+
+def rescore(run: Run, convention: str) -> Iterator[Row]:
+    """The rows as a run under ``convention`` would have written them: integers are equal, rates to their last digits.
+
+    Rates of a first row are those of its whole interval, since rows do not tell its warm-up step apart. Imbalances are left
+    out, and utilisation where several number formats run.
+
+    Raises:
+        ConfigError: the run does not hold what that needs, or its own numbers do not come out.
+    """
+    lists = run.facts.get("prices")
+    own = run.facts.get("convention")
+    if not isinstance(lists, dict) or own not in lists or not any(name.startswith(STATISTIC) for name in run.names()):
+        raise ConfigError("the run has no price lists or no throughput/statistics/ keys: it was written before bridge 0.2")
+    if convention not in lists:
+        raise ConfigError(f"--convention {convention}: the run has prices for {', '.join(lists)}")
+    totals = {name: Fraction(0) for name in (own, convention)}
+    for row in run.rows:
+        statistics = {key.removeprefix(STATISTIC): value for key, value in row.items() if key.startswith(STATISTIC)}
+        if not statistics:
+            yield row
+            continue
+        found = {name: _components(lists[name], statistics) for name in totals}
+        for name, components in found.items():
+            totals[name] += sum(components.values())
+        _check(row, found[own], own)
+        yield _again(row, lists, statistics, found[own], found[convention], (own, convention), totals)
+
+
+def _components(prices: Mapping[str, Any], statistics: Mapping[str, int]) -> dict[str, Fraction]:
+    try:
+        return priced(prices["components"], statistics)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"the run's price lists do not fit its rows: {error}") from None
+
+
+def _check(row: Row, components: Mapping[str, Fraction], own: str) -> None:
+    """The run's own numbers must come out of its own prices."""
+    for name, flops in components.items():
+        logged = row.get(_FLOPS + name)
+        if logged is not None and logged != round(flops):
+            raise ConfigError(f"step {row['step']}: {_FLOPS}{name} is {logged:,}, and its own {own} prices make {round(flops):,}")
+
+
+def _again(
+    row: Row,
+    lists: Mapping[str, Any],
+    statistics: Mapping[str, int],
+    old: Mapping[str, Fraction],
+    new: Mapping[str, Fraction],
+    names: tuple[str, str],
+    totals: Mapping[str, Fraction],
+) -> Row:
+    own, convention = names
+    again = {key: value for key, value in row.items() if not key.startswith((_FLOPS, *_GONE)) and key != _TOTAL}
+    several = any(key.startswith("throughput/format_fraction/") for key in row)
+    before, after = sum(old.values()), sum(new.values())
+    for key in _RATES:
+        if key in again and before:
+            again[key] *= float(Fraction(after) / Fraction(before))
+        if several and "mfu" in key:
+            again.pop(key, None)
+    hardware = [sum(priced(lists[name].get("hardware", {}), statistics).values()) for name in names]
+    if "throughput/hfu" in again:
+        again["throughput/hfu"] *= float(Fraction(hardware[1]) / Fraction(hardware[0])) if all(hardware) and not several else 0
+        if not again["throughput/hfu"]:
+            del again["throughput/hfu"]
+    again |= _parts(row, before, after, hardware)
+    again |= {_FLOPS + name: round(flops) for name, flops in new.items()}
+    # Before the first row there may have been others: what they did is known in the run's own convention alone.
+    if row.get(_TOTAL) == round(totals[own]):
+        again[_TOTAL] = round(totals[convention])
+    return again
+
+
+def _parts(row: Row, before: Any, after: Any, hardware: list[Any]) -> Row:
+    """The time at the peak, and what is left of the passes; all other parts are as they were measured."""
+    made: Row = {}
+    for prefix in ("throughput/time/", "throughput/time_fraction/"):
+        parts = {name: row[prefix + name] for name in PARTS if prefix + name in row}
+        if "ideal" not in parts or not before:
+            continue
+        passes = sum(parts.get(name, 0.0) for name in ("ideal", "recompute", "kernels"))
+        ideal = parts["ideal"] * float(Fraction(after) / Fraction(before))
+        again = 0.0
+        if "recompute" in parts and all(hardware):
+            again = ideal * float(Fraction(hardware[1]) / Fraction(after) - 1)
+            made[prefix + "recompute"] = again
+        made |= {prefix + "ideal": ideal, prefix + "kernels": passes - ideal - again}
+    return made
