@@ -19,6 +19,7 @@ from bridge.cli import (
     inference,
     ledger,
     pack,
+    peak,
     plan,
     recipes,
     report,
@@ -33,7 +34,7 @@ EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
 COMMANDS = (
-    *(train, flops, compare, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices),
+    *(train, flops, compare, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices, peak),
     completion,
 )
 

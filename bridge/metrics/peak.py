@@ -1,14 +1,20 @@
 """What one device could do at most, and where that number comes from.
 
 On an accelerator: the configuration's ``hardware.peak_flops``, else the datasheet table; an unknown device has no peak.
-A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labelled as measured.
+A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labelled as measured.  What else
+runs on the machine makes a measurement slower, never faster: so the fastest that this machine has shown is kept in a file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
@@ -72,7 +78,9 @@ def device_peak(
     if number_format not in NUMBER_FORMATS:
         return DevicePeak(name, number_format, None, "unknown: it is not known which number formats run; set hardware.peak_flops")
     if on_cpu and device_name is None and number_format in _CPU_TYPES:
-        return DevicePeak(name, number_format, *measure_matmul(getattr(torch, _CPU_TYPES[number_format])))
+        return DevicePeak(
+            name, number_format, *fastest(name, number_format, measure_matmul(getattr(torch, _CPU_TYPES[number_format])))
+        )
     entry = find_peak(name)
     flops = peak_flops(name, number_format)
     if flops is not None and entry is not None:
@@ -102,6 +110,45 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
         2 * size**3 / best,
         f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)",
     )
+
+
+#: Measured now below so much of the fastest, something else is running.
+_BUSY = 0.7
+
+
+def fastest(name: str, number_format: str, now: tuple[float, str]) -> tuple[float, str]:
+    """The larger of a measurement and the fastest that was kept of this processor, torch and number of threads.
+
+    They are kept in ``bridge/peaks.json`` of ``XDG_CACHE_HOME``; deleting it begins anew.
+    """
+    import torch
+
+    rate, source = now
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridge" / "peaks.json"
+    key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {number_format}"
+    known = _read(path)
+    kept = known.get(key)
+    if not isinstance(kept, (int, float)) or isinstance(kept, bool) or not rate < kept < math.inf:
+        _keep(path, {**known, key: rate})
+        return now
+    doubt = f"; now {rate / kept:.0%} of it, something else is running" if rate < _BUSY * kept else ""
+    return float(kept), f"{source}; the fastest that was measured on this machine{doubt}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _keep(path: Path, known: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # it is measured anew next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(known, indent=2))
+        partial.replace(path)
 
 
 def cpu_name() -> str:

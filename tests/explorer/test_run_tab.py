@@ -2,6 +2,8 @@
 
 from bridge.explorer.controls import defaults
 from bridge.explorer.tabs import run
+from bridge.report.chart import fill
+from bridge.report.run_file import read_run
 from tests.report.test_run_file import row, write
 
 VALUES = defaults(run.CONTROLS)
@@ -21,17 +23,33 @@ def test_facts_and_table(tmp_path):
     assert view.notes == []
 
 
-def test_components_are_drawn_as_logged(tmp_path):
-    rows = [row(step) for step in (10, 20, 30)]
+def test_figures_are_the_panels_of_the_report(tmp_path):
+    """Numbers, units and colours, in the same order; what a run has none of is not there."""
+    rows = [{**row(step), "throughput/time/ideal": 0.1, "throughput/time/host": 0.3} for step in (10, 20, 30)]
     file = str(write(tmp_path / "metrics.jsonl", rows))
-    drawn = {trace.name: list(trace.y) for trace in run.view(file, {**VALUES, "components": "FLOPs"}).figures[2].data}
-    assert drawn == {
-        name.replace("_", " "): [one[f"throughput/flops/{name}"] for one in rows] for name in ("mlp", "core_attention")
-    }
+    view = run.view(file, VALUES)
+    charts = [fill(panel, read_run(file)) for panel in run.PANELS]
+    assert [figure is None for figure in view.figures[1:]] == [chart is None for chart in charts]
+    for figure, chart in zip(view.figures[1:], charts, strict=True):
+        if chart is not None:
+            assert [list(trace.y) for trace in figure.data] == [list(values) for values in chart.series.values()]
+            assert [trace.line.color for trace in figure.data] == [chart.colours[label] for label in chart.series]
+    (bars,) = view.figures[0].data
+    assert list(bars.y) == ["step", "host", "ideal"]
+    assert [(round(start, 9), round(length, 9)) for start, length in zip(bars.base, bars.x, strict=True)] == [
+        (0, 0.4),
+        (0.1, 0.3),
+        (0, 0.1),
+    ]
+    assert view.notes[0].startswith("MFU 25.0%: of 400 ms a step")
 
 
-def test_smoothing():
-    assert run.smoothed([1, None, 3, 5], 2) == [1, None, 2, 4]
+def test_a_single_dip_of_a_long_run_is_drawn(tmp_path):
+    rows = [{"step": step, "throughput/tflops/device": 20.0 if step == 12345 else 400.0 + step % 3} for step in range(20_000)]
+    figures = run.view(str(write(tmp_path / "metrics.jsonl", rows)), VALUES).figures
+    (drawn,) = (figure for figure in figures if figure is not None)
+    assert min(drawn.data[0].y) == 20.0
+    assert len(drawn.data[0].y) < 2000
 
 
 def test_doubtful_runs_are_marked(tmp_path):

@@ -1,10 +1,12 @@
 """Where the peak comes from, and that it says so."""
 
+import json
+
 import pytest
 import torch
 
 from bridge.hardware import peak_flops
-from bridge.metrics.peak import cpu_name, device_peak, measure_matmul
+from bridge.metrics.peak import cpu_name, device_peak, fastest, measure_matmul
 
 
 def test_the_configuration_wins():
@@ -25,6 +27,30 @@ def test_an_unknown_peak_stays_unknown_and_names_the_remedy(name, reason):
     assert peak.flops is None
     assert reason in peak.source
     assert "hardware.peak_flops" in peak.source
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_the_fastest_measurement_of_a_machine_is_kept_whatever_the_load(tmp_path):
+    """An idle machine, a busy one, another processor, a file that somebody has damaged."""
+    first = fastest("X", "fp32", (100.0, "measured: a"))
+    assert first == (100.0, "measured: a")
+    busy = fastest("X", "fp32", (8.0, "measured: b"))
+    assert busy == (100.0, "measured: b; the fastest that was measured on this machine; now 8% of it, something else is running")
+    assert fastest("X", "fp32", (99.0, "c")) == (100.0, "c; the fastest that was measured on this machine")
+    assert fastest("X", "fp32", (110.0, "d")) == (110.0, "d")
+    assert fastest("Y", "fp32", (1.0, "e")) == fastest("X", "bf16", (1.0, "e")) == (1.0, "e")
+    file = tmp_path / "bridge" / "peaks.json"
+    assert sorted(json.loads(file.read_text()).values()) == [1.0, 1.0, 110.0]
+    for content in ("{", "[]", json.dumps(dict.fromkeys(json.loads(file.read_text()), "fast"))):
+        file.write_text(content)
+        assert fastest("X", "fp32", (5.0, "f")) == (5.0, "f")
+    file.unlink()
+    file.mkdir()
+    assert fastest("X", "fp32", (5.0, "g")) == (5.0, "g")
 
 
 def test_a_cpu_is_measured_and_labelled_so():
