@@ -21,7 +21,10 @@ from bridge.flops.formats import NEWER, RECIPES, Recipe
 from bridge.flops.terms import Context, Kind
 from bridge.hardware import PEAKS
 from bridge.metrics.facts import FACTS
+from bridge.metrics.goodput import PARTS as JOB_PARTS
 from bridge.metrics.keys import THROUGHPUT, TRAINING, Key
+from bridge.metrics.time_parts import PARTS as TIME_PARTS
+from bridge.metrics.why import REMEDIES
 
 DOCS = Path(__file__).parent
 MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
@@ -195,6 +198,17 @@ def training_keys() -> str:
     return keys_table(TRAINING)
 
 
+def time_parts() -> str:
+    """The parts of a step, and what to try against each."""
+    rows = [[f"`{name}`", meaning, REMEDIES.get(name, "")] for name, meaning in TIME_PARTS.items()]
+    return table(["part", "what it is", "what to try first"], rows)
+
+
+def job_parts() -> str:
+    """The parts of a job's wall time."""
+    return table(["part", "what it is"], [[f"`{name}`", meaning] for name, meaning in JOB_PARTS.items()])
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -211,6 +225,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
         throughput_keys,
         training_keys,
         facts,
+        time_parts,
+        job_parts,
     )
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

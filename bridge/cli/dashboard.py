@@ -21,12 +21,18 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "Save a workspace in a W&B project: throughput and utilisation, where the work goes, padding and data wait, balance, "
         "totals. With --dry-run or --json it is built and shown, and nothing is sent; saving needs a W&B account.",
     )
-    parser.add_argument("project", metavar="ENTITY/PROJECT", help="as in the address of the project")
+    parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="as in the address of the project")
+    parser.add_argument("--grafana", action="store_true", help="print a Grafana dashboard over Prometheus instead, as JSON")
     parser.add_argument("--name", help="of the workspace")
     parser.add_argument("--dry-run", action="store_true", help="show what would be saved")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.grafana:
+        from bridge.report import grafana
+
+        print_json(grafana.build(arguments.name or "bridge"))
+        return 0
     match = re.fullmatch(r"([\w.-]+)/([^/\\#?%:]{1,128})", arguments.project)
     if match is None:
         raise ConfigError(f"{arguments.project!r} is not of the form ENTITY/PROJECT, for example my-team/pretraining")

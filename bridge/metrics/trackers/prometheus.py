@@ -17,13 +17,23 @@ import re
 from typing import Any, Optional
 
 from bridge.flops.shapes import ConfigError
-from bridge.metrics.keys import find_key
+from bridge.metrics.keys import Key, find_key
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.opening import Start
 from bridge.metrics.trackers.plain import doubles
 from bridge.metrics.trackers.tracker import Metrics
 
 _STRANGE = re.compile(r"[^a-zA-Z0-9_]+")
+
+
+def metric_of(key: str) -> str:
+    """The name of a key's gauge, of a family's too."""
+    return "bridge_" + _STRANGE.sub("_", key.partition("<")[0].strip("/"))
+
+
+def label_of(key: Optional[Key]) -> Optional[str]:
+    """What tells the members of a family apart; None: it is no family."""
+    return key.name.partition("<")[2].rstrip(">") if key and key.prefix else None
 
 
 class PrometheusTracker(BackgroundTracker):
@@ -89,9 +99,7 @@ class PrometheusTracker(BackgroundTracker):
         from prometheus_client import Gauge
 
         known = find_key(key)
-        prefix = known.prefix if known else None
-        name = "bridge_" + _STRANGE.sub("_", (prefix or key).strip("/"))
-        label = known.name.partition("<")[2].rstrip(">") if known and prefix else None
+        prefix, label, name = known.prefix if known else None, label_of(known), metric_of(known.name if known else key)
         if name not in self._gauges:
             meaning = f"{known.meaning} [{known.unit}]" if known else key
             labels = ["run", *([label] if label else [])]

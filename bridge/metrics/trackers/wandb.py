@@ -17,8 +17,12 @@ from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.plain import plain
 from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Metrics, first_line, quietly
+from bridge.metrics.why import waterfall
 
 logger = logging.getLogger(__name__)
+
+WATERFALL = "throughput/waterfall"
+"""A table of the parts of a mean step."""
 
 #: Seconds after which W&B's server counts as unreachable. Training does not wait for it.
 INIT_TIMEOUT = 20.0
@@ -78,6 +82,10 @@ class WandbTracker(BackgroundTracker):
     def summary(self, facts: Metrics) -> None:
         texts = without_secrets(plain(facts))
         self._put(lambda: self._run.summary.update(texts))
+        if parts := waterfall([facts]):
+            whole = sum(parts.values()) or 1.0
+            rows = [[name, seconds, seconds / whole] for name, seconds in parts.items()]
+            self._put(lambda: self._run.log({WATERFALL: self._wandb.Table(["part", "s/step", "fraction"], rows)}))
 
     def how_to_look(self) -> list[str]:
         self._wait_until_opened()

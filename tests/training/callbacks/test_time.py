@@ -119,7 +119,7 @@ def test_parts_add_up_on_four_ranks(four):
 def test_a_pipeline_waits_for_its_schedule(four, case, bubble, imbalance):
     parts = [times(row) for row in four[case][1:]]
     found = {name: median(one[name] for one in parts) for name in parts[0]}
-    assert bubble <= found["bubble"] <= 1.5 * bubble
+    assert bubble <= found["bubble"] <= 1.8 * bubble
     assert found["imbalance"] >= 0.6 * imbalance
     busy = found["ideal"] + found["kernels"]
     waited = found["bubble"] + found["imbalance"] + found["communication"]
