@@ -7,7 +7,7 @@ its last sign of life ends its part, and what follows is down time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -163,25 +163,29 @@ def _spans(events: Sequence[Event], now: Optional[float]) -> list[_Span]:
     return spans
 
 
-def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
-    """Relabel the steps that a restart did again, and count them."""
-    totals = _totals(events)
+def _losses(events: Sequence[Event]) -> Iterator[tuple[int, int, int]]:
+    """Place of each start that went back, the step that was reached before it, and the one it went back to."""
     reached = 0
     for place, event in enumerate(events):
         if event["event"] == "training":
-            resumed = event["step"]
-            lost = reached - resumed
-            if lost > 0:
-                job.lost_steps += lost
-                kept = _time_of_checkpoint(events[:place], resumed)
-                for span in spans:
-                    if kept <= span.start < event["time"] and span.part in ("productive", "data"):
-                        span.part = "lost"
-                if job.lost_flops is not None:
-                    ends = totals.get(reached), totals.get(resumed, 0 if resumed == 0 else None)
-                    job.lost_flops = None if None in ends else job.lost_flops + ends[0] - ends[1]  # type: ignore[operator]
-            reached = resumed
+            if event["step"] < reached:
+                yield place, reached, event["step"]
+            reached = event["step"]
         reached = max(reached, event.get("step", 0))
+
+
+def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
+    """Relabel the steps that a restart did again, and count them."""
+    totals = {0: 0, **_totals(events)}
+    for place, reached, resumed in _losses(events):
+        job.lost_steps += reached - resumed
+        kept = _time_of_checkpoint(events[:place], resumed)
+        for span in spans:
+            if kept <= span.start < events[place]["time"] and span.part in ("productive", "data"):
+                span.part = "lost"
+        if job.lost_flops is not None:
+            known = reached in totals and resumed in totals
+            job.lost_flops = job.lost_flops + totals[reached] - totals[resumed] if known else None
 
 
 def _time_of_checkpoint(events: Sequence[Event], step: int) -> float:
@@ -214,5 +218,6 @@ def _recoveries(events: Sequence[Event]) -> list[float]:
 def to_redo(events: Iterable[Event], step: int) -> list[int]:
     """Steps after ``step`` at which a process was killed, and whose total FLOPs nobody has said yet."""
     own = _of_last_job(list(events))
-    known = _totals(own)
-    return sorted({event["step"] for event in own if event["event"] == "beat" and event["step"] > step} - known.keys())
+    # The process that asks has not said yet that it begins.
+    asks = {"event": "training", "step": step}
+    return sorted({reached for _, reached, _ in _losses([*own, asks]) if reached > step} - _totals(own).keys())
