@@ -69,6 +69,10 @@ def test_a_job_that_goes_on_and_one_whose_lost_work_is_not_known_yet():
     assert to_redo([*FIRST, *SECOND[:4]], 10) == [17]
     assert to_redo([*FIRST, *SECOND], 20) == []
     assert to_redo(FIRST, 17) == []
+    # A process whose peer is killed may still write its end; one that is killed while it saves writes no more.
+    failed = [*FIRST[:-1], *ledger((40, "end", {"step": 17}), (45, "process", {}))]
+    saving = [*FIRST[:-1], *ledger((40, "checkpoint", {"step": 17}), (45, "process", {}))]
+    assert to_redo(failed, 10) == to_redo(saving, 10) == [17]
 
 
 def test_before_the_first_checkpoint_all_is_lost():
