@@ -184,8 +184,8 @@ class Spans:
             self.pause()
             self._unread.append((self._sampled, self._ended, self._stretches))
             self._running, self._since = running, self._stretches[-1][1]
+            self._sampled = self._every_wait
         self._ended, self._stretches = [], []
-        self._sampled = self._every_wait
 
     def sample(self) -> None:
         """Of the step that comes now every wait is seen."""
@@ -285,6 +285,10 @@ class Timers:
         self.spans, self.inner = spans, inner
         self._marks: dict[str, _Mark] = {}
 
+    def __reduce__(self) -> Any:
+        """What is copied or stored with a configuration are the loop's own timers."""
+        return _itself, (self.inner,)
+
     def __call__(self, name: str, log_level: Optional[int] = None) -> Any:
         inner = self.inner(name, log_level=log_level) if self.inner is not None else None
         mark = self._marks.get(name)
@@ -296,6 +300,10 @@ class Timers:
         if (inner := self.__dict__.get("inner")) is None:
             raise AttributeError(name)
         return getattr(inner, name)
+
+
+def _itself(inner: Any) -> Any:
+    return inner
 
 
 class _Mark:

@@ -63,16 +63,23 @@ class TimeMarks:
         self._cost_ns = _cost_of_a_span(clock)
         self.overhead_ns = 0
         """Nanoseconds that the marks took, by what one takes on this machine."""
-        self._undo = [*_mark_passes(self.spans, model, optimizer), *_mark_optimizer(self.spans, optimizer)]
-        marks.listen(self.spans)
+        self._model, self._optimizer = model, optimizer
+        self._undo: list[Undo] = []
 
     def run(self) -> None:
-        """Training goes on."""
+        """Training goes on: from here on everything is marked."""
+        if not self._undo:
+            self._undo = [*_mark_passes(self.spans, self._model, self._optimizer), *_mark_optimizer(self.spans, self._optimizer)]
+        marks.listen(self.spans)
         self.spans.run()
 
     def pause(self) -> None:
-        """What comes now is no training."""
+        """What comes now is no training: model, optimizer and loop are as they were."""
         self.spans.pause()
+        if marks.listening() is self.spans:
+            marks.listen(None)
+        while self._undo:
+            self._undo.pop()()
 
     def end_step(self) -> None:
         """A training step is over."""
@@ -87,11 +94,8 @@ class TimeMarks:
         return self.times.take()
 
     def close(self) -> None:
-        """Leave model, optimizer and loop as they were."""
-        if marks.listening() is self.spans:
-            marks.listen(None)
-        while self._undo:
-            self._undo.pop()()
+        """No more steps."""
+        self.pause()
 
 
 def _cost_of_a_span(clock: Clock, repeats: int = 100) -> int:
