@@ -11,7 +11,7 @@ from bridge.metrics.why import PREFIX, seconds
 from bridge.report.colours import COLOURS, PALETTE
 from bridge.report.run_file import Run
 
-WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 128
+WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
 
 TITLE = "From a step down to the work at the peak"
 
@@ -67,8 +67,9 @@ def svg(drawn: Sequence[Bar]) -> str:
         out.append(_text(LEFT - 10, y + 19, bar.name, "end"))
         out.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{ROW - 8}" rx="3" style="fill:{bar.colour}"/>')
         out.append(_text(x + width + 8, y + 19, f"{seconds(bar.length)}, {bar.length / whole:.1%}", "start") + "</g>")
-        if i + 1 < len(drawn):
-            out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y + ROW - 4}" y2="{y + ROW + 4}"/>')
+        if i:  # down from the bar above
+            end = LEFT + scale * (bar.start + bar.length)
+            out.append(f'<line class="grid" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 4}" y2="{y + 4}"/>')
     return "".join([*out, "</svg>"])
 
 
