@@ -267,7 +267,7 @@ def _see_waits() -> None:
         finally:
             spans.pop(WAIT)
 
-    seen.__wrapped__ = wait  # type: ignore[attr-defined]  # `wraps` cannot read a built-in's attributes on every version
+    seen.__wrapped__ = wait  # `wraps` cannot read a built-in's attributes on every version
     work.wait = seen
 
 

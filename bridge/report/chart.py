@@ -56,7 +56,7 @@ class Chart:
 def fill(panel: Panel, run: Run) -> Optional[Chart]:
     """The chart of a run; None where it has none of the panel's keys."""
     labels = panel.among(run.names())
-    steps: list[Any] = run.series("step")
+    steps: Sequence[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
     if panel.adds_up and not all(map(is_whole, columns)):  # the parts come together in a row, or not at all
         whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]

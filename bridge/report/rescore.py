@@ -28,7 +28,7 @@ def rescore(run: Run, convention: str) -> Iterator[Row]:
         ConfigError: the run does not hold what that needs, or its own numbers do not come out.
     """
     lists = run.facts.get("prices")
-    own = run.facts.get("convention")
+    own = str(run.facts.get("convention"))
     if not isinstance(lists, dict) or own not in lists or not any(name.startswith(STATISTIC) for name in run.names()):
         raise ConfigError("the run has no price lists or no throughput/statistics/ keys: it was written before bridge 0.2")
     if convention not in lists:

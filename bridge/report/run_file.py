@@ -223,10 +223,10 @@ def _jsonl(file: BinaryIO, most: float) -> Run:
                 continue
             if (numbers := _kept(run, row)) is None:
                 continue
-            form = _Form(row) if len(forms) < _MOST_FORMS and numbers == row else None
-            if form and (found := form.match(line)):
-                forms.append(form)
-                form.add(place, found.groups())
+            new = _Form(row) if len(forms) < _MOST_FORMS and numbers == row else None
+            if new and (found := new.match(line)):
+                forms.append(new)
+                new.add(place, found.groups())
             else:
                 others.append((place, numbers))
         place += 1
