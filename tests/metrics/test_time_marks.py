@@ -79,8 +79,8 @@ def test_passes_of_any_model_and_a_torch_optimizer():
         optimizer.step()
 
     found = seconds(marks, [step])
-    assert 3 * SLEEP <= found[Phase.COMPUTE] < 4.5 * SLEEP
-    assert 0 < found[Phase.OPTIMIZER] < SLEEP
+    assert 3 * SLEEP <= found[Phase.COMPUTE] < 20 * SLEEP
+    assert 0 < found[Phase.OPTIMIZER] < 10 * SLEEP
     model.eval()
     assert seconds(marks, [lambda: model(torch.ones(2, 4))])[Phase.COMPUTE] == 0
 
@@ -126,8 +126,8 @@ def test_megatron_cores_timers_are_called_on_every_configuration():
         optimizer.config.timers("unknown").stop()
 
     found = seconds(marks, [step])
-    assert SLEEP <= found[Phase.COMPUTE] < 2.5 * SLEEP
-    assert SLEEP <= found[Phase.OPTIMIZER] < 2.5 * SLEEP
+    assert SLEEP <= found[Phase.COMPUTE] < 20 * SLEEP
+    assert SLEEP <= found[Phase.OPTIMIZER] < 20 * SLEEP
     assert copy.deepcopy(config).timers is None
     assert pickle.loads(pickle.dumps(Timers(marks.spans, 5))) == 5
     marks.close()

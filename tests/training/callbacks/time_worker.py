@@ -22,7 +22,7 @@ from bridge.metrics import spans
 from bridge.metrics.spans import Phase
 from bridge.training.callbacks import Callback, CallbackContext
 from bridge.training.callbacks.throughput import ROWS
-from bridge.training.initialize import prepare_libraries, shut_down
+from bridge.training.initialize import prepare_libraries
 from bridge.training.loop import train
 
 DELAY, MICRO_BATCHES = 0.1, 2
@@ -219,4 +219,4 @@ if __name__ == "__main__":
     if torch.distributed.get_rank() == 0:
         (into / f"{scenario}.json").write_text(json.dumps(found))
     torch.distributed.barrier()
-    shut_down(leave=True)
+    torch.distributed.destroy_process_group()
