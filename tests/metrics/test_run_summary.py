@@ -12,7 +12,8 @@ ROWS = (
     {"throughput/mfu": 0.30, "throughput/step_time": 1.0, "throughput/flops/mlp": 1, "throughput/total_flops": 2**61,
      "throughput/time/ideal": 0.5, "throughput/time/host": 0.5, "throughput/time_fraction/ideal": 0.5},
     {"throughput/mfu": 0.31, "throughput/step_time": 1.0, "throughput/flops/mlp": 3, "throughput/total_flops": 2**61 + 1,
-     "throughput/time/ideal": 0.2, "throughput/time/host": 0.3, "throughput/time_fraction/ideal": 0.4, "throughput/incomplete": 1},
+     "throughput/time/ideal": 0.2, "throughput/time/host": 0.3, "throughput/time_fraction/ideal": 0.4,
+     "throughput/incomplete": 1},
 )  # fmt: skip
 
 
