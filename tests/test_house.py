@@ -101,7 +101,7 @@ def test_counting_and_planning_do_not_import_torch():
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
     "bridge/flops": 4750,
-    "bridge/planning": 1100,
+    "bridge/planning": 2400,
     "bridge/config": 4800,
     "bridge/data": 1950,
     "bridge/metrics": 4500,

@@ -38,6 +38,8 @@ ONE_STAGE = Layout()
 
 #: What looks into a built model needs torch, stands above, and is found by name when it is asked.
 VERIFY = "bridge.training.verify"
+#: What a layout needs stands above likewise.
+MEMORY = "bridge.planning.memory"
 
 
 class Passes(Choice):
@@ -115,7 +117,7 @@ def compile_plan(
     left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record), *unknown)
     beside = model.teacher.formats if model.teacher is not None else None
     formats = replace(model.formats, teacher=beside)
-    return Plan(record, terms, left_out, may_train, build, model.layout, unknown, formats)
+    return Plan(record, terms, left_out, may_train, build, model.layout, unknown, formats, model)
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
@@ -200,6 +202,9 @@ class Plan:
         layout: how the configuration cuts the model into pipeline stages.
         hardware_unknown: why the ``hardware`` passes are not known, one sentence each; empty where they are.
         formats: which matmul runs in which number format.
+        model: what it was compiled from.
+        record: the way of counting itself.
+        trainable: what trains, by module path.
     """
 
     def __init__(
@@ -212,6 +217,7 @@ class Plan:
         layout: Layout = ONE_STAGE,
         hardware_unknown: tuple[str, ...] = (),
         formats: Formats = NOT_TOLD,
+        model: reading.Model | None = None,
     ):
         self.convention = convention.name
         self.terms = tuple(terms)
@@ -219,8 +225,9 @@ class Plan:
         self.layout = layout
         self.hardware_unknown = hardware_unknown
         self.formats = formats
-        self._record, self._build = convention, build
-        self._trainable = transforms.Trainable.of(trainable)
+        self.model = reading.Model() if model is None else model
+        self.record, self._build = convention, build
+        self.trainable = transforms.Trainable.of(trainable)
         self._priced = list(self._price_terms())
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
@@ -246,7 +253,7 @@ class Plan:
         """Every term that counts, with its statistic and the FLOPs of one pass per unit of it; equal ones are priced once."""
         known: dict[tuple[Any, ...], tuple[Statistic, Number]] = {}
         for term in self.terms:
-            if term.kind in self._record.left_out or not term.k:
+            if term.kind in self.record.left_out or not term.k:
                 continue
             key = id(term.rows), term.k, term.n, id(term.times)
             if key not in known:
@@ -256,7 +263,7 @@ class Plan:
     def _price(self, term: Term) -> tuple[Statistic, Number]:
         factor, statistic = Fraction(1), term.rows
         if isinstance(statistic, Context):
-            factor, statistic = self._record.statistic(statistic)
+            factor, statistic = self.record.statistic(statistic)
         return statistic, _whole(FLOPS_PER_MAC * term.k * term.n * term.times * factor)
 
     @cached_property
@@ -493,7 +500,7 @@ class Plan:
         return {
             "total": sum(term.parameters for term in terms),
             "active": sum(term.active_parameters for term in terms),
-            "trainable": sum(map(self._trainable.parameters, terms)),
+            "trainable": sum(map(self.trainable.parameters, terms)),
         }
 
     def trains(self, term: Term) -> bool:
@@ -519,6 +526,10 @@ class Plan:
             model: a torch module, wrapped or not, or the chunks of a pipeline stage; then on all ranks of the pipeline together.
         """
         return importlib.import_module(VERIFY).verify(self, model)
+
+    def memory(self, layout: Any, *optimizer: Any, **options: Any) -> Any:
+        """Bytes that the fullest rank of each pipeline stage needs: see ``bridge.planning.memory.memory``."""
+        return importlib.import_module(MEMORY).memory(self, layout, *optimizer, **options)
 
 
 _NO_ROUTERS = "what experts were given is counted by their routers, not by lengths: ask the plan that this one was made from"

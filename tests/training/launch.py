@@ -11,13 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 
 
-def torchrun(ranks: int, *command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` (a script, or ``-m`` and a module) on so many ranks and wait for the end."""
+def environment() -> dict[str, str]:
+    """For a process that imports this package and the tests' helpers."""
     path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
     # One thread a rank: several on two cores wait for each other.
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    environment.pop("TORCHELASTIC_ERROR_FILE", None)
+    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    variables.pop("TORCHELASTIC_ERROR_FILE", None)
+    return variables
+
+
+def torchrun(ranks: int, *command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` (a script, or ``-m`` and a module) on so many ranks and wait for the end."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.run(
-        [*launcher, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [*launcher, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -1,0 +1,256 @@
+"""What one forward pass keeps for its backward pass, in bytes, by component of the model.
+
+A linear layer whose weight trains keeps its input; attention, norms and activations keep what their kernels ask for, and that
+differs between implementations: a record each.  ``LOCAL`` is megatron-core's own layers without fusions, measured tensor by
+tensor (``tests/planning/test_activations.py``); ``TRANSFORMER_ENGINE`` is read from its sources, with FlashAttention (Dao et al.,
+arXiv:2205.14135).  Korthikanti et al., arXiv:2205.05198, have the same sums for GPT-3's layers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from bridge.flops.plan import Plan
+from bridge.flops.terms import Kind, Pass, Term
+from bridge.planning.layouts import Layout
+from bridge.planning.shards import COLUMN, ROW, leaf
+
+#: Line of the logits and of what the loss keeps of them.
+LOGITS = "logits"
+#: Line of what recomputed layers keep: their inputs.
+RECOMPUTED = "recomputed_layers"
+#: Bytes of a token: its number, and what the cross-entropy keeps beside the probabilities (a number and a flag).
+TOKEN, LOSS = 8, 9
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """What the kernels of a layer keep beside the inputs of its linear layers.
+
+    Attributes:
+        name: megatron-core's ``transformer_impl``.
+        rms_norm: bytes of each number that an RMSNorm reads; 0: one copy in the model's type.
+        gated, plain: inner numbers that an activation keeps for each of its outputs, the output itself not counted.
+        weighted: further numbers of an expert's activation, whose output is weighted.
+        fused_attention: keeps a sum of exponentials of each query, and no scores.
+        tables: of the rotation, as so many numbers of a position and a channel in every layer.
+        routed, chosen: bytes that routing keeps of each token and expert, and of each choice.
+    """
+
+    name: str
+    rms_norm: int
+    gated: int
+    plain: int
+    weighted: int
+    fused_attention: bool
+    tables: int
+    routed: int
+    chosen: int
+
+
+LOCAL = Implementation("local", 8, 4, 1, 1, False, 4, 3, 22)
+TRANSFORMER_ENGINE = Implementation("transformer_engine", 0, 2, 1, 0, True, 0, 9, 16)
+IMPLEMENTATIONS = {one.name: one for one in (LOCAL, TRANSFORMER_ENGINE)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on one rank.
+
+    Attributes:
+        sequences: of it.
+        length: of each, in tokens, on this rank: its part under context parallelism.
+        width: bytes of one number.
+    """
+
+    sequences: int
+    length: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.sequences * self.length
+
+
+def activations(
+    plan: Plan, terms: Sequence[Term], layout: Layout, batch: Batch, implementation: Implementation = TRANSFORMER_ENGINE
+) -> dict[str, int]:
+    """Bytes that a forward pass of one model chunk keeps, by component.
+
+    Args:
+        plan: of the model, for its heads and what is recomputed.
+        terms: of the chunk, in the order in which they run, with their passes.
+        layout: how they are cut.
+        batch: what runs.
+        implementation: whose kernels.
+    """
+    chunk = _Chunk(plan, layout, batch, implementation)
+    found: dict[str, Fraction] = defaultdict(Fraction)
+    for is_layer, block in _layers(terms):
+        for component, amount in chunk.of_block(block, is_layer):
+            found[component] += amount
+    for component, amount in chunk.once(terms, RECOMPUTED in found):
+        found[component] += amount
+    return {component: int(amount) for component, amount in found.items() if amount}
+
+
+def working(
+    plan: Plan, terms: Sequence[Term], layout: Layout, batch: Batch, implementation: Implementation = TRANSFORMER_ENGINE
+) -> int:
+    """Bytes that the backward pass needs for a while beside what is kept; arguments as for ``activations``.
+
+    A layer that is recomputed comes to hold all that it would have kept, and logits stand beside their probabilities.
+    """
+    chunk, most = _Chunk(plan, layout, batch, implementation), Fraction(0)
+    for is_layer, block in _layers(terms):
+        if is_layer and any(Pass.RECOMPUTE in term.passes for term in block):
+            plain = [term.changed(passes=term.passes & ~Pass.RECOMPUTE) for term in block]
+            kept, all_of_it = (sum(amount for _, amount in chunk.of_block(one, True)) for one in (block, plain))
+            group = max(plan.model.shape.recompute_num_layers or 1, 1) if chunk.is_run_again(block) else 1
+            most = max(most, all_of_it * group - kept)
+    vocabulary = max((term.n for term in terms if leaf(term) == "output_layer"), default=0)
+    return int(max(most, chunk.cut * batch.width * vocabulary))
+
+
+def _layers(terms: Sequence[Term]) -> Iterator[tuple[bool, list[Term]]]:
+    """Terms of each layer, and what stands outside of layers, all of it together: (whether it is a layer, its terms)."""
+    blocks: dict[str, list[Term]] = {}
+    for term in terms:
+        parts = term.path.split(".", 3)
+        inside = len(parts) == 4 and parts[1] == "layers" and leaf(term) != "output_layer"
+        blocks.setdefault(".".join(parts[:3]) if inside else "", []).append(term)
+    yield from ((bool(layer), block) for layer, block in blocks.items())
+
+
+Kept = Iterator[tuple[str, Fraction]]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    plan: Plan
+    layout: Layout
+    batch: Batch
+    kernels: Implementation
+
+    # ---- tokens --------------------------------------------------------------------------------------
+
+    @property
+    def own(self) -> Fraction:
+        """Tokens that a rank holds between cut layers."""
+        ranks = self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1
+        return Fraction(self.batch.tokens, ranks)
+
+    @property
+    def cut(self) -> Fraction:
+        """Tokens over the ranks that share what is as wide as the heads, the MLP or the vocabulary."""
+        return Fraction(self.batch.tokens, self.layout.tensor_model_parallel_size)
+
+    def _inputs(self, term: Term) -> Fraction:
+        """Rows of a term's whole input that a rank has."""
+        name = leaf(term)
+        if term.copies > 1:
+            return self.own if name in COLUMN else self.own / self.layout.expert_tensor
+        if name in ROW or (term.kind is Kind.NORM and term.times > 1):
+            return self.cut
+        return self.own
+
+    # ---- what keeps what -----------------------------------------------------------------------------
+
+    def once(self, terms: Sequence[Term], recomputed: bool) -> Kept:
+        """What all layers share: which key a query may not see, and the angles of the rotation for layers that run again."""
+        attends = any(term.name == "query_key" for term in terms)
+        if attends and not self.kernels.fused_attention:
+            yield "core_attention", Fraction(self.batch.length**2)
+        if attends and recomputed:
+            width = next(term.k for term in terms if term.name == "query_key")
+            yield RECOMPUTED, Fraction(4 * self.batch.length * width)
+
+    def of_block(self, block: Sequence[Term], is_layer: bool) -> Kept:
+        """Component and bytes of everything that a layer keeps."""
+        shape = self.plan.model.shape
+        if is_layer and self.is_run_again(block):
+            together = max(shape.recompute_num_layers or 1, 1) if shape.recompute_method == "uniform" else 1
+            yield RECOMPUTED, self.own * self.batch.width * (shape.hidden_size or 0) / together
+            return
+        writers: dict[str, int] = defaultdict(int)
+        kept: set[tuple[str, int, bool]] = set()
+        inner = 0
+        for term in block:
+            if term.kind in (Kind.NORM, Kind.LATENT_NORM):
+                yield term.component, self._norm(term)
+            elif term.kind is Kind.CORE:
+                yield from self._core(term)
+            elif term.name == "word_embeddings":
+                yield term.component, Fraction(TOKEN * self.batch.tokens)
+            elif term.weight and term.kind is not Kind.TABLE:
+                name = term.inputs[0] if term.inputs else ""
+                source = name, writers[name], term.copies > 1  # tokens on their way to experts are copied
+                if source not in kept and self._keeps_input(term):
+                    kept.add(source)
+                    yield term.component, self._inputs(term) * self.batch.width * term.k * term.times
+                yield from self._around(term, inner)
+                inner = term.n
+            for name in term.outputs:
+                writers[name] += 1
+
+    def is_run_again(self, block: Sequence[Term]) -> bool:
+        """Whether a layer is recomputed as a whole."""
+        whole = self.plan.model.shape.recompute_granularity == "full"
+        return whole and any(Pass.RECOMPUTE in term.passes for term in block)
+
+    def _keeps_input(self, term: Term) -> bool:
+        """Where its weight trains, unless a recomputed region makes the input itself."""
+        made = Pass.RECOMPUTE in term.passes and leaf(term) == "linear_fc2"
+        routed = Pass.RECOMPUTE in term.passes and term.copies > 1  # tokens are sent to their experts again
+        return Pass.WGRAD in term.passes and not made and not routed
+
+    def _norm(self, term: Term) -> Fraction:
+        """Its input, and one or two numbers of each row."""
+        shape, width, times = self.plan.model.shape, self.batch.width, term.times
+        layer_norm = shape.normalization == "LayerNorm"
+        row = 8 if layer_norm else 4
+        if layer_norm and leaf(term) == "k_layernorm" and not self.kernels.fused_attention:
+            # The keys are a part of the projection's output, all of which stays.
+            return self.cut * (width * (shape.num_attention_heads or 0) * term.k + (2 * width * term.k + row) * times)
+        each = width if layer_norm else self.kernels.rms_norm or width
+        return self._inputs(term) * (each * term.k + row) * times
+
+    def _around(self, term: Term, inner: int) -> Kept:
+        """What stands before or behind a linear layer: the activation, the routing, the loss."""
+        again = Pass.RECOMPUTE in term.passes
+        if leaf(term) == "linear_fc2" and not again:
+            numbers = self.kernels.gated if inner == 2 * term.k else self.kernels.plain
+            numbers += self.kernels.weighted if term.copies > 1 else 0
+            yield term.component, self._inputs(term) * self.batch.width * term.k * term.times * numbers
+        elif term.kind is Kind.ROUTER and not again:
+            chosen = self.kernels.chosen * self.plan.model.shape.moe_router_topk
+            yield term.component, self.own * (self.kernels.routed * term.n + chosen)
+        elif term.name == "eh_proj":
+            yield "embedding", Fraction(TOKEN * self.batch.tokens)
+        elif leaf(term) == "output_layer":
+            yield LOGITS, self.cut * 4 * term.n + LOSS * self.batch.tokens
+
+    def _core(self, term: Term) -> Kept:
+        """Queries and keys of the first product, values of the second, and what lies between them."""
+        shape, width, heads = self.plan.model.shape, self.batch.width, term.n
+        latent, again = shape.multi_latent_attention, Pass.RECOMPUTE in term.passes
+        groups = heads if latent else min(shape.key_value_heads, heads)
+        grouped, fused = groups < heads, self.kernels.fused_attention
+        if term.name == "scores_value":
+            # Values that are not copied for their heads are a part of the projection's output, all of which stays.
+            whole = not fused and not latent and (again or not grouped)
+            numbers = (heads + 2 * groups) if whole else groups if fused or again else heads
+            yield term.component, self.cut * width * term.k * numbers
+            return
+        keys = groups if fused or again else heads
+        yield term.component, self.cut * width * term.k * (heads + keys)
+        yield "self_attention", Fraction(self.kernels.tables * self.batch.length * term.k * width)
+        if fused:
+            yield term.component, self.cut * 4 * heads
+        elif not again:
+            pairs = Fraction(self.batch.sequences * heads * self.batch.length**2, self.layout.tensor_model_parallel_size)
+            yield term.component, pairs * (4 + (width if width < 4 else 0))

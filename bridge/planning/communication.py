@@ -1,0 +1,306 @@
+"""How many bytes a rank sends and receives in a step, by parallel dimension.
+
+Every linear layer that is cut brings its collectives with it, so the terms of a plan say what travels between tensor-parallel
+ranks; the rest follows from the layout.  Bytes are those of the larger of a collective's two buffers; what crosses a rank's link
+is ``Traffic.moved``.  Measured on gloo, collective by collective (``tests/planning/test_communication.py``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bridge.flops.plan import Plan
+from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.flops.terms import Pass, Term
+from bridge.planning.buffers import Buffer, Optimizer, buffers
+from bridge.planning.layouts import Layout
+from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, Shard, chunks, leaf, placed, terms_for
+
+#: Operation -> how much of the larger buffer crosses a link in a ring of n ranks, but for the factor (n - 1) / n.
+_RING = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}
+
+TENSOR, PIPELINE, DATA, EXPERT, CONTEXT = "tensor", "pipeline", "data", "expert", "context"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one kind of collective carries in a step.
+
+    Attributes:
+        dimension: ``tensor``, ``pipeline``, ``data``, ``expert`` or ``context``.
+        operation: ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all``, ``send`` or ``recv``.
+        ranks: that take part.
+        bytes: of the larger buffer, over all calls of a step.
+    """
+
+    dimension: str
+    operation: str
+    ranks: int
+    bytes: int
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a rank sends over its link, in a ring."""
+        if self.operation not in _RING:
+            return float(self.bytes) if self.operation == "send" else 0.0
+        return self.bytes * _RING[self.operation] * (self.ranks - 1) / self.ranks
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What the rules below look at."""
+
+    plan: Plan
+    layout: Layout
+    optimizer: Optimizer
+    stage: int
+    tokens: int
+    local: bool
+    dispatcher: str
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.plan.model.shape
+
+    @property
+    def width(self) -> int:
+        """Bytes of one activation."""
+        return self.optimizer.weight_bytes
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that a rank holds between its cut layers."""
+        layout = self.layout
+        return self.tokens // (layout.tensor_model_parallel_size if layout.sequence_parallel else 1)
+
+
+Found = Iterator[tuple[str, str, int, int]]
+
+
+def communication(
+    plan: Plan,
+    layout: Layout,
+    optimizer: Optimizer,
+    *,
+    sequence_length: int,
+    stage: int = 0,
+    local: bool = False,
+    dispatcher: str = "alltoall",
+) -> list[Traffic]:
+    """What a rank of a stage carries in one step, added up by dimension and operation.
+
+    Experts are taken as evenly chosen; then every rank of a stage carries the same.
+
+    Args:
+        plan: of the model.
+        layout: how it is cut, and the batch.
+        optimizer: whose gradients are reduced.
+        sequence_length: of every sequence, in tokens.
+        stage: pipeline stage, from 0.
+        local: megatron-core's own layers with this package's attention, instead of Transformer Engine's.
+        dispatcher: megatron-core's ``moe_token_dispatcher_type``: ``alltoall`` or ``allgather``.
+
+    Raises:
+        ConfigError: the dispatcher is not known.
+    """
+    if dispatcher not in ("alltoall", "allgather"):
+        raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: what it sends is not known; choose alltoall or allgather")
+    tokens = layout.micro_batch_size * sequence_length // layout.context_parallel_size
+    step = _Step(plan, layout, optimizer, stage, tokens, local, dispatcher)
+    terms = terms_for(plan, layout)
+    here = {chunk: held for (where, chunk), held in placed(terms, layout).items() if where == stage}
+    found: dict[tuple[str, str, int], int] = defaultdict(int)
+    for rule in (_tensor, _weights_once, _experts, _context, _pipeline, _gradients):
+        for dimension, operation, ranks, amount in rule(step, here):
+            if ranks > 1 and amount:
+                found[dimension, operation, ranks] += amount
+    return [Traffic(*key, amount) for key, amount in sorted(found.items())]
+
+
+# ---- tensor parallelism --------------------------------------------------------------------------
+
+
+def _tensor(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """What every cut layer gathers, scatters and reduces, micro-batch by micro-batch."""
+    ranks = step.layout.tensor_model_parallel_size
+    for held in here.values():
+        for term in held:
+            if term.copies == 1:
+                for operation, entries in _of_term(step, term):
+                    yield TENSOR, operation, ranks, step.layout.micro_batches * step.width * step.tokens * entries
+            if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums of each token
+                yield TENSOR, "all_reduce", ranks, step.layout.micro_batches * 3 * 4 * step.tokens
+
+
+def _of_term(step: _Step, term: Term) -> Iterator[tuple[str, int]]:
+    """Operations of one layer, with the numbers of a token that they carry."""
+    name, spread = leaf(term), step.layout.sequence_parallel
+    if name == "word_embeddings":
+        yield from [("reduce_scatter", term.n), ("all_gather", term.n)] if spread else [("all_reduce", term.n)]
+    elif name in COLUMN or (step.local and name in COLUMN_IF_LOCAL):
+        yield from _column(term, spread)
+        yield from _gathered(step, term, name)
+    elif name in ROW:
+        yield from _row(term, spread)
+    elif name == "linear_kv_down_proj" and spread:  # whole; the rotated part of the key, which all heads share, is gathered
+        yield from (("all_gather", step.shape.qk_pos_emb_head_dim), ("reduce_scatter", step.shape.qk_pos_emb_head_dim))
+
+
+def _forward(term: Term) -> int:
+    """How often it runs forward."""
+    return 1 + (Pass.RECOMPUTE in term.passes)
+
+
+def _column(term: Term, spread: bool) -> Iterator[tuple[str, int]]:
+    """The whole input is needed forward, and again for the gradient of the weight; the input's gradient is a sum over ranks."""
+    if spread:
+        yield "all_gather", term.k * (_forward(term) + (Pass.WGRAD in term.passes))
+    if Pass.DGRAD in term.passes:
+        yield "reduce_scatter" if spread else "all_reduce", term.k
+
+
+def _row(term: Term, spread: bool) -> Iterator[tuple[str, int]]:
+    """The output is a sum over ranks."""
+    yield "reduce_scatter" if spread else "all_reduce", term.n * _forward(term)
+    if spread and term.passes & Pass.BACKWARD:
+        yield "all_gather", term.n
+
+
+def _gathered(step: _Step, term: Term, name: str) -> Iterator[tuple[str, int]]:
+    """Cut outputs that are made whole again."""
+    shape, spread = step.shape, step.layout.sequence_parallel
+    if name == "linear_qkv" and shape.key_value_heads < step.layout.tensor_model_parallel_size:
+        # Fewer key/value heads than ranks: the projection is gathered, and every rank takes the heads that it needs.
+        yield from (("all_gather", term.n), ("reduce_scatter", term.n))
+    elif name == "eh_proj" or name in COLUMN_IF_LOCAL:
+        yield "all_gather", term.n
+        scattered = shape.kv_lora_rank if name == "linear_kv_down_proj" else term.n
+        if spread:
+            yield "all_gather", scattered
+    if name == "linear_kv_down_proj":  # this package's attention adds up the gradient of the part that all heads share
+        yield "all_reduce", shape.qk_pos_emb_head_dim
+
+
+def _weights_once(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """Gradients of weights that every tensor-parallel rank holds whole, each from its own part of the sequence."""
+    entries = 0
+    for held in here.values():
+        for term in held:
+            name, spread = leaf(term), step.layout.sequence_parallel
+            if name in ROW and spread and term.copies == 1:
+                entries += term.bias * step.plan.trainable.biases(term.path)
+            elif _summed(step, name) and term.weight:
+                trains = step.plan.trainable
+                entries += term.k * term.n * trains.weights(term.path) + term.bias * trains.biases(term.path)
+    yield TENSOR, "all_reduce", step.layout.tensor_model_parallel_size, step.optimizer.gradient_bytes * entries
+
+
+def _summed(step: _Step, name: str) -> bool:
+    if step.layout.sequence_parallel:
+        return name.endswith("norm") or name in ("router", "gate_weight")
+    return bool(step.shape.qk_layernorm) and name in ("q_layernorm", "k_layernorm")
+
+
+# ---- experts -------------------------------------------------------------------------------------
+
+
+def _experts(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """Tokens on their way to their experts and back, forward and backward, with the weights of their choices."""
+    layout, shape, width = step.layout, step.shape, step.width
+    layers = sum(term.copies > 1 and leaf(term) == "linear_fc1" for held in here.values() for term in held)
+    hidden, experts, topk = shape.moe_latent_size or shape.hidden_size or 0, shape.num_moe_experts or 0, shape.moe_router_topk
+    times, both = layers * layout.micro_batches, layout.expert_model_parallel_size * layout.expert_tensor
+    one = 2 * hidden * width + width
+    if step.dispatcher == "allgather":
+        gathered = both * step.own_tokens
+        yield EXPERT, "all_gather", both, times * gathered * (2 * hidden * width + experts * (width + 1))
+        yield EXPERT, "reduce_scatter", both, times * gathered * (2 * hidden * width + experts * width)
+        return
+    rows = step.own_tokens * topk
+    yield EXPERT, "all_to_all", layout.expert_model_parallel_size, times * 2 * rows * one
+    yield EXPERT, "all_gather", both, times * 8 * experts * both
+    if layout.expert_tensor > 1:
+        yield EXPERT, "all_gather", layout.expert_tensor, times * rows * layout.expert_tensor * one
+        yield EXPERT, "reduce_scatter", layout.expert_tensor, times * rows * layout.expert_tensor * one
+
+
+# ---- sequences -----------------------------------------------------------------------------------
+
+
+def _context(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """Keys and values of the other ranks' tokens: all at once here, around a ring with Transformer Engine."""
+    layout = step.layout
+    ranks = layout.context_parallel_size
+    for held in here.values():
+        for term in held:
+            if term.name == "scores_value":
+                width = _key_and_value(step, term)
+                amount = layout.micro_batches * step.width * step.tokens * width
+                if step.local:
+                    yield CONTEXT, "all_gather", ranks, amount * ranks
+                    yield CONTEXT, "all_reduce", ranks, amount * ranks
+                else:  # forward; backward they go around once more, and their gradients with them
+                    yield CONTEXT, "send", ranks, 3 * amount * (ranks - 1)
+
+
+def _key_and_value(step: _Step, term: Term) -> int:
+    """Numbers of a token's key and value on one tensor-parallel rank."""
+    shape, ranks = step.shape, step.layout.tensor_model_parallel_size
+    heads = term.n // ranks
+    if shape.multi_latent_attention:
+        return heads * (shape.qk_head_dim + shape.qk_pos_emb_head_dim + shape.v_head_dim)
+    groups = max(shape.key_value_heads // ranks, 1)
+    return 2 * groups * term.k
+
+
+# ---- stages and replicas -------------------------------------------------------------------------
+
+
+def _pipeline(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """Activations to the next stage, their gradients to the one before; a weight that two stages share."""
+    layout, stage = step.layout, step.stage
+    if layout.stages == 1:
+        return
+    act = layout.micro_batches * step.width * step.own_tokens * (step.shape.hidden_size or 0)
+    first, last = stage == 0, stage == layout.stages - 1
+    forward, backward = layout.chunks - last, layout.chunks - first
+    yield PIPELINE, "send", layout.stages, act * (forward + backward)
+    yield PIPELINE, "recv", layout.stages, act * (forward + backward)
+    shared = step.shape.share_embeddings_and_output_weights or step.shape.mtp_num_layers
+    if shared and (first or last):
+        table = next((term for term in terms_of(here) if leaf(term) in ("word_embeddings", "output_layer") and term.weight), None)
+        if table is not None and step.plan.trainable.weights("embedding.word_embeddings"):
+            entries = table.k * table.n // layout.tensor_model_parallel_size
+            yield PIPELINE, "all_reduce", 2, step.optimizer.gradient_bytes * entries
+
+
+def terms_of(here: dict[int, list[Term]]) -> Iterator[Term]:
+    """All terms of a stage."""
+    return (term for held in here.values() for term in held)
+
+
+def _gradients(step: _Step, here: dict[int, list[Term]]) -> Found:
+    """Gradients over the ranks that hold the same weights; with the distributed optimizer the new weights too."""
+    optimizer = step.optimizer
+    found = _buffers(step)
+    # Without overlap each of the two optimizers, that of the experts and that of the rest, gathers all weights.
+    again = 1 if optimizer.overlap_param_gather else len({buffer.expert for buffer in found})
+    for buffer in found:
+        gradient = optimizer.gradient_bytes * buffer.numel
+        if not optimizer.use_distributed_optimizer:
+            yield DATA, "all_reduce", buffer.ranks, gradient
+            continue
+        yield DATA, "reduce_scatter", buffer.ranks, gradient
+        yield DATA, "all_gather", buffer.ranks, again * optimizer.weight_bytes * buffer.numel
+
+
+def _buffers(step: _Step) -> list[Buffer]:
+    held: Sequence[Sequence[Shard]] = chunks(
+        step.plan, terms_for(step.plan, step.layout), step.layout, step.stage, local=step.local
+    )
+    sizes = [step.optimizer.bucket_size(step.layout, step.stage, chunk) for chunk in range(len(held))]
+    return [
+        buffer for shards, size in zip(held, sizes, strict=True) for buffer in buffers(shards, step.layout, step.optimizer, size)
+    ]

@@ -1,0 +1,151 @@
+"""How devices share a model and a batch: megatron-core's parallel sizes, its order of ranks, and who stands where.
+
+Ranks are numbered as megatron-core numbers them, tensor parallelism fastest, then context, expert and data parallelism, and
+pipeline stages slowest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.reading import get, read_layout
+from bridge.flops.shapes import ConfigError, whole
+
+ONE_STAGE = Pipeline()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Parallel sizes in megatron-core's names, and the batch that is shared."""
+
+    devices: int = 1
+    """Ranks of the whole job."""
+    tensor_model_parallel_size: int = 1
+    """Ranks that share every layer's matrices (TP)."""
+    sequence_parallel: bool = False
+    """Norms are split along the sequence over them (SP)."""
+    context_parallel_size: int = 1
+    """Ranks that share every sequence (CP)."""
+    expert_model_parallel_size: int = 1
+    """Ranks that share the experts (EP)."""
+    expert_tensor_parallel_size: int | None = None
+    """Ranks that share one expert's matrices. Unset: as tensor_model_parallel_size."""
+    pipeline: Pipeline = ONE_STAGE
+    """Stages and chunks (PP, VPP)."""
+    micro_batch_size: int = 1
+    """Sequences of one forward pass of a replica."""
+    global_batch_size: int | None = None
+    """Sequences of a step. Unset: one micro-batch a replica."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in ("sequence_parallel", "pipeline") and value is not None:
+                whole(item.name, value)
+        for name, size in (("a replica", self.replica), ("all experts", self.experts_and_stages)):
+            if self.devices % size:
+                raise ConfigError(f"devices={self.devices} do not hold {name} of {size} ranks a whole number of times ({self})")
+        samples = self.micro_batch_size * self.data_parallel_size
+        if (self.global_batch_size or samples) % samples:
+            raise ConfigError(
+                f"global_batch_size={self.global_batch_size} is not divisible by micro_batch_size={self.micro_batch_size} x "
+                f"{self.data_parallel_size} replicas; use a multiple of {samples}"
+            )
+
+    @classmethod
+    def of(cls, cfg: Any, devices: int | None = None) -> Layout:
+        """What a recipe's ``parallel`` and ``train`` sections say, on so many devices (unset: one replica)."""
+        parallel, train = get(cfg, "parallel"), get(cfg, "train")
+        sources = {item.name: (parallel, train) for item in fields(cls) if item.name not in ("devices", "pipeline")}
+        given = {name: get(parallel, name) or get(train, name) for name in sources}
+        sizes = {name: value for name, value in given.items() if value is not None}
+        if devices is None:
+            sizes.pop("global_batch_size", None)
+        pipeline = read_layout(cfg)
+        factors = ("tensor_model_parallel_size", "context_parallel_size")
+        replica = pipeline.pipeline_model_parallel_size
+        for name in factors:
+            replica *= sizes.get(name, 1)
+        return cls(devices=devices or replica, pipeline=pipeline, **sizes)
+
+    def __str__(self) -> str:
+        """``TP 2 + SP, PP 4 x 2, EP 8, DP 16``: what is above one."""
+        pipeline, sizes = self.pipeline, []
+        if self.tensor_model_parallel_size > 1:
+            sizes.append(f"TP {self.tensor_model_parallel_size}" + (" + SP" if self.sequence_parallel else ""))
+        if self.stages > 1:
+            chunks = pipeline.virtual_pipeline_model_parallel_size
+            sizes.append(f"PP {self.stages}" + (f" x {chunks}" if chunks else ""))
+        sizes += [f"CP {self.context_parallel_size}"] if self.context_parallel_size > 1 else []
+        if self.expert_model_parallel_size > 1:
+            own = self.expert_tensor != self.tensor_model_parallel_size
+            sizes.append(f"EP {self.expert_model_parallel_size}" + (f" (TP {self.expert_tensor})" if own else ""))
+        if not self.devices % self.replica and self.data_parallel_size > 1:
+            sizes.append(f"DP {self.data_parallel_size}")
+        return ", ".join(sizes) or "one device"
+
+    # ---- sizes -----------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages."""
+        return self.pipeline.pipeline_model_parallel_size
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a stage, for the interleaved schedule."""
+        return self.pipeline.virtual_pipeline_model_parallel_size or 1
+
+    @property
+    def expert_tensor(self) -> int:
+        """Ranks that share one expert's matrices."""
+        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
+
+    @property
+    def replica(self) -> int:
+        """Ranks that hold one model and work on one batch."""
+        return self.tensor_model_parallel_size * self.context_parallel_size * self.stages
+
+    @property
+    def experts_and_stages(self) -> int:
+        """Ranks that hold all experts of all stages once."""
+        return self.expert_tensor * self.expert_model_parallel_size * self.stages
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas, which share the global batch."""
+        return self.devices // self.replica
+
+    @property
+    def gradient_ranks(self) -> int:
+        """Ranks that add up the gradients of a dense weight: replicas x context parallelism."""
+        return self.data_parallel_size * self.context_parallel_size
+
+    @property
+    def expert_gradient_ranks(self) -> int:
+        """Ranks that add up the gradients of an expert."""
+        return self.devices // self.experts_and_stages
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a replica in a step."""
+        samples = self.micro_batch_size * self.data_parallel_size
+        return (self.global_batch_size or samples) // samples
+
+    # ---- ranks -----------------------------------------------------------------------------------
+
+    def stage_of(self, rank: int) -> int:
+        """The pipeline stage of a rank."""
+        return rank // (self.devices // self.stages)
+
+    def gradient_rank(self, rank: int, *, expert: bool = False) -> int:
+        """The number of a rank among those that add up the gradients of its weights."""
+        if expert:
+            return rank // (self.expert_tensor * self.expert_model_parallel_size) % self.expert_gradient_ranks
+        return rank // self.tensor_model_parallel_size % self.gradient_ranks
+
+    def with_pipeline(self, **options: Any) -> Layout:
+        """The same with other stages."""
+        return replace(self, pipeline=replace(self.pipeline, **options))

@@ -1,0 +1,213 @@
+"""How many bytes a rank needs: weights, gradients, optimizer states, activations, logits, buffers of the collectives.
+
+Weights, gradients and states are those that megatron-core allocates, to the byte; activations are those of one implementation's
+kernels (``activations``), as many of them at a time as the pipeline's schedule keeps (``schedules``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bridge.flops.plan import Plan
+from bridge.flops.shapes import ConfigError
+from bridge.flops.terms import Term
+from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, working
+from bridge.planning.buffers import Buffer, Optimizer, buffers
+from bridge.planning.layouts import Layout
+from bridge.planning.schedules import kept_at_peak
+from bridge.planning.shards import Shard, chunks, placed, terms_for, unknown
+
+DEFAULT_OPTIMIZER = Optimizer()
+
+#: Fraction of a device's memory that a plan fills: the rest is for the context, the libraries' own buffers and fragments.
+USABLE = 0.94
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes that a rank holds between two steps.
+
+    Attributes:
+        weights: as they are computed with, alignment in the distributed optimizer's buffer included.
+        gradients: the buffers that they are added up in.
+        optimizer: main copies of the weights, and moments.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the fullest rank of a pipeline stage when it needs most.
+
+    Attributes:
+        stage: from 0.
+        states: what it holds between steps.
+        activations: what forward passes keep for their backward passes, by component of the model; the logits and what the
+            loss keeps of them are the line ``logits``.
+        micro_batches: forward passes that wait for their backward pass, chunk by chunk.
+        working: what a recomputed layer or the loss needs beside that for a while.
+        communication: buffers of the collectives.
+        unknown: what is not known, one sentence each.
+    """
+
+    stage: int
+    states: States
+    activations: dict[str, int]
+    micro_batches: tuple[int, ...]
+    working: int
+    communication: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def logits(self) -> int:
+        """Of all that is kept, the logits' part."""
+        return self.activations.get(LOGITS, 0)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.states.total + sum(self.activations.values()) + self.working + self.communication
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Line by line; they add up to ``total``."""
+        kept = sum(self.activations.values()) - self.logits
+        return {
+            "weights": self.states.weights,
+            "gradients": self.states.gradients,
+            "optimizer": self.states.optimizer,
+            "activations": kept,
+            "logits": self.logits,
+            "working": self.working,
+            "communication": self.communication,
+        }
+
+    def fits(self, capacity: int) -> bool:
+        """Whether a device of so many bytes holds it, with ``USABLE`` of them for it."""
+        return self.total <= USABLE * capacity
+
+
+def memory(
+    plan: Plan,
+    layout: Layout,
+    optimizer: Optimizer = DEFAULT_OPTIMIZER,
+    *,
+    sequence_length: int | None = None,
+    implementation: str = "transformer_engine",
+) -> tuple[Memory, ...]:
+    """What the fullest rank of each pipeline stage needs.
+
+    Args:
+        plan: of the model.
+        layout: how it is cut, and the batch.
+        optimizer: what optimizes it.
+        sequence_length: of every sequence, in tokens; the model's nominal one by default.
+        implementation: whose kernels keep activations: ``transformer_engine``, or megatron-core's own (``local``).
+
+    Raises:
+        ConfigError: sizes that do not fit together, no sequence length, or an unknown implementation.
+    """
+    length = sequence_length or plan.model.sequence_length
+    if length is None:
+        raise ConfigError("sequence_length is missing: the model says none, so activations are not known")
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(f"implementation={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
+    kernels = IMPLEMENTATIONS[implementation]
+    terms = terms_for(plan, layout)
+    by_place, sentences = placed(terms, layout), unknown(terms, layout)
+    batch = Batch(layout.micro_batch_size, length // layout.context_parallel_size, optimizer.weight_bytes)
+    return tuple(
+        _of_stage(plan, terms, by_place, layout, optimizer, batch, kernels, stage, sentences) for stage in range(layout.stages)
+    )
+
+
+def _of_stage(
+    plan: Plan,
+    terms: Sequence[Term],
+    by_place: dict[tuple[int, int], list[Term]],
+    layout: Layout,
+    optimizer: Optimizer,
+    batch: Batch,
+    kernels: Implementation,
+    stage: int,
+    sentences: tuple[str, ...],
+) -> Memory:
+    held = [by_place.get((stage, chunk), []) for chunk in range(layout.chunks)]
+    kept = [activations(plan, of_chunk, layout, batch, kernels) for of_chunk in held]
+    waiting = kept_at_peak([sum(one.values()) for one in kept], stage, layout.stages, layout.micro_batches)
+    together: dict[str, int] = defaultdict(int)
+    for one, count in zip(kept, waiting, strict=True):
+        for component, amount in one.items():
+            together[component] += amount * count
+    return Memory(
+        stage=stage,
+        states=_states(plan, terms, layout, optimizer, stage, kernels.name == "local", lambda buffer: max(buffer.slices)),
+        activations=dict(together),
+        micro_batches=tuple(waiting),
+        working=max(working(plan, of_chunk, layout, batch, kernels) for of_chunk in held),
+        communication=_collectives(plan, layout, batch),
+        unknown=sentences,
+    )
+
+
+def _collectives(plan: Plan, layout: Layout, batch: Batch) -> int:
+    """The gathered input of a cut layer under sequence parallelism; what arrives from the stages before and behind."""
+    activation = batch.width * batch.tokens * (plan.model.shape.hidden_size or 0)
+    gathered = layout.tensor_model_parallel_size > 1 and layout.sequence_parallel
+    ranks = layout.tensor_model_parallel_size if gathered else 1
+    return activation * gathered + 2 * (activation // ranks) * (layout.stages > 1)
+
+
+# ---- between steps -------------------------------------------------------------------------------
+
+
+def states(plan: Plan, layout: Layout, optimizer: Optimizer = DEFAULT_OPTIMIZER, *, rank: int = 0, local: bool = False) -> States:
+    """What one rank holds between two steps, to the byte.
+
+    Args:
+        plan: of the model.
+        layout: how it is cut.
+        optimizer: what optimizes it.
+        rank: number of the rank in the whole job, in megatron-core's order.
+        local: megatron-core's own layers instead of Transformer Engine's.
+    """
+    ranks = {expert: layout.gradient_rank(rank, expert=expert) for expert in (False, True)}
+    terms, stage = terms_for(plan, layout), layout.stage_of(rank)
+    return _states(plan, terms, layout, optimizer, stage, local, lambda buffer: buffer.slices[ranks[buffer.expert]])
+
+
+def _states(
+    plan: Plan,
+    terms: Sequence[Term],
+    layout: Layout,
+    optimizer: Optimizer,
+    stage: int,
+    local: bool,
+    own: Callable[[Buffer], int],
+) -> States:
+    held = chunks(plan, terms, layout, stage, local=local)
+    every = [
+        buffer
+        for chunk, shards in enumerate(held)
+        for buffer in buffers(shards, layout, optimizer, optimizer.bucket_size(layout, stage, chunk))
+    ]
+    numel = sum(buffer.numel for buffer in every)
+    return States(
+        weights=optimizer.weight_bytes * (numel + sum(map(_frozen, held))),
+        gradients=optimizer.gradient_bytes * numel,
+        optimizer=optimizer.state_bytes * sum(map(own, every)),
+    )
+
+
+def _frozen(shards: Sequence[Shard]) -> int:
+    return sum(shard.numel for shard in shards if not shard.trains)

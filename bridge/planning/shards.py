@@ -1,0 +1,196 @@
+"""What of a model one rank holds: every parameter, cut as megatron-core cuts it, in the order in which its modules hold them.
+
+The order decides how the distributed optimizer slices its buffers, so it is part of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from bridge.flops.plan import Plan, compile_plan
+from bridge.flops.terms import Place, Term
+from bridge.planning.layouts import Layout
+
+
+def _named(text: str) -> dict[str, int]:
+    """Names in their order."""
+    return {name: place for place, name in enumerate(text.split())}
+
+
+#: Layers whose outputs, and with them their biases, are cut over the tensor-parallel ranks.
+COLUMN = _named(
+    "linear_qkv linear_q linear_k linear_v linear_fc1 linear_fc1_gate linear_fc1_up linear_q_proj linear_q_up_proj "
+    "linear_kv_up_proj eh_proj output_layer word_embeddings in_proj conv1d A_log D dt_bias softmax_offset"
+)
+#: Layers whose inputs are cut, and whose bias is whole.
+ROW = _named("linear_proj linear_fc2 out_proj")
+#: Cut by megatron-core's own layers, whole where Transformer Engine builds them.
+COLUMN_IF_LOCAL = _named("linear_q_down_proj linear_kv_down_proj")
+#: Whole on every rank.
+WHOLE = _named(
+    "input_layernorm pre_mlp_layernorm final_layernorm q_layernorm k_layernorm kv_layernorm post_attention_layernorm "
+    "post_mlp_layernorm enorm hnorm router gate_weight position_embeddings out_norm norm linear_q_down_proj linear_kv_down_proj "
+    "fc1_latent_proj fc2_latent_proj layernorm"
+)
+
+#: Beside the parameters: a buffer, which has neither a gradient nor a state.
+BUFFERS = _named("expert_bias")
+
+#: The order of modules inside each other, where a plan, which has them as they run, differs.
+_ORDER = _named(
+    "embedding decoder mtp output_layer layers enorm hnorm eh_proj input_layernorm self_attention mixer core_attention "
+    "linear_proj linear_q_proj linear_q_down_proj linear_q_up_proj linear_kv_down_proj linear_kv_up_proj linear_qkv "
+    "q_layernorm k_layernorm kv_layernorm pre_mlp_layernorm mlp router experts shared_experts gate_weight linear_fc1 "
+    "linear_fc2 transformer_layer final_layernorm"
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parameter of a rank.
+
+    Attributes:
+        path: of its module.
+        numel: entries that the rank holds.
+        expert: an expert's, whose gradients are added up over other ranks than those of the rest.
+        trains: has a gradient.
+        alone: a copy of a weight that two stages share: it has a bucket of its own in the distributed optimizer.
+    """
+
+    path: str
+    numel: int
+    expert: bool = False
+    trains: bool = True
+    alone: bool = False
+
+
+def terms_for(plan: Plan, layout: Layout) -> list[Term]:
+    """A plan's weights with the vocabulary padded for a layout's tensor-parallel ranks."""
+    model, ranks = plan.model, layout.tensor_model_parallel_size
+    language = model.language
+    if language is not None and language.tensor_model_parallel_size != ranks:
+        cut = replace(model, language=replace(language, tensor_model_parallel_size=ranks))
+        plan = compile_plan(cut, plan.record, trainable=plan.trainable)
+    return plan.built_terms(padded=True)
+
+
+def unknown(terms: Sequence[Term], layout: Layout) -> tuple[str, ...]:
+    """A sentence for each kind of weight of which it is not known how it is cut; such are taken as whole."""
+    if layout.tensor_model_parallel_size == 1:
+        return ()
+    names = dict.fromkeys(leaf(term) for term in terms if term.parameters)
+    found = [name for name in names if name not in {**COLUMN, **ROW, **WHOLE, **BUFFERS}]
+    return tuple(f"{name}: how it is cut over tensor-parallel ranks is not known; it is taken as whole" for name in found)
+
+
+def chunks(plan: Plan, terms: Sequence[Term], layout: Layout, stage: int, *, local: bool = False) -> list[list[Shard]]:
+    """The parameters of a rank of a stage, model chunk by model chunk, as ``named_parameters`` of each has them.
+
+    Args:
+        plan: for what trains.
+        terms: those of ``terms_for``.
+        layout: how it is cut.
+        stage: pipeline stage, from 0.
+        local: megatron-core's own layers instead of Transformer Engine's.
+    """
+    found: list[list[Shard]] = [[] for _ in range(layout.chunks)]
+    for (where, chunk), held in placed(terms, layout).items():
+        if where == stage:
+            found[chunk] = [shard for block in _blocks(held) for shard in _shards(plan, block, layout, local)]
+    return found
+
+
+def placed(terms: Sequence[Term], layout: Layout) -> dict[tuple[int, int], list[Term]]:
+    """Terms by stage and chunk, with the copies of shared weights that stages of their own need."""
+    layers = 1 + max((term.place for term in terms if isinstance(term.place, int)), default=-1)
+    depths = len({term.path.split(".", 3)[2] for term in terms if term.place is Place.MTP})
+    placement = layout.pipeline.place(layers, depths)
+    rounds, chunk_of, before = 0, [], -1
+    for stage in placement.layers:  # a chunk ends where the stages begin anew
+        rounds, before = rounds + (stage < before), stage
+        chunk_of.append(rounds)
+    last = layout.chunks - 1
+    found: dict[tuple[int, int], list[Term]] = {}
+
+    def put(term: Term) -> None:
+        place = term.place
+        if depths and term.path == "decoder.final_layernorm":
+            place = layers - 1
+        chunk = chunk_of[place] if isinstance(place, int) else 0 if place is Place.FIRST else last
+        found.setdefault((placement.stage(place), chunk), []).append(term)
+
+    for term in terms:
+        split = layout.stages > 1 and term.tied == "embedding.word_embeddings" and term.path == "output_layer"
+        put(term.changed(tied="") if split else term)
+        if depths and layout.stages > 1 and term.path.startswith("embedding."):
+            put(term.changed(place=Place.MTP))
+    return found
+
+
+def _blocks(terms: Sequence[Term]) -> Iterator[list[Term]]:
+    """Terms in the order of their modules; those of one layer's experts together."""
+    block: list[Term] = []
+    for term in sorted((term for term in terms if term.parameters and leaf(term) not in BUFFERS), key=_place_in_module):
+        if block and not (term.copies > 1 and _parent(term) == _parent(block[-1])):
+            yield block
+            block = []
+        block.append(term)
+    if block:
+        yield block
+
+
+def _place_in_module(term: Term) -> tuple[int, ...]:
+    parts = (term.path or term.name).split(".")
+    return tuple(int(part) if part.isdigit() else _ORDER.get(part, len(_ORDER)) for part in parts)
+
+
+def _parent(term: Term) -> str:
+    return term.path.rpartition(".")[0]
+
+
+def leaf(term: Term) -> str:
+    """The name of a term's module; of the layer that it adapts."""
+    return (term.path or term.name).partition(".adapter")[0].rpartition(".")[2]
+
+
+def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[Shard]:
+    """The parameters of one module, or of a layer's experts, expert by expert or layer by layer as the implementation has it."""
+    copies = block[0].copies
+    if copies == 1:
+        for term in block:
+            yield from _entries(plan, term, layout, local)
+        return
+    here = range(copies // layout.expert_model_parallel_size)
+    pieces = [list(_entries(plan, term, layout, local)) for term in block]
+    if local:
+        yield from (shard for _ in here for piece in pieces for shard in piece)
+    else:  # a grouped layer holds all its weights, then all its biases
+        yield from (shard for piece in pieces for shard in piece for _ in here)
+
+
+def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Shard]:
+    """A term's weight and its bias."""
+    expert = term.copies > 1
+    ranks = layout.expert_tensor if expert else layout.tensor_model_parallel_size
+    weight, bias = _cut(term, local)
+    path, apart = term.path or term.name, expert and layout.expert_model_parallel_size > 1
+    shape = plan.model.shape
+    both = "embedding.word_embeddings" if shape.mtp_num_layers else "output_layer"
+    shared = layout.stages > 1 and bool(shape.mtp_num_layers or shape.share_embeddings_and_output_weights)
+    alone = shared and path in ("embedding.word_embeddings", both)
+    if term.weight and not term.tied:
+        trains = plan.trainable.weights(path)
+        yield Shard(path, int(term.k * term.n * (Fraction(1, ranks) if weight else 1)), apart, trains, alone)
+    if term.bias:
+        yield Shard(path, int(term.bias * (Fraction(1, ranks) if bias else 1)), apart, plan.trainable.biases(path))
+
+
+def _cut(term: Term, local: bool) -> tuple[bool, bool]:
+    """Whether a term's weight and its bias are cut over the tensor-parallel ranks."""
+    name = leaf(term)
+    column, row = name in COLUMN or (local and name in COLUMN_IF_LOCAL), name in ROW
+    if ".adapter." in term.path:  # one of the two matrices is cut, as the layer that they belong to
+        return (column and not term.path.endswith("linear_in")) or (row and term.path.endswith("linear_in")), False
+    return column or row, column

@@ -1,0 +1,115 @@
+"""Weights, gradients and optimizer states of megatron-core models built over gloo, to the byte; what fits, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import built_cases
+import pytest
+
+from bridge.config import load_recipe, with_overrides
+from bridge.config.schema import Config, ModelConfig, TrainConfig
+from bridge.flops import ConfigError, compile_plan
+from bridge.flops.pipeline import Layout as Pipeline
+from bridge.planning.buffers import Optimizer
+from bridge.planning.layouts import Layout
+from bridge.planning.memory import memory, states
+
+Built = Callable[[int], dict[str, Any]]
+
+
+def configured(name: str, ranks: int) -> Config:
+    case = built_cases.case(name, ranks)
+    train = TrainConfig(train_iters=1, global_batch_size=case["global_batch_size"], micro_batch_size=case["micro_batch_size"])
+    return with_overrides(Config(model=ModelConfig(**case["model"]), train=train), case["options"])
+
+
+def agree(found: list[dict[str, Any]], name: str, ranks: int) -> None:
+    cfg = configured(name, ranks)
+    plan, layout, optimizer = compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
+    for rank, result in enumerate(found):
+        mine = states(plan, layout, optimizer, rank=rank, local=True)
+        held = {"weights": mine.weights, "gradients": mine.gradients, "optimizer": mine.optimizer}
+        assert held == result["held"], rank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", built_cases.ON_TWO_RANKS)
+def test_two_ranks_hold_what_is_planned(built: Built, name: str) -> None:
+    agree(built(2)[name], name, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", built_cases.ON_FOUR_RANKS)
+def test_four_ranks_hold_what_is_planned(built: Built, name: str) -> None:
+    agree(built(4)[name], name, 4)
+
+
+# ---- by hand -------------------------------------------------------------------------------------
+
+
+def test_eight_billion_parameters() -> None:
+    """Llama 3 8B on one device: 2 + 4 + 12 bytes a parameter, to a block's alignment of 128 entries."""
+    plan = compile_plan(load_recipe("llama3-8b", validate=False))
+    found = states(plan, Layout(), Optimizer(use_distributed_optimizer=False))
+    parameters = 8_030_261_248
+    assert (found.weights, found.gradients, found.optimizer) == (2 * parameters, 4 * parameters, 12 * parameters)
+    split = memory(plan, Layout(devices=64, global_batch_size=64))[0].states
+    assert (split.weights, split.gradients) == (2 * parameters, 4 * parameters)  # its sizes are multiples of 128 and of 64
+    assert split.optimizer == 12 * parameters // 64
+
+
+def test_a_precise_optimizer_is_smaller() -> None:
+    """With a bf16 weight's lower 16 bits as its main copy, and moments of 8 bits: 2 + 1 + 1 bytes instead of 12."""
+    narrow = Optimizer(use_precision_aware_optimizer=True, exp_avg_dtype="fp8", exp_avg_sq_dtype="fp8")
+    assert (Optimizer().state_bytes, narrow.state_bytes) == (12, 4)
+    assert Optimizer(params_dtype="fp32").state_bytes == 8
+    assert Optimizer(optimizer="sgd").state_bytes == 8
+    assert Optimizer(use_precision_aware_optimizer=True, store_param_remainders=False).state_bytes == 12
+
+
+def test_parts_add_up_and_stages_differ() -> None:
+    plan = compile_plan(load_recipe("llama3-70b", validate=False))
+    pipeline = Pipeline(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=5)
+    layout = Layout(devices=32, tensor_model_parallel_size=4, sequence_parallel=True, pipeline=pipeline, global_batch_size=32)
+    found = plan.memory(layout)
+    assert [one.stage for one in found] == [0, 1, 2, 3]
+    for one in found:
+        assert sum(one.parts.values()) == one.total
+    assert found[0].micro_batches == (8, 4, 4, 4, 3)  # 2 x 3 + 4 x 4 + 1 passes, in groups of four
+    assert [bool(one.logits) for one in found] == [False, False, False, True]
+    assert found[0].fits(80 * 2**30)
+    assert not plan.memory(Layout(devices=8))[0].fits(80 * 2**30)
+
+
+def test_full_recomputation_keeps_inputs_alone() -> None:
+    options = ["model.recompute_granularity=full", "model.recompute_method=uniform", "model.recompute_num_layers=1"]
+    plan = compile_plan(load_recipe("llama3-8b", options, validate=False))
+    (found,) = memory(plan, Layout(devices=8))
+    tables = 4 * 8192 * 128
+    assert found.activations["recomputed_layers"] == 32 * 2 * 8192 * 4096 + tables
+    # One layer runs again at a time, or the logits stand beside their probabilities.
+    assert found.working == 2 * 8192 * 128256
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devices": 6, "tensor_model_parallel_size": 4}, "devices=6 do not hold a replica of 4 ranks"),
+        ({"devices": 8, "expert_model_parallel_size": 3}, "devices=8 do not hold all experts of 3 ranks"),
+        ({"devices": 8, "global_batch_size": 12}, "global_batch_size=12 is not divisible by micro_batch_size=1 x 8"),
+        ({"devices": 0}, "devices=0 must be a positive integer"),
+    ],
+)
+def test_layouts_that_cannot_be(options: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Layout(**options)
+
+
+def test_what_is_not_known_is_named() -> None:
+    plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
+    with pytest.raises(ConfigError, match="sequence_length is missing"):
+        memory(plan, Layout())
+    with pytest.raises(ConfigError, match="implementation='apex' is not known"):
+        memory(plan, Layout(), sequence_length=16, implementation="apex")
