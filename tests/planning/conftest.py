@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "training"))  # launch.py
+sys.path[:0] = [str(HERE), str(HERE.parent / "training")]  # built_cases.py, saved_cases.py; launch.py
 
 
 @pytest.fixture(scope="session")

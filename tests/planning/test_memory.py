@@ -72,7 +72,8 @@ def test_a_precise_optimizer_is_smaller() -> None:
 def test_parts_add_up_and_stages_differ() -> None:
     plan = compile_plan(load_recipe("llama3-70b", validate=False))
     pipeline = Pipeline(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=5)
-    layout = Layout(devices=32, tensor_model_parallel_size=4, sequence_parallel=True, pipeline=pipeline, global_batch_size=32)
+    layout = Layout(devices=64, tensor_model_parallel_size=4, sequence_parallel=True, context_parallel_size=2, pipeline=pipeline,
+                    global_batch_size=32)  # fmt: skip
     found = plan.memory(layout)
     assert [one.stage for one in found] == [0, 1, 2, 3]
     for one in found:

@@ -35,4 +35,5 @@ def test_every_pass_has_its_way_back() -> None:
 
 def test_heavy_chunks_weigh_more() -> None:
     """The first chunk holds an embedding: the peak is where most of its passes wait."""
-    assert kept_at_peak([100, 1], 0, 2, 8) == [4, 2]
+    assert kept_at_peak([1, 1], 0, 2, 8) == [3, 2]  # five passes: two, two, and the first chunk's third
+    assert kept_at_peak([100, 1], 0, 2, 8) == [4, 1]
