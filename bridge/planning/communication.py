@@ -8,7 +8,7 @@ is ``Traffic.moved``.  Measured on gloo, collective by collective (``tests/plann
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bridge.flops.plan import Plan
@@ -16,7 +16,7 @@ from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import Pass, Term
 from bridge.planning.buffers import Buffer, Optimizer, buffers
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, Shard, chunks, leaf, placed, terms_for
+from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, chunks, leaf, terms_of
 
 #: Operation -> how much of the larger buffer crosses a link in a ring of n ranks, but for the factor (n - 1) / n.
 _RING = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}
@@ -109,8 +109,7 @@ def communication(
         raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: what it sends is not known; choose alltoall or allgather")
     tokens = layout.micro_batch_size * sequence_length // layout.context_parallel_size
     step = _Step(plan, layout, optimizer, stage, tokens, local, dispatcher)
-    terms = terms_for(plan, layout)
-    here = {chunk: held for (where, chunk), held in placed(terms, layout).items() if where == stage}
+    here = terms_of(plan, layout, stage)
     found: dict[tuple[str, str, int], int] = defaultdict(int)
     for rule in (_tensor, _weights_once, _experts, _context, _pipeline, _gradients):
         for dimension, operation, ranks, amount in rule(step, here):
@@ -122,10 +121,10 @@ def communication(
 # ---- tensor parallelism --------------------------------------------------------------------------
 
 
-def _tensor(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _tensor(step: _Step, here: list[list[Term]]) -> Found:
     """What every cut layer gathers, scatters and reduces, micro-batch by micro-batch."""
     ranks = step.layout.tensor_model_parallel_size
-    for held in here.values():
+    for held in here:
         for term in held:
             if term.copies == 1:
                 for operation, entries in _of_term(step, term):
@@ -183,10 +182,10 @@ def _gathered(step: _Step, term: Term, name: str) -> Iterator[tuple[str, int]]:
         yield "all_reduce", shape.qk_pos_emb_head_dim
 
 
-def _weights_once(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _weights_once(step: _Step, here: list[list[Term]]) -> Found:
     """Gradients of weights that every tensor-parallel rank holds whole, each from its own part of the sequence."""
     entries = 0
-    for held in here.values():
+    for held in here:
         for term in held:
             name, spread = leaf(term), step.layout.sequence_parallel
             if name in ROW and spread and term.copies == 1:
@@ -206,10 +205,10 @@ def _summed(step: _Step, name: str) -> bool:
 # ---- experts -------------------------------------------------------------------------------------
 
 
-def _experts(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _experts(step: _Step, here: list[list[Term]]) -> Found:
     """Tokens on their way to their experts and back, forward and backward, with the weights of their choices."""
     layout, shape, width = step.layout, step.shape, step.width
-    layers = sum(term.copies > 1 and leaf(term) == "linear_fc1" for held in here.values() for term in held)
+    layers = sum(term.copies > 1 and leaf(term) == "linear_fc1" for held in here for term in held)
     hidden, experts, topk = shape.moe_latent_size or shape.hidden_size or 0, shape.num_moe_experts or 0, shape.moe_router_topk
     times, both = layers * layout.micro_batches, layout.expert_model_parallel_size * layout.expert_tensor
     one = 2 * hidden * width + width
@@ -229,11 +228,11 @@ def _experts(step: _Step, here: dict[int, list[Term]]) -> Found:
 # ---- sequences -----------------------------------------------------------------------------------
 
 
-def _context(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _context(step: _Step, here: list[list[Term]]) -> Found:
     """Keys and values of the other ranks' tokens: all at once here, around a ring with Transformer Engine."""
     layout = step.layout
     ranks = layout.context_parallel_size
-    for held in here.values():
+    for held in here:
         for term in held:
             if term.name == "scores_value":
                 width = _key_and_value(step, term)
@@ -258,7 +257,7 @@ def _key_and_value(step: _Step, term: Term) -> int:
 # ---- stages and replicas -------------------------------------------------------------------------
 
 
-def _pipeline(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _pipeline(step: _Step, here: list[list[Term]]) -> Found:
     """Activations to the next stage, their gradients to the one before; a weight that two stages share."""
     layout, stage = step.layout, step.stage
     if layout.stages == 1:
@@ -270,18 +269,16 @@ def _pipeline(step: _Step, here: dict[int, list[Term]]) -> Found:
     yield PIPELINE, "recv", layout.stages, act * (forward + backward)
     shared = step.shape.share_embeddings_and_output_weights or step.shape.mtp_num_layers
     if shared and (first or last):
-        table = next((term for term in terms_of(here) if leaf(term) in ("word_embeddings", "output_layer") and term.weight), None)
+        both = ("word_embeddings", "output_layer")
+        table = next((term for held in here for term in held if leaf(term) in both and term.weight), None)
+            (term for held in here for term in held if leaf(term) in ("word_embeddings", "output_layer") and term.weight), None
+        )
         if table is not None and step.plan.trainable.weights("embedding.word_embeddings"):
             entries = table.k * table.n // layout.tensor_model_parallel_size
             yield PIPELINE, "all_reduce", 2, step.optimizer.gradient_bytes * entries
 
 
-def terms_of(here: dict[int, list[Term]]) -> Iterator[Term]:
-    """All terms of a stage."""
-    return (term for held in here.values() for term in held)
-
-
-def _gradients(step: _Step, here: dict[int, list[Term]]) -> Found:
+def _gradients(step: _Step, here: list[list[Term]]) -> Found:
     """Gradients over the ranks that hold the same weights; with the distributed optimizer the new weights too."""
     optimizer = step.optimizer
     found = _buffers(step)
@@ -297,9 +294,7 @@ def _gradients(step: _Step, here: dict[int, list[Term]]) -> Found:
 
 
 def _buffers(step: _Step) -> list[Buffer]:
-    held: Sequence[Sequence[Shard]] = chunks(
-        step.plan, terms_for(step.plan, step.layout), step.layout, step.stage, local=step.local
-    )
+    held = chunks(step.plan, step.layout, step.stage, local=step.local)
     sizes = [step.optimizer.bucket_size(step.layout, step.stage, chunk) for chunk in range(len(held))]
     return [
         buffer for shards, size in zip(held, sizes, strict=True) for buffer in buffers(shards, step.layout, step.optimizer, size)

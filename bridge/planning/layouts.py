@@ -7,6 +7,7 @@ pipeline stages slowest.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import lcm
 from typing import Any
 
 from bridge.flops.pipeline import Layout as Pipeline
@@ -127,6 +128,12 @@ class Layout:
     def expert_gradient_ranks(self) -> int:
         """Ranks that add up the gradients of an expert."""
         return self.devices // self.experts_and_stages
+
+    @property
+    def core(self) -> Layout:
+        """What decides which weights a rank holds: without batch, replicas and context parallelism, on as few ranks as do."""
+        ranks = lcm(self.tensor_model_parallel_size * self.stages, self.experts_and_stages)
+        return replace(self, devices=ranks, context_parallel_size=1, micro_batch_size=1, global_batch_size=None)
 
     @property
     def micro_batches(self) -> int:

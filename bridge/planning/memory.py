@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
-from bridge.flops.terms import Term
 from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, working
 from bridge.planning.buffers import Buffer, Optimizer, buffers
 from bridge.planning.layouts import Layout
 from bridge.planning.schedules import kept_at_peak
-from bridge.planning.shards import Shard, chunks, placed, terms_for, unknown
+from bridge.planning.shards import Shard, chunks, terms_for, terms_of, unknown
 
 DEFAULT_OPTIMIZER = Optimizer()
 
@@ -104,6 +104,7 @@ def memory(
     *,
     sequence_length: int | None = None,
     implementation: str = "transformer_engine",
+    stages: Sequence[int] | None = None,
 ) -> tuple[Memory, ...]:
     """What the fullest rank of each pipeline stage needs.
 
@@ -113,6 +114,7 @@ def memory(
         optimizer: what optimizes it.
         sequence_length: of every sequence, in tokens; the model's nominal one by default.
         implementation: whose kernels keep activations: ``transformer_engine``, or megatron-core's own (``local``).
+        stages: of the pipeline, from 0; all by default.
 
     Raises:
         ConfigError: sizes that do not fit together, no sequence length, or an unknown implementation.
@@ -122,19 +124,16 @@ def memory(
         raise ConfigError("sequence_length is missing: the model says none, so activations are not known")
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"implementation={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
-    kernels = IMPLEMENTATIONS[implementation]
-    terms = terms_for(plan, layout)
-    by_place, sentences = placed(terms, layout), unknown(terms, layout)
+    kernels, sentences = IMPLEMENTATIONS[implementation], unknown(terms_for(plan, layout), layout)
     batch = Batch(layout.micro_batch_size, length // layout.context_parallel_size, optimizer.weight_bytes)
     return tuple(
-        _of_stage(plan, terms, by_place, layout, optimizer, batch, kernels, stage, sentences) for stage in range(layout.stages)
+        _of_stage(plan, layout, optimizer, batch, kernels, stage, sentences)
+        for stage in (range(layout.stages) if stages is None else stages)
     )
 
 
 def _of_stage(
     plan: Plan,
-    terms: Sequence[Term],
-    by_place: dict[tuple[int, int], list[Term]],
     layout: Layout,
     optimizer: Optimizer,
     batch: Batch,
@@ -142,8 +141,7 @@ def _of_stage(
     stage: int,
     sentences: tuple[str, ...],
 ) -> Memory:
-    held = [by_place.get((stage, chunk), []) for chunk in range(layout.chunks)]
-    kept = [activations(plan, of_chunk, layout, batch, kernels) for of_chunk in held]
+    kept, for_a_while = _kept(plan, layout.core, stage, batch, kernels)
     waiting = kept_at_peak([sum(one.values()) for one in kept], stage, layout.stages, layout.micro_batches)
     together: dict[str, int] = defaultdict(int)
     for one, count in zip(kept, waiting, strict=True):
@@ -151,13 +149,21 @@ def _of_stage(
             together[component] += amount * count
     return Memory(
         stage=stage,
-        states=_states(plan, terms, layout, optimizer, stage, kernels.name == "local", lambda buffer: max(buffer.slices)),
+        states=_states(plan, layout, optimizer, stage, kernels.name == "local", lambda buffer: max(buffer.slices)),
         activations=dict(together),
         micro_batches=tuple(waiting),
-        working=max(working(plan, of_chunk, layout, batch, kernels) for of_chunk in held),
+        working=for_a_while,
         communication=_collectives(plan, layout, batch),
         unknown=sentences,
     )
+
+
+@lru_cache(maxsize=1024)
+def _kept(plan: Plan, layout: Layout, stage: int, batch: Batch, kernels: Implementation) -> tuple[list[dict[str, int]], int]:
+    """What one pass of each chunk of a stage keeps, and what is needed beside it for a while."""
+    held = terms_of(plan, layout, stage)
+    kept = [activations(plan, terms, layout, batch, kernels) for terms in held]
+    return kept, max(working(plan, terms, layout, batch, kernels) for terms in held)
 
 
 def _collectives(plan: Plan, layout: Layout, batch: Batch) -> int:
@@ -182,20 +188,19 @@ def states(plan: Plan, layout: Layout, optimizer: Optimizer = DEFAULT_OPTIMIZER,
         local: megatron-core's own layers instead of Transformer Engine's.
     """
     ranks = {expert: layout.gradient_rank(rank, expert=expert) for expert in (False, True)}
-    terms, stage = terms_for(plan, layout), layout.stage_of(rank)
-    return _states(plan, terms, layout, optimizer, stage, local, lambda buffer: buffer.slices[ranks[buffer.expert]])
+    stage = layout.stage_of(rank)
+    return _states(plan, layout, optimizer, stage, local, lambda buffer: buffer.slices[ranks[buffer.expert]])
 
 
 def _states(
     plan: Plan,
-    terms: Sequence[Term],
     layout: Layout,
     optimizer: Optimizer,
     stage: int,
     local: bool,
     own: Callable[[Buffer], int],
 ) -> States:
-    held = chunks(plan, terms, layout, stage, local=local)
+    held = chunks(plan, layout, stage, local=local)
     every = [
         buffer
         for chunk, shards in enumerate(held)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
+from bridge.flops.pipeline import Layout as Pipeline
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.terms import Place, Term
 from bridge.planning.layouts import Layout
@@ -66,14 +68,19 @@ class Shard:
     alone: bool = False
 
 
-def terms_for(plan: Plan, layout: Layout) -> list[Term]:
+def terms_for(plan: Plan, layout: Layout) -> tuple[Term, ...]:
     """A plan's weights with the vocabulary padded for a layout's tensor-parallel ranks."""
-    model, ranks = plan.model, layout.tensor_model_parallel_size
+    return _terms(plan, layout.tensor_model_parallel_size)
+
+
+@lru_cache(maxsize=64)
+def _terms(plan: Plan, ranks: int) -> tuple[Term, ...]:
+    model = plan.model
     language = model.language
     if language is not None and language.tensor_model_parallel_size != ranks:
         cut = replace(model, language=replace(language, tensor_model_parallel_size=ranks))
         plan = compile_plan(cut, plan.record, trainable=plan.trainable)
-    return plan.built_terms(padded=True)
+    return tuple(plan.built_terms(padded=True))
 
 
 def unknown(terms: Sequence[Term], layout: Layout) -> tuple[str, ...]:
@@ -85,33 +92,42 @@ def unknown(terms: Sequence[Term], layout: Layout) -> tuple[str, ...]:
     return tuple(f"{name}: how it is cut over tensor-parallel ranks is not known; it is taken as whole" for name in found)
 
 
-def chunks(plan: Plan, terms: Sequence[Term], layout: Layout, stage: int, *, local: bool = False) -> list[list[Shard]]:
+def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> list[list[Shard]]:
     """The parameters of a rank of a stage, model chunk by model chunk, as ``named_parameters`` of each has them.
 
     Args:
-        plan: for what trains.
-        terms: those of ``terms_for``.
+        plan: of the model.
         layout: how it is cut.
         stage: pipeline stage, from 0.
         local: megatron-core's own layers instead of Transformer Engine's.
     """
-    found: list[list[Shard]] = [[] for _ in range(layout.chunks)]
-    for (where, chunk), held in placed(terms, layout).items():
-        if where == stage:
-            found[chunk] = [shard for block in _blocks(held) for shard in _shards(plan, block, layout, local)]
-    return found
+    return _chunks(plan, layout.core, stage, local)
 
 
-def placed(terms: Sequence[Term], layout: Layout) -> dict[tuple[int, int], list[Term]]:
-    """Terms by stage and chunk, with the copies of shared weights that stages of their own need."""
+@lru_cache(maxsize=1024)
+def _chunks(plan: Plan, layout: Layout, stage: int, local: bool) -> list[list[Shard]]:
+    held = terms_of(plan, layout, stage)
+    return [[shard for block in _blocks(terms) for shard in _shards(plan, block, layout, local)] for terms in held]
+
+
+def terms_of(plan: Plan, layout: Layout, stage: int) -> list[list[Term]]:
+    """Terms of a stage, model chunk by model chunk, with the copies of shared weights that stages of their own need."""
+    found = _placed(plan, layout.tensor_model_parallel_size, layout.pipeline)
+    return [found.get((stage, chunk), []) for chunk in range(layout.chunks)]
+
+
+@lru_cache(maxsize=256)
+def _placed(plan: Plan, ranks: int, pipeline: Pipeline) -> dict[tuple[int, int], list[Term]]:
+    """Terms by stage and chunk."""
+    terms = _terms(plan, ranks)
     layers = 1 + max((term.place for term in terms if isinstance(term.place, int)), default=-1)
     depths = len({term.path.split(".", 3)[2] for term in terms if term.place is Place.MTP})
-    placement = layout.pipeline.place(layers, depths)
+    placement, several = pipeline.place(layers, depths), pipeline.pipeline_model_parallel_size > 1
     rounds, chunk_of, before = 0, [], -1
     for stage in placement.layers:  # a chunk ends where the stages begin anew
         rounds, before = rounds + (stage < before), stage
         chunk_of.append(rounds)
-    last = layout.chunks - 1
+    last = (pipeline.virtual_pipeline_model_parallel_size or max(chunk_of, default=0) + 1) - 1
     found: dict[tuple[int, int], list[Term]] = {}
 
     def put(term: Term) -> None:
@@ -122,9 +138,9 @@ def placed(terms: Sequence[Term], layout: Layout) -> dict[tuple[int, int], list[
         found.setdefault((placement.stage(place), chunk), []).append(term)
 
     for term in terms:
-        split = layout.stages > 1 and term.tied == "embedding.word_embeddings" and term.path == "output_layer"
+        split = several and term.tied == "embedding.word_embeddings" and term.path == "output_layer"
         put(term.changed(tied="") if split else term)
-        if depths and layout.stages > 1 and term.path.startswith("embedding."):
+        if depths and several and term.path.startswith("embedding."):
             put(term.changed(place=Place.MTP))
     return found
 

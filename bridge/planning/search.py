@@ -1,0 +1,222 @@
+"""Which layouts of a model fit so many devices, and which of them are fast: every one with its reasons.
+
+All of tensor, pipeline, context and expert parallelism, chunks, micro-batch size and recomputation that megatron-core takes are
+tried; ``step_time`` ranks those that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from bridge.flops import reading
+from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.plan import Plan, compile_plan
+from bridge.flops.shapes import ConfigError, ModelShape
+from bridge.planning.buffers import Optimizer
+from bridge.planning.layouts import Layout
+from bridge.planning.machines import Machine
+from bridge.planning.memory import USABLE, Memory, memory, states
+from bridge.planning.step_time import StepTime, peak_of, step_time
+
+#: megatron-core's way of training at scale.
+OPTIMIZER = Optimizer(overlap_grad_reduce=True, overlap_param_gather=True)
+_POWERS = tuple(2**exponent for exponent in range(11))
+#: A part of a sequence that is shorter keeps no device busy.
+LEAST_PART = 1024
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "": {"recompute_granularity": None},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout that fits.
+
+    Attributes:
+        layout: how the model is cut.
+        recompute: ``full``, or empty.
+        needs: what the fullest rank holds.
+        time: of a step.
+        tokens_per_second: of one device, by the estimate.
+        mfu: model FLOPs over the peak, by the estimate.
+    """
+
+    layout: Layout
+    recompute: str
+    needs: Memory
+    time: StepTime
+    tokens_per_second: float
+    mfu: float
+
+    def reason(self) -> str:
+        """Where its time goes, the largest losses first."""
+        losses = {name: seconds for name, seconds in self.time.parts.items() if name != "compute"}
+        shares = ((name, seconds / self.time.estimate) for name, seconds in losses.items())
+        worst = sorted((share for share in shares if share[1] >= 0.005), key=lambda share: -share[1])[:3]
+        told = [f"{name} {share:.0%}" for name, share in worst]
+        told += ["a third of the work is done again"] if self.recompute else []
+        return ", ".join(told) or "nothing but matmuls"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes:
+        candidates: layouts that fit, the fastest first.
+        too_large: how many more do not fit.
+        nearest: of these the one that lacks least, and the bytes of its fullest rank; None where there is none.
+    """
+
+    candidates: tuple[Candidate, ...]
+    too_large: int
+    nearest: tuple[Layout, int] | None
+
+
+def search(
+    cfg: Any,
+    machine: Machine,
+    *,
+    devices: int,
+    sequence_length: int,
+    global_batch_size: int,
+    convention: str = "megatron",
+    optimizer: Optimizer = OPTIMIZER,
+    number_format: str = "",
+) -> Search:
+    """Try every layout.
+
+    Args:
+        cfg: what ``compile_plan`` takes; its own layout and recomputation do not matter.
+        machine: what trains.
+        devices: how many.
+        sequence_length: of every sequence, in tokens.
+        global_batch_size: sequences of a step.
+        convention: how model FLOPs are counted.
+        optimizer: what optimizes it.
+        number_format: of the matmuls; empty: those that the configuration says.
+
+    Raises:
+        ConfigError: the model is none of language.
+    """
+    model = reading.read(cfg)
+    shape = model.language
+    if shape is None:
+        raise ConfigError("layouts are searched for language models alone")
+    plans = {
+        name: compile_plan(replace(model, language=replace(shape, **options)), convention) for name, options in _RECOMPUTE.items()
+    }
+    batch = plans[""].measure([sequence_length] * global_batch_size)
+    model_flops = float(plans[""].evaluate(batch)) / devices / peak_of(plans[""], batch, machine.name, number_format)
+    tried = _Tried(machine)
+    between_steps = cache(lambda layout: _states(plans[""], layout, optimizer))
+
+    def candidate(layout: Layout, recompute: str) -> Candidate | None:
+        plan = plans[recompute]
+        ends = sorted({0, layout.stages - 1})
+        needs = memory(plan, layout, optimizer, sequence_length=sequence_length, stages=ends)
+        if not tried.fits(layout, max(one.total for one in needs)):
+            return None
+        time = step_time(plan, layout, optimizer, machine, needs, sequence_length=sequence_length, number_format=number_format)
+        speed = sequence_length * global_batch_size / devices / time.estimate
+        return Candidate(layout, recompute, max(needs, key=lambda one: one.total), time, speed, model_flops / time.estimate)
+
+    found = []
+    for layout in layouts(shape, machine, devices, sequence_length, global_batch_size):
+        if tried.fits(layout, between_steps(replace(layout, micro_batch_size=1, global_batch_size=None))):
+            # What fits as it is does not recompute.
+            made = candidate(layout, "") or candidate(layout, "full")
+            found += [made] if made else []
+    found.sort(key=lambda one: one.time.estimate)
+    return Search(tuple(found), tried.too_large, tried.nearest)
+
+
+@dataclass
+class _Tried:
+    """What does not fit."""
+
+    machine: Machine
+    too_large: int = 0
+    nearest: tuple[Layout, int] | None = None
+
+    def fits(self, layout: Layout, needed: int) -> bool:
+        """Whether so many bytes fit; where they do not, that is noted."""
+        if needed <= USABLE * self.machine.capacity:
+            return True
+        self.too_large += 1
+        if self.nearest is None or needed < self.nearest[1]:
+            self.nearest = layout, needed
+        return False
+
+
+def _states(plan: Plan, layout: Layout, optimizer: Optimizer) -> int:
+    ends = {0, layout.stages - 1}
+    return max(states(plan, layout, optimizer, rank=stage * (layout.devices // layout.stages)).total for stage in ends)
+
+
+# ---- what can be tried ---------------------------------------------------------------------------
+
+
+def layouts(shape: ModelShape, machine: Machine, devices: int, sequence_length: int, global_batch_size: int) -> Iterator[Layout]:
+    """Every layout that megatron-core takes; arguments as for ``search``."""
+    for tensor in (size for size in _POWERS if size <= machine.domain and _divides_heads(shape, size)):
+        for context in (size for size in _POWERS if sequence_length % (2 * size) == 0 and sequence_length >= size * LEAST_PART):
+            for pipeline in _pipelines(shape, devices // (tensor * context)):
+                for expert in _experts(shape, devices // pipeline.pipeline_model_parallel_size):
+                    for micro_batch in (1, 2, 4, 8):
+                        options = {
+                            "devices": devices,
+                            "tensor_model_parallel_size": tensor,
+                            "sequence_parallel": tensor > 1,
+                            "context_parallel_size": context,
+                            "expert_model_parallel_size": expert,
+                            "expert_tensor_parallel_size": 1 if shape.num_moe_experts else None,
+                            "pipeline": pipeline,
+                            "micro_batch_size": micro_batch,
+                            "global_batch_size": global_batch_size,
+                        }
+                        layout = _possible(options)
+                        if layout is not None:
+                            yield layout
+
+
+def _possible(options: dict[str, Any]) -> Layout | None:
+    try:
+        layout = Layout(**options)
+    except ConfigError:
+        return None
+    # The interleaved schedule runs a group of micro-batches through each chunk.
+    return None if layout.chunks > 1 and layout.micro_batches % layout.stages else layout
+
+
+def _divides_heads(shape: ModelShape, ranks: int) -> bool:
+    heads, groups = shape.num_attention_heads or 1, shape.key_value_heads or 1
+    grouped = shape.multi_latent_attention or groups % ranks == 0 or ranks % groups == 0
+    return heads % ranks == 0 and grouped and shape.ffn_size % ranks == 0
+
+
+def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
+    """Even stages, with one chunk and with as many as there are layers; a smaller last stage where the layers do not divide."""
+    layers = shape.num_layers or 1
+    for stages in (size for size in _POWERS if size <= min(devices, layers)):
+        even, left_over = divmod(layers, stages)
+        if not left_over:
+            # Of all numbers of chunks the least, a middle one and the largest.
+            chunks = [size for size in range(2, even + 1) if even % size == 0] if stages > 1 else []
+            for size in (None, *sorted({chunks[0], chunks[len(chunks) // 2], chunks[-1]} if chunks else ())):
+                yield Pipeline(pipeline_model_parallel_size=stages, virtual_pipeline_model_parallel_size=size)
+        elif layers > (even + 1) * (stages - 1):
+            last = layers - (even + 1) * (stages - 1)
+            yield Pipeline(pipeline_model_parallel_size=stages, num_layers_in_last_pipeline_stage=last)
+
+
+def _experts(shape: ModelShape, devices: int) -> Iterator[int]:
+    experts = shape.num_moe_experts
+    if not experts:
+        yield 1
+        return
+    yield from (size for size in _POWERS if experts % size == 0 and devices % size == 0)
