@@ -271,8 +271,6 @@ def _pipeline(step: _Step, here: list[list[Term]]) -> Found:
     if shared and (first or last):
         both = ("word_embeddings", "output_layer")
         table = next((term for held in here for term in held if leaf(term) in both and term.weight), None)
-            (term for held in here for term in held if leaf(term) in ("word_embeddings", "output_layer") and term.weight), None
-        )
         if table is not None and step.plan.trainable.weights("embedding.word_embeddings"):
             entries = table.k * table.n // layout.tensor_model_parallel_size
             yield PIPELINE, "all_reduce", 2, step.optimizer.gradient_bytes * entries

@@ -200,18 +200,25 @@ def _divides_heads(shape: ModelShape, ranks: int) -> bool:
 
 
 def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
-    """Even stages, with one chunk and with as many as there are layers; a smaller last stage where the layers do not divide."""
+    """Even stages, the embedding and the loss in place of a layer where that makes them even, or a smaller last stage."""
     layers = shape.num_layers or 1
     for stages in (size for size in _POWERS if size <= min(devices, layers)):
-        even, left_over = divmod(layers, stages)
+        ends = bool(layers % stages) and (layers + 2) % stages == 0
+        even, left_over = divmod(layers + 2 * ends, stages)
+        options: dict[str, Any] = {"pipeline_model_parallel_size": stages}
+        if ends:
+            options |= {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
         if not left_over:
-            # Of all numbers of chunks the least, a middle one and the largest.
-            chunks = [size for size in range(2, even + 1) if even % size == 0] if stages > 1 else []
-            for size in (None, *sorted({chunks[0], chunks[len(chunks) // 2], chunks[-1]} if chunks else ())):
-                yield Pipeline(pipeline_model_parallel_size=stages, virtual_pipeline_model_parallel_size=size)
+            for size in _chunks(even) if stages > 1 else (None,):
+                yield Pipeline(**options, virtual_pipeline_model_parallel_size=size)
         elif layers > (even + 1) * (stages - 1):
-            last = layers - (even + 1) * (stages - 1)
-            yield Pipeline(pipeline_model_parallel_size=stages, num_layers_in_last_pipeline_stage=last)
+            yield Pipeline(**options, num_layers_in_last_pipeline_stage=layers - (even + 1) * (stages - 1))
+
+
+def _chunks(layers: int) -> list[int | None]:
+    """None, and of all numbers of chunks that so many layers make the least, a middle one and the largest."""
+    sizes = [size for size in range(2, layers + 1) if layers % size == 0]
+    return [None, *sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]} if sizes else ())]
 
 
 def _experts(shape: ModelShape, devices: int) -> Iterator[int]:
