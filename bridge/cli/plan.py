@@ -1,9 +1,10 @@
-"""``bridge plan``: how long a training run takes and what it costs, or what a budget buys."""
+"""``bridge plan``: how long a training run takes and what it costs, what a budget buys, and which layouts fit."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -11,11 +12,15 @@ from math import ceil
 from typing import Any
 
 from bridge.cli import arguments as options
+from bridge.cli import plan_layouts
 from bridge.cli.console import Output, in_words, make_table, plain, print_json, spread, with_unit
 from bridge.cli.flops import sizes
 from bridge.cli.priced import make_batch
 from bridge.config import Config
 from bridge.flops import ConfigError, Plan, compile_plan
+from bridge.planning.buffers import Optimizer
+from bridge.planning.machines import GIB, Machine, find_machine
+from bridge.planning.memory import USABLE
 from bridge.planning.training_run import (
     BUDGETS,
     CHINCHILLA_TOKENS_PER_PARAMETER,
@@ -28,6 +33,7 @@ from bridge.planning.training_run import (
     steps,
     within_budget,
 )
+from bridge.planning.typical import typical_mfu
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -35,23 +41,31 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "plan",
         run,
-        "time and cost of a training run",
+        "time and cost of a training run, and which layouts fit",
         "Plan a training run: FLOPs, days, device-hours, energy and cost of so many tokens, or the tokens that a budget buys. "
-        "Every number may be a range, such as --mfu 0.35-0.45; then so are the results.",
+        "Every number may be a range, such as --mfu 0.35-0.45; then so are the results. Several devices, as --device-name "
+        "H100,B200, stand side by side. With --global-batch-size and neither --tokens nor --budget: which layouts of the model "
+        "fit so many devices, the fastest first, with reasons.",
     )
     options.add_model(parser)
-    amount = parser.add_mutually_exclusive_group(required=True)
+    amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--tokens", type=options.amount, metavar="N", help="to train on, for example 15T")
     amount.add_argument("--budget", type=_budget, metavar="N[UNIT]",
                         help="what there is: FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M")  # fmt: skip
+    amount.add_argument("--global-batch-size", type=options.positive, metavar="N",
+                        help="sequences of a step: search layouts for it")  # fmt: skip
     options.add_device(parser, options.amount)
-    parser.add_argument("--mfu", type=options.amount, required=True, metavar="FRACTION", help="of the peak, for example 0.4")
+    parser.add_argument("--mfu", type=options.amount, metavar="FRACTION",
+                        help="of the peak, for example 0.4 (default: what published runs reach, with its source)")  # fmt: skip
     parser.add_argument("--price", type=options.amount, metavar="MONEY", help="of one device for an hour")
-    parser.add_argument("--power", type=options.amount, metavar="W", help="of one device, with its share of host and cooling")
+    parser.add_argument("--power", type=options.amount, metavar="W",
+                        help="of one device, with its share of host and cooling (default: the device alone at its limit)")  # fmt: skip
+    parser.add_argument("--carbon", type=options.amount, metavar="KG", help="CO2 of one kWh, for example 0.4")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--batch-size", type=options.positive, metavar="N",
                        help="sequences per step (default: the batch of lowest loss by arXiv:2401.02954)")  # fmt: skip
     batch.add_argument("--steps", type=options.positive, metavar="N", help="optimizer steps")
+    plan_layouts.add_to(parser)
     options.add_counting(parser)
 
 
@@ -70,31 +84,68 @@ class Schedule:
     seconds: Range
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """A run on one kind of device.
+
+    Attributes:
+        name: as it was given; empty where only a peak was.
+        planned, schedule: the run.
+        mfu_source: where the MFU is from.
+        machine: what the device stands in; None where that is not known.
+    """
+
+    name: str
+    planned: TrainingRun
+    schedule: Schedule
+    mfu_source: str
+    machine: Machine | None
+
+
 def run(arguments: argparse.Namespace) -> int:
     config = options.read_config(arguments.recipe, arguments.overrides)
+    if arguments.global_batch_size:
+        return plan_layouts.run(arguments, config)
+    if not arguments.tokens and not arguments.budget:
+        raise ConfigError("give --tokens or --budget for a run, or --global-batch-size for the layouts that fit")
     plan = compile_plan(config, arguments.convention, framework=arguments.framework)
     batch = make_batch(plan, config)
     per_token = Fraction(plan.evaluate(batch.vector), batch.tokens)
-    cluster = _cluster(arguments)
+    names: Sequence[str] = arguments.device_name.split(",") if arguments.device_name else ("",)
+    columns = [_on_device(name.strip(), plan, per_token, batch.tokens, arguments) for name in names]
+    if arguments.json:
+        reports = [_as_json(config, plan, column, arguments.carbon) for column in columns]
+        print_json(reports[0] if len(reports) == 1 else reports)
+    else:
+        _show(Output(), config, plan, columns, arguments.carbon)
+    return 0
+
+
+def _on_device(name: str, plan: Plan, per_token: Fraction, length: int, arguments: argparse.Namespace) -> OnDevice:
+    cluster, source = _cluster(name, plan, arguments)
     if arguments.tokens:
         planned = TrainingRun(per_token, arguments.tokens.map(int), cluster)
     else:
         budget, unit = arguments.budget
         planned = within_budget(per_token, budget, unit, cluster)
-    schedule = _schedule(planned, batch.tokens, arguments)
-    if arguments.json:
-        print_json(_as_json(config, plan, planned, schedule))
-    else:
-        _show(Output(), config, plan, planned, schedule)
-    return 0
+    return OnDevice(name, planned, _schedule(planned, length, arguments), source, find_machine(name) if name else None)
 
 
-def _cluster(arguments: argparse.Namespace) -> Cluster:
-    name, own_peak = arguments.device_name, arguments.peak_flops
-    if own_peak is None and name is None:
+def _cluster(name: str, plan: Plan, arguments: argparse.Namespace) -> tuple[Cluster, str]:
+    """The devices, and where their MFU is from."""
+    own_peak = arguments.peak_flops
+    if own_peak is None and not name:
         raise ConfigError("--device-name is missing: name one from `bridge devices`, or give --peak-flops")
     peak = own_peak or options.known_peak(name, arguments.number_format)
-    return Cluster(arguments.devices, peak, arguments.mfu, arguments.price, arguments.power)
+    mfu, source = arguments.mfu, "as given"
+    if mfu is None:
+        typical = typical_mfu(bool(plan.model.shape.num_moe_experts), arguments.number_format)
+        if typical is None:
+            raise ConfigError(f"--mfu is missing: nothing is published here for {arguments.number_format}")
+        mfu, source = typical.mfu, typical.source
+    machine = find_machine(name) if name else None
+    power = arguments.power or (Range.of(machine.power) if machine else None)
+    return Cluster(arguments.devices, peak, mfu, arguments.price, power), source
 
 
 def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) -> Schedule:
@@ -114,10 +165,28 @@ def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) 
     return Schedule(batch, count, seconds)
 
 
-def _as_json(config: Config, plan: Plan, planned: TrainingRun, schedule: Schedule) -> dict[str, Any]:
+def state_bytes(plan: Plan) -> int:
+    """Bytes of weights, gradients and optimizer states of a whole model, held once (bf16 weights, fp32 gradients, Adam)."""
+    parameters, optimizer = plan.parameters(), Optimizer()
+    each = optimizer.gradient_bytes + optimizer.state_bytes
+    return optimizer.weight_bytes * parameters["total"] + each * parameters["trainable"]
+
+
+def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:
+    """Bytes of the states, and whether devices hold them, were they cut without loss."""
+    needed, machine, devices = state_bytes(plan), column.machine, int(column.planned.cluster.devices.low)
+    if machine is None:
+        return needed, f"{needed / 1e12:,.3g} TB of states"
+    there = devices * machine.capacity
+    verdict = "fits in" if needed <= USABLE * there else "does not fit in"
+    return needed, f"{needed / 1e12:,.3g} TB of states, {verdict} {devices:,} x {machine.capacity / GIB:,.0f} GiB"
+
+
+def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None) -> dict[str, Any]:
     """A range is a list of its two ends."""
-    parameters = plan.parameters()
-    best = compute_optimal(planned.flops)
+    planned, schedule, parameters = column.planned, column.schedule, plan.parameters()
+    best, needed = compute_optimal(planned.flops), state_bytes(plan)
+    capacity = column.machine and column.machine.capacity
     return {
         "name": config.name,
         "convention": plan.convention,
@@ -126,13 +195,19 @@ def _as_json(config: Config, plan: Plan, planned: TrainingRun, schedule: Schedul
         "flops_per_token": plain(planned.flops_per_token),
         "tokens": plain(planned.tokens),
         "flops": plain(planned.flops),
+        "device": column.name or None,
         "devices": plain(planned.cluster.devices),
         "peak_flops": planned.cluster.peak_flops,
         "mfu": plain(planned.cluster.mfu),
+        "mfu_source": column.mfu_source,
         "days": plain(planned.days),
         "device_hours": plain(planned.device_hours),
         "energy_kwh": plain(planned.energy),
+        "co2_kg": plain(_co2(planned, carbon)),
         "cost": plain(planned.cost),
+        "state_bytes": needed,
+        "device_bytes": capacity,
+        "fits": None if capacity is None else bool(needed <= USABLE * capacity * planned.cluster.devices.low),
         "batch_size": plain(schedule.batch),
         "batch_tokens": plain(schedule.batch * (config.model.seq_length or 0)),
         "steps": plain(schedule.steps),
@@ -146,40 +221,83 @@ def _as_json(config: Config, plan: Plan, planned: TrainingRun, schedule: Schedul
     }
 
 
-def _show(console: Output, config: Config, plan: Plan, planned: TrainingRun, schedule: Schedule) -> None:
+def _co2(planned: TrainingRun, carbon: Range | None) -> Range | None:
+    """kg."""
+    return None if carbon is None or planned.energy is None else planned.energy * carbon
+
+
+def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevice], carbon: Range | None) -> None:
     parameters, length = plan.parameters(), config.model.seq_length or 0
-    best, flop = compute_optimal(planned.flops), partial(with_unit, unit="FLOP")
-
-    def days(value: Range) -> str:
-        return spread(value, lambda number: f"{float(number):,.4g}")
-
-    def whole(value: Range) -> str:
-        return spread(value, lambda number: f"{float(number):,.0f}")
-
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
-    console.print(f"sequences of {length:,} tokens; convention {plan.convention}; {flop(planned.flops_per_token)} per token\n")
-    table = make_table(("", ""))
-    table.show_header = False
-    table.add_row("tokens", spread(planned.tokens, in_words))
-    table.add_row("FLOPs", f"{spread(planned.flops, lambda value: f'{float(value):.4g}')} = {spread(planned.flops, flop)}")
-    table.add_row("days", days(planned.days), style="bold")
-    table.add_row("device-hours", whole(planned.device_hours))
-    if planned.energy is not None:
-        table.add_row("energy", spread(planned.energy * 1000, lambda value: with_unit(value, "Wh")))
-    if planned.cost is not None:
-        table.add_row("cost", whole(planned.cost))
-    tokens = schedule.batch * length
-    table.add_row("batch", f"{whole(schedule.batch)} sequences = {spread(tokens, in_words)} tokens")
-    table.add_row("steps", f"{whole(schedule.steps)} of {days(schedule.seconds)} s")
-    ratio = spread(planned.tokens / parameters["total"], lambda value: f"{float(value):,.4g}")
-    to_best = spread(planned.tokens / chinchilla_tokens(parameters["total"]), lambda value: f"{float(value):,.3g}")
-    table.add_row("tokens a parameter", f"{ratio}, {to_best} times Chinchilla's {CHINCHILLA_TOKENS_PER_PARAMETER}")
-    table.add_row(
-        "compute-optimal", f"{spread(best.parameters, in_words)} dense parameters on {spread(best.tokens, in_words)} tokens"
-    )
+    per_token = with_unit(columns[0].planned.flops_per_token, "FLOP")
+    console.print(f"sequences of {length:,} tokens; convention {plan.convention}; {per_token} per token\n")
+    several = len(columns) > 1
+    table = make_table(("", *((column.name for column in columns) if several else ("",))))
+    table.show_header = several
+    for label, value in _rows(plan, length, carbon):
+        cells = [value(column) for column in columns]
+        if any(cells):
+            table.add_row(label, *(cell or "not known" for cell in cells), style="bold" if label == "days" else None)
     console.show(table)
+    for source in dict.fromkeys(column.mfu_source for column in columns if column.mfu_source != "as given"):
+        console.print(f"MFU: {source}; give --mfu for your own")
     for sentence in plan.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")
+
+
+def _number(value: Range) -> str:
+    return spread(value, lambda number: f"{float(number):,.4g}")
+
+
+def _whole(value: Range) -> str:
+    return spread(value, lambda number: f"{float(number):,.0f}")
+
+
+def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Callable[[OnDevice], str]]]:
+    """Lines of the table: what they are called, and their text for one kind of device; empty where there is nothing to say."""
+    flop, total = partial(with_unit, unit="FLOP"), plan.parameters()["total"]
+
+    def flops(column: OnDevice) -> str:
+        value = column.planned.flops
+        return f"{spread(value, lambda one: f'{float(one):.4g}')} = {spread(value, flop)}"
+
+    def energy(column: OnDevice) -> str:
+        value = column.planned.energy
+        return "" if value is None else spread(value * 1000, lambda one: with_unit(one, "Wh"))
+
+    def co2(column: OnDevice) -> str:
+        value = _co2(column.planned, carbon)
+        return "" if value is None else spread(value * 1000, lambda one: with_unit(one, "g"))
+
+    def cost(column: OnDevice) -> str:
+        return "" if column.planned.cost is None else _whole(column.planned.cost)
+
+    def batch(column: OnDevice) -> str:
+        return f"{_whole(column.schedule.batch)} sequences = {spread(column.schedule.batch * length, in_words)} tokens"
+
+    def a_parameter(column: OnDevice) -> str:
+        ratio = spread(column.planned.tokens / chinchilla_tokens(total), lambda value: f"{float(value):,.3g}")
+        return f"{_number(column.planned.tokens / total)}, {ratio} times Chinchilla's {CHINCHILLA_TOKENS_PER_PARAMETER}"
+
+    def optimal(column: OnDevice) -> str:
+        best = compute_optimal(column.planned.flops)
+        return f"{spread(best.parameters, in_words)} dense parameters on {spread(best.tokens, in_words)} tokens"
+
+    return [
+        ("tokens", lambda column: spread(column.planned.tokens, in_words)),
+        ("FLOPs", flops),
+        ("MFU", lambda column: spread(column.planned.cluster.mfu, lambda value: f"{float(value):.3g}")),
+        ("days", lambda column: _number(column.planned.days)),
+        ("device-hours", lambda column: _whole(column.planned.device_hours)),
+        ("energy", energy),
+        ("CO2", co2),
+        ("cost", cost),
+        ("memory", lambda column: _memory(plan, column)[1]),
+        ("batch", batch),
+        ("steps", lambda column: f"{_whole(column.schedule.steps)} of {_number(column.schedule.seconds)} s"),
+        ("tokens a parameter", a_parameter),
+        ("compute-optimal", optimal),
+    ]
 
 
 _UNITS = {"": "flop", "flops": "flop", "day": "days", "$": "money"} | {unit: unit for unit in BUDGETS}
