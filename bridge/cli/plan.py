@@ -59,7 +59,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
                         help="of the peak, for example 0.4 (default: what published runs reach, with its source)")  # fmt: skip
     parser.add_argument("--price", type=options.amount, metavar="MONEY", help="of one device for an hour")
     parser.add_argument("--power", type=options.amount, metavar="W",
-                        help="of one device, with its share of host and cooling (default: the device alone at its limit)")  # fmt: skip
+                        help="of one device, with host and cooling (default: the device alone at its limit)")  # fmt: skip
     parser.add_argument("--carbon", type=options.amount, metavar="KG", help="CO2 of one kWh, for example 0.4")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--batch-size", type=options.positive, metavar="N",
@@ -267,7 +267,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
 
     def co2(column: OnDevice) -> str:
         value = _co2(column.planned, carbon)
-        return "" if value is None else spread(value * 1000, lambda one: with_unit(one, "g"))
+        return "" if value is None else spread(value, lambda one: f"{float(one) / 1000:,.4g} t")
 
     def cost(column: OnDevice) -> str:
         return "" if column.planned.cost is None else _whole(column.planned.cost)

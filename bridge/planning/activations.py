@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cached_property
 
 from bridge.flops.plan import Plan
 from bridge.flops.terms import Kind, Pass, Term
@@ -89,13 +89,13 @@ def activations(
         implementation: whose kernels.
     """
     chunk = _Chunk(plan, layout, batch, implementation)
-    found: dict[str, Fraction] = defaultdict(Fraction)
+    found: dict[str, int] = defaultdict(int)
     for is_layer, block in _layers(terms):
         for component, amount in chunk.of_block(block, is_layer):
             found[component] += amount
     for component, amount in chunk.once(terms, RECOMPUTED in found):
         found[component] += amount
-    return {component: int(amount) for component, amount in found.items() if amount}
+    return {component: amount // chunk.unit for component, amount in found.items() if amount}
 
 
 def working(
@@ -105,15 +105,14 @@ def working(
 
     A layer that is recomputed comes to hold all that it would have kept, and logits stand beside their probabilities.
     """
-    chunk, most = _Chunk(plan, layout, batch, implementation), Fraction(0)
+    chunk, most = _Chunk(plan, layout, batch, implementation), 0
     for is_layer, block in _layers(terms):
         if is_layer and any(Pass.RECOMPUTE in term.passes for term in block):
             plain = [term.changed(passes=term.passes & ~Pass.RECOMPUTE) for term in block]
             kept, all_of_it = (sum(amount for _, amount in chunk.of_block(one, True)) for one in (block, plain))
-            group = max(plan.model.shape.recompute_num_layers or 1, 1) if chunk.is_run_again(block) else 1
-            most = max(most, all_of_it * group - kept)
+            most = max(most, all_of_it * (chunk.together if chunk.is_run_again(block) else 1) - kept)
     vocabulary = max((term.n for term in terms if leaf(term) == "output_layer"), default=0)
-    return int(max(most, chunk.cut * batch.width * vocabulary))
+    return max(most, chunk.cut * batch.width * vocabulary) // chunk.unit
 
 
 def _layers(terms: Sequence[Term]) -> Iterator[tuple[bool, list[Term]]]:
@@ -126,7 +125,7 @@ def _layers(terms: Sequence[Term]) -> Iterator[tuple[bool, list[Term]]]:
     yield from ((bool(layer), block) for layer, block in blocks.items())
 
 
-Kept = Iterator[tuple[str, Fraction]]
+Kept = Iterator[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -136,24 +135,39 @@ class _Chunk:
     batch: Batch
     kernels: Implementation
 
-    # ---- tokens --------------------------------------------------------------------------------------
+    # ---- tokens, as so many parts of one that every division is exact -----------------------------------
 
-    @property
-    def own(self) -> Fraction:
+    @cached_property
+    def together(self) -> int:
+        """Layers that are recomputed from one input."""
+        shape = self.plan.model.shape
+        return max(shape.recompute_num_layers or 1, 1) if shape.recompute_method == "uniform" else 1
+
+    @cached_property
+    def unit(self) -> int:
+        """Parts of a token."""
+        return self.layout.tensor_model_parallel_size * self.layout.expert_tensor * self.together
+
+    @cached_property
+    def all(self) -> int:
+        """Tokens of the micro-batch."""
+        return self.batch.tokens * self.unit
+
+    @cached_property
+    def own(self) -> int:
         """Tokens that a rank holds between cut layers."""
-        ranks = self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1
-        return Fraction(self.batch.tokens, ranks)
+        return self.all // (self.layout.tensor_model_parallel_size if self.layout.sequence_parallel else 1)
 
-    @property
-    def cut(self) -> Fraction:
+    @cached_property
+    def cut(self) -> int:
         """Tokens over the ranks that share what is as wide as the heads, the MLP or the vocabulary."""
-        return Fraction(self.batch.tokens, self.layout.tensor_model_parallel_size)
+        return self.all // self.layout.tensor_model_parallel_size
 
-    def _inputs(self, term: Term) -> Fraction:
+    def _inputs(self, term: Term) -> int:
         """Rows of a term's whole input that a rank has."""
         name = leaf(term)
         if term.copies > 1:
-            return self.own if name in COLUMN else self.own / self.layout.expert_tensor
+            return self.own if name in COLUMN else self.own // self.layout.expert_tensor
         if name in ROW or (term.kind is Kind.NORM and term.times > 1):
             return self.cut
         return self.own
@@ -164,17 +178,16 @@ class _Chunk:
         """What all layers share: which key a query may not see, and the angles of the rotation for layers that run again."""
         attends = any(term.name == "query_key" for term in terms)
         if attends and not self.kernels.fused_attention:
-            yield "core_attention", Fraction(self.batch.length**2)
+            yield "core_attention", self.unit * self.batch.length**2
         if attends and recomputed:
             width = next(term.k for term in terms if term.name == "query_key")
-            yield RECOMPUTED, Fraction(4 * self.batch.length * width)
+            yield RECOMPUTED, self.unit * 4 * self.batch.length * width
 
     def of_block(self, block: Sequence[Term], is_layer: bool) -> Kept:
         """Component and bytes of everything that a layer keeps."""
         shape = self.plan.model.shape
         if is_layer and self.is_run_again(block):
-            together = max(shape.recompute_num_layers or 1, 1) if shape.recompute_method == "uniform" else 1
-            yield RECOMPUTED, self.own * self.batch.width * (shape.hidden_size or 0) / together
+            yield RECOMPUTED, self.own // self.together * self.batch.width * (shape.hidden_size or 0)
             return
         writers: dict[str, int] = defaultdict(int)
         kept: set[tuple[str, int, bool]] = set()
@@ -185,13 +198,13 @@ class _Chunk:
             elif term.kind is Kind.CORE:
                 yield from self._core(term)
             elif term.name == "word_embeddings":
-                yield term.component, Fraction(TOKEN * self.batch.tokens)
+                yield term.component, TOKEN * self.all
             elif term.weight and term.kind is not Kind.TABLE:
                 name = term.inputs[0] if term.inputs else ""
                 source = name, writers[name], term.copies > 1  # tokens on their way to experts are copied
                 if source not in kept and self._keeps_input(term):
                     kept.add(source)
-                    yield term.component, self._inputs(term) * self.batch.width * term.k * term.times
+                    yield term.component, self._inputs(term) * self.batch.width * term.k * int(term.times)
                 yield from self._around(term, inner)
                 inner = term.n
             for name in term.outputs:
@@ -208,9 +221,9 @@ class _Chunk:
         routed = Pass.RECOMPUTE in term.passes and term.copies > 1  # tokens are sent to their experts again
         return Pass.WGRAD in term.passes and not made and not routed
 
-    def _norm(self, term: Term) -> Fraction:
+    def _norm(self, term: Term) -> int:
         """Its input, and one or two numbers of each row."""
-        shape, width, times = self.plan.model.shape, self.batch.width, term.times
+        shape, width, times = self.plan.model.shape, self.batch.width, int(term.times)
         layer_norm = shape.normalization == "LayerNorm"
         row = 8 if layer_norm else 4
         if layer_norm and leaf(term) == "k_layernorm" and not self.kernels.fused_attention:
@@ -225,14 +238,14 @@ class _Chunk:
         if leaf(term) == "linear_fc2" and not again:
             numbers = self.kernels.gated if inner == 2 * term.k else self.kernels.plain
             numbers += self.kernels.weighted if term.copies > 1 else 0
-            yield term.component, self._inputs(term) * self.batch.width * term.k * term.times * numbers
+            yield term.component, self._inputs(term) * self.batch.width * term.k * int(term.times) * numbers
         elif term.kind is Kind.ROUTER and not again:
             chosen = self.kernels.chosen * self.plan.model.shape.moe_router_topk
             yield term.component, self.own * (self.kernels.routed * term.n + chosen)
         elif term.name == "eh_proj":
-            yield "embedding", Fraction(TOKEN * self.batch.tokens)
+            yield "embedding", TOKEN * self.all
         elif leaf(term) == "output_layer":
-            yield LOGITS, self.cut * 4 * term.n + LOSS * self.batch.tokens
+            yield LOGITS, self.cut * 4 * term.n + LOSS * self.all
 
     def _core(self, term: Term) -> Kept:
         """Queries and keys of the first product, values of the second, and what lies between them."""
@@ -248,9 +261,9 @@ class _Chunk:
             return
         keys = groups if fused or again else heads
         yield term.component, self.cut * width * term.k * (heads + keys)
-        yield "self_attention", Fraction(self.kernels.tables * self.batch.length * term.k * width)
+        yield "self_attention", self.unit * self.kernels.tables * self.batch.length * term.k * width
         if fused:
             yield term.component, self.cut * 4 * heads
         elif not again:
-            pairs = Fraction(self.batch.sequences * heads * self.batch.length**2, self.layout.tensor_model_parallel_size)
+            pairs = self.cut * self.batch.length * heads
             yield term.component, pairs * (4 + (width if width < 4 else 0))

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import lcm
 from typing import Any
 
+from bridge.flops.plan import Plan
 from bridge.flops.reading import get
 from bridge.flops.shapes import ConfigError
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import Shard
+from bridge.planning.shards import Shard, chunks
 
 #: Entries to which a parameter, and to whose multiple a bucket, is aligned under the distributed optimizer.
 PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128
@@ -111,6 +113,21 @@ class Buffer:
     own: int
     slices: tuple[int, ...] = field(repr=False)
     expert: bool = False
+
+
+def stage_buffers(plan: Plan, layout: Layout, optimizer: Optimizer, stage: int, *, local: bool = False) -> list[Buffer]:
+    """The buffers of all model chunks of a pipeline stage; arguments as for ``shards.chunks``."""
+    return _stage_buffers(plan, layout.without_batch, optimizer, stage, local)
+
+
+@lru_cache(maxsize=1024)
+def _stage_buffers(plan: Plan, layout: Layout, optimizer: Optimizer, stage: int, local: bool) -> list[Buffer]:
+    held = chunks(plan, layout, stage, local=local)
+    return [
+        buffer
+        for chunk, shards in enumerate(held)
+        for buffer in buffers(shards, layout, optimizer, optimizer.bucket_size(layout, stage, chunk))
+    ]
 
 
 def buffers(shards: Iterable[Shard], layout: Layout, optimizer: Optimizer, size: int | None) -> list[Buffer]:

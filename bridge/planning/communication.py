@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import Pass, Term
-from bridge.planning.buffers import Buffer, Optimizer, buffers
+from bridge.planning.buffers import Optimizer, stage_buffers
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, chunks, leaf, terms_of
+from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, leaf, terms_of
 
 #: Operation -> how much of the larger buffer crosses a link in a ring of n ranks, but for the factor (n - 1) / n.
 _RING = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}
@@ -279,7 +279,7 @@ def _pipeline(step: _Step, here: list[list[Term]]) -> Found:
 def _gradients(step: _Step, here: list[list[Term]]) -> Found:
     """Gradients over the ranks that hold the same weights; with the distributed optimizer the new weights too."""
     optimizer = step.optimizer
-    found = _buffers(step)
+    found = stage_buffers(step.plan, step.layout, optimizer, step.stage, local=step.local)
     # Without overlap each of the two optimizers, that of the experts and that of the rest, gathers all weights.
     again = 1 if optimizer.overlap_param_gather else len({buffer.expert for buffer in found})
     for buffer in found:
@@ -289,11 +289,3 @@ def _gradients(step: _Step, here: list[list[Term]]) -> Found:
             continue
         yield DATA, "reduce_scatter", buffer.ranks, gradient
         yield DATA, "all_gather", buffer.ranks, again * optimizer.weight_bytes * buffer.numel
-
-
-def _buffers(step: _Step) -> list[Buffer]:
-    held = chunks(step.plan, step.layout, step.stage, local=step.local)
-    sizes = [step.optimizer.bucket_size(step.layout, step.stage, chunk) for chunk in range(len(held))]
-    return [
-        buffer for shards, size in zip(held, sizes, strict=True) for buffer in buffers(shards, step.layout, step.optimizer, size)
-    ]

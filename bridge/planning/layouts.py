@@ -136,6 +136,11 @@ class Layout:
         return replace(self, devices=ranks, context_parallel_size=1, micro_batch_size=1, global_batch_size=None)
 
     @property
+    def without_batch(self) -> Layout:
+        """The same with one sequence a replica, which decides nothing that lasts longer than a step."""
+        return replace(self, micro_batch_size=1, global_batch_size=None)
+
+    @property
     def micro_batches(self) -> int:
         """Forward passes of a replica in a step."""
         samples = self.micro_batch_size * self.data_parallel_size

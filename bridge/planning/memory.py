@@ -14,7 +14,7 @@ from functools import lru_cache
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
 from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, working
-from bridge.planning.buffers import Buffer, Optimizer, buffers
+from bridge.planning.buffers import Buffer, Optimizer, stage_buffers
 from bridge.planning.layouts import Layout
 from bridge.planning.schedules import kept_at_peak
 from bridge.planning.shards import Shard, chunks, terms_for, terms_of, unknown
@@ -200,15 +200,10 @@ def _states(
     local: bool,
     own: Callable[[Buffer], int],
 ) -> States:
-    held = chunks(plan, layout, stage, local=local)
-    every = [
-        buffer
-        for chunk, shards in enumerate(held)
-        for buffer in buffers(shards, layout, optimizer, optimizer.bucket_size(layout, stage, chunk))
-    ]
+    every = stage_buffers(plan, layout, optimizer, stage, local=local)
     numel = sum(buffer.numel for buffer in every)
     return States(
-        weights=optimizer.weight_bytes * (numel + sum(map(_frozen, held))),
+        weights=optimizer.weight_bytes * (numel + sum(map(_frozen, chunks(plan, layout, stage, local=local)))),
         gradients=optimizer.gradient_bytes * numel,
         optimizer=optimizer.state_bytes * sum(map(own, every)),
     )
