@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from bridge.flops.plan import Plan
@@ -158,9 +158,24 @@ def _of_stage(
     )
 
 
-@lru_cache(maxsize=1024)
 def _kept(plan: Plan, layout: Layout, stage: int, batch: Batch, kernels: Implementation) -> tuple[list[dict[str, int]], int]:
     """What one pass of each chunk of a stage keeps, and what is needed beside it for a while."""
+    (one, one_while), (two, two_while) = (
+        _of_sequences(plan, layout, stage, replace(batch, sequences=n), kernels) for n in (1, 2)
+    )
+    more = batch.sequences - 1  # each brings as much as the second one
+
+    kept = [
+        {component: first + more * (second[component] - first) for component, first in of_chunk.items()}
+        for of_chunk, second in zip(one, two, strict=True)
+    ]
+    return kept, one_while + more * (two_while - one_while)
+
+
+@lru_cache(maxsize=1024)
+def _of_sequences(
+    plan: Plan, layout: Layout, stage: int, batch: Batch, kernels: Implementation
+) -> tuple[list[dict[str, int]], int]:
     held = terms_of(plan, layout, stage)
     kept = [activations(plan, terms, layout, batch, kernels) for terms in held]
     return kept, max(working(plan, terms, layout, batch, kernels) for terms in held)

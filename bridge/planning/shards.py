@@ -168,7 +168,12 @@ def _parent(term: Term) -> str:
 
 def leaf(term: Term) -> str:
     """The name of a term's module; of the layer that it adapts."""
-    return (term.path or term.name).partition(".adapter")[0].rpartition(".")[2]
+    return _leaf(term.path or term.name)
+
+
+@lru_cache(maxsize=100_000)
+def _leaf(path: str) -> str:
+    return path.partition(".adapter")[0].rpartition(".")[2]
 
 
 def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[Shard]:

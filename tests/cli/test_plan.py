@@ -99,12 +99,21 @@ def test_the_table(capsys):
     ("arguments", "words"),
     [
         (["--tokens", "1T", "--mfu", "0.4", "--device-name", "h100"], "the following arguments are required: --devices"),
-        (["--tokens", "1T", "--devices", "8", "--device-name", "h100"], "the following arguments are required: --mfu"),
+        (["--tokens", "1T", "--devices", "8", "--device-name", "v100", "--number-format", "fp16", "--mfu", "2"], "mfu=2 is a"),
+        (["--tokens", "1T", "--devices", "8", "--peak-flops", "1T", "--number-format", "tf32"], "--mfu is missing"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "0.4"], "--device-name is missing"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "40", "--device-name", "h100"], "mfu=40 is a fraction"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "0.4", "--device-name", "h1000"], "(did you mean h100?)"),
         (["--tokens", "1T", "--budget", "1e20", *CLUSTER], "not allowed with argument"),
-        ([*CLUSTER], "one of the arguments --tokens --budget is required"),
+        ([*CLUSTER], "give --tokens or --budget for a run, or --global-batch-size for the layouts that fit"),
+        (["--global-batch-size", "8", "--tokens", "1T", *CLUSTER], "not allowed with argument"),
+        (["--global-batch-size", "8", "--devices", "8-16", "--device-name", "h100"], "--devices must be one number"),
+        (["--global-batch-size", "8", "--devices", "8"], "--device-name is missing"),
+        (["--global-batch-size", "8", "--devices", "8", "--device-name", "v100"], "neither its memory nor its links are known"),
+        (
+            ["--global-batch-size", "8", "--devices", "8", "--device-name", "a100 80gb", "--number-format", "fp8"],
+            "device 'a100 80gb' has no fp8 peak",
+        ),
         (
             ["--budget", "3weeks", *CLUSTER],
             "'3weeks' must be a number or a range, alone or with a unit: flop, days, device-hours",
@@ -118,3 +127,51 @@ def test_errors(arguments, words, capsys):
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert words in captured.err
+
+
+# ---- devices side by side, memory, layouts -----------------------------------------------------------
+
+
+def test_devices_side_by_side(capsys):
+    options = ["llama3-70b", "--tokens", "15T", "--devices", "8", "--mfu", "0.4", "--carbon", "0.5"]
+    h100, b200 = planned(capsys, *options, "--device-name", "H100,B200")
+    for report, name, peak, watts in ((h100, "H100", 989.4e12, 700), (b200, "B200", 2250e12, 1000)):
+        alone = planned(capsys, *options, "--device-name", name)
+        assert report == alone
+        assert (report["device"], report["peak_flops"]) == (name, peak)
+        assert report["energy_kwh"] == pytest.approx(report["device_hours"] * watts / 1000)
+        assert report["co2_kg"] == pytest.approx(report["energy_kwh"] / 2)
+    # 2 + 4 + 12 bytes a parameter.
+    assert h100["state_bytes"] == 18 * h100["parameters"]["total"]
+    assert (h100["fits"], b200["fits"]) == (False, True)
+    assert main(["plan", *options, "--device-name", "H100,B200"]) == 0
+    rows = {line[:20].strip(): line[20:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["memory"].split("  ")[0] == "1.27 TB of states, does not fit in 8 x 79 GiB"
+    assert rows["memory"].strip().endswith("1.27 TB of states, fits in 8 x 178 GiB")
+
+
+@pytest.mark.parametrize(("model", "low", "high"), [("llama3-8b", 0.38, 0.43), ("qwen3-30b-a3b", 0.1, 0.38)])
+def test_a_typical_mfu_has_its_source(capsys, model, low, high):
+    report = planned(capsys, model, "--tokens", "1T", "--devices", "8", "--device-name", "H100")
+    assert report["mfu"] == [low, high]
+    assert "H100" in report["mfu_source"]
+    assert main(["plan", model, "--tokens", "1T", "--devices", "8", "--device-name", "H100"]) == 0
+    assert f"MFU: {report['mfu_source']}; give --mfu for your own" in " ".join(capsys.readouterr().out.split())
+
+
+def test_layouts(capsys):
+    options = ["llama3-8b", "--devices", "8", "--device-name", "H100", "--global-batch-size", "8", "--sequence-length", "4096"]
+    report = planned(capsys, *options)
+    first = report["layouts"][0]
+    assert sum(first["memory"].values()) == first["bytes"] <= 0.94 * report["device_bytes"]
+    assert first["seconds"] == pytest.approx(sum(first["parts"].values()))
+    assert first["tokens_per_second_per_device"] == pytest.approx(4096 / first["seconds"])
+    assert main(["plan", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "8 sequences of 4,096 tokens a step"
+    assert lines[3].startswith(f"8 x h100: {len(report['layouts'])} layouts fit, {report['too_large']} do not")
+
+
+def test_what_does_not_fit(capsys):
+    assert main(["plan", "llama3-70b", "--devices", "8", "--device-name", "H100", "--global-batch-size", "8"]) == 0
+    assert "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 of 74.4 GiB a device" in capsys.readouterr().out
