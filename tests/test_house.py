@@ -110,7 +110,7 @@ BUDGET = {
     "bridge/report": 1150,
     "bridge/explorer": 1700,
     "bridge/integrations": 550,
-    "bridge/cli": 1700,
+    "bridge/cli": 1800,
 }
 
 

@@ -8,8 +8,11 @@ from typing import Any
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, exactly, make_table, plain, print_json, with_unit
 from bridge.cli.flops import sizes
+from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan
-from bridge.planning.inference import LATENTS, Generation, Memory, Roofline, prefill_and_decode
+from bridge.flops.reading import read
+from bridge.planning.inference import LATENTS, Generation, InferencePlan, Memory, Roofline, experts_met, prefill_and_decode
+from bridge.planning.speculation import Speculation, speculate
 
 _SPANS = ("prefill", "decode", "total")
 
@@ -36,6 +39,11 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument(
         "--latents", choices=tuple(LATENTS), help="what MLA's decode steps do with the cached latents (default once)"
     )
+    parser.add_argument("--cached-prompt", type=options.positive, default=0, metavar="N",
+                        help="first tokens of the prompt that stand in a cache already (prefix caching)")  # fmt: skip
+    parser.add_argument("--draft", metavar="MODEL", help="a small model that proposes tokens (speculative decoding)")
+    parser.add_argument("--proposals", type=options.positive, default=4, metavar="N", help="of the draft a pass (default 4)")
+    parser.add_argument("--acceptance", type=options.number, metavar="FRACTION", help="of the proposals, for example 0.8")
     options.add_counting(parser, "exact")
     parser.add_argument("--weight-bytes", type=options.number, default=2, metavar="N", help="bytes of a weight (default 2)")
     parser.add_argument("--cache-bytes", type=options.number, default=2, metavar="N", help="bytes of a cached number (default 2)")
@@ -58,11 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
         logits_to_keep=arguments.logits_to_keep,
         latents=arguments.latents,
         memory=Memory(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
+        cached_tokens=arguments.cached_prompt,
     )
     roofline = _roofline(generation, arguments)
+    speculation = _speculation(config, arguments)
     parameters = compile_plan(config).parameters()
+    experts = _experts_reached(config, arguments.batch)
     if arguments.json:
-        print_json({"name": config.name, "parameters": parameters, **_as_json(generation, roofline)})
+        report = {"name": config.name, "parameters": parameters, **_as_json(generation, roofline), "experts_reached": experts}
+        print_json(report | {"speculation": None if speculation is None else _speculation_as_json(speculation, arguments)})
         return 0
     console = Output()
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
@@ -72,7 +84,70 @@ def run(arguments: argparse.Namespace) -> int:
         f"{count(generation.generated_tokens, 'token')}, {cached} a KV cache; convention {generation.convention}\n"
     )
     _show(console, generation, roofline)
+    if experts is not None:
+        console.print(
+            f"a decoding step of {count(arguments.batch, 'request')} reaches {experts:.4g} experts of a layer on average"
+        )
+    if speculation is not None:
+        _show_speculation(console, speculation, arguments)
     return 0
+
+
+def _experts_reached(config: Config, tokens: int) -> float | None:
+    """Different experts of a layer that so many tokens choose, if all are equally likely; None without experts."""
+    shape = read(config).shape
+    return None if shape.num_moe_experts is None else experts_met(shape.num_moe_experts, shape.moe_router_topk, tokens)
+
+
+def _speculation(config: Config, arguments: argparse.Namespace) -> Speculation | None:
+    """None without a draft."""
+    if arguments.draft is None:
+        return None
+    if arguments.acceptance is None:
+        raise ConfigError("--acceptance is missing: the fraction of the draft's proposals that the model would have made too")
+    target, draft = (
+        InferencePlan(cfg, arguments.convention, latents=arguments.latents)
+        for cfg in (config, options.read_config(arguments.draft))
+    )
+    return speculate(
+        target,
+        draft,
+        arguments.prompt,
+        arguments.generate,
+        proposals=arguments.proposals,
+        acceptance=arguments.acceptance,
+        batch_size=arguments.batch,
+        memory=Memory(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
+    )
+
+
+def _decode_time(speculation: Speculation, arguments: argparse.Namespace) -> float | None:
+    """Seconds at least of all passes after the prompt's; None where nothing says what it runs on."""
+    name = arguments.device_name
+    peak = arguments.peak_flops or (name and options.known_peak(name, arguments.number_format))
+    bandwidth = arguments.bandwidth or (name and options.known_bandwidth(name))
+    if not peak or not bandwidth:
+        return None
+    return speculation.time(peak * arguments.devices, bandwidth * arguments.devices)
+
+
+def _speculation_as_json(speculation: Speculation, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "tokens_per_pass": float(speculation.tokens_per_pass),
+        "passes": speculation.passes,
+        "target_flops": plain(sum(speculation.target)),
+        "draft_flops": plain(sum(speculation.draft)),
+        "bytes": sum(speculation.target_bytes) + sum(speculation.draft_bytes),
+        "decode_time": _decode_time(speculation, arguments),
+    }
+
+
+def _show_speculation(console: Output, speculation: Speculation, arguments: argparse.Namespace) -> None:
+    time = _decode_time(speculation, arguments)
+    console.print(
+        f"with a draft: {float(speculation.tokens_per_pass):.4g} tokens a pass, {count(speculation.passes, 'pass', 'passes')}, "
+        f"{with_unit(speculation.flops, 'FLOP')} after the prompt" + ("" if time is None else f", at best {time:.4g} s")
+    )
 
 
 def _roofline(generation: Generation, arguments: argparse.Namespace) -> Roofline | None:

@@ -314,6 +314,14 @@ class InferencePlan:
         skipped = max(tokens - logits_to_keep, 0) if logits_to_keep else 0
         return self.full.evaluate(self.full.measure([tokens], **inputs), "forward") - skipped * self._head
 
+    def prefill_behind(self, cached: int, new: int, *, logits_to_keep: int = 0) -> Number:
+        """FLOPs of a pass over ``new`` tokens whose ``cached`` predecessors stand in a KV cache already (prefix caching).
+
+        The output layer runs on the last ``logits_to_keep`` of the new positions; 0 for all of them.
+        """
+        skipped = max(new - logits_to_keep, 0) if logits_to_keep else 0
+        return self.decode(cached, new) - skipped * self._head
+
     def decode(self, cached: int, new: int = 1, **inputs: Iterable[int]) -> Number:
         """FLOPs of ``new`` tokens, one after the other, behind ``cached`` ones in a KV cache."""
         before, after = (self.step.measure([n], **inputs) for n in (cached, cached + new))
@@ -357,6 +365,7 @@ def prefill_and_decode(
     logits_to_keep: int = 0,
     latents: str | None = None,
     memory: Memory = Memory(),
+    cached_tokens: int = 0,
 ) -> Generation:
     """FLOPs and bytes of a request: the prompt in one pass, then one pass for each further token.
 
@@ -374,10 +383,12 @@ def prefill_and_decode(
         latents: what MLA's decode steps do with the cached latents, a key of ``LATENTS``: ``once`` counts the model's FLOPs,
             engines run ``absorbed``, transformers ``expanded`` (the default under ``executed``).
         memory: bytes of weights, cache and states.
+        cached_tokens: first tokens of the prompt whose keys and values an engine still has (prefix caching).
 
     Raises:
         ConfigError: a number is impossible, or the model does not generate.
     """
+    _check_cached(cached_tokens, prompt_tokens, kv_cache, bool(image_patches or encoder_tokens or audio_frames))
     for name, value, least in (
         ("prompt_tokens", prompt_tokens, 1),
         ("generated_tokens", generated_tokens, 0),
@@ -408,20 +419,36 @@ def prefill_and_decode(
         steps = tuple(batch_size * plan.prefill(length, logits_to_keep=logits_to_keep, **inputs) for length in lengths)
         step_bytes = tuple(round(whole_bytes(length)) for length in lengths)
     last = prompt_tokens + max(generated_tokens - 1, 0)
+    prefill, prefill_bytes = plan.prefill(prompt_tokens, logits_to_keep=logits_to_keep, **inputs), whole_bytes(prompt_tokens)
+    if cached_tokens:
+        new = prompt_tokens - cached_tokens
+        prefill = plan.prefill_behind(cached_tokens, new, logits_to_keep=logits_to_keep)
+        moved = plan.cache_bytes(prompt_tokens, memory)  # what was there is read, the rest is written
+        prefill_bytes = memory.weight * plan.weight_entries(batch_size * new, images=False) + batch_size * moved
     return Generation(
         prompt_tokens=prompt_tokens,
         generated_tokens=generated_tokens,
         batch_size=batch_size,
         kv_cache=kv_cache,
         convention=convention,
-        prefill=batch_size * plan.prefill(prompt_tokens, logits_to_keep=logits_to_keep, **inputs),
+        prefill=batch_size * prefill,
         steps=steps,
-        prefill_bytes=round(whole_bytes(prompt_tokens)),
+        prefill_bytes=round(prefill_bytes),
         step_bytes=step_bytes,
         weight_bytes=round(memory.weight * plan.weight_entries()),
         cache_bytes=round(batch_size * plan.cache_bytes(last, memory, crossed)) if kv_cache else 0,
         not_counted=plan.full.not_counted,
     )
+
+
+def _check_cached(cached: int, prompt: int, kv_cache: bool, other_inputs: bool) -> None:
+    whole("cached_tokens", cached, 0)
+    if not cached:
+        return
+    if cached >= prompt:
+        raise ConfigError(f"cached_tokens={cached} must be fewer than prompt_tokens={prompt}: the last one always runs")
+    if not kv_cache or other_inputs:
+        raise ConfigError(f"cached_tokens={cached} needs a KV cache, and a prompt of text alone")
 
 
 # ---- terms of inference --------------------------------------------------------------------------
@@ -479,10 +506,10 @@ def _entries(term: Term, tokens: int | None) -> float:
         return 0 if term.tied else one * term.copies
     if Role.LOOKED_UP in term.roles:
         return 0 if term.tied else min(term.k, tokens) * term.n
-    return one * _experts_met(term.copies, term.active_copies, tokens)
+    return one * experts_met(term.copies, term.active_copies, tokens)
 
 
-def _experts_met(experts: int, topk: int, tokens: int) -> float:
+def experts_met(experts: int, topk: int, tokens: int) -> float:
     """Different experts that so many tokens meet, on average, if all are equally likely; exactly top-k for one token."""
     return topk if tokens == 1 or topk == experts else experts * (1 - (1 - topk / experts) ** tokens)
 

@@ -8,7 +8,7 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
-from bridge.planning.inference import Memory, prefill_and_decode
+from bridge.planning.inference import InferencePlan, Memory, prefill_and_decode
 
 REQUEST = ["--prompt", "900", "--generate", "294"]
 
@@ -95,3 +95,27 @@ def test_errors(arguments, words, capsys):
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert words in captured.err
+
+
+def test_a_cached_prompt_and_a_draft(capsys):
+    options = ["inference", "qwen3-8b", "--prompt", "900", "--generate", "101"]
+    draft = ["--draft", "qwen3-0.6b", "--acceptance", "1", "--device-name", "H100"]
+    assert main([*options, "--cached-prompt", "640", *draft, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    plan = InferencePlan(load_recipe("qwen3-8b", validate=False))
+    assert report["prefill"]["flops"] == plan.prefill(900) - plan.prefill(640)
+    assert report["experts_reached"] is None
+    speculation = report["speculation"]
+    assert (speculation["tokens_per_pass"], speculation["passes"]) == (5, 20)
+    assert speculation["target_flops"] == plan.decode(900, 100)
+    assert speculation["decode_time"] < report["roofline"]["decode_time"]
+    assert main([*options, *draft]) == 0
+    assert "with a draft: 5 tokens a pass, 20 passes" in capsys.readouterr().out
+    assert main([*options, *draft[:2]]) == 2
+    assert "--acceptance is missing" in capsys.readouterr().err
+
+
+def test_experts_that_a_step_reaches(capsys):
+    assert main(["inference", "qwen3-30b-a3b", "--prompt", "9", "--generate", "3", "--batch", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["experts_reached"] == pytest.approx(128 * (1 - (1 - 8 / 128) ** 2))  # 15.5: two tokens share half of one

@@ -324,3 +324,40 @@ def test_unknown_devices(device, arguments, message):
 def test_impossible_requests(arguments, message):
     with pytest.raises(ConfigError, match=message):
         prefill_and_decode(**({"cfg": SMALL, "prompt_tokens": 5, "generated_tokens": 3} | arguments))
+
+
+# ---- prefix caching, and drafts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_cached_prefix_is_not_run_again(name):
+    whole = prefill_and_decode(ARCHITECTURES[name], 24, 3)
+    behind = prefill_and_decode(ARCHITECTURES[name], 24, 3, cached_tokens=16)
+    plan = InferencePlan(ARCHITECTURES[name])
+    assert behind.prefill == plan.prefill(24) - plan.prefill(16)
+    assert (behind.steps, behind.step_bytes) == (whole.steps, whole.step_bytes)
+
+
+def test_a_cached_prefix_by_hand():
+    """8 of 24 tokens run: their linear layers, their logits or the last one's, and what they see; all of the cache moves."""
+    generation = prefill_and_decode(SMALL, 24, 1, cached_tokens=16)
+    h, f, kv, vocabulary = 64, 96, 32, 100
+    layer = h * (h + 2 * kv) + h * h + 3 * h * f
+    pairs = sum(range(17, 25))
+    assert generation.prefill == 2 * (8 * (3 * layer + h * vocabulary) + 3 * pairs * 2 * h)
+    last = prefill_and_decode(SMALL, 24, 1, cached_tokens=16, logits_to_keep=1)
+    assert generation.prefill - last.prefill == 2 * 7 * h * vocabulary
+    assert generation.prefill_bytes == 2 * (InferencePlan(SMALL).weight_entries(8) + 24 * 3 * 2 * kv)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cached_tokens": 24}, "cached_tokens=24 must be fewer than prompt_tokens=24"),
+        ({"cached_tokens": -1}, "cached_tokens=-1"),
+        ({"cached_tokens": 4, "kv_cache": False}, "needs a KV cache"),
+    ],
+)
+def test_prefixes_that_cannot_be(options, words):
+    with pytest.raises(ConfigError, match=words):
+        prefill_and_decode(SMALL, 24, 1, **options)
