@@ -28,16 +28,26 @@ from bridge.training.model import build_model  # noqa: E402
 from bridge.training.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from bridge.training.step import Stepper  # noqa: E402
 
+#: torch's names of collectives.
+OPERATIONS = {
+    **dict.fromkeys(("allreduce", "allreduce_coalesced"), "all_reduce"),
+    **dict.fromkeys(("allgather", "allgather_base", "allgather_into_tensor_coalesced"), "all_gather"),
+    **dict.fromkeys(("reduce_scatter", "reduce_scatter_base", "reduce_scatter_tensor_coalesced"), "reduce_scatter"),
+    "alltoall_base": "all_to_all",
+    "broadcast": "broadcast",
+    "send": "send",
+    "recv": "recv",
+}
 #: Dimension -> megatron-core's group.
 GROUPS = {
     "tensor": "get_tensor_model_parallel_group",
     "context": "get_context_parallel_group",
     "expert": "get_expert_model_parallel_group",
-    "expert_tensor": "get_expert_tensor_parallel_group",
-    "expert_tensor_and_model": "get_expert_tensor_and_model_parallel_group",
-    "expert_data": "get_expert_data_parallel_group",
+    "expert tensor": "get_expert_tensor_parallel_group",
+    "expert tensor and model": "get_expert_tensor_and_model_parallel_group",
+    "data of experts": "get_expert_data_parallel_group",
     "pipeline": "get_pipeline_model_parallel_group",
-    "embedding": "get_embedding_group",
+    "pipeline's ends": "get_embedding_group",
 }
 
 
@@ -47,7 +57,6 @@ class Collectives(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes: dict[str, int] = defaultdict(int)
-        self.calls: dict[str, int] = defaultdict(int)
         found = {name: getattr(groups, getter)(check_initialized=False) for name, getter in GROUPS.items()}
         found["data"] = groups.get_data_parallel_group(with_context_parallel=True)
         self.names = {group.group_name: name for name, group in found.items() if group is not None}
@@ -55,12 +64,17 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name.startswith("c10d::"):
             group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject) and _is_group(arg))
-            if group.size() > 1:
-                sizes = [sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(arg) if torch.is_tensor(leaf))
-                         for arg in args]  # fmt: skip
-                key = f"{self.names.get(group.group_name, 'other')}/{func._schema.name.removeprefix('c10d::').strip('_')}"
-                self.bytes[key] += max(sizes)
-                self.calls[key] += 1
+            operation = OPERATIONS[func._schema.name.removeprefix("c10d::").strip("_")]
+            tensors = [[leaf for leaf in tree_leaves(arg) if torch.is_tensor(leaf)] for arg in args]
+            if operation == "all_to_all":  # experts send and receive different amounts: what is sent
+                tensors = tensors[1:]
+            # Single numbers (tokens of the batch, norms, losses) are no load.
+            if group.size() > 1 and sum(leaf.numel() for one in tensors for leaf in one) > 1:
+                # The interleaved schedule receives in the group of all ranks.
+                name = "pipeline" if operation in ("send", "recv") else self.names.get(group.group_name, "other")
+                self.bytes[f"{name}/{operation}"] += max(
+                    sum(leaf.numel() * leaf.element_size() for leaf in one) for one in tensors
+                )
         return func(*args, **(kwargs or {}))
 
 
@@ -103,7 +117,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     count = cfg.train.global_batch_size // (cfg.train.micro_batch_size * places.data_size)
     with Collectives() as carried:
         stepper.train(data, count)
-    result = {"held": held(model, optimizer), "bytes": carried.bytes, "calls": carried.calls}
+    result = {"held": held(model, optimizer), "bytes": carried.bytes}
     shut_down(leave=False)
     return result
 
