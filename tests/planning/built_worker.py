@@ -64,7 +64,8 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name.startswith("c10d::"):
             group = next(dist.ProcessGroup.unbox(arg) for arg in args if isinstance(arg, torch.ScriptObject) and _is_group(arg))
-            operation = OPERATIONS[func._schema.name.removeprefix("c10d::").strip("_")]
+            called = func._schema.name.removeprefix("c10d::").strip("_")
+            operation = OPERATIONS.get(called, called)
             tensors = [[leaf for leaf in tree_leaves(arg) if torch.is_tensor(leaf)] for arg in args]
             if operation == "all_to_all":  # experts send and receive different amounts: what is sent
                 tensors = tensors[1:]
