@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-COMPUTE_TIME, ENERGY = "compute time", "energy"
+COMPUTE_TIME, ENERGY, MEMORY = "compute time", "energy", "memory"
 """What there are instruments of."""
 
 

@@ -147,6 +147,8 @@ class ProgressCallback(Callback):
             parts.append(_rate(row))
         if "throughput/mfu" in row:
             parts.append(f"MFU {100 * row['throughput/mfu']:.1f} %")
+        if "throughput/memory/peak_allocated" in row:
+            parts.append(f"{row['throughput/memory/peak_allocated'] / 2**30:.1f} GiB")
         if step_time and self._steps:
             parts.append(f"ETA {duration((self._steps - line.step) * step_time)}")
         return "  ".join(parts)

@@ -39,6 +39,7 @@ from bridge.metrics.facts import INCOMPLETE, Known, constants
 from bridge.metrics.host import Host, host_of
 from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Kind
 from bridge.metrics.interval import never_read
+from bridge.metrics.memory import MemoryPeaks
 from bridge.metrics.meter import Meter, Report, warn_of
 from bridge.metrics.observed import are_chunks, observed
 from bridge.metrics.optimizer import OptimizerWork
@@ -109,6 +110,7 @@ class ThroughputCallback(Callback):
         optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.
         detail: of where the seconds of a step go: 0: nothing; 1: each phase of every step, and every wait for other ranks in
             one step of an interval; 2: every wait.
+        memory: whether the memory of the fullest rank is.
 
     Raises:
         ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
@@ -130,6 +132,7 @@ class ThroughputCallback(Callback):
         energy: bool = True,
         optimizer_in_mfu: bool = False,
         detail: int = 1,
+        memory: bool = True,
     ) -> None:
         conventions.get(convention)
         if log_interval is not None and log_interval < 1:
@@ -152,6 +155,7 @@ class ThroughputCallback(Callback):
             raise ConfigError(f"detail={detail} must be 0, 1 or 2")
         self._compute_time, self._energy, self._optimizer_in_mfu = compute_time, energy, optimizer_in_mfu
         self._detail = detail
+        self._memory = memory
         self._host: Optional[Host] = None
         self._place: Optional[Place] = None
         self._meter: Optional[Meter] = None
@@ -365,6 +369,8 @@ class ThroughputCallback(Callback):
             kinds.append(Energy(device))
         if self._detail:
             kinds.append(Times(place, host.model, optimizer, self._detail))
+        if self._memory:
+            kinds.append(MemoryPeaks(place, device))
         return Instruments(kinds, every=min(int(self._compute_time) or 1, self._log_interval or COMPUTE_TIME_EVERY))
 
     def _take_up(self) -> None:

@@ -1,0 +1,89 @@
+"""Memory of the fullest rank: readings by hand, peaks with their rank, and what is absent without a GPU."""
+
+from __future__ import annotations
+
+import resource
+from types import SimpleNamespace
+
+import torch
+
+from bridge.metrics import memory
+from bridge.metrics.instruments import Instruments, Summed
+from bridge.metrics.memory import Held, MemoryMeter, MemoryPeaks, Peak, cuda_memory, host_memory
+from bridge.metrics.place import Place
+from bridge.metrics.vector import Layout
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def test_a_peak_travels_with_its_rank():
+    for size in (0, 512, 80 * 2**30, 100 * 2**40):
+        for rank in (0, 7, 2**23 - 1):
+            assert Peak.decoded(Peak(size, rank).encoded()) == Peak(size, rank)
+    assert Peak(2**49 - 512, 2**23 - 1).encoded() < 2**63
+    assert Peak(1024, 0).encoded() > Peak(512, 2**23 - 1).encoded()
+
+
+def test_retries_are_those_of_the_interval():
+    counts = iter([5, 5, 8, 2])
+    meter = MemoryMeter(lambda: {"peak_allocated": 100, "allocator_retries": next(counts)})
+    assert [meter.lap()["allocator_retries"] for _ in range(3)] == [0, 3, 0]
+
+
+def test_what_the_allocator_says(monkeypatch):
+    found = {"allocated_bytes.all.peak": 3 * 2**30, "reserved_bytes.all.peak": 4 * 2**30, "num_alloc_retries": 2}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: found)
+    assert cuda_memory(CUDA) == {"peak_allocated": 3 * 2**30, "peak_reserved": 4 * 2**30, "allocator_retries": 2}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})  # before the first allocation
+    assert cuda_memory(CUDA) == {"peak_allocated": 0, "peak_reserved": 0, "allocator_retries": 0}
+
+
+def test_the_process_on_a_cpu():
+    held = torch.ones(40 * 2**20)  # 160 MiB
+    reading = host_memory()["peak_rss"]
+    assert held.nbytes <= reading <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def over_ranks(device, readings):
+    """What the vectors of ranks with these readings come to."""
+    place = [Place(rank=rank, world=len(readings)) for rank in range(len(readings))]
+    kinds = [MemoryPeaks(one, device) for one in place]
+    slices = Instruments([kinds[0]]).slices if device.type == "cpu" else (*kinds[0].slices,)
+    layout = Layout((), place[0], slices)
+    entries = [kind.entries(reading) for kind, reading in zip(kinds, readings, strict=True)]
+    summed = [sum(one.get(name, 0) for one in entries) for name in layout.names]
+    maxima = [max(one.get(name, 0) for one in entries) for name in layout.maxima]
+    return kinds[0].measured(Summed(layout, place[0], summed, summed, summed, maxima, lambda vector: None))
+
+
+def test_the_fullest_of_three_ranks():
+    readings = [
+        {"peak_allocated": size * 2**30, "peak_reserved": (size + 1) * 2**30, "allocator_retries": size} for size in (1, 3, 2)
+    ]
+    held = over_ranks(CUDA, readings)
+    assert held == Held({"peak_allocated": Peak(3 * 2**30, 1), "peak_reserved": Peak(4 * 2**30, 1)}, 6)
+    assert held.metrics(SimpleNamespace(world_size=3)) == {
+        "throughput/memory/peak_allocated": 3 * 2**30,
+        "throughput/memory/peak_reserved": 4 * 2**30,
+        "throughput/memory/fullest_rank": 1,
+        "throughput/memory/allocator_retries": 6,
+    }
+
+
+def test_without_a_gpu_there_is_the_process_alone():
+    held = over_ranks(CPU, [{"peak_rss": 512 * 9, "allocator_retries": 0}, {"peak_rss": 512 * 7, "allocator_retries": 0}])
+    assert held.metrics(SimpleNamespace(world_size=2)) == {
+        "throughput/memory/peak_rss": 4608,
+        "throughput/memory/fullest_rank": 0,
+    }
+    assert held.metrics(SimpleNamespace(world_size=1)) == {"throughput/memory/peak_rss": 4608}
+
+
+def test_a_reading_that_fails_ends_these_keys_alone(monkeypatch, caplog):
+    def lost():
+        raise OSError("no such process")
+
+    monkeypatch.setattr(memory, "host_memory", lost)
+    instruments = Instruments([MemoryPeaks(Place(rank=0, world=1), CPU)])
+    assert instruments.lap() == {}
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["memory is not reported from here on"]
