@@ -108,7 +108,7 @@ BUDGET = {
     "bridge/training": 3950,
     "bridge/tracing": 900,
     "bridge/report": 1150,
-    "bridge/explorer": 1700,
+    "bridge/explorer": 1800,
     "bridge/integrations": 550,
     "bridge/cli": 1800,
 }

@@ -17,6 +17,7 @@ VIEWS = {
     "explore-compare": ("?tab=compare&compare.models=llama3-8b~gemma3-12b~qwen3-30b-a3b~deepseek-v3&compare.length=32768", 1280),
     "explore-finetune": ("?tab=finetune&finetune.rank=32", 1280),
     "explore-inference": ("?tab=inference&inference.batch=16&inference.device=H200", 1280),
+    "explore-plan": ("?tab=plan&model=llama3-70b&plan.devices=64&plan.tp=4&plan.pp=4&plan.cp=2", 1280),
     "explore-blt": ("?tab=blt&blt.patch_size=8&blt.d_model=4096", 1280),
     "explore-run": ("?tab=run", 1280),
     "explore-phone": ("?tab=blt", 390),

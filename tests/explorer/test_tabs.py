@@ -11,10 +11,15 @@ from bridge.cli.main import main
 from bridge.config import ConfigError, list_recipes, load_recipe
 from bridge.explorer.controls import accept, defaults
 from bridge.explorer.sources import OWN_MODEL, Source, Training, compiled
-from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model
+from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model, plan
 from bridge.flops import compile_plan
+from bridge.flops.pipeline import Layout as Pipeline
+from bridge.planning.communication import communication
 from bridge.planning.exhibits.byte_latent import compare as compare_bytes
 from bridge.planning.inference import Memory, prefill_and_decode
+from bridge.planning.layouts import Layout
+from bridge.planning.memory import memory
+from bridge.planning.search import OPTIMIZER
 
 LLAMA = Source("llama3-8b")
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -39,7 +44,7 @@ def command(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("tab", [model, compare, fine_tune, inference, byte_latent], ids=lambda tab: tab.KEY)
+@pytest.mark.parametrize("tab", [model, compare, fine_tune, inference, plan, byte_latent], ids=lambda tab: tab.KEY)
 def test_every_tab_has_as_many_figures_as_it_declares(tab):
     assert len(tab.view(LLAMA, values(tab)).figures) == tab.NUM_FIGURES
 
@@ -290,3 +295,25 @@ def test_exports_keep_every_digit():
     assert parsed["inputs"]["model"] == "llama3.1-405b"
     rows = list(csv.DictReader(io.StringIO(shown.table.as_csv())))
     assert sum(int(row["flops"]) for row in rows) == facts(shown)["flops"]
+
+
+# ---- plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_layout_equals_the_api():
+    shown = plan.view(LLAMA, values(plan, devices="16", pp="2", cp="2", batch=64))
+    compiled_plan = compile_plan(load_recipe("llama3-8b", validate=False))
+    layout = Layout(devices=16, tensor_model_parallel_size=2, sequence_parallel=True, context_parallel_size=2,
+                    pipeline=Pipeline(pipeline_model_parallel_size=2), global_batch_size=64)  # fmt: skip
+    stages = memory(compiled_plan, layout, OPTIMIZER)
+    assert facts(shown)["bytes"] == max(stage.total for stage in stages)
+    assert facts(shown)["micro_batches"] == 32
+    assert {fact.key: fact.detail for fact in shown.facts}["bytes"].startswith("fits in 74.4 GiB")
+    carried = {(row["dimension"], row["operation"]): row["bytes"] for row in shown.table.as_records()}
+    found = communication(compiled_plan, layout, OPTIMIZER, sequence_length=8192, stage=1)
+    assert carried == {(one.dimension, one.operation): one.bytes for one in found}
+
+
+def test_sizes_that_do_not_fit_together_are_told():
+    with pytest.raises(ConfigError, match="devices=8 do not hold a replica of 16 ranks"):
+        plan.view(LLAMA, values(plan, tp="16"))

@@ -1,0 +1,126 @@
+"""One layout of a training: what its ranks hold, what they send each other, and how long a step takes at least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.cli.console import with_unit
+from bridge.explorer import figures
+from bridge.explorer.controls import Choice, Slider, Values
+from bridge.explorer.sources import Source, compiled
+from bridge.explorer.view import Column, Fact, Table, View
+from bridge.flops.pipeline import Layout as Pipeline
+from bridge.planning.layouts import Layout
+from bridge.planning.machines import GIB, MACHINES, Machine, known_machine
+from bridge.planning.memory import USABLE, Memory, memory
+from bridge.planning.search import OPTIMIZER
+from bridge.planning.step_time import StepTime, step_time
+
+KEY, TITLE = "plan", "Plan"
+INTRODUCTION = (
+    "One layout: the memory of the fullest rank of each pipeline stage, what collectives carry, and the time of a step. `bridge "
+    "plan` tries all layouts and ranks those that fit."
+)
+_SIZES = tuple(str(2**exponent) for exponent in range(11))
+_CLUSTER = (
+    Choice(key="device", label="Device", options=tuple(machine.name for machine in MACHINES), default="h100"),
+    Choice(key="devices", label="Devices", options=_SIZES, default="8"),
+    Slider(key="length", label="Sequence length, tokens", minimum=1024, maximum=131072, step=1024, default=8192),
+    Slider(key="batch", label="Sequences a step", minimum=1, maximum=8192, step=1, default=128),
+    Slider(key="micro_batch", label="Sequences a micro-batch", minimum=1, maximum=16, step=1, default=1),
+)
+_LAYOUT = (
+    Choice(key="tp", label="Tensor parallel", options=_SIZES[:5], default="2", buttons=True),
+    Choice(key="pp", label="Pipeline stages", options=_SIZES[:6], default="1", buttons=True),
+    Choice(key="cp", label="Context parallel", options=_SIZES[:5], default="1", buttons=True),
+    Choice(key="ep", label="Expert parallel", options=_SIZES[:8], default="1", buttons=True),
+)
+SECTIONS = {"": _CLUSTER, "Layout": _LAYOUT}
+NUM_FIGURES = 2
+
+
+@dataclass(frozen=True)
+class _Planned:
+    layout: Layout
+    machine: Machine
+    needs: tuple[Memory, ...]
+    time: StepTime
+    length: int
+
+    @property
+    def fullest(self) -> Memory:
+        return max(self.needs, key=lambda one: one.total)
+
+
+def view(source: Source, values: Values) -> View:
+    """The tab's contents; ConfigError where the sizes do not fit together."""
+    planned = _planned(source, values)
+    fullest, time, layout = planned.fullest, planned.time, planned.layout
+    usable = USABLE * planned.machine.capacity
+    speed = planned.length * (layout.global_batch_size or 1) / layout.devices / time.estimate
+    verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {_gib(usable)}, stage {fullest.stage}"
+    return View(
+        facts=[
+            Fact(
+                "bytes", "Fullest rank", fullest.total, _gib(fullest.total), f"{verdict} in {_gib(usable)}, stage {fullest.stage}"
+            ),
+            Fact("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
+            Fact("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s of a device"),
+            Fact("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
+        ],
+        figures=(_memory(planned), _time(planned)),
+        table=_table(planned),
+        notes=[*fullest.unknown, "Activations are those of Transformer Engine in bf16, with the distributed optimizer."],
+        inputs=dict(values),
+    )
+
+
+def _planned(source: Source, values: Values) -> _Planned:
+    plan, length = compiled(source, "megatron"), int(values["length"])
+    tensor, experts = int(values["tp"]), plan.model.shape.num_moe_experts
+    layout = Layout(
+        devices=int(values["devices"]),
+        tensor_model_parallel_size=tensor,
+        sequence_parallel=tensor > 1,
+        context_parallel_size=int(values["cp"]),
+        expert_model_parallel_size=int(values["ep"]),
+        expert_tensor_parallel_size=1 if experts else None,
+        pipeline=Pipeline(pipeline_model_parallel_size=int(values["pp"])),
+        micro_batch_size=int(values["micro_batch"]),
+        global_batch_size=int(values["batch"]),
+    )
+    machine = known_machine(values["device"])
+    needs = memory(plan, layout, OPTIMIZER, sequence_length=length)
+    return _Planned(layout, machine, needs, step_time(plan, layout, OPTIMIZER, machine, needs, sequence_length=length), length)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.1f} GiB"
+
+
+def _memory(planned: _Planned) -> figures.Figure:
+    stages = [f"stage {one.stage}" for one in planned.needs]
+    parts = {name: [one.parts[name] for one in planned.needs] for name in planned.needs[0].parts}
+    figure = figures.stacked(stages, parts, "Memory of the fullest rank", y="bytes", unit="B")
+    figure.add_hline(y=USABLE * planned.machine.capacity, line={"color": figures.INK, "width": 1.5, "dash": "dot"})
+    return figure
+
+
+def _time(planned: _Planned) -> figures.Figure:
+    parts = {name: (seconds,) for name, seconds in planned.time.parts.items()}
+    return figures.stacked(["estimate"], parts, "Where the time of a step goes", y="seconds", unit="s", horizontal=True)
+
+
+def _table(planned: _Planned) -> Table:
+    def size(value: float) -> str:
+        return with_unit(value, "B")
+
+    columns = (
+        Column("dimension", "Dimension"),
+        Column("operation", "Collective", figures.words),
+        Column("ranks", "Ranks"),
+        Column("bytes", "Bytes a step", size),
+        Column("moved", "Over a link", size),
+    )
+    rows = [(one.dimension, one.operation, one.ranks, one.bytes, one.moved) for one in planned.time.traffic]
+    return Table(columns, rows, "What a rank of the busiest stage carries in a step")
