@@ -87,6 +87,8 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
             one.reason(),
         )
     console.show(table)
+    for sentence in result.candidates[0].needs.unknown:
+        console.print(f"[yellow]memory:[/] {sentence}")
     best = result.candidates[0]
     console.print(f"At least: everything overlaps; the first is bound by {best.time.binds}. tokens/s are of one device.\n")
 
@@ -113,6 +115,7 @@ def _of_candidate(one: Candidate) -> dict[str, Any]:
         "recompute": one.recompute or None,
         "bytes": one.needs.total,
         "memory": one.needs.parts,
+        "not_known": list(one.needs.unknown),
         "seconds": one.time.estimate,
         "seconds_at_least": one.time.bound,
         "binds": one.time.binds,

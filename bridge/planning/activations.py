@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bridge.flops.plan import Plan
+from bridge.flops.statistics import Over
 from bridge.flops.terms import Kind, Pass, Term
 from bridge.planning.layouts import Layout
 from bridge.planning.shards import COLUMN, ROW, leaf
@@ -115,10 +116,35 @@ def working(
     return max(most, chunk.cut * batch.width * vocabulary) // chunk.unit
 
 
+#: Products of attention that are known; others, of indexers and the like, keep what nobody here has looked up.
+_PRODUCTS = ("query_key", "scores_value")
+#: Work whose kernels keep what is not known either.
+_KERNELS = (Kind.SCAN, Kind.CONVOLUTION, Kind.HYPER_CONNECTION, Kind.STREAM_MIXING)
+
+
+def of_text(term: Term) -> bool:
+    """Whether a term runs on the tokens of the sequences, not on images, sounds or an encoder's tokens."""
+    return term.rows.over is Over.SEQUENCES
+
+
+def not_kept(terms: Sequence[Term]) -> tuple[str, ...]:
+    """A sentence for each component of which it is not known, or not from lengths alone, what it keeps."""
+    other = dict.fromkeys(term.component for term in terms if term.weight and term.k and not of_text(term) and term.inputs)
+    odd = dict.fromkeys(
+        term.component
+        for term in terms
+        if term.kind in _KERNELS or (term.kind is Kind.CORE and of_text(term) and term.name not in _PRODUCTS)
+    )
+    return (
+        *(f"{name}: its activations depend on more than the sequences' length; they are not in the memory" for name in other),
+        *(f"{name}: what its kernels keep is not known; the memory is a lower bound" for name in odd if name not in other),
+    )
+
+
 def _layers(terms: Sequence[Term]) -> Iterator[tuple[bool, list[Term]]]:
     """Terms of each layer, and what stands outside of layers, all of it together: (whether it is a layer, its terms)."""
     blocks: dict[str, list[Term]] = {}
-    for term in terms:
+    for term in filter(of_text, terms):
         parts = term.path.split(".", 3)
         inside = len(parts) == 4 and parts[1] == "layers" and leaf(term) != "output_layer"
         blocks.setdefault(".".join(parts[:3]) if inside else "", []).append(term)
@@ -196,7 +222,7 @@ class _Chunk:
             if term.kind in (Kind.NORM, Kind.LATENT_NORM):
                 yield term.component, self._norm(term)
             elif term.kind is Kind.CORE:
-                yield from self._core(term)
+                yield from self._core(term) if term.name in _PRODUCTS else ()
             elif term.name == "word_embeddings":
                 yield term.component, TOKEN * self.all
             elif term.weight and term.kind is not Kind.TABLE:

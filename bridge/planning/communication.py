@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.terms import Pass, Term
+from bridge.planning.activations import of_text
 from bridge.planning.buffers import Optimizer, stage_buffers
 from bridge.planning.layouts import Layout
 from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, leaf, terms_of
@@ -91,7 +92,8 @@ def communication(
 ) -> list[Traffic]:
     """What a rank of a stage carries in one step, added up by dimension and operation.
 
-    Experts are taken as evenly chosen; then every rank of a stage carries the same.
+    Experts are taken as evenly chosen; then every rank of a stage carries the same.  What runs on images, sounds or an encoder's
+    tokens is left out.
 
     Args:
         plan: of the model.
@@ -109,7 +111,7 @@ def communication(
         raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: what it sends is not known; choose alltoall or allgather")
     tokens = layout.micro_batch_size * sequence_length // layout.context_parallel_size
     step = _Step(plan, layout, optimizer, stage, tokens, local, dispatcher)
-    here = terms_of(plan, layout, stage)
+    here = [list(filter(of_text, terms)) for terms in terms_of(plan, layout, stage)]
     found: dict[tuple[str, str, int], int] = defaultdict(int)
     for rule in (_tensor, _weights_once, _experts, _context, _pipeline, _gradients):
         for dimension, operation, ranks, amount in rule(step, here):

@@ -57,7 +57,7 @@ class Layout:
 
     @classmethod
     def of(cls, cfg: Any, devices: int | None = None) -> Layout:
-        """What a recipe's ``parallel`` and ``train`` sections say, on so many devices (unset: one replica)."""
+        """What a recipe's ``parallel`` and ``train`` sections say, on so many devices (unset: as few as hold it)."""
         parallel, train = get(cfg, "parallel"), get(cfg, "train")
         sources = {item.name: (parallel, train) for item in fields(cls) if item.name not in ("devices", "pipeline")}
         given = {name: get(parallel, name) or get(train, name) for name in sources}
@@ -65,11 +65,10 @@ class Layout:
         if devices is None:
             sizes.pop("global_batch_size", None)
         pipeline = read_layout(cfg)
-        factors = ("tensor_model_parallel_size", "context_parallel_size")
-        replica = pipeline.pipeline_model_parallel_size
-        for name in factors:
-            replica *= sizes.get(name, 1)
-        return cls(devices=devices or replica, pipeline=pipeline, **sizes)
+        stages, tensor = pipeline.pipeline_model_parallel_size, sizes.get("tensor_model_parallel_size", 1)
+        experts = sizes.get("expert_tensor_parallel_size", tensor) * sizes.get("expert_model_parallel_size", 1)
+        least = lcm(tensor * sizes.get("context_parallel_size", 1) * stages, experts * stages)
+        return cls(devices=devices or least, pipeline=pipeline, **sizes)
 
     def __str__(self) -> str:
         """``TP 2 + SP, PP 4 x 2, EP 8, DP 16``: what is above one."""

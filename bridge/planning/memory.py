@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
-from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, working
+from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, not_kept, working
 from bridge.planning.buffers import Buffer, Optimizer, stage_buffers
 from bridge.planning.layouts import Layout
 from bridge.planning.schedules import kept_at_peak
@@ -124,7 +124,8 @@ def memory(
         raise ConfigError("sequence_length is missing: the model says none, so activations are not known")
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"implementation={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
-    kernels, sentences = IMPLEMENTATIONS[implementation], unknown(terms_for(plan, layout), layout)
+    kernels, terms = IMPLEMENTATIONS[implementation], terms_for(plan, layout)
+    sentences = (*unknown(terms, layout), *not_kept(terms))
     batch = Batch(layout.micro_batch_size, length // layout.context_parallel_size, optimizer.weight_bytes)
     return tuple(
         _of_stage(plan, layout, optimizer, batch, kernels, stage, sentences)

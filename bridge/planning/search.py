@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from bridge.flops import reading
+from bridge.flops.layer_pattern import decoder_layers
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.shapes import ConfigError, ModelShape
@@ -125,7 +126,7 @@ def search(
         speed = sequence_length * global_batch_size / devices / time.estimate
         return Candidate(layout, recompute, max(needs, key=lambda one: one.total), time, speed, model_flops / time.estimate)
 
-    found = []
+    found: list[Candidate] = []
     for layout in layouts(shape, machine, devices, sequence_length, global_batch_size):
         if tried.fits(layout, between_steps(replace(layout, micro_batch_size=1, global_batch_size=None))):
             # What fits as it is does not recompute.
@@ -201,7 +202,7 @@ def _divides_heads(shape: ModelShape, ranks: int) -> bool:
 
 def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
     """Even stages, the embedding and the loss in place of a layer where that makes them even, or a smaller last stage."""
-    layers = shape.num_layers or 1
+    layers = len(decoder_layers(shape))
     for stages in (size for size in _POWERS if size <= min(devices, layers)):
         ends = bool(layers % stages) and (layers + 2) % stages == 0
         even, left_over = divmod(layers + 2 * ends, stages)

@@ -114,3 +114,25 @@ def test_what_is_not_known_is_named() -> None:
         memory(plan, Layout())
     with pytest.raises(ConfigError, match="implementation='apex' is not known"):
         memory(plan, Layout(), sequence_length=16, implementation="apex")
+
+
+def test_what_kernels_keep_is_not_guessed() -> None:
+    """A tower's activations hang on its images, a scan's on kernels that were not looked up."""
+    for name, component, words in (
+        ("qwen2.5-vl-7b", "vision_model", "depend on more than the sequences' length"),
+        ("nemotron-h-8b", "mamba", "what its kernels keep is not known"),
+    ):
+        (found,) = memory(compile_plan(load_recipe(name, validate=False)), Layout())
+        assert any(sentence.startswith(component) and words in sentence for sentence in found.unknown), found.unknown
+    (dense,) = memory(compile_plan(load_recipe("llama3-8b", validate=False)), Layout())
+    assert dense.unknown == ()
+
+
+@pytest.mark.parametrize("name", ["llama3_8b", "qwen3_30b_a3b", "deepseek_v3"])
+def test_a_recipes_own_layout(name: str) -> None:
+    cfg = load_recipe(name, validate=False)
+    layout = Layout.of(cfg)
+    assert layout.stages == cfg.parallel.pipeline_model_parallel_size
+    assert layout.devices % layout.experts_and_stages == layout.devices % layout.replica == 0
+    found = memory(compile_plan(cfg), layout, Optimizer.of(cfg))
+    assert len(found) == layout.stages
