@@ -17,7 +17,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.statistics import Over
 from bridge.flops.terms import Kind, Pass, Term
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import COLUMN, ROW, leaf
+from bridge.planning.shards import COLUMN, ROW, is_expert, leaf
 
 #: Line of the logits and of what the loss keeps of them.
 LOGITS = "logits"
@@ -192,7 +192,7 @@ class _Chunk:
     def _inputs(self, term: Term) -> int:
         """Rows of a term's whole input that a rank has."""
         name = leaf(term)
-        if term.copies > 1:
+        if is_expert(term):
             return self.own if name in COLUMN else self.own // self.layout.expert_tensor
         if name in ROW or (term.kind is Kind.NORM and term.times > 1):
             return self.cut
@@ -227,7 +227,7 @@ class _Chunk:
                 yield term.component, TOKEN * self.all
             elif term.weight and term.kind is not Kind.TABLE:
                 name = term.inputs[0] if term.inputs else ""
-                source = name, writers[name], term.copies > 1  # tokens on their way to experts are copied
+                source = name, writers[name], is_expert(term)  # tokens on their way to experts are copied
                 if source not in kept and self._keeps_input(term):
                     kept.add(source)
                     yield term.component, self._inputs(term) * self.batch.width * term.k * int(term.times)
@@ -244,7 +244,7 @@ class _Chunk:
     def _keeps_input(self, term: Term) -> bool:
         """Where its weight trains, unless a recomputed region makes the input itself."""
         made = Pass.RECOMPUTE in term.passes and leaf(term) == "linear_fc2"
-        routed = Pass.RECOMPUTE in term.passes and term.copies > 1  # tokens are sent to their experts again
+        routed = Pass.RECOMPUTE in term.passes and is_expert(term)  # tokens are sent to their experts again
         return Pass.WGRAD in term.passes and not made and not routed
 
     def _norm(self, term: Term) -> int:
@@ -263,7 +263,7 @@ class _Chunk:
         again = Pass.RECOMPUTE in term.passes
         if leaf(term) == "linear_fc2" and not again:
             numbers = self.kernels.gated if inner == 2 * term.k else self.kernels.plain
-            numbers += self.kernels.weighted if term.copies > 1 else 0
+            numbers += self.kernels.weighted if is_expert(term) else 0
             yield term.component, self._inputs(term) * self.batch.width * term.k * int(term.times) * numbers
         elif term.kind is Kind.ROUTER and not again:
             chosen = self.kernels.chosen * self.plan.model.shape.moe_router_topk

@@ -17,7 +17,7 @@ from bridge.flops.terms import Pass, Term
 from bridge.planning.activations import of_text
 from bridge.planning.buffers import Optimizer, stage_buffers
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, leaf, terms_of
+from bridge.planning.shards import COLUMN, COLUMN_IF_LOCAL, ROW, is_expert, leaf, terms_of
 
 #: Operation -> how much of the larger buffer crosses a link in a ring of n ranks, but for the factor (n - 1) / n.
 _RING = {"all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "all_reduce": 2}
@@ -128,7 +128,7 @@ def _tensor(step: _Step, here: list[list[Term]]) -> Found:
     ranks = step.layout.tensor_model_parallel_size
     for held in here:
         for term in held:
-            if term.copies == 1:
+            if not is_expert(term):
                 for operation, entries in _of_term(step, term):
                     yield TENSOR, operation, ranks, step.layout.micro_batches * step.width * step.tokens * entries
             if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums of each token
@@ -190,7 +190,7 @@ def _weights_once(step: _Step, here: list[list[Term]]) -> Found:
     for held in here:
         for term in held:
             name, spread = leaf(term), step.layout.sequence_parallel
-            if name in ROW and spread and term.copies == 1:
+            if name in ROW and spread and not is_expert(term):
                 entries += term.bias * step.plan.trainable.biases(term.path)
             elif _summed(step, name) and term.weight:
                 trains = step.plan.trainable
@@ -210,7 +210,7 @@ def _summed(step: _Step, name: str) -> bool:
 def _experts(step: _Step, here: list[list[Term]]) -> Found:
     """Tokens on their way to their experts and back, forward and backward, with the weights of their choices."""
     layout, shape, width = step.layout, step.shape, step.width
-    layers = sum(term.copies > 1 and leaf(term) == "linear_fc1" for held in here for term in held)
+    layers = sum(is_expert(term) and leaf(term) == "linear_fc1" for held in here for term in held)
     hidden, experts, topk = shape.moe_latent_size or shape.hidden_size or 0, shape.num_moe_experts or 0, shape.moe_router_topk
     times, both = layers * layout.micro_batches, layout.expert_model_parallel_size * layout.expert_tensor
     one = 2 * hidden * width + width

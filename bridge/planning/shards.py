@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 
 from bridge.flops.pipeline import Layout as Pipeline
@@ -34,7 +33,8 @@ COLUMN_IF_LOCAL = _named("linear_q_down_proj linear_kv_down_proj")
 WHOLE = _named(
     "input_layernorm pre_mlp_layernorm final_layernorm q_layernorm k_layernorm kv_layernorm post_attention_layernorm "
     "post_mlp_layernorm enorm hnorm router gate_weight position_embeddings out_norm norm linear_q_down_proj linear_kv_down_proj "
-    "fc1_latent_proj fc2_latent_proj layernorm"
+    "fc1_latent_proj fc2_latent_proj layernorm patch_embed pos_embed class_embedding linear_wq_b linear_wk linear_weights_proj "
+    "k_norm"
 )
 
 #: Beside the parameters: a buffer, which has neither a gradient nor a state.
@@ -149,7 +149,7 @@ def _blocks(terms: Sequence[Term]) -> Iterator[list[Term]]:
     """Terms in the order of their modules; those of one layer's experts together."""
     block: list[Term] = []
     for term in sorted((term for term in terms if term.parameters and leaf(term) not in BUFFERS), key=_place_in_module):
-        if block and not (term.copies > 1 and _parent(term) == _parent(block[-1])):
+        if block and not (is_expert(term) and _parent(term) == _parent(block[-1])):
             yield block
             block = []
         block.append(term)
@@ -166,6 +166,11 @@ def _parent(term: Term) -> str:
     return term.path.rpartition(".")[0]
 
 
+def is_expert(term: Term) -> bool:
+    """Whether it belongs to the experts that tokens are routed to."""
+    return term.copies > 1 and ".experts." in f".{term.path}."
+
+
 def leaf(term: Term) -> str:
     """The name of a term's module; of the layer that it adapts."""
     return _leaf(term.path or term.name)
@@ -179,7 +184,7 @@ def _leaf(path: str) -> str:
 def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[Shard]:
     """The parameters of one module, or of a layer's experts, expert by expert or layer by layer as the implementation has it."""
     copies = block[0].copies
-    if copies == 1:
+    if not is_expert(block[0]):
         for term in block:
             yield from _entries(plan, term, layout, local)
         return
@@ -193,9 +198,10 @@ def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> I
 
 def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Shard]:
     """A term's weight and its bias."""
-    expert = term.copies > 1
+    expert = is_expert(term)
     ranks = layout.expert_tensor if expert else layout.tensor_model_parallel_size
     weight, bias = _cut(term, local)
+    copies = 1 if expert else term.copies
     path, apart = term.path or term.name, expert and layout.expert_model_parallel_size > 1
     shape = plan.model.shape
     both = "embedding.word_embeddings" if shape.mtp_num_layers else "output_layer"
@@ -203,9 +209,9 @@ def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Sh
     alone = shared and path in ("embedding.word_embeddings", both)
     if term.weight and not term.tied:
         trains = plan.trainable.weights(path)
-        yield Shard(path, int(term.k * term.n * (Fraction(1, ranks) if weight else 1)), apart, trains, alone)
+        yield Shard(path, copies * term.k * term.n // (ranks if weight else 1), apart, trains, alone)
     if term.bias:
-        yield Shard(path, int(term.bias * (Fraction(1, ranks) if bias else 1)), apart, plan.trainable.biases(path))
+        yield Shard(path, copies * term.bias // (ranks if bias else 1), apart, plan.trainable.biases(path))
 
 
 def _cut(term: Term, local: bool) -> tuple[bool, bool]:

@@ -60,6 +60,13 @@ def test_eight_billion_parameters() -> None:
     assert split.optimizer == 12 * parameters // 64
 
 
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "deepseek-v4-flash", "nemotron-h-8b", "gemma4-e2b", "qwen2.5-vl-7b"])
+def test_one_device_holds_every_parameter(name: str) -> None:
+    plan = compile_plan(load_recipe(name, validate=False))
+    parameters = sum(term.parameters for term in plan.built_terms(padded=True) if term.name != "expert_bias")
+    assert states(plan, Layout(), Optimizer(use_distributed_optimizer=False)).weights == 2 * parameters
+
+
 def test_a_precise_optimizer_is_smaller() -> None:
     """With a bf16 weight's lower 16 bits as its main copy, and moments of 8 bits: 2 + 1 + 1 bytes instead of 12."""
     narrow = Optimizer(use_precision_aware_optimizer=True, exp_avg_dtype="fp8", exp_avg_sq_dtype="fp8")
