@@ -17,6 +17,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/test_parallel_training\.py::test_four_ranks        # two ranks have 29 layouts
     | training/test_routing\.py::test_(four_ranks|the_callback)  # two ranks hold the same cases; test_experts.py prices them
     | planning/test_(memory|communication)\.py::test_four_ranks
+    | planning/test_search\.py::test_nvidias_layout
     | training/callbacks/test_restart\.py                         # resumes: test_resume.py, test_faults.py
     | training/test_faults\.py::test_a_full_disk
     | training/test_nodes\.py::test_a_node_is_cut_off
