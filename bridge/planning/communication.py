@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, ModelShape
@@ -111,7 +112,7 @@ def communication(
         raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: what it sends is not known; choose alltoall or allgather")
     tokens = layout.micro_batch_size * sequence_length // layout.context_parallel_size
     step = _Step(plan, layout, optimizer, stage, tokens, local, dispatcher)
-    here = [list(filter(of_text, terms)) for terms in terms_of(plan, layout, stage)]
+    here = _different(plan, layout.cuts, stage)
     found: dict[tuple[str, str, int], int] = defaultdict(int)
     for rule in (_tensor, _weights_once, _experts, _context, _pipeline, _gradients):
         for dimension, operation, ranks, amount in rule(step, here):
@@ -120,19 +121,46 @@ def communication(
     return [Traffic(*key, amount) for key, amount in sorted(found.items())]
 
 
+Terms = list[tuple[Term, int]]
+
+
+@lru_cache(maxsize=1024)
+def _different(plan: Plan, layout: Layout, stage: int) -> Terms:
+    """The terms of a stage that differ in more than their layer, and how many of each there are."""
+    trains = plan.trainable
+    found: dict[tuple[object, ...], tuple[Term, int]] = {}
+    for terms in terms_of(plan, layout, stage):
+        for term in filter(of_text, terms):
+            learns = trains.weights(term.path), trains.biases(term.path)
+            key = (
+                leaf(term),
+                term.name,
+                is_expert(term),
+                term.k,
+                term.n,
+                term.bias,
+                term.weight,
+                term.passes,
+                term.times,
+                learns,
+            )
+            found[key] = term, found[key][1] + 1 if key in found else 1
+    return list(found.values())
+
+
 # ---- tensor parallelism --------------------------------------------------------------------------
 
 
-def _tensor(step: _Step, here: list[list[Term]]) -> Found:
+def _tensor(step: _Step, here: Terms) -> Found:
     """What every cut layer gathers, scatters and reduces, micro-batch by micro-batch."""
     ranks = step.layout.tensor_model_parallel_size
-    for held in here:
-        for term in held:
-            if not is_expert(term):
-                for operation, entries in _of_term(step, term):
-                    yield TENSOR, operation, ranks, step.layout.micro_batches * step.width * step.tokens * entries
-            if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums of each token
-                yield TENSOR, "all_reduce", ranks, step.layout.micro_batches * 3 * 4 * step.tokens
+    for term, count in here:
+        times = count * step.layout.micro_batches
+        if not is_expert(term):
+            for operation, entries in _of_term(step, term):
+                yield TENSOR, operation, ranks, times * step.width * step.tokens * entries
+        if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums of each token
+            yield TENSOR, "all_reduce", ranks, times * 3 * 4 * step.tokens
 
 
 def _of_term(step: _Step, term: Term) -> Iterator[tuple[str, int]]:
@@ -184,17 +212,16 @@ def _gathered(step: _Step, term: Term, name: str) -> Iterator[tuple[str, int]]:
         yield "all_reduce", shape.qk_pos_emb_head_dim
 
 
-def _weights_once(step: _Step, here: list[list[Term]]) -> Found:
+def _weights_once(step: _Step, here: Terms) -> Found:
     """Gradients of weights that every tensor-parallel rank holds whole, each from its own part of the sequence."""
     entries = 0
-    for held in here:
-        for term in held:
-            name, spread = leaf(term), step.layout.sequence_parallel
-            if name in ROW and spread and not is_expert(term):
-                entries += term.bias * step.plan.trainable.biases(term.path)
-            elif _summed(step, name) and term.weight:
-                trains = step.plan.trainable
-                entries += term.k * term.n * trains.weights(term.path) + term.bias * trains.biases(term.path)
+    trains, spread = step.plan.trainable, step.layout.sequence_parallel
+    for term, count in here:
+        name = leaf(term)
+        if name in ROW and spread and not is_expert(term):
+            entries += count * term.bias * trains.biases(term.path)
+        elif _summed(step, name) and term.weight:
+            entries += count * (term.k * term.n * trains.weights(term.path) + term.bias * trains.biases(term.path))
     yield TENSOR, "all_reduce", step.layout.tensor_model_parallel_size, step.optimizer.gradient_bytes * entries
 
 
@@ -207,10 +234,10 @@ def _summed(step: _Step, name: str) -> bool:
 # ---- experts -------------------------------------------------------------------------------------
 
 
-def _experts(step: _Step, here: list[list[Term]]) -> Found:
+def _experts(step: _Step, here: Terms) -> Found:
     """Tokens on their way to their experts and back, forward and backward, with the weights of their choices."""
     layout, shape, width = step.layout, step.shape, step.width
-    layers = sum(is_expert(term) and leaf(term) == "linear_fc1" for held in here for term in held)
+    layers = sum(count for term, count in here if is_expert(term) and leaf(term) == "linear_fc1")
     hidden, experts, topk = shape.moe_latent_size or shape.hidden_size or 0, shape.num_moe_experts or 0, shape.moe_router_topk
     times, both = layers * layout.micro_batches, layout.expert_model_parallel_size * layout.expert_tensor
     one = 2 * hidden * width + width
@@ -230,20 +257,18 @@ def _experts(step: _Step, here: list[list[Term]]) -> Found:
 # ---- sequences -----------------------------------------------------------------------------------
 
 
-def _context(step: _Step, here: list[list[Term]]) -> Found:
+def _context(step: _Step, here: Terms) -> Found:
     """Keys and values of the other ranks' tokens: all at once here, around a ring with Transformer Engine."""
     layout = step.layout
     ranks = layout.context_parallel_size
-    for held in here:
-        for term in held:
-            if term.name == "scores_value":
-                width = _key_and_value(step, term)
-                amount = layout.micro_batches * step.width * step.tokens * width
-                if step.local:
-                    yield CONTEXT, "all_gather", ranks, amount * ranks
-                    yield CONTEXT, "all_reduce", ranks, amount * ranks
-                else:  # forward; backward they go around once more, and their gradients with them
-                    yield CONTEXT, "send", ranks, 3 * amount * (ranks - 1)
+    for term, count in here:
+        if term.name == "scores_value":
+            amount = count * layout.micro_batches * step.width * step.tokens * _key_and_value(step, term)
+            if step.local:
+                yield CONTEXT, "all_gather", ranks, amount * ranks
+                yield CONTEXT, "all_reduce", ranks, amount * ranks
+            else:  # forward; backward they go around once more, and their gradients with them
+                yield CONTEXT, "send", ranks, 3 * amount * (ranks - 1)
 
 
 def _key_and_value(step: _Step, term: Term) -> int:
@@ -259,7 +284,7 @@ def _key_and_value(step: _Step, term: Term) -> int:
 # ---- stages and replicas -------------------------------------------------------------------------
 
 
-def _pipeline(step: _Step, here: list[list[Term]]) -> Found:
+def _pipeline(step: _Step, here: Terms) -> Found:
     """Activations to the next stage, their gradients to the one before; a weight that two stages share."""
     layout, stage = step.layout, step.stage
     if layout.stages == 1:
@@ -272,13 +297,13 @@ def _pipeline(step: _Step, here: list[list[Term]]) -> Found:
     shared = step.shape.share_embeddings_and_output_weights or step.shape.mtp_num_layers
     if shared and (first or last):
         both = ("word_embeddings", "output_layer")
-        table = next((term for held in here for term in held if leaf(term) in both and term.weight), None)
+        table = next((term for term, _ in here if leaf(term) in both and term.weight), None)
         if table is not None and step.plan.trainable.weights("embedding.word_embeddings"):
             entries = table.k * table.n // layout.tensor_model_parallel_size
             yield PIPELINE, "all_reduce", 2, step.optimizer.gradient_bytes * entries
 
 
-def _gradients(step: _Step, here: list[list[Term]]) -> Found:
+def _gradients(step: _Step, here: Terms) -> Found:
     """Gradients over the ranks that hold the same weights; with the distributed optimizer the new weights too."""
     optimizer = step.optimizer
     found = stage_buffers(step.plan, step.layout, optimizer, step.stage, local=step.local)

@@ -135,6 +135,11 @@ class Layout:
         return replace(self, devices=ranks, context_parallel_size=1, micro_batch_size=1, global_batch_size=None)
 
     @property
+    def cuts(self) -> Layout:
+        """What decides what each token costs: the same without expert parallelism."""
+        return replace(self, expert_model_parallel_size=1).core if self.expert_model_parallel_size > 1 else self.core
+
+    @property
     def without_batch(self) -> Layout:
         """The same with one sequence a replica, which decides nothing that lasts longer than a step."""
         return replace(self, micro_batch_size=1, global_batch_size=None)

@@ -142,7 +142,7 @@ def _of_stage(
     stage: int,
     sentences: tuple[str, ...],
 ) -> Memory:
-    kept, for_a_while = _kept(plan, layout.core, stage, batch, kernels)
+    kept, for_a_while = _kept(plan, layout.cuts, stage, batch, kernels)
     waiting = kept_at_peak([sum(one.values()) for one in kept], stage, layout.stages, layout.micro_batches)
     together: dict[str, int] = defaultdict(int)
     for one, count in zip(kept, waiting, strict=True):
