@@ -6,7 +6,7 @@ tried; ``step_time`` ranks those that fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,6 +20,7 @@ from bridge.planning.buffers import Optimizer
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import Machine
 from bridge.planning.memory import USABLE, Memory, memory, states
+from bridge.planning.shards import is_expert
 from bridge.planning.step_time import StepTime, peak_of, step_time
 
 #: megatron-core's way of training at scale.
@@ -70,7 +71,7 @@ class Search:
     Attributes:
         candidates: layouts that fit, the fastest first.
         too_large: how many more do not fit.
-        nearest: of these the one that lacks least, and the bytes of its fullest rank; None where there is none.
+        nearest: of these the one that lacks least, and the bytes that its fullest rank needs at least; None where there is none.
     """
 
     candidates: tuple[Candidate, ...]
@@ -120,20 +121,24 @@ def search(
         plan = plans[recompute]
         ends = sorted({0, layout.stages - 1})
         needs = memory(plan, layout, optimizer, sequence_length=sequence_length, stages=ends)
-        if not tried.fits(layout, max(one.total for one in needs)):
+        fullest = max(needs, key=lambda one: one.total)
+        if not tried.fits(layout, fullest.total, last=bool(recompute)):
             return None
         time = step_time(plan, layout, optimizer, machine, needs, sequence_length=sequence_length, number_format=number_format)
         speed = sequence_length * global_batch_size / devices / time.estimate
-        return Candidate(layout, recompute, max(needs, key=lambda one: one.total), time, speed, model_flops / time.estimate)
+        return Candidate(layout, recompute, fullest, time, speed, model_flops / time.estimate)
 
     found: list[Candidate] = []
+    weights_and_gradients = _at_least(plans[""], optimizer)
     for layout in layouts(shape, machine, devices, sequence_length, global_batch_size):
-        if tried.fits(layout, between_steps(replace(layout, micro_batch_size=1, global_batch_size=None))):
+        if tried.fits(layout, weights_and_gradients(layout), bound=True) and tried.fits(
+            layout, between_steps(layout.without_batch)
+        ):
             # What fits as it is does not recompute.
             made = candidate(layout, "") or candidate(layout, "full")
             found += [made] if made else []
     found.sort(key=lambda one: one.time.estimate)
-    return Search(tuple(found), tried.too_large, tried.nearest)
+    return Search(tuple(found), tried.too_large, tried.nearest or tried.bounded)
 
 
 @dataclass
@@ -143,15 +148,40 @@ class _Tried:
     machine: Machine
     too_large: int = 0
     nearest: tuple[Layout, int] | None = None
+    bounded: tuple[Layout, int] | None = None
 
-    def fits(self, layout: Layout, needed: int) -> bool:
-        """Whether so many bytes fit; where they do not, that is noted."""
+    def fits(self, layout: Layout, needed: int, *, last: bool = True, bound: bool = False) -> bool:
+        """Whether so many bytes fit; where they do not, that is noted.
+
+        Args:
+            layout: that needs them.
+            needed: bytes.
+            last: nothing else of this layout is tried; else nothing is noted.
+            bound: ``needed`` is less than the layout needs.
+        """
         if needed <= USABLE * self.machine.capacity:
             return True
-        self.too_large += 1
-        if self.nearest is None or needed < self.nearest[1]:
-            self.nearest = layout, needed
+        if last:
+            self.too_large += 1
+            name = "bounded" if bound else "nearest"
+            best = getattr(self, name)
+            if best is None or needed < best[1]:
+                setattr(self, name, (layout, needed))
         return False
+
+
+def _at_least(plan: Plan, optimizer: Optimizer) -> Callable[[Layout], int]:
+    """Bytes of the mean stage's weights, and of their gradients where all of them train: soon known, and never too many."""
+    terms = plan.built_terms()
+    experts = sum(term.parameters for term in terms if is_expert(term))
+    parameters = plan.parameters()
+    each = optimizer.weight_bytes + optimizer.gradient_bytes * (parameters["trainable"] == parameters["total"])
+
+    def needed(layout: Layout) -> int:
+        own = experts // layout.experts_and_stages
+        return each * (own + (parameters["total"] - experts) // (layout.tensor_model_parallel_size * layout.stages))
+
+    return needed
 
 
 def _states(plan: Plan, layout: Layout, optimizer: Optimizer) -> int:

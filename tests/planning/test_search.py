@@ -89,7 +89,6 @@ def test_nvidias_layout_of_llama3_70b_is_among_the_best() -> None:
     cfg = load_recipe("llama3-70b", validate=False)
     found = search(cfg, machine, devices=64, sequence_length=8192, global_batch_size=256)
     assert len(found.candidates) == 384
-    assert found.too_large == 707
     first = found.candidates[:4]
     assert "TP 4 + SP, PP 4 x 5, CP 2, DP 2" in [str(one.layout) for one in first]
     for one in found.candidates:
