@@ -15,7 +15,7 @@ import torch
 
 from bridge.metrics.instruments import MEMORY, Kind, Summed
 from bridge.metrics.place import Place
-from bridge.metrics.vector import Reduce, Slice
+from bridge.metrics.vector import MAX_ENTRIES, Reduce, Slice
 
 if TYPE_CHECKING:
     from bridge.metrics.throughput import Interval, Metrics
@@ -82,20 +82,30 @@ class MemoryPeaks(Kind):
     def __init__(self, place: Place, device: torch.device) -> None:
         self._place, self._device = place, device
         self._names = ("peak_allocated", "peak_reserved") if device.type == "cuda" else ("peak_rss",)
-        self.slices = (*(Slice(f"memory_{name}", reduce=Reduce.MAX) for name in self._names), Slice(_RETRIES))
+        self._each = place.world <= MAX_ENTRIES
+        options: dict[str, Any] = {"size": place.world} if self._each else {"reduce": Reduce.MAX}
+        self.slices = (Slice(_RETRIES), *(Slice(f"memory_{name}", **options) for name in self._names))
 
     def open(self) -> MemoryMeter:
         return MemoryMeter(lambda: cuda_memory(self._device) if self._device.type == "cuda" else host_memory())
 
     def entries(self, reading: Mapping[str, int]) -> dict[str, Any]:
-        rank = self._place.rank
-        peaks = {f"memory_{name}": Peak(reading[name], rank).encoded() for name in self._names}
-        return {**peaks, _RETRIES: reading[_RETRIES]}
+        rank, world = self._place.rank, self._place.world
+
+        def entry(size: int) -> Any:
+            return [size * (other == rank) for other in range(world)] if self._each else Peak(size, rank).encoded()
+
+        return {_RETRIES: reading[_RETRIES], **{f"memory_{name}": entry(reading[name]) for name in self._names}}
 
     def measured(self, summed: Summed) -> Held:
-        peaks = {name: Peak.decoded(summed[f"memory_{name}"][0]) for name in self._names}
         retries = summed[_RETRIES][0] if self._device.type == "cuda" else None
-        return Held(peaks, retries)
+        return Held({name: self._fullest(summed[f"memory_{name}"]) for name in self._names}, retries)
+
+    def _fullest(self, entries: list[int]) -> Peak:
+        if not self._each:
+            return Peak.decoded(entries[0])
+        rank = max(range(len(entries)), key=lambda rank: entries[rank])
+        return Peak(entries[rank], rank)
 
 
 class MemoryMeter:

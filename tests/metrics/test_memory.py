@@ -44,22 +44,30 @@ def test_the_process_on_a_cpu():
     assert held.nbytes <= reading <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def over_ranks(device, readings):
-    """What the vectors of ranks with these readings come to."""
-    place = [Place(rank=rank, world=len(readings)) for rank in range(len(readings))]
-    kinds = [MemoryPeaks(one, device) for one in place]
-    slices = Instruments([kinds[0]]).slices if device.type == "cpu" else (*kinds[0].slices,)
-    layout = Layout((), place[0], slices)
-    entries = [kind.entries(reading) for kind, reading in zip(kinds, readings, strict=True)]
-    summed = [sum(one.get(name, 0) for one in entries) for name in layout.names]
-    maxima = [max(one.get(name, 0) for one in entries) for name in layout.maxima]
-    return kinds[0].measured(Summed(layout, place[0], summed, summed, summed, maxima, lambda vector: None))
+def over_ranks(device, readings, world=None):
+    """What the vectors of ranks with these readings come to; in a larger job, where the others have less."""
+    world = world or len(readings)
+    places = [Place(rank=rank, world=world) for rank in range(len(readings))]
+    kinds = [MemoryPeaks(place, device) for place in places]
+    layout = Layout((), places[0], kinds[0].slices)
+    summed, maxima = [0] * len(layout.names), [0] * len(layout.maxima)
+    for kind, reading in zip(kinds, readings, strict=True):
+        for name, entry in kind.entries(reading).items():
+            values = entry if isinstance(entry, list) else [entry]
+            for part, value in zip(next(one for one in layout.slices if one.name == name).names, values, strict=True):
+                if part in layout.maxima:
+                    position = layout.maxima.index(part)
+                    maxima[position] = max(maxima[position], value)
+                else:
+                    summed[layout.names.index(part)] += value
+    return kinds[0].measured(Summed(layout, places[0], summed, summed, summed, maxima, lambda vector: None))
 
 
 def test_the_fullest_of_three_ranks():
     readings = [
         {"peak_allocated": size * 2**30, "peak_reserved": (size + 1) * 2**30, "allocator_retries": size} for size in (1, 3, 2)
     ]
+    assert over_ranks(CUDA, readings, world=1000) == over_ranks(CUDA, readings)
     held = over_ranks(CUDA, readings)
     assert held == Held({"peak_allocated": Peak(3 * 2**30, 1), "peak_reserved": Peak(4 * 2**30, 1)}, 6)
     assert held.metrics(SimpleNamespace(world_size=3)) == {
