@@ -512,7 +512,7 @@ def test_half_unread_is_exactly_half_and_said_everywhere(caplog):
 def test_nothing_read_is_no_number():
     callback, loop = started(iter([(torch.ones(2, 64), torch.ones(2, 64))] * 8))
     loop.steps(4).end()
-    known = {"step", "step_time", "data_wait_fraction", "overhead_ms", "unread_micro_batches", "incomplete"}
+    known = {"step", "step_time", "data_wait_fraction", "overhead_ms", "unread_micro_batches", "incomplete", "memory/peak_rss"}
     assert {key.removeprefix("throughput/") for key in callback.latest} == known
     assert callback.state_dict()["total_flops"] is None
 
