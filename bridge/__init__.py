@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from bridge.config import from_huggingface, load_recipe
     from bridge.flops import compile_plan
     from bridge.hardware import peak_flops
+    from bridge.planning.check import check
     from bridge.tracing import trace
     from bridge.training.callbacks import ThroughputCallback
 
 __version__ = "0.2.0"
 
 _HOME = {
+    "check": "bridge.planning.check",
     "compile_plan": "bridge.flops",
     "from_huggingface": "bridge.config",
     "load_recipe": "bridge.config",
@@ -26,7 +28,7 @@ _HOME = {
     "trace": "bridge.tracing",
 }
 
-__all__ = ["ThroughputCallback", "compile_plan", "from_huggingface", "load_recipe", "peak_flops", "trace"]
+__all__ = ["ThroughputCallback", "check", "compile_plan", "from_huggingface", "load_recipe", "peak_flops", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,16 @@ Between `<!-- generated: NAME -->` and `<!-- end -->` stands what the function N
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+
+import published_rows
 
 from bridge.config import load_recipe
 from bridge.config.sources.huggingface_quantisation import STORED, UNLESS
@@ -25,6 +29,8 @@ from bridge.metrics.goodput import PARTS as JOB_PARTS
 from bridge.metrics.keys import THROUGHPUT, TRAINING, Key
 from bridge.metrics.time_parts import PARTS as TIME_PARTS
 from bridge.metrics.why import REMEDIES
+from bridge.planning.check import Check, check
+from bridge.planning.other_counters import COUNTERS, Counter
 
 DOCS = Path(__file__).parent
 MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
@@ -209,6 +215,87 @@ def job_parts() -> str:
     return table(["part", "what it is"], [[f"`{name}`", meaning] for name, meaning in JOB_PARTS.items()])
 
 
+# ---- other frameworks -----------------------------------------------------------------------------------------------
+
+COUNTED = ("llama3-8b", "gemma3-4b", "gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3")
+
+
+def counters() -> str:
+    """The same models by every framework's rule, against ours."""
+    runs = [check(name, sequence_length=LENGTH) for name in COUNTED]
+
+    def cell(counter: Counter, run: Check) -> str:
+        if not counter.knows(run):
+            return "-"
+        ratio = counter.of(run).flops_per_token / run.under("megatron").flops_per_token
+        return f"{float(ratio) - 1:+.1%}"
+
+    rows = [[counter.name, *(cell(counter, run) for run in runs)] for counter in COUNTERS]
+    return table(["framework", *(f"`{name}`" for name in COUNTED)], rows)
+
+
+def counters_by_term() -> str:
+    """Where the difference comes from."""
+    run = check(COUNTED[0], sequence_length=LENGTH)
+    ours = run.under("megatron")
+
+    def row(counter: Counter) -> list[str]:
+        way = counter.of(run)
+        gaps = ", ".join(f"{name} {gap:+.1%}" for name, gap in run.gaps(way, ours).items()) or "none"
+        ratio = float(way.flops_per_token / ours.flops_per_token)
+        return [counter.name, counter.where, f"`{way.name}`", f"{float(way.flops_per_token) / 1e9:.2f}", f"{ratio:.3f}", gaps]
+
+    heads = ["framework", "its function", "in `bridge`", "GFLOPs/token", "over `megatron`", "terms"]
+    return table(heads, map(row, COUNTERS))
+
+
+# ---- published throughputs -----------------------------------------------------------------------------------------
+
+
+@cache
+def rows() -> tuple[published_rows.Row, ...]:
+    """Every published row, held against the check."""
+    return tuple(published_rows.rows())
+
+
+def published_summary() -> str:
+    """How many rows of each source agree."""
+    verdicts = {"agrees": "a convention gives it", "explained": "a named rule explains it", "wrong": "wrong", "open": "open"}
+    counts: dict[str, collections.Counter[str]] = {}
+    for row in rows():
+        counts.setdefault(published_rows.family(row), collections.Counter())[row.verdict] += 1
+    body = [[name, *(found[verdict] or "" for verdict in verdicts), found.total()] for name, found in counts.items()]
+    total = collections.Counter(row.verdict for row in rows())
+    body.append(["**all**", *(f"**{total[verdict]}**" for verdict in verdicts), f"**{total.total()}**"])
+    return table(["source", *verdicts.values(), "rows"], body)
+
+
+_PUBLISHED = ("model", "tokens a row", "devices", "speed", "published", "bridge", "over published", "counted as")
+
+
+def _published(row: published_rows.Row) -> list[str]:
+    return [*row.cells, row.way.name.replace("_", r"\_")]
+
+
+def published_wrong() -> str:
+    """Rows whose published number is wrong: by the convention of their source, and by what explains it."""
+    return table([*_PUBLISHED, "what is known"], [[*_published(row), row.known] for row in rows() if row.verdict == "wrong"])
+
+
+def published_open() -> str:
+    """Rows that no convention and no named rule gives."""
+    return table([*_PUBLISHED, "what is known"], [[*_published(row), row.known] for row in rows() if row.verdict == "open"])
+
+
+def published_tables() -> str:
+    """Every row, source by source."""
+    parts = []
+    for source in dict.fromkeys(row.source for row in rows()):
+        mine = [row for row in rows() if row.source == source]
+        parts.append(f"### {source}\n\n" + table([*_PUBLISHED, "verdict"], [[*_published(row), row.verdict] for row in mine]))
+    return "\n\n".join(parts)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -227,6 +314,12 @@ GENERATORS: dict[str, Callable[[], str]] = {
         facts,
         time_parts,
         job_parts,
+        counters,
+        counters_by_term,
+        published_summary,
+        published_wrong,
+        published_open,
+        published_tables,
     )
 }
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -237,10 +330,16 @@ def render(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}\n{GENERATORS[match[2]]()}\n\n{match[3]}", text)
 
 
+#: Counted from hundreds of rows: tests/planning/test_published.py looks at it.
+LONG = "published.md"
+
+
 def stale_pages(write: bool) -> list[str]:
     """Pages whose tables are not what the code says; written anew on request."""
     stale = []
     for page in sorted(DOCS.glob("*.md")):
+        if page.name == LONG and not write:
+            continue
         text = page.read_text()
         fresh = render(text)
         if fresh != text:
@@ -252,7 +351,7 @@ def stale_pages(write: bool) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail instead of writing")
+    parser.add_argument("--check", action="store_true", help=f"fail instead of writing; without {LONG}")
     stale = stale_pages(write=not parser.parse_args().check)
     print("\n".join(stale) or "nothing to do")
     sys.exit(bool(stale) and "--check" in sys.argv)

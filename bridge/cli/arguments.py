@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from bridge.config import Config, from_huggingface, from_maxtext, load_recipe, with_overrides
-from bridge.config.sources import maxtext
+from bridge.config import read_config as read_config
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.frameworks import FRAMEWORKS
 from bridge.flops.plan import PASSES
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
+from bridge.planning import quantities
+from bridge.planning.quantities import RANGE as RANGE
+from bridge.planning.quantities import Quantity
 from bridge.planning.training_run import Range
 
+T = TypeVar("T")
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 Parser = argparse.ArgumentParser
 
@@ -95,19 +94,7 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
     parser.add_argument("--peak-flops", type=number, metavar="FLOP/S", help="dense peak of one device, instead of the table's")
 
 
-# ---- the configuration ----------------------------------------------------------------------------------------------
-
-
-def read_config(source: str, overrides: Sequence[str] = ()) -> Config:
-    """A configuration from a Hugging Face config.json (or its folder), a YAML file of MaxText's, a recipe's path, or its name."""
-    path = Path(source)
-    if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
-        path /= "config.json"
-    if path.suffix == ".json":
-        return with_overrides(from_huggingface(path), overrides)
-    if maxtext.recognises(path):
-        return with_overrides(from_maxtext(path), overrides)
-    return load_recipe(source, overrides, validate=False)
+# ---- devices ----------------------------------------------------------------------------------------------------
 
 
 def known_device(name: str) -> Peak:
@@ -147,10 +134,6 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
 
-_SUFFIXES = {"": 0, "k": 3, "M": 6, "G": 9, "B": 9, "T": 12, "P": 15}
-_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?([kMGBTP]?)")
-RANGE = rf"({_AMOUNT.pattern})(?:-({_AMOUNT.pattern}))?"
-
 
 def positive(text: str) -> int:
     """A whole number above zero."""
@@ -163,26 +146,27 @@ def positive(text: str) -> int:
     return value
 
 
+def length(text: str) -> int:
+    """``4096`` or ``4k``."""
+    return _argument(quantities.length, text)
+
+
 def lengths(text: str) -> tuple[int, ...]:
-    """``4096,512``."""
-    return tuple(positive(part) for part in text.split(","))
+    """``4096,512`` or ``8k,2k``."""
+    return tuple(map(length, text.split(",")))
+
+
+def quantity(text: str) -> Quantity:
+    """A number or a range with its unit, above zero."""
+    result = _argument(Quantity.parse, text)
+    if result.value.low <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
+    return result
 
 
 def amount(text: str) -> Range:
-    """A positive number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``."""
-    ends = re.fullmatch(RANGE, text)
-    if ends is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be a number such as 0.4, 1024, 15T or 1e24, or a range such as 0.35-0.45"
-        )
-    first, last = ends.group(1), ends.group(5)
-    try:
-        result = Range(_amount(first), _amount(last or first))
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if result.low <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be above zero")
-    return result
+    """A positive number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``, ``40%``, ``$2.5``."""
+    return quantity(text).value
 
 
 def number(text: str) -> float:
@@ -193,10 +177,9 @@ def number(text: str) -> float:
     return float(value.low)
 
 
-def _amount(text: str) -> int | Fraction:
-    """Exactly what was written: 0.1 is a tenth, 15T an integer."""
-    match = _AMOUNT.fullmatch(text)
-    assert match is not None  # the caller has matched it
-    digits, exponent, suffix = match.groups()
-    value = Fraction(digits) * Fraction(10) ** (int(exponent or 0) + _SUFFIXES[suffix])
-    return value.numerator if value.denominator == 1 else value
+def _argument(read: Callable[[str], T], text: str) -> T:
+    """What argparse expects of a reader: its own error."""
+    try:
+        return read(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from bridge import __version__
 from bridge.cli import (
+    check,
     compare,
     completion,
     dashboard,
@@ -34,7 +35,7 @@ EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
 COMMANDS = (
-    *(train, flops, compare, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices, peak),
+    *(train, flops, compare, check, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices, peak),
     completion,
 )
 

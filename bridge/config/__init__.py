@@ -13,6 +13,7 @@ from bridge.config.instantiate import instantiate
 
 if TYPE_CHECKING:
     from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe, with_overrides
+    from bridge.config.named import read_config
     from bridge.config.schema import (
         CheckpointConfig,
         Config,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "bridge.config.loader": ("dump_config", "find_recipe", "list_recipes", "load_recipe", "with_overrides"),
+    "bridge.config.named": ("read_config",),
     "bridge.config.schema": (
         "CheckpointConfig", "Config", "DataConfig", "HardwareConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig",
         "ParallelConfig", "PeftConfig", "TrainConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "instantiate",
     "list_recipes",
     "load_recipe",
+    "read_config",
     "validate",
     "validate_layout",
     "with_overrides",

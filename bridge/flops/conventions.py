@@ -4,6 +4,7 @@
 ``maxtext``   compares with MaxText.
 ``exact``     what the mathematics needs: causal triangles to the pair, backward passes only where they run.
 ``executed``  what a dense kernel executes: equal to ``torch.utils.flop_counter.FlopCounterMode`` on the real model.
+``palm``      compares with papers and most PyTorch frameworks: six FLOPs a parameter, and the whole square of attention.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from bridge.flops.parameter_rule import Parameters
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind
@@ -67,6 +69,7 @@ class Convention:
         plain_mtp_layer: a depth is one layer of ordinary attention over all tokens with the local layers' heads.
         reference_is_a_third: the reference model of a preference loss costs a third of the training, frozen parts too.
         own_formula: fields are taken as the framework's own formula takes them (``ModelShape.formula``).
+        parameters: which of them cost six FLOPs a token each (``parameter_rule``); None: matmuls are counted one by one.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Convention:
     plain_mtp_layer: bool = False
     reference_is_a_third: bool = False
     own_formula: bool = False
+    parameters: Parameters | None = None
 
     def statistic(self, context: Context) -> tuple[Fraction, Statistic]:
         """The factor and the statistic that count the pairs of ``context``."""
@@ -171,8 +175,9 @@ EXECUTED = Convention(
     padded_vocabulary=True,
     mamba_convolution=True,
 )
+PALM = Convention("palm", pairs=EXECUTED.pairs, left_out=frozenset({Kind.SCAN, Kind.STREAM_MIXING}), parameters=Parameters.ALL)
 
-CONVENTIONS = {convention.name: convention for convention in (MEGATRON, MAXTEXT, EXACT, EXECUTED)}
+CONVENTIONS = {convention.name: convention for convention in (MEGATRON, MAXTEXT, EXACT, EXECUTED, PALM)}
 
 
 def get(name: str | Convention) -> Convention:

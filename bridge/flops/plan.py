@@ -24,6 +24,7 @@ from bridge.flops.formats import NOT_TOLD, Formats
 from bridge.flops.lengths import batch_lengths, exact_vector
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
+from bridge.flops.parameter_rule import by_parameters
 from bridge.flops.pipeline import Layout, Placement
 from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
@@ -72,7 +73,7 @@ def compile_plan(
 
     Args:
         cfg: what ``reading.read`` takes: a recipe, another framework's configuration, a mapping, or a ``Model``.
-        convention: ``megatron``, ``maxtext``, ``exact`` or ``executed``, or a record of switches.
+        convention: ``megatron``, ``maxtext``, ``exact``, ``executed`` or ``palm``, or a record of switches.
         framework: a name of ``frameworks.FRAMEWORKS``: whose layers and backward passes. Unset: ``cfg.framework``, else megatron.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
             ``transforms.Trainable`` tells weights and biases apart (``bridge.training.trainable.trainable_from``).
@@ -88,28 +89,34 @@ def compile_plan(
     def kept(terms: Iterable[Term]) -> list[Term]:
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
 
+    def root(how: conventions.Convention) -> list[Term]:
+        return root_terms(model, how, runs_on)
+
+    def counted(terms: Iterable[Term], how: conventions.Convention) -> Iterable[Term]:
+        return terms if how.parameters is None else by_parameters(terms, how.parameters, model.shape)
+
     def build(how: conventions.Convention) -> tuple[Term, ...]:
         if model.traced:  # its passes are those that ran
-            return model.traced
-        terms = root_terms(model, how, runs_on)
+            return tuple(counted(model.traced, how))
+        terms = root(how)
         if model.adapters is not None:
             terms = transforms.with_adapters(terms, model.adapters, runs_on)
         again = transforms.recomputes_weights(model.shape)
         terms = transforms.differentiate(kept(terms), may_train, runs_on, input_gradient=again)
-        return (*transforms.with_recompute(terms, model.shape, runs_on), *kept(onlookers(how)))
+        return (*counted(transforms.with_recompute(terms, model.shape, runs_on), how), *kept(onlookers(how)))
 
     def onlookers(how: conventions.Convention) -> list[Term]:
         terms = []
         if model.teacher is not None:
-            terms += transforms.forward_only(root_terms(model.teacher, how, runs_on), "teacher_model", Role.TEACHER)
+            terms += transforms.forward_only(counted(root_terms(model.teacher, how, runs_on), how), "teacher_model", Role.TEACHER)
         if model.reference:
             terms += transforms.forward_only(reference(how), "reference_model")
         return terms
 
     def reference(how: conventions.Convention) -> list[Term]:
-        terms = root_terms(model, how, runs_on)
         if not how.reference_is_a_third:
-            return terms
+            return list(counted(root(how), how))
+        terms = root(how)
         return transforms.a_third(transforms.differentiate(terms, may_train, runs_on))
 
     terms = build(record)

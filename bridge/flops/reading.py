@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ from bridge.flops.transforms import Lora
 
 #: Readers of other frameworks' configurations stand a floor above and are found by name when one is needed, as plugins are.
 SOURCES = "bridge.config.sources"
+#: And what finds a configuration by its name.
+NAMES = "bridge.config.named"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +164,16 @@ def read(cfg: Any) -> Model:
     """Read and check a configuration.
 
     Args:
-        cfg: anything with ``.model``, a model's configuration, a mapping of its fields, or a live model; or a ``Model``.
+        cfg: anything with ``.model``, a model's configuration, a mapping of its fields, or a live model; a recipe's name or a
+            file; or a ``Model``.
 
     Raises:
         ConfigError: a required field is missing, or a value cannot be what it is.
     """
     if isinstance(cfg, Model):
         return cfg
+    if isinstance(cfg, (str, os.PathLike)):
+        cfg = importlib.import_module(NAMES).read_config(cfg)
     described = _described(cfg)
     traced = get(described, "traced")
     return traced if isinstance(traced, Model) else _read(described)

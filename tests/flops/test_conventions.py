@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.conventions import CONVENTIONS, EXACT, EXECUTED, MAXTEXT, MEGATRON, get
+from bridge.flops.conventions import CONVENTIONS, EXACT, EXECUTED, MAXTEXT, MEGATRON, PALM, get
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context
 
@@ -119,9 +119,11 @@ def test_a_record_of_ones_own():
 
 
 def test_names():
-    assert CONVENTIONS == {"megatron": MEGATRON, "maxtext": MAXTEXT, "exact": EXACT, "executed": EXECUTED}
+    assert CONVENTIONS == {"megatron": MEGATRON, "maxtext": MAXTEXT, "exact": EXACT, "executed": EXECUTED, "palm": PALM}
     assert all(get(name) is record for name, record in CONVENTIONS.items())
-    with pytest.raises(ConfigError, match="convention='precise' is not known; choose one of megatron, maxtext, exact, executed"):
+    with pytest.raises(
+        ConfigError, match="convention='precise' is not known; choose one of megatron, maxtext, exact, executed, palm"
+    ):
         get("precise")
 
 

@@ -136,7 +136,9 @@ def test_errors():
         num_floating_point_operations(LLAMA3_8B, -1)
     with pytest.raises(ConfigError, match="model.seq_length is missing"):
         num_floating_point_operations({key: value for key, value in LLAMA3_8B.items() if key != "seq_length"})
-    with pytest.raises(ConfigError, match="convention='folklore' is not known; choose one of megatron, maxtext, exact, executed"):
+    with pytest.raises(
+        ConfigError, match="convention='folklore' is not known; choose one of megatron, maxtext, exact, executed, palm"
+    ):
         num_floating_point_operations(LLAMA3_8B, convention="folklore")
 
 

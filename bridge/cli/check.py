@@ -1,0 +1,127 @@
+"""``bridge check``: which convention a reported throughput was counted in, or which usual mistake it shows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from bridge.cli import arguments as options
+from bridge.cli.console import Output, count, make_table, print_json, with_unit
+from bridge.cli.flops import sizes
+from bridge.hardware import NUMBER_FORMATS
+from bridge.planning.check import Check, Way, check, shown_quantity
+from bridge.planning.counting_rules import RULES
+
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
+        "check",
+        run,
+        "what a reported throughput was counted by",
+        "Hold a reported throughput against every way of counting: which convention gives it, and what the usual mistakes would "
+        "give. Write numbers with all the digits that were printed: a count agrees within 1 %% or within their rounding.",
+    )
+    options.add_model(parser)
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--sequence-length", type=options.length, metavar="N",
+                         help="tokens of a row, for example 8192 or 8k (default: the recipe's)")  # fmt: skip
+    lengths.add_argument("--sequence-lengths", type=options.lengths, default=(), metavar="N,N,...", help="of packed documents")
+    parser.add_argument("--image-patches", type=options.lengths, default=(), metavar="N,N,...", help="patches of each image")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--tokens-per-second", type=options.quantity, metavar="X", help="of one device")
+    speed.add_argument("--step-time", type=options.quantity, metavar="S", help="seconds of a step of --global-batch-size rows")
+    parser.add_argument("--global-batch-size", type=options.positive, metavar="N", help="rows of a step")
+    parser.add_argument("--reported", type=options.quantity, metavar="X", help="400TFLOP/s of one device, or 41%% of its peak")
+    parser.add_argument("--parameters", type=options.quantity, metavar="N", help="that were reported, for example 3.6B")
+    parser.add_argument("--whole-job", action="store_true",
+                        help="--tokens-per-second and TFLOP/s are those of all devices together")  # fmt: skip
+    parser.add_argument(
+        "--recompute", choices=("full", "selective"), help="the reported number counts this recomputation too (HFU)"
+    )
+    parser.add_argument("--assume", type=_rules, default=(), metavar="NAME,NAME,...",
+                        help=f"differences that the report is known to have: {', '.join(RULES)}")  # fmt: skip
+    parser.add_argument("--devices", type=options.positive, default=1, metavar="N", help="of the whole job (default 1)")
+    parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
+    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
+    parser.add_argument(
+        "--peak-flops", type=options.number, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
+    )
+
+
+#: Options that ``check`` takes by their names.
+_TAKEN = ("sequence_length", "sequence_lengths", "image_patches", "tokens_per_second", "step_time", "global_batch_size",
+          "devices", "device_name", "number_format", "peak_flops", "reported", "parameters", "recompute", "whole_job",
+          "assume")  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = options.read_config(arguments.recipe, arguments.overrides)
+    found = check(config, **{name: getattr(arguments, name) for name in _TAKEN})
+    if arguments.json:
+        print_json(found.to_dict())
+        return 0
+    verdict = found.verdict  # errors come before the first line
+    console = Output()
+    console.print(f"[bold]{found.name}[/]: {sizes(found.parameters)}")
+    console.print(f"{_what_ran(found)}\n", markup=False)
+    console.show(_conventions(found))
+    if found.reported is not None and found.mistakes:
+        console.print()
+        console.show(_mistakes(found))
+    console.print(f"\n[bold]{verdict}[/]", soft_wrap=True)
+    return 0
+
+
+def _rules(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in RULES:
+            raise argparse.ArgumentTypeError(f"{name!r} is not known{options.hint(name, RULES)}; known are {', '.join(RULES)}")
+    return names
+
+
+def _what_ran(found: Check) -> str:
+    case = found.case
+    longest = f"{count(case.lengths[0], 'token')} a row" if len(case.lengths) == 1 else count(len(case.lengths), "document")
+    parts = [longest, count(case.devices, "device")]
+    if found.tokens_per_second is not None:
+        parts.append(f"{float(found.tokens_per_second):,.6g} tokens/s a device")
+    if case.peak is not None:
+        parts.append(f"peak {with_unit(case.peak, 'FLOP/s')}")
+    if found.reported is not None:
+        parts.append(f"reported {shown_quantity(found.reported)}")
+    parts += [f"with {rule.name}" for rule in found.assumed]
+    return ", ".join(parts)
+
+
+def _cells(found: Check, way: Way) -> list[str]:
+    speed = "" if way.flops_per_second is None else with_unit(way.flops_per_second, "FLOP/s")
+    share = "" if way.utilisation is None else f"{way.utilisation:.2%}"
+    told = [] if way.ratio is None else [f"{way.ratio:.4f}", "fits" if found.agrees(way) else ""]
+    return [with_unit(way.flops_per_token, "FLOP"), speed, share, *told]
+
+
+def _heads(found: Check) -> Sequence[str]:
+    kind = "HFU" if found.case.passes == "hardware" else "MFU"
+    return ("FLOPs a token", "a device", kind, *(("over reported", "") if found.reported is not None else ()))
+
+
+def _conventions(found: Check) -> Any:
+    table = make_table(("convention",), _heads(found))
+    for way in found.conventions:
+        table.add_row(way.convention, *_cells(found, way), style="bold" if found.agrees(way) else "")
+    return table
+
+
+def _mistakes(found: Check) -> Any:
+    """One line a mistake, on top of the convention that it comes nearest with."""
+    table = make_table(("usual difference", "on top of"), _heads(found))
+    by_rule: dict[str, Way] = {}
+    for way in sorted(found.mistakes, key=lambda way: way.distance):
+        by_rule.setdefault(way.rules[-1], way)
+    for name in RULES:
+        if way := by_rule.get(name):
+            table.add_row(name, way.convention, *_cells(found, way), style="bold" if found.agrees(way) else "")
+    return table

@@ -1,0 +1,31 @@
+"""A configuration by the name that people give it: a recipe, a file of Hugging Face's or of MaxText's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bridge.config.loader import load_recipe, with_overrides
+from bridge.config.schema import Config
+from bridge.config.sources import maxtext
+from bridge.config.sources.huggingface import from_huggingface
+from bridge.config.sources.maxtext import from_maxtext
+
+
+def read_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A configuration from a Hugging Face config.json (or its folder), a YAML file of MaxText's, a recipe's path, or its name.
+
+    What only training needs is not checked.
+
+    Raises:
+        ConfigError: one sentence naming the file or option, its value and the remedy.
+    """
+    path = Path(source)
+    if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
+        path /= "config.json"
+    if path.suffix == ".json":
+        return with_overrides(from_huggingface(path), overrides)
+    if maxtext.recognises(path):
+        return with_overrides(from_maxtext(path), overrides)
+    return load_recipe(source, overrides, validate=False)

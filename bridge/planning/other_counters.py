@@ -1,0 +1,46 @@
+"""How other frameworks count the FLOPs that they report, as conventions and rules: read in their sources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.planning.check import Check, Way
+
+
+@dataclass(frozen=True)
+class Counter:
+    """One framework's formula.
+
+    Attributes:
+        name: of the framework.
+        convention: what it counts as.
+        rules: names of ``counting_rules.RULES`` on top of that.
+        where: the function of its source.
+        families: beginnings of the names of the models it is known for; empty: all.
+    """
+
+    name: str
+    convention: str
+    rules: tuple[str, ...]
+    where: str
+    families: tuple[str, ...] = ()
+
+    def knows(self, run: Check) -> bool:
+        """Whether its formula for this model is known."""
+        return not self.families or run.name.startswith(self.families)
+
+    def of(self, run: Check) -> Way:
+        """A run as this framework counts it."""
+        return run.under(self.convention, *self.rules)
+
+
+COUNTERS = (
+    Counter("Megatron-LM, Megatron-Bridge", "megatron", (), "num_floating_point_operations"),
+    Counter("MaxText", "maxtext", (), "calculate_tflops_training_per_device"),
+    Counter("NeMo Automodel", "megatron", ("head_size_by_width",), "flops_utils.llama3_flops", ("llama", "gpt-oss")),
+    Counter("Lightning", "executed", (), "measure_flops: FlopCounterMode on the meta device"),
+    Counter("verl", "executed", ("whole_window", "embedding_counted"), "FlopsCounter"),
+    Counter("torchtitan", "palm_without_embedding", ("whole_window",), "get_nparams_and_flops"),
+    Counter("llm-foundry", "palm", (), "the table of its benchmarks; nanoGPT's estimate_mfu but for the table of positions"),
+    Counter("Transformers' Trainer", "exact", ("six_n_all_but_embedding",), "floating_point_ops"),
+)

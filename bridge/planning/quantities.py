@@ -1,0 +1,93 @@
+"""Quantities as people write them: ``15T``, ``0.35-0.45``, ``40%``, ``$2.5``, ``4k``, ``400TFLOP/s``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from bridge.flops.shapes import ConfigError, short
+from bridge.planning.training_run import Range
+
+_SUFFIXES = {"": 0, "k": 3, "M": 6, "G": 9, "B": 9, "T": 12, "P": 15, "E": 18}
+_AMOUNT = re.compile(r"(\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?([kMGBTPE]?)")
+#: A number or a range: the first of the pattern's eight groups is the one end, the fifth the other.
+RANGE = rf"({_AMOUNT.pattern})(?:-({_AMOUNT.pattern}))?"
+#: Spellings of units -> what they are called here.
+_UNITS = {"": "", "%": "%", "$": "$"} | dict.fromkeys(("FLOP/s", "FLOPs/s", "FLOPS", "FLOPs", "FLOP"), "FLOP/s")
+_QUANTITY = re.compile(rf"(\$?){RANGE}\s?({'|'.join(sorted(map(re.escape, _UNITS), key=len, reverse=True))})")
+_SPACE = re.compile(r"(?<=\d)\s+(?=[kMGTPE]?FLOP|%)")
+#: Tokens that letters stand for in a length: 128k is 131,072.
+_LENGTH = re.compile(r"(\d+)([kM]?)")
+_BINARY = {"": 1, "k": 1024, "M": 1024**2}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity with its unit.
+
+    Attributes:
+        value: in the unit without prefixes; a percentage as the fraction that it is.
+        unit: ``""``, ``%``, ``$`` or ``FLOP/s``.
+        rounding: half a unit of the last digit that was written.
+    """
+
+    value: Range
+    unit: str = ""
+    rounding: Fraction = Fraction(0)
+
+    @classmethod
+    def parse(cls, text: str) -> Quantity:
+        """A quantity from text; ConfigError where it is none."""
+        found = _QUANTITY.fullmatch(_SPACE.sub("", text.strip()))
+        dollars, *numbers, unit = found.groups() if found else ("", "")
+        if found is None or (dollars and unit):
+            raise ConfigError(
+                f"{short(text)} must be a number such as 0.4, 40%, 1024, 15T, 1e24, 400TFLOP/s or $2.5, "
+                "or a range such as 0.35-0.45"
+            )
+        unit, first, last = "$" if dollars else _UNITS[unit], numbers[0], numbers[4] or numbers[0]
+        part = Fraction(1, 100) if unit == "%" else Fraction(1)
+        ends = Range(_plain(_amount(first) * part), _plain(_amount(last) * part))
+        return cls(ends, unit, _last_digit(first) / 2 * part)
+
+    @classmethod
+    def of(cls, number: int | float | Fraction) -> Quantity:
+        """A number without a unit, to all its digits."""
+        return cls(Range.of(number))
+
+    @property
+    def number(self) -> int | Fraction:
+        """The one value; ConfigError where it is a range."""
+        if not self.value.is_known:
+            raise ConfigError(f"{float(self.value.low):g}-{float(self.value.high):g} must be one number")
+        return _plain(Fraction(self.value.low))
+
+
+def length(text: str) -> int:
+    """Tokens: ``4096``, ``4k`` (4,096), ``1M`` (1,048,576); ConfigError where it is no positive whole number."""
+    found = _LENGTH.fullmatch(text.strip())
+    if found is None or not int(found[1]):
+        raise ConfigError(f"{short(text)} must be a positive integer, or one with k or M such as 128k (131,072)")
+    return int(found[1]) * _BINARY[found[2]]
+
+
+def _amount(text: str) -> Fraction:
+    """Exactly what was written: 0.1 is a tenth, 15T an integer."""
+    digits, exponent, suffix = _parts(text)
+    return Fraction(digits) * Fraction(10) ** (exponent + _SUFFIXES[suffix])
+
+
+def _last_digit(text: str) -> Fraction:
+    digits, exponent, suffix = _parts(text)
+    return Fraction(10) ** (exponent + _SUFFIXES[suffix] - len(digits.partition(".")[2]))
+
+
+def _parts(text: str) -> tuple[str, int, str]:
+    match = _AMOUNT.fullmatch(text)
+    assert match is not None  # the caller has matched it
+    return match[1].replace(",", ""), int(match[2] or 0), match[3]
+
+
+def _plain(value: Fraction) -> int | Fraction:
+    return value.numerator if value.denominator == 1 else value
