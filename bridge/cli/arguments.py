@@ -58,12 +58,14 @@ def add_passes(parser: Parser) -> None:
                         help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
 
 
-_BATCH = ("batch_size", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames", "byte_patches")
+_BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames", "byte_patches")
 
 
 def add_batch(parser: Parser) -> None:
     """What a batch consists of."""
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="sequences of model.seq_length tokens (default 1)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="equal sequences (default 1)")
+    parser.add_argument("--sequence-length", type=length, metavar="N",
+                        help="tokens of each of them, for example 8192 or 8k (default: model.seq_length)")  # fmt: skip
     parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
     parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
     parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",

@@ -118,10 +118,11 @@ def _conventions(found: Check) -> Any:
 def _mistakes(found: Check) -> Any:
     """One line a mistake, on top of the convention that it comes nearest with."""
     table = make_table(("usual difference", "on top of"), _heads(found))
-    by_rule: dict[str, Way] = {}
+    nearest: dict[str, Way] = {}
     for way in sorted(found.mistakes, key=lambda way: way.distance):
-        by_rule.setdefault(way.rules[-1], way)
+        nearest.setdefault(way.rules[-1], way)
     for name in RULES:
-        if way := by_rule.get(name):
+        if name in nearest:
+            way = nearest[name]
             table.add_row(name, way.convention, *_cells(found, way), style="bold" if found.agrees(way) else "")
     return table

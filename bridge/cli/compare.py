@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, in_words, make_table, plain, print_json, with_unit
+from bridge.cli.console import Output, count, in_words, make_table, plain, print_json, with_unit
 from bridge.cli.priced import Report, make_batch, micro_batches
+from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.reading import read
@@ -24,7 +25,8 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "models, layouts or conventions side by side",
         "Compare models, layouts or conventions. Every model starts a column and the options after it belong to it; name a model "
-        "again for another layout. Options before the first model go for all of them: bridge compare model.seq_length=4096 "
+        "again for another layout. All columns have sequences of one length: --sequence-length, or the shortest of the models' "
+        "own. Options before the first model go for all of them: bridge compare model.seq_length=4096 "
         "llama3-8b parallel.pipeline_model_parallel_size=2 llama3-8b parallel.pipeline_model_parallel_size=4 qwen3-8b",
     )
     parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
@@ -68,28 +70,63 @@ class Column:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    columns = list(_columns(arguments))
+    models = [
+        (source, own, options.read_config(source, [*shared, *own])) for source, shared, own in _grouped(arguments.overrides)
+    ]
+    length = _one_length(models, arguments)
+    columns = list(_columns(models, length, arguments))
     if arguments.json:
         print_json([_as_json(column, columns[0]) for column in columns])
         return 0
-    _show(columns)
+    _show(columns, _conditions(models, length, arguments))
     return 0
 
 
-def _columns(arguments: argparse.Namespace) -> Iterator[Column]:
-    models = _grouped(arguments.overrides)
+Named = tuple[str, Sequence[str], Config]
+
+
+def _lengths(models: Sequence[Named]) -> set[int]:
+    return {config.model.seq_length for _, _, config in models if config.model.seq_length}
+
+
+def _one_length(models: Sequence[Named], arguments: argparse.Namespace) -> int | None:
+    """What all columns are counted at: the shortest of the models' own lengths, unless something else was asked for."""
+    asked = arguments.sequence_length or arguments.sequence_lengths or any(_sets_length(own) for _, own, _ in models)
+    return arguments.sequence_length if asked else min(_lengths(models), default=None)
+
+
+def _sets_length(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("model.seq_length=") for override in overrides)
+
+
+def _conditions(models: Sequence[Named], length: int | None, arguments: argparse.Namespace) -> str:
+    """The length that columns have in common, or that they have none."""
+    if arguments.sequence_lengths:
+        return f"{count(len(arguments.sequence_lengths), 'sequence')}, the same in every column"
+    if length is None:
+        found = sorted(_lengths(models))
+        if len(found) > 1:
+            return f"UNEQUAL: sequences of {' and '.join(f'{one:,}' for one in found)} tokens, as asked for"
+        return f"sequences of {found[0]:,} tokens" if found else "no sequences"
+    others = sorted(_lengths(models) - {length})
+    why = ""
+    if not arguments.sequence_length and others:
+        why = f", the shortest of the models' own lengths (others: {', '.join(f'{one:,}' for one in others)})"
+    return f"sequences of {length:,} tokens{why}"
+
+
+def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Namespace) -> Iterator[Column]:
     sizes = arguments.bytes_per_token or (None,)
     if len(sizes) not in (1, len(models)):
         raise ConfigError(f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one, or one for each")
     sizes = sizes * len(models) if len(sizes) == 1 else sizes
-    for (source, shared, own), bytes_per_token in zip(models, sizes, strict=True):
-        config = options.read_config(source, [*shared, *own])
+    for (source, own, config), bytes_per_token in zip(models, sizes, strict=True):
         for convention in arguments.convention:
             try:
                 model = read(config)
                 # As `bridge flops` does: without a number format of its own a model runs in BF16.
                 plan = compile_plan(replace(model, formats=model.formats.or_on("bf16")), convention)
-                batch = make_batch(plan, config, **options.batch_of(arguments))
+                batch = make_batch(plan, config, **{**options.batch_of(arguments), "sequence_length": length})
                 report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
                 report.stages  # noqa: B018  # errors of the layout come before the first line
             except ConfigError as error:
@@ -126,9 +163,10 @@ def _as_json(column: Column, first: Column) -> dict[str, Any]:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _show(columns: Sequence[Column]) -> None:
+def _show(columns: Sequence[Column], conditions: str) -> None:
     reports = [column.report for column in columns]
     console = Output()
+    console.print(f"{conditions}\n", soft_wrap=True)
     headings = {column.label: column.label for column in columns}
     if any(column.overrides for column in columns):  # too long for a heading
         headings = {label: f"({number})" for number, label in enumerate(headings, 1)}
@@ -165,6 +203,10 @@ def _show(columns: Sequence[Column]) -> None:
     console.print(f"\npasses: {reports[0].passes}")
     for name, sentence in dict.fromkeys((report.config.name, text) for report in reports for text in report.plan.not_counted):
         console.print(f"[yellow]not counted in {name}:[/] {sentence}")
+    for label, sentence in dict.fromkeys(
+        (column.label, text) for column in columns for text in layout_problems(column.report.config)
+    ):
+        console.print(f"[yellow]cannot be built, {label}:[/] {sentence}")
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

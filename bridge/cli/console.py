@@ -53,8 +53,16 @@ def make_table(left: Sequence[str], right: Sequence[str] = (), *, title: str = "
     return table
 
 
+#: Of what ``--json`` prints (docs/json.md); a change that readers would notice raises it.
+JSON_VERSION = 1
+
+
 def print_json(value: Any) -> None:
-    """One JSON value; numbers as ``plain`` makes them."""
+    """One JSON value, each object with the ``version`` of its schema; numbers as ``plain`` makes them."""
+    if isinstance(value, dict):
+        value = {"version": JSON_VERSION, **value}
+    elif isinstance(value, list):
+        value = [{"version": JSON_VERSION, **one} if isinstance(one, dict) else one for one in value]
     print(json.dumps(value, indent=2, default=plain))
 
 

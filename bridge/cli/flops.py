@@ -13,6 +13,7 @@ from rich.table import Table
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, count, exactly, in_words, make_table, print_json, with_unit
 from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
+from bridge.config import layout_problems
 from bridge.flops import compile_plan
 from bridge.flops.formats import BASES, RECIPES
 from bridge.flops.plan import FLOPS_PER_MAC, Row
@@ -26,7 +27,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "flops",
         run,
         "count the FLOPs of a batch",
-        "Count the FLOPs of one batch: of --batch-size sequences of model.seq_length tokens each, or of exactly the sequences "
+        "Count the FLOPs of one batch: of --batch-size sequences of --sequence-length tokens each, or of exactly the sequences "
         "given by --sequence-lengths.",
     )
     options.add_model(parser)
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         _show_pipeline(console, report)
     for sentence in plan.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")
+    for sentence in layout_problems(config):
+        console.print(f"[yellow]cannot be built:[/] {sentence}")
     return 0
 
 

@@ -10,7 +10,7 @@ from operator import add
 from typing import Any
 
 from bridge.cli.console import plain
-from bridge.config import Config, data_parallel_size
+from bridge.config import Config, data_parallel_size, layout_problems
 from bridge.flops import ConfigError, Plan
 from bridge.flops.moments import Moments
 from bridge.flops.plan import Row
@@ -42,33 +42,60 @@ def make_batch(
     config: Config,
     *,
     batch_size: int | None = None,
+    sequence_length: int | None = None,
     sequence_lengths: Sequence[int] = (),
     image_patches: Sequence[int] = (),
     encoder_lengths: Sequence[int] = (),
     audio_frames: Sequence[int] = (),
     byte_patches: Sequence[int] = (),
 ) -> Batch:
-    """The batch that ``arguments.add_batch``'s options describe: one sequence of model.seq_length tokens by default.
+    """The batch that ``arguments.add_batch``'s options describe: one sequence of the model's own length by default.
 
     Equal sequences go by the rules of the public function, which knows their number, sum and squares only; lengths go
     one by one.
     """
     if batch_size and sequence_lengths:
         raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
-    size, length = batch_size or 1, config.model.seq_length
+    if sequence_length and sequence_lengths:
+        raise ConfigError("--sequence-length and --sequence-lengths exclude each other; give one of them")
+    _refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
+    size, length = batch_size or 1, sequence_length or config.model.seq_length
     if sequence_lengths or encoder_lengths or audio_frames or byte_patches:
         each = sequence_lengths or [_known(length)] * size
-        vector = plan.measure(each, image_patches, encoder_lengths, audio_frames, byte_patches)
-        return Batch(vector, len(each), sum(each), len(image_patches))
-    tokens = size * _known(length)
-    sequences = plan.measure_moments(Moments.of(size, tokens, tokens * _known(length), length))
-    return Batch(list(map(add, sequences, plan.measure((), image_patches))), size, tokens, len(image_patches))
+        measured = plan.measure(each, image_patches, encoder_lengths, audio_frames, byte_patches)
+        return Batch(measured, len(each), sum(each), len(image_patches))
+    vector = equal_sequences(plan, size, _known(length), image_patches)
+    return Batch(vector, size, size * _known(length), len(image_patches))
+
+
+def equal_sequences(plan: Plan, number: int, length: int, image_patches: Sequence[int] = ()) -> list[Number]:
+    """The vector of so many sequences of one length, by the rules of the public function."""
+    tokens = number * length
+    sequences = plan.measure_moments(Moments.of(number, tokens, tokens * length, length))
+    return list(map(add, sequences, plan.measure((), image_patches)))
 
 
 def _known(length: int | None) -> int:
     if length is None:
-        raise ConfigError("model.seq_length is not set; add model.seq_length=... or --sequence-lengths")
+        raise ConfigError("model.seq_length is not set; add model.seq_length=..., --sequence-length or --sequence-lengths")
     return length
+
+
+#: What is given by an option -> what a model must sum over for it to have an effect, and what such a model has.
+_NEEDS = {
+    "image_patches": ("images", "vision tower"),
+    "audio_frames": ("audio", "audio encoder"),
+    "byte_patches": ("byte_patches", "patches of bytes"),
+}
+
+
+def _refuse_what_has_no_effect(plan: Plan, given: Mapping[str, Sequence[int]]) -> None:
+    over = {str(statistic.over) for statistic in plan.statistics}
+    for name, lengths in given.items():
+        needed, part = _NEEDS[name]
+        if lengths and needed not in over:
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} has no effect: this model has no {part} that is priced; leave it out")
 
 
 @dataclass(frozen=True)
@@ -164,6 +191,7 @@ class Report:
             "pipeline": {**asdict(self.pipeline), "efficiency": self.pipeline.efficiency},
             "table": [{**vars(row), "share": self.share(row)} for row in self.rows],
             "not_counted": list(self.plan.not_counted),
+            "layout_problems": layout_problems(self.config),
         }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from bridge.config.sources.huggingface import HuggingFaceConfig, from_huggingface
     from bridge.config.sources.maxtext import MaxTextConfig, from_maxtext
-    from bridge.config.validation import data_parallel_size, validate, validate_layout
+    from bridge.config.validation import data_parallel_size, layout_problems, validate, validate_layout
     from bridge.flops.shapes import ConfigError
 
 _MODULES = {
@@ -40,7 +40,7 @@ _MODULES = {
     ),
     "bridge.config.sources.huggingface": ("HuggingFaceConfig", "from_huggingface"),
     "bridge.config.sources.maxtext": ("MaxTextConfig", "from_maxtext"),
-    "bridge.config.validation": ("data_parallel_size", "validate", "validate_layout"),
+    "bridge.config.validation": ("data_parallel_size", "layout_problems", "validate", "validate_layout"),
     "bridge.flops.shapes": ("ConfigError",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -65,6 +65,7 @@ __all__ = [
     "from_huggingface",
     "from_maxtext",
     "instantiate",
+    "layout_problems",
     "list_recipes",
     "load_recipe",
     "read_config",

@@ -12,11 +12,15 @@ from bridge.config.sources import maxtext
 from bridge.config.sources.huggingface import from_huggingface
 from bridge.config.sources.maxtext import from_maxtext
 
+#: Tokens of a sequence where nothing names them.
+DEFAULT_LENGTH = 4096
+
 
 def read_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     """A configuration from a Hugging Face config.json (or its folder), a YAML file of MaxText's, a recipe's path, or its name.
 
-    What only training needs is not checked.
+    What only training needs is not checked.  A file that names no length of a sequence gets ``DEFAULT_LENGTH`` tokens: its
+    ``max_position_embeddings`` is a limit.
 
     Raises:
         ConfigError: one sentence naming the file or option, its value and the remedy.
@@ -25,7 +29,14 @@ def read_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
         path /= "config.json"
     if path.suffix == ".json":
-        return with_overrides(from_huggingface(path), overrides)
+        return with_overrides(_with_length(from_huggingface(path)), overrides)
     if maxtext.recognises(path):
         return with_overrides(from_maxtext(path), overrides)
     return load_recipe(source, overrides, validate=False)
+
+
+def _with_length(config: Config) -> Config:
+    model = config.model
+    if model.seq_length is None:
+        model.seq_length = min(DEFAULT_LENGTH, model.max_position_embeddings or DEFAULT_LENGTH)
+    return config

@@ -98,6 +98,11 @@ def validate_layout(cfg: Config, world_size: int) -> None:
     _raise_first(cfg, (lambda cfg: _layout(cfg, world_size),))
 
 
+def layout_problems(cfg: Config) -> list[str]:
+    """What keeps a model from being built on its parallel layout, one sentence each; its FLOPs can be counted all the same."""
+    return [problem for rule in (_tensor_parallel, _context_parallel, _experts) for problem in rule(cfg)]
+
+
 def data_parallel_size(cfg: Config, world_size: int) -> int:
     """Model replicas: what tensor, pipeline and context parallelism leave over of the ranks."""
     parallel = cfg.parallel

@@ -9,6 +9,8 @@ from typing import Any, Union
 
 from bridge.flops import ConfigError
 
+#: The longest sequences that can be set, tokens: 10 M.
+LONGEST_LENGTH = 10 * 2**20
 #: Between the values of a multiple choice in a link; in no recipe's name.
 SEPARATOR = "~"
 

@@ -17,7 +17,7 @@ from math import lcm
 from operator import mul
 from typing import Any, Optional, TypeVar
 
-from bridge.flops import conventions, frameworks, layer_pattern, reading, transforms
+from bridge.flops import conventions, frameworks, layer_pattern, plan_view, reading, transforms
 from bridge.flops.choices import Choice
 from bridge.flops.closed_form import ClosedForm, closed_form
 from bridge.flops.formats import NOT_TOLD, Formats
@@ -500,6 +500,20 @@ class Plan:
             share = float((forward + dgrad + wgrad) / total) if total else 0.0
             rows.append(Row(*key, layers[key], forward, dgrad, wgrad, recompute, share))
         return rows
+
+    def __repr__(self) -> str:
+        return plan_view.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return plan_view.as_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with a ``version``: convention, parameters, statistics, and every matmul for one unit of its statistic."""
+        return plan_view.as_dict(self)
+
+    def to_pandas(self) -> Any:
+        """The matmuls of ``to_dict`` as a ``pandas.DataFrame``."""
+        return plan_view.as_frame(self)
 
     def parameters(self) -> dict[str, int]:
         """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""

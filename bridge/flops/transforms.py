@@ -120,6 +120,12 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 #: megatron-core's fused linear layers -> what they are made of (the targets of canonical LoRA).
 PARTS = {"linear_qkv": ("linear_q", "linear_k", "linear_v"), "linear_fc1": ("linear_fc1_gate", "linear_fc1_up")}
+#: What Hugging Face's models call the same layers, as targets of peft name them.
+HUGGING_FACE = {
+    "linear_qkv": "qkv_proj", "linear_q": "q_proj", "linear_k": "k_proj", "linear_v": "v_proj", "linear_proj": "o_proj",
+    "linear_fc1": "gate_up_proj", "linear_fc1_gate": "gate_proj", "linear_fc1_up": "up_proj", "linear_fc2": "down_proj",
+    "output_layer": "lm_head",
+}  # fmt: skip
 #: Layers that get an adapter where none are named; a model need not have all of them.
 DEFAULT_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
@@ -130,7 +136,7 @@ class Lora:
 
     Attributes:
         dim: rank.
-        target_modules: names or wildcards of the linear layers that get one.
+        target_modules: names or wildcards of the linear layers that get one, megatron-core's or Hugging Face's (``q_proj``).
         dora: the lengths of the adapted weights' rows train too (DoRA, Liu et al., arXiv:2402.09353).
         dropout: whether values are dropped before the adapters.
     """
@@ -148,9 +154,11 @@ class Lora:
             parts: what the layer is made of, if it is fused itself.
         """
         stem, _, leaf = path.rpartition(".")
+        parts = tuple(parts)
 
         def named(name: str) -> bool:
-            return matches(f"{stem}.{name}" if stem else name, self.target_modules)
+            known = [name, HUGGING_FACE.get(name), None if parts or name != "linear_fc1" else HUGGING_FACE["linear_fc1_up"]]
+            return any(matches(f"{stem}.{one}" if stem else one, self.target_modules) for one in known if one)
 
         if named(leaf) or any(leaf in names and named(whole) for whole, names in PARTS.items()):
             return (leaf,)

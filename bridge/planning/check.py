@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from bridge.config import read_config
@@ -180,13 +181,9 @@ class Check:
         """Whether the reported number of parameters is the model's, as it was rounded; None where there is none."""
         if self.reported_parameters is None:
             return None
-        return abs(self.parameters["total"] - self.reported_parameters.number) <= self._rounding
-
-    @property
-    def _rounding(self) -> Fraction:
-        assert self.reported_parameters is not None
-        exactly = self.reported_parameters.rounding <= Fraction(1, 2)
-        return Fraction(0) if exactly else self.reported_parameters.rounding
+        rounding = self.reported_parameters.rounding
+        away = abs(Fraction(self.parameters["total"]) - Fraction(self.reported_parameters.number))
+        return away <= (rounding if rounding > Fraction(1, 2) else 0)  # all digits are to be equal where all were told
 
     @property
     def verdict(self) -> str:
@@ -348,6 +345,9 @@ def check(
     lengths = _lengths(model, sequence_length, sequence_lengths)
     if devices < 1:
         raise ConfigError(f"devices={devices} must be 1 or more")
+    ranks = _ranks(config)
+    if devices > 1 and devices % prod(ranks.values()):
+        raise ConfigError(f"devices={devices} is no multiple of the {prod(ranks.values())} of one replica ({_named(ranks)})")
     peaks = _peaks(device_name, number_format, peak_flops)
     share = devices if whole_job else 1
     told = _quantity("reported", reported, ("FLOP/s", "%"))
@@ -364,7 +364,7 @@ def check(
         tuple(image_patches),
         "hardware" if recompute else "training",
         devices,
-        _ranks(config),
+        ranks,
         peaks,
         number_format,
     )
@@ -446,6 +446,10 @@ def _quantity(name: str, value: str | Quantity | None, units: Sequence[str]) -> 
         wanted = " or ".join({"FLOP/s": "800TFLOP/s", "%": "41%", "": "a number above zero"}[unit] for unit in units)
         raise ConfigError(f"{name}={short(value)} must be given as {wanted}")
     return found
+
+
+def _named(ranks: dict[str, int]) -> str:
+    return " x ".join(f"{name} {size}" for name, size in ranks.items())
 
 
 def _ranks(config: Any) -> dict[str, int]:

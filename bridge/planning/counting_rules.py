@@ -275,6 +275,11 @@ def _core_three_times(priced: Priced, flops: Number | None) -> Number | None:
     return replace(priced, passes="training").flops + 3 * priced.attention
 
 
+def _peak_of(number_format: str) -> Callable[[Case], float]:
+    """That format's peak over the run's own; 1 where either is unknown."""
+    return lambda case: case.peaks[number_format] / case.peak if case.peak and number_format in case.peaks else 1.0
+
+
 #: By name, in the order they are tried.
 RULES = {
     rule.name: rule
@@ -314,11 +319,7 @@ RULES = {
         Rule("whole_job", "the whole job's work as one device's", rate=lambda case: case.devices),
         Rule("shared_once_more", "one device's work divided by the devices", rate=lambda case: Fraction(1, case.devices)),
         Rule("sparse_peak", "held against the peak with sparsity, twice the dense one", peak=lambda case: 2),
-        *(
-            Rule(f"{name}_peak", f"held against the {name.upper()} peak",
-                 peak=lambda case, name=name: case.peaks.get(name, case.peak or 1) / (case.peak or 1))
-            for name in ("bf16", "fp8", "fp4")
-        ),
+        *(Rule(f"{name}_peak", f"held against the {name.upper()} peak", peak=_peak_of(name)) for name in ("bf16", "fp8", "fp4")),
     )
 }  # fmt: skip
 

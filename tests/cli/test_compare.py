@@ -62,18 +62,60 @@ def test_per_byte(capsys):
 def test_the_table(capsys):
     assert main(["compare", "llama3-8b", "qwen3-8b", "--bytes-per-token", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["llama3-8b", "qwen3-8b"]
+    assert lines[0] == "sequences of 4,096 tokens, the shortest of the models' own lengths (others: 8,192)"
+    assert lines[2].split() == ["llama3-8b", "qwen3-8b"]
     rows = {line[:16].strip(): line[16:].split() for line in lines}
-    assert rows["FLOPs a token"] == ["51.47", "GFLOP", "49.03", "GFLOP"]
-    assert rows["FLOPs a byte"] == ["12.87", "GFLOP", "12.26", "GFLOP"]
-    assert rows["relative"] == ["1.000", "0.953"]
+    assert rows["FLOPs a token"] == ["48.25", "GFLOP", "49.03", "GFLOP"]
+    assert rows["FLOPs a byte"] == ["12.06", "GFLOP", "12.26", "GFLOP"]
+    assert rows["relative"] == ["1.000", "1.016"]
+
+
+def test_one_length(capsys):
+    """The shortest, what is asked for, or a mark."""
+
+    def first(*words: str) -> str:
+        assert main(["compare", *words]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    def tokens(*words: str) -> list[int]:
+        return [column["tokens"] for column in answer(capsys, "compare", *words)]
+
+    both = ("llama3-8b", "qwen3-8b")
+    assert tokens(*both) == [4096, 4096]
+    assert tokens(*both, "--sequence-length", "8k") == [8192, 8192]
+    assert first(*both, "--sequence-length", "8k") == "sequences of 8,192 tokens"
+    own = ("llama3-8b", "model.seq_length=8192", "llama3-8b", "model.seq_length=2048")
+    assert tokens(*own) == [8192, 2048]
+    assert first(*own) == "UNEQUAL: sequences of 2,048 and 8,192 tokens, as asked for"
+    assert first(*both, "--sequence-lengths", "100,200") == "2 sequences, the same in every column"
+    assert first("llama3-8b", "tiny", "model.seq_length=8192") == "sequences of 8,192 tokens"
+
+
+def test_a_model_against_its_own_file(capsys, tmp_path):
+    """A limit on positions is no length."""
+    fields = {"model_type": "qwen3", "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32,
+              "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936,
+              "max_position_embeddings": 40960}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    columns = answer(capsys, "compare", "qwen3-8b", str(tmp_path))
+    assert [column["tokens"] for column in columns] == [4096, 4096]
+    assert columns[1]["relative"] == 1.0
+
+
+def test_what_cannot_be_built_is_said(capsys):
+    assert main(["compare", "llama3-8b", "llama3-8b", "parallel.tensor_model_parallel_size=3"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "cannot be built, llama3-8b parallel.tensor_model_parallel_size=3: model.num_attention_heads=32 is not divisible" in out
+    )
 
 
 def test_long_headings_are_numbered(capsys):
     assert main(["compare", "llama3-8b", "llama3-8b", "parallel.pipeline_model_parallel_size=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["(1) llama3-8b", "(2) llama3-8b parallel.pipeline_model_parallel_size=2"]
-    assert lines[3].split() == ["(1)", "(2)"]
+    assert lines[0] == "sequences of 8,192 tokens"
+    assert lines[2:4] == ["(1) llama3-8b", "(2) llama3-8b parallel.pipeline_model_parallel_size=2"]
+    assert lines[5].split() == ["(1)", "(2)"]
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,29 @@ def counted(capsys, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+def test_what_has_no_effect_is_refused_or_said(capsys):
+    assert main(["flops", "llama3-8b", "--image-patches", "1024"]) == 2
+    assert "--image-patches has no effect: this model has no vision tower" in capsys.readouterr().err
+    assert main(["flops", "llama3-8b", "parallel.tensor_model_parallel_size=3"]) == 0
+    assert "cannot be built: model.num_attention_heads=32 is not divisible" in " ".join(capsys.readouterr().out.split())
+    assert main(["flops", "llama3-8b", "--sequence-length", "2k", "--sequence-lengths", "1k"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_one_default_for_files(capsys, tmp_path):
+    """4,096 tokens, or the limit on positions where that is less."""
+    fields = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
+              "intermediate_size": 128}  # fmt: skip
+    for limit, tokens in ((131072, 4096), (512, 512)):
+        (tmp_path / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": limit}))
+        assert counted(capsys, str(tmp_path))["tokens"] == tokens
+    assert counted(capsys, str(tmp_path), "--sequence-length", "10M")["tokens"] == 10 * 2**20
+
+
 def test_llama3_8b(capsys):
     report = counted(capsys, "llama3-8b")
     assert report == {
+        "version": 1,
         "name": "llama3-8b",
         "source": "read",
         "convention": "megatron",
@@ -45,6 +65,7 @@ def test_llama3_8b(capsys):
         "pipeline": {"imbalance": 1.0, "micro_batches": 8, "bubble": 0.0, "efficiency": 1.0},
         "table": report["table"],
         "not_counted": [],
+        "layout_problems": [],
     }
     assert sum(report["components"].values()) == LLAMA3_8B_AT_8192
     # By hand: 2 FLOPs x 3 passes x 8192 tokens x 32 layers x 3 matrices of 4096 x 14336.

@@ -23,8 +23,8 @@ def plan(model: dict[str, Any] | None = None, framework: str = "megatron", **pef
     return compile_plan({"model": MODEL | (model or {}), "peft": peft}, convention="executed", framework=framework)
 
 
-def adapters(**peft: Any) -> set[str]:
-    return {term.path.partition(".adapter")[0] for term in plan(**peft).terms if ".adapter." in term.path}
+def adapters(model: dict[str, Any] | None = None, **peft: Any) -> set[str]:
+    return {term.path.partition(".adapter")[0] for term in plan(model, **peft).terms if ".adapter." in term.path}
 
 
 def test_names_paths_and_wildcards() -> None:
@@ -40,6 +40,19 @@ def test_parts_of_fused_layers_get_adapters_of_their_size() -> None:
     # A and B of queries (24 x 24), values (24 x 12) and the up half (24 x 40), in two layers.
     assert found == 2 * 3 * ((24 + 24) + (24 + 12) + (24 + 40))
     assert Lora(2, ("linear_qkv", "linear_q")).wanted("a.linear_qkv", ("linear_q", "linear_k")) == ("linear_qkv",)
+
+
+def test_names_of_hugging_face() -> None:
+    theirs = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    ours = ["linear_q", "linear_k", "linear_v", "linear_proj", "linear_fc1_gate", "linear_fc1_up", "linear_fc2", "output_layer"]
+    for one, other in zip(theirs, ours, strict=True):
+        assert adapters(dim=2, target_modules=[one]) == adapters(dim=2, target_modules=[other]) != set()
+    assert plan(dim=2, target_modules=theirs).flops([7]) == plan(dim=2, target_modules=ours).flops([7])
+    assert adapters(dim=2, target_modules=["qkv_proj"]) == adapters(dim=2, target_modules=["linear_qkv"])
+    plain = {"gated_linear_unit": False}
+    assert adapters(model=plain, dim=2, target_modules=["up_proj"]) == adapters(model=plain, dim=2, target_modules=["linear_fc1"])
+    with pytest.raises(ConfigError, match="'q_prj' matches no linear layer"):
+        plan(dim=2, target_modules=["q_prj"])
 
 
 @pytest.mark.parametrize("target", ["linear_qvk", "decoder.layers.7.*", "router"])

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from bridge.cli.console import in_words, with_unit
+from bridge.cli.priced import equal_sequences
+from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
-from bridge.explorer.controls import Choice, Choices, Slider, Values
+from bridge.explorer.controls import LONGEST_LENGTH, Choice, Choices, Slider, Values
 from bridge.explorer.sources import OWN_MODEL, Source, compiled, model_names
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops import ConfigError
@@ -26,7 +28,7 @@ CONTROLS = (
         most=8,
     ),
     Choices(key="conventions", label="Conventions", options=tuple(CONVENTIONS), default=("megatron",), buttons=True),
-    Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=131072, step=128, default=4096),
+    Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
     Choice(key="passes", label="Passes", options=("training", "forward"), default="training", buttons=True),
 )
 SECTIONS = {"": CONTROLS}
@@ -47,10 +49,11 @@ def view(source: Source, values: Values) -> View:
     """The tab's contents; ConfigError where nothing is picked or a model cannot be read."""
     entries = _entries(source, values)
     length, passes = values["length"], values["passes"]
-    flops = [entry.plan.flops([length], passes=passes) for entry in entries]
+    vectors = [equal_sequences(entry.plan, 1, length) for entry in entries]
+    flops = [entry.plan.evaluate(vector, passes) for entry, vector in zip(entries, vectors, strict=True)]
     parts: dict[str, list[Number]] = {}
     for i, entry in enumerate(entries):
-        for component, work in entry.plan.breakdown([length], passes=passes).items():
+        for component, work in entry.plan.evaluate_components(vectors[i], passes).items():
             if work:
                 parts.setdefault(component, [0] * len(entries))[i] = Fraction(work) / length
     least, most = (choose(range(len(entries)), key=lambda i: flops[i]) for choose in (min, max))

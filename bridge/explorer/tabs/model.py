@@ -8,9 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 from bridge.cli.console import in_words, with_unit
+from bridge.cli.priced import equal_sequences
 from bridge.config import Config, ConfigError, validate_layout
+from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
-from bridge.explorer.controls import Choice, Slider, Values
+from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
 from bridge.explorer.sources import Source, compiled, read
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops.conventions import CONVENTIONS
@@ -22,7 +24,7 @@ from bridge.planning.training_run import pipeline_bound
 KEY, TITLE = "model", "Model"
 INTRODUCTION = "One training step of the model above: what it costs, where the work is, and when attention takes over."
 CONTROLS = (
-    Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=131072, step=128, default=4096),
+    Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
     Slider(key="batch", label="Global batch size, sequences", minimum=1, maximum=4096, step=1, default=1),
     Choice(
         key="convention", label="Convention", options=tuple(CONVENTIONS), default="megatron", info="How the FLOPs are counted."
@@ -112,10 +114,12 @@ def devices(values: Values) -> int:
     return values["tp"] * values["pp"] * values["cp"] * values["dp"]
 
 
-def measure(plan: Plan, values: Values) -> list[int]:
-    """The statistics of one sequence and what comes with it."""
-    others = [[value] if value else [] for value in (values["patches"], values["encoder"], values["frames"])]
-    return plan.measure([values["length"]], *others)
+def measure(plan: Plan, values: Values) -> list[Number]:
+    """The statistics of one sequence and what comes with it, by the rules of `bridge flops`."""
+    patches, encoder, frames = ([value] if value else [] for value in (values["patches"], values["encoder"], values["frames"]))
+    if not encoder and not frames:
+        return equal_sequences(plan, 1, values["length"], patches)
+    return list(plan.measure([values["length"]], patches, encoder, frames))
 
 
 def stage_work(plan: Plan, config: Config, vector: Sequence[Number]) -> list[Number]:

@@ -185,7 +185,8 @@ def test_accepts_mappings_objects_files_and_folders(tmp_path: Path) -> None:
 def test_training_options_follow() -> None:
     model = from_huggingface({**QWEN3, "attention_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh"}).model
     assert (model.rotary_base, model.layernorm_epsilon, model.attention_dropout) == (1000000, 1e-6, 0.1)
-    assert (model.activation_func, model.seq_length, model.make_vocab_size_divisible_by) == ("gelu_tanh", 40960, 128)
+    assert (model.activation_func, model.make_vocab_size_divisible_by) == ("gelu_tanh", 128)
+    assert (model.max_position_embeddings, model.seq_length) == (40960, None)  # a limit is no length
     scaled = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500000.0}
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 100278}
     model = from_huggingface({"model_type": "llama", "rope_parameters": scaled, **sizes}).model
