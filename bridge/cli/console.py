@@ -57,13 +57,15 @@ def make_table(left: Sequence[str], right: Sequence[str] = (), *, title: str = "
 JSON_VERSION = 1
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, versioned: bool = True) -> None:
     """One JSON value, each object with the ``version`` of its schema; numbers as ``plain`` makes them."""
-    if isinstance(value, dict):
-        value = {"version": JSON_VERSION, **value}
-    elif isinstance(value, list):
-        value = [{"version": JSON_VERSION, **one} if isinstance(one, dict) else one for one in value]
-    print(json.dumps(value, indent=2, default=plain))
+    print(json.dumps(_with_version(value) if versioned else value, indent=2, default=plain))
+
+
+def _with_version(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_version(one) for one in value]
+    return {"version": JSON_VERSION, **value} if isinstance(value, dict) else value
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     built = workspace.build(match[1], match[2], arguments.name or workspace.NAME)
     if arguments.json:
-        print_json(workspace.spec(built))
+        print_json(workspace.spec(built), versioned=False)  # what would be sent, and nothing else
     elif arguments.dry_run:
         _show(built.name)
     else:
