@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import io
 import json
 import re
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import published_rows
 
+from bridge.cli.main import main
 from bridge.config import load_recipe
 from bridge.config.sources.huggingface_quantisation import STORED, UNLESS
 from bridge.flops import compile_plan
@@ -215,6 +218,42 @@ def job_parts() -> str:
     return table(["part", "what it is"], [[f"`{name}`", meaning] for name, meaning in JOB_PARTS.items()])
 
 
+# ---- what --json prints ----------------------------------------------------------------------------------------------
+
+#: A command of each kind; its output shows every key.
+PRINTED = {
+    "flops": "flops llama3-8b",
+    "compare": "compare llama3-8b qwen3-8b",
+    "check": "check llama3-8b --tokens-per-second 13812 --reported 800TFLOP/s --device-name H100 --parameters 8.03B",
+}
+#: Objects whose keys are the model's components or the device's number formats.
+OPEN = {"components", "formats"}
+
+
+def json_schema() -> str:
+    """The schema of what commands print, made from what they print."""
+    definitions = {}
+    for name, words in PRINTED.items():
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            main([*words.split(), "--json"])
+        definitions[name] = shape_of(json.loads(printed.getvalue()))
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
+    return f"```json\n{json.dumps(head, indent=1)}\n```"
+
+
+def shape_of(value: object, key: str = "") -> dict[str, object]:
+    """The JSON schema that a value is an example of; of null nothing is known."""
+    if isinstance(value, dict):
+        if key in OPEN:
+            return {"type": "object", "additionalProperties": {"type": "number"}}
+        properties = {name: shape_of(part, name) for name, part in value.items()}
+        return {"type": "object", "required": list(value), "properties": properties}
+    if isinstance(value, list):
+        return {"type": "array", "items": shape_of(value[0])} if value else {"type": "array"}
+    names = {bool: "boolean", int: "number", float: "number", str: "string"}
+    return {"type": names[type(value)]} if type(value) in names else {}
+
+
 # ---- other frameworks -----------------------------------------------------------------------------------------------
 
 COUNTED = ("llama3-8b", "gemma3-4b", "gpt-oss-20b", "qwen3-30b-a3b", "deepseek-v3")
@@ -314,6 +353,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         facts,
         time_parts,
         job_parts,
+        json_schema,
         counters,
         counters_by_term,
         published_summary,

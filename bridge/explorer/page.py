@@ -27,14 +27,14 @@ from bridge.explorer import html, link
 from bridge.explorer.controls import Choice, Choices, Control, Slider, Toggle, Values, accept
 from bridge.explorer.figures import Figure
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
-from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model, plan, run
+from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan, run
 from bridge.explorer.view import View
 from bridge.report.run_file import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 
 TITLE = "bridge explore"
-TABS = {tab.KEY: tab for tab in (model, compare, fine_tune, inference, plan, byte_latent, run)}
+TABS = {tab.KEY: tab for tab in (model, compare, check, fine_tune, inference, plan, byte_latent, run)}
 SHARED: tuple[Control, ...] = (
     Choice(key="model", label="Model", options=tuple(model_names()), default="llama3-8b", info="A recipe; type to search."),
     Choice(key="save", label="The camera above a plot saves", options=("png", "svg"), default="png", buttons=True),

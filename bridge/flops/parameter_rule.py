@@ -10,9 +10,7 @@ from fractions import Fraction
 
 from bridge.flops.choices import Choice
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Kind, Pass, Term
-
-_INPUT = "embedding."
+from bridge.flops.terms import Kind, Pass, Role, Term
 
 
 class Parameters(Choice):
@@ -29,19 +27,18 @@ def by_parameters(terms: Iterable[Term], which: Parameters, shape: ModelShape) -
 
     Recomputation of whole layers is taken to run everything again (8 N + 16 L H Q T).
     """
-    which = Parameters(which)
     again = Pass.RECOMPUTE if shape.recompute_granularity == "full" else Pass.NONE
+    without = Parameters(which) is Parameters.WITHOUT_EMBEDDING
+    shared = without and shape.share_embeddings_and_output_weights
     for term in terms:
         passes = term.allowed | again | (term.passes & Pass.RECOMPUTE)
         if term.kind is Kind.CORE:
             yield term.changed(passes=passes)
-        elif entries := _entries(term, which):
+            continue
+        entries = term.active_parameters
+        if without and Role.EMBEDDING in term.roles:
+            entries = 0
+        elif shared and Role.OUTPUT in term.roles:  # once, however many depths read it
+            entries, shared = entries + term.k * term.n, False
+        if entries:
             yield term.changed(k=entries, n=1, times=Fraction(1), kind=Kind.LINEAR, passes=passes)
-
-
-def _entries(term: Term, which: Parameters) -> int:
-    if which is Parameters.ALL:
-        return term.active_parameters
-    if term.path.startswith(_INPUT):
-        return 0
-    return term.active_parameters + (term.k * term.n if term.tied.startswith(_INPUT) and term.kind is Kind.LINEAR else 0)

@@ -19,7 +19,7 @@ from bridge.flops.parameter_rule import Parameters
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.reading import Model
 from bridge.flops.shapes import ConfigError, ModelShape
-from bridge.flops.terms import Kind
+from bridge.flops.terms import Kind, Role
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _all_but_embedding(priced: Priced, flops: Number | None) -> Number:
     """What the input embedding holds: tied, the output layer's weight is the embedding's too."""
     terms = priced.plan.built_terms()
     total = sum(term.parameters for term in terms)
-    looked_up = sum(term.parameters for term in terms if term.path.startswith("embedding."))
+    looked_up = sum(term.parameters for term in terms if Role.EMBEDDING in term.roles)
     return 6 * (total - looked_up) * priced.case.tokens
 
 

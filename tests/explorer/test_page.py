@@ -61,7 +61,7 @@ def test_an_error_takes_the_place_of_the_numbers(page):
 
 def test_a_cleared_number_is_an_error_and_leaves_the_link_alone(page):
     result = page.refresh(data(page, length=None, batch=4))
-    assert "Sequence length, tokens: None must be an integer from 128 to 131,072" in result[page.headlines["model"]]
+    assert "Sequence length, tokens: None must be an integer from 128 to 10,485,760" in result[page.headlines["model"]]
 
 
 def test_a_run_is_waited_for(page):

@@ -11,7 +11,7 @@ from bridge.cli.main import main
 from bridge.config import ConfigError, list_recipes, load_recipe
 from bridge.explorer.controls import accept, defaults
 from bridge.explorer.sources import OWN_MODEL, Source, Training, compiled
-from bridge.explorer.tabs import byte_latent, compare, fine_tune, inference, model, plan
+from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan
 from bridge.flops import compile_plan
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.communication import communication
@@ -44,7 +44,7 @@ def command(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("tab", [model, compare, fine_tune, inference, plan, byte_latent], ids=lambda tab: tab.KEY)
+@pytest.mark.parametrize("tab", [model, compare, check, fine_tune, inference, plan, byte_latent], ids=lambda tab: tab.KEY)
 def test_every_tab_has_as_many_figures_as_it_declares(tab):
     assert len(tab.view(LLAMA, values(tab)).figures) == tab.NUM_FIGURES
 
@@ -317,3 +317,26 @@ def test_a_layout_equals_the_api():
 def test_sizes_that_do_not_fit_together_are_told():
     with pytest.raises(ConfigError, match="devices=8 do not hold a replica of 16 ranks"):
         plan.view(LLAMA, values(plan, tp="16"))
+
+
+# ---- check --------------------------------------------------------------------------------------------------------
+
+
+def test_check_equals_the_command_line(capsys):
+    shown = check.view(LLAMA, values(check, length=8192, speed=13812.0, reported=800.0, devices=8, device="H100"))
+    said = command(capsys, "check", "llama3-8b", "--sequence-length", "8k", "--devices", "8", "--device-name", "H100",
+                   "--tokens-per-second", "13812", "--reported", "800TFLOP/s")  # fmt: skip
+    assert shown.notes == [said["verdict"]]
+    rows = {row["convention"]: row for row in shown.table.as_records() if not row["difference"]}
+    assert {name: row["ratio"] for name, row in rows.items()} == {row["name"]: row["ratio"] for row in said["conventions"]}
+    assert facts(shown)["nearest"] == pytest.approx(1, abs=2e-4)
+    by_share = check.view(LLAMA, values(check, length=8192, speed=13812.0, reported=71.85, unit="% of the peak"))
+    assert "71.85 % is what megatron counts" in by_share.notes[0]
+
+
+def test_windows_shorter_than_sequences_are_counted_as_on_the_command_line(capsys):
+    shown = model.view(Source("gemma3-4b"), values(model, length=512))
+    assert facts(shown)["flops"] == command(capsys, "flops", "gemma3-4b", "model.seq_length=512")["flops"]
+    compared = compare.view(LLAMA, values(compare, models=["gemma3-4b"], length=512))
+    said = command(capsys, "compare", "gemma3-4b", "--sequence-length", "512")
+    assert float(facts(compared)["least"]) == said[0]["flops_per_token"]

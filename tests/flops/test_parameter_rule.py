@@ -41,6 +41,8 @@ def test_without_the_input_embedding():
     assert per_token(convention=without) == 6 * (N - 10 * 4) + SQUARE
     tied = {"share_embeddings_and_output_weights": True}
     assert per_token(convention=without, **tied) == per_token(**tied) == 6 * (N - 10 * 4) + SQUARE
+    deep = tied | {"mtp_num_layers": 1}
+    assert per_token(convention=without, **deep) == per_token(**deep)
     learned = {"position_embedding_type": "learned_absolute", "max_position_embeddings": 7}
     assert per_token(**learned) == 6 * (N + 7 * 4) + SQUARE
     assert per_token(convention=without, **learned) == 6 * (N - 10 * 4) + SQUARE
