@@ -21,6 +21,5 @@ def test_the_schema_of_json_holds_the_version():
     for one in (schema["$defs"]["flops"], columns, schema["$defs"]["check"]):
         assert one["required"][0] == "version"
         assert one["properties"]["version"] == {"type": "number"}
-    assert {"flops", "flops_per_token", "convention", "parameters", "components", "stages", "not_counted"} <= set(
-        columns["required"]
-    )
+    promised = {"flops", "flops_per_token", "convention", "parameters", "components", "stages", "not_counted"}
+    assert promised <= set(columns["required"])

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "images"
 VIEWS = {
     "explore-model": ("?model=qwen3-30b-a3b&model.length=32768&model.batch=64&model.pp=4&model.dp=4&model.ep=4", 1280),
     "explore-compare": ("?tab=compare&compare.models=llama3-8b~gemma3-12b~qwen3-30b-a3b~deepseek-v3&compare.length=32768", 1280),
+    "explore-check": ("?tab=check&check.length=8192&check.speed=13812&check.reported=800", 1280),
     "explore-finetune": ("?tab=finetune&finetune.rank=32", 1280),
     "explore-inference": ("?tab=inference&inference.batch=16&inference.device=H200", 1280),
     "explore-plan": ("?tab=plan&model=llama3-70b&plan.devices=64&plan.tp=4&plan.pp=4&plan.cp=2", 1280),
