@@ -7,11 +7,13 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from bridge.config import Config
 from bridge.config import read_config as read_config
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.frameworks import FRAMEWORKS
 from bridge.flops.plan import PASSES
+from bridge.flops.reading import get
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
 from bridge.planning import quantities
 from bridge.planning.quantities import RANGE as RANGE
@@ -43,13 +45,18 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
 
 
-def add_counting(parser: Parser, convention: str = "megatron") -> None:
-    """How to count."""
-    parser.add_argument(
-        "--convention", default=convention, choices=tuple(CONVENTIONS), help=f"how to count (default {convention})"
-    )
+def add_counting(parser: Parser, convention: str | None = "megatron") -> None:
+    """How to count; None: as the recipe's callback does (``convention_of``)."""
+    default = convention or "that of the recipe's callback, else megatron"
+    parser.add_argument("--convention", default=convention, choices=tuple(CONVENTIONS), help=f"how to count (default {default})")
     parser.add_argument("--framework", choices=tuple(FRAMEWORKS),
                         help="whose layers and backward passes (default megatron; transformers for a config.json)")  # fmt: skip
+
+
+def convention_of(arguments: argparse.Namespace, config: Config) -> str:
+    """The convention that was asked for, else that of the recipe's callback, else megatron."""
+    told = (get(callback, "convention") for callback in config.callbacks)
+    return str(arguments.convention or next(filter(None, told), "megatron"))
 
 
 def add_passes(parser: Parser) -> None:

@@ -31,7 +31,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "given by --sequence-lengths.",
     )
     options.add_model(parser)
-    options.add_counting(parser)
+    options.add_counting(parser, None)
     options.add_passes(parser)
     options.add_batch(parser)
     options.add_replicas(parser)
@@ -43,13 +43,13 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.read_config(arguments.recipe, arguments.overrides)
-    model, name = read(config), arguments.device_name
+    model, name, convention = read(config), arguments.device_name, options.convention_of(arguments, config)
     formats = model.formats.named(arguments.number_format) if arguments.number_format else model.formats
-    plan = compile_plan(replace(model, formats=formats.or_on("bf16")), arguments.convention, framework=arguments.framework)
+    plan = compile_plan(replace(model, formats=formats.or_on("bf16")), convention, framework=arguments.framework)
     batch = make_batch(plan, config, **options.batch_of(arguments))
     peaks = {one: rate * 1e12 for one, rate in options.known_device(name).tflops.items()} if name else {}
     report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
-    origins = explain(config, arguments.convention, framework=arguments.framework) if arguments.explain else []
+    origins = explain(config, convention, framework=arguments.framework) if arguments.explain else []
     if arguments.json:
         values = report.as_json()
         for row, origin in zip(values["table"], origins, strict=False):

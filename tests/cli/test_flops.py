@@ -30,6 +30,12 @@ def test_what_has_no_effect_is_refused_or_said(capsys):
     assert "exclude each other" in capsys.readouterr().err
 
 
+def test_the_convention_of_the_recipes_callback(capsys):
+    assert counted(capsys, "tiny_lora")["convention"] == "exact"
+    assert counted(capsys, "tiny_lora", "--convention", "palm")["convention"] == "palm"
+    assert counted(capsys, "llama3-8b")["convention"] == "megatron"
+
+
 def test_one_default_for_files(capsys, tmp_path):
     """4,096 tokens, or the limit on positions where that is less."""
     fields = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
@@ -75,7 +81,7 @@ def test_llama3_8b(capsys):
 @pytest.mark.parametrize("source", ["llama3_8b", "recipes/llama3_8b.yaml", "recipes/models/llama3-8b.yaml"])
 def test_the_training_recipe_costs_what_its_model_costs(source, capsys, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
-    assert counted(capsys, source)["flops"] == LLAMA3_8B_AT_8192
+    assert counted(capsys, source, "--convention", "megatron")["flops"] == LLAMA3_8B_AT_8192
 
 
 @pytest.mark.parametrize(
@@ -205,7 +211,7 @@ def test_the_framework_is_a_choice(capsys):
 
 
 def test_a_step_is_a_global_batch(capsys):
-    report = counted(capsys, "llama3_8b")
+    report = counted(capsys, "llama3_8b", "--convention", "megatron")
     assert report["flops_per_step"] == 128 * report["flops_per_sample"] == 128 * LLAMA3_8B_AT_8192
 
 
@@ -219,7 +225,7 @@ def test_the_bubble_of_equal_stages(capsys):
 
 
 def test_the_pipeline_for_people(capsys):
-    assert main(["flops", "deepseek_v3", "--devices", "1024"]) == 0
+    assert main(["flops", "deepseek_v3", "--devices", "1024", "--convention", "megatron"]) == 0
     out = capsys.readouterr().out
     assert "   15  80.88 TFLOP  7.59%\n" in out
     assert "largest over mean stage 1.215; with 128 micro-batches a step at least 24.8% of the devices' time is idle" in out
