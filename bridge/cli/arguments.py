@@ -65,7 +65,8 @@ def add_passes(parser: Parser) -> None:
                         help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
 
 
-_BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", "encoder_lengths", "audio_frames", "byte_patches")
+_BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", "image_sizes", "encoder_lengths",
+          "audio_frames", "byte_patches")  # fmt: skip
 
 
 def add_batch(parser: Parser) -> None:
@@ -75,6 +76,8 @@ def add_batch(parser: Parser) -> None:
                         help="tokens of each of them, for example 8192 or 8k (default: model.seq_length)")  # fmt: skip
     parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
     parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
+    parser.add_argument("--image-size", dest="image_sizes", type=sizes, default=(), metavar="WxH,WxH,...",
+                        help="of each image in pixels instead, for towers that take images of any size")  # fmt: skip
     parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
                         help="encoder tokens that each sequence attends to (text, in diffusion models)")  # fmt: skip
     parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
@@ -163,6 +166,14 @@ def length(text: str) -> int:
 def lengths(text: str) -> tuple[int, ...]:
     """``4096,512`` or ``8k,2k``."""
     return tuple(map(length, text.split(",")))
+
+
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """``1024x768,512x512``: width and height of each image."""
+    pairs = [part.split("x") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} must be widths and heights in pixels, for example 1024x768,512x512")
+    return tuple((positive(width), positive(height)) for width, height in pairs)
 
 
 def quantity(text: str) -> Quantity:

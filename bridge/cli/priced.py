@@ -14,6 +14,7 @@ from bridge.config import Config, data_parallel_size, layout_problems
 from bridge.flops import ConfigError, Plan
 from bridge.flops.moments import Moments
 from bridge.flops.plan import Row
+from bridge.flops.reading import read_vision
 from bridge.hardware import mixed_peak
 from bridge.planning.training_run import PipelineBound, pipeline_bound
 
@@ -45,6 +46,7 @@ def make_batch(
     sequence_length: int | None = None,
     sequence_lengths: Sequence[int] = (),
     image_patches: Sequence[int] = (),
+    image_sizes: Sequence[tuple[int, int]] = (),
     encoder_lengths: Sequence[int] = (),
     audio_frames: Sequence[int] = (),
     byte_patches: Sequence[int] = (),
@@ -58,6 +60,7 @@ def make_batch(
         raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
     if sequence_length and sequence_lengths:
         raise ConfigError("--sequence-length and --sequence-lengths exclude each other; give one of them")
+    image_patches = [*image_patches, *patches_of(config, image_sizes)]
     _refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
     size, length = batch_size or 1, sequence_length or config.model.seq_length
     if sequence_lengths or encoder_lengths or audio_frames or byte_patches:
@@ -79,6 +82,19 @@ def _known(length: int | None) -> int:
     if length is None:
         raise ConfigError("model.seq_length is not set; add model.seq_length=..., --sequence-length or --sequence-lengths")
     return length
+
+
+def patches_of(config: Config, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Patches of images of so many pixels: each side is rounded to whole merged patches, as towers for any size do."""
+    vision = read_vision(config) if sizes else None
+    if not sizes:
+        return []
+    if vision is None:
+        raise ConfigError("--image-size has no effect: this model has no vision tower; leave it out")
+    if vision.spatial_merge_size < 2:
+        raise ConfigError("--image-size: this tower takes images of one size; give their patches with --image-patches")
+    side, merged = vision.patch_size * vision.spatial_merge_size, vision.spatial_merge_size**2
+    return [max(round(width / side), 1) * max(round(height / side), 1) * merged for width, height in sizes]
 
 
 #: What is given by an option -> what a model must sum over for it to have an effect, and what such a model has.

@@ -36,6 +36,18 @@ def test_the_convention_of_the_recipes_callback(capsys):
     assert counted(capsys, "llama3-8b")["convention"] == "megatron"
 
 
+def test_images_by_their_size(capsys):
+    """Patches of 14 pixels, merged two by two: 1024 x 768 are 37 x 27 merged ones."""
+    by_size = counted(capsys, "qwen2.5-vl-7b", "--image-size", "1024x768,28x28")
+    assert by_size["flops"] == counted(capsys, "qwen2.5-vl-7b", "--image-patches", f"{37 * 27 * 4},4")["flops"]
+    for words, said in (
+        (["llama3-8b", "--image-size", "28x28"], "no vision tower"),
+        (["tiny", "--image-size", "28"], "1024x768"),
+    ):
+        assert main(["flops", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_one_default_for_files(capsys, tmp_path):
     """4,096 tokens, or the limit on positions where that is less."""
     fields = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
