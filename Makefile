@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # torchrun warns where this is not set.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-all test-gpu bench bench-gpu check docs format clean
+.PHONY: train test test-all test-gpu test-versions bench bench-gpu check docs format clean
 
 train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
@@ -21,6 +21,10 @@ test: $(VENV)/test.done
 # Everything: see tests/conftest.py.
 test-all: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --all $(ARGS)
+
+# The oldest and the newest versions that resolve, in environments of their own under build/versions (some GB).
+test-versions:
+	$(PYTHON) -m tests.versions $(ARGS)
 
 # Skipped with a reason where there is no GPU.
 test-gpu: $(VENV)/test.done

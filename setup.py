@@ -25,7 +25,7 @@ setup(
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.10",
     # The recipes lie beside the package in the repository and inside it when installed.
     packages=[*find_packages(include=["bridge", "bridge.*"]), "bridge.recipes", "bridge.recipes.models"],
     package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},
@@ -36,8 +36,10 @@ setup(
         "bridge.explorer": ["*.css", "*.js"],
         "bridge.report": ["*.css", "*.js"],
     },
-    install_requires=["omegaconf>=2.4", "rich"],
+    install_requires=["omegaconf>=2.3", "rich"],  # hydra-core, and with it Megatron-Bridge, wants omegaconf below 2.4
     extras_require={
+        # The callback in a training loop that is installed already: whatever torch and Megatron it has stay.
+        "callback": ["numpy", "wandb"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "explorer": ["gradio", "plotly"],
         "dashboard": ["wandb-workspaces"],
@@ -45,7 +47,7 @@ setup(
         "mlflow": MLFLOW,
         **TRACKERS,
         "all-trackers": ["tensorboard", *MLFLOW, *(package for packages in TRACKERS.values() for package in packages)],
-        "train": ["torch==2.13.0", "megatron-core==0.16.1", "numpy", "wandb", "tokenizers", "pyarrow", "pillow", "nvidia-ml-py"],
+        "train": ["torch>=2.6", "megatron-core>=0.16", "numpy", "wandb", "tokenizers", "pyarrow", "pillow", "nvidia-ml-py"],
         "test": [
             "pytest",
             "pytest-xdist",
@@ -63,5 +65,6 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["bridge = bridge.cli.main:main"]},
+    # iproute2 ships a `bridge` too.
+    entry_points={"console_scripts": ["bridge = bridge.cli.main:main", "bridge-flops = bridge.cli.main:main"]},
 )

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if match is None:
         raise ConfigError(f"{arguments.project!r} is not of the form ENTITY/PROJECT, for example my-team/pretraining")
     if not is_installed("wandb_workspaces"):
-        raise ConfigError("`bridge dashboard` needs wandb-workspaces; pip install 'bridge-flops[dashboard]'")
+        raise ConfigError("`bridge dashboard` needs wandb-workspaces; pip install wandb-workspaces")
     from bridge.report import workspace
 
     built = workspace.build(match[1], match[2], arguments.name or workspace.NAME)

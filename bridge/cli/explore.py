@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "plotly"):
             raise
-        raise ConfigError(f"`bridge explore` needs {error.name}; pip install 'bridge-flops[explorer]'") from None
+        raise ConfigError(f"`bridge explore` needs {error.name}; pip install gradio plotly") from None
     if not arguments.password and not _is_here(arguments.host):
         logger.warning("--host %s: whoever reaches this address can look and upload; --password asks for one", arguments.host)
     serve(arguments.host, arguments.port, password=arguments.password, open_browser=arguments.open)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from importlib import metadata
 from importlib.util import find_spec
 
 from bridge.config import Config, load_recipe
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers import check_installed
 from bridge.training import exit as ending
+
+#: The oldest versions that the training loop runs on. The callback in another loop takes older ones too.
+OLDEST = {"torch": "2.6", "megatron-core": "0.16"}
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,8 +41,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _load(arguments: argparse.Namespace) -> Config:
     config = load_recipe(arguments.recipe, arguments.overrides)
-    for package in ("torch", "megatron"):
-        if find_spec(package) is None:
-            raise ConfigError(f"training needs {package}, which is not installed; pip install 'bridge-flops[train]'")
+    for package in OLDEST:
+        _check_version(package)
     check_installed(config.logger)
     return config
+
+
+def _check_version(package: str) -> None:
+    """Whether a package is there and new enough; one without a version, such as a checkout on the path, is believed."""
+    needed = OLDEST[package]
+    if find_spec(package.partition("-")[0]) is None:
+        raise ConfigError(f"training needs {package} {needed} or newer, which is not installed; pip install {package}")
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return
+    if _numbers(found) < _numbers(needed):
+        raise ConfigError(f"training needs {package} {needed} or newer, {found} is installed; pip install --upgrade {package}")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]

@@ -65,6 +65,8 @@ def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
     except OmegaConfBaseException as error:  # a broken ${reference}, or ??? left open
         raise ConfigError(f"{source}: {first_line(error)} (option {error.full_key})") from None
     assert isinstance(result, Config)
+    for problem in _chosen_problems(result):  # what a ${reference} came to
+        raise ConfigError(f"{source}: {problem}")
     _remember_written(config, merged, result)
     result.model.tensor_model_parallel_size = result.parallel.tensor_model_parallel_size
     return result
@@ -276,6 +278,25 @@ def _key_problems(values: Mapping[Any, Any], schema: type, prefix: str = "") -> 
                 yield from _key_problems(value, section, f"{option}.")
             elif value is not None or not _is_optional(hints[key]):
                 yield f"{option}={_shown(value)} must be {_in_words(hints[key])}"
+        elif not (isinstance(value, str) and "${" in value):
+            yield from _choice_problems(schema, key, option, value)
+
+
+def _chosen_problems(section: Any, prefix: str = "") -> Iterator[str]:
+    """The same of a finished configuration."""
+    for name, value in vars(section).items():
+        if dataclasses.is_dataclass(value):
+            yield from _chosen_problems(value, f"{prefix}{name}.")
+        else:
+            yield from _choice_problems(type(section), name, prefix + name, value)
+
+
+def _choice_problems(schema: type, name: str, option: str, value: Any) -> Iterator[str]:
+    item = schema.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    choices = item.metadata.get("choices", ())
+    optional = item.default is None
+    if choices and value not in choices and not (optional and value is None):
+        yield f"{option}={_shown(value)} must be one of {', '.join(choices)}{' or null' if optional else ''}"
 
 
 def _is_optional(hint: Any) -> bool:
@@ -352,8 +373,6 @@ def _in_words(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, arguments))
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, arguments))}"
     if origin is list:
         return f"a list of {_WORDS[arguments[0]][1]}" if arguments[0] in _WORDS else "a list"
     if dataclasses.is_dataclass(hint):

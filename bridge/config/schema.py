@@ -8,10 +8,15 @@ type cannot say.  ``None`` means "not set"; each doc string says what happens th
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 
 from bridge.flops.shapes import ModelShape
 from bridge.flops.transforms import DEFAULT_TARGETS
+
+
+def _one_of(*choices: str, default: Optional[str]) -> Any:
+    """An option that is one of a few texts. OmegaConf below 2.4 knows no ``Literal``: the loader holds values against these."""
+    return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(kw_only=True)
@@ -25,11 +30,11 @@ class ModelConfig(ModelShape):
     # ---- numerics -------------------------------------------------------------------------------------------------
     bf16: Optional[bool] = None
     """bfloat16 weights and activations. Unset: on CUDA yes, on a CPU no (float32)."""
-    fp8: Optional[Literal["e4m3", "hybrid"]] = None
+    fp8: Optional[str] = _one_of("e4m3", "hybrid", default=None)
     """FP8 matmuls (needs Transformer Engine). Unset: none."""
-    transformer_impl: Optional[Literal["local", "transformer_engine"]] = None
+    transformer_impl: Optional[str] = _one_of("local", "transformer_engine", default=None)
     """Layer implementation. Unset: Transformer Engine where it is installed, megatron-core's own otherwise."""
-    activation_func: Literal["silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu"] = "silu"
+    activation_func: str = _one_of("silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu", default="silu")
     """Activation of the MLP, before the gate where ``gated_linear_unit`` is on."""
     glu_linear_offset: float = 0.0
     """Added to the linear half of a gated MLP (GPT-OSS)."""
@@ -61,11 +66,11 @@ class ModelConfig(ModelShape):
     """Token that holds the place of a merged patch of an image. Needed to train a model with a vision_config."""
 
     # ---- experts --------------------------------------------------------------------------------------------------
-    moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex"] = "alltoall"
+    moe_token_dispatcher_type: str = _one_of("allgather", "alltoall", "flex", default="alltoall")
     """How tokens travel to their experts."""
     moe_grouped_gemm: bool = False
     """One grouped matmul for all local experts (needs CUDA)."""
-    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "global_aux_loss", "none"] = "aux_loss"
+    moe_router_load_balancing_type: str = _one_of("aux_loss", "seq_aux_loss", "global_aux_loss", "none", default="aux_loss")
     """How the router is kept balanced."""
     moe_expert_capacity_factor: Optional[float] = None
     """Rows an expert takes at most, over what it had if all had equally many; what is above is dropped. None: nothing is."""
@@ -77,7 +82,7 @@ class ModelConfig(ModelShape):
     """Weight of the load-balancing loss; 0 switches it off."""
     moe_z_loss_coeff: Optional[float] = None
     """Weight of the router's z-loss. Unset: none."""
-    moe_router_score_function: Literal["softmax", "sigmoid"] = "softmax"
+    moe_router_score_function: str = _one_of("softmax", "sigmoid", default="softmax")
     """What turns router logits into scores."""
     moe_router_pre_softmax: bool = False
     """Softmax before the top-k choice instead of after it."""
@@ -159,7 +164,7 @@ class PackedSequenceSpecs:
 class DataConfig:
     """Real text and how it becomes batches."""
 
-    kind: Literal["text", "instructions", "images"] = "text"
+    kind: str = _one_of("text", "instructions", "images", default="text")
     """What the samples are: ``text``, documents whose every token is predicted from those before it; ``instructions``,
     prompts with answers, packed, of which the answers alone are learned; ``images``, pictures of lines of text, each
     followed by its text, which is learned."""
@@ -169,7 +174,7 @@ class DataConfig:
     the examples."""
     tokenizer: str = "byte"
     """``byte`` (256 bytes and an end-of-document token) or the path of a ``tokenizers`` JSON file."""
-    batching: Literal["padded", "packed", "fixed"] = "padded"
+    batching: str = _one_of("padded", "packed", "fixed", default="padded")
     """``padded``: one document a sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
     back, kept apart in attention; ``fixed``: slices of the concatenated stream."""
     document_separator: Optional[str] = None
@@ -195,13 +200,13 @@ class DataConfig:
 class OptimizerConfig:
     """The optimizer and its learning-rate schedule."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: str = _one_of("adam", "sgd", default="adam")
     """``adam`` is AdamW."""
     lr: float = 3e-4
     """Peak learning rate."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    lr_decay_style: str = _one_of("constant", "linear", "cosine", "inverse-square-root", "WSD", default="cosine")
     """Shape of the decay."""
     lr_warmup_iters: int = 0
     """Steps of linear warm-up."""
@@ -241,7 +246,7 @@ class LoggerConfig:
     """W&B team or user. Unset: the account's default."""
     wandb_exp_name: Optional[str] = None
     """Name of the W&B run. Unset: the recipe's name."""
-    wandb_mode: Optional[Literal["online", "offline", "disabled"]] = None
+    wandb_mode: Optional[str] = _one_of("online", "offline", "disabled", default=None)
     """Unset: online where an account is configured, offline otherwise."""
     wandb_tags: list[str] = field(default_factory=list)
     """Tags of the W&B run."""
@@ -280,7 +285,7 @@ class CheckpointConfig:
 class PeftConfig:
     """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
 
-    kind: Literal["lora", "dora", "freeze"] = "lora"
+    kind: str = _one_of("lora", "dora", "freeze", default="lora")
     """``lora``: low-rank adapters (arXiv:2106.09685); ``dora``: the lengths of the adapted weights' rows train too
     (arXiv:2402.09353); ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
     dim: int = 8

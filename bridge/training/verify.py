@@ -150,7 +150,7 @@ def _sentences(wanted: Mapping[str, Weights], has: Mapping[str, Weights], differ
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for path in largest:
         stem = re.sub(r"(?<=layers\.)\d+", "*", path, count=1)
-        groups[stem, *_texts(plan.get(path), model.get(path))].append(path)
+        groups[(stem, *_texts(plan.get(path), model.get(path)))].append(path)
 
     def weight(item: tuple[Any, list[str]]) -> int:
         return -sum(abs(_entries(plan, path) - _entries(model, path)) for path in item[1])

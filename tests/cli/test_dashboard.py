@@ -56,4 +56,4 @@ def test_a_missing_package_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     code, _, err = said(capsys, "team/project", "--dry-run")
     assert code == 2
-    assert "pip install 'bridge-flops[dashboard]'" in err
+    assert "pip install wandb-workspaces" in err

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 import bridge
 from bridge.cli.console import in_words, with_unit
 from bridge.cli.main import commands_of, main, make_parser
+from bridge.cli.train import OLDEST
 from bridge.config import list_recipes
 
 
@@ -107,7 +110,23 @@ def test_training_says_what_it_needs():
     code = "import sys; sys.modules['torch'] = None; from bridge.cli.main import main; sys.exit(main(['train', 'tiny']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "training needs torch, which is not installed; pip install 'bridge-flops[train]'" in done.stderr
+    assert "training needs torch 2.6 or newer, which is not installed; pip install torch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "needed"), [("torch", "2.5.1+cu124", "2.6"), ("megatron-core", "0.12.0rc1", "0.16")]
+)
+def test_a_version_that_is_too_old_is_one_sentence(monkeypatch, capsys, package, found, needed):
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: found if name == package else installed(name))
+    assert main(["train", "tiny"]) == 2
+    said = f"training needs {package} {needed} or newer, {found} is installed; pip install --upgrade {package}"
+    assert capsys.readouterr().err.endswith(f"bridge: error: {said}\n")
+
+
+def test_the_oldest_versions_are_those_of_the_package():
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    assert all(f'"{package}>={version}"' in setup for package, version in OLDEST.items())
 
 
 def test_a_full_disk_is_a_run_time_error():

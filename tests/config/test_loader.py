@@ -187,6 +187,9 @@ def test_a_circle_of_bases_is_shown(write):
         ("optimizer.lr=true", "optimizer.lr=true must be a number"),
         ("parallel.sequence_parallel=maybe", 'sequence_parallel="maybe" must be true or false'),
         ("data.batching=bucketed", 'data.batching="bucketed" must be one of padded, packed, fixed'),
+        ("data.batching=null", "data.batching=null must be one of padded, packed, fixed"),
+        ("logger.wandb_mode=sideways", 'logger.wandb_mode="sideways" must be one of online, offline, disabled or null'),
+        ("optimizer.optimizer=[adam]", 'optimizer.optimizer=["adam"] must be one of adam, sgd'),
         ("train.rampup_batch_size=[1, a]", 'train.rampup_batch_size=[1, "a"] must be a list of integers or null'),
         ("train.skip_iterations=3", "train.skip_iterations=3 must be a list of integers"),
         ("peft=5", "peft=5 must be a mapping of options or null"),
@@ -201,6 +204,12 @@ def test_a_bad_override_is_named_with_its_remedy(override, words):
     assert "override" in message
     assert override in message
     assert words in message
+
+
+def test_a_choice_may_refer_to_another_and_is_held_against_its_own():
+    assert load_recipe("tiny", ["name=sgd", "optimizer.optimizer=${name}"]).optimizer.optimizer == "sgd"
+    message = rejection("tiny", "optimizer.optimizer=${model.activation_func}")
+    assert message == 'tiny: optimizer.optimizer="silu" must be one of adam, sgd'
 
 
 def test_an_unknown_key_in_a_file_is_named_with_the_file(write):

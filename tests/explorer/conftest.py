@@ -11,7 +11,7 @@ class _Skipped(pytest.Module):
     """A file of tests that is not even imported."""
 
     def collect(self):
-        pytest.skip(f"needs {' and '.join(MISSING)}; pip install 'bridge-flops[explorer]'", allow_module_level=True)
+        pytest.skip(f"needs {' and '.join(MISSING)}; pip install gradio plotly selenium", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path, parent):

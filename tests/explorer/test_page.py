@@ -215,4 +215,4 @@ def test_the_command_says_what_is_missing(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["explore"]) == 2
-    assert "pip install 'bridge-flops[explorer]'" in capsys.readouterr().err
+    assert "pip install gradio plotly" in capsys.readouterr().err

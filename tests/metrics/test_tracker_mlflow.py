@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-pytest.importorskip("mlflow", reason="pip install 'bridge-flops[mlflow]'")
+pytest.importorskip("mlflow", reason="pip install mlflow-skinny sqlalchemy alembic")
 
 from bridge.config.schema import LoggerConfig
 from bridge.metrics.trackers import open_trackers

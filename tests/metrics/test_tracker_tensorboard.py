@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("tensorboard", reason="pip install 'bridge-flops[tensorboard]'")
+pytest.importorskip("tensorboard", reason="pip install tensorboard")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as ServersAccumulator

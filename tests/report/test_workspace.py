@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-pytest.importorskip("wandb_workspaces", reason="pip install 'bridge-flops[dashboard]'")
+pytest.importorskip("wandb_workspaces", reason="pip install wandb-workspaces")
 
 from bridge.cli.main import main
 from bridge.metrics.keys import find_key

@@ -41,13 +41,13 @@ class Kind:
         option: of ``logger``; asks for it where it is set.
         open: makes it.
         package: what it imports; None: nothing.
-        extra: ours that brings the package.
+        install: what brings it and all that it needs, as `pip install` takes it.
     """
 
     option: str
     open: Callable[[Start], Tracker]
     package: Optional[str] = None
-    extra: Optional[str] = None
+    install: Optional[str] = None
 
 
 def _wandb(start: Start) -> Tracker:
@@ -80,14 +80,14 @@ def _mlflow(start: Start) -> Tracker:
 
 KINDS = (
     Kind("metrics_file", lambda start: JsonlTracker(start.options.metrics_file, step=start.step)),
-    Kind("wandb_project", _wandb, "wandb", "train"),
+    Kind("wandb_project", _wandb, "wandb", "wandb"),
     Kind(
         "tensorboard_dir",
         lambda start: TensorBoardTracker(start.options.tensorboard_dir, step=start.step, config=start.config),
         "tensorboard",
         "tensorboard",
     ),
-    Kind("mlflow_experiment", _mlflow, "mlflow", "mlflow"),
+    Kind("mlflow_experiment", _mlflow, "mlflow", "mlflow-skinny sqlalchemy alembic"),
 )
 
 
@@ -102,7 +102,7 @@ def check_installed(logger_config: Any) -> None:
         if value and kind.package and not is_installed(kind.package):
             raise ConfigError(
                 f"logger.{kind.option}={value} needs {kind.package}, which is not installed; "
-                f"pip install 'bridge-flops[{kind.extra}]', or set logger.{kind.option}=null"
+                f"pip install {kind.install}, or set logger.{kind.option}=null"
             )
     for number, spec in enumerate(getattr(logger_config, "trackers", ())):
         option = f"logger.trackers[{number}]"
