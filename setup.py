@@ -44,6 +44,8 @@ setup(
         "explorer": ["gradio", "plotly"],
         "dashboard": ["wandb-workspaces"],
         "tensorboard": ["tensorboard"],
+        # Training loops whose adapters `make test-all` runs where they are installed.
+        "loops": ["accelerate", "lightning", "trl", "deepspeed"],
         "mlflow": MLFLOW,
         **TRACKERS,
         "all-trackers": ["tensorboard", *MLFLOW, *(package for packages in TRACKERS.values() for package in packages)],

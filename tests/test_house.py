@@ -109,7 +109,7 @@ BUDGET = {
     "bridge/tracing": 900,
     "bridge/report": 1150,
     "bridge/explorer": 1800,
-    "bridge/integrations": 550,
+    "bridge/integrations": 1300,
     "bridge/cli": 1800,
 }
 

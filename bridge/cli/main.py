@@ -18,6 +18,7 @@ from bridge.cli import (
     explore,
     flops,
     inference,
+    integrations,
     ledger,
     pack,
     peak,
@@ -35,7 +36,24 @@ EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
 COMMANDS = (
-    *(train, flops, compare, check, plan, inference, ledger, explore, report, rescore, dashboard, pack, recipes, devices, peak),
+    *(
+        train,
+        flops,
+        compare,
+        check,
+        plan,
+        inference,
+        ledger,
+        explore,
+        report,
+        rescore,
+        dashboard,
+        pack,
+        recipes,
+        devices,
+        integrations,
+        peak,
+    ),
     completion,
 )
 

@@ -21,6 +21,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("source", metavar="RUN",
                         help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself: "
+                        "the job's standard output, or its offline W&B run")  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
     )
@@ -38,6 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.why:
         print(why(parts_of(found)) or _NO_PARTS)
         return 0
+    if arguments.beside is not None:
+        from bridge.report.host_log import put_beside
+
+        put_beside(found, arguments.beside)
     page = render(found)
     output = arguments.output or (source if source.is_dir() else source.parent) / "report.html"
     try:

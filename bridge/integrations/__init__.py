@@ -1,8 +1,15 @@
 """Other people's training loops: the throughput callback in them, one thin adapter a file; none imports another's framework.
 
+``catalogue``             which adapter serves which framework, with the lines to paste
+``megatron_lm``           Megatron-LM's scripts, as they are
 ``megatron_bridge``       Megatron-Bridge's ``pretrain``
 ``megatron_bridge_flops`` what Megatron-Bridge's own loop asks of its ``flop_utils``
-``megatron_lm``           a Megatron-LM training script
-``transformers_trainer``  Hugging Face's ``Trainer``
+``transformers_trainer``  Hugging Face's ``Trainer``, and TRL's
+``accelerate_loop``       a loop around accelerate's ``Accelerator``
+``deepspeed_engine``      DeepSpeed's engine
 ``lightning_trainer``     Lightning's ``Trainer``
+``composer_trainer``      Composer's ``Trainer``
+``verl_flops``            verl's counter
+``plain``                 a loop of one's own
+and what they share: ``wrapping`` (events of a loop that has none), ``sidecar`` (totals beside Megatron's checkpoints)
 """

@@ -4,34 +4,48 @@
 
     throughput = ThroughputCallback(log_interval=10)
     pretrain(config, observed(forward_step, throughput), callbacks=[throughput])
+
+Two things that its events do not tell are read off the loop's own functions: that a checkpoint begins (its event comes after
+the checkpoint, or later still where saving is asynchronous), and that it is about to exit early, which closes W&B without an
+event of the end.  Totals are kept beside its checkpoints.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from bridge.flops import ConfigError
-from bridge.training.callbacks import ThroughputCallback
+from bridge.integrations import sidecar
+from bridge.integrations.wrapping import wrap
+from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
-try:
-    from megatron.core.utils import unwrap_model
-except ImportError as error:
-    raise ImportError("bridge.integrations.megatron_bridge needs megatron-core: pip install megatron-core") from error
+#: Where Megatron-Bridge's loop is, and who else has its name.
+_LOOP, _CALLER = "megatron.bridge.training.train", "megatron.bridge.training.pretrain"
+_WATCHING = "_bridge_throughput"
 
 
 def observed(forward_step: Callable[..., Any], throughput: ThroughputCallback) -> Callable[..., Any]:
     """The same forward step, its micro-batches counted as it takes them.
 
     Args:
-        forward_step: with parameters named ``data_iterator`` and ``model``, in any place, as megatron-core's schedules call it.
+        forward_step: with parameters named ``data_iterator`` and ``model``, in any place, as megatron-core's schedules call it;
+            a partial of one will do.
         throughput: what counts. Under virtual pipelining each chunk takes every micro-batch: those of the first one count.
 
     Raises:
         ConfigError: ``forward_step`` has no such parameters.
     """
+    wrapped = counted(forward_step, throughput)
+    _watch(throughput)
+    return wrapped
+
+
+def counted(forward_step: Callable[..., Any], throughput: ThroughputCallback) -> Callable[..., Any]:
+    """The forward step alone, for loops whose events come from elsewhere."""
     signature = inspect.signature(forward_step)
     if not {"data_iterator", "model"} <= set(signature.parameters):
         raise ConfigError(f"forward_step{signature} needs parameters data_iterator and model to be observed; rename its own")
@@ -39,8 +53,64 @@ def observed(forward_step: Callable[..., Any], throughput: ThroughputCallback) -
     @functools.wraps(forward_step)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        if getattr(unwrap_model(bound.arguments["model"]), "vp_stage", None) in (None, 0):
+        if _stage(bound.arguments["model"]) in (None, 0):
             bound.arguments["data_iterator"] = throughput.observe(bound.arguments["data_iterator"])
         return forward_step(*bound.args, **bound.kwargs)
 
     return wrapped
+
+
+def _stage(model: Any) -> Any:
+    """Which chunk of a virtual pipeline this is, under whatever wrappers; None: there is one."""
+    while not hasattr(model, "vp_stage") and hasattr(model, "module"):
+        model = model.module
+    return getattr(model, "vp_stage", None)
+
+
+# ---- what its events do not tell ----------------------------------------------------------------------------------------
+
+
+def _watch(throughput: ThroughputCallback) -> None:
+    """Be told where the loop begins, saves and exits; the last callback that asked is told."""
+    loop = sys.modules.get(_LOOP)
+    if loop is None:  # a loop of another kind
+        return
+    if not hasattr(loop, _WATCHING):
+        for module in (loop, sys.modules.get(_CALLER)):
+            if module is not None:
+                wrap(module, "train", _begins)
+        wrap(loop, "save_checkpoint_and_time", _saves)
+        wrap(loop, "checkpoint_and_decide_exit", _decides)
+    setattr(loop, _WATCHING, throughput)
+
+
+def _watching() -> ThroughputCallback:
+    return getattr(sys.modules[_LOOP], _WATCHING)
+
+
+def _begins(train: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    state = arguments["global_state"]
+    checkpoint, step = state.cfg.checkpoint, state.train_state.step
+    if step and checkpoint.load:
+        sidecar.load(_watching(), checkpoint.load, step)
+    return train()
+
+
+def _saves(save: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    throughput, state = _watching(), arguments["state"]
+    throughput.on_checkpoint_save(_context(arguments))
+    result = save()
+    if not arguments.get("non_persistent_ckpt"):
+        sidecar.save(throughput, state.cfg.checkpoint.save, state.train_state.step)
+    return result
+
+
+def _decides(decide: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    exits = decide()
+    if exits:  # on all ranks; W&B is closed next
+        _watching().on_train_end(_context(arguments))
+    return exits
+
+
+def _context(arguments: dict[str, Any]) -> CallbackContext:
+    return CallbackContext(state=arguments["state"], model=arguments["model"])

@@ -1,92 +1,183 @@
-"""Megatron-LM: it has no callbacks, so the events are read off the forward step that ``pretrain`` is given.
+"""Megatron-LM: it has no callbacks, so its loop's own functions tell of the events.
 
-::
+Without a change of anybody's script::
 
-    with ThroughputForwardStep(forward_step, ThroughputCallback("exact", metrics_file="metrics.jsonl")) as observed_step:
-        pretrain(train_valid_test_datasets_provider, model_provider, model_type, observed_step)
+    torchrun ... -m bridge.integrations.megatron_lm pretrain_gpt.py <its flags> --bridge-convention exact
 
-A step begins with the first micro-batch of an iteration and ends when something else begins: the next iteration, an
-evaluation, the end.  Time for a checkpoint therefore counts where no evaluation precedes it, and whether a step was
-skipped is not known.
+or in a script of one's own, before ``pretrain``::
+
+    attach(ThroughputCallback("exact"))
+
+Either way the functions that ``megatron.training.training`` calls by name run inside ours.  They are there from core 0.16 to
+0.20, on all ranks, with arguments in another order now and then, which are therefore taken by name.  The order of its calls::
+
+    train
+        for each iteration:
+            train_step, training_log
+            now and then:  evaluate_and_print_results
+            checkpoint_and_decide_exit, in it now and then:  save_checkpoint_and_time, in it save_checkpoint
+        where it exits early: finishes W&B, SystemExit
+    save_checkpoint, where the last iteration was not saved
+    evaluate_and_print_results (validation, test), finishes W&B
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import runpy
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, Optional
 
-from megatron.core import parallel_state
-
-from bridge.integrations.megatron_bridge import observed
-from bridge.metrics.host import Host
-from bridge.metrics.trackers import AttachedWandb, Trackers
+from bridge.flops import conventions
+from bridge.integrations import sidecar
+from bridge.integrations.megatron_bridge import counted
+from bridge.integrations.wrapping import wrap
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
-try:
-    from megatron.training import get_args, get_wandb_writer
-except ImportError as error:
-    raise ImportError("bridge.integrations.megatron_lm needs Megatron-LM: put its repository on PYTHONPATH") from error
+_Call = Callable[[], Any]
+_Arguments = dict[str, Any]
 
 
-class ThroughputForwardStep:
-    """A forward step for ``pretrain`` that counts its micro-batches and reports every ``args.log_interval`` iterations.
+def attach(throughput: Optional[ThroughputCallback] = None) -> None:
+    """Count what ``pretrain`` trains on from now on; rows go to Megatron-LM's W&B run every ``log_interval`` iterations.
 
     Args:
-        forward_step: Megatron-LM's, ``forward_step(data_iterator, model)``.
-        throughput: what counts; rows go to Megatron-LM's W&B run and to its ``metrics_file``.
+        throughput: what counts; None: made from the flags ``--bridge-*``, which Megatron-LM's parser then has.
 
-    Leave the ``with`` block on all ranks together: the last row is summed there.
+    Raises:
+        ImportError: Megatron-LM is not on the path.
     """
+    training = _module("training")
+    events = _Events(throughput, _module("global_vars"))
+    if throughput is None:
+        wrap(_module("arguments"), "add_megatron_arguments", lambda call, arguments: _add_flags(call()))
+    for name in ("train", "train_step", "training_log", "evaluate_and_print_results", "save_checkpoint_and_time",
+                 "save_checkpoint", "checkpoint_and_decide_exit"):  # fmt: skip
+        wrap(training, name, getattr(events, name))
 
-    def __init__(self, forward_step: Callable[..., Any], throughput: ThroughputCallback) -> None:
-        functools.update_wrapper(self, forward_step)
-        self.throughput = throughput
-        self._forward_step = observed(forward_step, throughput)
+
+class _Events:
+    """One job's, each named as the function that it is read off."""
+
+    def __init__(self, given: Optional[ThroughputCallback], variables: ModuleType) -> None:
+        self._given, self._variables = given, variables
+        self._throughput = given or ThroughputCallback()
         self._context: Optional[CallbackContext] = None
-        self._iteration: Optional[int] = None
-        """The iteration whose micro-batches are running; None outside of one."""
+        """Of the training that runs; None outside of one."""
+        self._trained = False
 
-    def __call__(self, data_iterator: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if model.training:
-            self._enter_iteration(model)
-        elif self._context is not None:
-            self._leave_iteration()
-            self.throughput.on_eval_start(self._context)
-        else:
-            return self.__wrapped__(data_iterator, model, *args, **kwargs)  # type: ignore[attr-defined]  # before training
-        return self._forward_step(data_iterator, model, *args, **kwargs)
+    def train(self, call: _Call, arguments: _Arguments) -> Any:
+        args = self._variables.get_args()
+        self._throughput = throughput = self._given or _from_flags(args)
+        try:
+            arguments["forward_step_func"] = counted(arguments["forward_step_func"], throughput)
+            self._context = self._open(args, arguments["model"])
+            if args.load and args.iteration:
+                sidecar.load(throughput, args.load, args.iteration)
+            throughput.on_train_start(self._context)
+            self._trained = True
+        except Exception as error:  # training goes on without numbers
+            throughput.fail(error)
+        result = call()
+        self._end()
+        return result
 
-    def __enter__(self) -> ThroughputForwardStep:
-        return self
+    def _open(self, args: Any, model: Any) -> CallbackContext:
+        cfg = SimpleNamespace(model=args, train=args, logger=SimpleNamespace(log_interval=args.log_interval))
+        self._progress = SimpleNamespace(step=args.iteration)
+        wandb = self._variables.get_wandb_writer()
+        state = SimpleNamespace(cfg=cfg, train_state=self._progress, wandb_logger=wandb)
+        return CallbackContext(state=state, model=model)
 
-    def __exit__(self, kind: Optional[type[BaseException]], *_: Any) -> None:
-        if self._context is not None and kind in (None, SystemExit):  # not after a failure: other ranks may not come
-            self._leave_iteration()
-            self.throughput.on_train_end(self._context)
-
-    def _enter_iteration(self, model: Any) -> None:
-        args = get_args()
-        if args.curr_iteration == self._iteration:
-            return
+    def train_step(self, call: _Call, arguments: _Arguments) -> Any:
         if self._context is None:
-            run = getattr(get_wandb_writer(), "run", None)
-            # In a pipeline this is one chunk of several, and the other stages are not at their start.
-            alone = parallel_state.get_pipeline_model_parallel_world_size() == 1
-            host = Host(
-                config=args,
-                step=lambda: args.curr_iteration,
-                log_interval=args.log_interval,
-                trackers=Trackers([AttachedWandb(run)] if run else []),
-                model=[model] if alone else None,
-            )
-            self._context = CallbackContext(state=host, model=host.model)  # type: ignore[arg-type]
-        self._leave_iteration()
-        self._iteration = args.curr_iteration
-        self.throughput.on_eval_end(self._context)
-        self.throughput.on_train_step_start(self._context)
+            return call()
+        self._progress.step = getattr(self._variables.get_args(), "curr_iteration", self._progress.step)
+        self._throughput.on_train_step_start(self._context)
+        result = call()
+        if isinstance(result, tuple) and result[3:4] == (True,):  # a result that could not be reproduced: W&B is closed next
+            self._end()
+        return result
 
-    def _leave_iteration(self) -> None:
-        if self._iteration is not None and self._context is not None:
-            self.throughput.on_train_step_end(self._context)
-            self._iteration = None
+    def training_log(self, call: _Call, arguments: _Arguments) -> Any:
+        if self._context is not None:
+            self._context.skipped_iter = bool(arguments.get("skipped_iter"))
+            # Ahead of the loop's own numbers: W&B closes its row of the iteration before, which ours may join.
+            self._throughput.on_train_step_end(self._context)
+        return call()
+
+    def evaluate_and_print_results(self, call: _Call, arguments: _Arguments) -> Any:
+        if self._context is None:
+            return call()
+        self._throughput.on_eval_start(self._context)
+        try:
+            return call()
+        finally:
+            self._throughput.on_eval_end(self._context)
+
+    def save_checkpoint_and_time(self, call: _Call, arguments: _Arguments) -> Any:
+        if self._context is not None:
+            self._throughput.on_checkpoint_save(self._context)
+        return call()
+
+    def save_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+        result = call()
+        if self._trained and not arguments.get("non_persistent_ckpt"):
+            sidecar.save(self._throughput, self._variables.get_args().save, arguments["iteration"])
+        return result
+
+    def checkpoint_and_decide_exit(self, call: _Call, arguments: _Arguments) -> Any:
+        exits = call()
+        if exits:  # on all ranks; W&B is closed next, and then SystemExit
+            self._end()
+        return exits
+
+    def _end(self) -> None:
+        if self._context is not None:
+            self._throughput.on_train_end(self._context)
+            self._context = None
+
+
+# ---- without a change of the script --------------------------------------------------------------------------------------
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Run a training script of Megatron-LM with its flags and ours."""
+    sys.argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.argv or not Path(sys.argv[0]).is_file():
+        given = sys.argv[0] if sys.argv else "nothing"
+        raise SystemExit(
+            f"bridge: error: {given} is no file; give Megatron-LM's pretrain_gpt.py or a script like it, then its flags"
+        )
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
+    attach()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _add_flags(parser: ArgumentParser) -> ArgumentParser:
+    group = parser.add_argument_group("bridge", "exact FLOPs and MFU")
+    group.add_argument("--bridge-convention", choices=sorted(conventions.CONVENTIONS), default="megatron",
+                       help="how FLOPs are counted")  # fmt: skip
+    group.add_argument("--bridge-metrics-file", metavar="FILE", help="JSON lines, one object per log point")
+    group.add_argument("--bridge-peak-flops", type=float, metavar="FLOP/S", help="dense peak of one device (default: the table)")
+    return parser
+
+
+def _from_flags(args: Any) -> ThroughputCallback:
+    return ThroughputCallback(args.bridge_convention, metrics_file=args.bridge_metrics_file, peak_flops=args.bridge_peak_flops)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return __import__(f"megatron.training.{name}", fromlist=[name])
+    except ModuleNotFoundError as error:
+        if error.name not in ("megatron", "megatron.training", f"megatron.training.{name}"):
+            raise
+        raise ImportError("bridge.integrations.megatron_lm needs Megatron-LM: put its repository on PYTHONPATH") from error
+
+
+if __name__ == "__main__":
+    main()

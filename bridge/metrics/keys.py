@@ -175,7 +175,13 @@ JOB = (
     Key("goodput/mean_time_to_recover", "s", "from the last sign of life to the next step"),
 )
 
-KEYS = (*THROUGHPUT, *TRAINING, *JOB)
+#: What a report shows beside these, of a loop that prints rates of its own.
+HOST = (
+    Key("host/tflops/device", "TFLOP/s", "as Megatron-LM or Megatron-Bridge prints it"),
+    Key("host/step_time", "s", "as Megatron-LM or Megatron-Bridge prints it"),
+)
+
+KEYS = (*THROUGHPUT, *TRAINING, *JOB, *HOST)
 _BY_NAME = {key.name: key for key in KEYS}
 
 

@@ -72,11 +72,14 @@ SECTIONS = (
         (
             Panel(
                 "FLOP/s of a device",
-                ("throughput/tflops/device", "throughput/tflops/device_nominal", "throughput/tflops/device_6nd"),
+                (*(f"throughput/tflops/device{suffix}" for suffix in ("", "_nominal", "_6nd")), "host/tflops/device"),
             ),
             Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
             Panel("Tokens a second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
-            Panel("Time of a step", ("throughput/step_time", "throughput/step_time/median", "throughput/step_time/p95")),
+            Panel(
+                "Time of a step",
+                ("throughput/step_time", "throughput/step_time/median", "throughput/step_time/p95", "host/step_time"),
+            ),
         ),
     ),
     Section(
@@ -165,6 +168,8 @@ _LABELS = {
     "throughput/tflops/device_nominal": "as if nothing were dropped",
     "throughput/step_time": "mean",
     "throughput/tflops/device_6nd": "as 6ND would claim",
+    "host/tflops/device": "as Megatron prints it",
+    "host/step_time": "as Megatron prints it",
     "throughput/tokens_per_sec": "whole job",
     "throughput/device/tokens_per_sec": "a device",
     "throughput/padding_fraction": "padding",

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "python3 -m venv": "tests/test_packaging.py makes environments",
     "apt-get install": "changes the machine",
     ".venv/bin/pre-commit install": "writes into .git",
+    "torchrun --nproc-per-node 8 -m bridge.integrations.megatron_lm": "tests/integrations/test_two_ranks.py, with a double",
     ".": "activates the environment",
     "cd": "a place",
     "source": "activates the environment",
@@ -151,4 +152,4 @@ def test_python_of_these_tests() -> None:
     """`bridge` in a shell is the program that was run above."""
     scripts = importlib.metadata.entry_points(group="console_scripts", name="bridge")
     assert {script.load() for script in scripts} == {main}
-    assert sys.version_info >= (3, 11)
+    assert sys.version_info >= (3, 10)

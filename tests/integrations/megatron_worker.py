@@ -1,35 +1,32 @@
-"""One rank of the Megatron loops: Megatron-Bridge's own ``train``, and a loop that calls the forward step as Megatron-LM does.
+"""One rank of the Megatron loops: Megatron-Bridge's own ``train``, and Megatron-LM's by its double.
 
 The model, its wrapper and its optimizer are megatron-core's, on the CPU and gloo.
 """
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 import types
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 import documented
 import torch
 from megatron.core import num_microbatches_calculator, rerun_state_machine
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_fed import EVALUATED, MICRO_BATCHES, MODEL, ROWS, STEPS, lengths
 
 from bridge.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from bridge.integrations import megatron_lm as adapter
 from bridge.training.callbacks import ThroughputCallback
 from bridge.training.initialize import Launch, initialize, leave_groups
 from bridge.training.model import build_model
 from bridge.training.optimizer import build_optimizer, build_scheduler
 from bridge.training.step import _connect
 
-#: Stands for Megatron-LM's module of this name, which is there where its repository is on the path.
-MEGATRON_TRAINING = types.ModuleType("megatron.training")
-MEGATRON_TRAINING.get_args = lambda: MEGATRON_TRAINING.args
-MEGATRON_TRAINING.get_wandb_writer = lambda: None
-sys.modules["megatron.training"] = MEGATRON_TRAINING
+HERE = Path(__file__).parent
 
 
 def batches(rows: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
@@ -76,6 +73,11 @@ class Job:
         """One iterator, or one a chunk of the model."""
         iterators = [rerun_state_machine.RerunDataIterator(batches(rows)) for _ in self.model]
         return iterators if len(self.model) > 1 else iterators[0]
+
+    def datasets(self, iteration: int) -> tuple[Any, Any, Any]:
+        """Training data from an iteration on, what is held out, and a test set."""
+        rows = lengths(self.groups.data_rank)
+        return self.data(rows[iteration * MICRO_BATCHES :]), self.data(rows), self.data(rows)
 
     def end(self) -> None:
         leave_groups()
@@ -156,62 +158,56 @@ def megatron_bridge(**layout: int) -> dict[str, Any]:
     return {"latest": throughput.latest, "verified": throughput.verified.facts, "steps": state.train_state.step}
 
 
-def megatron_lm_misread(**layout: int) -> dict[str, Any]:
+def megatron_lm_misread(folder: Path) -> dict[str, Any]:
     """The same decoder beside arguments that describe an encoder and a decoder."""
-    encoder = {"model_type": types.SimpleNamespace(name="encoder_and_decoder"), "encoder_num_layers": MODEL["num_layers"]}
-    return megatron_lm(encoder, **layout)
+    encoder = {"model_type": types.SimpleNamespace(name="encoder_and_decoder")}
+    return _megatron_lm(Job(), folder / "misread.jsonl", ["--train-iters", "1"], encoder)
 
 
-def megatron_lm(misread: Optional[dict[str, Any]] = None, **layout: int) -> dict[str, Any]:
-    """A loop that does what Megatron-LM's ``pretrain`` does with the forward step; iteration 3 is evaluated."""
-    job = Job(**layout)
-    args = Namespace(**{**vars(megatron_lm_args()), **(misread or {})})
-    MEGATRON_TRAINING.args = args
-    data, held_out = job.data(lengths(job.groups.data_rank)), job.data(lengths(job.groups.data_rank))
-    forward_backward_func = get_forward_backward_func()
-
-    def run(forward_step_func: Any, data_iterator: Any, *, forward_only: bool) -> None:
-        forward_backward_func(
-            forward_step_func=forward_step_func,
-            data_iterator=data_iterator,
-            model=job.model,
-            num_microbatches=num_microbatches_calculator.get_num_microbatches(),
-            seq_length=args.seq_length,
-            micro_batch_size=args.micro_batch_size,
-            decoder_seq_length=args.seq_length,
-            forward_only=forward_only,
-        )
-
-    def pretrain(datasets_provider: Any, model_provider: Any, model_type: Any, forward_step_func: Any) -> None:
-        set_training(job.model, True)
-        for iteration in range(args.iteration, args.train_iters):
-            args.curr_iteration = iteration
-            for chunk in job.model:
-                chunk.zero_grad_buffer()
-            job.optimizer.zero_grad()
-            run(forward_step_func, data, forward_only=False)
-            job.optimizer.step()
-            if iteration + 1 == EVALUATED:
-                set_training(job.model, False)
-                with torch.no_grad():
-                    run(forward_step_func, held_out, forward_only=True)
-                set_training(job.model, True)
-
-    names = {
-        "pretrain": pretrain,
-        "forward_step": forward_step,
-        "train_valid_test_datasets_provider": None,
-        "model_provider": None,
-        "ModelType": types.SimpleNamespace(encoder_or_decoder=1),
+def megatron_lm(folder: Path) -> dict[str, Any]:
+    """Jobs of Megatron-LM's by its double: what the callback reported of each, its calls in their order."""
+    save, steps, wandb = (
+        str(folder / "checkpoints"),
+        ["--train-iters", str(STEPS)],
+        ["--wandb-save-dir", str(folder / "wandb_lm")],
+    )
+    ends = [*steps, "--save", save, "--save-interval", "2", "--eval-interval", str(EVALUATED), *wandb]
+    forgetful = folder / "forgetful"
+    forgetful.mkdir(exist_ok=True)
+    (forgetful / "latest_checkpointed_iteration.txt").write_text("3")
+    pipeline = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    return {
+        "exits": _megatron_lm(Job(), folder / "exits.jsonl", [*ends, "--exit-interval", "3", "--tensorboard-dir", save]),
+        "goes on": _megatron_lm(Job(), folder / "goes_on.jsonl", [*ends, "--load", save], old=False),
+        "forgets": _megatron_lm(Job(), folder / "forgets.jsonl", [*steps, "--load", str(forgetful)]),
+        "pipeline": _megatron_lm(Job(**pipeline), folder / "pipeline.jsonl", [*steps, "--iterations-to-skip", "1"], old=False),
     }
-    throughput: ThroughputCallback = documented.run("Megatron-LM", names)["throughput"]
+
+
+def _megatron_lm(
+    job: Job, rows: Path, flags: list[str], more: Optional[dict[str, Any]] = None, *, old: bool = True
+) -> dict[str, Any]:
+    """``python -m bridge.integrations.megatron_lm pretrain_double.py FLAGS``, in this process."""
+    spec = importlib.util.spec_from_file_location("megatron.training.training", HERE / "megatron_lm_double.py")
+    double = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(double)
+    double.OLD, double.JOB = old, job
+    job.args = lambda: Namespace(**{**vars(megatron_lm_args()), **(more or {})})
+    double.install(double)
+    made: list[ThroughputCallback] = []
+    kept = adapter._from_flags
+    adapter._from_flags = lambda args: made.append(kept(args)) or made[-1]
+    options = ["--log-interval", "2", "--bridge-convention", "exact", "--bridge-metrics-file", str(rows)]
+    code = None
+    try:
+        adapter.main([str(HERE / "pretrain_double.py"), *flags, *options])
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        adapter._from_flags = kept
     job.end()
-    return {"latest": throughput.latest, "verified": throughput.verified.facts}
-
-
-def set_training(model: list[Any], mode: bool) -> None:
-    for chunk in model:
-        chunk.train(mode)
+    (throughput,) = made
+    return {"latest": throughput.latest, "verified": throughput.verified.facts, "calls": double.CALLS, "code": code}
 
 
 def megatron_lm_args() -> Namespace:

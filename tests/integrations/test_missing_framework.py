@@ -2,13 +2,10 @@
 
 import importlib
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 ADAPTERS = {
-    "megatron_bridge": ("megatron.core.utils", "pip install megatron-core"),
-    "megatron_lm": ("megatron.training", "put its repository on PYTHONPATH"),
     "transformers_trainer": ("transformers", "pip install transformers"),
     "lightning_trainer": ("lightning.pytorch", "pip install lightning"),
 }
@@ -17,9 +14,17 @@ ADAPTERS = {
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_importing_an_adapter_without_its_framework(adapter, monkeypatch):
     missing, remedy = ADAPTERS[adapter]
-    if adapter == "megatron_lm":  # it builds upon the other adapter, whose framework takes seconds to import
-        monkeypatch.setitem(sys.modules, "bridge.integrations.megatron_bridge", SimpleNamespace(observed=None))
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, f"bridge.integrations.{adapter}", raising=False)
     with pytest.raises(ImportError, match=f"bridge.integrations.{adapter} needs .*: {remedy}"):
         importlib.import_module(f"bridge.integrations.{adapter}")
+
+
+def test_megatron_lm_is_looked_for_where_it_is_needed(monkeypatch):
+    adapter = importlib.import_module("bridge.integrations.megatron_lm")
+    monkeypatch.setitem(sys.modules, "megatron.training", None)
+    with pytest.raises(ImportError, match="bridge.integrations.megatron_lm needs Megatron-LM: put its repository on PYTHONPATH"):
+        adapter.attach()
+    for argv, named in (([], "nothing"), (["no_such_script.py"], "no_such_script.py")):
+        with pytest.raises(SystemExit, match=f"bridge: error: {named} is no file; give Megatron-LM's pretrain_gpt.py"):
+            adapter.main(argv)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import tiny_llama
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
+from bridge.report.runs import open_run
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -39,10 +41,12 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def total(replicas: int, steps: int = fed.STEPS) -> int:
-    """FLOPs of the first steps, length by length."""
+def total(replicas: int, steps: int | Iterable[int] = fed.STEPS) -> int:
+    """FLOPs of the first steps, or of these, length by length."""
     plan = compile_plan(fed.MODEL, "exact")
-    rows = [row for replica in range(replicas) for row in fed.lengths(replica)[: steps * fed.MICRO_BATCHES]]
+    chosen = range(steps) if isinstance(steps, int) else steps
+    ours = [slice(step * fed.MICRO_BATCHES, (step + 1) * fed.MICRO_BATCHES) for step in chosen]
+    rows = [row for replica in range(replicas) for part in ours for row in fed.lengths(replica)[part]]
     return sum(plan.flops([length]) for row in rows for length in row)
 
 
@@ -55,28 +59,74 @@ def test_megatron_bridges_own_loop(ranks, layout, replicas):
         assert result["latest"]["throughput/total_flops"] == total(replicas)
 
 
-@pytest.mark.parametrize(("layout", "replicas"), [(0, 2), (1, 1)], ids=["data parallel", "virtual pipeline"])
-def test_a_megatron_lm_loop(ranks, layout, replicas):
+SAVED_AND_LEFT = {  # core 0.16 until --exit-interval 3, core 0.19 from its checkpoint on
+    "exits": ["log 1", "log 2", "save 2", "log 3", "evaluate iteration 3", "save 3", "wandb.finish"],
+    "goes on": ["log 4", "save 4", "log 5", "save 5", *(f"evaluate iteration 5 on {name} set" for name in ("validation", "test")),
+                "wandb.finish"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("job", "steps"), [("exits", (2, 3)), ("goes on", (4, 5))])
+def test_a_job_of_megatron_lm_and_the_one_that_goes_on_from_it(ranks, folder, job, steps):
+    """The last row is in a file and in the W&B run whatever ends the job, and totals are those of both jobs."""
+    for number, rank in enumerate(ranks):
+        result = rank["megatron_lm"][job]
+        assert [call for call in result["calls"] if number or call != "wandb.finish"] == [
+            call for call in SAVED_AND_LEFT[job] if number or call != "wandb.finish"
+        ]
+        assert result["code"] == (0 if job == "exits" else None)
+        assert result["latest"]["throughput/total_flops"] == total(2, steps[-1])
+        assert result["verified"] == {"verified": "parameters", "verified_details": []}
+    expected = {step: total(2, step) for step in steps}
+    assert flops_by_step(rows_of(folder / f"{job.replace(' ', '_')}.jsonl")) == expected
+    runs = sorted((folder / "wandb_lm").glob("wandb/offline-run-*/run-*.wandb"))
+    assert flops_by_step(open_run(runs[job == "goes on"]).rows) == expected
+
+
+def test_totals_lie_beside_megatron_lms_checkpoints(folder):
+    written = {path.parent.name: json.loads(path.read_text()) for path in (folder / "checkpoints").glob("iter_*/throughput.json")}
+    assert {name: (state["total_flops"], state["complete"]) for name, state in written.items()} == {
+        f"iter_{step:07d}": (total(2, step), True) for step in (2, 3, 4, 5)
+    }
+
+
+def test_a_checkpoint_without_totals_makes_them_lower_bounds(ranks):
     for rank in ranks:
-        latest = rank["megatron_lm"][layout]["latest"]
-        assert latest["step"] == fed.STEPS
-        assert latest["throughput/total_flops"] == total(replicas)
+        latest = rank["megatron_lm"]["forgets"]["latest"]
+        assert (latest["step"], latest["throughput/incomplete"]) == (5, 1)
+        assert latest["throughput/total_flops"] == total(2, (3, 4))
+
+
+def test_steps_that_megatron_lm_skips_are_not_counted(ranks, folder):
+    """In a virtual pipeline: ``--iterations-to-skip 1`` draws the batches of the second and trains on none of them."""
+    for rank in ranks:
+        assert rank["megatron_lm"]["pipeline"]["latest"]["throughput/total_flops"] == total(1, (0, 2, 3, 4))
+    facts = json.loads((folder / "pipeline.summary.json").read_text())
+    assert facts["pipeline_model_parallel_size"] == facts["virtual_pipeline_model_parallel_size"] == 2
+    assert facts["formula_inputs"]["padded_vocab_size"] == fed.MODEL["vocab_size"]
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def flops_by_step(rows: Iterable[dict[str, Any]]) -> dict[int, int]:
+    return {row["step"]: row["throughput/total_flops"] for row in rows}
 
 
 def test_the_built_model_is_held_against_what_is_priced(ranks):
-    """Megatron-LM's first layout, and Megatron-Bridge's both; in a pipeline Megatron-LM's forward step sees one stage of it."""
+    """In Megatron-Bridge's layouts and in a pipeline of Megatron-LM's."""
     equal = {"verified": "parameters", "verified_details": []}
-    not_seen = {"verified": "no", "verified_details": ["not compared: no model was given"]}
     for rank in ranks:
-        assert [result["verified"] for result in rank["megatron_lm"]] == [equal, not_seen]
-        assert all(result["verified"] == equal for result in rank.get("megatron_bridge", []))
+        results = [*rank.get("megatron_bridge", []), rank["megatron_lm"]["pipeline"]]
+        assert all(result["verified"] == equal for result in results)
 
 
 def test_arguments_that_are_read_as_another_model_are_found_out_at_the_start(ranks):
     """An encoder of as many layers, and a decoder that attends to it, where a decoder alone was built."""
     layer = 32 * (32 + 2 * 16) + 32 * 32 + 3 * 32 * 48 + 2 * 32
     for rank in ranks:
-        (result,) = rank["megatron_lm_misread"]
+        result = rank["megatron_lm_misread"]
         assert result["verified"] == {
             "verified": "no",
             "verified_details": [
@@ -88,14 +138,14 @@ def test_arguments_that_are_read_as_another_model_are_found_out_at_the_start(ran
         assert result["latest"]["throughput/doubtful"] == 1
 
 
-def test_rows_of_megatron_lm_follow_its_log_interval(folder):
-    """The last layout's file; iteration 3 was evaluated, on as many micro-batches as a step has."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 4, 5]
-    assert [row["throughput/total_flops"] for row in rows] == [total(1, steps) for steps in (2, 4, 5)]
-    facts = json.loads((folder / "metrics.summary.json").read_text())
-    assert facts["pipeline_model_parallel_size"] == facts["virtual_pipeline_model_parallel_size"] == 2
-    assert facts["formula_inputs"]["padded_vocab_size"] == fed.MODEL["vocab_size"]
+def test_a_loop_around_accelerate(ranks):
+    plan = compile_plan(from_huggingface({"model_type": "llama", **tiny_llama.CONFIG}), "exact")
+    seen = [rank["accelerate"]["seen"] for rank in ranks]
+    assert seen[0] != seen[1]
+    expected = sum(plan.flops([length]) for rank in seen for batch in rank for length in batch)
+    for rank in ranks:
+        latest = rank["accelerate"]["latest"]
+        assert (latest["step"], latest["throughput/total_flops"]) == (5, expected)
 
 
 def test_the_trainer_in_data_parallel(ranks, folder):

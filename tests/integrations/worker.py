@@ -19,8 +19,6 @@ from bridge.training.initialize import prepare_libraries
 
 MEGATRON = {
     "megatron_bridge": ({}, {"pipeline_model_parallel_size": 2}),
-    "megatron_lm_misread": ({},),
-    "megatron_lm": ({}, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
 }
 
 
@@ -60,12 +58,35 @@ def trainer(folder: Path) -> dict[str, Any]:
     return {"latest": names["throughput"].throughput.latest, "seen": seen}
 
 
+def accelerate_loop() -> dict[str, Any]:
+    """A loop around accelerate's Accelerator, data parallel, two micro-batches a step."""
+    import accelerate
+    import documented
+    import tiny_llama
+
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2)
+    texts = tiny_llama.texts(20, seed=dist.get_rank())
+    batches = [tiny_llama.collate(texts[first : first + 2]) for first in range(0, len(texts), 2)]
+    model = tiny_llama.model()
+    names = {"accelerator": accelerator, "model": model, "loader": None, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    names = documented.run("accelerate", names)
+    model, optimizer = names["model"], names["optimizer"]
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    accelerator.free_memory()
+    names["throughput"].end()
+    return {"latest": names["throughput"].latest, "seen": [tiny_llama.lengths(batch) for batch in batches]}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
     dist.init_process_group("gloo")
     os.chdir(folder)
-    results = {"trainer": trainer(folder)}
+    results = {"trainer": trainer(folder), "accelerate": accelerate_loop()}
     prepare_libraries()
     import megatron_bridge_stubs
     import megatron_worker
@@ -74,6 +95,8 @@ def main(folder: Path) -> None:
         if loop == "megatron_bridge" and megatron_bridge_stubs.root() is None:
             continue
         results[loop] = [getattr(megatron_worker, loop)(**layout) for layout in layouts]
+    results["megatron_lm"] = megatron_worker.megatron_lm(folder)
+    results["megatron_lm_misread"] = megatron_worker.megatron_lm_misread(folder)
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

@@ -1,0 +1,88 @@
+"""Composer: a ``Callback`` for its ``Trainer``.
+
+::
+
+    throughput = ThroughputComposerCallback(config, convention="exact")
+    Trainer(model=model, train_dataloader=loader, callbacks=[throughput], ...).fit()
+
+Counted is the batch of the device, before Composer cuts it into micro-batches.  Rows go to the Trainer's loggers, totals to
+its checkpoints.  The last row comes at the end of ``fit``, ahead of the last evaluation and of the loggers' end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge.integrations.plain import Throughput
+
+try:
+    from composer import Callback, Logger, State
+except ImportError as error:
+    raise ImportError("bridge.integrations.composer_trainer needs Composer: pip install mosaicml") from error
+
+#: Number formats by Composer's names of precisions.
+_FORMATS = {"amp_bf16": "bf16", "amp_fp16": "fp16", "amp_fp8": "fp8", "bf16": "bf16", "fp32": "fp32"}
+
+
+class ThroughputComposerCallback(Callback):
+    """Exact FLOPs, MFU and token rates in the Trainer's loggers.
+
+    Args:
+        config: prices the model, see :func:`bridge.flops.compile_plan`.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`.
+    """
+
+    def __init__(self, config: Any, **options: Any) -> None:
+        self._config, self._options = config, options
+        self._saved: Mapping[str, Any] = {}
+        self.throughput = Throughput(None, config, **options)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        number_format = _FORMATS.get(str(getattr(state.precision, "value", state.precision)))
+        model, options = state.model, self._options
+        self.throughput = Throughput(model, self._config, number_format=number_format, trackers=[_Logger(logger)], **options)
+        if self._saved:
+            self.throughput.load_state_dict(self._saved)
+        self.throughput.steps = int(state.timestamp.batch)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self.throughput.enter()
+        self.throughput.count(state.batch)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.throughput.leave()
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self.throughput.pause()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self.throughput.resume()
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self.throughput.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals up to now; Composer asks all ranks for it when it saves."""
+        self.throughput.settle()
+        return self.throughput.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._saved = state
+
+
+class _Logger:
+    """The Trainer's loggers as a tracker."""
+
+    def __init__(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._logger.log_metrics(dict(metrics), step=step)
+
+    def summary(self, facts: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def how_to_look(self) -> list[str]:
+        return []

@@ -1,0 +1,204 @@
+"""A loop of your own: two lines in it, or one where model and optimizer are torch's.
+
+::
+
+    throughput = Throughput(model, convention="exact")
+    for batches in data:
+        with throughput.step():                 # one optimizer step
+            for batch in batches:
+                throughput.count(batch)         # one micro-batch
+                ...
+    throughput.end()
+
+or, since a model can be seen to be called and an optimizer to step::
+
+    throughput = Throughput(model, convention="exact").watch(optimizer)
+    ...
+    throughput.end()
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import torch
+
+from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
+from bridge.training.callbacks import CallbackContext, ThroughputCallback
+
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 10
+_NOTHING_YET = CallbackContext(state=None, model=[])
+
+
+class Throughput:
+    """Exact FLOPs, MFU and token rates of a loop of any form.
+
+    Args:
+        model: what is trained, a module of torch; None: ``config`` alone is known of it.
+        config: prices the model, see :func:`bridge.flops.compile_plan`; None: it is read from a model of transformers.
+        number_format: of most matmuls, ``bf16`` for example; None: that of the model's weights.
+        wandb: a W&B run, or the module, that rows are added to; it is not finished here.
+        trackers: further places for rows.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is 10 steps if unset.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        config: Any = None,
+        *,
+        number_format: Optional[str] = None,
+        wandb: Any = None,
+        trackers: Sequence[Tracker] = (),
+        **options: Any,
+    ) -> None:
+        self.callback = ThroughputCallback(**{"log_interval": LOG_INTERVAL, **options})
+        self.steps = 0
+        """Completed optimizer steps of all jobs."""
+        self._model, self._config, self._number_format = model, config, number_format
+        self._trackers = [*trackers, *([AttachedWandb(wandb)] if wandb is not None else [])]
+        self._context: Optional[CallbackContext] = None
+        self._inside = False
+        self._hooks: list[Any] = []
+
+    @property
+    def latest(self) -> Mapping[str, Any]:
+        """The newest row; empty before the first."""
+        return self.callback.latest
+
+    # ---- a step -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One optimizer step, with all of its micro-batches; on every rank."""
+        self.enter()
+        yield
+        self.leave()
+
+    def count(self, batch: Any) -> None:
+        """One training micro-batch of this rank, in any form that :mod:`bridge.metrics.batch_lengths` knows."""
+        self.callback.count(batch)
+
+    def observe(self, data: Any) -> Any:
+        """A loader or an iterator whose batches are counted as they are taken, instead of ``count``."""
+        return self.callback.observe(data)
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> Throughput:
+        """Instead of ``step`` and ``count``: what the model is called with while it trains, and each step of its optimizer.
+
+        Calls without gradients, or in evaluation mode, are not counted.
+        """
+        self.see_calls()
+        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self.leave()))
+        return self
+
+    def see_calls(self) -> None:
+        """Count what the model is called with while it trains; a step begins with the first call."""
+        self._hooks.append(self._model.register_forward_pre_hook(self._see, with_kwargs=True))
+
+    @torch.compiler.disable
+    def _see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training and torch.is_grad_enabled():
+            self.enter()
+            self.count(kwargs or args[0])
+
+    def enter(self) -> None:
+        """A step begins, if none has begun."""
+        if self._context is None:
+            self._context = self._start()
+        if not self._inside:
+            self.callback.on_train_step_start(self._context)
+        self._inside = True
+
+    def leave(self) -> None:
+        """The optimizer has stepped."""
+        if self._context is not None and self._inside:
+            self.steps += 1
+            self._inside = False
+            self.callback.on_train_step_end(self._context)
+
+    def _start(self) -> CallbackContext:
+        state = SimpleNamespace(
+            cfg=self._config if self._config is not None else _read(self._model),
+            train_state=_Progress(self),
+            number_format=self._number_format or _format(self._model),
+            trackers=Trackers(self._trackers),
+        )
+        context = CallbackContext(state=state, model=None if self._model is None else [self._model])  # type: ignore[arg-type]
+        self.callback.on_train_start(context)
+        return context
+
+    # ---- what is no step --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Neither its time nor its batches count."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
+    def pause(self) -> None:
+        """An evaluation begins."""
+        self.callback.on_eval_start(self._context or _NOTHING_YET)
+
+    def resume(self) -> None:
+        """It is over."""
+        self.callback.on_eval_end(self._context or _NOTHING_YET)
+
+    def end(self) -> None:
+        """The last row; on every rank, before trackers are closed and process groups destroyed."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._context is not None:
+            self.callback.on_train_end(self._context)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Totals include every step up to now; on every rank, before ``state_dict`` is read on one of them."""
+        if self._context is not None:
+            self.callback.on_checkpoint_save(self._context)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and totals: plain integers and strings."""
+        return {"steps": self.steps, "totals": self.callback.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; before the first step."""
+        self.steps = int(state["steps"])
+        self.callback.load_state_dict(state["totals"])
+
+
+def _read(model: Any) -> Any:
+    """The configuration of a model of transformers; without a ``model`` where it cannot be read."""
+    from bridge.config.sources.huggingface_model import from_huggingface_model
+
+    try:
+        return from_huggingface_model(model)
+    except Exception as error:  # any module may be trained
+        logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s; give config=", error)
+        return SimpleNamespace(model=None)
+
+
+def _format(model: Any) -> Optional[str]:
+    weight = next(iter(model.parameters()), None) if model is not None else None
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(getattr(weight, "dtype", None))  # type: ignore[arg-type]
+
+
+class _Progress:
+    """A loop's completed steps, by the name that the callback asks for."""
+
+    def __init__(self, loop: Throughput) -> None:
+        self._loop = loop
+
+    @property
+    def step(self) -> int:
+        return self._loop.steps

@@ -1,0 +1,78 @@
+"""Totals beside the checkpoints of Megatron's loops, which have no place for the state of a callback.
+
+A small JSON file, ``iter_0000100/throughput.json``, in the folder of each checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from bridge.training.callbacks import ThroughputCallback
+
+logger = logging.getLogger(__name__)
+
+NAME = "throughput.json"
+#: What is known of the steps before a checkpoint that says nothing of them: there were some.
+_SOMETHING_WAS_DONE: dict[str, Any] = {
+    "convention": None,
+    "statistics": {},
+    "carried_flops": 0,
+    "carried_tokens": 0,
+    "total_flops": None,
+    "total_tokens": None,
+    "complete": False,
+    "failed": False,
+}
+
+
+def save(throughput: ThroughputCallback, folder: Any, step: int) -> None:
+    """Write the totals up to ``step``, on the first rank; a folder that cannot be written is one warning."""
+    if _rank() != 0:
+        return
+    path = _path(folder, step)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        being_written = path.with_suffix(".tmp")
+        being_written.write_text(json.dumps(throughput.state_dict()), encoding="utf-8")
+        os.replace(being_written, path)
+    except OSError as error:
+        logger.warning("the totals of throughput are not kept beside the checkpoint: %s", error)
+
+
+def load(throughput: ThroughputCallback, folder: Any, step: int) -> None:
+    """Go on from the totals of the checkpoint of ``step``, which the first rank reads for all. Every rank comes here.
+
+    Without them totals are lower bounds from here on, and every row says so.
+    """
+    found = _read(_path(folder, step)) if _rank() == 0 else None
+    if dist.is_initialized():
+        shared = [found]
+        dist.broadcast_object_list(shared, src=0)
+        found = shared[0]
+    throughput.load_state_dict(found or _SOMETHING_WAS_DONE)
+
+
+def _path(folder: Any, step: int) -> Path:
+    return Path(folder) / f"iter_{step:07d}" / NAME
+
+
+def _read(path: Path) -> Any:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(state, dict) and _SOMETHING_WAS_DONE.keys() <= state.keys():
+            return state
+        problem = "it holds no totals"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    logger.warning("totals of throughput begin anew and are lower bounds, since %s cannot be read: %s", path, problem)
+    return None
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

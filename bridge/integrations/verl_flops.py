@@ -1,0 +1,72 @@
+"""verl: a counter with the interface of its ``FlopsCounter``, which its trainers ask for FLOP/s and peak.
+
+::
+
+    from bridge.integrations.verl_flops import FlopsCounter
+
+    self.flops_counter = FlopsCounter(model.config)                 # instead of verl.utils.flops_counter.FlopsCounter
+    achieved, peak = self.flops_counter.estimate_flops(batch_seqlens, delta_time)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+from bridge.config import from_huggingface
+from bridge.flops import compile_plan
+from bridge.hardware import peak_flops
+
+_TERA = 1e12
+
+
+class FlopsCounter:
+    """Counts each sequence by its own length, windows, experts and adapters included.
+
+    Args:
+        config: of a model of transformers, or anything that can be priced.
+        convention: how FLOPs are counted.
+        peak: dense peak of one device in FLOP/s; None: that of ``device_name`` from the table of devices.
+        device_name: None: the GPU of this process.
+        number_format: of the peak.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        convention: str = "exact",
+        *,
+        peak: Optional[float] = None,
+        device_name: Optional[str] = None,
+        number_format: str = "bf16",
+    ) -> None:
+        described = from_huggingface(config) if hasattr(config, "model_type") or isinstance(config, dict) else config
+        self.plan = compile_plan(described, convention)
+        self._peak = peak
+        self._device_name, self._number_format = device_name, number_format
+
+    def estimate_flops(self, batch_seqlens: Sequence[int], delta_time: float, **_: Any) -> tuple[float, float]:
+        """What was done, and what one device could do.
+
+        Args:
+            batch_seqlens: tokens of every sequence that was trained on, over all ranks.
+            delta_time: seconds that it took.
+
+        Returns:
+            (TFLOP/s of all ranks together, peak of one device in TFLOP/s). The peak is infinite where the device is not known,
+            so that no utilisation is made up: it is 0.
+        """
+        peak = self._peak or self._find_peak()
+        achieved = float(self.plan.flops(batch_seqlens)) / delta_time / _TERA
+        return achieved, peak / _TERA if peak else float("inf")
+
+    def _find_peak(self) -> Optional[float]:
+        name = self._device_name or _gpu()
+        self._peak = peak_flops(name, self._number_format) if name else None
+        return self._peak
+
+
+def _gpu() -> Optional[str]:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,30 @@
+"""Events of a loop that has none: functions of its module, run inside ours from now on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+#: Gets what is left to do, and the arguments by name, whatever order a version has them in; may change them.
+Around = Callable[[Callable[[], Any], dict[str, Any]], Any]
+
+
+def wrap(module: ModuleType, name: str, around: Around) -> None:
+    """Put ``around`` around a function that the module itself looks up by its name when it calls it.
+
+    Raises:
+        AttributeError: the module has no such function.
+    """
+    original = getattr(module, name)
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return around(lambda: original(*bound.args, **bound.kwargs), bound.arguments)
+
+    setattr(module, name, wrapped)

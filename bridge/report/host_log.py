@@ -1,0 +1,75 @@
+"""What Megatron-LM and Megatron-Bridge say of their own speed, from a finished job's log, to stand beside what was counted.
+
+Read are lines of the standard output, ``iteration  10/ 100 | ... | elapsed time per iteration (ms): 812.3 | throughput per GPU
+(TFLOP/s/GPU): 401.2 |``, and offline W&B runs, where Megatron-LM logs ``throughput`` and Megatron-Bridge
+``throughput/tflops/device``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bridge.flops import ConfigError
+from bridge.report.run_file import Run
+from bridge.report.runs import open_run
+
+FLOPS, STEP_TIME = "host/tflops/device", "host/step_time"
+
+_ITERATION = re.compile(r"\biteration\s+(\d+)/\s*\d+ \|")
+_NUMBER = r"\s*([0-9.]+(?:[eE][+-]?\d+)?)"
+_FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
+    FLOPS: (re.compile(r"throughput per GPU \(TFLOP/s/GPU\):" + _NUMBER), lambda rate: rate),
+    STEP_TIME: (re.compile(r"elapsed time per iteration \(ms\):" + _NUMBER), lambda milliseconds: milliseconds / 1e3),
+}
+#: The same in a W&B run that is theirs; the first that is there.
+_LOGGED = ("throughput", "throughput/tflops/device")
+
+
+def put_beside(run: Run, log: Path) -> None:
+    """Add their rates to the rows of a run, step by step, under names that say whose they are.
+
+    Raises:
+        ConfigError: there is no such file, or nothing of the kind in it.
+    """
+    found = _read(log)
+    if not found:
+        raise ConfigError(
+            f"--beside {log} holds no rates of a Megatron loop; name its standard output, of a job with --log-throughput, or its "
+            "offline W&B run"
+        )
+    rows = {row["step"]: row for row in run.rows}
+    for step, values in found.items():
+        rows.setdefault(step, {"step": step}).update(values)
+    run.rows = [rows[step] for step in sorted(rows)]
+
+
+def _read(log: Path) -> dict[int, dict[str, float]]:
+    if log.is_dir() or log.suffix == ".wandb":
+        return dict(_logged(open_run(log)))
+    try:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            return dict(_printed(lines))
+    except OSError as error:
+        raise ConfigError(f"--beside {log} cannot be read: {error.strerror}") from None
+
+
+def _printed(lines: Any) -> Iterator[tuple[int, dict[str, float]]]:
+    for line in lines:
+        if match := _ITERATION.search(line):
+            values = {
+                name: convert(float(found[1]))
+                for name, (pattern, convert) in _FIELDS.items()
+                if (found := pattern.search(line)) is not None
+            }
+            if values:
+                yield int(match[1]), values
+
+
+def _logged(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
+    key = next((key for key in _LOGGED if key in run.names()), None)
+    for row in run.rows:
+        if key in row:
+            yield int(row["step"]), {FLOPS: float(row[key])}
