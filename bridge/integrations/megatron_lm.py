@@ -28,13 +28,15 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, Optional
 
 from bridge.flops import conventions
 from bridge.integrations import sidecar
 from bridge.integrations.megatron_bridge import counted
 from bridge.integrations.wrapping import wrap
+from bridge.metrics.host import Host
+from bridge.metrics.trackers import AttachedWandb, Trackers
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 _Call = Callable[[], Any]
@@ -68,6 +70,8 @@ class _Events:
         self._context: Optional[CallbackContext] = None
         """Of the training that runs; None outside of one."""
         self._trained = False
+        self._step = 0
+        """Completed iterations, those that were skipped too."""
 
     def train(self, call: _Call, arguments: _Arguments) -> Any:
         args = self._variables.get_args()
@@ -81,21 +85,33 @@ class _Events:
             self._trained = True
         except Exception as error:  # training goes on without numbers
             throughput.fail(error)
-        result = call()
+        try:
+            result = call()
+        except BaseException:  # after an orderly exit nothing is left to do; else other ranks may not come
+            if self._context is not None:
+                throughput.abandon(self._context)
+                self._context = None
+            raise
         self._end()
         return result
 
     def _open(self, args: Any, model: Any) -> CallbackContext:
-        cfg = SimpleNamespace(model=args, train=args, logger=SimpleNamespace(log_interval=args.log_interval))
-        self._progress = SimpleNamespace(step=args.iteration)
+        self._step = args.iteration
         wandb = self._variables.get_wandb_writer()
-        state = SimpleNamespace(cfg=cfg, train_state=self._progress, wandb_logger=wandb)
-        return CallbackContext(state=state, model=model)
+        host = Host(
+            config=args,
+            step=lambda: self._step,
+            log_interval=args.log_interval,
+            trackers=Trackers([AttachedWandb(wandb)] if wandb else []),
+            model=model,
+            train=args,
+        )
+        return CallbackContext(state=host, model=model)
 
     def train_step(self, call: _Call, arguments: _Arguments) -> Any:
         if self._context is None:
             return call()
-        self._progress.step = getattr(self._variables.get_args(), "curr_iteration", self._progress.step)
+        self._step = getattr(self._variables.get_args(), "curr_iteration", self._step)
         self._throughput.on_train_step_start(self._context)
         result = call()
         if isinstance(result, tuple) and result[3:4] == (True,):  # a result that could not be reproduced: W&B is closed next

@@ -22,18 +22,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
-import torch.distributed as dist
 
-from bridge.metrics.trackers import AttachedWandb, JsonlTracker, Tracker, Trackers
+from bridge.metrics.host import Host
+from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 logger = logging.getLogger(__name__)
 
-LOG_INTERVAL = 10
 _NOTHING_YET = CallbackContext(state=None, model=[])
 
 
@@ -45,7 +43,6 @@ class Throughput:
         config: prices the model, see :func:`bridge.flops.compile_plan`; None: it is read from a model of transformers.
         number_format: of most matmuls, ``bf16`` for example; None: that of the model's weights.
         wandb: a W&B run, or the module, that rows are added to; it is not finished here.
-        metrics_file: JSON lines, written by the last rank.
         trackers: further places for rows.
         options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is 10 steps if unset.
     """
@@ -57,16 +54,14 @@ class Throughput:
         *,
         number_format: Optional[str] = None,
         wandb: Any = None,
-        metrics_file: Optional[str] = None,
         trackers: Sequence[Tracker] = (),
         **options: Any,
     ) -> None:
-        self.callback = ThroughputCallback(**{"log_interval": LOG_INTERVAL, **options})
+        self.callback = ThroughputCallback(**options)
         self.steps = 0
         """Completed optimizer steps of all jobs."""
         self._model, self._config, self._number_format = model, config, number_format
-        self._theirs = [*trackers, *([AttachedWandb(wandb)] if wandb is not None else [])]
-        self._metrics_file, self._trackers = metrics_file, Trackers()
+        self._trackers = Trackers([*trackers, *([AttachedWandb(wandb)] if wandb is not None else [])])
         self._context: Optional[CallbackContext] = None
         self._inside = False
         self._hooks: list[Any] = []
@@ -128,15 +123,14 @@ class Throughput:
             self.callback.on_train_step_end(self._context)
 
     def _start(self) -> CallbackContext:
-        ours = [JsonlTracker(self._metrics_file, step=self.steps)] if self._metrics_file and _is_last() else []
-        self._trackers = Trackers([*self._theirs, *ours])
-        state = SimpleNamespace(
-            cfg=self._config if self._config is not None else _read(self._model),
-            train_state=_Progress(self),
-            number_format=self._number_format or _format(self._model),
+        host = Host(
+            config=self._config if self._config is not None else _read(self._model),
+            step=lambda: self.steps,
             trackers=self._trackers,
+            number_format=self._number_format or _format(self._model),
+            model=None if self._model is None else [self._model],
         )
-        context = CallbackContext(state=state, model=None if self._model is None else [self._model])  # type: ignore[arg-type]
+        context = CallbackContext(state=host, model=host.model)  # type: ignore[arg-type]
         self.callback.on_train_start(context)
         return context
 
@@ -165,7 +159,6 @@ class Throughput:
             hook.remove()
         if self._context is not None:
             self.callback.on_train_end(self._context)
-            self._trackers.close()
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -185,31 +178,16 @@ class Throughput:
 
 
 def _read(model: Any) -> Any:
-    """The configuration of a model of transformers; without a ``model`` where it cannot be read."""
+    """The configuration of a model of transformers; None where it cannot be read."""
     from bridge.config.sources.huggingface_model import from_huggingface_model
 
     try:
         return from_huggingface_model(model)
     except Exception as error:  # any module may be trained
         logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s; give config=", error)
-        return SimpleNamespace(model=None)
+        return None
 
 
 def _format(model: Any) -> Optional[str]:
     weight = next(iter(model.parameters()), None) if model is not None else None
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(getattr(weight, "dtype", None))  # type: ignore[arg-type]
-
-
-def _is_last() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
-
-
-class _Progress:
-    """A loop's completed steps, by the name that the callback asks for."""
-
-    def __init__(self, loop: Throughput) -> None:
-        self._loop = loop
-
-    @property
-    def step(self) -> int:
-        return self._loop.steps

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.flops import ConfigError
-from bridge.report.run_file import Run
-from bridge.report.runs import open_run
+from bridge.report.run_file import Row, Run, read_run
 
 FLOPS, STEP_TIME = "host/tflops/device", "host/step_time"
 
+_OURS = "bridge/"
 _ITERATION = re.compile(r"\biteration\s+(\d+)/\s*\d+ \|")
 _NUMBER = r"\s*([0-9.]+(?:[eE][+-]?\d+)?)"
 _FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
@@ -46,9 +46,27 @@ def put_beside(run: Run, log: Path) -> None:
     run.rows = [rows[step] for step in sorted(rows)]
 
 
+def tell_apart(run: Run) -> None:
+    """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
+    if not any(_OURS + "step" in row for row in run.rows):
+        return
+    rows: dict[float, Row] = {}
+    for row in run.rows:
+        ours = {key.removeprefix(_OURS): value for key, value in row.items() if key.startswith(_OURS)}
+        theirs = {key: value for key, value in row.items() if not key.startswith((_OURS, "throughput"))}
+        if (key := next((key for key in _LOGGED if key in row), None)) is not None:
+            theirs[FLOPS] = row[key]
+        for values in (theirs, ours):
+            if "step" in values:
+                rows.setdefault(values["step"], {}).update(values)
+    run.rows = [rows[step] for step in sorted(rows)]
+    run.facts |= {key.removeprefix(_OURS): value for key, value in run.facts.items() if key.startswith(_OURS)}
+
+
 def _read(log: Path) -> dict[int, dict[str, float]]:
     if log.is_dir() or log.suffix == ".wandb":
-        return dict(_logged(open_run(log)))
+        file = log if log.is_file() else next(iter(sorted(log.rglob("run-*.wandb"))), log)
+        return dict(_logged(read_run(file, bounded=False)))
     try:
         with log.open(encoding="utf-8", errors="replace") as lines:
             return dict(_printed(lines))

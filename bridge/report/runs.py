@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bridge.flops import ConfigError
 from bridge.metrics.trackers.jsonl import FILE_NAME, summary_path
+from bridge.report.host_log import tell_apart
 from bridge.report.run_file import Run, parse, read_run
 
 
@@ -23,6 +24,7 @@ def open_run(path: str | Path) -> Run:
     run = read_run(files[0], bounded=False)
     for file in files[1:]:
         _continue(run, read_run(file, bounded=False))
+    tell_apart(run)
     summary = summary_path(files[0])
     if not run.facts and summary.is_file():
         facts = parse(summary.read_bytes())

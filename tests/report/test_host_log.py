@@ -8,7 +8,7 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.flops import ConfigError
-from bridge.report.host_log import put_beside
+from bridge.report.host_log import put_beside, tell_apart
 from bridge.report.run_file import Run
 from bridge.report.runs import open_run
 
@@ -53,6 +53,22 @@ def test_their_wandb_run(tmp_path, key):
     run = Run("metrics.jsonl", rows=[{"step": 10, "throughput/tflops/device": 380.0}])
     put_beside(run, file)
     assert run.rows == [{"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2}]
+
+
+@pytest.mark.parametrize("key", ["throughput", "throughput/tflops/device"])
+def test_a_wandb_run_of_theirs_that_ours_are_in(tmp_path, key):
+    """Their numbers are not taken for ours, nor ours for theirs; steps are each one's own."""
+    rows = [
+        {"step": 10, key: 588.0, "lm loss": 3.0},
+        {"step": 11, key: 590.0, "bridge/step": 10, "bridge/throughput/tflops/device": 380.0},
+    ]
+    run = Run("offline W&B run", rows=rows, facts={"bridge/convention": "exact"})
+    tell_apart(run)
+    assert run.rows == [
+        {"step": 10, "host/tflops/device": 588.0, "lm loss": 3.0, "throughput/tflops/device": 380.0},
+        {"step": 11, "host/tflops/device": 590.0},
+    ]
+    assert run.facts["convention"] == "exact"
 
 
 def test_the_page_shows_both(tmp_path):
