@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import runpy
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +99,7 @@ class _Events:
         self._step = args.iteration
         wandb = self._variables.get_wandb_writer()
         host = Host(
-            config=args,
+            config=Namespace(**{name: value for name, value in vars(args).items() if not name.startswith("bridge_")}),
             step=lambda: self._step,
             log_interval=args.log_interval,
             trackers=Trackers([AttachedWandb(wandb)] if wandb else []),
