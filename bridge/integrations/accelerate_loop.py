@@ -62,7 +62,7 @@ def _end_before(accelerator: accelerate.Accelerator, throughput: Throughput) -> 
         throughput.end()
         ended()
 
-    accelerator.end_training = end_training  # type: ignore[method-assign]
+    vars(accelerator)["end_training"] = end_training
 
 
 class _Trackers:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bridge.flops import ConfigError
 from bridge.integrations.plain import Throughput
+from bridge.integrations.sidecar import SOMETHING_WAS_DONE
 
 _TOTALS = "bridge_throughput"
 
@@ -80,6 +81,7 @@ class _Engine:
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         path, client_state = self._load(*args, **kwargs)
-        if totals := (client_state or {}).pop(_TOTALS, None):
-            self._throughput.load_state_dict(totals)
+        if path is not None:
+            nothing_known = {"steps": self._engine.global_steps, "totals": SOMETHING_WAS_DONE}
+            self._throughput.load_state_dict((client_state or {}).pop(_TOTALS, nothing_known))
         return path, client_state

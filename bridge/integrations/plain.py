@@ -190,4 +190,4 @@ def _read(model: Any) -> Any:
 
 def _format(model: Any) -> Optional[str]:
     weight = next(iter(model.parameters()), None) if model is not None else None
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(getattr(weight, "dtype", None))  # type: ignore[arg-type]
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(getattr(weight, "dtype", None))

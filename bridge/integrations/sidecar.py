@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "throughput.json"
 #: What is known of the steps before a checkpoint that says nothing of them: there were some.
-_SOMETHING_WAS_DONE: dict[str, Any] = {
+SOMETHING_WAS_DONE: dict[str, Any] = {
     "convention": None,
     "statistics": {},
     "carried_flops": 0,
@@ -55,7 +55,7 @@ def load(throughput: ThroughputCallback, folder: Any, step: int) -> None:
         shared = [found]
         dist.broadcast_object_list(shared, src=0)
         found = shared[0]
-    throughput.load_state_dict(found or _SOMETHING_WAS_DONE)
+    throughput.load_state_dict(found or SOMETHING_WAS_DONE)
 
 
 def _path(folder: Any, step: int) -> Path:
@@ -65,7 +65,7 @@ def _path(folder: Any, step: int) -> Path:
 def _read(path: Path) -> Any:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(state, dict) and _SOMETHING_WAS_DONE.keys() <= state.keys():
+        if isinstance(state, dict) and SOMETHING_WAS_DONE.keys() <= state.keys():
             return state
         problem = "it holds no totals"
     except (OSError, ValueError) as error:
