@@ -1,4 +1,4 @@
-"""TRL's trainers: packed and assistant-only fine-tuning, and what of GRPO trains."""
+"""TRL's fine-tuning: packed, and with a loss on the assistant's words alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
-    """Saved and loaded: TRL looks for the reference where the model came from."""
+    """Saved and loaded, as TRL's users have it."""
     tiny_llama.model().save_pretrained(tmp_path / "model")
     return tiny_llama.LlamaForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
 
@@ -97,29 +97,3 @@ def test_supervised_fine_tuning(model, tokenizer, tmp_path, packed):
     assert len(lengths) > 3
     assert throughput.throughput.latest["throughput/total_flops"] == flops(lengths)
     assert throughput.throughput.latest["throughput/total_tokens"] == sum(lengths)
-
-
-@pytest.mark.parametrize(("times", "beta"), [(1, 0.1), (2, 0.0)], ids=["with a reference", "trained on twice"])
-def test_of_grpo_the_passes_that_train(model, tokenizer, tmp_path, times, beta):
-    lengths: list[int] = []
-
-    class Recorded(trl.GRPOTrainer):
-        def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            if torch.is_grad_enabled():
-                both = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-                lengths.extend(both.sum(-1).tolist())
-            return super()._compute_loss(model, inputs)
-
-    args = trl.GRPOConfig(
-        **options(tmp_path), num_generations=2, max_completion_length=6, beta=beta, num_iterations=times,
-        gradient_accumulation_steps=2, steps_per_generation=2,
-    )  # fmt: skip
-    prompts = Dataset.from_list([{"prompt": "ab c"[: 1 + number % 4]} for number in range(16)])
-    trainer = Recorded(
-        model, reward_funcs=lambda completions, **_: [float(len(text)) for text in completions], args=args,
-        train_dataset=prompts, processing_class=tokenizer,
-    )  # fmt: skip
-    throughput = documented.run("TRL", {"trainer": trainer})["throughput"]
-    assert len(lengths) == 3 * 2 * 2  # steps, micro-batches, rows
-    assert throughput.throughput.latest["throughput/total_tokens"] == sum(lengths)
-    assert throughput.throughput.latest["throughput/total_flops"] == flops(lengths)
