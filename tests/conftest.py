@@ -25,6 +25,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/test_job_ledger\.py::test_a_job_that_is_killed     # ledgers by hand: test_goodput.py
     | training/callbacks/test_time\.py::test_(parts_add_up_on_four|a_pipeline|a_slow_replica)   # two ranks have all but pipelines
     | integrations/test_(trl|deepspeed|torchtitan|composer)\.py   # frameworks of the extra `loops`
+    | integrations/test_(trl|composer)\.py   # frameworks of the extra `loops`
     | docs/test_clusters\.py::test_ssh_trains
     | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
     | tracing/test_tracing\.py::test_families.*\[(?!openai-gpt|plbart)   # further families, the same way

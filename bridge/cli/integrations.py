@@ -19,7 +19,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "List the training loops that the callback works in, with the versions that are installed here. With a name: the lines "
         "that put it into a script of that framework.",
     )
-    parser.add_argument("name", nargs="?", metavar="FRAMEWORK", help="for example Megatron-LM, DeepSpeed, lightning_trainer")
+    parser.add_argument("name", nargs="?", metavar="FRAMEWORK", help="for example Megatron-LM, accelerate, lightning_trainer")
 
 
 def run(arguments: argparse.Namespace) -> int:

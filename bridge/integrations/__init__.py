@@ -6,7 +6,6 @@
 ``megatron_bridge_flops`` what Megatron-Bridge's own loop asks of its ``flop_utils``
 ``transformers_trainer``  Hugging Face's ``Trainer``, and TRL's
 ``accelerate_loop``       a loop around accelerate's ``Accelerator``
-``deepspeed_engine``      DeepSpeed's engine
 ``lightning_trainer``     Lightning's ``Trainer``
 ``composer_trainer``      Composer's ``Trainer``
 ``verl_flops``            verl's counter

@@ -93,16 +93,6 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 throughput = add_throughput(accelerator, model, optimizer, convention="exact")""",
     ),
     Adapter(
-        "DeepSpeed",
-        "deepspeed_engine",
-        "deepspeed",
-        "deepspeed",
-        """from bridge.integrations.deepspeed_engine import add_throughput
-
-engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=options)
-throughput = add_throughput(engine, convention="exact")""",
-    ),
-    Adapter(
         "Lightning",
         "lightning_trainer",
         "lightning",

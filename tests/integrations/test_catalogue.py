@@ -45,9 +45,9 @@ def test_the_command(capsys):
         "adapter": "bridge.integrations.plain",
         "lines": ADAPTERS[-1].lines,
     }
-    for name in ("DeepSpeed", "deepspeed", "deepspeed_engine"):
+    for name in ("Lightning", "lightning", "lightning_trainer"):
         assert main(["integrations", name]) == 0
-        assert capsys.readouterr().out == next(a.lines for a in ADAPTERS if a.framework == "DeepSpeed") + "\n"
+        assert capsys.readouterr().out == next(a.lines for a in ADAPTERS if a.framework == "Lightning") + "\n"
     assert main(["integrations"]) == 0
     assert "bridge.integrations.lightning_trainer" in capsys.readouterr().out
 
