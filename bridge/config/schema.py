@@ -76,7 +76,7 @@ class ModelConfig(ModelShape):
     """Rows an expert takes at most, over what it had if all had equally many; what is above is dropped. None: nothing is."""
     moe_pad_expert_input_to_capacity: bool = False
     """Every expert is filled up to its capacity."""
-    moe_token_drop_policy: Literal[probs, position] = "probs"
+    moe_token_drop_policy: str = _one_of("probs", "position", default="probs")
     """Which tokens are dropped: those of the smallest weights, or the last ones."""
     moe_aux_loss_coeff: float = 0.0
     """Weight of the load-balancing loss; 0 switches it off."""
