@@ -134,6 +134,31 @@ def all_models() -> str:
     return table(["recipe", "parameters", "active", *(f"{name}, GFLOPs/token" for name in CONVENTIONS)], rows)
 
 
+#: What `python -m tests.model_types` finds of a model type -> what it is called.
+_FOUND = {
+    "read exactly": "Read, equal to execution",
+    "read": "Read; what differs from transformers' own execution is named",
+    "traced exactly": "Traced, equal to execution",
+    "traced": "Traced, with something to tell",
+    "not run": "Not run on text, and why",
+}
+
+
+def model_types() -> str:
+    """Model types of transformers, from the file that `python -m tests.model_types` writes."""
+    types = json.loads((DOCS.parent / "tests" / "data" / "model_types.json").read_text())
+    parts = []
+    for kind, title in _FOUND.items():
+        found = {name: why for name, (what, why) in types.items() if what == kind}
+        if not found:
+            continue
+        names = ", ".join(f"`{name}`" for name in found)
+        reasons = [[f"`{name}`", why.replace("|", "/").replace("<", "&lt;")] for name, why in found.items()]
+        told = table(["model type", "why"], reasons) if any(found.values()) else names
+        parts.append(f"### {title}: {len(found)} of {len(types)}\n\n{told}")
+    return "\n\n".join(parts)
+
+
 def number_formats() -> str:
     """What each recipe multiplies in its format."""
 
@@ -345,6 +370,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         convention_gaps,
         attention_square,
         all_models,
+        model_types,
         number_formats,
         quantisation_methods,
         devices,

@@ -106,7 +106,7 @@ BUDGET = {
     "bridge/data": 1950,
     "bridge/metrics": 4500,
     "bridge/training": 3950,
-    "bridge/tracing": 900,
+    "bridge/tracing": 1250,
     "bridge/report": 1150,
     "bridge/explorer": 1800,
     "bridge/integrations": 1300,

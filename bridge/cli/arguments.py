@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from bridge.config import Config
+from bridge.config import Config, with_overrides
 from bridge.config import read_config as read_config
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
@@ -37,11 +38,15 @@ def add_command(
     return parser
 
 
-def add_model(parser: Parser) -> None:
-    """The positional arguments: a model and overrides."""
+def add_model(parser: Parser, *, or_trace: bool = False) -> None:
+    """The positional arguments: a model and overrides; ``or_trace``: a model may be traced instead."""
     parser.add_argument(
-        "recipe", help="a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`"
+        "recipe",
+        nargs="?" if or_trace else None,
+        help="a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`",
     )
+    if or_trace:
+        parser.add_argument("--trace", metavar="PACKAGE.MODULE:FACTORY", help="instead: a function that returns a torch module")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
 
 
@@ -107,6 +112,17 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
 
 
 # ---- devices ----------------------------------------------------------------------------------------------------
+
+
+def read_or_traced(arguments: argparse.Namespace) -> Config:
+    """The configuration of ``add_model(or_trace=True)``."""
+    given = [] if arguments.recipe is None else [arguments.recipe]
+    if arguments.trace:
+        factory = importlib.import_module("bridge.tracing.factory")
+        return with_overrides(factory.from_factory(arguments.trace), [*given, *arguments.overrides])
+    if not given:
+        raise ConfigError("no model: give a recipe, a config.json or a name from `bridge recipes`, or --trace")
+    return read_config(arguments.recipe, arguments.overrides)
 
 
 def known_device(name: str) -> Peak:

@@ -30,7 +30,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "Count the FLOPs of one batch: of --batch-size sequences of --sequence-length tokens each, or of exactly the sequences "
         "given by --sequence-lengths.",
     )
-    options.add_model(parser)
+    options.add_model(parser, or_trace=True)
     options.add_counting(parser, None)
     options.add_passes(parser)
     options.add_batch(parser)
@@ -42,7 +42,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = options.read_config(arguments.recipe, arguments.overrides)
+    config = options.read_or_traced(arguments)
     model, name, convention = read(config), arguments.device_name, options.convention_of(arguments, config)
     formats = model.formats.named(arguments.number_format) if arguments.number_format else model.formats
     plan = compile_plan(replace(model, formats=formats.or_on("bf16")), convention, framework=arguments.framework)

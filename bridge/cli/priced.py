@@ -63,7 +63,7 @@ def make_batch(
     image_patches = [*image_patches, *patches_of(config, image_sizes)]
     _refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
     size, length = batch_size or 1, sequence_length or config.model.seq_length
-    if sequence_lengths or encoder_lengths or audio_frames or byte_patches:
+    if sequence_lengths or encoder_lengths or audio_frames or byte_patches or plan.needs_lengths:
         each = sequence_lengths or [_known(length)] * size
         measured = plan.measure(each, image_patches, encoder_lengths, audio_frames, byte_patches)
         return Batch(measured, len(each), sum(each), len(image_patches))

@@ -51,8 +51,23 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, validate: 
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A copy of a configuration with ``section.option=value`` overrides laid over it; unvalidated."""
-    return _lay(config, map(_read_override, overrides), config.name)
+    """A copy of a configuration with ``section.option=value`` overrides laid over it; unvalidated.
+
+    Raises:
+        ConfigError: an override that is none, or one of a traced model's own sizes.
+    """
+    traced = getattr(config, "traced", None)
+    if traced is None:
+        return _lay(config, map(_read_override, overrides), config.name)
+    sizes = [name for name in overrides if name.startswith("model.") and not name.startswith("model.seq_length=")]
+    if sizes:
+        raise ConfigError(
+            f"{sizes[0]}: the model was traced, so its sizes cannot be changed here; change the config or the module"
+        )
+    # What ran is no option: it is set aside while options are laid over each other.
+    plain: Any = dataclasses.replace(config, traced=None)  # type: ignore[call-arg]
+    result = _lay(plain, map(_read_override, overrides), config.name)
+    return dataclasses.replace(result, traced=traced)  # type: ignore[call-arg]
 
 
 def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:

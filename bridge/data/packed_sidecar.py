@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge.config.caches import cache_folder, replace_json
 from bridge.data.packed_files import Shard
 
 VERSION = 1
@@ -33,9 +34,7 @@ def places(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
     base = os.path.dirname(os.path.abspath(shards[0].path))
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(dataset_file.rstrip("/")))
     where = zlib.crc32(os.path.abspath(dataset_file).encode("utf-8", "surrogateescape"))
-    caches = os.environ.get("BRIDGE_CACHE_DIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bridge")
-    caches = os.path.expanduser(caches)
-    return [Path(base, f".{name}.sequence-stats.json"), Path(caches, f"{name}.{where:08x}.sequence-stats.json")]
+    return [Path(base, f".{name}.sequence-stats.json"), cache_folder() / f"{name}.{where:08x}.sequence-stats.json"]
 
 
 def load(path: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
@@ -61,15 +60,7 @@ def store(path: Path, shards: Sequence[Shard], tables: Sequence[dict[str, Any]])
     """
     content: dict[str, Any] = {"version": VERSION, "shards": _names(shards), "tables": list(tables[-CAPACITY:])}
     content["crc32"] = _checksum(content)
-    new = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        with new.open("x") as file:
-            json.dump(content, file, separators=(",", ":"))
-        new.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise
+    replace_json(path, content)
 
 
 @contextlib.contextmanager

@@ -77,6 +77,8 @@ def _before_the_decoder(build: Build, vision: VisionShape | None, audio: AudioSh
         num_tokentypes=shape.num_tokentypes,
         normed=shape.embedding_layernorm,
     )
+    if shape.unpriced_parameters:
+        yield table("unpriced", "embedding", shape.unpriced_parameters, to=("unpriced",))
     if shape.encoder_num_layers and audio is None:
         yield from encoder_terms(build)
     if shape.hidden_size_per_layer_input:

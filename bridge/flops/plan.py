@@ -76,7 +76,8 @@ def compile_plan(
         convention: ``megatron``, ``maxtext``, ``exact``, ``executed`` or ``palm``, or a record of switches.
         framework: a name of ``frameworks.FRAMEWORKS``: whose layers and backward passes. Unset: ``cfg.framework``, else megatron.
         trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
-            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.trainable.trainable_from``).
+            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.trainable.trainable_from``).  Of a traced
+            model it must say what trained when it ran.
         elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
 
     Raises:
@@ -85,6 +86,7 @@ def compile_plan(
     model, record = reading.read(cfg), conventions.get(convention)
     runs_on = model.framework if framework is None else frameworks.get(framework)
     may_train = transforms.Trainable.of(trainable or model.trainable)
+    _check_trace(model, may_train)
 
     def kept(terms: Iterable[Term]) -> list[Term]:
         return [term for term in terms if elementwise or term.kind is not Kind.ELEMENTWISE]
@@ -125,6 +127,18 @@ def compile_plan(
     beside = model.teacher.formats if model.teacher is not None else None
     formats = replace(model.formats, teacher=beside)
     return Plan(record, terms, left_out, may_train, build, model.layout, unknown, formats, model)
+
+
+def _check_trace(model: reading.Model, may_train: transforms.Trainable) -> None:
+    """A traced model has the passes that ran; it cannot be asked what others there would be."""
+    ran = model.trainable
+    other = next((term for term in model.traced if ran.parameters(term) != may_train.parameters(term)), None)
+    if other is not None:
+        trained = "trained" if ran.parameters(other) else "was frozen"
+        raise ConfigError(
+            f"trainable={other.path}: it {trained} when the model was traced, and a traced plan has the passes that ran; "
+            "set requires_grad on the module and trace it again"
+        )
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
@@ -239,7 +253,7 @@ class Plan:
         self.statistics: tuple[Statistic, ...] = tuple(dict.fromkeys(statistic for _, statistic, _ in self._priced))
         self._estimates = [(rule(s), s.over, s.sizes) for s in self.statistics]
         self._needs_byte_patches = any(s.over == "byte_patches" for s in self.statistics)
-        self._needs_longest = any(s.over == "longest" for s in self.statistics)
+        self.needs_lengths = any(s.over == "longest" for s in self.statistics)
         self._needs_routers = any(s.over == "routed" for s in self.statistics)
         self._only_sequences = all(s.over == "sequences" for s in self.statistics)
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
@@ -359,7 +373,7 @@ class Plan:
             raise ConfigError(_NO_BYTE_PATCHES)
         if self._needs_routers:
             raise ConfigError(_NO_ROUTERS)
-        if self._needs_longest and sequences.number and "longest" not in others:
+        if self.needs_lengths and sequences.number and "longest" not in others:
             raise ConfigError("this model's work depends on the longest sequence of a batch: give the lengths, not their sums")
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
@@ -367,7 +381,7 @@ class Plan:
 
     def text_form(self) -> Optional[ClosedForm]:
         """The FLOPs of training on text as a form of its moments alone; None where it is not linear in them."""
-        if self._needs_byte_patches or self._needs_longest:
+        if self._needs_byte_patches or self.needs_lengths:
             return None
         priced = self._totals[Passes.TRAINING]
         return closed_form(self.statistics, priced.values, priced.denominator)

@@ -162,6 +162,8 @@ class ModelShape:
     """A bias on linear_qkv."""
     add_output_bias: bool = False
     """A bias on the output layer (Phi)."""
+    unpriced_parameters: int = size(0, least=0)
+    """Entries of weights whose work has no terms: of a tower that is not read, of a head whose output nothing uses."""
     add_proj_bias: bool = False
     """A bias on linear_proj (Hugging Face's attention_bias is this one and the one above)."""
     qk_layernorm: Any = False

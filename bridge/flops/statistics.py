@@ -112,6 +112,8 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "strided_square": lambda s, stride: strided(s, stride) ** 2,
     "strided_quotient": lambda s, stride, divisor: strided(s, stride) // divisor,
     "quotient": lambda s, divisor: s // divisor,
+    "quotient_square": lambda s, divisor: (s // divisor) ** 2,
+    "quotient_length": lambda s, divisor: s // divisor * s,
     # Of the chunks of a kernel that fills the last one up.
     "pieces": pieces,
     "pieces_square": lambda s, chunk: pieces(s, chunk) ** 2,

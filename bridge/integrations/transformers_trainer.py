@@ -13,14 +13,16 @@ same step, where the Trainer waits for all ranks anyway.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any, Optional
 
 import torch
 
-from bridge.config.sources.huggingface_model import from_huggingface_model
-from bridge.flops import ConfigError
+from bridge.config.sources.huggingface_model import from_huggingface_model, traced_model
+from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.host import Host
+from bridge.metrics.interval import never_read
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 try:
@@ -80,7 +82,8 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         if self._config is not None:
             return self._config
         try:
-            return from_huggingface_model(model)
+            found = from_huggingface_model(model)
+            return found if _is_readable(found, model) else _traced(found, model)
         except Exception as error:  # any module may be trained
             logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
             return None
@@ -116,6 +119,26 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         if self._hook is not None:
             self._hook.remove()
         self.throughput.close()
+
+
+def _is_readable(config: Any, model: Any) -> bool:
+    """Whether the Trainer's batches tell all that the plan asks: they hold sound, and pixels of a fixed size, without lengths."""
+    plan = compile_plan(config, "executed")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    sized = "image_grid_thw" in inspect.signature(inner.forward).parameters
+    patches = any(statistic.over == "images" and statistic.kind != "count" for statistic in plan.statistics)
+    return not never_read(plan) and (sized or not patches)
+
+
+def _traced(config: Any, model: Any) -> Any:
+    """The same model as it runs, where the Trainer's batches tell more of what that asks."""
+    if config.source == "traced":
+        return config
+    try:
+        traced = traced_model(model)
+    except ConfigError:
+        return config
+    return traced if _is_readable(traced, model) else config
 
 
 def _problem(args: Any, model: Any) -> Optional[str]:

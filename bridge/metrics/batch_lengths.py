@@ -10,7 +10,8 @@ such samples, or a tuple (inputs, labels).  Looked for in it, in this order; the
 2. An ``attention_mask``, see :mod:`bridge.metrics.batch_masks`.
 3. ``cu_seq_lens_q``, or ``position_ids`` (``positions``) that begin again beside ``input_ids`` (``input``): transformers and
    torchtitan separate documents there.  (megatron-core does not: beside ``tokens`` they say nothing.)
-4. ``tokens``, ``input_ids`` or ``input``: b sequences of s tokens; the rows of a nested tensor or of lists.
+4. ``tokens``, ``input_ids`` or ``input``: b sequences of s tokens; the rows of a nested tensor or of lists.  Beside sound
+   (``input_features``, ``input_values``) without any of these: ``decoder_input_ids``, else ``labels``.
 
 ``loss_mask`` is never used: a prompt is not learned from but computed all the same.
 
@@ -18,7 +19,7 @@ Lengths must be possible: offsets are integers that begin at 0, do not decrease,
 is refused, before anything of it is counted; where only the device knows, it is noted there (``unread``).
 
 Images: ``image_grid_thw`` and ``video_grid_thw`` [n, 3] or [b, n, 3], in the batch or in its ``visual_inputs``.  A row
-(t, h, w) is t frames of h x w patches, and each frame attends alone.
+(t, h, w) is t frames of h x w patches, and each frame attends alone.  Pixels [n, c, h, w] without a grid are n images.
 
 On the CPU everything is numpy, without a copy.  Tensors on a device are never read back: their lengths stay tensors.
 """
@@ -42,12 +43,16 @@ FLATTENED = "cu_seq_lens_q"
 POSITION_NAMES = ("position_ids", "positions")
 TOKEN_NAMES = ("tokens", "input_ids", "input")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
+_SOUND = ("input_features", "input_values")
+_DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
+#: What fills labels up.
+_NO_LABEL = -100
 _PIXELS = ("pixel_values", "pixel_values_videos", "images")
 IMAGE_NAMES = (*_GRIDS, *_PIXELS, "visual_inputs")
 _NAMES = (
     *(name + end for name in OFFSET_NAMES for end in ("", "_argmin")),
     *("packed_seq_params", "attention_mask", "visual_inputs", FLATTENED),
-    *(*_PADDED_OFFSETS, *POSITION_NAMES, *TOKEN_NAMES, *_GRIDS, *_PIXELS),
+    *(*_PADDED_OFFSETS, *POSITION_NAMES, *TOKEN_NAMES, *_GRIDS, *_PIXELS, *_SOUND, *_DECODED),
 )
 
 
@@ -60,6 +65,7 @@ class BatchLengths(NamedTuple):
         image_patches: patches of one frame of each image, int64 [m]; None without images.
         image_frames: how many frames that size each of these stands for, int64 [m].
         unmeasured_images: True if there are pixels but no grid that says how many patches they are.
+        number_of_images: of these; None where that is not known either.
         unread: a tensor [] on a device, true where these lengths cannot be and must not count; None: they can.
     """
 
@@ -69,6 +75,7 @@ class BatchLengths(NamedTuple):
     image_frames: Optional[Array] = None
     unmeasured_images: bool = False
     unread: Optional[Any] = None
+    number_of_images: Optional[int] = None
 
     @property
     def on_host(self) -> bool:
@@ -129,7 +136,13 @@ def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
         _concatenated([one.image_frames for one in pictured]) if pictured else None,
         any(one.unmeasured_images for one in found),
         next((one.unread for one in found if one.unread is not None), None),
+        _sum_of_images([one for one in found if one.unmeasured_images]),
     )
+
+
+def _sum_of_images(found: Sequence[BatchLengths]) -> Optional[int]:
+    numbers = [one.number_of_images for one in found if one.number_of_images is not None]
+    return sum(numbers) if numbers and len(numbers) == len(found) else None
 
 
 def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
@@ -150,6 +163,8 @@ def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
 def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
     """What masks, positions and shapes say; None without any."""
     mask, tokens = get("attention_mask"), _first(get, TOKEN_NAMES)
+    if tokens is None and _first(get, _SOUND) is not None:
+        mask, tokens = _heard(get)
     if tokens is None:
         if mask is None:
             return None
@@ -171,6 +186,15 @@ def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
         if (lengths := position_lengths(_array(ids), shape)) is not None:
             return BatchLengths(lengths, positions)
     return BatchLengths(np.full(rows, width, np.int64), positions)
+
+
+def _heard(get: Callable[[str], Any]) -> tuple[Any, Any]:
+    """Mask and tokens of what a model writes down of sound; the attention_mask is one of frames there."""
+    tokens = get("decoder_input_ids")
+    if tokens is not None:
+        return get("decoder_attention_mask"), tokens
+    labels = get("labels")
+    return None if labels is None else _array(labels) != _NO_LABEL, labels
 
 
 def _shape(tokens: Any) -> tuple[int, int]:
@@ -307,7 +331,8 @@ def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
     sources = (get,) if visual is None else (get, _getter(visual))
     grids = [grid for source in sources for name in _GRIDS if (grid := source(name)) is not None]
     if not grids:
-        return {"unmeasured_images": any(_first(source, _PIXELS) is not None for source in sources)}
+        pixels = [found for source in sources if (found := _first(source, _PIXELS)) is not None]
+        return {"unmeasured_images": bool(pixels), "number_of_images": _number_of_images(pixels)}
     tables = [_array(grid).reshape(-1, 3) for grid in grids]
     if any(isinstance(table, np.ndarray) and (table.dtype.kind not in "iu" or (table < 0).any()) for table in tables):
         raise NoLengths(f"{' or '.join(_GRIDS)} holds no numbers of frames and patches")
@@ -315,6 +340,13 @@ def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
         "image_patches": _concatenated([table[:, 1] * table[:, 2] for table in tables]),
         "image_frames": _concatenated([table[:, 0] for table in tables]),
     }
+
+
+def _number_of_images(pixels: Sequence[Any]) -> Optional[int]:
+    """Of pixels [n, channels, height, width]; None for any other form."""
+    if not all(getattr(one, "ndim", 0) == 4 for one in pixels):
+        return None
+    return sum(int(one.shape[0]) for one in pixels)
 
 
 def _concatenated(arrays: Sequence[Array]) -> Array:

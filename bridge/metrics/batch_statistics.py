@@ -31,7 +31,7 @@ INT64_TOKENS = 2**30
 _MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
 
 #: What batches are read for, and what routers tell; statistics over anything else stay zero.
-READ = ("sequences", "images", "micro_batches", "routed")
+READ = ("sequences", "images", "micro_batches", "longest", "routed")
 
 #: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
 _TABLE_LIMIT = 2**20
@@ -93,7 +93,9 @@ class BatchStatistics:
         self._sequence_slots, self._sequence_sums = _select(layout.statistics, "sequences")
         self._image_slots, self._image_sums = _select(layout.statistics, "images")
         self._pass_slots, _ = _select(layout.statistics, "micro_batches")
+        self._longest_slots, self._longest_sums = _select(layout.statistics, "longest")
         self.needs_images = bool(self._image_slots)
+        self._only_images = all(statistic.kind == "count" for statistic in self._image_sums.statistics)
         self._tokens = layout.index["tokens"]
         self._tokens_sum = self._sequence_slots.index(self._tokens)
         self._positions, self._micro_batches = layout.index["positions"], layout.index["micro_batches"]
@@ -183,7 +185,7 @@ class BatchStatistics:
     def _amounts(self, lengths: BatchLengths, micro_batches: int = 1) -> list[tuple[Sequence[int], list[Any]]]:
         """What a micro-batch adds to which slots."""
         if lengths.unmeasured_images and self.needs_images:
-            raise NoLengths("pixels without image_grid_thw: their patches are unknown")
+            lengths = self._counted_images(lengths)
         amounts: list[tuple[Sequence[int], list[Any]]] = [
             (self._sequence_slots, self._sums_of_sequences(lengths.sequences)),
             ([self._positions], [lengths.positions]),
@@ -191,6 +193,8 @@ class BatchStatistics:
         ]
         if lengths.image_patches is not None and self.needs_images:
             amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
+        if self._longest_slots:
+            amounts.append((self._longest_slots, self._sums_of_longest(lengths.sequences)))
         if lengths.unread is not None:  # only the device knows whether all this counts
             read = lengths.unread.logical_not().long()
             amounts = [(slots, [amount * read for amount in sums]) for slots, sums in amounts]
@@ -204,6 +208,18 @@ class BatchStatistics:
         if 0 <= sums[self._tokens_sum] < INT64_TOKENS:
             return sums
         return self._sequence_sums.exact(sequences.tolist())
+
+    def _counted_images(self, lengths: BatchLengths) -> BatchLengths:
+        """Images of unknown patches, for a plan that only asks how many there are: its model takes one size."""
+        if not self._only_images or lengths.number_of_images is None:
+            raise NoLengths("pixels without image_grid_thw: their patches are unknown")
+        ones = np.ones(lengths.number_of_images, np.int64)
+        return lengths._replace(image_patches=ones, image_frames=ones)
+
+    def _sums_of_longest(self, sequences: Any) -> list[Any]:
+        if not isinstance(sequences, np.ndarray):
+            return self._longest_sums.of_tensor(sequences.max()[None])
+        return self._longest_sums.exact([int(sequences.max(initial=0))])
 
     def _sums_of_images(self, patches: Any, frames: Any) -> list[Any]:
         if not isinstance(patches, np.ndarray):

@@ -132,6 +132,7 @@ def options_of(model: Any) -> dict[str, Any]:
 
 FACTS = (
     Fact("convention", "how FLOPs are counted", lambda known: known.convention),
+    Fact("source", "how the model was found: `read` or `traced`", lambda known: getattr(known.host.config, "source", "read")),
     Fact("device", "name of a device", _of_peak("device")),
     Fact("number_format", "of most matmuls", _of_peak("number_format")),
     Fact("number_format_recipe", "which matmuls run in which format, where there are several", _recipe),
@@ -160,7 +161,8 @@ FACTS = (
     Fact("planned_flops", "of the whole run, if every sample is full; empty where it is unknown", _at_full_length(planned_flops)),
     Fact(
         "verified",
-        "`parameters`: the built model has the plan's parameters; `no`: it has others, or they could not be compared",
+        "`parameters`: the built model has the plan's parameters; `trace`: its FLOPs too; `no`: it has others, or could "
+        "not be compared",
         _said("verified"),
     ),
     Fact(

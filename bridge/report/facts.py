@@ -103,7 +103,8 @@ def _constants(run: Run) -> Iterator[Fact]:
     if convention := run.facts.get("convention"):
         price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
         detail = f"{with_unit(price, 'FLOP')} a token at {length:,} tokens" if price and length else ""
-        yield Fact("Convention", _text(convention), detail)
+        traced = "traced from the module that ran" if run.facts.get("source") == "traced" else ""
+        yield Fact("Convention", _text(convention), _join(detail, traced))
     parameters = run.facts.get("parameters")
     counts = {name: count for name, count in parameters.items() if _is_count(count)} if isinstance(parameters, dict) else {}
     if total := counts.get("total"):

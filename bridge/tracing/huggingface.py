@@ -1,19 +1,15 @@
-"""A Hugging Face config as a module without memory, and the ways in which its models take text."""
+"""A Hugging Face config as a module without memory, and the tensor that its loss is made of."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bridge.flops.shapes import ConfigError, short
-from bridge.tracing.solving import Point
-
-Inputs = Callable[[Point], Mapping[str, Any]]
 
 #: Auto classes from which the class of a model type is taken where its config names none, as executed runs are chosen.
 _AUTO = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING")
@@ -68,32 +64,6 @@ def _model_class(config: Any, kind: str) -> Any:
     if not name:
         raise ConfigError(f"transformers has no model for model_type={short(kind)}; give architectures")
     return getattr(transformers, name if isinstance(name, str) else name[0])
-
-
-def takes_encoder(model: torch.nn.Module) -> bool:
-    """Whether it has an encoder of its own for text."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-
-
-def ways(model: torch.nn.Module) -> Iterator[Inputs]:
-    """How text may be given to it, likelier ways first: without a mask, a square one, a flat one; without and with a cache."""
-    encoder = takes_encoder(model)
-    for mask in (0, 4, 2):
-        for cache in ({"use_cache": False}, {}):
-            if not (encoder and mask == 4):
-                yield partial(_text, mask, cache)
-
-
-def _text(mask: int, cache: Mapping[str, Any], point: Point) -> dict[str, Any]:
-    batch, length, encoder = point.batch, point.length, point.encoder
-    values = {"input_ids": torch.zeros(batch, encoder or length, dtype=torch.long), **cache}
-    if mask == 4:
-        values["attention_mask"] = torch.zeros(batch, 1, length, length)
-    if mask == 2:
-        values["attention_mask"] = torch.ones(batch, encoder or length, dtype=torch.long)
-    if encoder:
-        values["decoder_input_ids"] = torch.zeros(batch, length, dtype=torch.long)
-    return values
 
 
 def output(result: Any) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Work:
         dims: the reduced dimension, the produced one, and the others.
         operands: the tensors that are multiplied.
         passes: what it is in a backward pass, where the operation says so itself.
-        causal: the operation masks the later keys itself.
+        sees: which keys a query sees, by its name as a context, where the operation itself says so.
         depthwise: a convolution that does not mix channels.
     """
 
@@ -30,7 +30,7 @@ class Work:
     dims: tuple[int, ...]
     operands: tuple[Any, ...]
     passes: Pass = Pass.NONE
-    causal: bool = False
+    sees: str = ""
     depthwise: bool = False
 
 
@@ -68,18 +68,17 @@ def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
             yield Work("convolution", dims, (gradient, operand), passes)
 
 
-def _is_causal(args: tuple[Any, ...], place: int) -> bool:
-    return len(args) > place and args[place] is True
-
-
-def _attention(place: int) -> Callable[[tuple[Any, ...], Any], Iterator[Work]]:
-    """Fused attention; ``place`` of ``is_causal`` among the arguments."""
+def _attention(place: int, mask: int | None = None) -> Callable[[tuple[Any, ...], Any], Iterator[Work]]:
+    """Fused attention; the places of ``is_causal`` and of its mask among the arguments."""
 
     def work(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
         query, key, value = args[:3]
-        causal, (batch, heads, length, size) = _is_causal(args, place), query.shape
-        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), causal=causal)
-        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), causal=causal)
+        batch, heads, length, size = query.shape
+        causal = len(args) > place and args[place] is True
+        masked = mask is not None and args[mask] is not None
+        sees = "" if masked else "causal" if causal else "bidirectional" if length == key.shape[-2] else ""
+        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), sees=sees)
+        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), sees=sees)
 
     return work
 
@@ -105,8 +104,8 @@ KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[Work]]] = {
     aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention(4),
     aten._scaled_dot_product_flash_attention: _attention(4),
-    aten._scaled_dot_product_efficient_attention: _attention(6),
-    aten._scaled_dot_product_cudnn_attention: _attention(6),
+    aten._scaled_dot_product_efficient_attention: _attention(6, 3),
+    aten._scaled_dot_product_cudnn_attention: _attention(6, 3),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._scaled_dot_product_flash_attention_backward: _attention_backward,
     aten._scaled_dot_product_efficient_attention_backward: _attention_backward,

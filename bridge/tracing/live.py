@@ -23,9 +23,11 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     Raises:
         ConfigError: something that it holds cannot be copied.
     """
-    tensors = [*model.parameters(), *model.buffers()]
+    # What counts positions or maps tokens keeps its data; nothing else has any.
+    kept = {id(buffer) for buffer in model.buffers() if not (buffer.is_floating_point() or buffer.is_meta)}
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in kept]
     # The memory of ``deepcopy``: what stands for an object that was copied already.
-    fakes: dict[int, Any] = {id(tensor): tensor if tensor.is_meta else _fake(tensor, mode) for tensor in tensors}
+    fakes: dict[int, Any] = {id(tensor): _fake(tensor, mode) for tensor in tensors}
     try:
         result = copy.deepcopy(model, fakes)
     except Exception as error:
@@ -34,7 +36,9 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
 
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    fake = mode.from_tensor(tensor.detach())
+    """On the CPU wherever the tensor is, as what it is run with."""
+    with mode:
+        fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake.requires_grad_(tensor.requires_grad)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from bridge.flops.terms import Context, Pass
@@ -55,11 +55,19 @@ class Recorder(TorchDispatchMode):
     Args:
         model: whose modules are named.
         weights: tensors by name: what counts as a weight, buffers too.
+        computes: what no weight flows into (token ids, masks, positions, sizes of images) has data and is computed.
+
+    Attributes:
+        ops: in their order.
+        context: of the attention function that runs.
+        needed: modules into which something flowed that needs a gradient.
     """
 
-    def __init__(self, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]):
+    def __init__(self, model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, computes: bool = False):
         super().__init__()
         self.ops: list[Op] = []
+        self.needed: set[str] = set()
+        self._computes = computes
         self.context: Context | None = None
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[str] = []
@@ -83,7 +91,10 @@ class Recorder(TorchDispatchMode):
             after.remove()
 
     def _enter_module(self, module: torch.nn.Module, inputs: Any) -> None:
-        self._stack.append(self._names.get(id(module), self.path))
+        name = self._names.get(id(module), self.path)
+        self._stack.append(name)
+        if any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+            self.needed.add(name)
 
     def _leave_module(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if self._stack:
@@ -99,6 +110,9 @@ class Recorder(TorchDispatchMode):
         if func in QUESTIONS:
             return NotImplemented
         packet = func._overloadpacket
+        if self._computes and packet not in KERNELS and self._has_data(func, args, kwargs):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
         if packet is torch.ops.aten._local_scalar_dense:
             return args[0].dtype is torch.bool or 1
         if packet not in KERNELS and func is not torch.ops.prim.device.default:
@@ -108,9 +122,20 @@ class Recorder(TorchDispatchMode):
                 return decomposed
         out = func(*args, **kwargs)
         if packet in KERNELS:
-            self._record(list(KERNELS[packet](args, out)))
+            self._record(list(KERNELS[packet](args, out)), masked=kwargs.get("attn_mask") is not None)
         self._spread(packet, args, kwargs, out)
         return out
+
+    def _has_data(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether all that an operation reads has data; of one that reads nothing, whether it makes a few whole numbers."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if tensors:
+            known = all(type(tensor) is torch.Tensor and tensor.is_cpu and not tensor.requires_grad for tensor in tensors)
+            return known and sum(tensor.numel() for tensor in tensors) <= _LITTLE
+        if torch.device(kwargs.get("device") or "cpu").type != "cpu":
+            return False
+        made = func(*args, **kwargs)
+        return isinstance(made, torch.Tensor) and not made.is_floating_point() and made.numel() <= _LITTLE
 
     # ---- weights ---------------------------------------------------------------------------------
 
@@ -130,19 +155,19 @@ class Recorder(TorchDispatchMode):
 
     # ---- operations ------------------------------------------------------------------------------
 
-    def _record(self, work: list[Work]) -> None:
+    def _record(self, work: list[Work], masked: bool = False) -> None:
         backward = torch._C._current_graph_task_id() != -1
         again = backward and torch.is_grad_enabled()  # checkpointing turns gradients on inside the backward pass
         if not backward or again:
-            self._record_forward(work, Pass.RECOMPUTE if again else Pass.FORWARD)
+            self._record_forward(work, Pass.RECOMPUTE if again else Pass.FORWARD, masked)
         else:
             self._record_backward(work)
 
-    def _record_forward(self, work: list[Work], passes: Pass) -> None:
+    def _record_forward(self, work: list[Work], passes: Pass, masked: bool) -> None:
         first = len(self.ops)
         for one in work:
             weight = next(filter(None, map(self._weight, reversed(one.operands))), "")
-            context = Context("causal") if one.causal else self.context
+            context = Context(one.sees) if one.sees and not masked else self.context
             op = Op(one.name, self.path, one.dims, passes, weight, None, context, one.depthwise)
             if passes is Pass.RECOMPUTE:
                 op.forward = self._original(op)
@@ -182,6 +207,9 @@ class Recorder(TorchDispatchMode):
         taken = any(other.forward == op.forward and other.passes is Pass.DGRAD for other in self.ops[-8:])
         return Pass.WGRAD if taken and op.forward is not None else Pass.DGRAD
 
+
+#: Elements of a tensor that may be made to be computed with.
+_LITTLE = 2**20
 
 _CHOOSING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.embedding}
 

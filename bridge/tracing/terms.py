@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.flops.statistics import TOKENS, Statistic
+from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Kind, Pass, Place, Term
 from bridge.tracing.recording import Op
-from bridge.tracing.solving import Monomial, Polynomial
+from bridge.tracing.solving import Monomial, Polynomial, Scale
 
-_SQUARE: Monomial = (2, 0, 0)
-#: Powers of (tokens, encoder tokens, chunks) -> the statistic, for work that every sequence has of its own.
-_OWN: dict[Monomial, tuple[str, str]] = {
-    (0, 0, 0): ("count", "sequences"),
-    (1, 0, 0): ("length", "sequences"),
-    _SQUARE: ("square", "sequences"),
-    (0, 1, 0): ("length", "encoder"),
-    (0, 2, 0): ("square", "encoder"),
-    (1, 1, 0): ("length", "cross"),
-    (0, 0, 1): ("pieces", "sequences"),
-    (0, 0, 2): ("pieces_square", "sequences"),
-    (1, 0, 1): ("pieces_length", "sequences"),
+_TOKENS: Monomial = (1, 0, 0, 0)
+_SQUARE: Monomial = (2, 0, 0, 0)
+#: Powers of (tokens, encoder tokens, chunks, patches) -> the statistic, for what there may be so much of.
+_STATISTICS: dict[Scale, dict[Monomial, tuple[str, str]]] = {
+    Scale.SEQUENCES: {
+        (0, 0, 0, 0): ("count", "sequences"),
+        _TOKENS: ("length", "sequences"),
+        _SQUARE: ("square", "sequences"),
+        (0, 1, 0, 0): ("length", "encoder"),
+        (0, 2, 0, 0): ("square", "encoder"),
+        (1, 1, 0, 0): ("length", "cross"),
+        (0, 0, 1, 0): ("pieces", "sequences"),
+        (0, 0, 2, 0): ("pieces_square", "sequences"),
+        (1, 0, 1, 0): ("pieces_length", "sequences"),
+    },
+    Scale.IMAGES: {
+        (0, 0, 0, 0): ("count", "images"),
+        (0, 0, 0, 1): ("length", "images"),
+        (0, 0, 0, 2): ("square", "images"),
+    },
+    Scale.ONCE: {
+        (0, 0, 0, 0): ("count", "micro_batches"),
+        _TOKENS: ("length", "longest"),
+        _SQUARE: ("square", "longest"),
+    },
 }
-#: The same for work that a micro-batch does once.
-_SHARED: dict[Monomial, tuple[str, str]] = {
-    (0, 0, 0): ("count", "micro_batches"),
-    (1, 0, 0): ("length", "longest"),
-    _SQUARE: ("square", "longest"),
-}
 
 
-def statistic(monomial: Monomial, batch: int, chunk: int) -> Statistic | None:
+def statistic(monomial: Monomial, scale: Scale, chunk: int) -> Statistic | None:
     """The statistic whose value this monomial has; None where no additive one has."""
-    kind, over = (_OWN if batch == 1 else _SHARED if batch == 0 else {}).get(monomial, ("", ""))
-    return Statistic(kind, over, (chunk,) if monomial[2] else ()) if kind else None
+    kind, over = _STATISTICS.get(scale, {}).get(monomial, ("", ""))
+    if chunk < 0:
+        kind = kind.replace("pieces", "quotient")
+    return Statistic(kind, over, (abs(chunk),) if monomial[2] else ()) if kind else None
 
 
 def priced(polynomial: Polynomial) -> bool:
     """Whether there is a statistic for all of it."""
-    return all(statistic(key, polynomial.batch, polynomial.chunk) for key in polynomial.coefficients)
+    return all(statistic(key, polynomial.scale, polynomial.chunk) for key in polynomial.coefficients)
 
 
 @dataclass(frozen=True)
@@ -153,17 +162,18 @@ class Names:
 # ---- terms -------------------------------------------------------------------------------------------------------------
 
 
-def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names) -> tuple[Term, ...]:
+def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names, needed: Container[str]) -> tuple[Term, ...]:
     """The terms of a plan.
 
     Args:
         solved: every operation.
         parameters: name -> parameter; tied ones by their first name.
         names: what the module tree says.
+        needed: modules into which something flowed that needs a gradient.
     """
     left = dict(parameters)
     terms = [term for one in solved for term in _priced_terms(one, left, names)]
-    return (*terms, *(_table(name, parameter, names) for name, parameter in left.items()))
+    return (*terms, *(_table(name, parameter, names, needed) for name, parameter in left.items()))
 
 
 def unread(solved: list[Solved]) -> list[str]:
@@ -176,11 +186,12 @@ def unread(solved: list[Solved]) -> list[str]:
 def _priced_terms(one: Solved, left: dict[str, Any], names: Names) -> Iterator[Term]:
     op, size = one.op, one.k * one.n
     forward = bool(one.passes & Pass.FORWARD)
-    for key, coefficient in one.work.coefficients.items():
-        rows = statistic(key, one.work.batch, one.work.chunk)
+    # Tokens first: the weight, and how many of the experts are active, belong to them.
+    for key, coefficient in sorted(one.work.coefficients.items(), key=lambda item: item[0] != _TOKENS):
+        rows = statistic(key, one.work.scale, one.work.chunk)
         assert rows is not None  # ``priced`` was asked
         times = coefficient / size
-        weight: Any = left.get(op.weight) if forward and rows == TOKENS else None
+        weight: Any = left.get(op.weight) if forward and rows.kind != "square" else None
         copies = weight.numel() // size if weight is not None and weight.numel() % size == 0 else 0
         # A weight belongs to the term that multiplies by all of it; what reads it again, or in part, has none of its own.
         owns = copies == 1 or (copies > 1 and weight.dim() > 2)
@@ -209,10 +220,11 @@ def _name(op: Op, owns: bool) -> str:
     return last if op.weight else op.name
 
 
-def _table(name: str, parameter: Any, names: Names) -> Term:
+def _table(name: str, parameter: Any, names: Names, needed: Container[str]) -> Term:
     """A parameter that no product multiplies by: an embedding, a norm, a bias."""
     numel, path = parameter.numel(), name.removesuffix(".weight")
     kind = Kind.LATENT_NORM if _LATENT_NORM.search(path) else Kind.TABLE if parameter.dim() > 1 else Kind.NORM
     component = names.component(path)
-    passes = Pass.FORWARD | Pass.DGRAD | (Pass.WGRAD if parameter.requires_grad else Pass.NONE)
+    passes = Pass.FORWARD | (Pass.WGRAD if parameter.requires_grad else Pass.NONE)
+    passes |= Pass.DGRAD if path in needed else Pass.NONE
     return Term(path.rpartition(".")[2], component, numel, 1, kind=kind, path=path, place=names.place(path), passes=passes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -16,30 +17,41 @@ from bridge.flops import frameworks
 from bridge.flops.reading import Model
 from bridge.flops.shapes import ConfigError
 from bridge.flops.terms import Pass
-from bridge.tracing import huggingface, live
+from bridge.tracing import feeds, huggingface, live
 from bridge.tracing.contexts import Contexts
+from bridge.tracing.feeds import Feed, Inputs
+from bridge.tracing.progress import Progress
 from bridge.tracing.recording import Op, Recorder
-from bridge.tracing.solving import Monomial, Point, Polynomial, constant, fit
+from bridge.tracing.solving import Bases, Monomial, Point, Polynomial, Scale, constant, fit
 from bridge.tracing.terms import Names, Solved, priced, terms_of, unread
 
 #: What a dimension may be made of, and what all the work of a module may be.
-_LINEAR: tuple[Monomial, ...] = ((0, 0, 0), (1, 0, 0))
-_SQUARE: tuple[Monomial, ...] = (*_LINEAR, (2, 0, 0))
-_LINEAR_ENCODER: tuple[Monomial, ...] = (*_LINEAR, (0, 1, 0))
-_LINEAR_CHUNKS: tuple[Monomial, ...] = (*_LINEAR, (0, 0, 1))
-_SQUARE_CHUNKS: tuple[Monomial, ...] = (*_SQUARE, (0, 0, 1), (0, 0, 2), (1, 0, 1))
-_SQUARE_ENCODER: tuple[Monomial, ...] = (*_SQUARE, (0, 1, 0), (0, 2, 0), (1, 1, 0))
+_LINEAR: tuple[Monomial, ...] = ((0, 0, 0, 0), (1, 0, 0, 0))
+_SQUARE: tuple[Monomial, ...] = (*_LINEAR, (2, 0, 0, 0))
+_LINEAR_ENCODER: tuple[Monomial, ...] = (*_LINEAR, (0, 1, 0, 0))
+_LINEAR_CHUNKS: tuple[Monomial, ...] = (*_LINEAR, (0, 0, 1, 0))
+_SQUARE_CHUNKS: tuple[Monomial, ...] = (*_SQUARE, (0, 0, 1, 0), (0, 0, 2, 0), (1, 0, 1, 0))
+_SQUARE_ENCODER: tuple[Monomial, ...] = (*_SQUARE, (0, 1, 0, 0), (0, 2, 0, 0), (1, 1, 0, 0))
+#: The same of an image: of one whose size is fixed, of others.
+_IMAGE: tuple[Monomial, ...] = ((0, 0, 0, 0),)
+_LINEAR_IMAGE: tuple[Monomial, ...] = (*_IMAGE, (0, 0, 0, 1))
+_SQUARE_IMAGE: tuple[Monomial, ...] = (*_LINEAR_IMAGE, (0, 0, 0, 2))
 
-#: Chunks of known kernels, after what a config names.
-_CHUNKS = (64, 128, 256, 32, 16, 512)
+#: Chunks of known kernels and poolings, after what a config names; negative where what does not fill one is left out.
+_CHUNKS = (64, 128, 256, 32, 16, 512, 2, 4, 8, -2, -4, -8)
+#: Pairs of lengths past the first chunk of known kernels, and shorter ones where positions end before.
+_FAR = ((300, 601), (300, 460), (40, 23), (16, 19))
+#: Lengths that tell chunks of all sizes apart.
+_CHUNKED = (64, 133, 259, 515, 1100)
 
 
-def trace(model: Any, inputs: huggingface.Inputs | None = None) -> Model:
+def trace(model: Any, inputs: Inputs | None = None) -> Model:
     """The plan of a module, or of a Hugging Face config, by running it without memory.
 
     Args:
         model: a ``torch.nn.Module``, which stays as it is and where it is; or a Hugging Face config as a mapping.
-        inputs: ``solving.Point`` -> keyword arguments of ``forward``; by default text, as transformers' models take it.
+        inputs: ``solving.Point`` -> keyword arguments of ``forward``; by default text, images or sound, as transformers' models
+            take them, and token ids as the first argument of any other module.
 
     Returns:
         What ``compile_plan`` takes.  ``not_counted`` names the modules whose work is no function of the lengths that was found.
@@ -49,43 +61,76 @@ def trace(model: Any, inputs: huggingface.Inputs | None = None) -> Model:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     if isinstance(model, torch.nn.Module):
-        return Tracer(live.copied(model, mode), mode, inputs).model()
-    return Tracer(live.prepared(huggingface.build(model)), mode, inputs).model()
+        module = live.copied(model, mode)
+    else:
+        module = live.prepared(huggingface.build(model))
+    if inputs is not None:
+        return Tracer(module, mode, [Feed(inputs)]).model()
+    if feeds.sees(module):
+        seen = _with_images(live.copied(module, mode), mode)
+        if seen is not None:
+            return seen
+    return Tracer(module, mode, feeds.of_text(module)).model()
+
+
+def _with_images(module: torch.nn.Module, mode: FakeTensorMode) -> Model | None:
+    """The plan with images; None where it does not run with any, or where not all that runs was solved."""
+    for feed in feeds.of_images(module, mode):
+        try:
+            found = Tracer(module, mode, [feed]).model()
+        except ConfigError:
+            continue
+        if not any(sentence.endswith(_LEFT_OUT) for sentence in found.not_counted):
+            return found
+    return None
 
 
 class Tracer:
-    """One module, ours and without data, that is run at several points."""
+    """One module, ours and without data, that is run at several points.
 
-    def __init__(self, module: torch.nn.Module, mode: FakeTensorMode, inputs: huggingface.Inputs | None = None):
+    Args:
+        module: see ``live``.
+        mode: in which it runs if it is not on the meta device.
+        ways: of giving it something; the first one that it takes is taken.
+    """
+
+    def __init__(self, module: torch.nn.Module, mode: FakeTensorMode, ways: Iterable[Feed]):
         self.module = module
         self.mode = torch.device("meta") if live.is_on_meta(module) else mode
-        self.inputs = inputs
+        self.ways = ways
+        self.feed = Feed(_nothing)
         self.parameters = dict(module.named_parameters())
         self.weights = {**dict(module.named_buffers()), **self.parameters}
         self.runs: dict[Point, list[Op]] = {}
-        self.encoder = 5 if huggingface.takes_encoder(module) else 0
+        self.needed: set[str] = set()
+        self.progress = Progress(type(module).__name__)
 
     def model(self) -> Model:
         """Trace, solve, check."""
         self._find_a_way()
         solved, sentences = self._solve()
         parameters = self.parameters
-        terms = terms_of(solved, parameters, Names.of(self.module))
+        terms = terms_of(solved, parameters, Names.of(self.module), self.needed)
         frozen = tuple(name.removesuffix(".weight") for name, parameter in parameters.items() if not parameter.requires_grad)
-        return Model(traced=terms, freeze=frozen, framework=frameworks.TRANSFORMERS, not_counted=(*sentences, *unread(solved)))
+        sentences = [*sentences, *unread(solved), *self.feed.unseen(self.module)]
+        self.progress.done()
+        return Model(traced=terms, freeze=frozen, framework=frameworks.TRANSFORMERS, not_counted=tuple(sentences))
 
     # ---- running ---------------------------------------------------------------------------------
 
     def _find_a_way(self) -> None:
-        """The first way of giving it text that it takes; that run is thrown away, since some models change in their first."""
+        """The first way of giving it something that it takes; the first run is thrown away, since some models change in it."""
         errors = []
-        for inputs in [self.inputs] if self.inputs else huggingface.ways(self.module):
-            self.inputs = inputs
+        for feed in self.ways:
+            self.feed = feed
             try:
                 self._run(self._point())
+                for point in self._points():
+                    self.ops(point)
                 return
             except Exception as error:
                 errors.append(error)
+                self.runs.clear()
         raise self._refusal(errors[0])
 
     def _refusal(self, error: Exception) -> ConfigError:
@@ -93,8 +138,12 @@ class Tracer:
         refusal.__cause__ = error
         return refusal
 
-    def _point(self, batch: int = 2, length: int = 9, encoder: int = 0) -> Point:
-        return Point(batch, length, encoder or self.encoder)
+    def _point(self, batch: int = 2, length: int = 9, encoder: int = 0, images: int = 1, size: int = 0) -> Point:
+        feed = self.feed
+        encoder = (encoder or feed.encoder) if feed.encoder else 0
+        if not feed.patches:
+            return Point(batch, length, encoder)
+        return Point(batch, feed.before + length, encoder, images, feed.patches[size % len(feed.patches)])
 
     def ops(self, point: Point) -> list[Op]:
         """What runs at a point; ConfigError where it does not run."""
@@ -107,70 +156,118 @@ class Tracer:
 
     def _run(self, point: Point) -> list[Op]:
         contexts = Contexts()
-        assert self.inputs is not None
+        self.progress.step()
+        fake = isinstance(self.mode, FakeTensorMode)
         with ExitStack() as stack:
+            stack.enter_context(_quiet())
             if hasattr(self.module, "config"):
                 stack.enter_context(contexts.on())
+            values = self.feed.inputs(point) if fake else None
             stack.enter_context(self.mode)
-            recorder = contexts.recorder = Recorder(self.module, self.weights)
-            values = self.inputs(point)
+            values = self.feed.inputs(point) if values is None else values
+            recorder = contexts.recorder = Recorder(self.module, self.weights, computes=fake)
             with recorder.on():
                 out = huggingface.output(self.module(**values))
                 if out.requires_grad:
                     out.sum().backward()
         for parameter in self.parameters.values():
             parameter.grad = None
+        self.needed |= recorder.needed
         return recorder.ops
 
     # ---- solving ---------------------------------------------------------------------------------
 
     def _points(self) -> list[Point]:
         """Small ones, and two that are longer than a chunk of any known kernel: small ones alone prove nothing there."""
-        near = [self._point(), self._point(batch=3), self._point(length=14)]
-        if self.encoder:
+        near = [self._point(), self._point(batch=3, size=1), self._point(length=14, size=2)]
+        if self.feed.encoder:
             near += [self._point(encoder=8), self._point(length=14, encoder=8)]
+        if self.feed.patches:
+            near += [self._point(images=2, size=1), self._point(length=14)]
         return near
 
     def _far(self) -> list[Point]:
-        far = [self._point(3, 300, 2 * self.encoder), self._point(2, 601, 3 * self.encoder)]
-        try:
-            for point in far:
-                self.ops(point)
-        except ConfigError:  # positions that end before
-            return [self._point(3, 40, 2 * self.encoder), self._point(2, 23, 3 * self.encoder)]
-        return far
+        for one, other in _FAR:
+            far = [self._point(3, one, 2 * self.feed.encoder, 2, 2), self._point(2, other, 3 * self.feed.encoder)]
+            try:
+                for point in far:
+                    self.ops(point)
+                return far
+            except ConfigError as error:  # positions that end before
+                refusal = error
+        raise refusal
 
     def _solve(self) -> tuple[list[Solved], list[str]]:
         points = [*self._points(), *self._far()]
         solved, open_groups = self._fit(points, 1, None)
+        if open_groups:
+            points += self._at(*_CHUNKED)
         for chunk in self._chunks() if open_groups else ():
-            lengths = (chunk, chunk + 7, 2 * chunk + 5, 3 * chunk, 5 * chunk - 3)
-            try:
-                more = [*points, *(self._point(2, length) for length in lengths)]
-                found, open_groups = self._fit(more, chunk, open_groups)
-            except ConfigError:
-                continue
-            solved += found
+            found, left = self._fit(points, chunk, open_groups)
+            size = abs(chunk)
+            if found and (more := self._at(2 * size - 1, 5 * size - 3)):  # where it would fail if it were another's chunk
+                found, left = self._fit([*points, *more], chunk, open_groups)
+            solved, open_groups = solved + found, left
             if not open_groups:
                 break
         return merged(solved), _sentences(open_groups)
+
+    def _at(self, *lengths: int) -> list[Point]:
+        """Points of these lengths, as far as it runs at them."""
+        found = []
+        for length in lengths:
+            try:
+                self.ops(point := self._point(length=length, encoder=self.feed.encoder))
+                found.append(point)
+            except ConfigError:
+                break
+        return found
 
     def _chunks(self) -> list[int]:
         """What the config calls a chunk, then those of known kernels."""
         config = getattr(self.module, "config", None)
         named = [value for one in (config, getattr(config, "text_config", None)) for value in _chunk_sizes(one)]
-        return list(dict.fromkeys((*named, *_CHUNKS)))
+        return list(dict.fromkeys((*named, *(-size for size in named), *_CHUNKS)))
+
+    def _bases(self, chunk: int, *, square: bool) -> Bases:
+        if self.feed.encoder:
+            of_text = _SQUARE_ENCODER if square else _LINEAR_ENCODER
+        elif chunk != 1:
+            of_text = _SQUARE_CHUNKS if square else _LINEAR_CHUNKS
+        else:
+            of_text = _SQUARE if square else _LINEAR
+        bases: dict[Scale, Sequence[Monomial]] = {Scale.SEQUENCES: of_text}
+        if self.feed.patches:
+            sizes = _SQUARE_IMAGE if square else _LINEAR_IMAGE
+            bases[Scale.IMAGES] = sizes if len(self.feed.patches) > 1 else _IMAGE
+        return {**bases, Scale.ONCE: of_text}
 
     def _fit(self, points: Sequence[Point], chunk: int, only: Sequence[Key] | None) -> tuple[list[Solved], list[Key]]:
         """What is a function of the lengths at all these points, and the groups that are none."""
         runs = [_grouped(self.ops(point)) for point in points]
         keys = list(dict.fromkeys(key for run in runs for key in run)) if only is None else only
+        linear, square = self._bases(chunk, square=False), self._bases(chunk, square=True)
         solved, left = [], []
         for key in keys:
-            found = _solved([run.get(key, []) for run in runs], points, chunk, bool(self.encoder))
+            found = _solved([run.get(key, []) for run in runs], points, chunk, linear, square)
             solved += found or []
             left += [] if found else [key]
         return solved, left
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What does not run in one way is tried in the next: nobody needs to read of it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _nothing(point: Point) -> Mapping[str, Any]:
+    return {}
 
 
 #: Operations that are solved together: module, name, weight, pass.
@@ -186,30 +283,30 @@ def _grouped(ops: Sequence[Op]) -> dict[Key, list[Op]]:
 
 def _chunk_sizes(config: Any) -> Iterator[int]:
     for name, value in vars(config).items() if config is not None else ():
-        if ("chunk" in name or "block" in name) and isinstance(value, int) and 8 <= value <= 1024:
-            yield value
+        if any(part in name for part in ("chunk", "block", "compress")):
+            for size in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(size, int) and 2 <= size <= 1024:
+                    yield size
 
 
-def _solved(runs: list[list[Op]], points: Sequence[Point], chunk: int, encoder: bool) -> list[Solved] | None:
+def _solved(runs: list[list[Op]], points: Sequence[Point], chunk: int, linear: Bases, square: Bases) -> list[Solved] | None:
     """One group at all points: operation by operation where their number is the same, else by its sum."""
     if len({len(run) for run in runs}) == 1:
-        found = [_one(ops, points, chunk, encoder) for ops in zip(*runs, strict=True)]
+        found = [_one(ops, points, chunk, linear) for ops in zip(*runs, strict=True)]
         if all(found):
             return [one for one in found if one is not None]
-    basis = _SQUARE_ENCODER if encoder else _SQUARE_CHUNKS if chunk > 1 else _SQUARE
-    work = fit([sum(prod(op.dims) for op in run) for run in runs], points, basis, chunk)
+    work = fit([sum(prod(op.dims) for op in run) for run in runs], points, square, chunk)
     if work is None or not priced(work):
         return None
     first = next(run[0] for run in runs if run)
     return [Solved(replace(first, context=None), work, 1, 1, first.passes)]
 
 
-def _one(ops: Sequence[Op], points: Sequence[Point], chunk: int, encoder: bool) -> Solved | None:
+def _one(ops: Sequence[Op], points: Sequence[Point], chunk: int, bases: Bases) -> Solved | None:
     """One operation: each of its dimensions, and so their product."""
-    basis = _LINEAR_ENCODER if encoder else _LINEAR_CHUNKS if chunk > 1 else _LINEAR
     if len({len(op.dims) for op in ops}) > 1:
         return None
-    dims = [fit(values, points, basis, chunk) for values in zip(*(op.dims for op in ops), strict=True)]
+    dims = [fit(values, points, bases, chunk) for values in zip(*(op.dims for op in ops), strict=True)]
     work = constant(1)
     for dim in dims:
         if dim is None:
@@ -249,6 +346,10 @@ def merged(solved: Sequence[Solved]) -> list[Solved]:
 _ORDER = (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)
 
 
+#: The end of a sentence about what was not solved.
+_LEFT_OUT = ": what it runs is no function of the lengths that was found, so it is left out"
+
+
 def _sentences(keys: Sequence[Key]) -> list[str]:
     paths = dict.fromkeys(path or "the model itself" for path, *_ in keys)
-    return [f"{path}: what it runs is no function of the lengths that was found, so it is left out" for path in paths]
+    return [f"{path}{_LEFT_OUT}" for path in paths]

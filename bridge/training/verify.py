@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from bridge.config.sources import huggingface_names
-from bridge.flops.plan import Plan
+from bridge.flops.plan import Plan, compile_plan
+from bridge.flops.shapes import ConfigError
 from bridge.flops.terms import Kind
 from bridge.training.trainable import Built, Weights, built_over_stages
 
@@ -29,17 +31,19 @@ class Verified:
         equal: the parameters are the plan's.
         differences: one sentence for each module that is not, with both numbers, the largest first.
         reason: why nothing, or no more than a total, could be compared; empty where every module was.
+        by: what was compared: ``parameters``, or with ``by_trace`` the ``trace`` too.
     """
 
     equal: bool = False
     differences: tuple[str, ...] = ()
     reason: str = ""
+    by: str = "parameters"
 
     @property
     def facts(self) -> dict[str, Any]:
         """For the summary of a run."""
         details = [*self.differences, *([self.reason] if self.reason else [])]
-        return {"verified": "parameters" if self.equal else "no", "verified_details": details}
+        return {"verified": self.by if self.equal else "no", "verified_details": details}
 
 
 def verify(plan: Plan, model: Any) -> Verified:
@@ -56,6 +60,40 @@ def compare(plan: Plan, built: Built) -> Verified:
         return padded if padded.equal else min(_compared(plan, built, padded=False), padded, key=_disagreement)
     except Exception as error:  # any module, named in any way
         return Verified(reason=f"not compared: {type(error).__name__}: {error}")
+
+
+#: Lengths at which a plan and a trace are compared: different ones, past windows of a few hundred tokens.
+_LENGTHS = (777, 64)
+
+
+def traced_plan(model: Any, convention: str) -> Plan:
+    """The plan of a built module by running it without memory.
+
+    Raises:
+        ConfigError: it is in several parts, or cannot be traced.
+    """
+    parts = model if isinstance(model, (list, tuple)) else [model]
+    if len(parts) != 1:
+        raise ConfigError(f"a model in {len(parts)} parts cannot be traced")
+    trace = importlib.import_module("bridge.tracing").trace
+    return compile_plan(trace(getattr(parts[0], "module", parts[0])), convention)
+
+
+def by_trace(plan: Plan, traced: Plan, found: Verified) -> Verified:
+    """What a trace says of a plan beside its parameters: FLOPs by component, where the two have the same ones, else in total."""
+    if found.differences:
+        return found
+    sums = [one.breakdown(_LENGTHS) for one in (plan, traced)]
+    ours, theirs = ({name: flops for name, flops in one.items() if flops} for one in sums)
+    if sum(ours.values()) == sum(theirs.values()):
+        return replace(found, equal=True, by="trace")
+    if ours.keys() != theirs.keys():
+        ours, theirs = {"all": sum(ours.values())}, {"all": sum(theirs.values())}
+    at = " + ".join(map(str, _LENGTHS))
+    differences = [
+        f"{name}: plan {ours[name]:,} FLOPs of {at} tokens, trace {theirs[name]:,}" for name in ours if ours[name] != theirs[name]
+    ]
+    return Verified(differences=tuple(differences), by="trace")
 
 
 def _disagreement(found: Verified) -> tuple[bool, int]:
@@ -87,7 +125,8 @@ def _planned(plan: Plan, *, padded: bool) -> dict[str, Weights]:
     """What the plan has, module by module."""
     found: dict[str, Weights] = {}
     for term in plan.built_terms(padded=padded):
-        path, entries = _PARTS.sub(_whole_name, term.path or term.name), term.parameters
+        # A traced plan has biases that stand apart.
+        path, entries = _PARTS.sub(_whole_name, (term.path or term.name).removesuffix(".bias")), term.parameters
         if entries:
             sizes = (term.k, term.n) if term.kind is Kind.TABLE else (term.n, term.k)
             own = Weights(entries=entries, sizes=sizes if entries == term.k * term.n and min(sizes) > 1 else ())

@@ -342,3 +342,58 @@ def test_number_formats_for_people(capsys):
     line = next(line for line in printed.splitlines() if line.strip().startswith("fp8"))
     assert line.split() == ["fp8", "343", "TFLOP", "81.36%", "4.5", "PFLOP/s", "0.07623", "s"]
     assert "ideal time of one device: 0.1112 s" in printed
+
+
+# ---- traced models --------------------------------------------------------------------------------------------------
+
+_MINE = """
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(50, 24), nn.Linear(24, 50)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+def small():
+    return Mine()
+
+def nothing():
+    return 3
+"""
+
+
+def test_a_module_is_traced_by_the_function_that_makes_it(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "mine_to_trace.py").write_text(_MINE)
+    monkeypatch.chdir(tmp_path)
+    report = counted(capsys, "--trace", "mine_to_trace:small", "--sequence-lengths", "10,3", "--convention", "exact")
+    assert (report["source"], report["name"]) == ("traced", "mine_to_trace:small")
+    # The table of the embedding is looked up; of the head all but the gradient of what is looked up runs.
+    assert report["flops"] == 2 * 13 * 24 * 50 * 3
+    assert report["parameters"]["total"] == 50 * 24 + 24 * 50 + 50
+    assert counted(capsys, "--trace", "mine_to_trace:small", "model.seq_length=7")["tokens"] == 7
+    assert main(["flops", "--trace", "mine_to_trace:small"]) == 0
+    assert "parameters, traced" in capsys.readouterr().out
+    for place, words in (
+        ("mine_to_trace", "must be package.module:factory"),
+        ("mine_to_trace:large", "has no attribute 'large'"),
+        ("mine_to_trace:nothing", "return a torch.nn.Module"),
+    ):
+        assert main(["flops", "--trace", place]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["flops"]) == 2
+    assert "or --trace" in capsys.readouterr().err
+
+
+def test_an_unknown_family_has_a_nominal_length(capsys, tmp_path):
+    pytest.importorskip("transformers")
+    small = {"model_type": "openai-gpt", "n_layer": 2, "n_embd": 48, "n_head": 3, "n_positions": 64, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    report = counted(capsys, str(tmp_path / "config.json"))
+    assert (report["source"], report["tokens"]) == ("traced", 64)
+    assert counted(capsys, str(tmp_path), "model.seq_length=20", "--batch-size", "2")["tokens"] == 40
+    assert main(["flops", str(tmp_path), "model.hidden_size=96"]) == 2
+    assert "model.hidden_size" in capsys.readouterr().err

@@ -135,6 +135,22 @@ def test_pixels_without_a_grid_are_noticed():
     assert read_lengths({"tokens": TOKENS, "visual_inputs": SimpleNamespace(pixel_values=TOKENS)}).unmeasured_images
 
 
+def test_pixels_of_one_form_are_so_many_images():
+    pixels = torch.zeros(5, 3, 8, 8)
+    assert read_lengths({"tokens": TOKENS, "pixel_values": pixels}).number_of_images == 5
+    assert read_lengths([{"tokens": TOKENS, "pixel_values": pixels}] * 2).number_of_images == 10
+    assert read_lengths({"tokens": TOKENS, "pixel_values": torch.zeros(2, 5, 3, 8, 8)}).number_of_images is None
+
+
+def test_sound_is_as_long_as_what_is_written_down():
+    frames = {"input_features": torch.zeros(2, 8, 20), "attention_mask": torch.ones(2, 20, dtype=torch.long)}
+    labels = torch.tensor([[5, 6, 7, -100], [5, -100, -100, -100]])
+    assert read({**frames, "labels": labels})[:2] == ([3, 1], 8)
+    assert read({**frames, "labels": labels, "decoder_input_ids": torch.zeros(2, 6, dtype=torch.long)})[:2] == ([6, 6], 12)
+    with pytest.raises(NoLengths, match="without any of"):
+        read_lengths({"input_features": torch.zeros(2, 8, 20)})
+
+
 def test_the_batch_is_left_alone():
     batch = {"tokens": TOKENS, "cu_seqlens": offsets([0, 3, 4, 9, -1])}
     before = {key: value.clone() for key, value in batch.items()}

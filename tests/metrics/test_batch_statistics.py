@@ -267,3 +267,23 @@ def test_tokens_of_a_skipped_step_are_told_from_those_kept_before(monkeypatch, m
             statistics.mark_unlearned()
     values = counted(statistics)
     assert (values["tokens"], values["unlearned_tokens"]) == (3330, 300)
+
+
+def test_the_longest_sequence_of_each_micro_batch():
+    sums = BatchStatistics(Layout((Statistic("square", "longest"), Statistic("length"))))
+    for sequences in ([3, 9, 4], [2], []):
+        sums.add(batch(sequences))
+    sums.add(BatchLengths(torch.tensor([5, 7]), 14))
+    assert counted(sums)["square_of_longest"] == 81 + 4 + 49
+
+
+def test_images_of_one_size_are_counted_where_no_more_is_asked():
+    pixels = BatchLengths(np.array([4], np.int64), 4, unmeasured_images=True, number_of_images=3)
+    sums = BatchStatistics(Layout((Statistic("count", "images"),)))
+    sums.add(pixels)
+    assert counted(sums)["images"] == 3
+    for statistics in ((Statistic("count", "images"), Statistic("length", "images")), (Statistic("length", "images"),)):
+        with pytest.raises(NoLengths, match="their patches are unknown"):
+            BatchStatistics(Layout(statistics)).add(pixels)
+    with pytest.raises(NoLengths, match="their patches are unknown"):
+        sums.add(pixels._replace(number_of_images=None))

@@ -20,3 +20,19 @@ READ = {
         "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "n_shared_experts": 1,
     },
 }  # fmt: skip
+#: The token that stands for an image.
+IMAGE = 5
+SMALL = {"hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97}
+GEMMA = {
+    "text_config": {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4},
+    "vision_config": {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+        "patch_size": 8, "vision_use_head": False,
+    },
+    "mm_tokens_per_image": 4, "image_token_index": IMAGE, "image_token_id": IMAGE,
+}  # fmt: skip
+WHISPER = {
+    "vocab_size": 97, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "num_mel_bins": 8, "max_source_positions": 10,
+    "max_target_positions": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip

@@ -157,7 +157,7 @@ def test_work_that_is_no_function_of_the_lengths_is_named():
 
 def test_what_cannot_be_traced_is_one_error():
     with pytest.raises(ConfigError, match="Own cannot be traced: TypeError"):
-        trace(Own())
+        trace(Own(), lambda point: {"idx": torch.zeros(point.batch, point.length, dtype=torch.long)})
     with pytest.raises(ConfigError, match="Own cannot be traced: RuntimeError: shape"):
         trace(Own(), lambda point: {"ids": torch.zeros(point.length, dtype=torch.long).view(2 * point.batch - 1, -1)})
     with pytest.raises(ConfigError, match="'lama' is not known; did you mean 'llama'.*not known to transformers"):

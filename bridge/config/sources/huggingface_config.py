@@ -93,11 +93,24 @@ def _traced(values: Mapping[str, Any], model_type: str) -> HuggingFaceConfig:
     traced = dataclasses.replace(traced, formats=formats_of(values))
     return HuggingFaceConfig(
         name=_name(values, model_type),
-        model=ModelConfig(),
+        model=ModelConfig(seq_length=nominal_length(values)),
         model_type=model_type,
         not_counted=traced.not_counted,
         traced=traced,
     )
+
+
+#: What families call the longest sequence that they are made for.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions", "n_ctx")
+#: Where a configuration names none, as those of models without positions.
+NOMINAL_LENGTH = 4096
+
+
+def nominal_length(values: Mapping[str, Any]) -> int:
+    """Tokens of a sequence where a batch does not say."""
+    parts = [values, *(values.get(name) for name in ("text_config", "decoder_config"))]
+    found = (part.get(name) for part in parts if isinstance(part, Mapping) for name in _POSITIONS)
+    return next((value for value in found if isinstance(value, int) and value > 0), NOMINAL_LENGTH)
 
 
 def _read(values: Mapping[str, Any], model_type: str, place: str = "") -> tuple[Options, list[str]]:

@@ -689,9 +689,9 @@ def _mask_token_head(fields: Fields) -> Options:
     for name in ("is_decoder", "add_cross_attention"):
         if fields.get(name):
             fields.report(name, "counted as an encoder")
-    if not fields.get("tie_word_embeddings"):
-        fields.report("tie_word_embeddings", "a second, unused output bias of transformers is missing from the parameter count")
-    return {"kv_channels": fields.size("hidden_size") // fields.size("num_attention_heads")}
+    # Untied, transformers builds the bias of its output twice and uses one.
+    unused = 0 if fields.get("tie_word_embeddings") else fields.size("vocab_size")
+    return {"kv_channels": fields.size("hidden_size") // fields.size("num_attention_heads"), "unpriced_parameters": unused}
 
 
 def _whisper(fields: Fields) -> Options:
@@ -728,15 +728,21 @@ def _siglip_tower(fields: Fields) -> Options:
     """Gemma 3: SigLIP, averaged down to a fixed number of tokens."""
     tower = fields.part("vision_config")
     side = tower.size("image_size") // tower.size("patch_size")
-    if tower.get("vision_use_head"):
-        tower.report("vision_use_head", "the pooling head, whose output nothing uses, is not counted")
-    return _plain_tower(
+    options = _plain_tower(
         fields,
         tower,
         num_position_embeddings=side**2,
         spatial_merge_size=side // isqrt(fields.size("mm_tokens_per_image")) or 1,  # the default tower is smaller than that
         projector_type="pooled_linear",
     )
+    if tower.get("vision_use_head"):  # it is built, and nothing uses its output
+        options["unpriced_parameters"] = _pooling_head(tower.size("hidden_size"), tower.size("intermediate_size"))
+    return options
+
+
+def _pooling_head(width: int, inner: int) -> int:
+    """SigLIP's: a probe, one attention, a norm and an MLP, with biases."""
+    return width + 4 * width * (width + 1) + 2 * width + 2 * width * inner + inner + width
 
 
 def _siglip_alone(tower: Fields) -> Options:
@@ -847,10 +853,40 @@ _TOWER_FIELDS = (
 )
 
 
-def _uncounted_tower(fields: Fields) -> Options:
-    if fields.get("vision_config"):
+def _uncounted_tower(entries: Callable[[Fields, Fields, int], int]) -> Rule:
+    """A tower whose work is not priced; ``entries``: of its weights, by the tower's fields and the language model's width."""
+
+    def rule(fields: Fields) -> Options:
+        if not fields.get("vision_config"):
+            return {}
         fields.not_counted.append(f"{fields.place}vision_config: the vision tower and its projector are not counted")
-    return {}
+        try:
+            width = fields.part("text_config").size("hidden_size")
+            return {"unpriced_parameters": entries(fields, fields.part("vision_config"), width)}
+        except ConfigError:  # another tower than the family's own
+            return {}
+
+    return rule
+
+
+def _pixtral(fields: Fields, tower: Fields, out: int) -> int:
+    """Pixtral's tower and Mistral 3's projector."""
+    width, merge = tower.size("hidden_size"), fields.get("spatial_merge_size") or 2
+    layer = 4 * width * width + 3 * width * tower.size("intermediate_size") + 2 * width
+    patches = (tower.get("num_channels") or 3) * tower.size("patch_size") ** 2 * width + width
+    projector = width + merge * merge * width * width + (width + out) * out
+    biases = 2 * out if fields.get("multimodal_projector_bias") else 0
+    return patches + tower.size("num_hidden_layers") * layer + projector + biases
+
+
+def _gemma4_tower(fields: Fields, tower: Fields, out: int) -> int:
+    """Gemma 4's tower: a row of the position table for each place along both sides."""
+    width, size = tower.size("hidden_size"), tower.size("head_dim")
+    heads, groups = tower.size("num_attention_heads"), tower.size("num_key_value_heads")
+    attention = 2 * (heads + groups) * size * width + 2 * size
+    layer = attention + 3 * width * tower.size("intermediate_size") + 4 * width
+    patches = 3 * tower.size("patch_size") ** 2 * width + 2 * tower.size("position_embedding_size") * width
+    return patches + tower.size("num_hidden_layers") * layer + width * out
 
 
 # ---- the families --------------------------------------------------------------------------------------------------
@@ -1048,7 +1084,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
     "gemma3": _VISION_LANGUAGE.but(_siglip_tower, text="gemma3_text"),
     "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
-    "gemma4": _VISION_LANGUAGE.but(_uncounted_tower, text="gemma4_text", ignored="vision_soft_tokens_per_image"),
+    "gemma4": _VISION_LANGUAGE.but(_uncounted_tower(_gemma4_tower), text="gemma4_text", ignored="vision_soft_tokens_per_image"),
     "gemma4_text": _GEMMA.but(
         _windows(_every(6)),
         _gemma4,
@@ -1130,7 +1166,9 @@ FAMILIES: dict[str, Family] = {
     "ministral3": _SWIGLU.but(_window),
     "mistral": _SWIGLU.but(_window),
     "mistral3": _VISION_LANGUAGE.but(
-        _uncounted_tower, text="mistral", ignored="projector_hidden_act vision_feature_layer spatial_merge_size"
+        _uncounted_tower(_pixtral),
+        text="mistral",
+        ignored="projector_hidden_act vision_feature_layer spatial_merge_size multimodal_projector_bias",
     ),
     "mistral4": _LATENT,
     "mixtral": _SWIGLU.but(_window, _experts),

@@ -75,7 +75,7 @@ _NAMES = {
              mamba_rms_norm vision_use_head is_decoder add_cross_attention is_gated_act use_mtp patch_in_forward
              cross_attn_all_layers use_qkv_bias qk_layernorm use_parallel_residual use_post_norm multi_query parallel_attn alibi
              bias new_decoder_architecture enable_bias do_layer_norm_before layer_norm_elementwise_affine
-             _remove_final_layer_norm lm_head_bias""",
+             _remove_final_layer_norm lm_head_bias multimodal_projector_bias""",
     TEXT: """model_type hidden_act hidden_activation mlp_hidden_act activation_function activation feed_forward_proj dense_act_fn
              hybrid_override_pattern rope_type type position_embedding_type""",
     WORDS: "layer_types mlp_layer_types indexer_types layers_block_type",

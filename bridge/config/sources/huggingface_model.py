@@ -49,19 +49,22 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
     except ConfigError as error:
         refusal = error
     try:
-        traced = importlib.import_module(TRACING).trace(model)
+        return traced_model(model)
     except ConfigError as error:
         raise ConfigError(f"{refusal or 'its configuration describes another model'}; {error}") from error
+
+
+def traced_model(model: Any) -> HuggingFaceConfig:
+    """A transformers model as it runs, whatever its configuration says.
+
+    Raises:
+        ConfigError: it cannot be traced.
+    """
+    traced = importlib.import_module(TRACING).trace(model)
     kind = getattr(model.config, "model_type", "") or type(model).__name__
     formats = formats_of_layers(model, (term.path for term in traced.traced)) or formats_of(model.config.to_dict())
-    traced = replace(traced, not_counted=(*traced.not_counted, *_unseen(model)), formats=formats)
+    traced = replace(traced, formats=formats)
     return HuggingFaceConfig(name=kind, model=ModelConfig(), model_type=kind, not_counted=traced.not_counted, traced=traced)
-
-
-def _unseen(model: Any) -> list[str]:
-    """Sentences about parts that a batch of text does not run."""
-    parts = [name for name in ("vision_config", "audio_config") if getattr(model.config, name, None) is not None]
-    return [f"{name}: the model was traced on text alone; what its images or its sound cost is not counted" for name in parts]
 
 
 def _is_whole(model: Any) -> bool:

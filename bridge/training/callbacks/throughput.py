@@ -21,11 +21,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 
 from bridge.flops import ConfigError, compile_plan, conventions
+from bridge.flops.choices import Choice
 from bridge.flops.formats import UNKNOWN, Formats
 from bridge.flops.formats import read as read_formats
 from bridge.flops.plan import Plan
@@ -60,7 +61,7 @@ from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.optimizer_work import multiplies_matrices, step_flops
 from bridge.training.routing import Routing, find_routing
 from bridge.training.trainable import Built, built_over_stages, trainable_from
-from bridge.training.verify import Verified, compare
+from bridge.training.verify import Verified, by_trace, compare, traced_plan
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,14 @@ def _hook(method: _Hook) -> _Hook:
     return guarded
 
 
+class Verify(Choice):
+    """What the built model is asked."""
+
+    PARAMETERS = "parameters"
+    TRACE = "trace"
+    USE = "use"
+
+
 class ThroughputCallback(Callback):
     """Exact FLOPs, MFU and token rates, summed over all ranks once per log interval.
 
@@ -101,6 +110,8 @@ class ThroughputCallback(Callback):
         log_interval: steps between log points; None: the loop's.
         peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
         metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
+        verify: what the built model is asked: its ``parameters``; with ``trace`` its FLOPs too, by running it without memory;
+            with ``use`` the traced plan takes over.
         read: from a micro-batch to a mapping with ``input_ids``, ``cu_seqlens``, ...; None: it is one, or another form that
             :mod:`bridge.metrics.batch_lengths` knows.
         mesh, data_parallel, contributes, process_group: which ranks see different batches, where megatron-core does not say
@@ -133,8 +144,10 @@ class ThroughputCallback(Callback):
         optimizer_in_mfu: bool = False,
         detail: int = 1,
         memory: bool = True,
+        verify: str = "parameters",
     ) -> None:
         conventions.get(convention)
+        self._verify = Verify(verify)
         if log_interval is not None and log_interval < 1:
             raise ConfigError(f"log_interval={log_interval} must be at least 1 step")
         if compute_time < 0:
@@ -296,7 +309,7 @@ class ThroughputCallback(Callback):
             return
         # What was built: on every rank of a pipeline, whatever comes of it.
         built = None if host.model is None else built_over_stages(host.model)
-        plan = self._compile(host, built, self.convention)
+        plan, traced = self._judged(self._compile(host, built, self.convention), host.model)
         plans = [plan, *self._other_plans(host, built)] if plan else []
         summed_on = collective_device()
         device = torch.device(host.device or summed_on)
@@ -320,7 +333,7 @@ class ThroughputCallback(Callback):
         if not place.told and (why := shared_batches(host.model, place.world)):
             self._meter.fail(ConfigError(why))
         self._take_up()
-        self.verified = _verified(plan, built)
+        self.verified = _verified(plan, built, traced)
         known = Known(
             host=host,
             plan=plan,
@@ -418,6 +431,17 @@ class ThroughputCallback(Callback):
             if self._is_first_rank() and convention == self.convention:
                 logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
             return None
+
+    def _judged(self, plan: Optional[Plan], model: Any) -> tuple[Optional[Plan], Union[Plan, str]]:
+        """The plan that counts, and the one of a trace where that is asked for, or a sentence why there is none."""
+        if self._verify is Verify.PARAMETERS or model is None:
+            return plan, ""
+        try:
+            traced = traced_plan(model, self.convention)
+        except Exception as error:  # any framework's model
+            return plan, f"not traced: {error}"
+        taken = plan is None or self._verify is Verify.USE
+        return traced if taken else plan, traced
 
     def _configured_peak(self, host: Host) -> Optional[float]:
         return self._peak_flops or getattr(host.hardware, "peak_flops", None)
@@ -652,11 +676,14 @@ def _schedules_by_itself(host: Host) -> str:
 _OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs and MFU are those of another one"
 
 
-def _verified(plan: Optional[Plan], built: Optional[Built]) -> Verified:
-    """The plan held against the model, where both are there."""
+def _verified(plan: Optional[Plan], built: Optional[Built], traced: Union[Plan, str]) -> Verified:
+    """The plan held against the model, where both are there, and against its trace, or why there is none."""
     if plan is None:
         return Verified(reason="not compared: there is no plan")
-    return compare(plan, built or Built({}))
+    found = compare(plan, built or Built({}))
+    if isinstance(traced, str):
+        return replace(found, reason=traced or found.reason)
+    return by_trace(plan, traced, found)
 
 
 def told(formats: Formats, host: Host) -> Formats:

@@ -244,15 +244,45 @@ def test_unknown_fields_are_reported_and_reach_the_plan() -> None:
 def test_parts_that_are_not_counted_are_named() -> None:
     file = {"model_type": "gemma4", "text_config": PUBLISHED["gemma4-e2b"], "vision_config": {"hidden_size": 768}}
     assert "vision_config" in from_huggingface(file).not_counted[0]
-    file = {"model_type": "gemma3", "text_config": {}, "vision_config": {"vision_use_head": True}}
-    (sentence,) = from_huggingface(file).not_counted
-    assert sentence.startswith("vision_config.vision_use_head=True:")
     (sentence,) = from_huggingface(PUBLISHED["deepseek-v3"] | {"num_nextn_predict_layers": 1}).not_counted
     assert sentence.startswith("num_nextn_predict_layers=1:")
     assert "model.mtp_num_layers=1" in sentence
     inner = {"model_type": "qwen3_vl", "text_config": {"odd_one": 1}, "vision_config": {"odd_two": 2}}
     places = [sentence.split("=")[0] for sentence in from_huggingface(inner).not_counted]
     assert places == ["not recognised: text_config.odd_one", "not recognised: vision_config.odd_two"]
+
+
+#: The language models' sizes do not matter here: what is built beside them and not priced has parameters.
+_TEXT = {"num_hidden_layers": 1, "hidden_size": 2560, "intermediate_size": 64, "num_attention_heads": 8, "vocab_size": 128}
+_TOWER = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "patch_size": 14, "num_channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("file", "entries"),
+    [
+        # SigLIP's pooling head: a probe, an attention, a norm and an MLP.
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **_TEXT}, "vision_config": {
+                "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 4, "num_attention_heads": 12,
+                "image_size": 224, "patch_size": 16, "vision_use_head": True}},
+            768 + 4 * 768 * 769 + 2 * 768 + 2 * 768 * 3072 + 3072 + 768,
+        ),
+        # Pixtral's tower, and the norm, the merger and the two layers of the projector.
+        (
+            {"model_type": "mistral3", "text_config": {"model_type": "mistral", **_TEXT}, "vision_config": _TOWER},
+            3 * 14 * 14 * 1024 + 1024 + 4 * (4 * 1024 * 1024 + 3 * 1024 * 4096 + 2 * 1024)
+            + 1024 + 4 * 1024 * 1024 + 1024 * 2560 + 2560 * 2560,
+        ),
+        ({"model_type": "bert", **_TEXT, "tie_word_embeddings": False}, 128),
+    ],
+)  # fmt: skip
+def test_what_is_built_and_not_priced_has_parameters(file: dict, entries: int) -> None:
+    found = from_huggingface(file)
+    assert found.model.unpriced_parameters == entries
+    for convention in ("exact", "executed"):
+        plan = compile_plan(found, convention)
+        assert plan.parameters_by_module()["unpriced"] == entries
+        assert "unpriced" not in {row.name for row in plan.table([5])}
 
 
 @pytest.mark.parametrize(

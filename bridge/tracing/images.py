@@ -1,0 +1,138 @@
+"""How images and sound may be given to a transformers model: sizes of pixels and the tokens that stand for them.
+
+What a model makes of an image is asked of itself: its ``get_image_features`` says into how many tokens one goes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from bridge.tracing.solving import Point
+
+#: Sides of a grid of patches, in what is merged to one token.
+_GRIDS = ((4, 4), (4, 8), (8, 8))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One form of pixels.
+
+    Attributes:
+        values: images, sides of their grids -> arguments of ``get_image_features``.
+        grids: sides of a grid of patches that may be asked for; one where the size of an image is fixed.
+    """
+
+    values: Callable[[int, tuple[int, int]], dict[str, Any]]
+    grids: tuple[tuple[int, int], ...] = ((0, 0),)
+
+
+def inner(model: Any) -> Any:
+    """The model inside peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def takes_images(model: Any) -> bool:
+    """Whether it has a tower that is fed through ``pixel_values``, and a token that stands for an image."""
+    base = inner(model)
+    config = getattr(base, "config", None)
+    return (
+        getattr(config, "vision_config", None) is not None
+        and _image_token(config) is not None
+        and hasattr(base, "get_image_features")
+        and "pixel_values" in inspect.signature(base.forward).parameters
+    )
+
+
+def _image_token(config: Any) -> int | None:
+    for name in ("image_token_id", "image_token_index"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def forms(model: Any) -> Iterator[Way]:
+    """Likely forms of its pixels."""
+    config = inner(model).config.vision_config
+    asked = inspect.signature(inner(model).get_image_features).parameters
+    channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
+    if "image_grid_thw" in asked:
+        merge = getattr(config, "spatial_merge_size", None) or 2
+        grids = tuple((merge * h, merge * w) for h, w in _GRIDS)
+        yield Way(partial(_patches, config, channels), grids)
+    patch = getattr(config, "patch_size", None)
+    if "image_sizes" in asked and isinstance(patch, int):
+        merge = getattr(inner(model).config, "spatial_merge_size", None) or 1
+        yield Way(partial(_sized_pixels, channels, patch), tuple((merge * h, merge * w) for h, w in _GRIDS))
+    size: Any = getattr(config, "image_size", None)
+    height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+    if isinstance(height, int) and isinstance(patch, int) and height * width <= _MOST * patch * patch:
+        yield Way(partial(_pixels, (channels, height, width)))
+
+
+#: Patches of a fixed image, above which it is not run.
+_MOST = 2500
+
+
+def _pixels(shape: tuple[int, ...], images: int, grid: tuple[int, int]) -> dict[str, Any]:
+    return {"pixel_values": torch.ones(images, *shape)}
+
+
+def _sized_pixels(channels: int, patch: int, images: int, grid: tuple[int, int]) -> dict[str, Any]:
+    sides = grid[0] * patch, grid[1] * patch
+    return {"pixel_values": torch.ones(images, channels, *sides), "image_sizes": torch.tensor([sides] * images)}
+
+
+def _patches(config: Any, channels: int, images: int, grid: tuple[int, int]) -> dict[str, Any]:
+    frames = getattr(config, "temporal_patch_size", None) or 1
+    width = channels * frames * config.patch_size**2
+    rows = images * grid[0] * grid[1]
+    return {"pixel_values": torch.ones(rows, width), "image_grid_thw": torch.tensor([[1, *grid]] * images)}
+
+
+def tokens_of(model: Any, values: Mapping[str, Any]) -> int:
+    """Tokens that these pixels become."""
+    features = inner(model).get_image_features(**values)
+    found = getattr(features, "pooler_output", features)
+    parts = list(found) if isinstance(found, (list, tuple)) else [found]
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
+def given(model: Any, way: Way, tokens: Mapping[int, int], point: Point) -> dict[str, Any]:
+    """Arguments of ``forward``: ``point.images`` images at the beginning of each sequence, then text."""
+    base = inner(model)
+    ids = torch.zeros(point.batch, point.length, dtype=torch.long)
+    grid = next(grid for grid in way.grids if grid[0] * grid[1] == point.patches)
+    ids[:, : point.images * tokens[point.patches]] = _image_token(base.config)
+    is_image = (ids == _image_token(base.config)).long()
+    values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    asked = inspect.signature(base.forward).parameters
+    values |= {name: is_image for name in ("token_type_ids", "mm_token_type_ids") if name in asked}
+    return values | way.values(point.batch * point.images, grid)
+
+
+# ---- sound -------------------------------------------------------------------------------------------------------------
+
+
+def hears(model: Any) -> bool:
+    """Whether its encoder takes the spectrogram of a clip of fixed length, as Whisper's does."""
+    config = getattr(inner(model), "config", None)
+    named = getattr(inner(model), "main_input_name", "") == "input_features"
+    return named and all(isinstance(getattr(config, name, None), int) for name in ("num_mel_bins", "max_source_positions"))
+
+
+def heard(model: Any, point: Point) -> dict[str, Any]:
+    """One clip and some text for each sequence."""
+    config = inner(model).config
+    clip = torch.ones(point.batch, config.num_mel_bins, 2 * config.max_source_positions)
+    return {
+        "input_features": clip,
+        "decoder_input_ids": torch.zeros(point.batch, point.length, dtype=torch.long),
+        "use_cache": False,
+    }
