@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     cfg = options.read_config(arguments.recipe, arguments.overrides)
     parallel = cfg.parallel
+    if not cfg.model.seq_length:
+        raise ConfigError(f"{arguments.recipe} does not say how long its sequences are: add model.seq_length=4096")
     tokens = cfg.train.micro_batch_size * cfg.model.seq_length // parallel.context_parallel_size
     plan = compile_plan(cfg, "exact")
     found = matmuls(plan, tokens, tensor=parallel.tensor_model_parallel_size, experts=cfg.model.num_moe_experts)

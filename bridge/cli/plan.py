@@ -186,7 +186,7 @@ def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None)
     """A range is a list of its two ends."""
     planned, schedule, parameters = column.planned, column.schedule, plan.parameters()
     best, needed = compute_optimal(planned.flops), state_bytes(plan)
-    capacity = column.machine and column.machine.capacity
+    capacity = None if column.machine is None else column.machine.capacity
     return {
         "name": config.name,
         "convention": plan.convention,

@@ -16,7 +16,7 @@ class Choice(str, Enum):
 
     # As those of Python 3.11's StrEnum, so that a member is printed as its string.
     __str__ = str.__str__
-    __format__ = str.__format__
+    __format__ = str.__format__  # type: ignore[assignment]
 
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:

@@ -266,7 +266,7 @@ class Plan:
     ) -> Plan:
         """The same plan of other terms; ``hardware_unknown`` too where it is given."""
         unknown = self.hardware_unknown if hardware_unknown is None else hardware_unknown
-        return Plan(self._record, terms, not_counted, self._trainable, self._build, self.layout, unknown, self.formats)
+        return Plan(self.record, terms, not_counted, self.trainable, self._build, self.layout, unknown, self.formats, self.model)
 
     # ---- compiling -------------------------------------------------------------------------------
 
@@ -540,7 +540,7 @@ class Plan:
 
     def trains(self, term: Term) -> bool:
         """Whether the weight of a term trains."""
-        return self._trainable.weights(term.tied or term.path)
+        return self.trainable.weights(term.tied or term.path)
 
     def built_terms(self, *, padded: bool = False) -> list[Term]:
         """The terms of the model as it is built, whatever the convention counts; ``padded``: its vocabulary too."""

@@ -72,11 +72,12 @@ def differentiate(
     result = []
     for term in terms:
         sources = [needs.get(name, False) for name in term.inputs]
-        learns = term.allowed is Pass.TRAINING or Pass.WGRAD in term.allowed
+        whole_backward = term.allowed is Pass.TRAINING  # of nearly all: operators of flags are slow
+        learns = whole_backward or Pass.WGRAD in term.allowed
         wgrad = learns and term.weight and trainable.weights(term.tied or term.path)
         # A bias needs no matmul for its gradient, but what it is added to carries one.
         trains = wgrad or (learns and bool(term.bias) and trainable.biases(term.path))
-        flows = any(sources) and (term.allowed is Pass.TRAINING or bool(term.allowed & Pass.BACKWARD))
+        flows = any(sources) and (whole_backward or bool(term.allowed & Pass.BACKWARD))
         if term.has_weight:
             # The gate on the shared experts is torch's own linear function, in megatron-core too.
             whole = framework.dgrad_with_wgrad and term.kind is not Kind.GATE

@@ -43,7 +43,7 @@ def put_beside(run: Run, log: Path) -> None:
     rows = {row["step"]: row for row in run.rows}
     for step, values in found.items():
         rows.setdefault(step, {"step": step}).update(values)
-    run.rows = [rows[step] for step in sorted(rows)]
+    run.take(rows.values())
 
 
 def tell_apart(run: Run) -> None:
@@ -59,7 +59,7 @@ def tell_apart(run: Run) -> None:
         for values in (theirs, ours):
             if "step" in values:
                 rows.setdefault(values["step"], {}).update(values)
-    run.rows = [rows[step] for step in sorted(rows)]
+    run.take(rows.values())
     run.facts |= {key.removeprefix(_OURS): value for key, value in run.facts.items() if key.startswith(_OURS)}
 
 

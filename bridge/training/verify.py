@@ -189,7 +189,8 @@ def _sentences(wanted: Mapping[str, Weights], has: Mapping[str, Weights], differ
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for path in largest:
         stem = re.sub(r"(?<=layers\.)\d+", "*", path, count=1)
-        groups[(stem, *_texts(plan.get(path), model.get(path)))].append(path)
+        ours, theirs = _texts(plan.get(path), model.get(path))
+        groups[stem, ours, theirs].append(path)
 
     def weight(item: tuple[Any, list[str]]) -> int:
         return -sum(abs(_entries(plan, path) - _entries(model, path)) for path in item[1])

@@ -81,7 +81,7 @@ class OtlpTracker(BackgroundTracker):
         for name in ("opentelemetry.exporter.otlp", "opentelemetry.sdk.metrics"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what is lost is said once, by us
         self._success = MetricExportResult.SUCCESS
-        self._exporter = OTLPMetricExporter(endpoint=self._endpoint, timeout=self._timeout)  # type: ignore[arg-type]
+        self._exporter = OTLPMetricExporter(endpoint=self._endpoint, timeout=self._timeout)
         told = {"service.name": "bridge", "bridge.run.name": self._start.name, "bridge.run.id": self._start.run_id}
         self._reader = PeriodicExportingMetricReader(_watched(self._exporter, self), export_interval_millis=_NEVER_MS)
         self._provider = MeterProvider([self._reader], Resource.create(without_secrets(told)), shutdown_on_exit=False)

@@ -141,7 +141,7 @@ def _quiet_log() -> None:
         handler.handleError = lambda record: None  # type: ignore[method-assign]
         add(log, handler)
 
-    log.addHandler = add_quietly  # type: ignore[method-assign]
+    log.addHandler = add_quietly  # type: ignore[assignment,method-assign]
 
 
 class AttachedWandb:
