@@ -30,7 +30,6 @@ LEFT_TO_TEST_ALL = re.compile(
     | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
     | tracing/test_tracing\.py::test_families.*\[(?!openai-gpt|plbart)   # further families, the same way
     | tracing/test_tracing\.py::test_traced_and_read_plans_are_equal\[(llama|qwen3_moe)
-    | tracing/test_images\.py::test_images_of_any_size
     | training/test_verify_trace\.py::test_a_run_is_told.*\[(parameters|trace)
     | integrations/test_transformers_trainer_models\.py::.*\[(reward|embedding|prompts)
     | oracle/test_vision\.py::.*-[12]\]                           # draws after the first

@@ -11,16 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from bridge.tracing import trace
-from tests.tracing.models import GEMMA, IMAGE, SMALL, WHISPER
-
-QWEN = {
-    "text_config": {**SMALL, "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
-    "vision_config": {
-        "depth": 2, "embed_dim": 24, "hidden_size": 32, "num_heads": 3, "patch_size": 4, "mlp_ratio": 2, "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-    },
-    "image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 7,
-}  # fmt: skip
+from tests.tracing.models import GEMMA, IMAGE, WHISPER
 
 
 def gemma(images, length):
@@ -63,24 +54,6 @@ def test_a_frozen_tower_and_images_of_one_size():
     lines = plan.breakdown([9], [16])
     assert lines["vision_model"] == plan.breakdown([9], [16], passes="forward")["vision_model"], "it runs forward alone"
     assert plan.flops([9]) == plan.flops([9], [16]) - plan.flops([], [16])
-
-
-def test_images_of_any_size():
-    config = transformers.Qwen2VLConfig(**QWEN)
-    model = transformers.Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="eager")
-    traced = trace(model)
-    assert not any("vision_config" in sentence for sentence in traced.not_counted)
-    plan = compile_plan(traced, "executed")
-    grids = torch.tensor([[1, 4, 6], [1, 2, 8]])
-    patches = grids.prod(-1).tolist()
-    ids = torch.full((1, 40), 8)
-    ids[0, : sum(patches) // 4] = IMAGE
-    values = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == IMAGE).long(),
-        "pixel_values": torch.ones(sum(patches), 3 * 2 * 16), "image_grid_thw": grids, "use_cache": False,
-    }  # fmt: skip
-    model.train()
-    assert planned(plan, sequence_lengths=[40], image_patches=patches)[0] == executed(model, values)[0]
 
 
 def test_a_clip_for_each_sequence():
