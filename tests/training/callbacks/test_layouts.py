@@ -192,11 +192,12 @@ def test_which_collectives_run_follows_from_the_configuration_alone(results, ind
         assert len(rank["collectives"]) == sums
         assert {dtype for _, dtype in rank["collectives"]} == {"torch.int64"}
         assert rank["collectives"] == results[index][0]["collectives"]
-        # Two limbs of the plan's statistics, a dozen counters, an entry a rank and a replica; the first sum carries the
-        # warm-up beside the rest.
+        # Two limbs of the plan's statistics, a dozen counters, an entry a rank and a replica; the work of the sampled steps
+        # apart, and in the first sum that of the warm-up.
         sizes = [count for count, _ in rank["collectives"]]
-        assert sizes[0] == 2 * sizes[-1] if len(sizes) > 1 else True
-        assert sizes[-1] <= 2 * 2 * (size + 2 + 6 + 4 + RANKS + replicas(case))
+        parts = 2 if case["log_interval"] > 1 else 1
+        assert sizes[0] * parts == sizes[-1] * (parts + 1) if len(sizes) > 1 else True
+        assert sizes[-1] <= 2 * (parts + 1) * (size + 2 + 6 + 3 + 4 + RANKS + replicas(case))
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_a_restart_on_another_layout_continues_the_state(results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "words"), [("broken batch", "broken batch"), ("bound overrun", "outside 0 .. 2^80")])
+@pytest.mark.parametrize(("name", "words"), [("broken batch", "broken batch"), ("bound overrun", "outside -2^80 .. 2^80")])
 def test_one_rank_that_cannot_count_ends_the_numbers_on_all_and_hangs_none(results, name, words):
     ranks = results[NAMES.index(name)]
     case = CASES[NAMES.index(name)]
