@@ -81,7 +81,7 @@ def test_the_vector_is_the_same_on_every_rank_and_small(results, number):
     assert slots == (replicas if replicas <= 64 else 0)
     for rank in seen:
         size = 2 * 8 * len(seen[0]["names"])  # two int64 limbs
-        # The first carries the warm-up step apart, each one the sampled steps; one per log interval, and beside it an int64 or two
+        # The first carries the warm-up step apart, each one the sampled steps; one per log interval, beside it an int64 or two
         # of which the largest is wanted.
         largest = 8 * (1 + (replicas > 64))
         assert rank["sums"] == [3 * size, largest, 2 * size, largest]
