@@ -137,9 +137,9 @@ def _quiet_log() -> None:
     log = logging.getLogger("wandb")
     add = type(log).addHandler
 
-    def add_quietly(handler: logging.Handler) -> None:
-        handler.handleError = lambda record: None  # type: ignore[method-assign]
-        add(log, handler)
+    def add_quietly(hdlr: logging.Handler) -> None:
+        hdlr.handleError = lambda record: None  # type: ignore[method-assign]
+        add(log, hdlr)
 
     log.addHandler = add_quietly  # type: ignore[assignment,method-assign]
 
