@@ -49,7 +49,17 @@ setup(
         "mlflow": MLFLOW,
         **TRACKERS,
         "all-trackers": ["tensorboard", *MLFLOW, *(package for packages in TRACKERS.values() for package in packages)],
-        "train": ["torch>=2.6", "megatron-core>=0.16", "numpy", "wandb", "tokenizers", "pyarrow", "pillow", "nvidia-ml-py"],
+        "train": [
+            "torch>=2.6",
+            "megatron-core>=0.16",
+            "filelock",
+            "numpy",
+            "wandb",
+            "tokenizers",
+            "pyarrow",
+            "pillow",
+            "nvidia-ml-py",
+        ],
         "test": [
             "pytest",
             "pytest-xdist",

@@ -100,17 +100,17 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4750,
-    "bridge/planning": 2400,
-    "bridge/config": 4800,
+    "bridge/flops": 4850,
+    "bridge/planning": 3000,
+    "bridge/config": 4850,
     "bridge/data": 1950,
-    "bridge/metrics": 4500,
-    "bridge/training": 3950,
+    "bridge/metrics": 4850,
+    "bridge/training": 4200,
     "bridge/tracing": 1250,
-    "bridge/report": 1150,
-    "bridge/explorer": 1800,
+    "bridge/report": 1250,
+    "bridge/explorer": 1850,
     "bridge/integrations": 1300,
-    "bridge/cli": 1800,
+    "bridge/cli": 2200,
 }
 
 

@@ -141,7 +141,7 @@ def _quiet_log() -> None:
         hdlr.handleError = lambda record: None  # type: ignore[method-assign]
         add(log, hdlr)
 
-    log.addHandler = add_quietly  # type: ignore[assignment,method-assign]
+    log.addHandler = add_quietly  # type: ignore[method-assign]
 
 
 class AttachedWandb:

@@ -328,10 +328,9 @@ class ThroughputCallback(Callback):
         self._meter = Meter(as_routed, place, clock, instruments, summed_on, peak, beside)
         if plan is not None and as_routed is not None:
             plan = plan.with_terms(plan.terms, as_routed.not_counted)
-        if why := _schedules_by_itself(host):
-            self._meter.fail(ConfigError(why))
-        if not place.told and (why := shared_batches(host.model, place.world)):
-            self._meter.fail(ConfigError(why))
+        for why in (_schedules_by_itself(host), "" if place.told else shared_batches(host.model, place.world)):
+            if why:
+                self._meter.fail(ConfigError(why))
         self._take_up()
         self.verified = _verified(plan, built, traced)
         known = Known(
