@@ -84,6 +84,10 @@ class ThroughputLightningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.throughput.on_train_end(self._context)
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self._context.state is not None:
+            self.throughput.abandon(self._context)
+
     def state_dict(self) -> dict[str, Any]:
         """Totals up to now; Lightning asks all ranks for it when it saves."""
         self.throughput.on_checkpoint_save(self._context)

@@ -137,6 +137,7 @@ def test_a_training_after_one_that_broke_off_leaves_the_model_as_it_was(tmp_path
     throughput = ThroughputLightningCallback(from_huggingface(module.model.config), convention="exact")
     with pytest.raises(RuntimeError, match="broke off"):
         lightning.Trainer(callbacks=[throughput, Breaks()], **options(tmp_path, logger=False)).fit(module, loader(6))
+    assert not module._forward_pre_hooks
     module.seen.clear()
     lightning.Trainer(callbacks=[throughput], **options(tmp_path, max_steps=1, logger=False)).fit(module, loader(6))
     assert throughput.throughput.latest["throughput/total_flops"] == flops(module.seen)

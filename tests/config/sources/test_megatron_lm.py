@@ -159,3 +159,16 @@ def test_arguments_by_hand(args, megatron, exact):
     if args is SMALL:
         # 8 x (1024 x 1536 + 1024^2 + 3 x 1024 x 2816 + 2 x 1024) + 2 x 1024 x 32000 + 1024
         assert compile_plan(container).parameters()["total"] == 155_730_944
+
+
+def test_paths_and_the_loops_own_entries_are_no_alarms():
+    """What every launch has beside the model: folders, data, trackers, and what the loop writes into its arguments."""
+    launch = {
+        "save": "ckpt", "load": "ckpt", "save_interval": 100, "tensorboard_dir": "tb", "wandb_project": "p", "wandb_save_dir": "w",
+        "data_path": ["1.0", "corpus"], "data_cache_path": "cache", "tokenizer_model": "tok.json", "iteration": 3,
+        "num_floating_point_operations_so_far": 1e15, "do_train": True, "ckpt_fully_parallel_save": True,
+        "dataloader_type": "single", "logits_save_dtype": "fp16",
+    }  # fmt: skip
+    assert read(namespace(GPT, **launch)).not_counted == read(namespace(GPT)).not_counted
+    misspelt = read(namespace(GPT, **launch, num_layrs=3)).not_counted
+    assert misspelt[-1] == "not recognised: num_layrs=3; did you mean num_layers?"
