@@ -100,9 +100,9 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 4850,
+    "bridge/flops": 4900,
     "bridge/planning": 3000,
-    "bridge/config": 4850,
+    "bridge/config": 4900,
     "bridge/data": 1950,
     "bridge/metrics": 4850,
     "bridge/training": 4200,

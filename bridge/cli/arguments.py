@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+from bridge.cli import COMMANDS
+from bridge.cli.hints import hint as hint
 from bridge.config import Config, with_overrides
 from bridge.config import read_config as read_config
 from bridge.flops import ConfigError
@@ -28,11 +29,9 @@ Parser = argparse.ArgumentParser
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
-def add_command(
-    commands: Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], summary: str, text: str
-) -> Parser:
+def add_command(commands: Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
     """A command with ``--json``."""
-    parser: Parser = commands.add_parser(name, help=summary, description=text)
+    parser: Parser = commands.add_parser(name, help=COMMANDS[name], description=text)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=run)
     return parser
@@ -152,12 +151,6 @@ def known_bandwidth(name: str) -> float:
     if bandwidth is None:
         raise ConfigError(f"device {name!r} names devices with different memory; name one of them or give --bandwidth")
     return bandwidth * 1e12
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean megatron?)`` where something known is spelled much like it."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------

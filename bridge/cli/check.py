@@ -19,7 +19,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "check",
         run,
-        "what a reported throughput was counted by",
         "Hold a reported throughput against every way of counting: which convention gives it, and what the usual mistakes would "
         "give. Write numbers with all the digits that were printed: a count agrees within 1 %% or within their rounding.",
     )

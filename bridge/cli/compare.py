@@ -23,7 +23,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "compare",
         run,
-        "models, layouts or conventions side by side",
         "Compare models, layouts or conventions. Every model starts a column and the options after it belong to it; name a model "
         "again for another layout. All columns have sequences of one length: --sequence-length, or the shortest of the models' "
         "own. Options before the first model go for all of them: bridge compare model.seq_length=4096 "

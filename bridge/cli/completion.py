@@ -8,6 +8,7 @@ import shlex
 import typing
 from collections.abc import Iterator
 
+from bridge.cli import COMMANDS
 from bridge.cli import arguments as options
 from bridge.config import Config, list_recipes
 
@@ -34,7 +35,7 @@ _PREAMBLES = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser: options.Parser = commands.add_parser(
         "completion",
-        help="print a completion script",
+        help=COMMANDS["completion"],
         description="Print a script that completes commands, options, recipes and configuration keys in a shell: "
         "source <(bridge completion bash)",
     )

@@ -17,7 +17,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         commands,
         "dashboard",
         run,
-        "save a workspace of charts in a W&B project",
         "Save a workspace in a W&B project: throughput and utilisation, where the work goes, padding and data wait, balance, "
         "totals. With --dry-run or --json it is built and shown, and nothing is sent; saving needs a W&B account.",
     )

@@ -15,7 +15,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "devices",
         run,
-        "list the devices with a known peak",
         "List the devices with a known peak: dense matmul rates by number format, memory bandwidth, and the document they are "
         "from. With a name, as torch or nvidia-smi reports it, only the row that it means.",
     )

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 
+from bridge.cli import COMMANDS
 from bridge.flops import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "explore",
-        help="open the interactive page",
+        help=COMMANDS["explore"],
         description="Serve a page to explore what models cost: by component and length, side by side, fine-tuned, at inference, "
         "and what a finished run reached. It fetches nothing from the network, and only this machine can open it.",
     )

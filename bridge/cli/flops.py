@@ -26,7 +26,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "flops",
         run,
-        "count the FLOPs of a batch",
         "Count the FLOPs of one batch: of --batch-size sequences of --sequence-length tokens each, or of exactly the sequences "
         "given by --sequence-lengths.",
     )

@@ -22,7 +22,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "inference",
         run,
-        "count FLOPs and bytes of a request",
         "Count FLOPs and bytes of a request, prefill and decode apart. With a device, the bound that its peak and its memory "
         "bandwidth set on time to first token and tokens per second.",
     )

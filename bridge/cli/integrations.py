@@ -15,7 +15,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "integrations",
         run,
-        "list the training loops the callback works in",
         "List the training loops that the callback works in, with the versions that are installed here. With a name: the lines "
         "that put it into a script of that framework.",
     )

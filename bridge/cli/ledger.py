@@ -39,7 +39,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "ledger",
         run,
-        "count operations and spend a budget",
         "Count the additions, multiplications, divisions, exponentiations and square roots of a forward pass. Costs are "
         "weighted: an exponentiation and a square root count ten, everything else one. Then the share of a budget that "
         "training, evaluation and generation use.",

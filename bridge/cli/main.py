@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from bridge import __version__
-from bridge.cli import (
-    check,
-    compare,
-    completion,
-    dashboard,
-    devices,
-    explore,
-    flops,
-    inference,
-    integrations,
-    ledger,
-    pack,
-    peak,
-    plan,
-    recipes,
-    report,
-    rescore,
-    train,
-)
-from bridge.cli.arguments import hint
+from bridge.cli import COMMANDS
+from bridge.cli.hints import hint
 from bridge.flops.shapes import ConfigError
 
 EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130  # as shells report SIGINT
-
-COMMANDS = (
-    *(
-        train,
-        flops,
-        compare,
-        check,
-        plan,
-        inference,
-        ledger,
-        explore,
-        report,
-        rescore,
-        dashboard,
-        pack,
-        recipes,
-        devices,
-        integrations,
-        peak,
-    ),
-    completion,
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,13 +33,16 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{error.message}{meant}") from None
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The commands, those of ``names`` with their options; the others are listed only, and not imported."""
     parser = _Parser(prog="bridge", description="Exact FLOPs and MFU accounting for Megatron-style training.")
     parser.add_argument("--version", action="version", version=f"bridge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name, summary in COMMANDS.items():
+        if name in names:
+            importlib.import_module(f"bridge.cli.{name}").add_to(commands)
+        else:
+            commands.add_parser(name, help=summary)
     return parser
 
 
@@ -89,7 +53,8 @@ def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 (run time) or 2 (configuration)."""
-    parser = make_parser()
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = make_parser(argv[:1])
     try:
         arguments, rest = parser.parse_known_args(argv)
         _take_overrides(commands_of(parser)[arguments.command], arguments, rest)

@@ -20,7 +20,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "pack",
         run,
-        "write packed fine-tuning data",
         "Pack the instruction data of a recipe and write the rows as NeMo's packed data has them. Train on them with "
         "data.packed_sequence_specs.packed_train_data_path=FILE.",
     )

@@ -15,7 +15,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "peak",
         run,
-        "measure how near a recipe's matmuls come to the peak",
         "Run the linear layers of a recipe in their own shapes, as micro-batch and layout cut them, on this device: with "
         "nothing else to do this is the most that MFU can be. Attention's products, norms and communication are not in it.",
     )

@@ -41,7 +41,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "plan",
         run,
-        "time and cost of a training run, and which layouts fit",
         "Plan a training run: FLOPs, days, device-hours, energy and cost of so many tokens, or the tokens that a budget buys. "
         "Every number may be a range, such as --mfu 0.35-0.45; then so are the results. Several devices, as --device-name "
         "H100,B200, stand side by side. With --global-batch-size and neither --tokens nor --budget: which layouts of the model "

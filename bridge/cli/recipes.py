@@ -18,7 +18,6 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "recipes",
         run,
-        "list the recipes",
         "List the recipes: those that `bridge train` runs, and the bare models they build on.",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bridge.cli import COMMANDS
 from bridge.flops import ConfigError
 from bridge.metrics.trackers.jsonl import FILE_NAME
 from bridge.metrics.why import why
@@ -15,7 +16,7 @@ _NO_PARTS = "The run has no throughput/time/ keys: its ThroughputCallback had de
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "report",
-        help="write a run's charts as one HTML file",
+        help=COMMANDS["report"],
         description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
         "work goes, padding and data wait, balance, totals.",
     )

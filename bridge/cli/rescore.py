@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bridge.cli import COMMANDS
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.metrics.trackers.jsonl import FILE_NAME
@@ -16,7 +17,7 @@ from bridge.metrics.trackers.jsonl import FILE_NAME
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "rescore",
-        help="price a finished run again in another convention",
+        help=COMMANDS["rescore"],
         description="Price a finished run again: its rows hold the statistics of their batches, and beside them stands what each "
         "convention charges for them. Integers are those that a run in that convention would have written.",
     )

@@ -8,6 +8,7 @@ import re
 from importlib import metadata
 from importlib.util import find_spec
 
+from bridge.cli import COMMANDS
 from bridge.config import Config, load_recipe
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers import check_installed
@@ -20,7 +21,7 @@ OLDEST = {"torch": "2.6", "megatron-core": "0.16"}
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "train",
-        help="train a model",
+        help=COMMANDS["train"],
         description="Train a model. Start one process per device: torchrun --nproc-per-node 2 -m bridge train tiny",
     )
     parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`")

@@ -7,6 +7,7 @@ real ones, through :func:`bridge.training.loop.train`, on a model small enough f
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -113,6 +114,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         code = train(cfg)
         console = out.getvalue()
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()  # groups end, and their polling threads, with what last refers to them: the model
     if code:
         shut_down(leave=False)  # what a failed training leaves set up in a process that goes on; a real one ends
     torch.distributed.barrier()
