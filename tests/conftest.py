@@ -32,6 +32,15 @@ LEFT_TO_TEST_ALL = re.compile(
     | tracing/test_tracing\.py::test_traced_and_read_plans_are_equal\[(llama|qwen3_moe)
     | training/test_verify_trace\.py::test_a_run_is_told.*\[(parameters|trace)
     | integrations/test_transformers_trainer_models\.py::.*\[(reward|embedding|prompts)
+    | training/callbacks/test_time\.py::.*                       # real ranks with injected delays
+    | training/callbacks/test_simulated_ranks\.py                # test_layouts.py has real ranks
+    | training/test_routing\.py::test_two_ranks
+    | training/test_faults\.py::test_a_damaged_checkpoint
+    | planning/test_memory\.py::test_two_ranks
+    | planning/test_activations\.py::.*\[(?!gqa)
+    | metrics/test_place\.py::test_each_batch_counts_once
+    | oracle/test_vision_training\.py
+    | integrations/test_transformers_trainer_models\.py::.*\[(?!gemma)
     | oracle/test_vision\.py::.*-[12]\]                           # draws after the first
     | oracle/test_transformers\.py::.*-[123]\]
     | oracle/test_inference\.py::test_prefill_and_decode_steps\[.*-1\]

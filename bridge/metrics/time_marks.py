@@ -69,7 +69,11 @@ class TimeMarks:
     def run(self) -> None:
         """Training goes on: from here on everything is marked."""
         if not self._undo:
-            self._undo = [*_mark_passes(self.spans, self._model, self._optimizer), *_mark_optimizer(self.spans, self._optimizer)]
+            # One by one: what is marked before one that cannot be is unmarked all the same.
+            for undo in _mark_passes(self.spans, self._model, self._optimizer):
+                self._undo.append(undo)
+            for undo in _mark_optimizer(self.spans, self._optimizer):
+                self._undo.append(undo)
         marks.listen(self.spans)
         self.spans.run()
 
@@ -270,7 +274,7 @@ def _hook(spans: Spans, chunk: torch.nn.Module) -> Iterator[Undo]:
 
 
 def _mark_optimizer(spans: Spans, optimizer: Any) -> Iterator[Undo]:
-    if isinstance(optimizer, torch.optim.Optimizer):
+    if hasattr(optimizer, "_optimizer_step_pre_hooks"):  # accelerate's wrapper is an Optimizer too, and has no hooks
         yield optimizer.register_step_pre_hook(lambda *_: spans.push(OPTIMIZER)).remove
         yield optimizer.register_step_post_hook(lambda *_: spans.pop(OPTIMIZER)).remove
     elif callable(step := getattr(optimizer, "step", None)):

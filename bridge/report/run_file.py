@@ -102,7 +102,6 @@ def read_run(path: str | Path, *, bounded: bool = True) -> Run:
             raise ConfigError(f"{file.name} has {size / 2**20:.0f} MiB; the page reads runs of up to {MAX_BYTES // 2**20} MiB")
         with open(file, "rb") as opened:
             run = _read(opened, MAX_ROWS if bounded else math.inf)
-            _leave_ours(run)
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from None
     if not run.steps:
@@ -134,18 +133,6 @@ def _kept(run: Run, row: Any) -> Row | None:
     numbers = _numbers(row)
     run.skipped += numbers is None
     return numbers
-
-
-def _leave_ours(run: Run) -> None:
-    """In a run of somebody else ours begin with ``bridge/``; what has their names without it is not ours."""
-    if any(name.startswith(PREFIX) for name in run.columns):
-        run.take([_ours(row) for row in run.rows])
-        run.facts = _ours(run.facts)
-
-
-def _ours(values: Row) -> Row:
-    others = {name: value for name, value in values.items() if not name.startswith((PREFIX, "throughput/"))}
-    return others | {name.removeprefix(PREFIX): value for name, value in values.items() if name.startswith(PREFIX)}
 
 
 def _numbers(row: Any) -> Row | None:

@@ -19,6 +19,8 @@ from launch import torchrun
 from bridge.cli.main import main
 from bridge.config import load_recipe
 from bridge.config.validation import validate, validate_layout
+from bridge.flops import compile_plan
+from bridge.metrics.prices import price_lists
 
 COMMANDS = commands()
 
@@ -83,6 +85,11 @@ def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "path/to/config.json").write_text(json.dumps(fields))
     (folder / "runs/tiny").mkdir(parents=True)
     rows = [{"step": step, "throughput/tflops/device": 0.02 + step / 1e3, "lm loss": 4.0 - step / 10} for step in (5, 10, 15)]
+    plans = [compile_plan("tiny", convention) for convention in ("megatron", "exact")]
+    vector = {one.name: value for plan in plans for one, value in zip(plan.statistics, plan.measure([64] * 8), strict=True)}
+    rows = [{**row, **{f"throughput/statistics/{name}": value for name, value in vector.items()}} for row in rows]
+    facts = {"convention": "megatron", "prices": price_lists(plans)}
+    (folder / "runs/tiny/metrics.summary.json").write_text(json.dumps(facts))
     (folder / "runs/tiny/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder

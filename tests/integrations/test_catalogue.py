@@ -40,6 +40,7 @@ def test_the_command(capsys):
     assert [row["framework"] for row in rows] == [adapter.framework for adapter in ADAPTERS]
     torch = importlib.import_module("torch")
     assert rows[-1] == {
+        "version": 1,
         "framework": "A loop of your own",
         "installed": torch.__version__,
         "adapter": "bridge.integrations.plain",

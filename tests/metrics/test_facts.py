@@ -18,7 +18,16 @@ NAMES = [fact.name for fact in FACTS]
 def known(**changes):
     plan = compile_plan(MODEL, convention="exact")
     host = Host(config=MODEL, train=SimpleNamespace(train_iters=10, global_batch_size=4))
-    return Known(**{"host": host, "plan": plan, "convention": "exact", "place": Place(world=8, replicas=4, tensor=2), **changes})
+    return Known(
+        **{
+            "host": host,
+            "plan": plan,
+            "convention": "exact",
+            "prices": {"exact": {}},
+            "place": Place(world=8, replicas=4, tensor=2),
+            **changes,
+        }
+    )
 
 
 def test_what_is_published_is_declared_in_this_order():

@@ -23,7 +23,8 @@ saving checkpoint at iteration      10 to /checkpoints
 def test_lines_of_the_standard_output(tmp_path):
     log = tmp_path / "job.log"
     log.write_text(LINES)
-    run = Run("metrics.jsonl", rows=[{"step": 10, "throughput/tflops/device": 380.0}, {"step": 30, "throughput/mfu": 0.4}])
+    run = Run("metrics.jsonl")
+    run.take([{"step": 10, "throughput/tflops/device": 380.0}, {"step": 30, "throughput/mfu": 0.4}])
     put_beside(run, log)
     assert run.rows == [
         {"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2, "host/step_time": 0.8125},
@@ -50,7 +51,8 @@ def test_their_wandb_run(tmp_path, key):
     theirs.finish()
     wandb.teardown()  # only then is the file surely written
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    run = Run("metrics.jsonl", rows=[{"step": 10, "throughput/tflops/device": 380.0}])
+    run = Run("metrics.jsonl")
+    run.take([{"step": 10, "throughput/tflops/device": 380.0}])
     put_beside(run, file)
     assert run.rows == [{"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2}]
 
@@ -62,7 +64,8 @@ def test_a_wandb_run_of_theirs_that_ours_are_in(tmp_path, key):
         {"step": 10, key: 588.0, "lm loss": 3.0},
         {"step": 11, key: 590.0, "bridge/step": 10, "bridge/throughput/tflops/device": 380.0},
     ]
-    run = Run("offline W&B run", rows=rows, facts={"bridge/convention": "exact"})
+    run = Run("offline W&B run", facts={"bridge/convention": "exact"})
+    run.take(rows)
     tell_apart(run)
     assert run.rows == [
         {"step": 10, "host/tflops/device": 588.0, "lm loss": 3.0, "throughput/tflops/device": 380.0},

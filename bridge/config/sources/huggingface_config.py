@@ -17,7 +17,7 @@ from bridge.config.sources.huggingface_families import FAMILIES, Family, Options
 from bridge.config.sources.huggingface_fields import OBJECT, TEXT, Fields
 from bridge.config.sources.huggingface_quantisation import formats_of
 from bridge.flops import reading
-from bridge.flops.formats import NOT_TOLD, Formats
+from bridge.flops.formats import NOT_TOLD
 from bridge.flops.shapes import ConfigError, short
 
 #: Bytes of the largest file that is opened; published ones stay below a megabyte.
@@ -35,7 +35,7 @@ class HuggingFaceConfig(Config):
     not_counted: tuple[str, ...] = ()
     """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
     that nobody here knows."""
-    formats: Formats = NOT_TOLD
+    formats: Any = NOT_TOLD  # a Formats: OmegaConf below 2.4 knows no frozenset
     """Which matmul runs in which number format, as far as that is known."""
     traced: reading.Model | None = None
     """The model as it ran, where no reader knows it or where it is another one than its configuration says."""

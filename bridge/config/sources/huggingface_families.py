@@ -728,6 +728,7 @@ def _siglip_tower(fields: Fields) -> Options:
     """Gemma 3: SigLIP, averaged down to a fixed number of tokens."""
     tower = fields.part("vision_config")
     side = tower.size("image_size") // tower.size("patch_size")
+    pools = tower.get("vision_use_head")  # it is built, and nothing uses its output
     options = _plain_tower(
         fields,
         tower,
@@ -735,7 +736,7 @@ def _siglip_tower(fields: Fields) -> Options:
         spatial_merge_size=side // isqrt(fields.size("mm_tokens_per_image")) or 1,  # the default tower is smaller than that
         projector_type="pooled_linear",
     )
-    if tower.get("vision_use_head"):  # it is built, and nothing uses its output
+    if pools:
         options["unpriced_parameters"] = _pooling_head(tower.size("hidden_size"), tower.size("intermediate_size"))
     return options
 

@@ -114,8 +114,11 @@ class ThroughputCallback(Callback):
             with ``use`` the traced plan takes over.
         read: from a micro-batch to a mapping with ``input_ids``, ``cu_seqlens``, ...; None: it is one, or another form that
             :mod:`bridge.metrics.batch_lengths` knows.
-        mesh, data_parallel, contributes, process_group: which ranks see different batches, where megatron-core does not say
-            it; see :func:`bridge.metrics.place.find_place`.
+        mesh: a DeviceMesh of the ranks that train together, where megatron-core does not say how they divide the work; this and
+            the next three are those of :func:`bridge.metrics.place.find_place`.
+        data_parallel: its dimensions along which batches differ, or a process group of ranks whose batches differ.
+        contributes: whether this rank speaks for its batches.
+        process_group: the ranks that train together; None: all of the job.
         compute_time: it is taken in one step of so many, at most one an interval; False: not at all.
         energy: whether NVML is read.
         optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.

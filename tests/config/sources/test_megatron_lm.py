@@ -164,7 +164,7 @@ def test_arguments_by_hand(args, megatron, exact):
 def test_paths_and_the_loops_own_entries_are_no_alarms():
     """What every launch has beside the model: folders, data, trackers, and what the loop writes into its arguments."""
     launch = {
-        "save": "ckpt", "load": "ckpt", "save_interval": 100, "tensorboard_dir": "tb", "wandb_project": "p", "wandb_save_dir": "w",
+        "save": "ckpt", "load": "ckpt", "save_interval": 100, "tensorboard_dir": "tb", "wandb_project": "p",
         "data_path": ["1.0", "corpus"], "data_cache_path": "cache", "tokenizer_model": "tok.json", "iteration": 3,
         "num_floating_point_operations_so_far": 1e15, "do_train": True, "ckpt_fully_parallel_save": True,
         "dataloader_type": "single", "logits_save_dtype": "fp16",

@@ -55,7 +55,7 @@ def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
     )
     replica = parallel_state.get_data_parallel_rank()
     first = restored["step"] if restored else 0
-    callback = ThroughputCallback(case["convention"], log_interval=case["log_interval"])
+    callback = ThroughputCallback(case["convention"], log_interval=case["log_interval"], detail=0)
     cfg = driver.config(**({"num_moe_experts": 4, "moe_ffn_hidden_size": 32} if case.get("ep") else {}))
     chunks = [batches(case, replica, first) for _ in range(case.get("vpp") or 1)]
     loop = driver.Loop([callback], driver.state(cfg, step=first), chunks if case.get("vpp") else chunks[0])

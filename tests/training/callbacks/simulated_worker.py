@@ -44,7 +44,7 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
 
     dist.all_reduce = counted
     Meter._mispaired = lambda *_: ""  # type: ignore[method-assign]  # there are no other ranks to be paired with
-    callback = ThroughputCallback(log_interval=10)
+    callback = ThroughputCallback(log_interval=10, detail=0)
     data = map(driver.packed, driver.draw(rank, 2 * steps))
     loop = driver.Loop([callback], driver.state(driver.config(num_layers=32)), data).start()
     begin = time.perf_counter()

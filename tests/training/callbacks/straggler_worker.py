@@ -71,7 +71,7 @@ def run(*, sequences: int, repeats: int, lingers: bool = False, listed: int = 64
     torch.manual_seed(0)
     # Jobs of more ranks than are listed in the vector find the slowest with a maximum.
     vector.MAX_ENTRIES = stragglers.MAX_ENTRIES = listed
-    callback = ThroughputCallback("exact", compute_time=1)
+    callback = ThroughputCallback("exact", compute_time=1, detail=0)
     loop = Training(callback, Layers(repeats), batches(sequences)).start().steps(3)
     loop.fire("on_eval_start")
     for _ in range(20 * lingers):  # ten times the work of a step, and none of it training
