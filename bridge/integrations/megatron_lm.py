@@ -36,7 +36,7 @@ from bridge.integrations import sidecar
 from bridge.integrations.megatron_bridge import counted
 from bridge.integrations.wrapping import wrap
 from bridge.metrics.host import Host
-from bridge.metrics.trackers import AttachedWandb, Trackers
+from bridge.metrics.trackers import Trackers, attached
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 _Call = Callable[[], Any]
@@ -102,7 +102,7 @@ class _Events:
             config=Namespace(**{name: value for name, value in vars(args).items() if not name.startswith("bridge_")}),
             step=lambda: self._step,
             log_interval=args.log_interval,
-            trackers=Trackers([AttachedWandb(wandb)] if wandb else []),
+            trackers=Trackers([*attached(wandb)]),
             model=model,
             train=args,
         )

@@ -27,7 +27,7 @@ from typing import Any, Optional
 import torch
 
 from bridge.metrics.host import Host
-from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
+from bridge.metrics.trackers import Tracker, Trackers, attached
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Throughput:
         self.steps = 0
         """Completed optimizer steps of all jobs."""
         self._model, self._config, self._number_format = model, config, number_format
-        self._trackers = Trackers([*trackers, *([AttachedWandb(wandb)] if wandb is not None else [])])
+        self._trackers = Trackers([*trackers, *attached(wandb)])
         self._context: Optional[CallbackContext] = None
         self._inside = False
         self._hooks: list[Any] = []

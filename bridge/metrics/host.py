@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 
 from bridge.metrics.place import Place
-from bridge.metrics.trackers import AttachedWandb, Tracker, Trackers
+from bridge.metrics.trackers import Tracker, Trackers, attached
 
 #: Steps between log points in a loop that says nothing of it.
 LOG_INTERVAL = 10
@@ -70,7 +70,5 @@ def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
 
 def _attached(state: Any) -> Trackers:
     """The W&B run of another loop, which hands out the run or the module."""
-    wandb = getattr(state, "wandb_logger", None)
-    run = getattr(wandb, "run", wandb)
-    found: list[Tracker] = [AttachedWandb(run)] if run else []
+    found: list[Tracker] = [*attached(getattr(state, "wandb_logger", None))]
     return Trackers(found)

@@ -16,7 +16,7 @@ from bridge.metrics.trackers.jsonl import JsonlTracker
 from bridge.metrics.trackers.opening import check_installed, is_installed, open_trackers
 from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Tracker, Trackers
-from bridge.metrics.trackers.wandb import AttachedWandb, default_mode
+from bridge.metrics.trackers.wandb import AttachedWandb, attached, default_mode
 
 __all__ = [
     "AttachedWandb",
@@ -28,4 +28,5 @@ __all__ = [
     "is_installed",
     "open_trackers",
     "without_secrets",
+    "attached",
 ]

@@ -144,6 +144,16 @@ def _quiet_log() -> None:
     log.addHandler = add_quietly  # type: ignore[method-assign]
 
 
+def attached(wandb: Any) -> list[AttachedWandb]:
+    """The tracker of a run that somebody else opened; none without one.
+
+    Args:
+        wandb: what a loop hands out: the run, the module, or None.
+    """
+    run = getattr(wandb, "run", wandb)
+    return [AttachedWandb(run)] if run else []
+
+
 class AttachedWandb:
     """A W&B run that belongs to somebody else: rows are added to it under ``bridge/``; it is neither started nor finished here.
 
