@@ -56,18 +56,15 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: an override that is none, or one of a traced model's own sizes.
     """
-    traced = getattr(config, "traced", None)
-    if traced is None:
-        return _lay(config, map(_read_override, overrides), config.name)
     sizes = [name for name in overrides if name.startswith("model.") and not name.startswith("model.seq_length=")]
-    if sizes:
+    if sizes and getattr(config, "traced", None) is not None:
         raise ConfigError(
             f"{sizes[0]}: the model was traced, so its sizes cannot be changed here; change the config or the module"
         )
-    # What ran is no option: it is set aside while options are laid over each other.
-    plain: Any = dataclasses.replace(config, traced=None)  # type: ignore[call-arg]
-    result = _lay(plain, map(_read_override, overrides), config.name)
-    return dataclasses.replace(result, traced=traced)  # type: ignore[call-arg]
+    # What a model's own file or a trace said of it is no option: it is set aside while options are laid over each other.
+    aside = {name: value for name in ("traced", "formats") if (value := getattr(config, name, None)) is not None}
+    plain: Any = dataclasses.replace(config, **dict.fromkeys(aside))
+    return dataclasses.replace(_lay(plain, map(_read_override, overrides), config.name), **aside)
 
 
 def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:

@@ -35,7 +35,7 @@ class HuggingFaceConfig(Config):
     not_counted: tuple[str, ...] = ()
     """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
     that nobody here knows."""
-    formats: Any = NOT_TOLD  # a Formats: OmegaConf below 2.4 knows no frozenset
+    formats: Any = NOT_TOLD  # of Formats, which OmegaConf cannot hold
     """Which matmul runs in which number format, as far as that is known."""
     traced: reading.Model | None = None
     """The model as it ran, where no reader knows it or where it is another one than its configuration says."""
