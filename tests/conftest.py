@@ -35,6 +35,10 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/callbacks/test_time\.py::.*                       # real ranks with injected delays
     | training/callbacks/test_simulated_ranks\.py                # test_layouts.py has real ranks
     | training/test_routing\.py::test_two_ranks
+    | training/test_vision\.py                                  # oracle/test_vision.py prices what these train
+    | training/test_peft\.py::test_adapters\[                   # test_fine_tune.py trains them
+    | training/test_parallel_training\.py::test_a_pack
+    | oracle/test_fine_tuning\.py
     | training/test_faults\.py::test_a_damaged_checkpoint
     | planning/test_memory\.py::test_two_ranks
     | planning/test_activations\.py::.*\[(?!gqa)
