@@ -62,8 +62,9 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
             f"{sizes[0]}: the model was traced, so its sizes cannot be changed here; change the config or the module"
         )
     # What a model's own file or a trace said of it is no option: it is set aside while options are laid over each other.
-    aside = {name: value for name in ("traced", "formats") if (value := getattr(config, name, None)) is not None}
-    plain: Any = dataclasses.replace(config, **dict.fromkeys(aside))
+    aside: dict[str, Any] = {name: value for name in ("traced", "formats") if (value := getattr(config, name, None)) is not None}
+    nothing: dict[str, Any] = dict.fromkeys(aside)
+    plain = dataclasses.replace(config, **nothing)
     return dataclasses.replace(_lay(plain, map(_read_override, overrides), config.name), **aside)
 
 
