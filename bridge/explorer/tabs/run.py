@@ -13,6 +13,7 @@ from bridge.metrics.why import why
 from bridge.report import waterfall
 from bridge.report.chart import fill
 from bridge.report.facts import middle, notes_of, present
+from bridge.report.host_log import tell_apart
 from bridge.report.panels import SECTIONS as QUESTIONS
 from bridge.report.run_file import Run, read_run
 
@@ -31,6 +32,7 @@ _PREFIX = "throughput/"
 def view(path: str, values: Values) -> View:
     """The tab's contents for an uploaded file; ConfigError where it holds no run."""
     run = read_run(path)
+    tell_apart(run)
     sentence = why(waterfall.parts_of(run))
     return View(
         facts=_facts(run),

@@ -19,7 +19,7 @@ from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, po
 from bridge.config import from_huggingface
 from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.trackers import JsonlTracker, Trackers
-from bridge.report.run_file import read_run
+from bridge.report.runs import open_run
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 from bridge.training.callbacks.throughput import FACTS, ROWS
 
@@ -276,7 +276,7 @@ def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path, monk
     }
     assert rows[-1]["after"] == 1
     (file,) = folder.glob("run-*.wandb")
-    read = read_run(file)  # for a report: our numbers, not the host's of the same name
+    read = open_run(file)  # for a report: our numbers, not the host's of the same name
     assert read.facts["convention"] == "megatron"
     assert read.rows[-1]["throughput/tflops/device"] == callback.latest["throughput/tflops/device"]
     assert [row["throughput/tflops/device"] for row in read.rows if "throughput/tflops/device" in row] != [588] * 6
