@@ -110,7 +110,7 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
     parser.add_argument("--peak-flops", type=number, metavar="FLOP/S", help="dense peak of one device, instead of the table's")
 
 
-# ---- devices ----------------------------------------------------------------------------------------------------
+# ---- models and devices -----------------------------------------------------------------------------------------
 
 
 def read_or_traced(arguments: argparse.Namespace) -> Config:

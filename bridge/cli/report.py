@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from bridge.cli import COMMANDS
+from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
-from bridge.metrics.trackers.jsonl import FILE_NAME
 from bridge.metrics.why import why
 
 _NO_PARTS = "The run has no throughput/time/ keys: its ThroughputCallback had detail=0, or its loop's passes could not be marked."
@@ -20,8 +20,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
         "work goes, padding and data wait, balance, totals.",
     )
-    parser.add_argument("source", metavar="RUN",
-                        help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    add_run(parser)
     parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself: "
                         "the job's standard output, or its offline W&B run")  # fmt: skip
     parser.add_argument(

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from bridge.cli import COMMANDS
+from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
-from bridge.metrics.trackers.jsonl import FILE_NAME
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,8 +21,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         description="Price a finished run again: its rows hold the statistics of their batches, and beside them stands what each "
         "convention charges for them. Integers are those that a run in that convention would have written.",
     )
-    parser.add_argument("source", metavar="RUN",
-                        help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip
+    add_run(parser)
     parser.add_argument("--convention", choices=list(CONVENTIONS), required=True, help="how to count")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the rows there, as JSON lines")
     parser.set_defaults(run=run)

@@ -102,7 +102,7 @@ class _Events:
             config=Namespace(**{name: value for name, value in vars(args).items() if not name.startswith("bridge_")}),
             step=lambda: self._step,
             log_interval=args.log_interval,
-            trackers=Trackers([*attached(wandb)]),
+            trackers=Trackers(attached(wandb)),
             model=model,
             train=args,
         )

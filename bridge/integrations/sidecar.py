@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from bridge.config.caches import replace_json
+from bridge.metrics.totals import Totals
 from bridge.training.callbacks import ThroughputCallback
 
 logger = logging.getLogger(__name__)
 
 NAME = "throughput.json"
 #: What is known of the steps before a checkpoint that says nothing of them: there were some.
-SOMETHING_WAS_DONE: dict[str, Any] = {
-    "convention": None,
-    "statistics": {},
-    "carried_flops": 0,
-    "carried_tokens": 0,
-    "total_flops": None,
-    "total_tokens": None,
-    "complete": False,
-    "failed": False,
-}
+SOMETHING_WAS_DONE = Totals.unknown() | {"failed": False}
 
 
 def save(throughput: ThroughputCallback, folder: Any, step: int) -> None:
@@ -38,9 +30,7 @@ def save(throughput: ThroughputCallback, folder: Any, step: int) -> None:
     path = _path(folder, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        being_written = path.with_suffix(".tmp")
-        being_written.write_text(json.dumps(throughput.state_dict()), encoding="utf-8")
-        os.replace(being_written, path)
+        replace_json(path, throughput.state_dict())
     except OSError as error:
         logger.warning("the totals of throughput are not kept beside the checkpoint: %s", error)
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import torch
 
 from bridge.metrics.place import Place
-from bridge.metrics.trackers import Tracker, Trackers, attached
+from bridge.metrics.trackers import Trackers, attached
 
 #: Steps between log points in a loop that says nothing of it.
 LOG_INTERVAL = 10
@@ -59,16 +59,10 @@ def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
         config=cfg,
         step=lambda: progress.step,
         log_interval=getattr(getattr(cfg, "logger", None), "log_interval", None) or LOG_INTERVAL,
-        trackers=trackers if isinstance(trackers, Trackers) else _attached(state),
+        trackers=trackers if isinstance(trackers, Trackers) else Trackers(attached(getattr(state, "wandb_logger", None))),
         number_format=getattr(state, "number_format", None),
         device=device if isinstance(device, torch.device) else None,
         model=model,
         hardware=getattr(cfg, "hardware", None),
         train=getattr(cfg, "train", None),
     )
-
-
-def _attached(state: Any) -> Trackers:
-    """The W&B run of another loop, which hands out the run or the module."""
-    found: list[Tracker] = [*attached(getattr(state, "wandb_logger", None))]
-    return Trackers(found)

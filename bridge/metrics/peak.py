@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from bridge.config.caches import cache_folder, replace_json
 from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
 
 
@@ -119,12 +119,12 @@ _BUSY = 0.7
 def fastest(name: str, number_format: str, now: tuple[float, str]) -> tuple[float, str]:
     """The larger of a measurement and the fastest that was kept of this processor, torch and number of threads.
 
-    They are kept in ``bridge/peaks.json`` of ``XDG_CACHE_HOME``; deleting it begins anew.
+    They are kept in ``peaks.json`` of ``bridge.config.caches.cache_folder``; deleting it begins anew.
     """
     import torch
 
     rate, source = now
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridge" / "peaks.json"
+    path = cache_folder() / "peaks.json"
     key = f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {number_format}"
     known = _read(path)
     kept = known.get(key)
@@ -146,9 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _keep(path: Path, known: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):  # it is measured anew next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(known, indent=2))
-        partial.replace(path)
+        replace_json(path, known)
 
 
 def cpu_name() -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -70,9 +71,8 @@ class TimeMarks:
         """Training goes on: from here on everything is marked."""
         if not self._undo:
             # One by one: what is marked before one that cannot be is unmarked all the same.
-            for undo in _mark_passes(self.spans, self._model, self._optimizer):
-                self._undo.append(undo)
-            for undo in _mark_optimizer(self.spans, self._optimizer):
+            passes = _mark_passes(self.spans, self._model, self._optimizer)
+            for undo in chain(passes, _mark_optimizer(self.spans, self._optimizer)):
                 self._undo.append(undo)
         marks.listen(self.spans)
         self.spans.run()

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.flops import ConfigError
+from bridge.metrics.keys import PREFIX
 from bridge.report.run_file import Row, Run, read_run
 
 FLOPS, STEP_TIME = "host/tflops/device", "host/step_time"
 
-_OURS = "bridge/"
 _ITERATION = re.compile(r"\biteration\s+(\d+)/\s*\d+ \|")
 _NUMBER = r"\s*([0-9.]+(?:[eE][+-]?\d+)?)"
 _FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
@@ -48,19 +48,19 @@ def put_beside(run: Run, log: Path) -> None:
 
 def tell_apart(run: Run) -> None:
     """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
-    if not any(_OURS + "step" in row for row in run.rows):
+    if not any(PREFIX + "step" in row for row in run.rows):
         return
     rows: dict[float, Row] = {}
     for row in run.rows:
-        ours = {key.removeprefix(_OURS): value for key, value in row.items() if key.startswith(_OURS)}
-        theirs = {key: value for key, value in row.items() if not key.startswith((_OURS, "throughput"))}
+        ours = {key.removeprefix(PREFIX): value for key, value in row.items() if key.startswith(PREFIX)}
+        theirs = {key: value for key, value in row.items() if not key.startswith((PREFIX, "throughput"))}
         if (key := next((key for key in _LOGGED if key in row), None)) is not None:
             theirs[FLOPS] = row[key]
         for values in (theirs, ours):
             if "step" in values:
                 rows.setdefault(values["step"], {}).update(values)
     run.take(rows.values())
-    run.facts |= {key.removeprefix(_OURS): value for key, value in run.facts.items() if key.startswith(_OURS)}
+    run.facts |= {key.removeprefix(PREFIX): value for key, value in run.facts.items() if key.startswith(PREFIX)}
 
 
 def _read(log: Path) -> dict[int, dict[str, float]]:

@@ -2,27 +2,13 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from optimizer_steps import SHAPES, counted, weights
 
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.optimizers import Optimizer, matrices, optimizer_flops
 
 MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 160,
          "vocab_size": 96, "gated_linear_unit": True, "share_embeddings_and_output_weights": False}  # fmt: skip
-SHAPES = ((64, 64), (160, 64), (64, 320), (7, 33))
-
-
-def weights(shapes=SHAPES):
-    made = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-    for weight in made:
-        weight.grad = torch.randn_like(weight)
-    return made
-
-
-def counted(step):
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("steps", [1, 5])

@@ -31,6 +31,7 @@ def test_an_unknown_peak_stays_unknown_and_names_the_remedy(name, reason):
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("BRIDGE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 

@@ -1,8 +1,11 @@
-"""Which models are built on which layouts. Plain data."""
+"""Which models are built on which layouts."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from bridge.config import Config, ModelConfig, with_overrides
+from bridge.config.schema import DataConfig, TrainConfig
 
 SEQUENCE = 32
 
@@ -73,6 +76,17 @@ ON_FOUR_RANKS = (
         for optimizer in ("plain", "overlap")
     ),
 )
+
+
+def config(case: dict[str, Any]) -> Config:
+    """A case as the worker builds it and as it is planned."""
+    base = Config(
+        name="built",
+        model=ModelConfig(**case["model"]),
+        train=TrainConfig(train_iters=1, global_batch_size=case["global_batch_size"], micro_batch_size=case["micro_batch_size"]),
+        data=DataConfig(batching="fixed"),
+    )
+    return with_overrides(base, case["options"])
 
 
 def case(name: str, ranks: int, micro_batches: int = 4, micro_batch_size: int = 2) -> dict[str, Any]:

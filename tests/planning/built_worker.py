@@ -17,12 +17,12 @@ prepare_libraries()
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from built_cases import config  # noqa: E402
 from megatron.core import parallel_state as groups  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from bridge.config import Config, ModelConfig, with_overrides  # noqa: E402
-from bridge.config.schema import DataConfig, TrainConfig  # noqa: E402
+from bridge.config import Config  # noqa: E402
 from bridge.training.agree import gather  # noqa: E402
 from bridge.training.model import build_model  # noqa: E402
 from bridge.training.optimizer import build_optimizer, build_scheduler  # noqa: E402
@@ -81,16 +81,6 @@ class Collectives(TorchDispatchMode):
 
 def _is_group(value: torch.ScriptObject) -> bool:
     return "ProcessGroup" in str(value._type())
-
-
-def config(case: dict[str, Any]) -> Config:
-    base = Config(
-        name="built",
-        model=ModelConfig(**case["model"]),
-        train=TrainConfig(train_iters=1, global_batch_size=case["global_batch_size"], micro_batch_size=case["micro_batch_size"]),
-        data=DataConfig(batching="fixed"),
-    )
-    return with_overrides(base, case["options"])
 
 
 def batches(cfg: Config) -> Any:

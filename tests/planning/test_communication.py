@@ -9,8 +9,7 @@ from typing import Any
 import built_cases
 import pytest
 
-from bridge.config import load_recipe, with_overrides
-from bridge.config.schema import Config, ModelConfig, TrainConfig
+from bridge.config import load_recipe
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.buffers import Optimizer
@@ -28,9 +27,7 @@ DIMENSIONS = {
 
 
 def agree(found: list[dict[str, Any]], name: str, ranks: int) -> None:
-    case = built_cases.case(name, ranks)
-    train = TrainConfig(train_iters=1, global_batch_size=case["global_batch_size"], micro_batch_size=case["micro_batch_size"])
-    cfg = with_overrides(Config(model=ModelConfig(**case["model"]), train=train), case["options"])
+    cfg = built_cases.config(built_cases.case(name, ranks))
     plan, layout, optimizer = compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
     to_experts = [0, 0]
     for rank, result in enumerate(found):

@@ -8,8 +8,7 @@ from typing import Any
 import built_cases
 import pytest
 
-from bridge.config import load_recipe, with_overrides
-from bridge.config.schema import Config, ModelConfig, TrainConfig
+from bridge.config import load_recipe
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.buffers import Optimizer
@@ -19,14 +18,8 @@ from bridge.planning.memory import memory, states
 Built = Callable[[int], dict[str, Any]]
 
 
-def configured(name: str, ranks: int) -> Config:
-    case = built_cases.case(name, ranks)
-    train = TrainConfig(train_iters=1, global_batch_size=case["global_batch_size"], micro_batch_size=case["micro_batch_size"])
-    return with_overrides(Config(model=ModelConfig(**case["model"]), train=train), case["options"])
-
-
 def agree(found: list[dict[str, Any]], name: str, ranks: int) -> None:
-    cfg = configured(name, ranks)
+    cfg = built_cases.config(built_cases.case(name, ranks))
     plan, layout, optimizer = compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
     for rank, result in enumerate(found):
         mine = states(plan, layout, optimizer, rank=rank, local=True)

@@ -4,25 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from optimizer_steps import SHAPES, counted, weights
 
 from bridge.flops.shapes import ConfigError
 from bridge.training.optimizer_work import multiplies_matrices, step_flops
-
-SHAPES = ((64, 64), (160, 64), (64, 320), (7, 33))
-
-
-def weights(shapes=SHAPES):
-    made = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-    for weight in made:
-        weight.grad = torch.randn_like(weight)
-    return made
-
-
-def counted(step):
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def test_torchs_muon_beside_adam():

@@ -312,8 +312,9 @@ class ThroughputCallback(Callback):
             return
         # What was built: on every rank of a pipeline, whatever comes of it.
         built = None if host.model is None else built_over_stages(host.model)
-        plan, traced = self._judged(self._compile(host, built, self.convention), host.model)
-        plans = [plan, *self._other_plans(host, built)] if plan else []
+        compiler = self._compiler(host, built)
+        plan, traced = self._judged(self._compile(compiler, self.convention), host.model)
+        plans = [plan, *self._other_plans(compiler)] if plan else []
         summed_on = collective_device()
         device = torch.device(host.device or summed_on)
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
@@ -413,13 +414,13 @@ class ThroughputCallback(Callback):
         for sentence in never_read(plan) if plan is not None else ():
             logger.warning("not counted: %s", sentence)
 
-    def _other_plans(self, host: Host, built: Optional[Built]) -> list[Plan]:
+    def _other_plans(self, compiler: Optional[Callable[..., Plan]]) -> list[Plan]:
         """What the other conventions would charge: rows can be priced again in them."""
-        others = (self._compile(host, built, name) for name in conventions.CONVENTIONS if name != self.convention)
+        others = (self._compile(compiler, name) for name in conventions.CONVENTIONS if name != self.convention)
         return [plan for plan in others if plan is not None]
 
-    def _compile(self, host: Host, built: Optional[Built], convention: str) -> Optional[Plan]:
-        """The plan of what trains: of the built model where it tells, of the configuration otherwise."""
+    def _compiler(self, host: Host, built: Optional[Built]) -> Optional[Callable[..., Plan]]:
+        """Makes the plan of what trains in a convention: of the built model where it tells, of the configuration otherwise."""
         if host.config is None or getattr(host.config, "model", host.config) is None:
             return None  # an adapter could not read the model, and said so
         try:
@@ -428,11 +429,25 @@ class ThroughputCallback(Callback):
             trains = described.trainable
             if built is not None:
                 trains = trainable_from(built, trains)
-            return compile_plan(described, convention=convention, trainable=trains)
-        except Exception as error:  # follows from the configuration: the same on every rank
-            if self._is_first_rank() and convention == self.convention:
-                logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
+            return functools.partial(compile_plan, described, trainable=trains)
+        except Exception as error:
+            self._warn_unpriceable(error)
             return None
+
+    def _compile(self, compiler: Optional[Callable[..., Plan]], convention: str) -> Optional[Plan]:
+        if compiler is None:
+            return None
+        try:
+            return compiler(convention=convention)
+        except Exception as error:
+            if convention == self.convention:
+                self._warn_unpriceable(error)
+            return None
+
+    def _warn_unpriceable(self, error: Exception) -> None:
+        """What was raised follows from the configuration: it is the same on every rank."""
+        if self._is_first_rank():
+            logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
 
     def _judged(self, plan: Optional[Plan], model: Any) -> tuple[Optional[Plan], Union[Plan, str]]:
         """The plan that counts, and the one of a trace where that is asked for, or a sentence why there is none."""

@@ -245,7 +245,8 @@ def test_in_a_foreign_loop_rows_go_to_its_wandb_run_and_to_a_file(tmp_path, monk
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     path = tmp_path / "metrics.jsonl"
-    with wandb.init(project="host", dir=tmp_path, config={"lr": 1}, settings=wandb.Settings(console="off", silent=True)) as run:
+    quiet = wandb.Settings(console="off", silent=True)
+    with wandb.init(project="host", dir=tmp_path, config={"lr": 1}, mode="offline", settings=quiet) as run:
         callback, loop = started(map(packed, draw(1, 12)), run=state(config(), wandb_logger=wandb), metrics_file=str(path))
         for step in range(1, 7):
             loop.steps(1)
