@@ -14,18 +14,19 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "bridge.flops": 0,
     "bridge.hardware": 0,
+    "bridge.text": 1,
     "bridge.planning": 1,
     "bridge.config": 1,
     "bridge.data": 1,
     "bridge.metrics": 2,
     "bridge.tracing": 2,
-    "bridge.training.utils": 4,  # the public face stands above all that it shows, adapters too
+    "bridge.training.utils": 5,  # the public face stands above all that it shows, adapters too
     "bridge.training": 3,
-    "bridge.cli": 4,
-    "bridge.explorer": 4,
     "bridge.report": 4,
-    "bridge.integrations": 4,
-    "bridge.__main__": 4,
+    "bridge.explorer": 5,
+    "bridge.integrations": 5,
+    "bridge.cli": 6,
+    "bridge.__main__": 6,
 }
 
 
@@ -66,7 +67,7 @@ def test_imports_go_down_only(module):
             assert own is not None, f"{module} stands on no floor"
             assert other <= own, f"{module} (floor {own}) imports {imported} (floor {other})"
         if imported.startswith("bridge.training.utils") and module != "bridge.training.utils.flop_utils":
-            assert own == 4, f"{module} imports the public face {imported}"
+            assert own == floor(imported), f"{module} imports the public face {imported}"
         if own == 0:
             assert imported.split(".")[0] in sys.stdlib_module_names | {"bridge"}, f"{module} imports {imported}"
 
@@ -101,7 +102,7 @@ def test_counting_and_planning_do_not_import_torch():
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
     "bridge/flops": 4900,
-    "bridge/planning": 3000,
+    "bridge/planning": 3050,
     "bridge/config": 4900,
     "bridge/data": 1950,
     "bridge/metrics": 4850,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, count, make_table, print_json, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
 from bridge.hardware import NUMBER_FORMATS
 from bridge.planning.check import Check, Way, check, shown_quantity
 from bridge.planning.counting_rules import RULES
+from bridge.text import count, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:

@@ -10,12 +10,14 @@ from functools import partial
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, count, in_words, make_table, plain, print_json, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.priced import Report, make_batch, micro_batches
 from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.reading import read
+from bridge.planning.quantities import plain
+from bridge.text import count, in_words, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:

@@ -1,10 +1,9 @@
-"""Output for people: tables as wide as they need to be, and large numbers with a prefix."""
+"""Output: tables as wide as their numbers need, and JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rich.cells import cell_len
@@ -12,10 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from bridge.planning.training_run import Range
+from bridge.planning.quantities import plain
 
-_SI = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
-_COUNTS = ("", " thousand", " million", " billion", " trillion")
 _WIDTH_IN_FILES = 120
 _LEAST_TEXT = 40  # columns a text keeps beside numbers
 
@@ -66,53 +63,3 @@ def _with_version(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_version(one) for one in value]
     return {"version": JSON_VERSION, **value} if isinstance(value, dict) else value
-
-
-# ---- numbers --------------------------------------------------------------------------------------------------------
-
-
-def plain(value: int | float | Fraction | Range | None) -> int | float | list[Any] | None:
-    """A number as JSON has it: an integer wherever it is one; a range as its two ends."""
-    if isinstance(value, Range):
-        return plain(value.low) if value.is_known else [plain(value.low), plain(value.high)]
-    if isinstance(value, Fraction):
-        return value.numerator if value.denominator == 1 else float(value)
-    return value
-
-
-def exactly(value: int | float | Fraction) -> str:
-    """All digits of a whole number, three decimals of another."""
-    whole = plain(value)
-    return f"{whole:,}" if isinstance(whole, int) else f"{whole:,.3f}"
-
-
-def with_unit(value: int | float | Fraction, unit: str) -> str:
-    """Four digits and an SI prefix: ``421.6 TFLOP``."""
-    number, step = _reduced(value, len(_SI))
-    return f"{number:.4g} {_SI[step]}{unit}"
-
-
-def in_words(value: int | float | Fraction) -> str:
-    """Three digits and a word: ``8.03 billion``."""
-    number, step = _reduced(value, len(_COUNTS))
-    return f"{number:.3g}{_COUNTS[step]}"
-
-
-def count(number: int, singular: str, plural: str = "") -> str:
-    """``1 sequence``, ``4,096 tokens``."""
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
-def spread(value: Range | int | float | Fraction, show: Callable[[Any], str]) -> str:
-    """A number, or both ends of a range: ``12.3 days to 15.8 days``."""
-    ends = Range.of(value)
-    low, high = show(ends.low), show(ends.high)
-    return low if low == high else f"{low} to {high}"
-
-
-def _reduced(value: int | float | Fraction, steps: int) -> tuple[float, int]:
-    number, step = float(value), 0
-    while abs(number) >= 999.95 and step < steps - 1:
-        number /= 1000
-        step += 1
-    return number, step

@@ -11,7 +11,7 @@ from itertools import groupby
 from rich.table import Table
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, count, exactly, in_words, make_table, print_json, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
 from bridge.config import layout_problems
 from bridge.flops import compile_plan
@@ -19,6 +19,7 @@ from bridge.flops.formats import BASES, RECIPES
 from bridge.flops.plan import FLOPS_PER_MAC, Row
 from bridge.flops.reading import read
 from bridge.planning.provenance import Origin, explain
+from bridge.text import count, exactly, in_words, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:

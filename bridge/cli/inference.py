@@ -6,13 +6,15 @@ import argparse
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, count, exactly, make_table, plain, print_json, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
 from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import read
 from bridge.planning.inference import LATENTS, Generation, InferencePlan, Memory, Roofline, experts_met, prefill_and_decode
+from bridge.planning.quantities import plain
 from bridge.planning.speculation import Speculation, speculate
+from bridge.text import count, exactly, with_unit
 
 _SPANS = ("prefill", "decode", "total")
 

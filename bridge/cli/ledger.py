@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, count, make_table, print_json, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
 from bridge.flops.elementwise import softmax
 from bridge.planning.exhibits.lora_notebook import (
@@ -25,6 +25,7 @@ from bridge.planning.exhibits.lora_notebook import (
     training,
 )
 from bridge.planning.ledger import COSTS, OPERATIONS, Entry, Ledger, OperationCost
+from bridge.text import count, with_unit
 
 #: The published exercise on Qwen2.5-0.5B: as it simplifies the model, and as the model is.
 EXERCISE = {architecture.name: architecture for architecture in (NOTEBOOK, TRUE)}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bridge.cli import arguments as options
-from bridge.cli.console import Output, exactly, make_table, print_json
+from bridge.cli.console import Output, make_table, print_json
 from bridge.config import load_recipe
 from bridge.flops import ConfigError
+from bridge.text import exactly, percent
 
 if TYPE_CHECKING:
     from bridge.data.packed_content import PackedRow
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     table = make_table(("file",), ("rows", "sequences", "input tokens", "learned", "filled"))
     for file, facts in written.items():
-        shares = (f"{100 * facts[name]:.1f} %" for name in ("learned", "filled"))
+        shares = (percent(facts[name]) for name in ("learned", "filled"))
         table.add_row(file, *(exactly(facts[name]) for name in ("rows", "sequences", "input_tokens")), *shares)
     Output().show(table)
     return 0

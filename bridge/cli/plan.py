@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.cli import arguments as options
 from bridge.cli import plan_layouts
-from bridge.cli.console import Output, in_words, make_table, plain, print_json, spread, with_unit
+from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
 from bridge.cli.priced import make_batch
 from bridge.config import Config
@@ -21,6 +21,7 @@ from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.planning.buffers import Optimizer
 from bridge.planning.machines import GIB, Machine, find_machine
 from bridge.planning.memory import USABLE
+from bridge.planning.quantities import plain, spread
 from bridge.planning.training_run import (
     BUDGETS,
     CHINCHILLA_TOKENS_PER_PARAMETER,
@@ -34,6 +35,7 @@ from bridge.planning.training_run import (
     within_budget,
 )
 from bridge.planning.typical import typical_mfu
+from bridge.text import in_words, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:

@@ -14,6 +14,7 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.planning.machines import GIB, Machine, known_machine
 from bridge.planning.memory import USABLE
 from bridge.planning.search import Candidate, Search, search
+from bridge.text import gib
 
 SHOWN = 10
 
@@ -65,7 +66,7 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
         lacks = ""
         if result.nearest is not None:
             layout, needed = result.nearest
-            lacks = f": the nearest, {layout}, needs {needed / GIB:,.1f} of {USABLE * machine.memory:,.1f} GiB a device"
+            lacks = f": the nearest, {layout}, needs {gib(needed)} of {gib(USABLE * machine.capacity)} a device"
         console.print(f"does not fit on {devices:,} x {machine.name}{lacks}\n")
         return
     table = make_table(

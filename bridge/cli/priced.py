@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from operator import add
 from typing import Any
 
-from bridge.cli.console import plain
 from bridge.config import Config, data_parallel_size, layout_problems
 from bridge.flops import ConfigError, Plan
-from bridge.flops.moments import Moments
 from bridge.flops.plan import Row
 from bridge.flops.reading import read_vision
 from bridge.hardware import mixed_peak
+from bridge.planning.batches import equal_sequences
+from bridge.planning.quantities import plain
 from bridge.planning.training_run import PipelineBound, pipeline_bound
 
 Number = int | Fraction
@@ -69,13 +68,6 @@ def make_batch(
         return Batch(measured, len(each), sum(each), len(image_patches))
     vector = equal_sequences(plan, size, _known(length), image_patches)
     return Batch(vector, size, size * _known(length), len(image_patches))
-
-
-def equal_sequences(plan: Plan, number: int, length: int, image_patches: Sequence[int] = ()) -> list[Number]:
-    """The vector of so many sequences of one length, by the rules of the public function."""
-    tokens = number * length
-    sequences = plan.measure_moments(Moments.of(number, tokens, tokens * length, length))
-    return list(map(add, sequences, plan.measure((), image_patches)))
 
 
 def _known(length: int | None) -> int:

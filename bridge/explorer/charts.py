@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from bridge.explorer.figures import HEIGHT, Figure, styled, words
-from bridge.metrics.why import seconds
 from bridge.report.chart import Chart
 from bridge.report.waterfall import Bar
+from bridge.text import seconds
 
 
 def figure(chart: Chart) -> Figure:

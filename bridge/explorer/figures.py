@@ -9,8 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.graph_objects import Figure
 
-from bridge.cli.console import with_unit
 from bridge.report.colours import colours
+from bridge.text import with_unit
 
 INK, GRID, PAPER = "#1f2937", "rgba(128, 138, 155, 0.25)", "#ffffff"
 #: Pixels; the width follows the page.

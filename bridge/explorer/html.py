@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from bridge.cli.console import plain
 from bridge.explorer.view import Fact, Table, View
+from bridge.planning.quantities import plain
 
 
 def headline(view: View) -> str:

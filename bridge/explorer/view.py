@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.graph_objects import Figure
 
-from bridge.cli.console import plain
+from bridge.planning.quantities import plain
 
 
 @dataclass(frozen=True)

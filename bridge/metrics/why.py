@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, Optional
 
 from bridge.metrics.time_parts import PARTS
+from bridge.text import seconds
 
 PREFIX = "throughput/time/"
 
@@ -51,8 +52,3 @@ def why(parts: Mapping[str, float]) -> Optional[str]:
     return f"{begin}. Most of the rest is {first}, {seconds(parts[first])} ({parts[first] / step:.0%}): {REMEDIES[first]}." + (
         f" Then {rest}." if rest else ""
     )
-
-
-def seconds(value: float) -> str:
-    """``1.40 s``, ``35.1 ms``."""
-    return f"{value:.3g} s" if abs(value) >= 1 else f"{1e3 * value:.3g} ms"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from bridge.flops.shapes import ConfigError, short
 from bridge.planning.training_run import Range
@@ -70,6 +72,22 @@ def length(text: str) -> int:
     if found is None or not int(found[1]):
         raise ConfigError(f"{short(text)} must be a positive integer, or one with k or M such as 128k (131,072)")
     return int(found[1]) * _BINARY[found[2]]
+
+
+def plain(value: int | float | Fraction | Range | None) -> int | float | list[Any] | None:
+    """A number as JSON has it: an integer wherever it is one; a range as its two ends."""
+    if isinstance(value, Range):
+        return plain(value.low) if value.is_known else [plain(value.low), plain(value.high)]
+    if isinstance(value, Fraction):
+        return value.numerator if value.denominator == 1 else float(value)
+    return value
+
+
+def spread(value: Range | int | float | Fraction, show: Callable[[Any], str]) -> str:
+    """A number, or both ends of a range: ``12.3 days to 15.8 days``."""
+    ends = Range.of(value)
+    low, high = show(ends.low), show(ends.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def _amount(text: str) -> Fraction:

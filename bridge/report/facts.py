@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any, Optional
 
-from bridge.cli.console import with_unit
 from bridge.metrics.keys import LAYOUT
 from bridge.report.run_file import Run, is_whole
 from bridge.report.scale import scale_of
+from bridge.text import with_unit
 
 _LONGEST = 160
 #: Values from here on are worth an import.

@@ -17,6 +17,7 @@ from bridge.report.drawing import numbers, svg
 from bridge.report.facts import facts_of, middle, notes_of, present
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import Run
+from bridge.text import significant
 
 #: The browser itself keeps the page from the network, whatever stands in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -112,7 +113,7 @@ def _row(name: str, values: Sequence[Any]) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+    return f"{value:,}" if isinstance(value, int) else significant(value, 5)
 
 
 def _json(value: Any) -> str:

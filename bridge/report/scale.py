@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y", "R", "Q")
+from bridge.text import PREFIXES, significant
+
 #: A logged unit as (what is prefixed, its size); other units are shown as they are.
 _PREFIXED = {
     "FLOP": ("FLOP", 1.0),
@@ -26,7 +27,7 @@ class Scale:
 
     def text(self, value: float) -> str:
         """Four digits and the unit."""
-        number = f"{value * self.factor:,.4g}"
+        number = significant(value * self.factor)
         return number + self.unit if self.unit == "%" else f"{number} {self.unit}".rstrip()
 
 
@@ -40,8 +41,8 @@ def scale_of(unit: str, largest: float) -> Scale:
         return Scale(1.0, "")
     if unit in _PREFIXED or unit in _COUNTED:
         name, size = _PREFIXED.get(unit, (unit, 1.0))
-        step = max(0, min(len(_PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
-        prefix = _PREFIXES[step]
+        step = max(0, min(len(PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
+        prefix = PREFIXES[step]
         return Scale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")
     return Scale(1.0, unit)
 
@@ -71,7 +72,7 @@ def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, who
 
 def tick_text(value: float) -> str:
     """A tick: ``2,500``, ``50k``, without noise in its last digits."""
-    for step in range(min(len(_PREFIXES) - 1, 6), 0, -1):
+    for step in range(min(len(PREFIXES) - 1, 6), 0, -1):
         if abs(value) >= 10 * 1000.0**step:
-            return f"{value / 1000.0**step:,.6g}{_PREFIXES[step]}"
-    return f"{value:,.6g}"
+            return significant(value / 1000.0**step, 6) + PREFIXES[step]
+    return significant(value, 6)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 
 from bridge.metrics.time_parts import PARTS
-from bridge.metrics.why import PREFIX, seconds
+from bridge.metrics.why import PREFIX
 from bridge.report.colours import COLOURS, PALETTE
 from bridge.report.run_file import Run
+from bridge.text import seconds
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
 

@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 
 from bridge.cli import arguments as options
-from bridge.cli.console import exactly, plain, spread
 from bridge.flops import ConfigError
+from bridge.planning.quantities import plain, spread
 from bridge.planning.training_run import Range
 
 
@@ -71,7 +71,6 @@ def test_numbers_for_people_and_for_programs():
     assert [plain(value) for value in (3, Fraction(4, 2), Fraction(1, 2), 0.5, None, Range.of(7), Range(Fraction(1, 2), 7))] == [
         3, 2, 0.5, 0.5, None, 7, [0.5, 7],
     ]  # fmt: skip
-    assert (exactly(1234567), exactly(Fraction(10, 3))) == ("1,234,567", "3.333")
     assert (spread(Range(1, 2), str), spread(Range.of(1), str), spread(Range(1.01, 1.02), "{:.1f}".format)) == (
         "1 to 2",
         "1",

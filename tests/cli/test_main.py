@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import bridge
-from bridge.cli.console import in_words, with_unit
 from bridge.cli.main import commands_of, main, make_parser
 from bridge.cli.train import OLDEST
 from bridge.config import list_recipes
@@ -152,19 +151,3 @@ def test_a_reader_that_stops_early_is_no_error(output):
     command = f"{sys.executable} -m bridge recipes {output} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0 FLOP"), (999, "999 FLOP"), (999.96, "1 kFLOP"), (421_645_529_382_912, "421.6 TFLOP"), (6.8e19, "68 EFLOP")],
-)
-def test_numbers_with_a_unit(value, text):
-    assert with_unit(value, "FLOP") == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(7, "7"), (804_224, "804 thousand"), (999_960_000, "1 billion"), (671e9, "671 billion"), (1.5e15, "1.5e+03 trillion")],
-)
-def test_numbers_in_words(value, text):
-    assert in_words(value) == text

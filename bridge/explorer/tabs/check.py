@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bridge import hardware
-from bridge.cli.console import with_unit
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
@@ -11,6 +10,7 @@ from bridge.explorer.sources import Source, read
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.planning.check import Check, Way, check
 from bridge.planning.counting_rules import RULES
+from bridge.text import with_unit
 
 KEY, TITLE = "check", "Check"
 INTRODUCTION = "A number that somebody reported: which convention it was counted in, or which usual mistake it shows."

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from bridge.cli.console import in_words, with_unit
-from bridge.cli.priced import equal_sequences
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choice, Choices, Slider, Values
@@ -16,6 +14,8 @@ from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
+from bridge.planning.batches import equal_sequences
+from bridge.text import in_words, with_unit
 
 KEY, TITLE = "compare", "Compare"
 INTRODUCTION = "Models or conventions side by side, for one token of text. Each bar is one model counted in one convention."

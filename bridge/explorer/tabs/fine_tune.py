@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from fractions import Fraction
 
-from bridge.cli.console import in_words, with_unit
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Choices, Slider, Values
 from bridge.explorer.sources import Source, Training, compiled, read
@@ -15,6 +14,7 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.transforms import ADAPTERS
+from bridge.text import in_words, with_unit
 
 KEY, TITLE = "finetune", "Fine-tune"
 INTRODUCTION = (

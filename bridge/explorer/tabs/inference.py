@@ -8,7 +8,6 @@ from functools import lru_cache
 import plotly.graph_objects as go
 
 from bridge import hardware
-from bridge.cli.console import with_unit
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Slider, Toggle, Values
 from bridge.explorer.sources import Source, read
@@ -16,6 +15,7 @@ from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
+from bridge.text import seconds, with_unit
 
 KEY, TITLE = "inference", "Inference"
 INTRODUCTION = "The shortest time a device allows: every pass takes as long as its FLOPs or its bytes, whichever is longer."
@@ -137,12 +137,12 @@ def sweep(source: Source, values: Values, peak: float, rate: float) -> list[Step
 def _facts(request: Generation, bound: Roofline, values: Values) -> list[Fact]:
     speed, first, mfu, mbu = bound.tokens_per_second, bound.time_to_first_token, bound.mfu, bound.mbu
     return [
-        Fact("time_to_first_token", "Time to first token, at best", first, _seconds(first),
+        Fact("time_to_first_token", "Time to first token, at best", first, seconds(first),
              f"bound by {_limit(bound.prefill_bound)}"),
         Fact("tokens_per_second", "Tokens a second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
              "no step after the first token" if speed is None
              else f"{speed / values['batch']:,.4g} a request, bound by {_limit(bound.decode_bound)}"),
-        Fact("total_time", "The whole request", bound.total_time, _seconds(bound.total_time), f"{values['batch']} at a time"),
+        Fact("total_time", "The whole request", bound.total_time, seconds(bound.total_time), f"{values['batch']} at a time"),
         Fact("flops", "FLOPs", request.total, with_unit(request.total, "FLOP"), f"prefill {with_unit(request.prefill, 'FLOP')}"),
         Fact("mfu", "MFU, at most", mfu[-1], f"{mfu[-1]:.1%}", f"prefill {mfu[0]:.1%}, decode {mfu[1]:.2%}"),
         Fact("mbu", "MBU, at most", mbu[-1], f"{mbu[-1]:.1%}", f"prefill {mbu[0]:.1%}, decode {mbu[1]:.1%}"),
@@ -155,10 +155,6 @@ def _facts(request: Generation, bound: Roofline, values: Values) -> list[Fact]:
 
 def _limit(bound: str) -> str:
     return {"compute": "the peak", "memory": "the bandwidth"}[bound]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.3g} s" if value >= 1 else f"{1e3 * value:,.3g} ms"
 
 
 def _roofline(request: Generation, steps: list[Step], values: Values, peak: float, rate: float, name: str) -> figures.Figure:
@@ -222,7 +218,7 @@ def _table(request: Generation, bound: Roofline, peak: float, rate: float) -> Ta
         Column("flops", "FLOPs", lambda value: with_unit(value, "FLOP")),
         Column("bytes", "Bytes", lambda value: with_unit(value, "B")),
         Column("intensity", "FLOP a byte", lambda value: f"{value:.3g}"),
-        Column("seconds", "Time", _seconds),
+        Column("seconds", "Time", seconds),
         Column("mfu", "MFU", lambda value: f"{value:.2%}"),
         Column("mbu", "MBU", lambda value: f"{value:.2%}"),
     )

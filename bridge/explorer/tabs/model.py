@@ -7,8 +7,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from bridge.cli.console import in_words, with_unit
-from bridge.cli.priced import equal_sequences
 from bridge.config import Config, ConfigError, validate_layout
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
@@ -19,7 +17,9 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.reading import read_layout
+from bridge.planning.batches import equal_sequences
 from bridge.planning.training_run import pipeline_bound
+from bridge.text import in_words, with_unit
 
 KEY, TITLE = "model", "Model"
 INTRODUCTION = "One training step of the model above: what it costs, where the work is, and when attention takes over."

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridge.cli.console import with_unit
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Slider, Values
 from bridge.explorer.sources import Source, compiled
 from bridge.explorer.view import Column, Fact, Table, View
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.layouts import Layout
-from bridge.planning.machines import GIB, MACHINES, Machine, known_machine
+from bridge.planning.machines import MACHINES, Machine, known_machine
 from bridge.planning.memory import USABLE, Memory, memory
 from bridge.planning.search import OPTIMIZER
 from bridge.planning.step_time import StepTime, step_time
+from bridge.text import gib, with_unit
 
 KEY, TITLE = "plan", "Plan"
 INTRODUCTION = (
@@ -58,11 +58,11 @@ def view(source: Source, values: Values) -> View:
     fullest, time, layout = planned.fullest, planned.time, planned.layout
     usable = USABLE * planned.machine.capacity
     speed = planned.length * (layout.global_batch_size or 1) / layout.devices / time.estimate
-    verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {_gib(usable)}, stage {fullest.stage}"
+    verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {gib(usable)}, stage {fullest.stage}"
     return View(
         facts=[
             Fact(
-                "bytes", "Fullest rank", fullest.total, _gib(fullest.total), f"{verdict} in {_gib(usable)}, stage {fullest.stage}"
+                "bytes", "Fullest rank", fullest.total, gib(fullest.total), f"{verdict} in {gib(usable)}, stage {fullest.stage}"
             ),
             Fact("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
             Fact("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s of a device"),
@@ -92,10 +92,6 @@ def _planned(source: Source, values: Values) -> _Planned:
     machine = known_machine(values["device"])
     needs = memory(plan, layout, OPTIMIZER, sequence_length=length)
     return _Planned(layout, machine, needs, step_time(plan, layout, OPTIMIZER, machine, needs, sequence_length=length), length)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB"
 
 
 def _memory(planned: _Planned) -> figures.Figure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from bridge.cli.console import with_unit
 from bridge.explorer import charts
 from bridge.explorer.controls import Values
 from bridge.explorer.figures import Figure
@@ -16,6 +15,7 @@ from bridge.report.facts import middle, notes_of, present
 from bridge.report.host_log import tell_apart
 from bridge.report.panels import SECTIONS as QUESTIONS
 from bridge.report.run_file import Run, read_run
+from bridge.text import percent, significant, with_unit
 
 KEY, TITLE = "run", "Run"
 INTRODUCTION = (
@@ -52,9 +52,9 @@ def _facts(run: Run) -> list[Fact]:
     last = run.steps[-1]
     facts = [Fact("steps", "Last step", last, f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")]
     for name, label, show in (
-        ("tflops/device", "TFLOP/s a device", lambda value: f"{value:,.4g}"),
-        ("mfu", "MFU", lambda value: f"{value:.1%}"),
-        ("tokens_per_sec", "Tokens a second", lambda value: f"{value:,.4g}"),
+        ("tflops/device", "TFLOP/s a device", significant),
+        ("mfu", "MFU", percent),
+        ("tokens_per_sec", "Tokens a second", significant),
     ):
         numbers = present(run, _PREFIX + name)
         if numbers:
@@ -72,7 +72,7 @@ def _facts(run: Run) -> list[Fact]:
 
 def _table(run: Run) -> Table:
     def show(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+        return f"{value:,}" if isinstance(value, int) else significant(value, 5)
 
     columns = (
         Column("key", "Key"),

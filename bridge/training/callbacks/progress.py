@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional, TextIO
 
 from bridge.metrics.keys import LAYOUT
 from bridge.metrics.place import find_place
 from bridge.metrics.trackers import Trackers
 from bridge.metrics.why import waterfall, why
+from bridge.text import duration, gib, percent, significant, with_unit
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.callbacks.throughput import FACTS, ROWS, SUMMARY
 
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 #: Key of ``context.user_state`` where the loop says what became of the job's time.
 JOB = "goodput"
+
+
+_short = partial(with_unit, digits=3)
 
 
 @dataclass(frozen=True)
@@ -142,13 +147,13 @@ class ProgressCallback(Callback):
         if step_time:
             parts.append(f"{1e3 * step_time:.1f} ms/step")
         if "throughput/tokens_per_sec" in row:
-            parts.append(f"{quantity(row['throughput/tokens_per_sec'])} tokens/s")
+            parts.append(f"{_short(row['throughput/tokens_per_sec'])} tokens/s")
         if "throughput/tflops/device" in row:
             parts.append(_rate(row))
         if "throughput/mfu" in row:
-            parts.append(f"MFU {100 * row['throughput/mfu']:.1f} %")
+            parts.append(f"MFU {percent(row['throughput/mfu'])}")
         if "throughput/memory/peak_allocated" in row:
-            parts.append(f"{row['throughput/memory/peak_allocated'] / 2**30:.1f} GiB")
+            parts.append(gib(row["throughput/memory/peak_allocated"]))
         if step_time and self._steps:
             parts.append(f"ETA {duration((self._steps - line.step) * step_time)}")
         return "  ".join(parts)
@@ -164,7 +169,7 @@ class ProgressCallback(Callback):
         if "throughput/total_flops" in row:
             table.append(("FLOPs", f"{least}{row['throughput/total_flops']:,}"))
         if "throughput/tflops/device" in row:
-            utilisation = f", MFU {100 * row['throughput/mfu']:.1f} %" if "throughput/mfu" in row else ""
+            utilisation = f", MFU {percent(row['throughput/mfu'])}" if "throughput/mfu" in row else ""
             table.append(("speed, median", _rate(row) + utilisation))
         if "goodput" in job:
             table.append(("goodput", _goodput(job)))
@@ -228,24 +233,24 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
     ]
     rows.append(("model", ", ".join(shape)))
     if parameters := facts.get("parameters"):
-        active = f", {quantity(parameters['active'])} active" if parameters.get("active") != parameters["total"] else ""
+        active = f", {_short(parameters['active'])} active" if parameters.get("active") != parameters["total"] else ""
         trained = parameters.get("trainable", parameters["total"])
-        percent = 100 * trained / parameters["total"]
-        frozen = f", {quantity(trained)} trained ({percent:.3g} %)" if trained != parameters["total"] else ""
-        rows.append(("parameters", f"{quantity(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
+        share = significant(100 * trained / parameters["total"], 3)
+        frozen = f", {_short(trained)} trained ({share}%)" if trained != parameters["total"] else ""
+        rows.append(("parameters", f"{_short(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
     if "flops_per_token" in facts:
         length = facts["flops_per_token_seq_length"]
         rows.append(
             (
                 "FLOPs per token",
-                f"{quantity(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention",
+                f"{_short(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention",
             )
         )
     if facts:
         layout = " x ".join(f"{name} {facts[key]}" for name, key in LAYOUT.items() if facts[key] > 1) or "one replica, unsplit"
         rows.append(("layout", f"{facts['world_size']} rank(s): {layout}"))
         peak = facts["peak_flops"]
-        speed = f"{quantity(peak)}FLOP/s" if peak else "unknown, no MFU"
+        speed = with_unit(peak, "FLOP/s", 3) if peak else "unknown, no MFU"
         rows.append(("device", f"{facts['device']}, {facts.get('number_format_recipe') or facts['number_format']}"))
         rows.append(("peak per device", f"{speed} ({facts['peak_source']})"))
         if facts["not_counted"]:
@@ -255,21 +260,6 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
         rows.append(("batch", f"{train.global_batch_size} sequences, micro-batches of {train.micro_batch_size}"))
         rows.append(("steps", f"{train.train_iters}, from {state.train_state.step}"))
     return rows
-
-
-def quantity(number: float) -> str:
-    """1234567 -> '1.23 M'; no unit below 1000."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """3725 -> '1:02:05'."""
-    minutes, second = divmod(int(max(seconds, 0) + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _goodput(job: Mapping[str, Any]) -> str:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +11,8 @@ from callback_driver import MODEL, Loop, config, draw, packed, state
 
 from bridge.flops import compile_plan
 from bridge.metrics.trackers import Trackers
+from bridge.text import with_unit
 from bridge.training.callbacks import ProgressCallback, ThroughputCallback
-from bridge.training.callbacks.progress import duration, quantity
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +75,8 @@ def test_the_start_table():
     assert rows_of(shown(0), "training") == {
         "run": "tiny",
         "model": "4 layers, 64 hidden, 4 heads",
-        "parameters": f"{quantity(total)} ({total:,})",
-        "FLOPs per token": f"{quantity(plan.flops([64]) / 64)} at 64 tokens, exact convention",
+        "parameters": f"{with_unit(total, digits=3)} ({total:,})",
+        "FLOPs per token": f"{with_unit(plan.flops([64]) / 64, digits=3)} at 64 tokens, exact convention",
         "layout": "1 rank(s): one replica, unsplit",
         "device": "Testprocessor, fp32",
         "peak per device": "2.5 PFLOP/s (measured: in a test)",
@@ -131,40 +127,3 @@ def test_on_a_terminal_the_table_is_drawn():
 def test_only_the_rank_that_writes_prints(writes):
     run = state(config(), groups=SimpleNamespace(writes=writes))
     assert bool(shown(4, run=run)) == writes
-
-
-@pytest.mark.parametrize(("number", "text"), [(0.5, "0.5"), (999, "999"), (1234, "1.23 k"), (8.03e9, "8.03 G"), (6.8e19, "68 E")])
-def test_quantity(number, text):
-    assert quantity(number) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(-1, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-FULL_DISK = """
-import callback_driver as driver
-from bridge.training.callbacks import ProgressCallback
-driver.Loop([ProgressCallback(log_interval=1)], driver.state(driver.config()), None).start().steps(5).end()
-open("reached", "w").close()
-"""
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_console_on_a_full_disk_is_one_warning_and_no_exit_code(tmp_path):
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here.parents[2]), str(here)])
-    with open("/dev/full", "w") as full:
-        finished = subprocess.run(
-            [sys.executable, "-c", FULL_DISK],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (finished.returncode, (tmp_path / "reached").exists()) == (0, True)
-    (warning,) = finished.stderr.splitlines()
-    assert warning == "the console cannot be written ([Errno 28] No space left on device); training goes on in silence"
