@@ -84,10 +84,10 @@ class Steps:
     """Whole training steps without a wait, with the callback's events and ``observe`` or without."""
 
     def __init__(self) -> None:
-        from bridge.training.initialize import Launch, initialize, prepare_libraries
+        from bridge.training.engine.initialize import Launch, initialize, prepare_libraries
 
         prepare_libraries()
-        from bridge.training.model import build_model
+        from bridge.training.engine.model import build_model
         from bridge.training.state import TrainState
 
         cfg = recipe()
@@ -141,7 +141,7 @@ class Steps:
 
     def end(self) -> bool:
         """Whether the callback counted all along."""
-        from bridge.training.initialize import shut_down
+        from bridge.training.engine.initialize import shut_down
 
         self.manager.fire("on_checkpoint_save", self.context)  # sums what was not yet summed
         complete = self.manager.state_dict()["ThroughputCallback"]["complete"]

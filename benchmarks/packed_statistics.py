@@ -96,7 +96,7 @@ FORMATS = {"parquet": write_parquet, "idx": write_idx, "jsonl": write_jsonl, "np
 
 def measure(path: str) -> dict[str, float]:
     """Build the table, read it back from the sidecar, and price steps with it."""
-    from bridge.data.packed_statistics import calculate_avg_seqlen
+    from bridge.data.packed.statistics import calculate_avg_seqlen
     from bridge.training.utils.flop_utils import num_floating_point_operations
 
     start, cpu = time.perf_counter(), time.process_time()

@@ -18,7 +18,7 @@ from bridge.flops import compile_plan
 from bridge.metrics.meter import Meter
 from bridge.metrics.peak import Peak
 from bridge.metrics.place import find_place
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 
 #: Ranks: tensor- and pipeline-parallel size; the rest is data parallel.
 LAYOUTS = {1: (1, 1), 64: (8, 1), 1024: (8, 4), 16384: (8, 16), 131072: (8, 16)}

@@ -24,7 +24,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/test_faults\.py::test_a_full_disk
     | training/test_nodes\.py::test_a_node_is_cut_off
     | training/test_elastic\.py::test_killed_workers
-    | training/test_job_ledger\.py::test_a_job_that_is_killed     # ledgers by hand: test_goodput.py
+    | training/job/test_ledger\.py::test_a_job_that_is_killed     # ledgers by hand: test_goodput.py
     | integrations/test_(trl|composer)\.py   # frameworks of the extra `loops`
     | docs/test_clusters\.py::test_ssh_trains
     | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
@@ -33,7 +33,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/test_verify_trace\.py::test_a_run_is_told.*\[(parameters|trace)
     | training/callbacks/test_time\.py                            # real ranks with injected delays
     | training/callbacks/test_simulated_ranks\.py                # test_layouts.py has real ranks
-    | training/test_vision\.py                                  # oracle/test_vision.py prices what these train
+    | training/engine/test_vision\.py                                # oracle/test_vision.py prices what these train
     | training/test_peft\.py::test_adapters\[                   # test_fine_tune.py trains them
     | training/test_parallel_training\.py::test_a_pack
     | oracle/test_fine_tuning\.py

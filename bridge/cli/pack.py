@@ -13,7 +13,7 @@ from bridge.flops import ConfigError
 from bridge.text import exactly, percent
 
 if TYPE_CHECKING:
-    from bridge.data.packed_content import PackedRow
+    from bridge.data.packed.content import PackedRow
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -32,7 +32,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from bridge.data.instructions import pack_instructions, packed_sequence_size
-    from bridge.data.packed_content import check_ending, write_rows
+    from bridge.data.packed.content import check_ending, write_rows
 
     config = load_recipe(arguments.recipe, arguments.overrides, validate=False)
     if config.data.kind != "instructions":

@@ -12,7 +12,7 @@ from bridge.cli import COMMANDS
 from bridge.config import Config, load_recipe
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.trackers import check_installed
-from bridge.training import exit as ending
+from bridge.training.job import ending
 
 #: The oldest versions that the training loop runs on. The callback in another loop takes older ones too.
 OLDEST = {"torch": "2.6", "megatron-core": "0.16"}

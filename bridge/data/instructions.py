@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bridge.data.corpus import split
 from bridge.data.examples import read_examples
-from bridge.data.packed_content import PackedFile, PackedRow, pack_examples
+from bridge.data.packed.content import PackedFile, PackedRow, pack_examples
 from bridge.data.samples import Segment
 from bridge.data.tokenizer import build_tokenizer
 from bridge.flops.shapes import ConfigError

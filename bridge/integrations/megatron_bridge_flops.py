@@ -16,7 +16,7 @@ from fractions import Fraction
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from bridge.data.packed_files import shards_of
+from bridge.data.packed.files import shards_of
 from bridge.flops.lengths import exact
 from bridge.flops.moments import PaddedSum
 from bridge.flops.plan import Plan, compile_plan, compile_vision_plan

@@ -1,6 +1,6 @@
 """The life of a job, restarts included: its wall time as parts that add up, and what of its work was kept.
 
-A process of the job writes an event at every turn (:mod:`bridge.training.job_ledger`).  What follows an event belongs to one
+A process of the job writes an event at every turn (:mod:`bridge.training.job.ledger`).  What follows an event belongs to one
 part, until the next event; so the parts are the wall time, whatever happened.  A process that is killed writes nothing more:
 its last sign of life ends its part, and what follows is down time.
 """

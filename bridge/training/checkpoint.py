@@ -63,9 +63,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.utils import unwrap_model
 from torch.distributed import checkpoint as torch_checkpoint
 
-from bridge.training.agree import describe, everywhere, from_first, gather
 from bridge.training.checkpoint_pickles import problem_of, weights_only
 from bridge.training.errors import RunError
+from bridge.training.job.agree import describe, everywhere, from_first, gather
 from bridge.training.peft import is_adapter, reset_magnitudes
 from bridge.training.state import Groups
 

@@ -21,11 +21,11 @@ from bridge.config.schema import Config
 from bridge.config.validation import validate, validate_layout
 from bridge.data.loader import open_data
 from bridge.metrics.observed import waited_seconds
-from bridge.training import exit as ending
 from bridge.training.callbacks import CallbackManager, ProgressCallback
+from bridge.training.engine.initialize import Launch, initialize, prepare_libraries, shut_down
 from bridge.training.errors import ConfigError, on_this_rank
-from bridge.training.initialize import Launch, initialize, prepare_libraries, shut_down
-from bridge.training.job_ledger import JobLedger
+from bridge.training.job import ending
+from bridge.training.job.ledger import JobLedger
 
 
 def train(cfg: Config) -> int:

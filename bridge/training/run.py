@@ -35,16 +35,17 @@ from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers, without_secrets
-from bridge.training import checkpoint, restart
-from bridge.training.agree import everywhere, gather
+from bridge.training import checkpoint
 from bridge.training.callbacks import CallbackContext, CallbackManager
 from bridge.training.callbacks.progress import JOB
+from bridge.training.engine.model import build_model, check_trainable, uses_bf16
+from bridge.training.engine.optimizer import build_optimizer, build_scheduler
 from bridge.training.errors import RunError
-from bridge.training.exit import StopSignals
-from bridge.training.job_ledger import JobLedger
-from bridge.training.lock import JobLock
-from bridge.training.model import build_model, check_trainable, uses_bf16
-from bridge.training.optimizer import build_optimizer, build_scheduler
+from bridge.training.job import restart
+from bridge.training.job.agree import everywhere, gather
+from bridge.training.job.ending import StopSignals
+from bridge.training.job.ledger import JobLedger
+from bridge.training.job.lock import JobLock
 from bridge.training.state import Groups, TrainState
 from bridge.training.step import Stepper, Totals
 

@@ -17,8 +17,8 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from torch import Tensor
 
 from bridge.data.batching import MicroBatch
-from bridge.training.attention import positions
-from bridge.training.vision_limits import check_places
+from bridge.training.engine.attention import positions
+from bridge.training.engine.vision_limits import check_places
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config

@@ -17,11 +17,11 @@ from bridge.data.batching import build_collate
 from bridge.data.examples import read_examples
 from bridge.data.instructions import InstructionData, pack_instructions
 from bridge.data.loader import open_data
-from bridge.data.packed_content import PackedFile, write_rows
+from bridge.data.packed.content import PackedFile, write_rows
 from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.batch_lengths import read_lengths
 from bridge.training.utils.flop_utils import num_floating_point_operations
-from tests.data.packed_data import save_npy, save_parquet
+from tests.data.packed.packed_data import save_npy, save_parquet
 
 SOURCE = '''
 import os

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from bridge.config import load_recipe
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 from bridge.training.loop import train
 
 QUICK = ["train.train_iters=2", "logger.wandb_project=null", "logger.log_interval=1"]

@@ -21,9 +21,9 @@ from megatron_fed import EVALUATED, MICRO_BATCHES, MODEL, ROWS, STEPS, lengths
 from bridge.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from bridge.integrations import megatron_lm as adapter
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.initialize import Launch, initialize, leave_groups
-from bridge.training.model import build_model
-from bridge.training.optimizer import build_optimizer, build_scheduler
+from bridge.training.engine.initialize import Launch, initialize, leave_groups
+from bridge.training.engine.model import build_model
+from bridge.training.engine.optimizer import build_optimizer, build_scheduler
 from bridge.training.step import _connect
 
 HERE = Path(__file__).parent

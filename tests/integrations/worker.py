@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bridge.metrics import peak
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 
 MEGATRON = {
     "megatron_bridge": ({}, {"pipeline_model_parallel_size": 2}),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 
 prepare_libraries()
 
@@ -33,7 +33,7 @@ from megatron.core.transformer.module import MegatronModule  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 
 from bridge.config import Config, ModelConfig  # noqa: E402
-from bridge.training.model import build_model  # noqa: E402
+from bridge.training.engine.model import build_model  # noqa: E402
 from oracle.counter import count  # noqa: E402
 from oracle.megatron_cases import Case, cases, trained_cases  # noqa: E402
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 
 prepare_libraries()
 
@@ -27,9 +27,9 @@ from bridge.config import Config, ModelConfig  # noqa: E402
 from bridge.data.batching import MicroBatch  # noqa: E402
 from bridge.data.images import ImageData  # noqa: E402
 from bridge.metrics.batch_lengths import read_lengths  # noqa: E402
-from bridge.training.model import build_model, check_trainable  # noqa: E402
+from bridge.training.engine.model import build_model, check_trainable  # noqa: E402
+from bridge.training.engine.vision import VisionModel  # noqa: E402
 from bridge.training.step import forward_step  # noqa: E402
-from bridge.training.vision import VisionModel  # noqa: E402
 from oracle.counter import count  # noqa: E402
 from oracle.vision_training_cases import BATCHES, CASES, LANGUAGE, config  # noqa: E402
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from bridge.training.initialize import Launch, initialize, prepare_libraries, shut_down
+from bridge.training.engine.initialize import Launch, initialize, prepare_libraries, shut_down
 
 prepare_libraries()
 
@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from bridge.config import Config  # noqa: E402
-from bridge.training.agree import gather  # noqa: E402
-from bridge.training.model import build_model  # noqa: E402
-from bridge.training.optimizer import build_optimizer, build_scheduler  # noqa: E402
+from bridge.training.engine.model import build_model  # noqa: E402
+from bridge.training.engine.optimizer import build_optimizer, build_scheduler  # noqa: E402
+from bridge.training.job.agree import gather  # noqa: E402
 from bridge.training.step import Stepper  # noqa: E402
 
 #: torch's names of collectives.

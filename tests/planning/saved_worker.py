@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 
 prepare_libraries()
 
@@ -20,7 +20,7 @@ from megatron.core.transformer.moe import moe_utils  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from bridge.config import Config, ModelConfig  # noqa: E402
-from bridge.training import model as training  # noqa: E402
+from bridge.training.engine import model as training  # noqa: E402
 
 
 class OnMeta(TorchFunctionMode):

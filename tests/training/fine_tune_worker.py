@@ -17,11 +17,11 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from bridge.config.schema import Config
 from bridge.data.instructions import pack_instructions
-from bridge.data.packed_content import write_rows
-from bridge.training import exit as ending
+from bridge.data.packed.content import write_rows
 from bridge.training.callbacks import Callback, CallbackContext
+from bridge.training.engine.initialize import prepare_libraries
 from bridge.training.errors import RunError
-from bridge.training.initialize import prepare_libraries
+from bridge.training.job import ending
 
 PRETRAINED = 16
 STEPS, FORK, ROWS, BATCH = 8, 4, 16, 4

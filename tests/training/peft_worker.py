@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge.training.initialize import leave_groups, prepare_libraries
+from bridge.training.engine.initialize import leave_groups, prepare_libraries
 
 prepare_libraries()
 
@@ -19,7 +19,7 @@ from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 from bridge.config import Config, ModelConfig, ParallelConfig, PeftConfig  # noqa: E402
-from bridge.training.model import build_model  # noqa: E402
+from bridge.training.engine.model import build_model  # noqa: E402
 from bridge.training.peft import adapter_names, is_adapter, merge_adapters  # noqa: E402
 
 DENSE: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bridge.training.initialize import Launch, initialize, prepare_libraries
+from bridge.training.engine.initialize import Launch, initialize, prepare_libraries
 
 prepare_libraries()
 
@@ -24,7 +24,7 @@ from bridge.config import Config  # noqa: E402
 from bridge.config.schema import DataConfig, ModelConfig, ParallelConfig  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 from bridge.flops.routed import bound, expert_layers, routed  # noqa: E402
-from bridge.training.model import build_model  # noqa: E402
+from bridge.training.engine.model import build_model  # noqa: E402
 from bridge.training.routing import Routing  # noqa: E402
 
 

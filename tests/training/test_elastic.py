@@ -9,7 +9,7 @@ import pytest
 from counted import totals
 from launch import torchrun
 
-from bridge.training.restart import known_run_id, remember_run_id
+from bridge.training.job.restart import known_run_id, remember_run_id
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from launch import HERE, torchrun
 
 from bridge.config import load_recipe
 from bridge.flops.shapes import ConfigError
-from bridge.training.model import check_trainable
+from bridge.training.engine.model import check_trainable
 
 TENSOR_1 = ["dense-{}-fused", "dense-{}-split", "moe-{}-fused", "mla-{}-fused"]
 NAMES = [

@@ -11,9 +11,9 @@ import torch
 from vision_cases import CONTINUED, FORK, FROZEN, LAYOUTS, MODELS, config
 from worker import run
 
-from bridge.training import exit as ending
 from bridge.training.callbacks import Callback, CallbackContext
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
+from bridge.training.job import ending
 
 
 class Weights(Callback):

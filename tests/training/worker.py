@@ -23,11 +23,11 @@ from worker_cases import FORK, LAYOUTS, MODELS, ON_FOUR_RANKS, ON_TWO_RANKS, REF
 
 from bridge.config import with_overrides
 from bridge.config.schema import CheckpointConfig, Config, DataConfig, LoggerConfig, ModelConfig, OptimizerConfig, TrainConfig
-from bridge.training import exit as ending
-from bridge.training.agree import gather
 from bridge.training.callbacks import Callback, CallbackContext
 from bridge.training.callbacks.throughput import FACTS
-from bridge.training.initialize import prepare_libraries, shut_down
+from bridge.training.engine.initialize import prepare_libraries, shut_down
+from bridge.training.job import ending
+from bridge.training.job.agree import gather
 from bridge.training.loop import train
 from bridge.training.step import LOSS
 

@@ -12,9 +12,9 @@ from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from bridge.data.packed_files import Locator
-from bridge.data.packed_statistics import SequenceTable
-from bridge.data.packed_statistics import calculate_avg_seqlen as calculate_avg_seqlen
+from bridge.data.packed.files import Locator
+from bridge.data.packed.statistics import SequenceTable
+from bridge.data.packed.statistics import calculate_avg_seqlen as calculate_avg_seqlen
 from bridge.flops import conventions
 from bridge.flops.closed_form import ClosedForm
 from bridge.flops.conventions import CONVENTIONS

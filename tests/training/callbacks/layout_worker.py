@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 
 from bridge.metrics import peak
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.initialize import leave_groups
+from bridge.training.engine.initialize import leave_groups
 
 
 class Broken:

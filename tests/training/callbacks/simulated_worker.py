@@ -21,7 +21,7 @@ from bridge.metrics import peak
 from bridge.metrics.meter import Meter
 from bridge.metrics.place import find_place
 from bridge.training.callbacks import ThroughputCallback
-from bridge.training.initialize import leave_groups
+from bridge.training.engine.initialize import leave_groups
 
 
 def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bridge.metrics import spans
 from bridge.metrics.spans import Phase
 from bridge.training.callbacks import Callback, CallbackContext
 from bridge.training.callbacks.throughput import ROWS
-from bridge.training.initialize import prepare_libraries
+from bridge.training.engine.initialize import prepare_libraries
 from bridge.training.loop import train
 
 DELAY, MICRO_BATCHES = 0.1, 2

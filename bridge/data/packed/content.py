@@ -5,7 +5,7 @@ answer and an end of document; its last token is only ever a label.  ``loss_mask
 belongs to the answer.
 
 Files are ``.npy`` (pickled dictionaries of lists) and ``.parquet`` (list columns).  Pickles are read by
-:mod:`bridge.data.packed_pickle`, which runs nothing; their tokens stay in the file until a row is asked for.
+:mod:`bridge.data.packed.pickle`, which runs nothing; their tokens stay in the file until a row is asked for.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bridge.data import packed_npy
 from bridge.data.examples import Example
-from bridge.data.packed_files import shards_of
-from bridge.data.packed_pickle import Array, List
+from bridge.data.packed import npy
+from bridge.data.packed.files import shards_of
+from bridge.data.packed.pickle import Array, List
 from bridge.data.samples import Segment, pack
 from bridge.data.tokenizer import Tokenizer
 from bridge.flops.shapes import ConfigError
@@ -198,7 +198,7 @@ def _checksum(path: str, value: int) -> int:
 
 
 def _read_npy(path: str) -> list[Callable[[], PackedRow]]:
-    rows = [row for batch, _ in packed_npy.batches(path) for row in batch]
+    rows = [row for batch, _ in npy.batches(path) for row in batch]
     return [lambda row=row: _checked({name: _values(row, name) for name in _FIELDS}) for row in rows]  # type: ignore[misc]
 
 

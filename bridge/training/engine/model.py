@@ -30,12 +30,12 @@ from bridge.flops.layer_pattern import local_layers
 from bridge.flops.reading import read
 from bridge.flops.rows import Mixer, Part
 from bridge.flops.shapes import ConfigError
-from bridge.training.activations import FUNCTIONS
-from bridge.training.attention import SegmentAttention
-from bridge.training.norm import Norm, ReplicatedNorm
+from bridge.training.engine.activations import FUNCTIONS
+from bridge.training.engine.attention import SegmentAttention
+from bridge.training.engine.norm import Norm, ReplicatedNorm
+from bridge.training.engine.vision import VisionLanguageModel, tower_config
+from bridge.training.engine.vision_limits import check_vision
 from bridge.training.peft import add_adapters, check_peft
-from bridge.training.vision import VisionLanguageModel, tower_config
-from bridge.training.vision_limits import check_vision
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, ModelConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.config.caches import cache_folder, replace_json
-from bridge.data.packed_files import Shard
+from bridge.data.packed.files import Shard
 
 VERSION = 1
 #: Tables kept of one file: one for each global batch size and sequence length in use.

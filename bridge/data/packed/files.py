@@ -23,17 +23,17 @@ from bridge.flops.reading import get, model_of
 from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
-    from bridge.data.packed_rows import Rows
+    from bridge.data.packed.rows import Rows
 
 logger = logging.getLogger(__name__)
 
 #: Endings of packed files, and the module that reads each (imported when needed).
 READERS = {
-    ".parquet": "bridge.data.packed_parquet",
-    ".pq": "bridge.data.packed_parquet",
-    ".npy": "bridge.data.packed_npy",
-    ".idx": "bridge.data.packed_index",
-    ".jsonl": "bridge.data.packed_jsonl",
+    ".parquet": "bridge.data.packed.parquet",
+    ".pq": "bridge.data.packed.parquet",
+    ".npy": "bridge.data.packed.npy",
+    ".idx": "bridge.data.packed.index",
+    ".jsonl": "bridge.data.packed.jsonl",
 }
 
 #: Shards and folders that are looked at on every call.

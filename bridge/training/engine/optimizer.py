@@ -9,7 +9,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from bridge.training.model import uses_bf16
+from bridge.training.engine.model import uses_bf16
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config

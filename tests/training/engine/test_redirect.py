@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bridge.training import redirect
+from bridge.training.engine import redirect
 
 
 def test_it_is_inert_where_cuda_is_present(monkeypatch: pytest.MonkeyPatch) -> None:

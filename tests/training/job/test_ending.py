@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from bridge.training import exit as ending
 from bridge.training.errors import ConfigError, on_this_rank
+from bridge.training.job import ending
 
 SILENT = "another rank did not answer within train.distributed_timeout_minutes ({}): its machine is cut off, gone or much slower."
 LOST = "the connection to another rank was lost; see that rank"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from bridge.training.errors import RunError
-from bridge.training.lock import JobLock
+from bridge.training.job.lock import JobLock
 
 HOLD = """
 import os, sys, time
-from bridge.training.lock import JobLock
+from bridge.training.job.lock import JobLock
 lock = JobLock()
 lock.take([sys.argv[1]])
 if os.fork() == 0:  # as the workers of a data loader, which hold what their parent holds
@@ -35,7 +35,7 @@ def holder(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert process.stdout.readline().strip() == str(process.pid)
     yield process

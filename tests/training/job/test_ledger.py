@@ -13,7 +13,7 @@ from counted import totals
 from launch import torchrun
 
 from bridge.metrics.goodput import job_of
-from bridge.training.job_ledger import FILE, JobLedger, read_events, started
+from bridge.training.job.ledger import FILE, JobLedger, read_events, started
 
 STEPS = 14
 SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.seq_length=128",

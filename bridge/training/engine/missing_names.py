@@ -1,6 +1,6 @@
 """megatron-core without Transformer Engine: two names that it uses all the same.
 
-Both are faults of the library rather than matters of the device, so they are mended with and without a GPU.
+Both are faults of the library rather than matters of the device, so they are defined with and without a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class _NoTELinear:
     """Stands for Transformer Engine's linear layer in isinstance(): nothing is one."""
 
 
-def mend() -> None:
+def define() -> None:
     """Define what is missing; nothing happens where Transformer Engine is installed, or the second time."""
     if importlib.util.find_spec("transformer_engine") is not None:
         return

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from bridge.data.packed_rows import Rows, integers
+from bridge.data.packed.rows import Rows, integers
 
 _ROWS_AT_A_TIME = 16_384
 

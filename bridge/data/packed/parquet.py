@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bridge.data.packed_rows import Integers, Rows, integers
+from bridge.data.packed.rows import Integers, Rows, integers
 
 _COLUMNS = ("input_ids", "seq_start_id")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bridge.data.packed_pickle import Array, List, RowReader
-from bridge.data.packed_rows import Rows, integers
+from bridge.data.packed.pickle import Array, List, RowReader
+from bridge.data.packed.rows import Rows, integers
 
 
 def batches(path: str) -> Iterator[tuple[list[Any], float]]:

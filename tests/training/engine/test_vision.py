@@ -15,8 +15,8 @@ from bridge.config import load_recipe
 from bridge.data.images import ImageData
 from bridge.flops import compile_plan
 from bridge.flops.shapes import ConfigError, VisionShape
+from bridge.training.engine.vision_limits import check_places, check_vision
 from bridge.training.errors import RunError
-from bridge.training.vision_limits import check_places, check_vision
 
 pytest.importorskip("PIL")
 

@@ -19,26 +19,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.data import packed_progress, packed_sidecar, packed_statistics
-from bridge.data.packed_files import identify_all, shards_of
-from bridge.data.packed_statistics import SequenceTable, calculate_avg_seqlen
+from bridge.data.packed import progress, sidecar, statistics
+from bridge.data.packed.files import identify_all, shards_of
+from bridge.data.packed.statistics import SequenceTable, calculate_avg_seqlen
 from bridge.flops import ConfigError, compile_plan
-from tests.data.packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
+from tests.data.packed.packed_data import SAVE, averages, input_lengths, pack, save_npy, save_parquet
 
 MODEL = {
     "num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512, "seq_length": 64,
     "window_size": 12, "interleaved_attn_pattern": (1, 1),
 }  # fmt: skip
 PACKS = [[5, 7], [7], [2, 40, 3], [1], [30, 1, 1], [25, 1, 13], [9, 9]]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def computed(monkeypatch):
     """The tables computed, not read from a sidecar."""
     calls = []
-    tabulate = packed_statistics._tabulate
-    monkeypatch.setattr(packed_statistics, "_tabulate", lambda *args: calls.append(args[0]) or tabulate(*args))
+    tabulate = statistics._tabulate
+    monkeypatch.setattr(statistics, "_tabulate", lambda *args: calls.append(args[0]) or tabulate(*args))
     return calls
 
 
@@ -63,8 +63,8 @@ def test_tables_are_the_sums_over_the_rows(tmp_path_factory, packs, batch, drop,
     for ending, save in SAVE.items():
         save(folder / f"rows.{ending}", [pack(lengths) for lengths in packs])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bridge.data.packed_parquet._TOKENS_AT_A_TIME", at_a_time)
-            patch.setattr("bridge.data.packed_jsonl._ROWS_AT_A_TIME", at_a_time)
+            patch.setattr("bridge.data.packed.parquet._TOKENS_AT_A_TIME", at_a_time)
+            patch.setattr("bridge.data.packed.jsonl._ROWS_AT_A_TIME", at_a_time)
             if not kept:
                 with pytest.raises(ConfigError, match="make no full global batch"):
                     calculate_avg_seqlen(str(folder / f"rows.{ending}"), batch, 64, drop)
@@ -153,7 +153,7 @@ def test_the_next_start_reads_the_sidecar(dataset, computed):
                 calculate_avg_seqlen(str(dataset), batch, length, drop)
     assert len(computed) == 24
     tables = json.loads((dataset.parent / ".rows.npy.sequence-stats.json").read_text())["tables"]
-    assert len(tables) == packed_sidecar.CAPACITY
+    assert len(tables) == sidecar.CAPACITY
     assert calculate_avg_seqlen(str(dataset), 6, 128, False) == averages(PACKS)
     assert len(computed) == 24
 
@@ -205,14 +205,14 @@ def test_damaged_sidecars_are_ignored_and_written_again(dataset, computed):
 
 
 def test_a_file_that_changes_while_it_is_read_leaves_no_sidecar(dataset, monkeypatch):
-    tabulate = packed_statistics._tabulate
+    tabulate = statistics._tabulate
 
     def slow(*args):
         table = tabulate(*args)
         save_npy(dataset, [pack([3])])
         return table
 
-    monkeypatch.setattr(packed_statistics, "_tabulate", slow)
+    monkeypatch.setattr(statistics, "_tabulate", slow)
     assert calculate_avg_seqlen(str(dataset), 1, 64, True) == averages(PACKS)
     assert sidecars(dataset.parent) == []
 
@@ -251,7 +251,7 @@ def test_a_full_disk_costs_time_only(dataset, monkeypatch, computed):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packed_sidecar, "store", full)
+    monkeypatch.setattr(sidecar, "store", full)
     for _ in range(2):
         assert calculate_avg_seqlen(str(dataset), 1, 64, True) == averages(PACKS)
     assert len(computed) == 2
@@ -262,17 +262,17 @@ def test_a_full_disk_costs_time_only(dataset, monkeypatch, computed):
 
 WORKER = """
 import os, sys, time
-from bridge.data import packed_statistics
+from bridge.data.packed import statistics
 
-def logged(*args, tabulate=packed_statistics._tabulate):
+def logged(*args, tabulate=statistics._tabulate):
     with open(sys.argv[2], "a") as log:
         log.write(f"{os.getpid()}\\n")
     return tabulate(*args)
 
-packed_statistics._tabulate = logged
+statistics._tabulate = logged
 print("ready", flush=True)
 sys.stdin.readline()
-table = packed_statistics.calculate_avg_seqlen(sys.argv[1], 4, 4096, True)
+table = statistics.calculate_avg_seqlen(sys.argv[1], 4, 4096, True)
 print([str(average) for average in table], sum(table.lengths.values()))
 """
 
@@ -309,13 +309,13 @@ def test_eight_processes_at_once_compute_one_table(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_dies_leaves_no_lock_behind(dataset, computed):
     hold = (
-        "import sys, time; from pathlib import Path; from bridge.data import packed_sidecar\n"
-        "with packed_sidecar.try_lock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(600)"
+        "import sys, time; from pathlib import Path; from bridge.data.packed import sidecar\n"
+        "with sidecar.try_lock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(600)"
     )
-    place = packed_sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
+    place = sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
     process = subprocess.Popen([sys.executable, "-c", hold, str(place)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "True\n"
-    with packed_sidecar.try_lock(place) as mine:
+    with sidecar.try_lock(place) as mine:
         assert not mine
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -325,9 +325,9 @@ def test_a_process_that_dies_leaves_no_lock_behind(dataset, computed):
 
 
 def test_waiting_ends(dataset, monkeypatch, computed):
-    monkeypatch.setattr(packed_statistics, "PATIENCE_S", 0.1)
-    place = packed_sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
-    with packed_sidecar.try_lock(place) as mine:
+    monkeypatch.setattr(statistics, "PATIENCE_S", 0.1)
+    place = sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
+    with sidecar.try_lock(place) as mine:
         assert mine
         assert calculate_avg_seqlen(str(dataset), 1, 64, True) == averages(PACKS)
     assert len(computed) == 1
@@ -352,7 +352,7 @@ def test_the_progress_bar(dataset, monkeypatch, rank, delay, shown):
     ours, theirs = pty.openpty()
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(packed_progress, "DELAY_S", delay)
+    monkeypatch.setattr(progress, "DELAY_S", delay)
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         calculate_avg_seqlen(str(dataset), 1, 64, True)
@@ -365,7 +365,7 @@ def test_the_progress_bar(dataset, monkeypatch, rank, delay, shown):
 
 
 def test_no_progress_bar_in_a_log(dataset, monkeypatch, capsys):
-    monkeypatch.setattr(packed_progress, "DELAY_S", 0)
+    monkeypatch.setattr(progress, "DELAY_S", 0)
     calculate_avg_seqlen(str(dataset), 1, 64, True)
     assert capsys.readouterr() == ("", "")
 

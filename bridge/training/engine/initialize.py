@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bridge.training import restart
+from bridge.training.job import restart
 from bridge.training.state import Groups
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def prepare_libraries() -> None:
         warnings.filterwarnings("ignore", message=text)
     logging.getLogger("megatron").setLevel(logging.ERROR)
 
-    from bridge.training import missing_engine, redirect
+    from bridge.training.engine import missing_names, redirect
 
     redirect.install()
-    missing_engine.mend()
+    missing_names.define()
 
 
 def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:

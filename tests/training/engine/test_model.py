@@ -15,8 +15,8 @@ from bridge.flops.layer_pattern import decoder_layers
 from bridge.flops.reading import read
 from bridge.flops.shapes import ConfigError
 from bridge.flops.terms import Context
-from bridge.training.activations import FUNCTIONS
-from bridge.training.model import check_trainable, transformer_config, window_of
+from bridge.training.engine.activations import FUNCTIONS
+from bridge.training.engine.model import check_trainable, transformer_config, window_of
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.data import packed_files
-from bridge.data.packed_files import Locator, Shard, identify, shards_of
+from bridge.data.packed import files
+from bridge.data.packed.files import Locator, Shard, identify, shards_of
 from bridge.flops import ConfigError
 
 
@@ -172,7 +172,7 @@ def test_folders_and_globs_are_watched(tmp_path, looks):
 
 
 def test_many_shards_are_looked_at_now_and_then(tmp_path, looks, monkeypatch):
-    for number in range(packed_files.MANY + 1):
+    for number in range(files.MANY + 1):
         write(tmp_path / f"{number:03}.parquet")
     locate, cfg = Locator(), config(str(tmp_path))
     locate(cfg)
@@ -180,7 +180,7 @@ def test_many_shards_are_looked_at_now_and_then(tmp_path, looks, monkeypatch):
     looks.clear()
     assert locate(cfg).shards[0].size == 1
     assert looks == []
-    monkeypatch.setattr(packed_files, "PATIENCE_S", 0)
+    monkeypatch.setattr(files, "PATIENCE_S", 0)
     assert locate(cfg).shards[0].size == 7
 
 
@@ -204,7 +204,7 @@ def test_a_file_that_is_missing_is_said_once_and_found_later(tmp_path, caplog, m
     assert locate(pattern) is None
     found = write(tmp_path / "new" / "rows.npy")
     assert locate(pattern) is None
-    monkeypatch.setattr(packed_files, "PATIENCE_S", 0)
+    monkeypatch.setattr(files, "PATIENCE_S", 0)
     assert locate(pattern).shards[0].path == str(found)
 
 
@@ -214,20 +214,20 @@ def test_two_changes_within_a_tick_of_the_clock_are_told_apart(tmp_path, monkeyp
 
     def coarse(path, *args, **kwargs):
         stat = real(path, *args, **kwargs)
-        tick = packed_files.TICK_NS
+        tick = files.TICK_NS
         return SimpleNamespace(st_size=stat.st_size, st_mtime_ns=stat.st_mtime_ns // tick * tick, st_mode=stat.st_mode)
 
-    monkeypatch.setattr(packed_files.os, "stat", coarse)
+    monkeypatch.setattr(files.os, "stat", coarse)
     path = write(tmp_path / "rows.npy", "a")
     for content in "bcdef":
-        before = packed_files.identify_all([str(path)])[0]
+        before = files.identify_all([str(path)])[0]
         path.write_text(content)
         assert identify(str(path)) != before
 
 
 def test_only_the_latest_configurations_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed_files, "TICK_NS", 0)
+    monkeypatch.setattr(files, "TICK_NS", 0)
     locate = Locator()
-    for number in range(3 * packed_files.CAPACITY):
+    for number in range(3 * files.CAPACITY):
         locate(config(str(write(tmp_path / f"{number}.npy"))))
-    assert len(locate._known) == packed_files.CAPACITY
+    assert len(locate._known) == files.CAPACITY

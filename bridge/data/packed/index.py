@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bridge.data.packed_rows import Rows
+from bridge.data.packed.rows import Rows
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from bridge.metrics.goodput import Event, Job, job_of, to_redo
-from bridge.training import restart
+from bridge.training.job import restart
 
 logger = logging.getLogger(__name__)
 

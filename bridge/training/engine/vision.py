@@ -24,8 +24,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from bridge.flops.shapes import VisionShape
-from bridge.training.activations import FUNCTIONS
-from bridge.training.norm import Norm
+from bridge.training.engine.activations import FUNCTIONS
+from bridge.training.engine.norm import Norm
 
 _LAYERNORM_EPSILON = 1e-6
 _ROTARY_BASE = 10000.0

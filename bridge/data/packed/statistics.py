@@ -15,9 +15,9 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
-from bridge.data import packed_sidecar as sidecar
-from bridge.data.packed_files import Shard, identify_all, read_rows, shards_of
-from bridge.data.packed_progress import Progress
+from bridge.data.packed import sidecar
+from bridge.data.packed.files import Shard, identify_all, read_rows, shards_of
+from bridge.data.packed.progress import Progress
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
@@ -159,7 +159,7 @@ def _tabulate(
     """Read the shards, one after the other."""
     import numpy as np
 
-    from bridge.data.packed_rows import Rows
+    from bridge.data.packed.rows import Rows
 
     lengths: Counter[int] = Counter()
     whole = global_batch_size if drop_remainder else 1

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.data.packed_files import read_rows
-from bridge.data.packed_pickle import RowReader
-from bridge.data.packed_rows import Rows
+from bridge.data.packed.files import read_rows
+from bridge.data.packed.pickle import RowReader
+from bridge.data.packed.rows import Rows
 from bridge.flops import ConfigError
-from tests.data.packed_data import SAVE, input_lengths, pack, save_npy
+from tests.data.packed.packed_data import SAVE, input_lengths, pack, save_npy
 
 PACKS = [[5, 7], [7], [2, 4, 3], [1], [1, 1, 1], [2500, 1, 1300]]
 
@@ -211,7 +211,7 @@ def test_pickled_rows_of_another_kind(tmp_path):
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
 @pytest.mark.parametrize("group", [1, 2, 1000])
 def test_parquet_types_and_row_groups(tmp_path, monkeypatch, kind, group):
-    monkeypatch.setattr("bridge.data.packed_parquet._TOKENS_AT_A_TIME", 2000)
+    monkeypatch.setattr("bridge.data.packed.parquet._TOKENS_AT_A_TIME", 2000)
     rows = [pack(lengths) for lengths in PACKS]
     schema = pa.schema([("seq_start_id", kind(pa.int32())), ("input_ids", kind(pa.int64()))])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "rows.parquet", row_group_size=group)
@@ -259,7 +259,7 @@ def test_indexed_datasets(indexed, monkeypatch):
     path = f"{indexed}.idx"
     expected = (input_lengths(PACKS), [len(lengths) for lengths in PACKS])
     assert lengths_and_rows(path) == expected
-    monkeypatch.setattr("bridge.data.packed_index._ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("bridge.data.packed.index._ROWS_AT_A_TIME", 2)
     assert lengths_and_rows(path) == expected
 
 
@@ -288,7 +288,7 @@ def test_torn_indexed_datasets(indexed, tmp_path):
 
 
 def test_jsonl_with_lengths(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridge.data.packed_jsonl._ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("bridge.data.packed.jsonl._ROWS_AT_A_TIME", 2)
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"lengths": lengths, "id": "x"}) + "\n" for lengths in PACKS))
     assert lengths_and_rows(path) == (input_lengths(PACKS), [len(lengths) for lengths in PACKS])

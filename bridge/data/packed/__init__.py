@@ -1,0 +1,1 @@
+"""Files of packed rows: what they hold and what a plan needs of them."""

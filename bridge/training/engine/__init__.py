@@ -1,0 +1,1 @@
+"""What megatron-core is given: its modules on any device, and the work they do."""
