@@ -51,7 +51,7 @@ class Key:
         """Whether a logged key is this one, or of this family."""
         return key == self.name if self.prefix is None else key.startswith(self.prefix) and key != self.prefix
 
-    def among(self, logged: Iterable[str]) -> list[str]:
+    def matching(self, logged: Iterable[str]) -> list[str]:
         """Those of the logged keys that are meant."""
         return [key for key in logged if self.matches(key)]
 

@@ -55,7 +55,7 @@ class Chart:
 
 def fill(panel: Panel, run: Run) -> Optional[Chart]:
     """The chart of a run; None where it has none of the panel's keys."""
-    labels = panel.among(run.names())
+    labels = panel.matching(run.names())
     steps: Sequence[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
     if panel.adds_up and not all(map(is_whole, columns)):  # the parts come together in a row, or not at all

@@ -50,10 +50,10 @@ class Panel:
         """Of the logged values."""
         return self.keys[0].unit
 
-    def among(self, logged: Iterable[str]) -> dict[str, str]:
+    def matching(self, logged: Iterable[str]) -> dict[str, str]:
         """Those of a run's keys that it shows, and what each is called in it."""
         there = list(logged)
-        return {name: _label(key, name) for key in self.keys for name in key.among(there)}
+        return {name: _label(key, name) for key in self.keys for name in key.matching(there)}
 
 
 @dataclass(frozen=True)

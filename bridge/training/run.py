@@ -35,9 +35,10 @@ from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers, without_secrets
-from bridge.training import checkpoint
 from bridge.training.callbacks import CallbackContext, CallbackManager
 from bridge.training.callbacks.progress import JOB
+from bridge.training.checkpoint import sharding, store
+from bridge.training.checkpoint.folder import BASE, Base, Checkpoint
 from bridge.training.engine.model import build_model, check_trainable, uses_bf16
 from bridge.training.engine.optimizer import build_optimizer, build_scheduler
 from bridge.training.errors import RunError
@@ -55,7 +56,7 @@ EVALUATION_LOSS = "lm loss validation"
 """Name of the held-out loss among the logged numbers, as in Megatron-LM."""
 
 
-def _not_alike(found: checkpoint.Checkpoint) -> str:
+def _not_alike(found: Checkpoint) -> str:
     """Adapters alone where all weights are expected, or the other way round."""
     if found.base is not None:
         return (
@@ -101,8 +102,8 @@ class Run:
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.stepper = Stepper(cfg, self.model, self.optimizer, self.scheduler, groups, device)
         # Weights that do not train are left to the checkpoint they come from.
-        self._leans = cfg.checkpoint.pretrained_checkpoint is not None and checkpoint.has_frozen(self.model)
-        self._base: Optional[checkpoint.Base] = None
+        self._has_base = cfg.checkpoint.pretrained_checkpoint is not None and sharding.has_frozen(self.model)
+        self._base: Optional[Base] = None
         self._skipped = frozenset(cfg.train.skip_iterations)
         self._saved_step: Optional[int] = None
         self._previous: Optional[Totals] = None
@@ -298,12 +299,12 @@ class Run:
         self.ledger.mark("checkpoint", step=state.step)
         self._fire("on_checkpoint_save")
         with self._whole_parameters():
-            checkpoint.save(
+            store.save(
                 Path(cfg.checkpoint.save),
                 state.step,
                 self._sharded_state(),
                 {
-                    **({"base": asdict(self._base)} if self._leans and self._base is not None else {}),
+                    **({"base": asdict(self._base)} if self._has_base and self._base is not None else {}),
                     "step": state.step,
                     "consumed_samples": state.consumed_samples,
                     "skipped_steps": state.skipped_steps,
@@ -325,18 +326,18 @@ class Run:
         if folder is None:
             self._take_base()
             return
-        found, notes = checkpoint.find(Path(folder), state.groups)
+        found, notes = store.find(Path(folder), state.groups)
         if found is None:
             self._say(*notes, f"no checkpoint in {folder}: starting a new run")
             self._take_base()
             return
-        if self._leans != (found.base is not None):
+        if self._has_base != (found.base is not None):
             raise RunError(_not_alike(found), shared=True)
-        if self._leans:
+        if self._has_base:
             self._take_base(found.base)
         tensors = self._sharded_state(is_loading=True)
-        checkpoint.restore(checkpoint.load(found, tensors), self.model, self.optimizer, self.scheduler)
-        restarted = checkpoint.load_random(found, state.groups)
+        sharding.restore(store.load(found, tensors), self.model, self.optimizer, self.scheduler)
+        restarted = store.load_random(found, state.groups)
         if restarted and (self.cfg.model.hidden_dropout or self.cfg.model.attention_dropout):
             notes.append(restarted)
         saved = found.state
@@ -357,24 +358,24 @@ class Run:
         self._say(*notes, f"resumed from {found.path}: {state.step} steps, {state.consumed_samples} samples")
 
     def _sharded_state(self, *, is_loading: bool = False) -> Any:
-        return checkpoint.sharded_state(
+        return sharding.sharded_state(
             self.model,
             self.optimizer,
             self.scheduler,
             is_loading=is_loading,
             adapted=self.cfg.peft is not None,
-            frozen=not self._leans,
+            frozen=not self._has_base,
         )
 
-    def _take_base(self, known: Optional[checkpoint.Base] = None) -> None:
+    def _take_base(self, known: Optional[Base] = None) -> None:
         """Weights of ``checkpoint.pretrained_checkpoint``, if it is set; ``known``: only of this one."""
         folder = self.cfg.checkpoint.pretrained_checkpoint
         if folder is None:
             return
-        found, notes = checkpoint.find_base(Path(folder), self.state.groups, known)
-        loaded = checkpoint.load(found, checkpoint.base_weights(self.model), checkpoint.BASE)
-        checkpoint.restore_base(loaded, self.model, self.optimizer)
-        self._base = checkpoint.Base(str(found.path.resolve()), found.fingerprint)
+        found, notes = store.find_base(Path(folder), self.state.groups, known)
+        loaded = store.load(found, sharding.base_weights(self.model), BASE)
+        sharding.restore_base(loaded, self.model, self.optimizer)
+        self._base = Base(str(found.path.resolve()), found.fingerprint)
         self._say(*notes, f"fine-tuning {found.path}")
 
     def _data_identity(self) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class BackgroundTracker:
             self._calls.put(None)
             self._thread.join(CLOSE_TIMEOUT)
             if self._thread.is_alive():
-                threading.Thread(target=quietly, args=(self._let_go,), daemon=True).start()
-                raise TimeoutError(f"{self.service} did not finish within {CLOSE_TIMEOUT:.0f} s{self._left_behind()}")
+                threading.Thread(target=quietly, args=(self._release,), daemon=True).start()
+                raise TimeoutError(f"{self.service} did not finish within {CLOSE_TIMEOUT:.0f} s{self._undelivered()}")
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -68,7 +68,7 @@ class BackgroundTracker:
             self._error = error
         finally:
             self._opened.set()
-            quietly(self._let_go)
+            quietly(self._release)
 
     def _open(self) -> None:
         """Connect; may take its time."""
@@ -76,9 +76,9 @@ class BackgroundTracker:
     def _finish(self) -> None:
         """Write what is left."""
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Free what is held, also after a failure or where ``_finish`` is stuck."""
 
-    def _left_behind(self) -> str:
+    def _undelivered(self) -> str:
         """Where the data is that was not delivered, as the end of a sentence."""
         return ""

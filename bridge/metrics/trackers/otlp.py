@@ -109,7 +109,7 @@ class OtlpTracker(BackgroundTracker):
             where = without_login(self._endpoint or "the collector")
             logger.warning("OpenTelemetry: %s did not take a row. Training goes on without it.", where)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._exporter.shutdown()  # or the provider would send the last row again
         self._provider.shutdown(timeout_millis=1e3 * self._timeout)
 

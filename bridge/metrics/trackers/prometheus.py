@@ -107,7 +107,7 @@ class PrometheusTracker(BackgroundTracker):
         values = [self._start.name, *([key.removeprefix(prefix)] if prefix else [])]
         return self._gauges[name].labels(*values)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -103,5 +103,5 @@ class TensorBoardTracker(BackgroundTracker):
         event = self._events.Event(wall_time=time.time() if wall_time is None else wall_time, **fields)
         self._records.write(event.SerializeToString())
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._file.close()

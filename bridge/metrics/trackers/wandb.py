@@ -124,11 +124,11 @@ class WandbTracker(BackgroundTracker):
     def _finish(self) -> None:
         self._run.finish()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         # Takes W&B's exit hook back, which would wait for, or stumble over, a service that is gone.
         self._wandb.teardown()
 
-    def _left_behind(self) -> str:
+    def _undelivered(self) -> str:
         return f"; its files are in {self._folder}"
 
 

@@ -206,11 +206,11 @@ class ProgressCallback(Callback):
                 print(plain, file=out, flush=True)
         except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed stream
             self._prints = False
-            _let_go(out)
+            _release(out)
             logger.warning("the console cannot be written (%s); training goes on in silence", error)
 
 
-def _let_go(out: TextIO) -> None:
+def _release(out: TextIO) -> None:
     """Send what the stream still holds nowhere; else Python would try again at its exit, and fail with code 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -537,7 +537,7 @@ def test_batches_of_any_other_form_are_read_as_told():
     assert callback.latest["throughput/unread_micro_batches"] == 1
 
 
-def test_batches_before_the_start_are_let_go_and_bounded(monkeypatch, caplog):
+def test_batches_before_the_start_are_release_and_bounded(monkeypatch, caplog):
     monkeypatch.setattr("bridge.training.callbacks.throughput._EARLY_KEPT", 3)
     drawn = draw(10, 5)
     batches = [packed(lengths) for lengths in drawn]

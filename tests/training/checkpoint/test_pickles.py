@@ -18,8 +18,8 @@ pytest.importorskip("megatron.core")
 import torch.distributed as dist
 from torch.distributed import checkpoint as torch_checkpoint
 
-from bridge.training.checkpoint import find
-from bridge.training.checkpoint_pickles import problem_of, weights_only
+from bridge.training.checkpoint.pickles import problem_of, weights_only
+from bridge.training.checkpoint.store import find
 from bridge.training.errors import RunError
 from bridge.training.state import Groups
 
