@@ -31,6 +31,7 @@ setup(
     package_dir={"bridge.recipes": "recipes", "bridge.recipes.models": "recipes/models"},
     package_data={
         "bridge": ["py.typed"],
+        "bridge.config.sources": ["*.json"],
         "bridge.recipes": ["*.yaml"],
         "bridge.recipes.models": ["*.yaml"],
         "bridge.explorer": ["*.css", "*.js"],

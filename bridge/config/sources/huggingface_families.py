@@ -2,7 +2,7 @@
 
 A row says which Hugging Face field holds which of our options and what the architecture settles; a rule stands only
 where an option is more than another name.  What transformers assumes where a ``config.json`` is silent is data of its
-own, ``huggingface_defaults``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
+own, ``huggingface_defaults.json``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
 """
 
 from __future__ import annotations

@@ -5,16 +5,20 @@ Everything that is read is checked here, so that a rule of a family meets no val
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
-from bridge.config.sources.huggingface_defaults import DEFAULTS
 from bridge.flops.shapes import MAX_LAYERS, ConfigError, short
 
 #: No dimension of a model is larger; a number of more digits is a mistake or an attack.
 MAX_SIZE = 2**31 - 1
+#: What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``: only the fields that decide
+#: something here.  Written by tests/config/sources/write_huggingface_defaults.py, checked by its test.
+DEFAULTS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("huggingface_defaults.json").read_text())
 
 
 # ---- what a field can hold -----------------------------------------------------------------------------------------

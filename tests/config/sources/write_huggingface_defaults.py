@@ -1,4 +1,4 @@
-"""Write bridge/config/sources/huggingface_defaults.py from the config classes of the installed transformers.
+"""Write bridge/config/sources/huggingface_defaults.json from the config classes of the installed transformers.
 
 python tests/config/sources/write_huggingface_defaults.py
 """
@@ -6,25 +6,19 @@ python tests/config/sources/write_huggingface_defaults.py
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bridge.config.sources import huggingface_defaults
+from bridge.config.sources import huggingface_fields
 from bridge.config.sources.huggingface_families import FAMILIES
 from bridge.config.sources.huggingface_fields import NEUTRAL, Fields
 
+FILE = Path(huggingface_fields.__file__).with_name("huggingface_defaults.json")
 #: Families without a config class of their own, and the one whose class they use.
 SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
-HEADER = '''"""What transformers' config classes assume where a ``config.json`` is silent, by ``model_type``.
-
-Only the fields that decide something here.  Written by tests/config/sources/write_huggingface_defaults.py, checked by its test.
-"""
-
-from typing import Any
-
-DEFAULTS: dict[str, dict[str, Any]] = '''
 
 
 def class_defaults() -> dict[str, dict[str, Any]]:
@@ -70,7 +64,5 @@ def _of(kind: type) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    lines = ["{"]
-    for model_type, values in class_defaults().items():
-        lines.append(f"    {model_type!r}: {values!r},")
-    Path(huggingface_defaults.__file__).write_text(HEADER + "\n".join([*lines, "}"]) + "\n")
+    lines = [f" {json.dumps(model_type)}: {json.dumps(values)}" for model_type, values in class_defaults().items()]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
