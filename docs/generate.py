@@ -34,6 +34,9 @@ from bridge.metrics.time_parts import PARTS as TIME_PARTS
 from bridge.metrics.why import REMEDIES
 from bridge.planning.check import Check, check
 from bridge.planning.other_counters import COUNTERS, Counter
+from bridge.planning.quantities import spread
+from bridge.planning.typical import TYPICAL
+from bridge.text import percent
 
 DOCS = Path(__file__).parent
 MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
@@ -360,6 +363,13 @@ def published_tables() -> str:
     return "\n\n".join(parts)
 
 
+def typical_mfu() -> str:
+    """What published runs reach, by kind of model and number format."""
+    kinds = {False: "dense", True: "with experts"}
+    rows = [(kinds[row.experts], row.number_format, spread(row.mfu, lambda one: percent(one, 0)), row.source) for row in TYPICAL]
+    return table(("model", "matmuls", "MFU", "source"), rows)
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -379,6 +389,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         facts,
         time_parts,
         job_parts,
+        typical_mfu,
         json_schema,
         counters,
         counters_by_term,
