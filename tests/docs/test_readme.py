@@ -53,6 +53,6 @@ def test_what_a_command_prints(command: str, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_public_function() -> None:
-    cfg = {"model": load_recipe("llama3-8b").model}
+    cfg = load_recipe("llama3-8b")
     assert num_floating_point_operations(cfg, batch_size=4, seqlen_sum=10000, seqlen_squared_sum=40000000) == 481736785920000
-    assert "seqlen_squared_sum=40000000)  # 481736785920000 for Llama 3 8B" in README
+    assert "seqlen_squared_sum=40000000)  # 481736785920000" in README
