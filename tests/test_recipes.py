@@ -14,9 +14,10 @@ from bridge.training.utils.flop_utils import num_floating_point_operations
 from tests.flops.published import MODELS, reference
 
 # Ranks that each training recipe is meant for.
-TRAINING = {"tiny": 2, "tiny_moe": 2, "tiny_window": 2, "llama3_8b": 8, "qwen3_30b_a3b": 16, "deepseek_v3": 1024,
-            "tiny_lora": 2, "llama3_70b_lora": 8, "qwen3_30b_a3b_lora": 8,
-            "tiny_vl": 2, "tiny_vl_frozen": 2, "qwen3_vl_4b_frozen_tower": 8}  # fmt: skip
+TRAINING = {"tiny": 2, "tiny_moe": 2, "tiny_window": 2, "train_llama3_8b": 8,
+            "train_qwen3_30b_a3b": 16, "train_deepseek_v3": 1024,
+            "tiny_lora": 2, "train_llama3_70b_lora": 8, "train_qwen3_30b_a3b_lora": 8,
+            "tiny_vl": 2, "tiny_vl_frozen": 2, "train_qwen3_vl_4b_frozen_tower": 8}  # fmt: skip
 
 # How far a vendor's rounded total may be from the sum of the weights.
 ROUNDING = 0.015

@@ -13,6 +13,7 @@ import json
 import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,11 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
         folders = [path.parent]
     files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
     stem = given.name.removesuffix(".yaml").removesuffix(".yml")
+    if renamed := next((file for file in files if file.stem == f"train_{stem}" and file.parent == recipe_folders()[0]), None):
+        warnings.warn(
+            f"recipe {_named(recipe)} is called {renamed.stem} now; the old name goes with 0.3", FutureWarning, stacklevel=2
+        )
+        return renamed
     for same in (lambda file: file.stem == stem, lambda file: _spelling(file.stem) == _spelling(stem)):
         for file in files:
             if same(file) and file.is_file():

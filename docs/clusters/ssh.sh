@@ -10,8 +10,8 @@ hosts=(node0 node1)
 devices=8
 
 # EDIT 2: the training. The folder must be on a disk that all machines share.
-recipe=llama3_8b
-folder=$HOME/runs/llama3_8b
+recipe=train_llama3_8b
+folder=$HOME/runs/train_llama3_8b
 
 mkdir -p "$folder"
 started=$(date +%s)

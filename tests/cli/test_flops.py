@@ -90,7 +90,7 @@ def test_llama3_8b(capsys):
     assert report["components"]["mlp"] == 2 * 3 * 8192 * 32 * 3 * 4096 * 14336
 
 
-@pytest.mark.parametrize("source", ["llama3_8b", "recipes/llama3_8b.yaml", "recipes/models/llama3-8b.yaml"])
+@pytest.mark.parametrize("source", ["train_llama3_8b", "recipes/train_llama3_8b.yaml", "recipes/models/llama3-8b.yaml"])
 def test_the_training_recipe_costs_what_its_model_costs(source, capsys, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     assert counted(capsys, source, "--convention", "megatron")["flops"] == LLAMA3_8B_AT_8192
@@ -136,7 +136,7 @@ def test_given_lengths_are_counted_exactly(convention, passes, capsys):
 
 
 def test_stages_of_an_uneven_pipeline_add_up(capsys):
-    report = counted(capsys, "deepseek_v3")
+    report = counted(capsys, "train_deepseek_v3")
     assert len(report["stages"]) == 16
     assert sum(report["stages"]) == report["flops"]
     # Stages 2 to 15 hold four layers each, and every one of these is MoE.
@@ -198,7 +198,7 @@ def test_the_table_for_people(capsys):
 
 @pytest.mark.parametrize("passes", ["forward", "training", "hardware"])
 def test_the_rows_add_up_to_the_components(passes, capsys):
-    report = counted(capsys, "deepseek_v3", "--passes", passes, "--convention", "exact")
+    report = counted(capsys, "train_deepseek_v3", "--passes", passes, "--convention", "exact")
     columns = {"forward": 1, "training": 3, "hardware": 4}[passes]
     for component, flops in report["components"].items():
         rows = [row for row in report["table"] if row["component"] == component]
@@ -223,7 +223,7 @@ def test_the_framework_is_a_choice(capsys):
 
 
 def test_a_step_is_a_global_batch(capsys):
-    report = counted(capsys, "llama3_8b", "--convention", "megatron")
+    report = counted(capsys, "train_llama3_8b", "--convention", "megatron")
     assert report["flops_per_step"] == 128 * report["flops_per_sample"] == 128 * LLAMA3_8B_AT_8192
 
 
@@ -237,7 +237,7 @@ def test_the_bubble_of_equal_stages(capsys):
 
 
 def test_the_pipeline_for_people(capsys):
-    assert main(["flops", "deepseek_v3", "--devices", "1024", "--convention", "megatron"]) == 0
+    assert main(["flops", "train_deepseek_v3", "--devices", "1024", "--convention", "megatron"]) == 0
     out = capsys.readouterr().out
     assert "   15  80.88 TFLOP  7.59%\n" in out
     assert "largest over mean stage 1.215; with 128 micro-batches a step at least 24.8% of the devices' time is idle" in out

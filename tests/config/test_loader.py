@@ -107,8 +107,13 @@ def test_names_are_found_however_they_are_punctuated(name):
 
 
 def test_an_exact_name_wins_over_one_that_is_only_punctuated_alike():
+    folder = list_recipes()[0].parent
     assert find_recipe("llama3-8b").parent.name == "models"
-    assert find_recipe("llama3_8b").parent.name == "recipes"
+    assert find_recipe("train_llama3_8b").parent.name == "recipes"
+    with pytest.warns(FutureWarning, match="recipe llama3_8b is called train_llama3_8b now"):
+        assert find_recipe("llama3_8b") == folder / "train_llama3_8b.yaml"
+    with pytest.warns(FutureWarning, match="is called train_deepseek_v3 now"):
+        assert find_recipe(folder / "deepseek_v3.yaml") == folder / "train_deepseek_v3.yaml"
 
 
 def test_a_path_is_found_with_other_punctuation_too():

@@ -78,8 +78,8 @@ def test_a_layout_that_does_not_fit_the_ranks(recipe, overrides, world_size, wor
         ("tiny", [f"{PP}=2", f"{VPP}=2"], 4, 2),
         ("tiny", [f"{CP}=2"], 4, 2),
         ("tiny_moe", [], 2, 2),
-        ("llama3_8b", [], 8, 4),
-        ("qwen3_30b_a3b", [], 16, 8),
+        ("train_llama3_8b", [], 8, 4),
+        ("train_qwen3_30b_a3b", [], 16, 8),
         ("deepseek_v3", [], 1024, 64),
     ],
 )

@@ -128,7 +128,7 @@ def test_what_kernels_keep_is_not_guessed() -> None:
     assert dense.unknown == ()
 
 
-@pytest.mark.parametrize("name", ["llama3_8b", "qwen3_30b_a3b", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["train_llama3_8b", "train_qwen3_30b_a3b", "train_deepseek_v3"])
 def test_a_recipes_own_layout(name: str) -> None:
     cfg = load_recipe(name, validate=False)
     layout = Layout.of(cfg)

@@ -133,5 +133,5 @@ def test_images_and_their_places_must_match(tokens: list[list[int]], grids: list
 
 
 def test_the_recipes_pass() -> None:
-    for name in ("tiny_vl", "tiny_vl_frozen", "qwen3_vl_4b_frozen_tower", "qwen2.5-vl-7b"):
+    for name in ("tiny_vl", "tiny_vl_frozen", "train_qwen3_vl_4b_frozen_tower", "qwen2.5-vl-7b"):
         check_vision(load_recipe(name, ["model.image_token_id=151655"] if "qwen" in name else [], validate=False))
