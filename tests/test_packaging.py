@@ -50,7 +50,9 @@ def test_the_wheel_holds_every_module_recipe_and_asset(built: tuple[Path, Path])
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "bridge").rglob("*.py")}
     recipes = {f"bridge/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*.yaml")}
     assets = {
-        str(path.relative_to(ROOT)) for pattern in ("*.css", "*.js", "py.typed") for path in (ROOT / "bridge").rglob(pattern)
+        str(path.relative_to(ROOT))
+        for pattern in ("*.css", "*.js", "*.json", "py.typed")
+        for path in (ROOT / "bridge").rglob(pattern)
     }
     assert held == modules | recipes | assets
 
