@@ -131,7 +131,7 @@ def test_what_trains_without_adapters_is_saved_too(results: Results) -> None:
 def test_the_share_that_trains_and_what_6nd_would_claim_are_shown(folder: Path, results: Results) -> None:
     parameters = compile_plan(load_recipe(folder / "lora" / "config.yaml"), "exact").parameters()
     console = results["lora"]["console"]
-    assert f"({100 * parameters['trainable'] / parameters['total']:.3g} %)" in console
+    assert f"({100 * parameters['trainable'] / parameters['total']:.3g}%)" in console
     assert "(6ND: " in console
     for row in results["lora"]["log"]:
         if "throughput/tflops/device" in row:

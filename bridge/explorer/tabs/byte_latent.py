@@ -38,7 +38,7 @@ def view(source: Source, values: Values) -> View:
         Fact("blt_global", "BLT global", result.blt_global, f"{result.blt_global:.2e}", "FLOPs a byte, latent transformer"),
         Fact("blt_local", "BLT local", result.blt_local, f"{result.blt_local:.2e}", "FLOPs a byte, encoder and decoder"),
         Fact("blt_total", "BLT total", result.blt_total, f"{result.blt_total:.2e}", "FLOPs a byte"),
-        Fact("advantage", "BLT against BPE", result.advantage, f"{result.advantage:+.1f}%", f"BLT costs {word}"),
+        Fact("advantage", "BLT against BPE", result.advantage, f"{result.advantage:+.1f} %", f"BLT costs {word}"),
     ]
     rows = [(fact.key, fact.value) for fact in facts]
     columns = (Column("name", "Quantity", figures.words), Column("value", "Value", lambda value: f"{value:,.10g}"))
