@@ -111,7 +111,7 @@ BUDGET = {
     "bridge/report": 1250,
     "bridge/explorer": 1850,
     "bridge/integrations": 1300,
-    "bridge/cli": 2200,
+    "bridge/cli": 2230,
 }
 
 

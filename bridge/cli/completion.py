@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bridge.cli import COMMANDS
 from bridge.cli import arguments as options
+from bridge.cli.parser import commands_of, make_parser
 from bridge.config import Config, list_recipes
 
 _SCRIPT = """\
@@ -39,42 +40,69 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         description="Print a script that completes commands, options, recipes and configuration keys in a shell: "
         "source <(bridge completion bash)",
     )
-    parser.add_argument("shell", choices=tuple(_PREAMBLES))
+    parser.add_argument("shell", choices=(*_PREAMBLES, "fish"))
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from bridge.cli.main import commands_of, make_parser  # main imports every command, this one too
-
     print(script(arguments.shell, commands_of(make_parser())), end="")
     return 0
 
 
 def script(shell: str, commands: dict[str, options.Parser]) -> str:
     """The script for a shell."""
-    recipes, keys = [path.stem for path in list_recipes()], list(_keys(Config))
-    values, words = [], []
-    for name, parser in commands.items():
-        known = list(parser._option_string_actions)
-        for action in parser._actions:
-            if action.choices and action.option_strings:
-                patterns = "|".join(f'"{name} {option}"' for option in action.option_strings)
-                values.append(f"        {patterns}) words={_quoted(action.choices)} ;;")
-            elif action.choices:
-                known += list(action.choices)
-            if action.dest == "overrides":
-                known += [*recipes, *keys]
-        words.append(f"            {name}) words={_quoted(known)} ;;")
+    offers = {name: _offers(parser) for name, parser in commands.items()}
+    return _fish(offers) if shell == "fish" else _bash(shell, offers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Offers:
+    """What may follow a command: options with their values (None: any), and words."""
+
+    options: dict[str, list[str] | None]
+    words: list[str]
+
+
+def _offers(parser: options.Parser) -> _Offers:
+    known: dict[str, list[str] | None] = {}
+    words: list[str] = []
+    for action in parser._actions:
+        choices = None if action.choices is None else [str(choice) for choice in action.choices]
+        known |= dict.fromkeys(action.option_strings, choices)
+        if choices and not action.option_strings:
+            words += choices
+        if action.dest == "overrides":
+            words += [*(path.stem for path in list_recipes()), *_keys(Config)]
+    return _Offers(known, words)
+
+
+def _bash(shell: str, commands: dict[str, _Offers]) -> str:
+    values = [
+        f'        "{name} {option}") words={_quoted(choices)} ;;'
+        for name, offers in commands.items()
+        for option, choices in offers.options.items()
+        if choices
+    ]
+    words = [f"            {name}) words={_quoted([*offers.options, *offers.words])} ;;" for name, offers in commands.items()]
     return _SCRIPT.format(
-        shell=shell,
-        preamble=_PREAMBLES[shell],
-        values="\n".join(values),
-        commands="\n".join(words),
-        names=_quoted(commands),
+        shell=shell, preamble=_PREAMBLES[shell], values="\n".join(values), commands="\n".join(words), names=_quoted(commands)
     )
 
 
-def _quoted(words: typing.Iterable[str]) -> str:
+def _fish(commands: dict[str, _Offers]) -> str:
+    lines = ["# Completion of `bridge`. Load it with: bridge completion fish | source"]
+    lines += [f"complete -c bridge -n __fish_use_subcommand -xa {name} -d {shlex.quote(COMMANDS[name])}" for name in commands]
+    for name, offers in commands.items():
+        only = f"complete -c bridge -n '__fish_seen_subcommand_from {name}'"
+        for option, choices in offers.options.items():
+            kind = "-l " + option[2:] if option.startswith("--") else "-s " + option[1:]
+            lines.append(f"{only} {kind}" + (f" -xa {_quoted(choices)}" if choices else ""))
+        if offers.words:
+            lines.append(f"{only} -a {_quoted(offers.words)}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(words: Iterable[str]) -> str:
     return shlex.quote(" ".join(words))
 
 

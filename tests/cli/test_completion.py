@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
 
-from bridge.cli.main import commands_of, main, make_parser
+from bridge.cli.main import main
+from bridge.cli.parser import commands_of, make_parser
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,32 @@ def test_zsh_loads_the_same_functions(capsys):
     assert main(["completion", "zsh"]) == 0
     assert "autoload -U +X bashcompinit && bashcompinit" in capsys.readouterr().out
     assert main(["completion", "fishy"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed: apt-get install fish")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("bridge inf", ["inference"]),
+        ("bridge flops --convention e", ["exact", "executed"]),
+        ("bridge flops --conv", ["--convention"]),
+        ("bridge compare tiny model.num_qu", ["model.num_query_groups="]),
+        ("bridge plan tiny --number-format bf", ["bf16"]),
+        ("bridge completion f", ["fish"]),
+    ],
+)
+def test_fish_offers(line, offered, tmp_path, capsys):
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "bridge.fish").write_text(capsys.readouterr().out)
+    code = f"source {tmp_path}/bridge.fish; complete -C '{line}'"
+    done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True, timeout=20, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [text.split("\t")[0] for text in done.stdout.splitlines()] == offered
+
+
+def test_every_command_is_offered_to_fish(capsys):
+    assert main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" -xa ")[1].split()[0] for line in lines if "__fish_use_subcommand" in line] == list(
+        commands_of(make_parser())
+    )
