@@ -107,7 +107,9 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
     parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N",
                         help="how many of them" + (f" (default {default})" if default else ""))  # fmt: skip
     parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
-    parser.add_argument("--peak-flops", type=number, metavar="FLOP/S", help="dense peak of one device, instead of the table's")
+    parser.add_argument(
+        "--peak-flops", type=flops_rate, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
+    )
 
 
 # ---- models and devices -----------------------------------------------------------------------------------------
@@ -157,18 +159,12 @@ def known_bandwidth(name: str) -> float:
 
 
 def positive(text: str) -> int:
-    """A whole number above zero."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a positive integer")
-    return value
+    """A whole number above zero: ``512``, ``1,024``, ``2k`` (2,000)."""
+    return _argument(quantities.whole, text)
 
 
 def length(text: str) -> int:
-    """``4096`` or ``4k``."""
+    """Tokens: ``4096`` or ``4k``."""
     return _argument(quantities.length, text)
 
 
@@ -193,17 +189,59 @@ def quantity(text: str) -> Quantity:
     return result
 
 
-def amount(text: str) -> Range:
-    """A positive number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``, ``40%``, ``$2.5``."""
-    return quantity(text).value
+def amount(text: str, unit: str = "") -> Range:
+    """A number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``; alone or in a unit."""
+    found = quantity(text)
+    if found.unit not in ("", unit):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number without a unit" + (f" or in {unit}" if unit else ""))
+    return found.value
 
 
-def number(text: str) -> float:
-    """A positive number with an exponent or a suffix."""
-    value = amount(text)
+def number(text: str, unit: str = "") -> float:
+    """One number with an exponent or a suffix."""
+    value = amount(text, unit)
     if not value.is_known:
         raise argparse.ArgumentTypeError(f"{text!r} must be one number")
     return float(value.low)
+
+
+def money(text: str) -> Range:
+    """``2-2.5`` or ``$2.5``."""
+    return amount(text, "$")
+
+
+def watts(text: str) -> Range:
+    """``700``, ``700W`` or ``1.2kW``."""
+    return amount(text, "W")
+
+
+def flops_rate(text: str) -> float:
+    """FLOP/s: ``989.4e12`` or ``989.4TFLOP/s``."""
+    return number(text, "FLOP/s")
+
+
+def byte_rate(text: str) -> float:
+    """Byte/s: ``3.35e12`` or ``3.35TB/s``."""
+    return number(text, "B/s")
+
+
+def seconds(text: str) -> float:
+    """``0.2`` or ``0.2s``."""
+    return number(text, "s")
+
+
+def fraction(text: str) -> float:
+    """``0.8`` or ``80%``."""
+    fractions(text)
+    return number(text, "%")
+
+
+def fractions(text: str) -> Range:
+    """``0.35-0.45`` or ``40%``."""
+    value = amount(text, "%")
+    if value.high > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a fraction of 1 or a percentage, for example 0.4 or 40%")
+    return value
 
 
 def _argument(read: Callable[[str], T], text: str) -> T:

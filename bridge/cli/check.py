@@ -46,7 +46,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
     parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
     parser.add_argument(
-        "--peak-flops", type=options.number, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
+        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
     )
 
 

@@ -28,29 +28,29 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "bandwidth set on time to first token and tokens per second.",
     )
     options.add_model(parser)
-    parser.add_argument("--prompt", type=options.positive, required=True, metavar="N", help="tokens of the prompt")
-    parser.add_argument("--generate", type=options.positive, required=True, metavar="N",
+    parser.add_argument("--prompt", type=options.length, required=True, metavar="N", help="tokens of the prompt")
+    parser.add_argument("--generate", type=options.length, required=True, metavar="N",
                         help="tokens of the answer; the first comes out of the pass over the prompt")  # fmt: skip
     parser.add_argument("--batch", "--batch-size", type=options.positive, default=1, metavar="N",
                         help="equal requests that run together (default 1)")  # fmt: skip
     parser.add_argument("--no-kv-cache", action="store_true", help="every token runs the whole sequence again")
     parser.add_argument("--image-patches", type=options.lengths, default=(), metavar="N,N,...", help="patches of each image")
-    parser.add_argument("--logits-to-keep", type=options.positive, default=0, metavar="N",
+    parser.add_argument("--logits-to-keep", type=options.length, default=0, metavar="N",
                         help="positions of the prompt the output layer runs on (default all; engines keep 1)")  # fmt: skip
     parser.add_argument(
         "--latents", choices=tuple(LATENTS), help="what MLA's decode steps do with the cached latents (default once)"
     )
-    parser.add_argument("--cached-prompt", type=options.positive, default=0, metavar="N",
+    parser.add_argument("--cached-prompt", type=options.length, default=0, metavar="N",
                         help="first tokens of the prompt that stand in a cache already (prefix caching)")  # fmt: skip
     parser.add_argument("--draft", metavar="MODEL", help="a small model that proposes tokens (speculative decoding)")
     parser.add_argument("--proposals", type=options.positive, default=4, metavar="N", help="of the draft a pass (default 4)")
-    parser.add_argument("--acceptance", type=options.number, metavar="FRACTION", help="of the proposals, for example 0.8")
+    parser.add_argument("--acceptance", type=options.fraction, metavar="FRACTION", help="of the proposals, for example 0.8")
     options.add_counting(parser, "exact")
     parser.add_argument("--weight-bytes", type=options.number, default=2, metavar="N", help="bytes of a weight (default 2)")
     parser.add_argument("--cache-bytes", type=options.number, default=2, metavar="N", help="bytes of a cached number (default 2)")
     options.add_device(parser, options.positive, 1)
     parser.add_argument(
-        "--bandwidth", type=options.number, metavar="BYTE/S", help="of one device's memory, instead of the table's"
+        "--bandwidth", type=options.byte_rate, metavar="BYTE/S", help="of one device's memory, instead of the table's"
     )
 
 

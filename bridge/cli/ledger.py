@@ -47,7 +47,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument("recipe", help="a recipe, a config.json, or the exercise on Qwen2.5-0.5B with LoRA: 'notebook' as it "
                                        "simplifies the model, 'true' as the model is")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
-    parser.add_argument("--tokens", type=options.positive, metavar="N",
+    parser.add_argument("--tokens", type=options.length, metavar="N",
                         help=f"of a sequence (default model.seq_length; {EXERCISE_TOKENS} in the exercise)")  # fmt: skip
     parser.add_argument(
         "--lora-rank", type=options.positive, default=0, metavar="N", help="rank of the adapters (default no LoRA)"
@@ -55,7 +55,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument("--batch-size", type=options.positive, default=1, metavar="N", help="sequences of a step (default 1)")
     parser.add_argument("--steps", type=options.positive, default=0, metavar="N", help="training steps to spend")
     parser.add_argument("--evaluations", type=options.positive, default=0, metavar="N", help="evaluated batches to spend")
-    parser.add_argument("--generate", type=options.positive, default=0, metavar="N", help="generated tokens to spend")
+    parser.add_argument("--generate", type=options.length, default=0, metavar="N", help="generated tokens to spend")
     parser.add_argument(
         "--stochastic", action="store_true", help="draw tokens from a softmax instead of taking the largest logit"
     )

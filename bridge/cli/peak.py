@@ -21,9 +21,9 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     options.add_model(parser)
     parser.add_argument("--number-format", default="bf16", choices=("bf16", "fp16", "fp32"), help="of the matmuls (default bf16)")
     parser.add_argument(
-        "--peak-flops", type=options.number, metavar="FLOP/S", help="dense peak of the device, instead of the table's"
+        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of the device, instead of the table's"
     )
-    parser.add_argument("--seconds", type=float, default=0.2, metavar="S", help="for each shape (default 0.2)")
+    parser.add_argument("--seconds", type=options.seconds, default=0.2, metavar="S", help="for each shape (default 0.2)")
 
 
 def run(arguments: argparse.Namespace) -> int:

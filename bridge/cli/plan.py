@@ -56,10 +56,10 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     amount.add_argument("--global-batch-size", type=options.positive, metavar="N",
                         help="sequences of a step: search layouts for it")  # fmt: skip
     options.add_device(parser, options.amount)
-    parser.add_argument("--mfu", type=options.amount, metavar="FRACTION",
+    parser.add_argument("--mfu", type=options.fractions, metavar="FRACTION",
                         help="of the peak, for example 0.4 (default: what published runs reach, with its source)")  # fmt: skip
-    parser.add_argument("--price", type=options.amount, metavar="MONEY", help="of one device for an hour")
-    parser.add_argument("--power", type=options.amount, metavar="W",
+    parser.add_argument("--price", type=options.money, metavar="MONEY", help="of one device for an hour")
+    parser.add_argument("--power", type=options.watts, metavar="W",
                         help="of one device, with host and cooling (default: the device alone at its limit)")  # fmt: skip
     parser.add_argument("--carbon", type=options.amount, metavar="KG", help="CO2 of one kWh, for example 0.4")
     batch = parser.add_mutually_exclusive_group()

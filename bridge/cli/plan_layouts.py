@@ -21,7 +21,7 @@ SHOWN = 10
 
 def add_to(parser: options.Parser) -> None:
     """Its options beside those of ``bridge plan``."""
-    parser.add_argument("--sequence-length", type=options.positive, metavar="N",
+    parser.add_argument("--sequence-length", type=options.length, metavar="N",
                         help="tokens of every sequence, for layouts (default model.seq_length)")  # fmt: skip
 
 

@@ -430,8 +430,8 @@ def _speed(
 
 def _measured(name: str, value: Any) -> tuple[Fraction, float]:
     """A number above zero, and what it was rounded by, as a fraction of it: known of text alone."""
-    if isinstance(value, str):
-        value = _quantity(name, value, ("",))
+    if isinstance(value, (str, Quantity)):
+        value = _quantity(name, value, ("", "s") if name == "step_time" else ("",))
     found = Fraction(value.number if isinstance(value, Quantity) else exact(name, value))
     if found <= 0:
         raise ConfigError(f"{name}={short(value)} must be above zero")
@@ -443,7 +443,9 @@ def _quantity(name: str, value: str | Quantity | None, units: Sequence[str]) -> 
         return None
     found = value if isinstance(value, Quantity) else Quantity.parse(value)
     if found.unit not in units or found.number <= 0:
-        wanted = " or ".join({"FLOP/s": "800TFLOP/s", "%": "41%", "": "a number above zero"}[unit] for unit in units)
+        wanted = " or ".join(
+            {"FLOP/s": "800TFLOP/s", "%": "41%", "": "a number above zero", "s": "12.5s"}[unit] for unit in units
+        )
         raise ConfigError(f"{name}={short(value)} must be given as {wanted}")
     return found
 

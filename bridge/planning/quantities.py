@@ -1,4 +1,4 @@
-"""Quantities as people write them: ``15T``, ``0.35-0.45``, ``40%``, ``$2.5``, ``4k``, ``400TFLOP/s``."""
+"""Quantities as people write them: ``15T``, ``0.35-0.45``, ``40%``, ``$2.5``, ``4k``, ``400TFLOP/s``, ``700W``, ``3.35TB/s``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ _AMOUNT = re.compile(r"(\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?([kMGB
 #: A number or a range: the first of the pattern's eight groups is the one end, the fifth the other.
 RANGE = rf"({_AMOUNT.pattern})(?:-({_AMOUNT.pattern}))?"
 #: Spellings of units -> what they are called here.
-_UNITS = {"": "", "%": "%", "$": "$"} | dict.fromkeys(("FLOP/s", "FLOPs/s", "FLOPS", "FLOPs", "FLOP"), "FLOP/s")
+_UNITS = {unit: unit for unit in ("", "%", "$", "W", "s", "B/s")} | dict.fromkeys(
+    ("FLOP/s", "FLOPs/s", "FLOPS", "FLOPs", "FLOP"), "FLOP/s"
+)
 _QUANTITY = re.compile(rf"(\$?){RANGE}\s?({'|'.join(sorted(map(re.escape, _UNITS), key=len, reverse=True))})")
-_SPACE = re.compile(r"(?<=\d)\s+(?=[kMGTPE]?FLOP|%)")
+_SPACE = re.compile(r"(?<=\d)\s+(?=[kMGTPE]?(?:FLOP|W|B/s)|%)")
 #: Tokens that letters stand for in a length: 128k is 131,072.
 _LENGTH = re.compile(r"(\d+)([kM]?)")
 _BINARY = {"": 1, "k": 1024, "M": 1024**2}
@@ -30,7 +32,7 @@ class Quantity:
 
     Attributes:
         value: in the unit without prefixes; a percentage as the fraction that it is.
-        unit: ``""``, ``%``, ``$`` or ``FLOP/s``.
+        unit: ``""``, ``%``, ``$``, ``FLOP/s``, ``B/s``, ``W`` or ``s``.
         rounding: half a unit of the last digit that was written.
     """
 
@@ -64,6 +66,18 @@ class Quantity:
         if not self.value.is_known:
             raise ConfigError(f"{float(self.value.low):g}-{float(self.value.high):g} must be one number")
         return _plain(Fraction(self.value.low))
+
+
+def whole(text: str) -> int:
+    """A count: ``512``, ``1,024``, ``2k`` (2,000); ConfigError where it is no positive whole number."""
+    try:
+        found = Quantity.parse(text)
+        number = found.number if found.unit == "" else 0
+    except ConfigError:
+        number = 0
+    if not isinstance(number, int) or number < 1:
+        raise ConfigError(f"{short(text)} must be a positive integer")
+    return number
 
 
 def length(text: str) -> int:

@@ -43,8 +43,48 @@ def test_one_number_is_no_range():
         options.number("1-2")
 
 
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (options.fractions, "40%", Range.of(Fraction(2, 5))),
+        (options.fractions, "35-45%", Range(Fraction(7, 20), Fraction(9, 20))),
+        (options.fraction, "80%", 0.8),
+        (options.money, "$2.5", Range.of(Fraction(5, 2))),
+        (options.watts, "1.2 kW", Range.of(1200)),
+        (options.flops_rate, "989.4 TFLOP/s", 989.4e12),
+        (options.byte_rate, "3.35TB/s", 3.35e12),
+        (options.seconds, "0.2s", 0.2),
+        (options.positive, "1,024", 1024),
+        (options.positive, "2k", 2000),
+        (options.length, "2k", 2048),
+        (options.sizes, "1024x768,512x512", ((1024, 768), (512, 512))),
+    ],
+)
+def test_units(read, text, value):
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "words"),
+    [
+        (options.fractions, "40", "must be a fraction of 1 or a percentage"),
+        (options.fractions, "$0.4", "without a unit or in %"),
+        (options.money, "40%", r"without a unit or in \$"),
+        (options.amount, "700W", "without a unit"),
+        (options.flops_rate, "3.35TB/s", "without a unit or in FLOP/s"),
+        (options.positive, "400%", "must be a positive integer"),
+        (options.positive, "1-2", "must be a positive integer"),
+    ],
+)
+def test_wrong_units(read, text, words):
+    with pytest.raises(argparse.ArgumentTypeError, match=words):
+        read(text)
+
+
 @pytest.mark.parametrize("text", ["0", "-3", "1.5", "x", ""])
 def test_positive_integers(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a positive integer"):
+        options.positive(text)
     assert options.lengths("4096,512") == (4096, 512)
     with pytest.raises(argparse.ArgumentTypeError, match="must be a positive integer"):
         options.lengths(f"1,{text}")

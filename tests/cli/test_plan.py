@@ -99,10 +99,13 @@ def test_the_table(capsys):
     ("arguments", "words"),
     [
         (["--tokens", "1T", "--mfu", "0.4", "--device-name", "h100"], "the following arguments are required: --devices"),
-        (["--tokens", "1T", "--devices", "8", "--device-name", "v100", "--number-format", "fp16", "--mfu", "2"], "mfu=2 is a"),
+        (
+            ["--tokens", "1T", "--devices", "8", "--device-name", "v100", "--number-format", "fp16", "--mfu", "2"],
+            "a fraction of 1",
+        ),
         (["--tokens", "1T", "--devices", "8", "--peak-flops", "1T", "--number-format", "tf32"], "--mfu is missing"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "0.4"], "--device-name is missing"),
-        (["--tokens", "1T", "--devices", "8", "--mfu", "40", "--device-name", "h100"], "mfu=40 is a fraction"),
+        (["--tokens", "1T", "--devices", "8", "--mfu", "40", "--device-name", "h100"], "a fraction of 1"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "0.4", "--device-name", "h1000"], "(did you mean h100?)"),
         (["--tokens", "1T", "--budget", "1e20", *CLUSTER], "not allowed with argument"),
         ([*CLUSTER], "give --tokens or --budget for a run, or --global-batch-size for the layouts that fit"),
