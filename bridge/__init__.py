@@ -1,5 +1,17 @@
 """Exact FLOPs and MFU accounting for Megatron-style training.
 
+>>> import bridge
+>>> plan = bridge.compile_plan("llama3-8b", "exact")
+>>> plan
+Plan(convention='exact', 8,030,261,248 parameters, statistics: tokens, causal_pairs)
+>>> plan.flops([8192])
+421651971833856
+>>> bridge.peak_flops("NVIDIA H100 80GB HBM3", "bf16")
+989400000000000.0
+>>> found = bridge.check("llama3-8b", tokens_per_second=13812, reported="711TFLOP/s")
+>>> found.fits[0].name
+'megatron'
+
 The names below are imported when they are first asked for; none but ``ThroughputCallback`` needs torch.
 """
 

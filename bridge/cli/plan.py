@@ -19,6 +19,7 @@ from bridge.cli.priced import make_batch
 from bridge.config import Config
 from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.planning.buffers import Optimizer
+from bridge.planning.four_bits import in_four_bits, stored_bytes
 from bridge.planning.machines import GIB, Machine, find_machine
 from bridge.planning.memory import USABLE
 from bridge.planning.quantities import plain, spread
@@ -168,9 +169,11 @@ def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) 
 
 def state_bytes(plan: Plan) -> int:
     """Bytes of weights, gradients and optimizer states of a whole model, held once (bf16 weights, fp32 gradients, Adam)."""
-    parameters, optimizer = plan.parameters(), Optimizer()
+    optimizer, trainable = Optimizer(), plan.parameters()["trainable"]
+    packed = [term for term in plan.built_terms() if in_four_bits(plan, term) and not plan.trains(term)]
+    saved = sum(term.copies * (optimizer.weight_bytes * term.k * term.n - stored_bytes(term.k * term.n)) for term in packed)
     each = optimizer.gradient_bytes + optimizer.state_bytes
-    return optimizer.weight_bytes * parameters["total"] + each * parameters["trainable"]
+    return optimizer.weight_bytes * plan.parameters()["total"] - saved + each * trainable
 
 
 def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:

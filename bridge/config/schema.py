@@ -285,8 +285,9 @@ class CheckpointConfig:
 class PeftConfig:
     """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
 
-    kind: str = _one_of("lora", "dora", "freeze", default="lora")
-    """``lora``: low-rank adapters (arXiv:2106.09685); ``dora``: the lengths of the adapted weights' rows train too
+    kind: str = _one_of("lora", "qlora", "dora", "freeze", default="lora")
+    """``lora``: low-rank adapters (arXiv:2106.09685); ``qlora``: on weights that are stored in four bits (arXiv:2305.14314;
+    counted and planned, not trained here); ``dora``: the lengths of the adapted weights' rows train too
     (arXiv:2402.09353); ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
     dim: int = 8
     """Rank of the adapters."""

@@ -45,6 +45,8 @@ SECTIONS: dict[str, tuple[Control, ...]] = {
     "": SHARED,
     **{key: tuple(control for part in tab.SECTIONS.values() for control in part) for key, tab in TABS.items()},
 }
+#: What chooses a model above the tabs, and the tabs in which it does nothing.
+IDLE = {"model": {compare.KEY, byte_latent.KEY, run.KEY}, "own": {byte_latent.KEY, run.KEY}}
 #: Groups of controls that are unfolded at first.
 _OPEN = ("Parallel layout", "LoRA", "Device")
 _FOLDER = Path(__file__).parent
@@ -138,7 +140,8 @@ class Page:
     def _source(self) -> None:
         with gr.Row():
             shared = {control.key: widget(control, "") for control in SHARED if control.key != "tab"}
-        with gr.Accordion(OWN_MODEL.replace(" (below)", ": a model of your own"), open=False, elem_id="own"), gr.Row():
+        own = gr.Accordion(OWN_MODEL.replace(" (below)", ": a model of your own"), open=False, elem_id="own")
+        with own, gr.Row():
             self.config = gr.Textbox(
                 label="config.json",
                 info="Hugging Face's. Where there is one, it is the model.",
@@ -150,6 +153,7 @@ class Page:
             self.upload = gr.File(label="or drop the file", file_types=[".json"], elem_id="upload", height=160)
         self.problem = gr.HTML(elem_id="problem")
         self.widgets[""] = shared
+        self.pickers = {"model": shared["model"], "own": own}
 
     def _tab(self, key: str) -> gr.Tab:
         tab = TABS[key]
@@ -184,7 +188,7 @@ class Page:
         everything = [item for section in self.widgets.values() for item in section.values()]
         inputs = {*everything, self.config, self.run}
         plots = [item for items in self.plots.values() for item in items]
-        outputs = [*self.headlines.values(), *self.tables.values(), *plots, self.query]
+        outputs = [*self.headlines.values(), *self.tables.values(), *plots, *self.pickers.values(), self.query]
         with self.blocks:
             refreshed = {
                 "fn": self.refresh, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "concurrency_limit": 4,
@@ -225,6 +229,7 @@ class Page:
         name = f"bridge-{tab}"
         text, view = shown(lambda: contents(tab, values, config, data[self.run]), name)
         result: dict[Any, Any] = {self.headlines[tab]: text, self.tables[tab]: html.values(view, name) if view else ""}
+        result |= {item: gr.update(visible="hidden" if tab in IDLE[key] else True) for key, item in self.pickers.items()}
         figures = view.figures if view else [None] * len(self.plots[tab])
         for i, (item, figure) in enumerate(zip(self.plots[tab], figures, strict=True), 1):
             drawn = figure and plot(figure, f"{name}-{i}", values[""]["save"])

@@ -82,6 +82,10 @@ def compile_plan(
 
     Raises:
         ConfigError: a required field is missing or impossible; the message names it.
+
+    >>> small = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512}
+    >>> compile_plan(small, "exact").flops([128, 64])
+    166871040
     """
     model, record = reading.read(cfg), conventions.get(convention)
     runs_on = model.framework if framework is None else frameworks.get(framework)
@@ -522,11 +526,23 @@ class Plan:
         return plan_view.as_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with a ``version``: convention, parameters, statistics, and every matmul for one unit of its statistic."""
+        """Plain values with a ``version``: convention, parameters, statistics, and every matmul for one unit of its statistic.
+
+        >>> plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
+        >>> plan.to_dict()["version"], plan.to_dict()["statistics"]
+        (1, ['tokens', 'squared_tokens'])
+        >>> [matmul["name"] for matmul in plan.to_dict()["matmuls"]]
+        ['linear_qkv', 'query_key', 'scores_value', 'linear_proj', 'linear_fc1', 'linear_fc2', 'output_layer']
+        """
         return plan_view.as_dict(self)
 
     def to_pandas(self) -> Any:
-        """The matmuls of ``to_dict`` as a ``pandas.DataFrame``."""
+        """The matmuls of ``to_dict`` as a ``pandas.DataFrame``; ImportError without pandas.
+
+        >>> plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
+        >>> plan.to_pandas().query("name == 'linear_fc1'")[["k", "n", "layers"]].values.tolist()
+        [[64, 256, 2]]
+        """
         return plan_view.as_frame(self)
 
     def parameters(self) -> dict[str, int]:

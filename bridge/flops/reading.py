@@ -485,7 +485,7 @@ def _is_int(value: Any) -> bool:
 # ---- adapters ------------------------------------------------------------------------------------
 
 #: What ``peft.kind`` may be.
-PEFT_KINDS = ("lora", "dora", "freeze")
+PEFT_KINDS = ("lora", "qlora", "dora", "freeze")
 
 #: Options of other libraries' adapters that change the work in ways that are not priced.
 _UNPRICED_PEFT = (
@@ -520,7 +520,11 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     if targets is not None and (isinstance(targets, str) or not isinstance(targets, Sequence)):
         raise ConfigError(f"peft.target_modules={short(targets)} must be a list of names, for example [linear_qkv]")
     lora = Lora(
-        shapes.whole("peft.dim", dim), tuple(targets or transforms.DEFAULT_TARGETS), kind == "dora", bool(get(peft, "dropout"))
+        shapes.whole("peft.dim", dim),
+        tuple(targets or transforms.DEFAULT_TARGETS),
+        kind == "dora",
+        bool(get(peft, "dropout")),
+        kind == "qlora",
     )
     return lora, freeze, train, unpriced
 

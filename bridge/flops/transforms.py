@@ -140,12 +140,15 @@ class Lora:
         target_modules: names or wildcards of the linear layers that get one, megatron-core's or Hugging Face's (``q_proj``).
         dora: the lengths of the adapted weights' rows train too (DoRA, Liu et al., arXiv:2402.09353).
         dropout: whether values are dropped before the adapters.
+        four_bits: the model's own linear layers are stored in four bits and multiplied in BF16 (QLoRA, Dettmers et al.,
+            arXiv:2305.14314): memory differs, work does not.
     """
 
     dim: int
     target_modules: tuple[str, ...] = DEFAULT_TARGETS
     dora: bool = False
     dropout: bool = False
+    four_bits: bool = False
 
     def wanted(self, path: str, parts: Iterable[str] = ()) -> tuple[str, ...]:
         """Names of the adapters of the linear layer at ``path``: its own name for one over the whole layer, or those of parts.

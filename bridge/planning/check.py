@@ -339,6 +339,12 @@ def check(
 
     Raises:
         ConfigError: something is missing or cannot be; the message names it.
+
+    >>> found = check("llama3-8b", tokens_per_second=13812, reported="711TFLOP/s")
+    >>> found.verdict
+    '711 TFLOP/s is what megatron counts: 710.9 TFLOP/s, -0.0% (so do maxtext, exact).'
+    >>> found.under("megatron", "full_square").name
+    'megatron with full_square'
     """
     config = read_config(cfg) if isinstance(cfg, str) else cfg
     model = _recomputing(read(config), recompute)

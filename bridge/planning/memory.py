@@ -15,6 +15,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError
 from bridge.planning.activations import IMPLEMENTATIONS, LOGITS, Batch, Implementation, activations, not_kept, working
 from bridge.planning.buffers import Buffer, Optimizer, stage_buffers
+from bridge.planning.four_bits import stored_bytes
 from bridge.planning.layouts import Layout
 from bridge.planning.schedules import kept_at_peak
 from bridge.planning.shards import Shard, chunks, terms_for, terms_of, unknown
@@ -153,7 +154,7 @@ def _of_stage(
         states=_states(plan, layout, optimizer, stage, kernels.name == "local", lambda buffer: max(buffer.slices)),
         activations=dict(together),
         micro_batches=tuple(waiting),
-        working=for_a_while,
+        working=for_a_while + _unpacked(plan, layout, optimizer, stage),
         communication=_collectives(plan, layout, batch),
         unknown=sentences,
     )
@@ -190,6 +191,12 @@ def _collectives(plan: Plan, layout: Layout, batch: Batch) -> int:
     return activation * gathered + 2 * (activation // ranks) * (layout.stages > 1)
 
 
+def _unpacked(plan: Plan, layout: Layout, optimizer: Optimizer, stage: int) -> int:
+    """The largest layer that is stored in four bits, as wide as it is multiplied."""
+    held = (shard.numel for chunk in chunks(plan, layout, stage) for shard in chunk if shard.four_bits)
+    return optimizer.weight_bytes * max(held, default=0)
+
+
 # ---- between steps -------------------------------------------------------------------------------
 
 
@@ -218,12 +225,13 @@ def _states(
 ) -> States:
     every = stage_buffers(plan, layout, optimizer, stage, local=local)
     numel = sum(buffer.numel for buffer in every)
+    frozen = (shard for held in chunks(plan, layout, stage, local=local) for shard in held if not shard.trains)
     return States(
-        weights=optimizer.weight_bytes * (numel + sum(map(_frozen, chunks(plan, layout, stage, local=local)))),
+        weights=optimizer.weight_bytes * numel + sum(_bytes(shard, optimizer) for shard in frozen),
         gradients=optimizer.gradient_bytes * numel,
         optimizer=optimizer.state_bytes * sum(map(own, every)),
     )
 
 
-def _frozen(shards: Sequence[Shard]) -> int:
-    return sum(shard.numel for shard in shards if not shard.trains)
+def _bytes(shard: Shard, optimizer: Optimizer) -> int:
+    return stored_bytes(shard.numel) if shard.four_bits else optimizer.weight_bytes * shard.numel

@@ -42,7 +42,11 @@ class Quantity:
 
     @classmethod
     def parse(cls, text: str) -> Quantity:
-        """A quantity from text; ConfigError where it is none."""
+        """A quantity from text; ConfigError where it is none.
+
+        >>> Quantity.parse("400TFLOP/s").number, Quantity.parse("41.5%").number
+        (400000000000000, Fraction(83, 200))
+        """
         found = _QUANTITY.fullmatch(_SPACE.sub("", text.strip()))
         dollars, *numbers, unit = found.groups() if found else ("", "")
         if found is None or (dollars and unit):
@@ -81,7 +85,11 @@ def whole(text: str) -> int:
 
 
 def length(text: str) -> int:
-    """Tokens: ``4096``, ``4k`` (4,096), ``1M`` (1,048,576); ConfigError where it is no positive whole number."""
+    """Tokens: ``4096``, ``4k`` (4,096), ``1M`` (1,048,576); ConfigError where it is no positive whole number.
+
+    >>> length("128k")
+    131072
+    """
     found = _LENGTH.fullmatch(text.strip())
     if found is None or not int(found[1]):
         raise ConfigError(f"{short(text)} must be a positive integer, or one with k or M such as 128k (131,072)")

@@ -12,6 +12,7 @@ from functools import lru_cache
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.terms import Place, Term
+from bridge.planning.four_bits import in_four_bits
 from bridge.planning.layouts import Layout
 
 
@@ -59,6 +60,7 @@ class Shard:
         expert: an expert's, whose gradients are added up over other ranks than those of the rest.
         trains: has a gradient.
         alone: a copy of a weight that two stages share: it has a bucket of its own in the distributed optimizer.
+        four_bits: it is stored so (``quantised``).
     """
 
     path: str
@@ -66,6 +68,7 @@ class Shard:
     expert: bool = False
     trains: bool = True
     alone: bool = False
+    four_bits: bool = False
 
 
 def terms_for(plan: Plan, layout: Layout) -> tuple[Term, ...]:
@@ -209,7 +212,8 @@ def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Sh
     alone = shared and path in ("embedding.word_embeddings", both)
     if term.weight and not term.tied:
         trains = plan.trainable.weights(path)
-        yield Shard(path, copies * term.k * term.n // (ranks if weight else 1), apart, trains, alone)
+        numel = copies * term.k * term.n // (ranks if weight else 1)
+        yield Shard(path, numel, apart, trains, alone, not trains and in_four_bits(plan, term))
     if term.bias:
         yield Shard(path, copies * term.bias // (ranks if bias else 1), apart, plan.trainable.biases(path))
 

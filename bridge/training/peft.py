@@ -316,6 +316,8 @@ def _sharded(module: Any, prefix: str, axes: dict[str, int], sharded_offsets: An
 def check_peft(cfg: Config, transformer_engine: bool) -> None:
     """Raise ConfigError for what ``cfg.peft`` asks for and this model has not, or megatron-core's layers cannot do."""
     lora, _, _ = peft_of(cfg)
+    if lora is not None and lora.four_bits:
+        raise ConfigError("peft.kind=qlora: megatron-core's layers hold no weights in four bits; train with peft.kind=lora")
     terms = compile_plan(cfg).terms
     model = cfg.model
     if model.recompute_granularity == "selective" and "mlp" in (model.recompute_modules or ()) and model.add_bias_linear:

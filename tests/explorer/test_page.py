@@ -40,9 +40,19 @@ def test_every_control_has_a_widget(page):
 @pytest.mark.parametrize("tab", [key for key in TABS if key != "run"])
 def test_refresh_shows_the_open_tab_alone(page, tab):
     result = page.refresh(data(page, tab))
-    assert set(result) == {page.headlines[tab], page.tables[tab], *page.plots[tab], page.query}
+    assert set(result) == {page.headlines[tab], page.tables[tab], *page.plots[tab], *page.pickers.values(), page.query}
     assert 'data-fact="' in result[page.headlines[tab]]
     assert result[page.query] == ("" if tab == "model" else f"tab={tab}")
+
+
+@pytest.mark.parametrize(
+    ("tab", "there"),
+    [("model", {"model", "own"}), ("check", {"model", "own"}), ("compare", {"own"}), ("blt", set()), ("run", set())],
+)
+def test_a_model_is_picked_where_it_counts(page, tab, there):
+    result = page.refresh(data(page, tab))
+    assert {key for key, item in page.pickers.items() if result[item]["visible"] is True} == there
+    assert {result[item]["visible"] for item in page.pickers.values()} <= {True, "hidden"}
 
 
 def test_plots_save_in_the_picked_format(page):
