@@ -65,6 +65,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "jsonschema",
             "transformers",
             "peft",
             "accelerate",

@@ -14,11 +14,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
+from typing import Any
 
 import published_rows
 
+from bridge.cli.console import JSON_VERSION
 from bridge.cli.main import main
 from bridge.config import load_recipe
 from bridge.config.sources.huggingface_quantisation import STORED, UNLESS
@@ -248,38 +250,121 @@ def job_parts() -> str:
 
 # ---- what --json prints ----------------------------------------------------------------------------------------------
 
-#: A command of each kind; its output shows every key.
+#: Every command with `--json` that prints what it counted: examples which together show every key with every type it may have.
 PRINTED = {
-    "flops": "flops llama3-8b",
-    "compare": "compare llama3-8b qwen3-8b",
-    "check": "check llama3-8b --tokens-per-second 13812 --reported 800TFLOP/s --device-name H100 --parameters 8.03B",
+    "flops": (
+        "llama3-8b",
+        "llama3-8b --explain --device-name H100 --number-format delayed",
+        "tiny_moe --batch-size 2 --convention exact model.moe_expert_capacity_factor=1.0",
+    ),
+    "compare": ("llama3-8b qwen3-8b", "gemma3-4b --bytes-per-token 4.25 --convention maxtext"),
+    "check": (
+        "llama3-8b --tokens-per-second 13812 --reported 800TFLOP/s --device-name H100 --parameters 8.03B",
+        "llama3-8b --assume embedding_counted",
+    ),
+    "plan": (
+        "llama3-8b --tokens 1T --devices 8 --device-name H100",
+        "llama3-8b --budget $1M-2M --devices 8-16 --device-name H100,B200 --price 2 --carbon 0.4 --mfu 35-45%",
+        "llama3-8b --tokens 1T-2T --devices 8 --peak-flops 1P --mfu 0.4",
+    ),
+    "plan_layouts": (
+        "tiny --devices 2 --device-name H100 --global-batch-size 8",
+        "llama3-70b --devices 1 --device-name H100 --global-batch-size 1",
+    ),
+    "inference": (
+        "qwen3-8b --prompt 900 --generate 4 --device-name H100 --draft qwen3-0.6b --acceptance 0.8",
+        "qwen3-30b-a3b --prompt 900 --generate 1 --batch 8",
+    ),
+    "ledger": ("notebook --differences", "qwen2.5-0.5b --steps 10 --lora-rank 8"),
+    "recipes": ("",),
+    "devices": ("",),
+    "integrations": ("",),
 }
-#: Objects whose keys are the model's components or the device's number formats.
-OPEN = {"components", "formats"}
+#: Objects whose keys are a model's components, formats, collectives or kinds of work: all values are alike.
+OPEN = {"components", "formats", "peak_flops", "memory", "parts", "spent"}
+#: What is written or measured, and so not printed here.
+WRITTEN = {
+    "pack": {"additionalProperties": {"type": ["number", "object"]}},
+    "peak": {"required": ["device", "peak_flops", "peak_source", "achievable_flops", "achievable_fraction", "matmuls"]},
+    "dashboard": {"required": ["title", "panels"]},
+}
+SCHEMA = "bridge.schema.json"
 
 
-def json_schema() -> str:
-    """The schema of what commands print, made from what they print."""
-    definitions = {}
-    for name, words in PRINTED.items():
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            main([*words.split(), "--json"])
-        definitions[name] = shape_of(json.loads(printed.getvalue()))
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
-    return f"```json\n{json.dumps(head, indent=1)}\n```"
+@cache
+def schema() -> dict[str, Any]:
+    """Of what every command prints with `--json`, made from what it prints."""
+    definitions = {name: _tidied(_merged(printed(name, words) for words in examples)) for name, examples in PRINTED.items()}
+    for name, what in WRITTEN.items():
+        required = ["version", *what.get("required", ())]
+        definitions[name] = {"type": "object", "properties": {"version": {"const": JSON_VERSION}}, **what, "required": required}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
 
 
-def shape_of(value: object, key: str = "") -> dict[str, object]:
-    """The JSON schema that a value is an example of; of null nothing is known."""
+def printed(name: str, words: str) -> dict[str, Any]:
+    """The schema of what a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = main([name.partition("_")[0], *words.split(), "--json"])
+    assert code == 0, f"{name} {words}"
+    return shape_of(json.loads(output.getvalue()))
+
+
+def json_keys() -> str:
+    """What each command prints, key by key."""
+
+    def row(name: str, what: dict[str, Any]) -> list[str]:
+        one = what["items"] if "array" in what["type"] else what
+        kinds = {"object": "an object", "array": "an array of objects"}
+        told = kinds[what["type"]] if isinstance(what["type"], str) else "an object, or an array of them"
+        return [f"`{name}`", told, ", ".join(f"`{key}`" for key in {**dict.fromkeys(one["required"]), **one["properties"]})]
+
+    return table(["command", "prints", "keys"], [row(name, what) for name, what in schema()["$defs"].items()])
+
+
+_TYPES = {bool: "boolean", int: "number", float: "number", str: "string", type(None): "null"}
+
+
+def shape_of(value: object, key: str = "") -> dict[str, Any]:
+    """The JSON schema that a value is an example of."""
     if isinstance(value, dict):
         if key in OPEN:
-            return {"type": "object", "additionalProperties": {"type": "number"}}
+            return {"type": ["object"]} | ({"additionalProperties": _merged(map(shape_of, value.values()))} if value else {})
         properties = {name: shape_of(part, name) for name, part in value.items()}
-        return {"type": "object", "required": list(value), "properties": properties}
+        return {"type": ["object"], "required": list(value), "properties": properties}
     if isinstance(value, list):
-        return {"type": "array", "items": shape_of(value[0])} if value else {"type": "array"}
-    names = {bool: "boolean", int: "number", float: "number", str: "string"}
-    return {"type": names[type(value)]} if type(value) in names else {}
+        return {"type": ["array"]} | ({"items": _merged(map(shape_of, value))} if value else {})
+    return {"type": [_TYPES[type(value)]]} | ({"const": value} if key == "version" else {})
+
+
+def _merged(shapes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return reduce(_either, shapes)
+
+
+def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The schema of what either is a schema of."""
+    both = one | other | {"type": sorted({*one["type"], *other["type"]})}
+    for name in ("items", "additionalProperties"):
+        if name in one and name in other:
+            both[name] = _either(one[name], other[name])
+    if "properties" in one and "properties" in other:
+        mine, theirs = one["properties"], other["properties"]
+        both["required"] = [key for key in one["required"] if key in other["required"]]
+        both["properties"] = mine | {key: _either(mine[key], part) if key in mine else part for key, part in theirs.items()}
+    return both
+
+
+def _tidied(shape: dict[str, Any]) -> dict[str, Any]:
+    """Of what was null in every example nothing is said; one type stands for itself."""
+    types = shape["type"]
+    if types == ["null"]:
+        return {}
+    found = shape | {"type": types[0] if len(types) == 1 else types}
+    for name in ("items", "additionalProperties"):
+        if name in found:
+            found[name] = _tidied(found[name])
+    if "properties" in found:
+        found["properties"] = {name: _tidied(part) for name, part in found["properties"].items()}
+    return found
 
 
 # ---- other frameworks -----------------------------------------------------------------------------------------------
@@ -390,7 +475,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         time_parts,
         job_parts,
         typical_mfu,
-        json_schema,
+        json_keys,
         counters,
         counters_by_term,
         published_summary,
@@ -423,6 +508,11 @@ def stale_pages(write: bool) -> list[str]:
             stale.append(page.name)
             if write:
                 page.write_text(fresh)
+    file, fresh = DOCS / SCHEMA, json.dumps(schema(), indent=1) + "\n"
+    if not file.exists() or file.read_text() != fresh:
+        stale.append(SCHEMA)
+        if write:
+            file.write_text(fresh)
     return stale
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
+from bridge.config import layout_problems
 from bridge.hardware import NUMBER_FORMATS
 from bridge.planning.check import Check, Way, check, shown_quantity
 from bridge.planning.counting_rules import RULES
@@ -71,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         console.print()
         console.show(_mistakes(found))
     console.print(f"\n[bold]{verdict}[/]", soft_wrap=True)
+    for sentence in layout_problems(config):
+        console.print(f"[yellow]cannot be built:[/] {sentence}")
     return 0
 
 

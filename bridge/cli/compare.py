@@ -32,8 +32,9 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     )
     parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
                         help="recipes, config.json files or names from `bridge recipes`, each with its options")  # fmt: skip
-    parser.add_argument("--convention", type=_conventions, default=("megatron",), metavar="NAME,NAME,...",
-                        help=f"ways of counting, one column each: {', '.join(CONVENTIONS)} (default megatron)")  # fmt: skip
+    parser.add_argument("--convention", type=_conventions, metavar="NAME,NAME,...",
+                        help=f"ways of counting, one column each: {', '.join(CONVENTIONS)} (default that of the recipes' "
+                             "callbacks where they agree, else megatron)")  # fmt: skip
     parser.add_argument("--bytes-per-token", type=_numbers, metavar="N,N,...",
                         help="of the text, on average: one number for all models, or one for each")  # fmt: skip
     options.add_passes(parser)
@@ -121,8 +122,10 @@ def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Na
     if len(sizes) not in (1, len(models)):
         raise ConfigError(f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one, or one for each")
     sizes = sizes * len(models) if len(sizes) == 1 else sizes
+    told = {options.convention_of(arguments, config) for _, _, config in models} if not arguments.convention else ()
+    conventions = arguments.convention or (tuple(told) if len(told) == 1 else ("megatron",))
     for (source, own, config), bytes_per_token in zip(models, sizes, strict=True):
-        for convention in arguments.convention:
+        for convention in conventions:
             try:
                 model = read(config)
                 # As `bridge flops` does: without a number format of its own a model runs in BF16.

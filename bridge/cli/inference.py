@@ -8,6 +8,7 @@ from typing import Any
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
+from bridge.cli.priced import refuse_what_has_no_effect
 from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import read
@@ -56,6 +57,8 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.read_config(arguments.recipe, arguments.overrides)
+    plan = compile_plan(config)
+    refuse_what_has_no_effect(plan, {"image_patches": arguments.image_patches})
     generation = prefill_and_decode(
         config,
         arguments.prompt,
@@ -71,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     roofline = _roofline(generation, arguments)
     speculation = _speculation(config, arguments)
-    parameters = compile_plan(config).parameters()
+    parameters = plan.parameters()
     experts = _experts_reached(config, arguments.batch)
     if arguments.json:
         report = {"name": config.name, "parameters": parameters, **_as_json(generation, roofline), "experts_reached": experts}

@@ -29,6 +29,7 @@ from bridge.text import count, with_unit
 
 #: The published exercise on Qwen2.5-0.5B: as it simplifies the model, and as the model is.
 EXERCISE = {architecture.name: architecture for architecture in (NOTEBOOK, TRUE)}
+_CONVENTIONS = ("executed", "exact")
 #: In the order of OPERATIONS.
 _HEADINGS = ("add", "multiply", "divide", "exp", "root")
 #: Its length of a sequence.
@@ -61,8 +62,9 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     )
     parser.add_argument("--budget", type=options.number, default=float(BUDGET), metavar="COST", help="allowance (default 1e17)")
     parser.add_argument("--spent", type=options.number, default=0, metavar="COST", help="of it, before this")
-    parser.add_argument("--convention", default="executed", choices=("executed", "exact"),
-                        help="attention over the whole square (default) or over the pairs that are seen")  # fmt: skip
+    parser.add_argument("--convention", choices=_CONVENTIONS,
+                        help="attention over the whole square or over the pairs that are seen (default that of the recipe's "
+                             "callback if it is one of these, else executed)")  # fmt: skip
     parser.add_argument("--differences", action="store_true", help="where the exercise's architecture and the true one differ")
 
 
@@ -131,7 +133,8 @@ def _any_model(arguments: argparse.Namespace) -> Bill:
     tokens = arguments.tokens or config.model.seq_length
     if tokens is None:
         raise ConfigError("model.seq_length is not set; add --tokens")
-    ledger, batch = Ledger(config, arguments.convention), arguments.batch_size
+    told = options.convention_of(arguments, config)
+    ledger, batch = Ledger(config, told if told in _CONVENTIONS else _CONVENTIONS[0]), arguments.batch_size
     forward, step = ledger.cost([tokens]), batch * ledger.cost([tokens], passes="training")
     written = OperationCost()
     if arguments.generate:

@@ -15,8 +15,8 @@ from bridge.cli import arguments as options
 from bridge.cli import plan_layouts
 from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops import sizes
-from bridge.cli.priced import make_batch
-from bridge.config import Config
+from bridge.cli.priced import check_devices, make_batch
+from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.planning.buffers import Optimizer
 from bridge.planning.four_bits import in_four_bits, stored_bytes
@@ -68,7 +68,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
                        help="sequences per step (default: the batch of lowest loss by arXiv:2401.02954)")  # fmt: skip
     batch.add_argument("--steps", type=options.positive, metavar="N", help="optimizer steps")
     plan_layouts.add_to(parser)
-    options.add_counting(parser)
+    options.add_counting(parser, None)
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,18 @@ def run(arguments: argparse.Namespace) -> int:
         return plan_layouts.run(arguments, config)
     if not arguments.tokens and not arguments.budget:
         raise ConfigError("give --tokens or --budget for a run, or --global-batch-size for the layouts that fit")
-    plan = compile_plan(config, arguments.convention, framework=arguments.framework)
-    batch = make_batch(plan, config)
+    for devices in (arguments.devices.low, arguments.devices.high):
+        check_devices(config, int(devices))
+    plan = compile_plan(config, options.convention_of(arguments, config), framework=arguments.framework)
+    batch = make_batch(plan, config, sequence_length=arguments.sequence_length)
     per_token = Fraction(plan.evaluate(batch.vector), batch.tokens)
     names: Sequence[str] = arguments.device_name.split(",") if arguments.device_name else ("",)
     columns = [_on_device(name.strip(), plan, per_token, batch.tokens, arguments) for name in names]
     if arguments.json:
-        reports = [_as_json(config, plan, column, arguments.carbon) for column in columns]
+        reports = [_as_json(config, plan, column, batch.tokens, arguments.carbon) for column in columns]
         print_json(reports[0] if len(reports) == 1 else reports)
     else:
-        _show(Output(), config, plan, columns, arguments.carbon)
+        _show(Output(), config, plan, columns, batch.tokens, arguments.carbon)
     return 0
 
 
@@ -186,7 +188,7 @@ def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:
     return needed, f"{needed / 1e12:,.3g} TB of states, {verdict} {devices:,} x {machine.capacity / GIB:,.0f} GiB"
 
 
-def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None) -> dict[str, Any]:
+def _as_json(config: Config, plan: Plan, column: OnDevice, length: int, carbon: Range | None) -> dict[str, Any]:
     """A range is a list of its two ends."""
     planned, schedule, parameters = column.planned, column.schedule, plan.parameters()
     best, needed = compute_optimal(planned.flops), state_bytes(plan)
@@ -195,7 +197,7 @@ def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None)
         "name": config.name,
         "convention": plan.convention,
         "parameters": parameters,
-        "seq_length": config.model.seq_length,
+        "seq_length": length,
         "flops_per_token": plain(planned.flops_per_token),
         "tokens": plain(planned.tokens),
         "flops": plain(planned.flops),
@@ -213,7 +215,7 @@ def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None)
         "device_bytes": capacity,
         "fits": None if capacity is None else bool(needed <= USABLE * capacity * planned.cluster.devices.low),
         "batch_size": plain(schedule.batch),
-        "batch_tokens": plain(schedule.batch * (config.model.seq_length or 0)),
+        "batch_tokens": plain(schedule.batch * length),
         "steps": plain(schedule.steps),
         "step_seconds": plain(schedule.seconds),
         "tokens_per_parameter": plain(planned.tokens / parameters["total"]),
@@ -222,6 +224,7 @@ def _as_json(config: Config, plan: Plan, column: OnDevice, carbon: Range | None)
         "chinchilla_tokens": chinchilla_tokens(parameters["total"]),
         "compute_optimal": {"parameters": plain(best.parameters), "tokens": plain(best.tokens)},
         "not_counted": list(plan.not_counted),
+        "layout_problems": layout_problems(config),
     }
 
 
@@ -230,8 +233,8 @@ def _co2(planned: TrainingRun, carbon: Range | None) -> Range | None:
     return None if carbon is None or planned.energy is None else planned.energy * carbon
 
 
-def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevice], carbon: Range | None) -> None:
-    parameters, length = plan.parameters(), config.model.seq_length or 0
+def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevice], length: int, carbon: Range | None) -> None:
+    parameters = plan.parameters()
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
     per_token = with_unit(columns[0].planned.flops_per_token, "FLOP")
     console.print(f"sequences of {length:,} tokens; convention {plan.convention}; {per_token} per token\n")
@@ -247,6 +250,8 @@ def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevic
         console.print(f"MFU: {source}; give --mfu for your own")
     for sentence in plan.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")
+    for sentence in layout_problems(config):
+        console.print(f"[yellow]cannot be built:[/] {sentence}")
 
 
 def _number(value: Range) -> str:

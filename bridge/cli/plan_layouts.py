@@ -22,12 +22,12 @@ SHOWN = 10
 def add_to(parser: options.Parser) -> None:
     """Its options beside those of ``bridge plan``."""
     parser.add_argument("--sequence-length", type=options.length, metavar="N",
-                        help="tokens of every sequence, for layouts (default model.seq_length)")  # fmt: skip
+                        help="tokens of every sequence (default model.seq_length)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     """Search, and print what was found for each device."""
-    length = arguments.sequence_length or config.model.seq_length
+    length, convention = arguments.sequence_length or config.model.seq_length, options.convention_of(arguments, config)
     if length is None:
         raise ConfigError("--sequence-length is missing: the model says none")
     if not arguments.device_name:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
             devices=devices,
             sequence_length=length,
             global_batch_size=arguments.global_batch_size,
-            convention=arguments.convention,
+            convention=convention,
             number_format=arguments.number_format,
         )
         found.append((machine, result))
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
         print_json(reports[0] if len(reports) == 1 else reports)
         return 0
     console = Output()
-    parameters = compile_plan(config, arguments.convention).parameters()
+    parameters = compile_plan(config, convention).parameters()
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
     console.print(f"{arguments.global_batch_size:,} sequences of {length:,} tokens a step\n")
     for machine, result in found:
@@ -62,6 +62,9 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _show(console: Output, devices: int, machine: Machine, result: Search) -> None:
+    if not result.candidates and not result.too_large:
+        console.print(f"no layout of {devices:,} x {machine.name} shares the sequences of a step evenly\n")
+        return
     if not result.candidates:
         lacks = ""
         if result.nearest is not None:

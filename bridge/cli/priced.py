@@ -60,7 +60,7 @@ def make_batch(
     if sequence_length and sequence_lengths:
         raise ConfigError("--sequence-length and --sequence-lengths exclude each other; give one of them")
     image_patches = [*image_patches, *patches_of(config, image_sizes)]
-    _refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
+    refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
     size, length = batch_size or 1, sequence_length or config.model.seq_length
     if sequence_lengths or encoder_lengths or audio_frames or byte_patches or plan.needs_lengths:
         each = sequence_lengths or [_known(length)] * size
@@ -97,7 +97,8 @@ _NEEDS = {
 }
 
 
-def _refuse_what_has_no_effect(plan: Plan, given: Mapping[str, Sequence[int]]) -> None:
+def refuse_what_has_no_effect(plan: Plan, given: Mapping[str, Sequence[int]]) -> None:
+    """Raise ConfigError for an option that changes nothing of this model."""
     over = {str(statistic.over) for statistic in plan.statistics}
     for name, lengths in given.items():
         needed, part = _NEEDS[name]
@@ -203,16 +204,22 @@ class Report:
         }
 
 
+def check_devices(config: Config, devices: int) -> None:
+    """Raise ConfigError where so many devices hold no whole number of replicas."""
+    parallel = config.parallel
+    one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    if devices % one:
+        raise ConfigError(
+            f"--devices {devices} is no multiple of {one}, the devices of one replica (tensor x pipeline x context parallel)"
+        )
+
+
 def micro_batches(config: Config, devices: int | None) -> int:
     """Micro-batches that one pipeline works on in a step; one replica of the model where the number of devices is unknown."""
     train, parallel = config.train, config.parallel
     replicas = 1
     if devices is not None:
-        one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        if devices % one:
-            raise ConfigError(
-                f"--devices {devices} is no multiple of {one}, the devices of one replica (tensor x pipeline x context parallel)"
-            )
+        check_devices(config, devices)
         replicas = data_parallel_size(config, devices)
     count, left_over = divmod(train.global_batch_size, train.micro_batch_size * replicas)
     if (left_over or not count) and parallel.pipeline_model_parallel_size > 1:

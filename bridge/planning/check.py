@@ -349,6 +349,8 @@ def check(
     config = read_config(cfg) if isinstance(cfg, str) else cfg
     model = _recomputing(read(config), recompute)
     lengths = _lengths(model, sequence_length, sequence_lengths)
+    if len(image_patches) and all(statistic.over != "images" for statistic in compile_plan(model, "exact").statistics):
+        raise ConfigError("image_patches has no effect: this model has no vision tower that is priced; leave it out")
     if devices < 1:
         raise ConfigError(f"devices={devices} must be 1 or more")
     ranks = _ranks(config)

@@ -17,6 +17,7 @@ from bridge.flops.pipeline import Layout as Pipeline
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.planning.buffers import Optimizer
+from bridge.planning.four_bits import in_four_bits
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import Machine
 from bridge.planning.memory import USABLE, Memory, memory, states
@@ -176,6 +177,8 @@ def _at_least(plan: Plan, optimizer: Optimizer) -> Callable[[Layout], int]:
     experts = sum(term.parameters for term in terms if is_expert(term))
     parameters = plan.parameters()
     each = optimizer.weight_bytes + optimizer.gradient_bytes * (parameters["trainable"] == parameters["total"])
+    if any(in_four_bits(plan, term) for term in terms):
+        each = 0  # half a byte; what fits is soon told by the states too
 
     def needed(layout: Layout) -> int:
         own = experts // layout.experts_and_stages
@@ -194,8 +197,8 @@ def _states(plan: Plan, layout: Layout, optimizer: Optimizer) -> int:
 
 def layouts(shape: ModelShape, machine: Machine, devices: int, sequence_length: int, global_batch_size: int) -> Iterator[Layout]:
     """Every layout that megatron-core takes; arguments as for ``search``."""
-    for tensor in (size for size in _POWERS if size <= machine.domain and _divides_heads(shape, size)):
-        for context in (size for size in _POWERS if sequence_length % (2 * size) == 0 and sequence_length >= size * LEAST_PART):
+    for tensor in (size for size in _POWERS if size <= machine.domain and _divides(shape, sequence_length, size)):
+        for context in (size for size in _POWERS if size == 1 or _cuts(sequence_length, size)):
             for pipeline in _pipelines(shape, devices // (tensor * context)):
                 for expert in _experts(shape, devices // pipeline.pipeline_model_parallel_size):
                     for micro_batch in (1, 2, 4, 8):
@@ -215,6 +218,11 @@ def layouts(shape: ModelShape, machine: Machine, devices: int, sequence_length: 
                             yield layout
 
 
+def _cuts(length: int, ranks: int) -> bool:
+    """Whether context-parallel ranks get two equal chunks each of a sequence, and parts worth the communication."""
+    return length % (2 * ranks) == 0 and length >= ranks * LEAST_PART
+
+
 def _possible(options: dict[str, Any]) -> Layout | None:
     try:
         layout = Layout(**options)
@@ -224,10 +232,11 @@ def _possible(options: dict[str, Any]) -> Layout | None:
     return None if layout.chunks > 1 and layout.micro_batches % layout.stages else layout
 
 
-def _divides_heads(shape: ModelShape, ranks: int) -> bool:
+def _divides(shape: ModelShape, length: int, ranks: int) -> bool:
+    """Heads, widths and, for sequence parallelism, the sequence."""
     heads, groups = shape.num_attention_heads or 1, shape.key_value_heads or 1
     grouped = shape.multi_latent_attention or groups % ranks == 0 or ranks % groups == 0
-    return heads % ranks == 0 and grouped and shape.ffn_size % ranks == 0
+    return heads % ranks == 0 and grouped and shape.ffn_size % ranks == 0 and length % ranks == 0
 
 
 def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:

@@ -175,6 +175,29 @@ def test_layouts(capsys):
     assert lines[3].startswith(f"8 x h100: {len(report['layouts'])} layouts fit, {report['too_large']} do not")
 
 
+def test_short_and_odd_sequences(capsys):
+    """One context rank takes sequences of any length."""
+    for length in ("256", "1001"):
+        options = ("--devices", "2", "--device-name", "H100", "--global-batch-size", "8", "--sequence-length", length)
+        report = planned(capsys, "tiny", *options)
+        assert report["sequence_length"] == int(length)
+        layouts = [one["layout"] for one in report["layouts"]]
+        assert {layout["context_parallel_size"] for layout in layouts} == {1}
+        assert {layout["tensor_model_parallel_size"] for layout in layouts} == ({1, 2} if length == "256" else {1})
+
+
+def test_a_batch_that_no_layout_shares(capsys):
+    assert main(["plan", "tiny", "--devices", "1024", "--device-name", "H100", "--global-batch-size", "7"]) == 0
+    assert "no layout of 1,024 x h100 shares the sequences of a step evenly" in capsys.readouterr().out
+
+
+def test_four_bits_fit_where_sixteen_do_not(capsys):
+    options = ("--devices", "1", "--device-name", "H100", "--global-batch-size", "8", "--sequence-length", "4k", "peft.dim=16")
+    assert not planned(capsys, "llama3-70b", *options, "peft.kind=lora")["layouts"]
+    (first, *_) = planned(capsys, "llama3-70b", *options, "peft.kind=qlora")["layouts"]
+    assert 35e9 < first["memory"]["weights"] < 41e9  # 4.127 bits of 68.5 G weights; the embeddings, 2.1 G, in bf16
+
+
 def test_what_does_not_fit(capsys):
     assert main(["plan", "llama3-70b", "--devices", "8", "--device-name", "H100", "--global-batch-size", "8"]) == 0
     assert "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 of 74.4 GiB a device" in capsys.readouterr().out
