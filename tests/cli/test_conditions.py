@@ -24,8 +24,8 @@ COUNTED = {
     "tiny": "megatron",
     "tiny_lora": "exact",
     "tiny_moe": "megatron",
-    "llama3_8b": "exact",
-    "llama3_70b_lora": "exact",
+    "train_llama3_8b": "exact",
+    "train_llama3_70b_lora": "exact",
     "gemma3-4b": "megatron",
     "deepseek-v3.2": "megatron",
 }
@@ -67,7 +67,7 @@ def test_the_ledger_takes_the_recipes_convention(capsys: pytest.CaptureFixture[s
 def test_columns_of_several_conventions_are_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     columns = printed(capsys, "compare", "tiny", "tiny_lora")
     assert [column["convention"] for column in columns] == ["megatron"] * 2
-    columns = printed(capsys, "compare", "tiny_lora", "llama3_8b")
+    columns = printed(capsys, "compare", "tiny_lora", "train_llama3_8b")
     assert [(column["convention"], column["tokens"]) for column in columns] == [("exact", 256)] * 2
 
 

@@ -53,13 +53,13 @@ CLAIMS: list[tuple[str, str, tuple[Callable[[], str], ...]]] = [
         lambda: f"{trained('tiny')['total'] / 1e3:.0f}", lambda: f"{trained('tiny')['total']:,}")),
     ("README.md", "FLOPs per token  {} M at 256 tokens, megatron convention", (
         lambda: f"{compile_plan(TINY).flops([256]) / 256 / 1e6:.2f}",)),
-    ("README.md", "more than {} published models", (
+    ("README.md", "- More than {} published models", (
         lambda: str(len(list((ROOT / "recipes/models").glob("*.yaml"))) // 100 * 100),)),
     ("docs/architecture.md", "A step of Llama 3.1 405B on 128 sequences of 128k tokens is {} FLOPs, more than 64 bits hold.", (
         lambda: f"{float(compile_plan(load_recipe('llama3.1-405b'), 'exact').flops([2**17] * 128)):.1e}".replace("+", ""),)),
     ("docs/callback.md", "of two ranks, one twice as slow shows {}", (lambda: f"{2 / ((1 + 2) / 2):.2f}",)),
     ("docs/faq.md", "a true 39 % on four context ranks is reported as {} %", (lambda: str(39 * 4),)),
-    ("docs/fine-tuning.md", "parameters       {} k ({}), {} k trained ({} %)", (
+    ("docs/fine-tuning.md", "parameters       {} k ({}), {} k trained ({}%)", (
         lambda: f"{trained('tiny_lora')['total'] / 1e3:.0f}", lambda: f"{trained('tiny_lora')['total']:,}",
         lambda: f"{trained('tiny_lora')['trainable'] / 1e3:.1f}",
         lambda: f"{100 * trained('tiny_lora')['trainable'] / trained('tiny_lora')['total']:.2f}")),

@@ -23,7 +23,7 @@ def validator(name: str) -> Any:
 
 #: Commands that the schema was not made from.
 COMMANDS = [
-    "flops deepseek_v3 --devices 1024 --explain",
+    "flops train_deepseek_v3 --devices 1024 --explain",
     "flops qwen2.5-vl-7b --sequence-lengths 4096,512 --image-size 1024x768 --passes forward",
     "flops nemotron-h-8b --convention palm --number-format mxfp8 --device-name B200",
     "compare gpt-oss-20b --convention megatron,executed --bytes-per-token 4",
