@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bridge.cli.console import JSON_VERSION
-from bridge.cli.main import commands_of, main, make_parser
+from bridge.cli.main import main
+from bridge.cli.parser import commands_of, make_parser
 
 jsonschema = pytest.importorskip("jsonschema")
 
