@@ -70,6 +70,7 @@ setup(
             "peft",
             "accelerate",
             "lightning",
+            "torchdata",
             "diffusers",
             "einops",
             "kubeflow-trainer-api",

@@ -5,8 +5,8 @@
     throughput = ThroughputLightningCallback(from_huggingface(model.config), convention="exact")
     Trainer(callbacks=[throughput], ...).fit(module, dataloader)
 
-Rows go to the Trainer's loggers under the number of completed optimizer steps; the micro-batches of
-``accumulate_grad_batches`` belong to one step.
+Rows go to the Trainer's loggers under the number of completed optimizer steps, in a W&B run under ``bridge/``; the micro-batches
+of ``accumulate_grad_batches`` belong to one step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any, Optional
 from bridge.flops import ConfigError
 from bridge.metrics.host import Host
 from bridge.metrics.trackers import Trackers
+from bridge.metrics.trackers.wandb import among_others
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 try:
     from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import WandbLogger
 except ImportError as error:
     raise ImportError("bridge.integrations.lightning_trainer needs Lightning: pip install lightning") from error
 
@@ -105,7 +107,7 @@ class _Loggers:
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         for logger in self._trainer.loggers:
-            logger.log_metrics(dict(metrics), step)
+            logger.log_metrics(among_others(metrics, step) if isinstance(logger, WandbLogger) else dict(metrics), step)
 
     def summary(self, facts: Mapping[str, Any]) -> None: ...
 

@@ -72,6 +72,8 @@ def _padding(mask: Array) -> Array:
     kind = mask.dtype.kind
     if kind == "b" or not mask.size:
         return _counts(mask)
+    if kind in "iu" and mask.view(f"u{mask.itemsize}").max() <= 1:  # nearly all are; in unsigned numbers a negative is large
+        return mask.sum(axis=1, dtype=np.int64)
     least, most = mask.min(), mask.max()
     if kind == "f" and (least < 0 or not np.any(mask)):
         return _counts(_shown_by_sum(mask, least, most))

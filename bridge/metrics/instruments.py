@@ -206,14 +206,21 @@ class Instruments:
         try:
             return call()
         except Exception as error:
-            self._broken.add(what)
-            logger.warning("%s is not reported from here on: %s: %s", what, type(error).__name__, error)
-            logger.debug("the exception", exc_info=error)
+            self._break(what, error)
             return None
+
+    def _break(self, what: str, error: Exception) -> None:
+        self._broken.add(what)
+        logger.warning("%s is not reported from here on: %s: %s", what, type(error).__name__, error)
+        logger.debug("the exception", exc_info=error)
 
     def _each(self, instruments: Iterable[tuple[Kind, Instrument]], call: Callable[[Instrument], Any]) -> None:
         for kind, instrument in instruments:
-            self.attempt(kind.what, partial(call, instrument))
+            if kind.what not in self._broken:
+                try:
+                    call(instrument)
+                except Exception as error:
+                    self._break(kind.what, error)
 
 
 def _end_sample(instrument: Instrument) -> None:

@@ -118,7 +118,7 @@ class Meter:
         if self._instruments.samples:
             self._counted[_SAMPLED] = BatchStatistics(layout)
         self._every = self._instruments.every if self._instruments.samples else 0
-        self._block, self._sampled_at = -1, 0
+        self._block, self._sampled_at = range(0), 0
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
         self.needs_images = self._batch.needs_images
         """Whether batches are looked through for images."""
@@ -159,7 +159,10 @@ class Meter:
             self.add_lengths(lambda: read_lengths(batch, images=self.needs_images), waited_ns)
             return
         self._waited_ns += waited_ns
-        self.attempt(lambda: self._batch.keep(kept))
+        try:
+            self._batch.keep(kept)
+        except Exception as error:
+            self.fail(error)
 
     def add_lengths(self, read: Callable[[], Optional[BatchLengths]], waited_ns: int = 0) -> None:
         """Count the micro-batch whose lengths ``read`` returns; if it raises NoLengths, one that could not be read."""
@@ -229,11 +232,12 @@ class Meter:
         """One step in each block of so many; which one follows from the block alone, so that all ranks sample the same."""
         if not self._every:
             return False
-        block, position = divmod(step - 1, self._every)
-        if block != self._block:
+        if step not in self._block:
+            block = (step - 1) // self._every
+            self._block = range(block * self._every + 1, (block + 1) * self._every + 1)
             # Neither the first, which may be warm-up, nor the last, which a device may not have finished at the log point.
-            self._block, self._sampled_at = block, 1 + _mixed(block) % max(1, self._every - 2)
-        return position == self._sampled_at
+            self._sampled_at = self._block[1 + _mixed(block) % max(1, self._every - 2)]
+        return step == self._sampled_at
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""

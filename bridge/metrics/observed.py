@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bridge.metrics.spans import DATA, span
+from bridge.metrics.spans import DATA, listening
 
 Observer = Callable[[Any, int], None]
 """Called with a batch and the nanoseconds that its loader took."""
@@ -79,9 +79,15 @@ class _Proxy:
         return _itself, (self.__data,)
 
     def _tell(self, take: Callable[[], Any]) -> Any:
-        start = time.perf_counter_ns()
-        with span(DATA):
+        spans, start = listening(), time.perf_counter_ns()
+        if spans is None:
             batch = take()
+        else:
+            spans.push(DATA)
+            try:
+                batch = take()
+            finally:
+                spans.pop(DATA)
         waited = time.perf_counter_ns() - start
         _waited[0] += waited
         self.__observer(batch, waited)

@@ -7,9 +7,10 @@ version counter sees.  What needs more than that (a mask, positions, images, ano
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -34,8 +35,7 @@ class Shaped:
         return len(self.shape)
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """Offsets of packed sequences, by their name, and the shape of their tokens."""
 
     shape: Shape
@@ -75,26 +75,44 @@ def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
     """
     if type(batch) is not dict:
         return None
-    get = batch.get
-    name = next((name for name in TOKEN_NAMES if get(name) is not None), None)
-    if name is None or get("packed_seq_params") is not None or (images and any(get(name) is not None for name in IMAGE_NAMES)):
+    form = _form(tuple([name for name, value in batch.items() if value is not None]), images)
+    if form is None:
         return None
-    tokens = get(name)
+    tokens_name, name, argmin_name = form
+    tokens = batch[tokens_name]
     if not isinstance(tokens, (torch.Tensor, np.ndarray)) or getattr(tokens, "is_nested", False):
         return None
-    for offsets_name in OFFSET_NAMES:
-        if (offsets := get(offsets_name)) is not None:
-            return _packed(tuple(tokens.shape), offsets_name, offsets, get(offsets_name + "_argmin"))
-    if get("attention_mask") is not None or get(FLATTENED) is not None:
-        return None
-    if name != "tokens" and get("tokens") is None and any(get(name) is not None for name in POSITION_NAMES):
-        return None
-    return tuple(tokens.shape)
+    shape = tuple(tokens.shape)
+    if name is None:
+        return shape
+    offsets = _copied(batch[name])
+    argmin = None if argmin_name is None else _copied(batch[argmin_name])
+    return None if offsets is None or (argmin_name and argmin is None) else Packed(shape, name, offsets, argmin)
 
 
-def _packed(shape: Shape, name: str, offsets: Any, argmin: Any) -> Optional[Packed]:
-    copied, end = _copied(offsets), None if argmin is None else _copied(argmin)
-    return None if copied is None or (argmin is not None and end is None) else Packed(shape, name, copied, end)
+class _Form(NamedTuple):
+    """Names of what is kept of a micro-batch."""
+
+    tokens: str
+    offsets: Optional[str] = None
+    argmin: Optional[str] = None
+
+
+@functools.lru_cache(maxsize=256)
+def _form(names: tuple[Any, ...], images: bool) -> Optional[_Form]:
+    """What is kept where these names hold something, which in a run are nearly always the same; None: it must be read now."""
+    tokens = next((name for name in TOKEN_NAMES if name in names), None)
+    if tokens is None or "packed_seq_params" in names or (images and not set(IMAGE_NAMES).isdisjoint(names)):
+        return None
+    for offsets in OFFSET_NAMES:
+        if offsets in names:
+            argmin = offsets + "_argmin"
+            return _Form(tokens, offsets, argmin if argmin in names else None)
+    if "attention_mask" in names or FLATTENED in names:
+        return None
+    if "tokens" not in names and not set(POSITION_NAMES).isdisjoint(names):
+        return None
+    return _Form(tokens)
 
 
 def _copied(value: Any) -> Any:
@@ -102,12 +120,10 @@ def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         if not value.is_cpu or value.is_nested:
             return None
-        return value.reshape(-1).numpy().copy() if not value.ndim else _few(value)
+        if not value.ndim:
+            return value.reshape(-1).numpy().copy()
+        return value.tolist() if value.numel() <= _FEW else value.detach().numpy().copy()
     return value.copy() if isinstance(value, np.ndarray) else None
-
-
-def _few(value: torch.Tensor) -> Any:
-    return value.tolist() if value.numel() <= _FEW else value.detach().numpy().copy()
 
 
 def restored(kept: Snapshot) -> dict[str, Any]:

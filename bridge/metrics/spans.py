@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
@@ -34,6 +33,8 @@ class Phase(Enum):
     COMPUTE_WAIT = "compute_wait"
     GRADIENTS_WAIT = "gradients_wait"
     OTHER_WAIT = "other_wait"
+
+    __hash__ = object.__hash__  # an enum's own is a Python function, and phases are keys all the time
 
 
 FORWARD, BACKWARD, DATA, WAIT, OPTIMIZER = "forward-compute", "backward-compute", "data", "wait", "optimizer"
@@ -158,6 +159,11 @@ class Spans:
         """Spans that have ended in this step so far."""
         return len(self._ended)
 
+    @property
+    def unread(self) -> int:
+        """Steps that were not read yet."""
+        return len(self._unread)
+
     # ---- between steps ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -218,20 +224,6 @@ class Spans:
 
 _listening: Optional[Spans] = None
 """Who is told of waits and of batches: the spans of the training that this process runs."""
-
-
-@contextmanager
-def span(name: str) -> Iterator[None]:
-    """Mark what happens inside as a span of the training that runs, if there is one."""
-    spans = _listening
-    if spans is None:
-        yield
-        return
-    spans.push(name)
-    try:
-        yield
-    finally:
-        spans.pop(name)
 
 
 def listen(spans: Optional[Spans]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Optional
 
@@ -58,7 +59,7 @@ class Shape:
     stages: int = 1
     chunks: int = 1
 
-    @property
+    @cached_property
     def entries(self) -> tuple[str, ...]:
         """Names of the summed integers, nanoseconds but for the counts."""
         return (
@@ -138,9 +139,11 @@ class RankTimes:
     def _minima(self, sample: Step) -> list[int]:
         own: list[int] = []
         for phase, kept in WAITS_KEPT.items():
-            waits = [seconds for one, seconds in sample.waits if one is phase and self.shape.is_mutual(phase)]
-            together = (_ns(sum(waits[_stretch(slot, len(waits), kept)])) for slot in range(kept))
-            own += [len(waits), -len(waits), *together]
+            waits = [seconds for one, seconds in sample.waits if one is phase] if self.shape.is_mutual(phase) else []
+            count = len(waits)
+            if count > kept:
+                waits = [sum(waits[_stretch(slot, count, kept)]) for slot in range(kept)]
+            own += [count, -count, *map(_ns, waits), *[0] * (kept - len(waits))]
         others = [_NEVER] * _WIDTH
         return [value for stage in range(self.shape.stages) for value in (own if stage == self.stage else others)]
 

@@ -97,6 +97,7 @@ class Layout:
         self.index = {name: position for names in (self.names, self.maxima) for position, name in enumerate(names)}
         self.kept = frozenset(name for part in self.slices if part.kept for name in part.names)
         self._slices = {part.name: part for part in self.slices}
+        self._ranges = {name: self._range_of(part) for name, part in self._slices.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._slices
@@ -107,10 +108,10 @@ class Layout:
 
     def range(self, name: str) -> range:
         """Positions of a slice among the sums, or among the maxima; empty where there is no such slice."""
-        part = self._slices.get(name)
-        if part is None or not part.size:
-            return range(0)
-        start = self.index[part.names[0]]
+        return self._ranges.get(name, range(0))
+
+    def _range_of(self, part: Slice) -> range:
+        start = self.index[part.names[0]] if part.size else 0
         return range(start, start + part.size)
 
     def zeros(self) -> list[int]:
@@ -123,16 +124,18 @@ class Layout:
         Raises:
             ValueError: a number that is not finite, or not as many as there are entries.
         """
-        part = self._slices[name]
+        place = self._ranges[name]
         numbers = reading if isinstance(reading, (list, tuple)) else [reading]
-        for position, number in zip(self.range(name), numbers, strict=True):
-            vector[position] += _fixed(number, name) if part.reduce is Reduce.FLOAT else number
+        if self._slices[name].reduce is Reduce.FLOAT:
+            numbers = [_fixed(number, name) for number in numbers]
+        before = vector[place.start : place.stop]
+        vector[place.start : place.stop] = [a + b for a, b in zip(before, numbers, strict=True)]
 
     def get(self, vector: Sequence[int], name: str) -> list[Any]:
         """The entries of a slice, as they were added."""
-        part = self._slices[name]
-        values = [vector[position] for position in self.range(name)]
-        return [value / _UNIT for value in values] if part.reduce is Reduce.FLOAT else values
+        place = self._ranges[name]
+        values = list(vector[place.start : place.stop])
+        return [value / _UNIT for value in values] if self._slices[name].reduce is Reduce.FLOAT else values
 
 
 def _fixed(number: Union[int, float], name: str) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from bridge.flops.plan_cache import CAPACITY, PlanCache
+from bridge.flops.plan_cache import CAPACITY, MANY, PlanCache
 from bridge.flops.shapes import ModelShape
 
 FIELDS = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100, "moe_layer_freq": [1, 0, 1, 0]}
@@ -62,6 +62,28 @@ def test_reused_until_a_field_changes(kind):
     cfg.model = kind(**FIELDS)
     assert [cache(cfg), cache(cfg)] == [8, 8]
     assert len(calls) == 8
+
+
+@pytest.mark.parametrize("more", [0, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("kind", [SimpleNamespace, dict], ids=lambda kind: kind.__name__)
+def test_a_field_of_another_name_is_a_change_whatever_its_value(kind, more):
+    """Values alone would not tell: the last two are equal."""
+    cache, _ = counting_cache()
+    given = {f"option_{i}": None for i in range(more)}
+    model = kind(**FIELDS, **given, qk_layernorm=True, add_bias_linear=True)
+    fields = model if isinstance(model, dict) else vars(model)
+    cfg = Config(model)
+    assert [cache(cfg), cache(cfg)] == [1, 1]
+    fields["attention_output_gate"] = fields.pop("add_bias_linear")
+    assert [cache(cfg), cache(cfg)] == [2, 2]
+    fields["add_bias_linear"] = fields.pop("qk_layernorm")
+    assert [cache(cfg), cache(cfg)] == [3, 3]
+    del fields["add_bias_linear"]
+    assert [cache(cfg), cache(cfg)] == [4, 4]
+    fields.clear()
+    assert [cache(cfg), cache(cfg)] == [5, 5]
+    fields["num_layers"] = 4
+    assert [cache(cfg), cache(cfg)] == [6, 6]
 
 
 def test_two_configurations_of_the_same_content_are_two_entries():

@@ -108,6 +108,33 @@ def test_rows_reach_the_loggers_at_optimizer_steps(trained):
     assert "throughput/data_wait_fraction" not in latest
 
 
+def test_a_wandb_logger_has_them_under_a_name_of_ours(tmp_path, monkeypatch):
+    """A real run, offline, read back: the module's key of the same name stays the module's."""
+    pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    from bridge.report.host_log import tell_apart
+    from bridge.report.run_file import read_run
+
+    class Named(Module):
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            self.log("throughput/tflops/device", 588.0)
+            return super().training_step(batch, number)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    module, logger = Named(), WandbLogger(save_dir=tmp_path, project="test")
+    throughput = ThroughputLightningCallback(from_huggingface(module.model.config), convention="exact")
+    lightning.Trainer(callbacks=[throughput], **options(tmp_path, max_steps=2, logger=logger)).fit(module, loader(12))
+    logger.experiment.finish()
+    (file,) = tmp_path.rglob("run-*.wandb")
+    run = read_run(file)
+    ours = [row for row in run.rows if "bridge/step" in row]
+    assert [(row["bridge/step"], row["bridge/throughput/total_flops"]) for row in ours] == [(2, flops(module.seen))]
+    assert {row["throughput/tflops/device"] for row in run.rows if "throughput/tflops/device" in row} == {588.0}
+    tell_apart(run)
+    assert [row["throughput/total_flops"] for row in run.rows if "throughput/total_flops" in row] == [flops(module.seen)]
+
+
 def test_totals_go_on_after_a_restart(trained, tmp_path):
     saved = torch.load(trained["folder"] / "model.ckpt", weights_only=True)["callbacks"]["ThroughputLightningCallback"]
     assert saved["total_flops"] == flops(trained["module"].seen)

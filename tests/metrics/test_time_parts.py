@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.metrics.spans import Phase, Spans, Timers, listen, span
+from bridge.metrics.observed import observed
+from bridge.metrics.spans import Phase, Spans, Timers, listen
 from bridge.metrics.time_parts import PASSES_KEPT, WAITS_KEPT, Measured, RankTimes, Shape, measured, time_parts
 from bridge.metrics.why import REMEDIES, waterfall, why
 
@@ -189,8 +190,7 @@ def test_the_loops_own_timers_go_on():
 
 def test_nobody_listens():
     listen(None)
-    with span("data"):
-        pass
+    assert next(observed(iter(["a batch"]), lambda batch, waited_ns: None)) == "a batch"
 
 
 # ---- over all ranks -------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ class AttachedWandb:
         """A row of ours joins the one that the loop is about to complete; where it completes none, ours are completed here."""
         if self._logged_at is not None and self._run.step == self._logged_at:
             self._run.log({}, commit=True)
-        self._run.log({self.STEP: step, **_ours(metrics)}, commit=False)
+        self._run.log(among_others(metrics, step), commit=False)
         self._logged_at = self._run.step
 
     def summary(self, facts: Metrics) -> None:
@@ -195,6 +195,11 @@ class AttachedWandb:
 
     def how_to_look(self) -> list[str]:
         return []
+
+
+def among_others(metrics: Metrics, step: int) -> dict[str, Any]:
+    """A row of ours as it stands in somebody else's run."""
+    return {AttachedWandb.STEP: step, **_ours(metrics)}
 
 
 def _ours(values: Metrics) -> dict[str, Any]:
