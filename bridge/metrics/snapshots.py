@@ -90,12 +90,8 @@ def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
     return None if offsets is None or (argmin_name and argmin is None) else Packed(shape, name, offsets, argmin)
 
 
-class _Form(NamedTuple):
-    """Names of what is kept of a micro-batch."""
-
-    tokens: str
-    offsets: Optional[str] = None
-    argmin: Optional[str] = None
+#: Names of what is kept of a micro-batch: tokens, offsets, where these end.
+_Form = tuple[str, Optional[str], Optional[str]]
 
 
 @functools.lru_cache(maxsize=256)
@@ -107,12 +103,12 @@ def _form(names: tuple[Any, ...], images: bool) -> Optional[_Form]:
     for offsets in OFFSET_NAMES:
         if offsets in names:
             argmin = offsets + "_argmin"
-            return _Form(tokens, offsets, argmin if argmin in names else None)
+            return tokens, offsets, argmin if argmin in names else None
     if "attention_mask" in names or FLATTENED in names:
         return None
     if "tokens" not in names and not set(POSITION_NAMES).isdisjoint(names):
         return None
-    return _Form(tokens)
+    return tokens, None, None
 
 
 def _copied(value: Any) -> Any:

@@ -97,7 +97,8 @@ class Layout:
         self.index = {name: position for names in (self.names, self.maxima) for position, name in enumerate(names)}
         self.kept = frozenset(name for part in self.slices if part.kept for name in part.names)
         self._slices = {part.name: part for part in self.slices}
-        self._ranges = {name: self._range_of(part) for name, part in self._slices.items()}
+        starts = {part.name: self.index[part.names[0]] if part.size else 0 for part in self.slices}
+        self._ranges = {part.name: range(starts[part.name], starts[part.name] + part.size) for part in self.slices}
 
     def __contains__(self, name: object) -> bool:
         return name in self._slices
@@ -109,10 +110,6 @@ class Layout:
     def range(self, name: str) -> range:
         """Positions of a slice among the sums, or among the maxima; empty where there is no such slice."""
         return self._ranges.get(name, range(0))
-
-    def _range_of(self, part: Slice) -> range:
-        start = self.index[part.names[0]] if part.size else 0
-        return range(start, start + part.size)
 
     def zeros(self) -> list[int]:
         """A vector of nothing."""
