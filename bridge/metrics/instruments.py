@@ -129,6 +129,7 @@ class Instruments:
         self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
         self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
         self._sampled = [pair for pair in self._opened if pair not in self._always]
+        self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
         self._running = False
 
     @property
@@ -169,9 +170,8 @@ class Instruments:
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
         """What instruments counted in a step goes into the sums of its micro-batches. May raise: work hangs on it."""
-        for _, instrument in self._opened:
-            if hasattr(instrument, "add_counts"):
-                instrument.add_counts(batch, skipped=skipped)
+        for instrument in self._counting:
+            instrument.add_counts(batch, skipped=skipped)
 
     def lap(self) -> dict[str, Any]:
         """Readings by slice, of the instruments that have one."""

@@ -78,14 +78,14 @@ class _Proxy:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _itself, (self.__data,)
 
-    def _tell(self, take: Callable[[], Any]) -> Any:
+    def _tell(self, take: Callable[..., Any], *arguments: Any) -> Any:
         spans, start = listening(), time.perf_counter_ns()
         if spans is None:
-            batch = take()
+            batch = take(*arguments)
         else:
             spans.push(DATA)
             try:
-                batch = take()
+                batch = take(*arguments)
             finally:
                 spans.pop(DATA)
         waited = time.perf_counter_ns() - start
@@ -112,15 +112,15 @@ def _forwarded(name: str) -> Callable[..., Any]:
 
 
 def _next(self: Any) -> Any:
-    return self._tell(functools.partial(next, self._Proxy__data))
+    return self._tell(next, self._Proxy__data)
 
 
 def _send(self: Any, value: Any) -> Any:
-    return self._tell(functools.partial(self._Proxy__data.send, value))
+    return self._tell(self._Proxy__data.send, value)
 
 
 def _throw(self: Any, *error: Any) -> Any:
-    return self._tell(functools.partial(self._Proxy__data.throw, *error))
+    return self._tell(self._Proxy__data.throw, *error)
 
 
 #: Methods that hand out batches.

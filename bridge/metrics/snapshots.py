@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from itertools import pairwise
+from operator import sub
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -51,15 +51,13 @@ class Packed(NamedTuple):
         if len(offsets) == 1 and type(offsets[0]) is list:
             offsets = offsets[0]
         width = self.shape[-1] if len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[0] == 1) else -1
-        if type(offsets[0]) is not int or offsets[0] != 0 or max(offsets) > width:  # of one array: all are of one type
+        if type(offsets[0]) is not int or offsets[0] != 0:  # of one array: all are of one type
             return None
-        lengths = [end - start for start, end in pairwise(offsets)]
-        if lengths and min(lengths) < 0:  # the filler, -1 or 0
-            inside = next(place for place, length in enumerate(lengths) if length < 0)
-            if max(offsets[inside + 1 :]) > 0:
-                return None
-            del lengths[inside:]
-        return lengths
+        lengths = list(map(sub, offsets[1:], offsets))
+        if min(lengths, default=0) >= 0:
+            return lengths if offsets[-1] <= width else None
+        inside = next(place for place, length in enumerate(lengths) if length < 0)  # then comes the filler, -1 or 0
+        return lengths[:inside] if max(offsets) <= width and max(offsets[inside + 1 :]) <= 0 else None
 
 
 Snapshot = Union[Shape, Packed]
@@ -112,13 +110,14 @@ def _form(names: tuple[Any, ...], images: bool) -> Optional[_Form]:
 
 
 def _copied(value: Any) -> Any:
-    """Numbers on the host; None where there are none to copy."""
+    """Numbers on the host; None where there are none to copy. Nested tensors raise."""
     if isinstance(value, torch.Tensor):
-        if not value.is_cpu or value.is_nested:
+        if not value.is_cpu:
             return None
-        if not value.ndim:
-            return value.reshape(-1).numpy().copy()
-        return value.tolist() if value.numel() <= _FEW else value.detach().numpy().copy()
+        if value.numel() > _FEW:
+            return value.detach().numpy().copy()
+        copied = value.tolist()
+        return copied if type(copied) is list else [copied]
     return value.copy() if isinstance(value, np.ndarray) else None
 
 
