@@ -131,7 +131,7 @@ class Meter:
         self._failed = self._lost = self._warned_unread = False
         # On this rank since the last launch.
         self._step = 0
-        self._warm = self._launched = False
+        self._warm = self._launched = self._paused = False
         self._steps = self._timed_steps = 0
         self._waited_ns = 0
         self._own_work: Optional[int] = 0
@@ -193,7 +193,7 @@ class Meter:
 
     def start_step(self) -> None:
         """A step begins; time runs again if something had paused it."""
-        if self._warm:
+        if self._paused:
             self.resume()
         if self._part is _SAMPLED:
             self._instruments.start_sample()
@@ -213,7 +213,10 @@ class Meter:
         self._timed_steps += was_warm
         self.unreported_steps += 1
         self._instruments.end_step(sampled=self._part is _SAMPLED)
-        self.attempt(lambda: self._close_step(skipped, warm_up=not was_warm))
+        try:
+            self._close_step(skipped, warm_up=not was_warm)
+        except Exception as error:
+            self.fail(error)
 
     def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
         self._instruments.add_counts(self._batch, skipped=skipped)
@@ -225,8 +228,7 @@ class Meter:
         self._batch.begin_step()
         if warm_up:
             self.overhead_ns, self._waited_ns = -self._instruments.overhead_ns, 0
-            self._timer.run()
-            self._instruments.run()
+            self.resume()
 
     def _is_sampled(self, step: int) -> bool:
         """One step in each block of so many; which one follows from the block alone, so that all ranks sample the same."""
@@ -241,12 +243,14 @@ class Meter:
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""
+        self._paused = True
         self._instruments.pause()
         self.attempt(self._timer.pause)
 
     def resume(self) -> None:
         """Training goes on."""
         if self._warm:
+            self._paused = False
             self.attempt(self._timer.run)
             self._instruments.run()
 
