@@ -18,7 +18,8 @@ from benchmarks.rows import Row, Unavailable
 
 FEW, MANY = 300, 1500
 """Steps; two runs of the same differ by 5,000 instructions a step where the difference is below 1,000 steps."""
-TARGET = 100_000
+TARGET, GUARD = 100_000, 145_000
+"""What is wanted, and what it has come down to from 180,000."""
 
 
 def loop(steps: int, callback: bool) -> None:
@@ -75,7 +76,7 @@ def rows() -> Iterator[Row]:
     found = instructions()
     with_it, without = ((found[MANY, on] - found[FEW, on]) / (MANY - FEW) for on in (True, False))
     note = "cachegrind; two packed micro-batches, no log point, no model"
-    yield Row("instructions of the callback", with_it - without, "a step", TARGET, note, guard=True)
+    yield Row("instructions of the callback", with_it - without, "a step", TARGET, note, GUARD)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Row:
         value: the figure, in ``unit``; less is better where there is a target.
         target: what it should stay below; None: there is none.
         note: how far the figure can be trusted, or what it stands for.
-        guard: no load disturbs it: one that misses its target is a failure.
+        guard: of a figure that no load disturbs: more than this is a failure.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Row:
     unit: str
     target: Optional[float] = None
     note: str = ""
-    guard: bool = False
+    guard: Optional[float] = None
 
     @property
     def met(self) -> Optional[bool]:
