@@ -102,11 +102,8 @@ def _form(names: tuple[Any, ...], images: bool) -> Optional[_Form]:
         if offsets in names:
             argmin = offsets + "_argmin"
             return tokens, offsets, argmin if argmin in names else None
-    if "attention_mask" in names or FLATTENED in names:
-        return None
-    if "tokens" not in names and not set(POSITION_NAMES).isdisjoint(names):
-        return None
-    return tokens, None, None
+    decisive = ("attention_mask", FLATTENED, *(() if "tokens" in names else POSITION_NAMES))
+    return (tokens, None, None) if set(decisive).isdisjoint(names) else None
 
 
 def _copied(value: Any) -> Any:
