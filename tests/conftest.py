@@ -17,6 +17,7 @@ LEFT_TO_TEST_ALL = re.compile(
     r"""
       explorer/test_browser\.py                                   # a real browser; the page's tabs and server are tested without
     | training/test_parallel_training\.py::test_four_ranks        # two ranks have 29 layouts
+    | training/test_expert_straggler\.py                        # by hand: test_expert_shares.py
     | training/test_routing\.py::test_(two_ranks|four_ranks|the_callback)  # one rank has the same cases
     | planning/test_(memory|communication)\.py::test_four_ranks
     | planning/test_search\.py::test_nvidias_layout
@@ -41,6 +42,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | planning/test_memory\.py::test_two_ranks
     | planning/test_activations\.py::.*\[(?!gqa)
     | metrics/test_place\.py::test_each_batch_counts_once
+    | metrics/test_dealt\.py::test_.*on_four_ranks                # two ranks have the same rule
     | oracle/test_vision_training\.py
     | integrations/test_transformers_trainer_models\.py::.*\[(?!gemma)
     | oracle/test_vision\.py::.*-[12]\]                           # draws after the first

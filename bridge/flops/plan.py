@@ -460,13 +460,14 @@ class Plan:
     def stage_coefficients(self, layout: Layout) -> dict[str, list[Coefficients]]:
         """What prices each stage of a layout, for each set of passes; compiled once a layout."""
         if layout not in self._stages:
-            stage_of = self._placement(layout).stage
+            stage_of = self.placement(layout).stage
             found = self._grouped(map(stage_of, self._places))
             none, stages = self._coefficients({}, ()), range(layout.pipeline_model_parallel_size)
             self._stages[layout] = {name: [split.get(stage, none) for stage in stages] for name, split in found.items()}
         return self._stages[layout]
 
-    def _placement(self, layout: Layout) -> Placement:
+    def placement(self, layout: Layout) -> Placement:
+        """On which stage of a layout everything stands."""
         layers = [term.place for term in self.terms if isinstance(term.place, int)]
         depths = {term.path.split(".", 3)[2] for term in self.terms if term.place is Place.MTP}
         return layout.place(max(layers, default=-1) + 1, len(depths))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
-from bridge.flops.plan import Plan
+from bridge.flops.plan import Number, Plan
 from bridge.flops.statistics import Over, Statistic
-from bridge.flops.terms import Pass, Role, Term
+from bridge.flops.terms import Pass, Place, Role, Term
 
 _EXPERTS = ".experts."
 #: What is no longer left out once routers tell.
@@ -40,6 +40,19 @@ def expert_layers(plan: Plan) -> dict[str, int]:
     """Path of every layer of experts -> which it is, from 0; those of models that only look on are not among them."""
     paths = (term.path.partition(_EXPERTS)[0] for term in plan.terms if _is_routed(term))
     return {path: number for number, path in enumerate(dict.fromkeys(paths))}
+
+
+def expert_places(plan: Plan) -> list[int | Place]:
+    """Where in the model each of these layers stands, by its number."""
+    layers = expert_layers(plan)
+    return list({layers[term.path.partition(_EXPERTS)[0]]: term.place for term in plan.terms if _is_routed(term)}.values())
+
+
+def assignment_flops(plan: Plan) -> list[Number]:
+    """Training FLOPs of one token's visit to one expert, of each layer of experts."""
+    as_routed = routed(plan)
+    visits = [assignments(layer) for layer in expert_layers(plan).values()]
+    return [as_routed.evaluate([int(one == visit) for one in as_routed.statistics]) for visit in visits]
 
 
 def expert_count(plan: Plan) -> int:

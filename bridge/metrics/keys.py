@@ -115,10 +115,14 @@ THROUGHPUT = (
     Key(
         "throughput/compute_time/slowest_<dimension>",
         "index",
-        "where it stands: data_parallel, pipeline, tensor, context; those of more than one rank",
+        "where it stands: data_parallel, pipeline, tensor, context, expert; those of more than one rank",
     ),
     Key("throughput/imbalance/compute", "ratio", "compute time of the slowest rank over the mean"),
-    Key("throughput/imbalance/work", "ratio", "work of the same rank over the mean: what its data and its stage explain"),
+    Key(
+        "throughput/imbalance/work",
+        "ratio",
+        "work of the same rank over the mean: what its data, its stage and its experts explain",
+    ),
     Key("throughput/imbalance/device", "ratio", "imbalance/compute over imbalance/work: what its work does not explain"),
     Key("throughput/energy", "J", "energy of all devices in the timed part of the interval"),
     Key("throughput/power", "W", "the same / seconds / world size"),

@@ -42,6 +42,7 @@ class Place:
         dimensions: those of more than one rank, in which a rank is placed.
         group: the ranks that are summed over; None: all of the job.
         told: whether somebody said so; else it is a guess, see :mod:`bridge.metrics.sharing`.
+        dealt: samples are dealt out to ranks by a schedule, and several ranks may share one (:mod:`bridge.metrics.dealt`).
     """
 
     rank: int = 0
@@ -57,6 +58,7 @@ class Place:
     dimensions: tuple[Dimension, ...] = ()
     group: Any = None
     told: bool = True
+    dealt: bool = False
     _seen: Any = field(default_factory=lambda: all_ranks(), repr=False, compare=False)
     """All ranks of the job when this was read."""
 
@@ -174,6 +176,7 @@ def _of_megatron(state: Any) -> Place:
         "pipeline": state.get_pipeline_model_parallel_group(),
         "context": state.get_context_parallel_group(),
         "tensor": state.get_tensor_model_parallel_group(),
+        "expert": state.get_expert_model_parallel_group(),
     }
     ranks = {name: dist.get_process_group_ranks(group) for name, group in groups.items()}
     others = [groups[name].rank() for name in ("pipeline", "context", "tensor")]

@@ -6,7 +6,8 @@ are CUDA events and nothing waits for them; on a CPU they are processor time of 
 costs none.
 
 The ratio of the slowest rank's time to the mean time is split into factors: its replica's work over the mean
-replica's, its pipeline stage's over the mean stage's, and the rest, which its work does not explain.
+replica's, its pipeline stage's over the mean stage's, its experts' over that of all ranks' experts, and the rest, which its
+work does not explain.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bridge.metrics.timing import Clock, CudaClock, ThreadClock
 from bridge.metrics.vector import HEAVIEST, MAX_ENTRIES, REPLICA_WORK, Reduce, Slice
 
 if TYPE_CHECKING:
+    from bridge.metrics.expert_shares import ExpertShares
     from bridge.metrics.throughput import Interval, Metrics, Work
 
 #: From here on the slowest rank is worth a line on the console.
@@ -203,6 +205,7 @@ class ComputeTime:
         rank: the slowest. place: its index in each parallel dimension, by name.
         data: work of its data-parallel replica over the mean replica's; None if unknown.
         stage: work of its pipeline stage over the mean stage's; None if unknown.
+        experts: its work with what its experts were given over that with the mean of all ranks; None if unknown.
         at_most: ``data`` is an upper bound: the largest of all replicas.
     """
 
@@ -212,6 +215,7 @@ class ComputeTime:
     place: Mapping[str, int] = field(default_factory=dict)
     data: Optional[float] = 1.0
     stage: Optional[float] = 1.0
+    experts: Optional[float] = 1.0
     at_most: bool = False
 
     @property
@@ -222,7 +226,9 @@ class ComputeTime:
     @property
     def work(self) -> Optional[float]:
         """The part of it that its work explains."""
-        return None if not self.data or not self.stage else self.data * self.stage
+        if not self.data or not self.stage or not self.experts:
+            return None
+        return self.data * self.stage * self.experts
 
     @property
     def device(self) -> Optional[float]:
@@ -231,10 +237,16 @@ class ComputeTime:
 
     @property
     def cause(self) -> Optional[str]:
-        """The largest factor: ``longer data``, ``heavier pipeline stage``, ``slow device``; None: no straggler, or unknown."""
-        if self.imbalance < _WORTH_TELLING or not self.data or not self.stage or not self.device:
+        """The largest factor: ``longer data``, ``heavier pipeline stage``, ``fuller experts``, ``slow device``; None: no
+        straggler, or unknown."""
+        if self.imbalance < _WORTH_TELLING or not self.data or not self.stage or not self.experts or not self.device:
             return None
-        factors = {"longer data": self.data, "heavier pipeline stage": self.stage, "slow device": self.device}
+        factors = {
+            "longer data": self.data,
+            "heavier pipeline stage": self.stage,
+            "fuller experts": self.experts,
+            "slow device": self.device,
+        }
         return max(factors, key=lambda name: factors[name])
 
     def metrics(self, interval: Interval) -> Metrics:
@@ -253,9 +265,10 @@ class ComputeTime:
         """For the console."""
         place = ", ".join(f"{name} {index}" for name, index in self.place.items())
         most, least = ("at most ", "at least ") if self.at_most else ("", "")
+        experts = "" if self.experts == 1 else f"experts {self.experts:.2f} x, "
         return (
             f"rank {self.rank}{f' ({place})' if place else ''} computes {self.imbalance:.2f} x as long as the mean rank: "
-            f"{self.cause} (data {most}{self.data:.2f} x, stage {self.stage:.2f} x, device {least}{self.device:.2f} x)"
+            f"{self.cause} (data {most}{self.data:.2f} x, stage {self.stage:.2f} x, {experts}device {least}{self.device:.2f} x)"
         )
 
 
@@ -265,13 +278,14 @@ class ComputeTimes(Kind):
     Args:
         place: of this process.
         model: the chunks on this rank.
+        experts: what tells how full each rank's are; None: nobody does.
     """
 
     what = COMPUTE_TIME
     sampled = True
 
-    def __init__(self, place: Place, model: Any = None) -> None:
-        self._place, self._model = place, model
+    def __init__(self, place: Place, model: Any = None, experts: Optional[ExpertShares] = None) -> None:
+        self._place, self._model, self._experts = place, model, experts
         each = Slice("rank_compute_ns", place.world) if place.world <= MAX_ENTRIES else Slice("slowest_rank", reduce=Reduce.MAX)
         self.slices = (Slice("compute_ns"), each)
 
@@ -298,7 +312,12 @@ class ComputeTimes(Kind):
         stage: Optional[float] = 1.0
         if place.pipeline > 1:
             stage = ratio_to_mean(work.stage_work, stands.get("pipeline"))
-        return ComputeTime(mean=mean, slowest=slowest, rank=rank, place=stands, data=data, stage=stage, at_most=at_most)
+        experts: Optional[float] = 1.0
+        if place.expert > 1:
+            experts = self._experts.factor(summed, work, stands, data) if self._experts and data else None
+        return ComputeTime(
+            mean=mean, slowest=slowest, rank=rank, place=stands, data=data, stage=stage, experts=experts, at_most=at_most
+        )
 
 
 def _data(summed: Summed, work: Work, replica: Optional[int]) -> tuple[Optional[float], bool]:

@@ -142,8 +142,8 @@ def _fixed(number: Union[int, float], name: str) -> int:
 
 
 def work_of_replicas(place: Place) -> tuple[Slice, ...]:
-    """An entry for each; of too many the heaviest alone."""
-    if place.replicas < 2:
+    """An entry for each; of too many the heaviest alone. None where replicas share their samples."""
+    if place.replicas < 2 or place.dealt:
         return ()
     if place.replicas <= MAX_ENTRIES:
         return (Slice(REPLICA_WORK, place.replicas),)

@@ -34,7 +34,9 @@ from bridge.flops.reading import get, model_of, read
 from bridge.flops.routed import expert_layers, routed
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import READ
+from bridge.metrics.dealt import FIELD, is_dealer, own_batches, place_of_dealt
 from bridge.metrics.energy import Energy
+from bridge.metrics.expert_shares import ExpertShares, shares_of
 from bridge.metrics.experts import Experts
 from bridge.metrics.facts import INCOMPLETE, Known, constants
 from bridge.metrics.host import Host, host_of
@@ -210,10 +212,12 @@ class ThroughputCallback(Callback):
         self._waits = True
         if are_chunks(data_iterator):
             return [self.observe(one) if chunk == 0 else self._waited_for(one) for chunk, one in enumerate(data_iterator)]
-        if data_iterator is None or not self._contributes():
+        dealer = is_dealer(data_iterator)
+        if data_iterator is None or not (dealer or self._contributes()):
             return self._waited_for(data_iterator)
+        counter = self._count_dealt if dealer else functools.partial(self._count_once, data_iterator)
         try:
-            return observed(data_iterator, functools.partial(self._count_once, data_iterator))
+            return observed(data_iterator, counter)
         except TypeError as error:  # the loop will say so too
             self.fail(error)
             return data_iterator
@@ -221,10 +225,23 @@ class ThroughputCallback(Callback):
     def _count_once(self, data: Any, batch: Any, waited_ns: int) -> None:
         """A batch that megatron-core takes a second time, to check a result, is no further work of the model."""
         if not is_replayed(data):
-            self._count(batch, waited_ns)
+            dealt = self._place is not None and self._place.dealt
+            (self._count_dealt if dealt else self._count)(batch, waited_ns)
         elif self._reruns is not None and not self._evaluating:
             images = self._meter is not None and self._meter.needs_images
             self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
+
+    def _count_dealt(self, item: Any, waited_ns: int) -> None:
+        """Of samples that a schedule deals out, those that this rank counts."""
+        try:
+            if self._meter is not None and not (self._place and self._place.dealt):
+                raise ConfigError(f"{FIELD} is not set in the configuration, and a schedule deals samples out to ranks; set it")
+            own = own_batches(item)
+        except Exception as error:
+            self.fail(error)
+            return
+        for number, batch in enumerate(own):
+            self._count(batch, 0 if number else waited_ns)
 
     def _waited_for(self, data_iterator: Any) -> Any:
         """Of which nothing is counted but the time that it takes."""
@@ -303,7 +320,8 @@ class ThroughputCallback(Callback):
 
     def _start(self, context: CallbackContext) -> None:
         self._host = host = host_of(context.state, context.model)
-        self._place = place = host.place or self._find_place()
+        found_place = host.place or self._find_place()
+        self._place = place = place_of_dealt(found_place) if get(model_of(host.config), FIELD) else found_place
         self._step = self._hosts_step = host.step()
         self._log_interval = self._log_interval or host.log_interval
         self._refuse_mixture(context.user_state)
@@ -328,11 +346,12 @@ class ThroughputCallback(Callback):
             self._reruns = RerunCounter(plan)
             kinds.append(Reruns(self._reruns, plan))
         beside = [statistic for other in plans[1:] for statistic in other.statistics if statistic.over in READ]
-        instruments = self._instruments(host, place, device, context.optimizer, kinds)
+        shares = shares_of(plan, place, _is_padded(host)) if plan is not None and routing is not None else None
+        instruments = self._instruments(host, place, device, context.optimizer, kinds, shares)
         self._meter = Meter(as_routed, place, clock, instruments, summed_on, peak, beside)
         if plan is not None and as_routed is not None:
             plan = plan.with_terms(plan.terms, as_routed.not_counted)
-        for why in (_schedules_by_itself(host), "" if place.told else shared_batches(host.model, place.world)):
+        for why in (_schedules_by_itself(host, place), "" if place.told else shared_batches(host.model, place.world)):
             if why:
                 self._meter.fail(ConfigError(why))
         self._take_up()
@@ -377,10 +396,18 @@ class ThroughputCallback(Callback):
             return plan and plan.with_terms(plan.terms, plan.not_counted, (*plan.hardware_unknown, str(error)))
         return plan
 
-    def _instruments(self, host: Host, place: Place, device: torch.device, optimizer: Any, more: Sequence[Kind]) -> Instruments:
+    def _instruments(
+        self,
+        host: Host,
+        place: Place,
+        device: torch.device,
+        optimizer: Any,
+        more: Sequence[Kind],
+        experts: Optional[ExpertShares] = None,
+    ) -> Instruments:
         kinds: list[Kind] = list(more)
         if self._compute_time:
-            kinds.append(ComputeTimes(place, host.model))
+            kinds.append(ComputeTimes(place, host.model, experts))
         if self._energy:
             kinds.append(Energy(device))
         if self._detail:
@@ -677,13 +704,18 @@ def _is_captured(model: Any) -> bool:
     return bool(flags) or get(model, "cuda_graph_impl") not in (None, "none")
 
 
+def _is_padded(host: Host) -> bool:
+    """Whether every expert is filled up to the same number of rows."""
+    return bool(get(model_of(host.config), "moe_pad_expert_input_to_capacity"))
+
+
 #: Schedules that give every context rank sequences of its own.
-_OWN_SCHEDULES = ("hybrid_context_parallel", "dynamic_context_parallel")
+_OWN_SCHEDULES = (FIELD, "dynamic_context_parallel")
 
 
-def _schedules_by_itself(host: Host) -> str:
+def _schedules_by_itself(host: Host, place: Place) -> str:
     """Why no rank speaks for the others' batches, if so; follows from the configuration."""
-    asked = next((name for name in _OWN_SCHEDULES if get(model_of(host.config), name)), "")
+    asked = next((name for name in _OWN_SCHEDULES if get(model_of(host.config), name) and not place.dealt), "")
     return asked and (
         f"{asked}=True: its schedule gives each context rank sequences of its own, and the loop does not tell which; "
         "the work of context rank 0 is not that of all"
