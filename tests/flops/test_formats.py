@@ -190,13 +190,20 @@ PUBLISHED = Path(__file__).parents[1] / "data" / "published_quantised.csv"
 
 
 def test_no_published_run_is_faster_than_its_formats_allow():
-    """The fastest of each model, recipe and device in NVIDIA's tables: all below the time at the peaks of what runs."""
+    """The fastest of each model, recipe and device in NVIDIA's tables: all below the time at the peaks of what runs.
+
+    Where a table names no format, the run is held against the BF16 peak, which is the lowest; ``+`` stands before MTP layers.
+    """
     plans, fastest = {}, {}
     with PUBLISHED.open() as lines:
         for row in csv.DictReader(lines):
             name, recipe, length = row["recipe"], row["number_format"], int(row["seq_length"])
             if (name, recipe) not in plans:
-                model = read(load_recipe(f"recipes/models/{name}.yaml", validate=False))
+                file, _, depths = name.partition("+")
+                config = load_recipe(f"recipes/models/{file}.yaml", validate=False)
+                if depths:
+                    config.model.hybrid_layer_pattern += depths
+                model = read(config)
                 ends = {"tensorwise": (1, 1), "nvfp4": (0, 14) if "super" in name else (0, 0)}.get(recipe, (0, 0))
                 formats = replace(model.formats.or_on("bf16").named(recipe), first=ends[0], last=ends[1])
                 plans[name, recipe] = compile_plan(replace(model, formats=formats))
@@ -204,9 +211,9 @@ def test_no_published_run_is_faster_than_its_formats_allow():
             peaks = {one: rate * 1e12 for one, rate in find_peak(row["device"]).tflops.items()}
             peak = mixed_peak(plan.evaluate_formats(plan.measure([length])), peaks)
             mfu = float(row["tflops"]) * 1e12 / peak
-            assert mfu < 0.6, row
+            assert mfu < (0.8 if recipe == "bf16" else 0.6), row
             fastest[recipe] = max(fastest.get(recipe, 0), mfu)
-    assert fastest.keys() == {"tensorwise", "mxfp8", "nvfp4"}
+    assert fastest.keys() == {"bf16", "tensorwise", "mxfp8", "nvfp4"}
 
 
 @pytest.mark.parametrize(
