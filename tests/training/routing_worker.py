@@ -1,12 +1,13 @@
 """Experts as they were routed: each case on real megatron-core, counted while it runs; the last rank prints what it found.
 
-Arguments: tensor and expert parallel sizes.
+Arguments: tensor, expert and pipeline parallel sizes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from bridge.training.engine.initialize import Launch, initialize, prepare_librar
 prepare_libraries()
 
 sys.path.insert(0, "tests")
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer.moe.router import TopKRouter  # noqa: E402
 from oracle.counter import count  # noqa: E402
 from routing_cases import CASES, LENGTH, MICRO_BATCHES, MODEL  # noqa: E402
@@ -42,13 +45,14 @@ def total(number: int) -> int:
     return int(summed)
 
 
-def measure(options: dict[str, Any], tensor: int, experts: int) -> dict[str, Any]:
+def measure(options: dict[str, Any], tensor: int, experts: int, pipeline: int) -> dict[str, Any]:
     options = dict(options)
     skew = options.pop("skew", False)
     parallel = ParallelConfig(
         tensor_model_parallel_size=tensor,
         expert_model_parallel_size=experts,
         expert_tensor_parallel_size=1,
+        pipeline_model_parallel_size=pipeline,
         sequence_parallel=tensor > 1,
     )
     cfg = Config(model=ModelConfig(**{**MODEL, **options}), parallel=parallel, data=DataConfig(batching="fixed"))
@@ -61,26 +65,42 @@ def measure(options: dict[str, Any], tensor: int, experts: int) -> dict[str, Any
     plan = compile_plan(cfg, "executed")
     layers = expert_layers(plan)
     routing = Routing([chunk], layers, cfg.model.num_moe_experts)
-    replica = torch.distributed.get_rank() // tensor
+    replica = parallel_state.get_data_parallel_rank()
     tokens = torch.randint(64, (2, LENGTH), generator=torch.Generator().manual_seed(replica))
     positions = torch.arange(LENGTH)[None].expand_as(tokens)
 
     def loss() -> Any:
         return model(tokens, positions, None, labels=tokens).sum()
 
-    with torch.no_grad():  # nothing of an evaluation counts
-        model.eval()(tokens, positions, None, labels=tokens)
-    assert routing.take() is None
-    model.train()
     forward = hardware = 0
-    for _ in range(MICRO_BATCHES):
-        kept: list[Any] = []
-        forward += (ran := count(lambda kept=kept: kept.append(loss())))
-        hardware += ran + count(kept[0].backward)
-    requested, useful, rows = routing.take() or (0, None, None)
+    if pipeline > 1:
+
+        def step(data: Any, stage: Any) -> Any:
+            output = stage(tokens, positions, None, labels=tokens)
+            return output, lambda losses: (losses.sum(), torch.tensor(1), {})
+
+        model.train()
+        schedule = partial(
+            get_forward_backward_func(), forward_step_func=step, data_iterator=None, model=[model], seq_length=LENGTH,
+            num_microbatches=MICRO_BATCHES, micro_batch_size=2,
+        )  # fmt: skip
+        hardware = count(lambda: schedule(forward_only=False))
+    else:
+        with torch.no_grad():  # nothing of an evaluation counts
+            model.eval()(tokens, positions, None, labels=tokens)
+        assert routing.take() is None
+        model.train()
+        for _ in range(MICRO_BATCHES):
+            kept: list[Any] = []
+            forward += (ran := count(lambda kept=kept: kept.append(loss())))
+            hardware += ran + count(kept[0].backward)
+    nothing = torch.zeros(len(layers), 4, dtype=torch.int64)  # a stage without experts
+    requested, useful, rows = routing.take() or (0, nothing, nothing)
     routing.close()
     as_routed = routed(plan)
-    replicas = torch.distributed.get_world_size() // tensor
+    replicas = torch.distributed.get_world_size() // tensor // pipeline
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, sorted(routing.found))
     known = dict(zip((s.name for s in plan.statistics), plan.measure([LENGTH] * 2 * replicas * MICRO_BATCHES), strict=True))
     vector = []
     for statistic in as_routed.statistics:
@@ -93,7 +113,8 @@ def measure(options: dict[str, Any], tensor: int, experts: int) -> dict[str, Any
     one = bound(2 * LENGTH // tensor, 2, 4, cfg.model.moe_expert_capacity_factor,
                 pad=cfg.model.moe_pad_expert_input_to_capacity)  # fmt: skip
     return {
-        "found": sorted(routing.found) == list(range(len(layers))),
+        # Each layer on one stage, on as many ranks as a stage has.
+        "found": sorted(sum(found, [])) == sorted([*range(len(layers))] * (len(found) // pipeline)),
         "forward": [as_routed.evaluate(vector, "forward"), total(forward)],
         "hardware": [as_routed.evaluate(vector, "hardware"), total(hardware)],
         "training": as_routed.evaluate(vector),
@@ -101,23 +122,24 @@ def measure(options: dict[str, Any], tensor: int, experts: int) -> dict[str, Any
         "requested": total(requested),
         "useful": total(int(useful.sum())),
         "rows": total(int(rows.sum())),
-        "bound": [one.rows * len(layers) * MICRO_BATCHES * torch.distributed.get_world_size(), one.exact],
+        "bound": [one.rows * len(layers) * MICRO_BATCHES * replicas * tensor, one.exact],
         "loads": useful.sum(0).tolist(),
     }
 
 
 def main() -> None:
-    tensor, experts = map(int, sys.argv[1:])
+    tensor, experts, pipeline = map(int, sys.argv[1:])
     parallel = ParallelConfig(
-        tensor_model_parallel_size=tensor, expert_model_parallel_size=experts, expert_tensor_parallel_size=1
-    )
+        tensor_model_parallel_size=tensor, expert_model_parallel_size=experts, expert_tensor_parallel_size=1,
+        pipeline_model_parallel_size=pipeline,
+    )  # fmt: skip
     initialize(Config(model=ModelConfig(**MODEL), parallel=parallel), Launch.from_environment())
     found = {}
     for name, options in CASES.items():
         if tensor > 1 and name.endswith("allgather"):
             continue
         try:
-            found[name] = measure(options, tensor, experts)
+            found[name] = measure(options, tensor, experts, pipeline)
         except Exception as error:  # the test of this case reports it, the others go on
             found[name] = {"error": f"{type(error).__name__}: {error}"}
             if torch.distributed.get_world_size() > 1:

@@ -23,9 +23,9 @@ from bridge.metrics.place import Place
 from bridge.training.routing import Routing, find_routing
 
 
-def run(tensor: int, experts: int) -> dict[str, Any]:
-    ranks = max(tensor * experts, 1)
-    result = torchrun(ranks, str(HERE / "routing_worker.py"), str(tensor), str(experts))
+def run(tensor: int, experts: int, pipeline: int = 1) -> dict[str, Any]:
+    ranks = tensor * experts * pipeline
+    result = torchrun(ranks, str(HERE / "routing_worker.py"), str(tensor), str(experts), str(pipeline))
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -45,16 +45,27 @@ def four_ranks() -> dict[str, Any]:
     return run(2, 2)
 
 
-def check(name: str, found: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def two_ranks_as_stages() -> dict[str, Any]:
+    return run(1, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def four_ranks_as_stages() -> dict[str, Any]:
+    return run(1, 2, 2)
+
+
+def check(name: str, found: dict[str, Any], *, staged: bool = False) -> None:
+    """``staged``: forward and backward passes of a pipeline run in one another, and are counted together."""
     case, options = found[name], CASES[name]
     assert "error" not in case, case
     assert case["found"]
     planned, ran = case["hardware"]
     assert planned == ran
-    if case["rows"] == case["useful"]:
+    if case["rows"] == case["useful"] and not staged:
         planned, ran = case["forward"]
         assert planned == ran
-    elif "recompute_granularity" not in options:  # padded rows run in all passes, and are no model FLOPs
+    elif "recompute_granularity" not in options and not staged:  # padded rows run in all passes, and are no model FLOPs
         assert case["hardware"][1] - case["training"] == 3 * (case["forward"][1] - case["forward"][0])
     if "moe_expert_capacity_factor" not in options:
         assert case["requested"] == case["useful"] == case["rows"]
@@ -76,6 +87,16 @@ def test_two_ranks_of_experts(name: str, two_ranks: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if not name.endswith("allgather")])
 def test_four_ranks_of_tensors_and_experts(name: str, four_ranks: dict[str, Any]) -> None:
     check(name, four_ranks)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_as_stages(name: str, two_ranks_as_stages: dict[str, Any]) -> None:
+    check(name, two_ranks_as_stages, staged=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_four_ranks_as_stages_of_experts(name: str, four_ranks_as_stages: dict[str, Any]) -> None:
+    check(name, four_ranks_as_stages, staged=True)
 
 
 def test_by_hand(one_rank: dict[str, Any]) -> None:
