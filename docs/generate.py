@@ -422,7 +422,7 @@ def published_summary() -> str:
     return table(["source", *verdicts.values(), "rows"], body)
 
 
-_PUBLISHED = ("model", "tokens a row", "devices", "speed", "published", "bridge", "over published", "counted as")
+_PUBLISHED = ("model", "tokens per row", "devices", "speed", "published", "bridge", "over published", "counted as")
 
 
 def _published(row: published_rows.Row) -> list[str]:

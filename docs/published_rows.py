@@ -48,7 +48,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Model, tokens a row, devices, speed, published number, ours, ours over it."""
+        """Model, tokens per row, devices, speed, published number, ours, ours over it."""
         told, counted = self.told, self.check
         start = (told["model"], f"{told['sequence_length']:,}", f"{told.get('devices', '')}")
         size = told.get("parameters")

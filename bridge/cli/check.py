@@ -87,10 +87,10 @@ def _rules(text: str) -> tuple[str, ...]:
 
 def _what_ran(found: Check) -> str:
     case = found.case
-    longest = f"{count(case.lengths[0], 'token')} a row" if len(case.lengths) == 1 else count(len(case.lengths), "document")
+    longest = f"{count(case.lengths[0], 'token')} per row" if len(case.lengths) == 1 else count(len(case.lengths), "document")
     parts = [longest, count(case.devices, "device")]
     if found.tokens_per_second is not None:
-        parts.append(f"{float(found.tokens_per_second):,.6g} tokens/s a device")
+        parts.append(f"{float(found.tokens_per_second):,.6g} tokens/s per device")
     if case.peak is not None:
         parts.append(f"peak {with_unit(case.peak, 'FLOP/s')}")
     if found.reported is not None:
@@ -108,7 +108,7 @@ def _cells(found: Check, way: Way) -> list[str]:
 
 def _heads(found: Check) -> Sequence[str]:
     kind = "HFU" if found.case.passes == "hardware" else "MFU"
-    return ("FLOPs a token", "a device", kind, *(("over reported", "") if found.reported is not None else ()))
+    return ("FLOPs per token", "per device", kind, *(("over reported", "") if found.reported is not None else ()))
 
 
 def _conventions(found: Check) -> Any:

@@ -184,10 +184,10 @@ def _show(columns: Sequence[Column], conditions: str) -> None:
     table.add_row("parameters", *(in_words(each["total"]) for each in parameters))
     table.add_row("active", *(in_words(each["active"]) for each in parameters))
     table.add_row(
-        "tokens a sample", *(f"{float(Fraction(r.batch.tokens, r.batch.sequences)):,.6g}" for r in reports), end_section=True
+        "tokens per sample", *(f"{float(Fraction(r.batch.tokens, r.batch.sequences)):,.6g}" for r in reports), end_section=True
     )
-    table.add_row("FLOPs a sample", *(flop(report.flops_per_sample) for report in reports))
-    table.add_row("FLOPs a token", *(flop(report.flops_per_token) for report in reports), style="bold")
+    table.add_row("FLOPs per sample", *(flop(report.flops_per_sample) for report in reports))
+    table.add_row("FLOPs per token", *(flop(report.flops_per_token) for report in reports), style="bold")
     for component in dict.fromkeys(name for report in reports for name in report.components):
         parts = (report.components.get(component) for report in reports)
         cells = (
@@ -195,8 +195,8 @@ def _show(columns: Sequence[Column], conditions: str) -> None:
         )
         table.add_row(f"  {component}", *cells)
     if any(column.bytes_per_token for column in columns):
-        table.add_row("bytes a token", *(f"{float(column.bytes_per_token or 0):g}" for column in columns))
-        table.add_row("FLOPs a byte", *(flop(column.measure) for column in columns), style="bold")
+        table.add_row("bytes per token", *(f"{float(column.bytes_per_token or 0):g}" for column in columns))
+        table.add_row("FLOPs per byte", *(flop(column.measure) for column in columns), style="bold")
     table.add_row("relative", *(f"{float(column.measure / columns[0].measure):.3f}" for column in columns))
     if any(len(report.stages) > 1 for report in reports):
         table.add_row("pipeline stages", *(str(len(report.stages)) for report in reports))

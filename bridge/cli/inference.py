@@ -204,7 +204,7 @@ def _as_json(generation: Generation, roofline: Roofline | None) -> dict[str, Any
 
 def _show(console: Output, generation: Generation, roofline: Roofline | None) -> None:
     timed = ("time", "MFU", "MBU", "bound by") if roofline else ()
-    table = make_table(("",), ("passes", "FLOPs", "a pass", "bytes", "FLOPs a byte", *timed))
+    table = make_table(("",), ("passes", "FLOPs", "per pass", "bytes", "FLOPs per byte", *timed))
     steps = len(generation.steps)
     spans = (
         ("prefill", 1, generation.prefill, generation.prefill_bytes),

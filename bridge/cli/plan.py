@@ -94,7 +94,7 @@ class OnDevice:
         name: as it was given; empty where only a peak was.
         planned, schedule: the run.
         mfu_source: where the MFU is from.
-        machine: what the device stands in; None where that is not known.
+        machine: what the device is part of; None where that is not known.
     """
 
     name: str

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     console = Output()
     parameters = compile_plan(config, convention).parameters()
     console.print(f"[bold]{config.name}[/]: {sizes(parameters)}")
-    console.print(f"{arguments.global_batch_size:,} sequences of {length:,} tokens a step\n")
+    console.print(f"{arguments.global_batch_size:,} sequences of {length:,} tokens per step\n")
     for machine, result in found:
         _show(console, devices, machine, result)
     return 0

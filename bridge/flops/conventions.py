@@ -69,7 +69,7 @@ class Convention:
         plain_mtp_layer: a depth is one layer of ordinary attention over all tokens with the local layers' heads.
         reference_is_a_third: the reference model of a preference loss costs a third of the training, frozen parts too.
         own_formula: fields are taken as the framework's own formula takes them (``ModelShape.formula``).
-        parameters: which of them cost six FLOPs a token each (``parameter_rule``); None: matmuls are counted one by one.
+        parameters: which of them cost six FLOPs per token each (``parameter_rule``); None: matmuls are counted one by one.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Number formats are data: which matmuls run in what, as one record a recipe of megatron-core's and Transformer Engine's.
 
-A recipe multiplies in its format what stands in a layer and belongs to Transformer Engine.  Outside stay embeddings, output
+In a recipe's format run the matmuls of a layer that belong to Transformer Engine.  Outside stay embeddings, output
 layers, routers, gates, scans and convolutions, adapters, and attention's products unless they are asked for.
 """
 

@@ -20,7 +20,7 @@ class Block:
     """What one layer has.
 
     Attributes:
-        attention, mlp: the name of what stands in its place, empty for nothing; None for the model's own.
+        attention, mlp: the name of what takes its place, empty for nothing; None for the model's own.
         num_query_groups: key/value heads of its attention; 0: the model's.
         ffn_hidden_size: width of its MLP; 0: the model's.
     """

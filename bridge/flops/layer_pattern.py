@@ -27,7 +27,7 @@ def decoder_layers(shape: ModelShape) -> list[Layer]:
 
 
 def _with_block(layer: Layer, block: Block) -> Layer:
-    """A layer with what stands in place of its attention and of its MLP."""
+    """A layer with what takes the place of its attention and of its MLP."""
     return replace(
         layer,
         mixer=layer.mixer if block.attention is None else block.attention,

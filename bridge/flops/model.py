@@ -1,6 +1,6 @@
 """From a model's shape to its terms: layer after layer, in the order of the forward pass.  No formulas.
 
-What a layer is made of stands in the rows of ``components``; a new architecture needs no line here.
+What a layer is made of is in the rows of ``components``; a new architecture needs no line here.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Layout:
     account_for_loss_in_pipeline_split: bool = False
     """The output layer takes the place of a layer."""
     pipeline_model_parallel_layout: Any = None
-    """What stands in each chunk: ``Et*3|(tt|)*29,m|L``, a list of lists of names, or megatron-core's object made of either."""
+    """The layers of each chunk: ``Et*3|(tt|)*29,m|L``, a list of lists of names, or megatron-core's object made of either."""
 
     segments: tuple[int, ...] = ()
     """Decoder layers between the ``|`` of a hybrid pattern; fewer than two: it has none."""

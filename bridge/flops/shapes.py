@@ -321,7 +321,7 @@ class ModelShape:
     gated_delta_product: bool = False
     """Every ``M`` of a pattern is a gated delta product layer of Mamba's sizes (Megatron-LM's gdp_stack_spec)."""
     gdp_num_householder: int = size(3, when="gated_delta_product")
-    """Householder steps a token of such a layer."""
+    """Householder steps per token of such a layer."""
     mamba_rms_norm: bool = True
     """A norm on what the scan returns (Falcon-H1 can do without)."""
 

@@ -1,4 +1,4 @@
-"""Where a process stands in the job: who speaks for which batches, and over which ranks numbers are summed.
+"""The place of a process in the job: who speaks for which batches, and over which ranks numbers are summed.
 
 A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh`` or a process group of those
 that see different batches, or from the user.  Where nobody says anything, each rank is a data-parallel replica.
@@ -26,7 +26,7 @@ class Dimension:
     stride: int = 1
 
     def index(self, rank: int) -> int:
-        """Where a rank stands in this dimension."""
+        """The rank's index in this dimension."""
         return rank // self.stride % self.size
 
 

@@ -136,7 +136,7 @@ class Spans:
             self._break(error)
 
     def _break(self, error: Exception) -> None:
-        """A clock that fails must not do so in a pass: it is told at the end of the step."""
+        """A clock that fails must not do so in a pass: the error is reported at the end of the step."""
         self._running, self._error = False, error
         self._stack.clear()
 
@@ -223,7 +223,7 @@ class Spans:
 # ---- who marks ------------------------------------------------------------------------------------------------------
 
 _listening: Optional[Spans] = None
-"""Who is told of waits and of batches: the spans of the training that this process runs."""
+"""Who hears of waits and of batches: the spans of the training that this process runs."""
 
 
 def listen(spans: Optional[Spans]) -> None:
@@ -235,7 +235,7 @@ def listen(spans: Optional[Spans]) -> None:
 
 
 def listening() -> Optional[Spans]:
-    """Who is told."""
+    """Who hears of them."""
     return _listening
 
 

@@ -221,7 +221,7 @@ class Check:
         )
 
     def components(self, way: Way) -> dict[str, float]:
-        """FLOPs a token by component; what a rule adds without a component is ``added``."""
+        """FLOPs per token by component; what a rule adds without a component is ``added``."""
         priced = Priced(self.case, self.case.model, counting_rules.way(way.convention), self.case.passes)
         for name in way.rules:
             priced = RULES[name].applied(priced)
@@ -246,7 +246,7 @@ class Check:
         if self.reported is not None and self.reported.unit == "%":
             return "unknown" if way.utilisation is None else f"{way.utilisation:.2%}"
         if way.flops_per_second is None:
-            return f"{float(way.flops_per_token) / 1e9:,.4g} GFLOP a token"
+            return f"{float(way.flops_per_token) / 1e9:,.4g} GFLOP per token"
         return f"{way.flops_per_second / 1e12:,.4g} TFLOP/s"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a layer's cache holds, and what one more token reads of it and writes to it.
 
-What a layer keeps stands in its mixer's row.  How many tokens are kept or read follows from the same attention contexts that
+What a layer keeps is in its mixer's row.  How many tokens are kept or read follows from the same attention contexts that
 count pairs: one more query sees as many keys as the pairs grow by.  What a compressor holds of a block that is not finished is
 left out (fewer tokens than its ratio).
 """

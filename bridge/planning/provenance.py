@@ -152,7 +152,7 @@ class Origin:
         k, n, times: the formulas of its sizes.
         rows: the formulas of the sizes in its statistic (window, chunk, top-k), in order.
         fields: every configuration field in them.
-        switches: the other fields that made it what it is: without them this row is absent, has other sizes, stands in
+        switches: the other fields that made it what it is: without them this row is absent, has other sizes, is in
             another number of layers, or runs other passes.
     """
 

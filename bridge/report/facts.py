@@ -80,7 +80,7 @@ def _results(run: Run) -> Iterator[Fact]:
     for key, label, unit in (
         ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),
-        ("throughput/tokens_per_sec", "Tokens a second, median", "tokens/s"),
+        ("throughput/tokens_per_sec", "Tokens per second, median", "tokens/s"),
     ):
         if numbers := present(run, key):
             typical = middle(numbers)
@@ -102,7 +102,7 @@ def _constants(run: Run) -> Iterator[Fact]:
         yield Fact("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
         price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
-        detail = f"{with_unit(price, 'FLOP')} a token at {length:,} tokens" if price and length else ""
+        detail = f"{with_unit(price, 'FLOP')} per token at {length:,} tokens" if price and length else ""
         traced = "traced from the module that ran" if run.facts.get("source") == "traced" else ""
         yield Fact("Convention", _text(convention), _join(detail, traced))
     parameters = run.facts.get("parameters")

@@ -19,7 +19,7 @@ from bridge.report.panels import SECTIONS
 from bridge.report.run_file import Run
 from bridge.text import significant
 
-#: The browser itself keeps the page from the network, whatever stands in it.
+#: The browser itself keeps the page from the network, whatever it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _MOST_KEYS = 300
 
@@ -117,7 +117,7 @@ def _digits(value: float) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -75,7 +75,7 @@ SECTIONS = (
                 (*(f"throughput/tflops/device{suffix}" for suffix in ("", "_nominal", "_6nd")), "host/tflops/device"),
             ),
             Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
-            Panel("Tokens a second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
+            Panel("Tokens per second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
             Panel(
                 "Time of a step",
                 ("throughput/step_time", "throughput/step_time/median", "throughput/step_time/p95", "host/step_time"),

@@ -21,7 +21,7 @@ class Contexts:
     """While it is on, the recorder knows the context of every attention function that transformers calls.
 
     Attributes:
-        recorder: what is told.
+        recorder: what takes the calls down.
     """
 
     def __init__(self) -> None:

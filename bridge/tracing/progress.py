@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-#: Seconds after which it is told.
+#: Seconds after which progress is shown.
 _PATIENCE = 1.0
 
 

@@ -1,6 +1,6 @@
 """What a module runs: every matrix product of a forward and a backward pass, with its module, its weight and its pass.
 
-No hook stands in the backward pass: autograd numbers the operations of the forward pass, and a backward operation knows the
+The backward pass has no hooks: autograd numbers the operations of the forward pass, and a backward operation knows the
 number of the one it belongs to.
 """
 

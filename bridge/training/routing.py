@@ -21,7 +21,7 @@ from bridge.flops.routed import expert_count, expert_layers
 from bridge.metrics.place import Place
 from bridge.training.trainable import places
 
-#: megatron-core's module of routers, and its function that drops and pads; it stands in the module's names.
+#: megatron-core's module of routers, and its function that drops and pads; it is one of the module's names.
 _ROUTERS, _DROPPING = "megatron.core.transformer.moe.router", "apply_router_token_dropping"
 
 

@@ -32,7 +32,7 @@ def test_the_table_and_the_sentence(capsys):
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[0] == "llama3-8b: 8.03 billion parameters"
-    assert lines[1] == "8,192 tokens a row, 8 devices, 13,812 tokens/s a device, peak 989.4 TFLOP/s, reported 800 TFLOP/s"
+    assert lines[1] == "8,192 tokens per row, 8 devices, 13,812 tokens/s per device, peak 989.4 TFLOP/s, reported 800 TFLOP/s"
     rows = {line.split()[0]: line.split()[1:] for line in lines if line}
     assert rows["megatron"] == ["51.47", "GFLOP", "710.9", "TFLOP/s", "71.85%", "0.8886"]
     assert rows["executed"] == ["57.91", "GFLOP", "799.9", "TFLOP/s", "80.85%", "0.9999", "fits"]

@@ -65,8 +65,8 @@ def test_the_table(capsys):
     assert lines[0] == "sequences of 4,096 tokens, the shortest of the models' own lengths (others: 8,192)"
     assert lines[2].split() == ["llama3-8b", "qwen3-8b"]
     rows = {line[:16].strip(): line[16:].split() for line in lines}
-    assert rows["FLOPs a token"] == ["48.25", "GFLOP", "49.03", "GFLOP"]
-    assert rows["FLOPs a byte"] == ["12.06", "GFLOP", "12.26", "GFLOP"]
+    assert rows["FLOPs per token"] == ["48.25", "GFLOP", "49.03", "GFLOP"]
+    assert rows["FLOPs per byte"] == ["12.06", "GFLOP", "12.26", "GFLOP"]
     assert rows["relative"] == ["1.000", "1.016"]
 
 

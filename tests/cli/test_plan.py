@@ -171,7 +171,7 @@ def test_layouts(capsys):
     assert first["tokens_per_second_per_device"] == pytest.approx(4096 / first["seconds"])
     assert main(["plan", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "8 sequences of 4,096 tokens a step"
+    assert lines[1] == "8 sequences of 4,096 tokens per step"
     assert lines[3].startswith(f"8 x h100: {len(report['layouts'])} layouts fit, {report['too_large']} do not")
 
 

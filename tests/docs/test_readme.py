@@ -20,7 +20,7 @@ def test_lora_reported_as_full_training() -> None:
     full = compile_plan(recipe, "exact").flops([4096])
     recipe.peft = PeftConfig(kind="lora", dim=16, target_modules=["linear_qkv", "linear_proj"])
     assert f"{full / compile_plan(recipe, 'exact').flops([4096]):.2f}" == "1.47"
-    assert "LoRA on Llama 3 70B (r = 16 on attention), 4,096 tokens a sequence | full training | 1.47 x too high |" in README
+    assert "LoRA on Llama 3 70B (r = 16 on attention), 4,096 tokens per sequence | full training | 1.47 x too high |" in README
 
 
 def test_windows_guessed_from_sums() -> None:

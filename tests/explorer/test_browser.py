@@ -56,7 +56,7 @@ def test_model_moves_with_its_controls(browser, capsys):
     said = command(capsys, "flops", "llama3-8b", "model.seq_length=8192", "--batch-size", "3")
     browser.until_fact("flops", said["flops"])
     assert browser.fact("parameters") == str(said["parameters"]["total"])
-    components = {name.replace(" ", "_"): int(cells["FLOPs a step"]) for name, cells in browser.table().items()}
+    components = {name.replace(" ", "_"): int(cells["FLOPs per step"]) for name, cells in browser.table().items()}
     assert components == said["components"]
 
     browser.pick("model", "qwen3-30b-a3b")

@@ -331,7 +331,7 @@ def test_check_equals_the_command_line(capsys):
     assert {name: row["ratio"] for name, row in rows.items()} == {row["name"]: row["ratio"] for row in said["conventions"]}
     assert facts(shown)["nearest"] == pytest.approx(1, abs=2e-4)
     by_share = check.view(LLAMA, values(check, length=8192, speed=13812.0, reported=71.85, unit="% of the peak"))
-    assert "71.85 % is what megatron counts" in by_share.notes[0]
+    assert "71.85% is what megatron counts" in by_share.notes[0]
 
 
 def test_windows_shorter_than_sequences_are_counted_as_on_the_command_line(capsys):

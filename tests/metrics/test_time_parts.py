@@ -304,7 +304,7 @@ def test_the_largest_loss_and_its_remedy_in_a_sentence():
     parts = waterfall([*rows, {"lm loss": 1.0}])
     assert parts == pytest.approx({"ideal": 0.3, "kernels": 0.1, "communication": 0.5, "host": 0.1})
     assert why(parts) == (
-        "MFU 30.0%: of 1 s a step 300 ms are the counted work at the peak. Most of the rest is communication, 500 ms (50%): "
+        "MFU 30.0%: of 1 s per step 300 ms are the counted work at the peak. Most of the rest is communication, 500 ms (50%): "
         f"{REMEDIES['communication']}. Then kernels 10%, host 10%."
     )
     assert why({}) is None

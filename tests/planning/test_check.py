@@ -22,7 +22,7 @@ PAIRS = 21
 
 
 def flops(pairs: float, linear: int = LINEAR, passes: int = 3) -> float:
-    """FLOPs a token of 8."""
+    """FLOPs per token of 8."""
     return 2 * passes * (linear + PAIR * pairs / 8)
 
 
@@ -191,7 +191,7 @@ def test_parameters(told, agree):
 
 
 def test_nothing_reported():
-    assert small().verdict == f"Nothing was reported; megatron gives {flops(PAIRS) / 1e9:,.4g} GFLOP a token."
+    assert small().verdict == f"Nothing was reported; megatron gives {flops(PAIRS) / 1e9:,.4g} GFLOP per token."
 
 
 def test_plain_values():

@@ -38,7 +38,7 @@ def test_integers_are_those_of_a_run_in_that_convention(tmp_path, convention, mo
     assert len(again) == 3
     assert integers(again) == integers(expected)
     assert again[-1]["throughput/total_flops"] == expected[-1]["throughput/total_flops"]
-    # Two runs have two clocks, but FLOPs a step are the same; in the first row those of the warm-up belong to no time.
+    # Two runs have two clocks, but FLOPs per step are the same; in the first row those of the warm-up belong to no time.
     for row, wanted in zip(again[1:], expected[1:], strict=True):
         work = wanted["throughput/mfu"] * wanted["throughput/step_time"]
         assert row["throughput/mfu"] * row["throughput/step_time"] == pytest.approx(work, rel=1e-6)

@@ -90,7 +90,7 @@ def _activation(fields: Fields) -> Options:
 
 
 def _activation_in(name: str) -> Rule:
-    """The activation stands in the field ``name``."""
+    """The activation is in the field ``name``."""
     return lambda fields: {"activation_func": _ACTIVATIONS.get(fields.get(name))}
 
 

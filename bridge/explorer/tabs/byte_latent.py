@@ -34,10 +34,10 @@ def view(source: Source, values: Values) -> View:
     result = compare(patch_size, d_model, layers)
     word = "more" if result.advantage > 0 else "less"
     facts = [
-        Fact("bpe_per_byte", "BPE", result.bpe_per_byte, f"{result.bpe_per_byte:.2e}", "FLOPs a byte"),
-        Fact("blt_global", "BLT global", result.blt_global, f"{result.blt_global:.2e}", "FLOPs a byte, latent transformer"),
-        Fact("blt_local", "BLT local", result.blt_local, f"{result.blt_local:.2e}", "FLOPs a byte, encoder and decoder"),
-        Fact("blt_total", "BLT total", result.blt_total, f"{result.blt_total:.2e}", "FLOPs a byte"),
+        Fact("bpe_per_byte", "BPE", result.bpe_per_byte, f"{result.bpe_per_byte:.2e}", "FLOPs per byte"),
+        Fact("blt_global", "BLT global", result.blt_global, f"{result.blt_global:.2e}", "FLOPs per byte, latent transformer"),
+        Fact("blt_local", "BLT local", result.blt_local, f"{result.blt_local:.2e}", "FLOPs per byte, encoder and decoder"),
+        Fact("blt_total", "BLT total", result.blt_total, f"{result.blt_total:.2e}", "FLOPs per byte"),
         Fact("advantage", "BLT against BPE", result.advantage, f"{result.advantage:+.1f} %", f"BLT costs {word}"),
     ]
     rows = [(fact.key, fact.value) for fact in facts]
@@ -48,7 +48,7 @@ def view(source: Source, values: Values) -> View:
             _bars(result.bpe_per_byte, result.blt_global, result.blt_local),
             _iso_cost(values, result.blt_total, result.bpe_per_byte),
         ),
-        table=Table(columns, rows, "Forward FLOPs a byte; the last in percent"),
+        table=Table(columns, rows, "Forward FLOPs per byte; the last in percent"),
         notes=_notes(result.notice),
         inputs=dict(values),
     )
@@ -56,7 +56,7 @@ def view(source: Source, values: Values) -> View:
 
 def _bars(bpe: float, blt_global: float, blt_local: float) -> figures.Figure:
     parts = {"BPE": (bpe, 0), "BLT global": (0, blt_global), "BLT local": (0, blt_local)}
-    figure = figures.stacked(["BPE", "BLT"], parts, "Forward FLOPs for a byte of text", y="FLOPs a byte", totals=False)
+    figure = figures.stacked(["BPE", "BLT"], parts, "Forward FLOPs for a byte of text", y="FLOPs per byte", totals=False)
     for trace in figure.data:
         trace.marker.color = _PARTS[trace.name]
     figure.add_scatter(

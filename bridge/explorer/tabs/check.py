@@ -14,7 +14,7 @@ from bridge.text import with_unit
 
 KEY, TITLE = "check", "Check"
 INTRODUCTION = "A number that somebody reported: which convention it was counted in, or which usual mistake it shows."
-#: What a reported number may be measured in -> how ``check`` is told.
+#: What a reported number may be measured in -> how ``check`` spells it.
 UNITS = {"TFLOP/s": "TFLOP/s", "% of the peak": "%"}
 DEVICES = tuple(peak.words.upper() for peak in hardware.PEAKS if "bf16" in peak.tflops)
 CONTROLS = (
@@ -82,7 +82,7 @@ def _table(found: Check) -> Table:
     columns = (
         Column("convention", "Convention"),
         Column("difference", "Usual difference"),
-        Column("flops_per_token", "FLOPs a token", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
         Column("flops_per_second", "FLOP/s of a device", lambda value: with_unit(value, "FLOP/s")),
         Column("utilisation", "Of the peak", lambda value: f"{value:.2%}"),
         Column("ratio", "Over reported", lambda value: f"{value:.4f}"),

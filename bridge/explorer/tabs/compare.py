@@ -64,10 +64,10 @@ def view(source: Source, values: Values) -> View:
         facts=[
             Fact("least", "Cheapest token", cheap, with_unit(cheap, "FLOP"), labels[least]),
             Fact("most", "Dearest token", dear, with_unit(dear, "FLOP"), labels[most]),
-            Fact("ratio", "Dearest over cheapest", ratio, f"{float(ratio):.3g}", f"{passes}, {length:,} tokens a sequence"),
+            Fact("ratio", "Dearest over cheapest", ratio, f"{float(ratio):.3g}", f"{passes}, {length:,} tokens per sequence"),
         ],
         figures=(
-            figures.stacked(labels, parts, f"A token at length {length:,}, {passes}", y="FLOPs a token", horizontal=True),
+            figures.stacked(labels, parts, f"A token at length {length:,}, {passes}", y="FLOPs per token", horizontal=True),
             _by_length(entries, passes, length),
         ),
         table=_table(entries, flops, length),
@@ -95,7 +95,7 @@ def _by_length(entries: list[_Entry], passes: str, now: int) -> figures.Figure:
         entry.label: [Fraction(entry.plan.flops([length], passes=passes)) / length for length in _LENGTHS] for entry in entries
     }
     figure = figures.lines(
-        _LENGTHS, series, "Cost of a token by sequence length", xlabel="sequence length, tokens", y="FLOPs a token", unit="FLOP"
+        _LENGTHS, series, "Cost of a token by sequence length", xlabel="sequence length, tokens", y="FLOPs per token", unit="FLOP"
     )
     figures.log_axis(figure, powers_of_two=(_LENGTHS[0], _LENGTHS[-1]))
     figures.log_axis(figure, axis="y")
@@ -109,8 +109,8 @@ def _table(entries: list[_Entry], flops: list[Number], length: int) -> Table:
         Column("convention", "Convention"),
         Column("parameters", "Parameters", in_words),
         Column("active", "Active", in_words),
-        Column("flops_per_token", "FLOPs a token", lambda value: with_unit(value, "FLOP")),
-        Column("flops_per_sequence", "FLOPs a sequence", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_sequence", "FLOPs per sequence", lambda value: with_unit(value, "FLOP")),
         Column("relative", "Over the first", lambda value: f"{float(value):.3f}"),
     )
     rows = []

@@ -111,9 +111,9 @@ def _facts(full: Plan, part: Plan, works: dict[str, Number], label: str, length:
     shares = {name: Fraction(work) / Fraction(works[name]) for name in ("full training", "6ND")}
     adapters = part.breakdown([length], images).get(ADAPTERS, 0)
     return [
-        Fact("flops_per_token", "FLOPs a token", Fraction(work) / length, with_unit(Fraction(work) / length, "FLOP"), label),
+        Fact("flops_per_token", "FLOPs per token", Fraction(work) / length, with_unit(Fraction(work) / length, "FLOP"), label),
         Fact("of_full", "Of full training", shares["full training"], f"{float(shares['full training']):.1%}",
-             f"{with_unit(Fraction(works['full training']) / length, 'FLOP')} a token"),
+             f"{with_unit(Fraction(works['full training']) / length, 'FLOP')} per token"),
         Fact("of_rule", "Of 6ND", shares["6ND"], f"{float(shares['6ND']):.1%}",
              f"N = {in_words(full.parameters()['active'])} active parameters"),
         Fact("trainable", "Trainable parameters", trainable, in_words(trainable),
@@ -125,7 +125,7 @@ def _facts(full: Plan, part: Plan, works: dict[str, Number], label: str, length:
 
 def _bars(bars: dict[str, dict[str, Number]], name: str, length: int) -> figures.Figure:
     parts = {part: [Fraction(bar.get(part, 0)) / length for bar in bars.values()] for part in ("6ND", *_FLAGS)}
-    return figures.stacked(list(bars), parts, f"{name}: a token by pass, length {length:,}", y="FLOPs a token")
+    return figures.stacked(list(bars), parts, f"{name}: a token by pass, length {length:,}", y="FLOPs per token")
 
 
 def by_rank(part: Plan, rank: int, length: int, images: list[int]) -> dict[int, Number]:
@@ -173,7 +173,7 @@ def _table(bars: dict[str, dict[str, Number]], works: dict[str, Number], length:
     columns = (
         Column("case", "Case"),
         *(Column(flag, flag, show) for flag in _FLAGS),
-        Column("flops_per_token", "FLOPs a token", show),
+        Column("flops_per_token", "FLOPs per token", show),
         Column("of_full", "Of full training", lambda value: f"{float(value):.1%}"),
     )
     rows = [

@@ -139,7 +139,7 @@ def _facts(request: Generation, bound: Roofline, values: Values) -> list[Fact]:
     return [
         Fact("time_to_first_token", "Time to first token, at best", first, seconds(first),
              f"bound by {_limit(bound.prefill_bound)}"),
-        Fact("tokens_per_second", "Tokens a second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
+        Fact("tokens_per_second", "Tokens per second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
              "no step after the first token" if speed is None
              else f"{speed / values['batch']:,.4g} a request, bound by {_limit(bound.decode_bound)}"),
         Fact("total_time", "The whole request", bound.total_time, seconds(bound.total_time), f"{values['batch']} at a time"),
@@ -184,7 +184,7 @@ def _roofline(request: Generation, steps: list[Step], values: Values, peak: floa
             hovertemplate="%{x:.3g} FLOP/B<br>%{y:.3s}FLOP/s<extra>" + label + "</extra>",
         )  # fmt: skip
     title = f"{name} on {values['devices']} x {values['device']}"
-    figures.styled(figure, title, x="arithmetic intensity, FLOP a byte", y="FLOP/s, at most")
+    figures.styled(figure, title, x="arithmetic intensity, FLOP per byte", y="FLOP/s, at most")
     figure.update_xaxes(type="log", dtick=1)
     figure.update_yaxes(type="log", tickformat="~s", dtick=1)
     figures.mark(figure, ridge, f"{ridge:.0f} FLOP/B", log=True, low=True)
@@ -201,7 +201,7 @@ def _by_batch(steps: list[Step]) -> figures.Figure:
         series,
         "Decode speed by batch",
         xlabel="requests at a time",
-        y="tokens a second, at most",
+        y="tokens per second, at most",
         markers=True,
     )
     figures.log_axis(figure, powers_of_two=(1, 512))
@@ -217,7 +217,7 @@ def _table(request: Generation, bound: Roofline, peak: float, rate: float) -> Ta
         Column("passes", "Passes"),
         Column("flops", "FLOPs", lambda value: with_unit(value, "FLOP")),
         Column("bytes", "Bytes", lambda value: with_unit(value, "B")),
-        Column("intensity", "FLOP a byte", lambda value: f"{value:.3g}"),
+        Column("intensity", "FLOP per byte", lambda value: f"{value:.3g}"),
         Column("seconds", "Time", seconds),
         Column("mfu", "MFU", lambda value: f"{value:.2%}"),
         Column("mbu", "MBU", lambda value: f"{value:.2%}"),

@@ -43,7 +43,7 @@ LAYOUT = (
 OTHER_INPUTS = (
     Slider(key="patches", label="Image patches a sequence", minimum=0, maximum=16384, step=4, default=0,
            info="One image a sequence, for models with a vision tower."),
-    Slider(key="encoder", label="Encoder tokens a sequence", minimum=0, maximum=32768, step=16, default=0,
+    Slider(key="encoder", label="Encoder tokens per sequence", minimum=0, maximum=32768, step=16, default=0,
            info="For models with an encoder."),
     Slider(key="frames", label="Audio frames a sequence", minimum=0, maximum=6000, step=100, default=0,
            info="Mel frames, for models that listen."),
@@ -169,9 +169,9 @@ def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], 
     largest = max(stages) * Fraction(len(stages), devices(values))
     active = parameters["active"]
     facts = [
-        Fact("flops", "FLOPs a step", flops, with_unit(flops, "FLOP"), f"{flops:,}" if isinstance(flops, int) else ""),
-        Fact("flops_per_token", "FLOPs a token", Fraction(flops) / tokens, with_unit(Fraction(flops) / tokens, "FLOP"),
-             f"{tokens:,} tokens a step"),
+        Fact("flops", "FLOPs per step", flops, with_unit(flops, "FLOP"), f"{flops:,}" if isinstance(flops, int) else ""),
+        Fact("flops_per_token", "FLOPs per token", Fraction(flops) / tokens, with_unit(Fraction(flops) / tokens, "FLOP"),
+             f"{tokens:,} tokens per step"),
         Fact("parameters", "Parameters", parameters["total"], in_words(parameters["total"]),
              "all of them active" if active == parameters["total"] else f"{in_words(active)} active"),
         Fact("cross_over", "Attention takes over at", crossing, "never" if crossing is None else f"{crossing:,} tokens",
@@ -180,7 +180,11 @@ def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], 
     if devices(values) > 1:
         facts.append(
             Fact(
-                "flops_per_device", "FLOPs a device, at most", largest, with_unit(largest, "FLOP"), f"{devices(values):,} devices"
+                "flops_per_device",
+                "FLOPs per device, at most",
+                largest,
+                with_unit(largest, "FLOP"),
+                f"{devices(values):,} devices",
             )
         )
     if values["pp"] > 1:
@@ -201,7 +205,7 @@ def _by_pass(plan: Plan, vector: Sequence[Number], name: str) -> figures.Figure:
         sums = parts.setdefault(row.component, [0] * len(passes))
         for i, flag in enumerate(passes):
             sums[i] += getattr(row, flag)
-    return figures.stacked(passes, parts, f"{name}: a step by pass and component", y="FLOPs a step")
+    return figures.stacked(passes, parts, f"{name}: a step by pass and component", y="FLOPs per step")
 
 
 def _by_length(plan: Plan, values: Values, crossing: int | None) -> figures.Figure:
@@ -218,7 +222,7 @@ def _by_length(plan: Plan, values: Values, crossing: int | None) -> figures.Figu
         shown,
         "Cost of a token of text by sequence length",
         xlabel="sequence length, tokens",
-        y="FLOPs a token",
+        y="FLOPs per token",
         unit="FLOP",
     )
     figures.log_axis(figure, powers_of_two=(CURVE[0], CURVE[-1]))
@@ -234,7 +238,7 @@ def _by_stage(stages: Sequence[Number], values: Values) -> figures.Figure:
     work = [stage * share for stage in stages]
     figure = figures.stacked(
         [str(i) for i in range(len(stages))], {"forward and backward": work}, "Work of a device by pipeline stage",
-        y="FLOPs a step", totals=False,
+        y="FLOPs per step", totals=False,
     )  # fmt: skip
     if len(stages) <= 8:  # there is room
         figure.update_traces(text=[with_unit(value, "FLOP") for value in work], textposition="inside", insidetextanchor="middle")
@@ -250,8 +254,8 @@ def _by_stage(stages: Sequence[Number], values: Values) -> figures.Figure:
 def _table(components: dict[str, Number], flops: Number, tokens: int) -> Table:
     columns = (
         Column("component", "Component", figures.words),
-        Column("flops", "FLOPs a step", lambda value: with_unit(value, "FLOP")),
-        Column("flops_per_token", "FLOPs a token", lambda value: with_unit(value, "FLOP")),
+        Column("flops", "FLOPs per step", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
         Column("share", "Share", lambda value: f"{float(value):.1%}"),
     )
     rows = [

@@ -115,7 +115,7 @@ def _table(planned: _Planned) -> Table:
         Column("dimension", "Dimension"),
         Column("operation", "Collective", figures.words),
         Column("ranks", "Ranks"),
-        Column("bytes", "Bytes a step", size),
+        Column("bytes", "Bytes per step", size),
         Column("moved", "Over a link", size),
     )
     rows = [(one.dimension, one.operation, one.ranks, one.bytes, one.moved) for one in planned.time.traffic]

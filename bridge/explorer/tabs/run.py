@@ -52,9 +52,9 @@ def _facts(run: Run) -> list[Fact]:
     last = run.steps[-1]
     facts = [Fact("steps", "Last step", last, f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")]
     for name, label, show in (
-        ("tflops/device", "TFLOP/s a device", significant),
+        ("tflops/device", "TFLOP/s per device", significant),
         ("mfu", "MFU", percent),
-        ("tokens_per_sec", "Tokens a second", significant),
+        ("tokens_per_sec", "Tokens per second", significant),
     ):
         numbers = present(run, _PREFIX + name)
         if numbers:

@@ -1,4 +1,4 @@
-"""Gated delta product (Siems et al., arXiv:2502.10297): a delta rule that takes several Householder steps a token.
+"""Gated delta product (Siems et al., arXiv:2502.10297): a delta rule that takes several Householder steps per token.
 
 Inside Mamba's layer, with Mamba's sizes.  The recurrence is priced as 4 n + 3 FLOPs per token and entry of the state, n steps,
 as Megatron-LM does: what a step by step kernel needs.  Chunked kernels do more.
@@ -33,7 +33,7 @@ def gated_delta_product(
 
     Args:
         hidden_size: width of the residual stream.
-        num_householder: steps a token, each with a key, a value and a strength of its own.
+        num_householder: steps per token, each with a key, a value and a strength of its own.
         head_dim, num_heads: the value heads; each holds a state of state_dim x head_dim.
         state_dim, num_groups: the query/key heads.
         conv_kernel_dim: taps of the depthwise convolution over values, keys and queries.

@@ -29,7 +29,7 @@ _LONGEST_TAG, _LONGEST_PARAMETER = 5000, 6000
 class MlflowTracker(BackgroundTracker):
     """An MLflow run.
 
-    A login belongs into ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` (or ``MLFLOW_TRACKING_TOKEN``), not
+    A login belongs in ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` (or ``MLFLOW_TRACKING_TOKEN``), not
     into the configuration.
 
     Args:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a tracker is told of the run: see ``open_trackers``."""
+    """What a tracker gets to know of the run: see ``open_trackers``."""
 
     options: Any
     name: str

@@ -1,4 +1,4 @@
-"""What no file and no service is told: values whose name says that they are secret, and values that look it."""
+"""What reaches no file and no service: values whose name says that they are secret, and values that look it."""
 
 from __future__ import annotations
 

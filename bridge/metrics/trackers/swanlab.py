@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.swanlab.SwanLabTracker
           project: bridge
 
-A login belongs into ``SWANLAB_API_KEY`` (or ``swanlab login``), not into the configuration.
+A login belongs in ``SWANLAB_API_KEY`` (or ``swanlab login``), not into the configuration.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.trackio.TrackioTracker
           project: bridge
 
-A token belongs into ``HF_TOKEN``, not into the configuration.
+A token belongs in ``HF_TOKEN``, not into the configuration.
 """
 
 from __future__ import annotations

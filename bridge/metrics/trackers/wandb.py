@@ -198,7 +198,7 @@ class AttachedWandb:
 
 
 def among_others(metrics: Metrics, step: int) -> dict[str, Any]:
-    """A row of ours as it stands in somebody else's run."""
+    """One of our rows as it appears in somebody else's run."""
     return {AttachedWandb.STEP: step, **_ours(metrics)}
 
 

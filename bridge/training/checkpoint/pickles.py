@@ -66,7 +66,7 @@ def problem_of(path: Path) -> Optional[str]:
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
-    """Inside, ``torch.load`` loads tensors and plain values, whatever it is told by others."""
+    """Inside, ``torch.load`` loads tensors and plain values, whatever others pass to it."""
     before = {name: os.environ.pop(name) for name in _SWITCHES if name in os.environ}
     os.environ[_SWITCHES[0]] = "1"
     try:

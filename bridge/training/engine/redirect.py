@@ -42,7 +42,7 @@ class _CpuInsteadOfCuda(TorchFunctionMode):
 class _NoStream:
     """A stream or event where there is only program order.
 
-    A class and not a function: ``torch.cuda.Stream | None`` stands in annotations that are evaluated on import.
+    A class and not a function: ``torch.cuda.Stream | None`` appears in annotations that are evaluated on import.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
