@@ -22,7 +22,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     add_run(parser)
     parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself: "
-                        "the job's standard output, or its offline W&B run")  # fmt: skip
+                        "the job's standard output, its offline W&B run or its TensorBoard files")  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
     )

@@ -1,8 +1,8 @@
 """What Megatron-LM and Megatron-Bridge say of their own speed, from a finished job's log, to stand beside what was counted.
 
 Read are lines of the standard output, ``iteration  10/ 100 | ... | elapsed time per iteration (ms): 812.3 | throughput per GPU
-(TFLOP/s/GPU): 401.2 |``, and offline W&B runs, where Megatron-LM logs ``throughput`` and Megatron-Bridge
-``throughput/tflops/device``.
+(TFLOP/s/GPU): 401.2 |``, offline W&B runs and TensorBoard's event files, where Megatron-LM logs ``throughput`` and
+Megatron-Bridge ``throughput/tflops/device``, both ``iteration-time``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
     FLOPS: (re.compile(r"throughput per GPU \(TFLOP/s/GPU\):" + _NUMBER), lambda rate: rate),
     STEP_TIME: (re.compile(r"elapsed time per iteration \(ms\):" + _NUMBER), lambda milliseconds: milliseconds / 1e3),
 }
-#: The same in a W&B run that is theirs; the first that is there.
-_LOGGED = ("throughput", "throughput/tflops/device")
+#: The same in their W&B runs and event files; the first that is there.
+_LOGGED = {FLOPS: ("throughput", "throughput/tflops/device"), STEP_TIME: ("iteration-time",)}
 
 
 def put_beside(run: Run, log: Path) -> None:
@@ -37,8 +37,8 @@ def put_beside(run: Run, log: Path) -> None:
     found = _read(log)
     if not found:
         raise ConfigError(
-            f"--beside {log} holds no rates of a Megatron loop; name its standard output, of a job with --log-throughput, or its "
-            "offline W&B run"
+            f"--beside {log} holds no rates of a Megatron loop; name its standard output, of a job with --log-throughput, its "
+            "offline W&B run, or a folder of its TensorBoard files, of one with --log-timers-to-tensorboard too"
         )
     rows = {row["step"]: row for row in run.rows}
     for step, values in found.items():
@@ -54,8 +54,7 @@ def tell_apart(run: Run) -> None:
     for row in run.rows:
         ours = {key.removeprefix(PREFIX): value for key, value in row.items() if key.startswith(PREFIX)}
         theirs = {key: value for key, value in row.items() if not key.startswith((PREFIX, "throughput"))}
-        if (key := next((key for key in _LOGGED if key in row), None)) is not None:
-            theirs[FLOPS] = row[key]
+        theirs |= _named(row)
         for values in (theirs, ours):
             if "step" in values:
                 rows.setdefault(values["step"], {}).update(values)
@@ -64,9 +63,11 @@ def tell_apart(run: Run) -> None:
 
 
 def _read(log: Path) -> dict[int, dict[str, float]]:
-    if log.is_dir() or log.suffix == ".wandb":
-        file = log if log.is_file() else next(iter(sorted(log.rglob("run-*.wandb"))), log)
-        return dict(_logged(read_run(file, bounded=False)))
+    if runs := _below(log, "run-*.wandb"):
+        rows = read_run(runs[0], bounded=False).rows
+        return {int(row["step"]): named for row in rows if (named := _named(row))}
+    if events := _below(log, "*tfevents*"):
+        return _logged(events)
     try:
         with log.open(encoding="utf-8", errors="replace") as lines:
             return dict(_printed(lines))
@@ -86,8 +87,27 @@ def _printed(lines: Any) -> Iterator[tuple[int, dict[str, float]]]:
                 yield int(match[1]), values
 
 
-def _logged(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
-    key = next((key for key in _LOGGED if key in run.names()), None)
-    for row in run.rows:
-        if key in row:
-            yield int(row["step"]), {FLOPS: float(row[key])}
+def _below(log: Path, pattern: str) -> list[Path]:
+    """The file itself, or those in a folder that are called so."""
+    return sorted(log.rglob(pattern)) if log.is_dir() else [log] if log.match(pattern) else []
+
+
+def _named(row: Row) -> dict[str, float]:
+    """What they log of their speed, under our names for it."""
+    found = {name: next((key for key in keys if key in row), None) for name, keys in _LOGGED.items()}
+    return {name: float(row[key]) for name, key in found.items() if key is not None}
+
+
+def _logged(files: list[Path]) -> dict[int, dict[str, float]]:
+    """Of TensorBoard's files: a later one says more of a step than those before it."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        raise ConfigError(f"--beside {files[0]} is TensorBoard's; pip install tensorboard") from None
+    rows: dict[int, Row] = {}
+    for file in files:
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        for key in {key for keys in _LOGGED.values() for key in keys}.intersection(events.Tags()["scalars"]):
+            for event in events.Scalars(key):
+                rows.setdefault(event.step, {})[key] = float(f"{event.value:.7g}")  # a 32-bit float has 7 digits
+    return {step: _named(row) for step, row in rows.items()}

@@ -47,14 +47,39 @@ def test_their_wandb_run(tmp_path, key):
     wandb = pytest.importorskip("wandb")
     settings = wandb.Settings(silent=True, console="off")
     theirs = wandb.init(dir=str(tmp_path), mode="offline", settings=settings)
-    theirs.log({key: 401.2}, step=10)
+    theirs.log({key: 401.2, "iteration-time": 0.8125}, step=10)
     theirs.finish()
     wandb.teardown()  # only then is the file surely written
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     run = Run("metrics.jsonl")
     run.take([{"step": 10, "throughput/tflops/device": 380.0}])
     put_beside(run, file)
-    assert run.rows == [{"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2}]
+    assert run.rows == [{"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2, "host/step_time": 0.8125}]
+
+
+@pytest.mark.parametrize("key", ["throughput", "throughput/tflops/device"])
+def test_their_tensorboard_files(tmp_path, key):
+    """A job and the one that went on from its checkpoint, whose step 20 is the one that counts."""
+    summary = pytest.importorskip("torch.utils.tensorboard", reason="pip install tensorboard")
+    for job, rows in (("first", {10: 401.2, 20: 7.0}), ("second", {20: 402.3})):
+        writer = summary.SummaryWriter(str(tmp_path / job))
+        for step, rate in rows.items():
+            writer.add_scalar(key, rate, step)
+            writer.add_scalar("iteration-time", rate / 512, step)
+            writer.add_scalar("lm loss", 3.0, step)
+            writer.add_scalar("lm loss vs samples", 3.0, step * 8)
+        writer.close()
+    run = Run("metrics.jsonl")
+    run.take([{"step": 10, "throughput/tflops/device": 380.0}])
+    put_beside(run, tmp_path)
+    assert run.rows == [
+        {"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2, "host/step_time": 0.7835938},
+        {"step": 20, "host/tflops/device": 402.3, "host/step_time": 0.7857422},
+    ]
+    (file,) = (tmp_path / "first").iterdir()
+    run = Run("metrics.jsonl")
+    put_beside(run, file)
+    assert [row["host/tflops/device"] for row in run.rows] == [401.2, 7.0]
 
 
 @pytest.mark.parametrize("key", ["throughput", "throughput/tflops/device"])
