@@ -26,7 +26,7 @@ LEFT_TO_TEST_ALL = re.compile(
     | training/test_nodes\.py::test_a_node_is_cut_off
     | training/test_elastic\.py::test_killed_workers
     | training/job/test_ledger\.py::test_a_job_that_is_killed     # ledgers by hand: test_goodput.py
-    | integrations/test_(trl|composer)\.py   # frameworks of the extra `loops`
+    | integrations/test_(trl|composer|deepspeed|torchtitan)\.py   # frameworks of the extra `loops`
     | docs/test_clusters\.py::test_ssh_trains
     | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
     | tracing/test_tracing\.py::test_families.*\[(?!openai-gpt|plbart)   # further families, the same way

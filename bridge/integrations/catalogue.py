@@ -93,6 +93,16 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 throughput = add_throughput(accelerator, model, optimizer, convention="exact")""",
     ),
     Adapter(
+        "DeepSpeed",
+        "deepspeed_engine",
+        "deepspeed",
+        "deepspeed",
+        """from bridge.integrations.deepspeed_engine import add_throughput
+
+engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
+throughput = add_throughput(engine, convention="exact")""",
+    ),
+    Adapter(
         "Lightning",
         "lightning_trainer",
         "lightning",
@@ -103,6 +113,17 @@ from bridge.integrations.lightning_trainer import ThroughputLightningCallback
 throughput = ThroughputLightningCallback(from_huggingface(module.model.config), convention="exact")
 trainer = Trainer(callbacks=[throughput], **options)
 trainer.fit(module, dataloader, held_out)""",
+    ),
+    Adapter(
+        "torchtitan",
+        "torchtitan_trainer",
+        "torchtitan",
+        "torchtitan",
+        """from bridge.integrations.torchtitan_trainer import add_throughput
+
+throughput = add_throughput(trainer, model, convention="exact")
+trainer.train()
+trainer.close()""",
     ),
     Adapter(
         "Composer",

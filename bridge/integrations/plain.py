@@ -159,6 +159,7 @@ class Throughput:
             hook.remove()
         if self._context is not None:
             self.callback.on_train_end(self._context)
+            self._context = None  # said once
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

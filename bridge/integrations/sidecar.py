@@ -1,6 +1,6 @@
-"""Totals beside the checkpoints of Megatron's loops, which have no place for the state of a callback.
+"""Totals beside the checkpoints of loops that have no place for the state of a callback in them.
 
-A small JSON file, ``iter_0000100/throughput.json``, in the folder of each checkpoint.
+A small JSON file in the folder of each checkpoint: ``iter_0000100/throughput.json`` with Megatron's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from bridge.training.callbacks import ThroughputCallback
 logger = logging.getLogger(__name__)
 
 NAME = "throughput.json"
+MEGATRONS = "iter_{step:07d}"
+"""What the folder of a checkpoint is called."""
 #: What is known of the steps before a checkpoint that says nothing of them: there were some.
 SOMETHING_WAS_DONE = Totals.unknown() | {"failed": False}
 
 
-def save(throughput: ThroughputCallback, folder: Any, step: int) -> None:
+def save(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str = MEGATRONS) -> None:
     """Write the totals up to ``step``, on the first rank; a folder that cannot be written is one warning."""
     if _rank() != 0:
         return
-    path = _path(folder, step)
+    path = Path(folder) / checkpoint.format(step=step) / NAME
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, throughput.state_dict())
@@ -35,21 +37,17 @@ def save(throughput: ThroughputCallback, folder: Any, step: int) -> None:
         logger.warning("the totals of throughput are not kept beside the checkpoint: %s", error)
 
 
-def load(throughput: ThroughputCallback, folder: Any, step: int) -> None:
+def load(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str = MEGATRONS) -> None:
     """Go on from the totals of the checkpoint of ``step``, which the first rank reads for all. Every rank comes here.
 
     Without them totals are lower bounds from here on, and every row says so.
     """
-    found = _read(_path(folder, step)) if _rank() == 0 else None
+    found = _read(Path(folder) / checkpoint.format(step=step) / NAME) if _rank() == 0 else None
     if dist.is_initialized():
         shared = [found]
         dist.broadcast_object_list(shared, src=0)
         found = shared[0]
     throughput.load_state_dict(found or SOMETHING_WAS_DONE)
-
-
-def _path(folder: Any, step: int) -> Path:
-    return Path(folder) / f"iter_{step:07d}" / NAME
 
 
 def _read(path: Path) -> Any:

@@ -21,6 +21,7 @@ import torch
 
 from bridge.config.sources.huggingface_model import from_huggingface_model, traced_model
 from bridge.flops import ConfigError, compile_plan
+from bridge.integrations import trl_phases
 from bridge.metrics.host import Host
 from bridge.metrics.interval import never_read
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
@@ -46,6 +47,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         self._config, self._options = config, options
         self.throughput = self._new()
         self._hook: Any = None
+        self._phases: Optional[trl_phases.Phases] = None
         self.totals: dict[str, Any] = {}
         """Those of the checkpoint that training went on from."""
 
@@ -108,8 +110,14 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         if "loss" in logs or "train_loss" in logs:  # not those of an evaluation
             self.throughput.report(self._context)
             row = {key: value for key, value in self.throughput.latest.items() if key != "step"}
+            if self._phases is not None:
+                row |= self._phases.row()
             logs.update(row)
             state.log_history[-1].update(row)
+
+    def watch(self, trainer: Trainer) -> None:
+        """What a trainer of TRL's runs without gradients has numbers of its own."""
+        self._phases = trl_phases.watch(trainer, self._read, self.throughput.convention)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.throughput.on_train_end(self._context)
@@ -154,5 +162,6 @@ def _problem(args: Any, model: Any) -> Optional[str]:
 def add_throughput(trainer: Trainer, config: Any = None, **options: Any) -> ThroughputTrainerCallback:
     """Register ahead of the Trainer's reporters, so that W&B, TensorBoard and the others get the rows with the loss."""
     callback = ThroughputTrainerCallback(config, **options)
+    callback.watch(trainer)
     trainer.callback_handler.callbacks.insert(1, callback)  # after the one that decides when to log and to save
     return callback

@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 #: Gets what is left to do, and the arguments by name, whatever order a version has them in; may change them.
 Around = Callable[[Callable[[], Any], dict[str, Any]], Any]
 
 
-def wrap(module: ModuleType, name: str, around: Around) -> None:
-    """Put ``around`` around a function that the module itself looks up by its name when it calls it.
+def wrap(module: Any, name: str, around: Around) -> None:
+    """Put ``around`` around a function of a module, or of one object, that looks it up by its name when it calls it.
 
     Raises:
-        AttributeError: the module has no such function.
+        AttributeError: there is no such function.
     """
     original = getattr(module, name)
     signature = inspect.signature(original)

@@ -73,6 +73,12 @@ THROUGHPUT = (
     Key("throughput/hfu", FRACTION, "the same of hardware FLOP/s (with recomputation)"),
     Key("throughput/optimizer_flops", FLOP, "matrix products of the optimizer (Muon, SOAP), all ranks; in HFU, not in MFU"),
     Key("throughput/rerun_flops", FLOP, "iterations that megatron-core ran again, to check a result; in HFU alone"),
+    Key(
+        "throughput/forward_flops/<phase>",
+        FLOP,
+        "of the interval, all ranks: passes of TRL's GRPOTrainer that train nothing (generation, log_probabilities, reference); "
+        "in no total",
+    ),
     Key("throughput/mfu_bf16", FRACTION, "model FLOP/s over the BF16 peak, as papers have it; where not all runs in BF16"),
     Key("throughput/format_fraction/<format>", FRACTION, "of the model FLOPs, by number format; where there are several"),
     Key("throughput/tokens_per_sec", "tokens/s", "real tokens, no padding"),

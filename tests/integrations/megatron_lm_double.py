@@ -56,7 +56,6 @@ def parse_and_validate_args(extra_args_provider: Any = None, ignore_unknown_args
     """Flags over what the parser makes of the model."""
     global ARGS
     ARGS = argparse.Namespace(**{**vars(JOB.args()), **vars(parse_args(extra_args_provider, ignore_unknown_args))})
-    ARGS.encoder_num_layers = ARGS.num_layers  # as validate_args copies it
     return ARGS
 
 

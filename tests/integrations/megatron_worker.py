@@ -6,6 +6,7 @@ The model, its wrapper and its optimizer are megatron-core's, on the CPU and glo
 from __future__ import annotations
 
 import importlib.util
+import json
 import types
 from argparse import Namespace
 from collections.abc import Iterator
@@ -27,6 +28,30 @@ from bridge.training.engine.optimizer import build_optimizer, build_scheduler
 from bridge.training.step import _connect
 
 HERE = Path(__file__).parent
+PARSED = json.loads((HERE.parent / "data" / "megatron_lm_args.json").read_text())["base"]
+#: Under the parser's names, where it leaves other sizes.
+SIZES = {
+    **MODEL,
+    "encoder_num_layers": MODEL["num_layers"],  # as validate_args copies it
+    "kv_channels": MODEL["hidden_size"] // MODEL["num_attention_heads"],
+    "max_position_embeddings": MODEL["seq_length"],
+    "encoder_seq_length": MODEL["seq_length"],
+    "group_query_attention": True,
+    "swiglu": True,
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "position_embedding_type": "rope",
+    "untie_embeddings_and_output_weights": True,
+    "vocab_size": None,
+    "padded_vocab_size": MODEL["vocab_size"],
+    "bf16": False,
+    "params_dtype": "torch.float32",
+    "micro_batch_size": ROWS,
+    "log_interval": 2,
+    "train_iters": STEPS,
+}
+del SIZES["gated_linear_unit"]  # of megatron-core's configuration; the parser says swiglu
 
 
 def batches(rows: list[list[int]]) -> Iterator[dict[str, torch.Tensor]]:
@@ -60,6 +85,7 @@ class Job:
             train=TrainConfig(train_iters=STEPS, micro_batch_size=ROWS),
             data=DataConfig(batching="padded"),
         )
+        self.layout = layout
         self.groups, device = initialize(self.cfg, Launch.from_environment())
         global_batch_size = MICRO_BATCHES * ROWS * self.groups.data_size
         num_microbatches_calculator.unset_num_microbatches_calculator()
@@ -192,7 +218,7 @@ def _megatron_lm(
     double = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(double)
     double.OLD, double.JOB = old, job
-    job.args = lambda: Namespace(**{**vars(megatron_lm_args()), **(more or {})})
+    job.args = lambda: megatron_lm_args(**job.layout, **(more or {}))
     double.install(double)
     made: list[ThroughputCallback] = []
     kept = adapter._from_flags
@@ -210,27 +236,6 @@ def _megatron_lm(
     return {"latest": throughput.latest, "verified": throughput.verified.facts, "calls": double.CALLS, "code": code}
 
 
-def megatron_lm_args() -> Namespace:
-    """What Megatron-LM's parser makes of the same model."""
-    return Namespace(
-        num_layers=MODEL["num_layers"],
-        hidden_size=MODEL["hidden_size"],
-        ffn_hidden_size=MODEL["ffn_hidden_size"],
-        num_attention_heads=MODEL["num_attention_heads"],
-        kv_channels=None,
-        group_query_attention=True,
-        num_query_groups=MODEL["num_query_groups"],
-        swiglu=True,
-        untie_embeddings_and_output_weights=True,
-        vocab_size=None,
-        padded_vocab_size=MODEL["vocab_size"],
-        make_vocab_size_divisible_by=1,
-        seq_length=MODEL["seq_length"],
-        num_experts=None,
-        bf16=False,
-        fp16=False,
-        micro_batch_size=ROWS,
-        log_interval=2,
-        train_iters=STEPS,
-        iteration=0,
-    )
+def megatron_lm_args(**more: Any) -> Namespace:
+    """What Megatron-LM's own parser leaves behind, with the sizes of the same model in it."""
+    return Namespace(**{**PARSED, **SIZES, **more, "iteration": 0})

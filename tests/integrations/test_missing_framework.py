@@ -8,6 +8,8 @@ import pytest
 ADAPTERS = {
     "transformers_trainer": ("transformers", "pip install transformers"),
     "lightning_trainer": ("lightning.pytorch", "pip install lightning"),
+    "deepspeed_engine": ("deepspeed", "pip install deepspeed"),
+    "torchtitan_trainer": ("torchtitan.trainer", "pip install torchtitan"),
 }
 
 

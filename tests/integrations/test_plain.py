@@ -48,6 +48,9 @@ def test_the_documented_loop():
     model, data = tiny_llama.model(), batches(STEPS)
     names = {"model": model, "data": data, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
     throughput = documented.run("A loop of your own", names)["throughput"]
+    before = dict(throughput.latest)
+    throughput.end()  # said once
+    assert throughput.latest == before
     assert (throughput.latest["step"], throughput.latest["throughput/total_flops"]) == (STEPS, flops(data))
     assert throughput.callback.verified.facts == {"verified": "parameters", "verified_details": []}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from bridge.config import from_huggingface  # noqa: E402
+from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
@@ -97,3 +99,80 @@ def test_supervised_fine_tuning(model, tokenizer, tmp_path, packed):
     assert len(lengths) > 3
     assert throughput.throughput.latest["throughput/total_flops"] == flops(lengths)
     assert throughput.throughput.latest["throughput/total_tokens"] == sum(lengths)
+
+
+class Recorded(getattr(trl, "GRPOTrainer", object)):
+    """Writes down what its phases ran on, by ways of its own: texts, masks, and the model's calls."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.trained: list[list[int]] = []
+        self.rolled: list[tuple[int, int]] = []
+        self.scored: dict[bool, list[int]] = {False: [], True: []}
+        for model, reference in ((self.model, False), (self.ref_model, True)):
+            if model is not None:
+                model.register_forward_pre_hook(partial(self.see, reference), with_kwargs=True)
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Any:
+        both = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        self.trained.append(both.sum(-1).tolist())
+        return super()._compute_loss(model, inputs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        found = super()._generate_and_score_completions(inputs)
+        lengths = (found[name].sum(-1).tolist() for name in ("prompt_mask", "completion_mask"))
+        self.rolled += zip(*lengths, strict=True)
+        return found
+
+    def see(self, reference: bool, module: Any, args: Any, kwargs: Any) -> None:
+        if not torch.is_grad_enabled() and kwargs.get("past_key_values") is None:  # generation has a cache
+            self.scored[reference] += kwargs["attention_mask"].sum(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("times", "beta", "adapters"),
+    [(1, 0.1, False), (2, 0.0, False), (1, 0.1, True)],
+    ids=["with a reference", "trained on twice", "adapters, whose base is the reference"],
+)
+def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, beta, adapters):
+    if adapters:
+        peft = pytest.importorskip("peft", reason="pip install peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    args = trl.GRPOConfig(
+        **options(tmp_path), num_generations=2, max_completion_length=6, beta=beta, num_iterations=times,
+        gradient_accumulation_steps=2, steps_per_generation=2,
+    )  # fmt: skip
+    prompts = Dataset.from_list([{"prompt": "ab c"[: 1 + number % 4]} for number in range(16)])
+    trainer = Recorded(
+        model, reward_funcs=lambda completions, **_: [float(len(text)) for text in completions], args=args,
+        train_dataset=prompts, processing_class=tokenizer,
+    )  # fmt: skip
+    throughput = documented.run("TRL", {"trainer": trainer})["throughput"].throughput
+    lengths = [length for batch in trainer.trained for length in batch]
+    assert len(lengths) == 3 * 2 * 2  # steps, micro-batches, rows
+    policy = compile_plan(from_huggingface_model(trainer.model), "exact")
+    base = compile_plan(from_huggingface(tiny_llama.model().config), "exact")
+    assert throughput.latest["throughput/total_tokens"] == sum(lengths)
+    assert throughput.latest["throughput/total_flops"] == sum(policy.flops([length]) for length in lengths)
+    head = 2 * tiny_llama.CONFIG["hidden_size"] * tiny_llama.CONFIG["vocab_size"]
+
+    def forward(plan: Any, length: int) -> int:
+        return plan.evaluate(plan.measure([length]), "forward")
+
+    def generated(prompt: int, completion: int) -> int:
+        """The last token is sampled and not run again; of the prompt one position is asked for its logits."""
+        return forward(policy, prompt + completion - 1) - (prompt - 1) * head
+
+    scored, asked = (trainer.scored[adapters], trainer.scored[not adapters])  # one model is both where it has adapters
+    counted = {
+        phase: sum(row.get(f"throughput/forward_flops/{phase}", 0) for row in trainer.state.log_history if "loss" in row)
+        for phase in ("generation", "log_probabilities", "reference")
+    }
+    assert counted == {
+        "generation": sum(generated(*rolled) for rolled in trainer.rolled),
+        "log_probabilities": sum(forward(policy, length) for length in scored),
+        "reference": sum(forward(base, length) for length in asked),
+    }
+    assert len(trainer.rolled) == {1: 3 * 4, 2: 2 * 4}[times]  # a batch of four is trained on once or twice
+    assert len(scored) == (0 if times == 1 else 2 * 4)
+    assert len(asked) == (3 * 4 if beta else 0)

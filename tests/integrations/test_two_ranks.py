@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,29 +14,23 @@ pytest.importorskip("transformers")
 import megatron_bridge_stubs
 import megatron_fed as fed
 import tiny_llama
+from launched import two_ranks
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from bridge.report.runs import open_run
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("loops")
-    path = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(HERE / "worker.py"), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return folder
+    return tmp_path_factory.mktemp("loops")
 
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return two_ranks("worker.py", folder)
 
 
 def total(replicas: int, steps: int | Iterable[int] = fed.STEPS) -> int:
@@ -83,7 +75,7 @@ def test_a_job_of_megatron_lm_and_the_one_that_goes_on_from_it(ranks, folder, jo
     assert flops_by_step(open_run(runs[job == "goes on"]).rows) == expected
 
 
-def test_totals_lie_beside_megatron_lms_checkpoints(folder):
+def test_totals_lie_beside_megatron_lms_checkpoints(ranks, folder):
     written = {path.parent.name: json.loads(path.read_text()) for path in (folder / "checkpoints").glob("iter_*/throughput.json")}
     assert {name: (state["total_flops"], state["complete"]) for name, state in written.items()} == {
         f"iter_{step:07d}": (total(2, step), True) for step in (2, 3, 4, 5)
@@ -147,6 +139,28 @@ def test_a_loop_around_accelerate(ranks):
     for rank in ranks:
         latest = rank["accelerate"]["latest"]
         assert (latest["step"], latest["throughput/total_flops"]) == (5, expected)
+
+
+def test_lightning_in_data_parallel(ranks, folder):
+    """11 samples on two ranks: its sampler repeats one of them, which is trained on twice and counted twice."""
+    if "lightning" not in ranks[0]:
+        pytest.skip("pip install lightning")
+    plan = compile_plan(from_huggingface({"model_type": "llama", **tiny_llama.CONFIG}), "exact")
+    seen = [rank["lightning"]["seen"] for rank in ranks]
+    taken = [length for rank in seen for batch in rank for length in batch]
+    fed = [len(text["input_ids"]) for text in tiny_llama.texts(11)]
+    assert len(taken) == 12
+    assert sorted(taken) != sorted(fed)
+    assert set(taken) == set(fed)
+    assert plan.flops(taken) == plan.flops([*fed, fed[0]])
+    for rank in ranks:
+        latest = rank["lightning"]["latest"]
+        assert (latest["step"], latest["throughput/total_flops"]) == (3, plan.flops(taken))
+    with next(folder.glob("lightning/**/metrics.csv")).open() as file:
+        written = [row for row in csv.DictReader(file) if row["throughput/total_flops"]]
+    rows = {int(row["step"]): int(row["throughput/total_flops"]) for row in written}
+    after_two = [length for rank in seen for batch in rank[:4] for length in batch]
+    assert rows == {2: plan.flops(after_two), 3: plan.flops(taken)}
 
 
 def test_the_trainer_in_data_parallel(ranks, folder):

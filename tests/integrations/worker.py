@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,54 @@ def accelerate_loop() -> dict[str, Any]:
     return {"latest": names["throughput"].latest, "seen": [tiny_llama.lengths(batch) for batch in batches]}
 
 
+def lightning_trainer(folder: Path) -> dict[str, Any]:
+    """Lightning's Trainer, data parallel, two micro-batches a step."""
+    import documented
+    import lightning.pytorch as pl
+    import tiny_llama
+    from lightning.pytorch.loggers import CSVLogger
+    from torch.utils.data import DataLoader
+
+    seen = []
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny_llama.model()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            seen.append(tiny_llama.lengths(batch))
+            return self.model(**batch).loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.model(**batch)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    logger = CSVLogger(folder / "lightning", flush_logs_every_n_steps=1)
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 1, "accumulate_grad_batches": 2,
+               "logger": logger, "log_every_n_steps": 2, "enable_progress_bar": False, "enable_model_summary": False,
+               "enable_checkpointing": False, "num_sanity_val_steps": 1}  # fmt: skip
+    names = {
+        "Trainer": pl.Trainer,
+        "module": Module(),
+        "dataloader": DataLoader(tiny_llama.texts(11), batch_size=1, collate_fn=tiny_llama.collate),
+        "held_out": DataLoader(tiny_llama.texts(4, seed=1), batch_size=1, collate_fn=tiny_llama.collate),
+        "options": options,
+    }
+    throughput = documented.run("Lightning", names)["throughput"].throughput
+    return {"latest": throughput.latest, "seen": seen}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
     dist.init_process_group("gloo")
     os.chdir(folder)
     results = {"trainer": trainer(folder), "accelerate": accelerate_loop()}
+    if find_spec("lightning") is not None:
+        results["lightning"] = lightning_trainer(folder)
     prepare_libraries()
     import megatron_bridge_stubs
     import megatron_worker

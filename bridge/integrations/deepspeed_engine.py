@@ -1,0 +1,116 @@
+"""DeepSpeed: the engine of ``deepspeed.initialize``, at every stage of ZeRO.
+
+::
+
+    engine, _, loader, _ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
+    throughput = add_throughput(engine, convention="exact")
+    ...
+    throughput.end()
+
+Counted is what the model is called with while it trains; a step is one of ``engine.step()`` that ends an accumulation.  Rows go
+to DeepSpeed's monitors, totals into the checkpoints of ``engine.save_checkpoint``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from bridge.flops import ConfigError
+from bridge.integrations.plain import Throughput
+from bridge.integrations.wrapping import wrap
+
+try:
+    from deepspeed import DeepSpeedEngine, PipelineEngine
+except ImportError as error:
+    raise ImportError("bridge.integrations.deepspeed_engine needs DeepSpeed: pip install deepspeed") from error
+
+_KEY = "throughput"
+"""Of the totals, in a checkpoint's client state."""
+
+_Call = Callable[[], Any]
+_Arguments = dict[str, Any]
+
+
+def add_throughput(engine: DeepSpeedEngine, config: Any = None, **options: Any) -> Throughput:
+    """Count what the engine's model is called with while it trains; the last row comes with ``end()`` or ``engine.destroy()``.
+
+    Args:
+        engine: as ``deepspeed.initialize`` has returned it; before ``engine.load_checkpoint``.
+        config: prices the model; None: read from a model of transformers and its LoRA adapters.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`.
+    """
+    throughput = _Throughput(engine, config, **options)
+    if why := _uncountable(engine):
+        throughput.callback.fail(ConfigError(why))
+        return throughput
+    for name in ("step", "save_checkpoint", "load_checkpoint", "destroy"):
+        wrap(engine, name, getattr(throughput, f"around_{name}"))
+    throughput.see_calls()
+    return throughput
+
+
+def _uncountable(engine: DeepSpeedEngine) -> str:
+    """Why the batches of the ranks do not add up to the work of the devices, if so."""
+    if isinstance(engine, PipelineEngine):
+        return "a pipeline's first and last stage both draw each micro-batch, and its engine calls no whole model"
+    if engine.sequence_parallel_size > 1:
+        return (
+            f"{engine.sequence_parallel_size} ranks hold parts of each sequence (DeepSpeed-Ulysses), and no part tells its length"
+        )
+    if engine.dp_world_size < dist.get_world_size():
+        return f"{dist.get_world_size()} ranks share the batches of {engine.dp_world_size}; counted are data-parallel ranks"
+    return ""
+
+
+class _Throughput(Throughput):
+    """A loop's, with the engine's own functions as its events."""
+
+    def __init__(self, engine: DeepSpeedEngine, config: Any, **options: Any) -> None:
+        low = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else None
+        super().__init__(engine.module, config, number_format=low, trackers=[_Monitors(engine)], **options)
+        self._engine = engine
+        self.steps = engine.global_steps
+
+    def around_step(self, call: _Call, arguments: _Arguments) -> Any:
+        result = call()
+        if (done := self._engine.global_steps) > self.steps:
+            self.steps = done - 1
+            self.leave()
+        return result
+
+    def around_save_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+        self.settle()
+        arguments["client_state"] = {**arguments["client_state"], _KEY: self.state_dict()}
+        return call()
+
+    def around_load_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+        path, state = result = call()
+        self.steps = self._engine.global_steps
+        if path is not None and _KEY in (state or {}):
+            self.load_state_dict(state.pop(_KEY))
+        return result
+
+    def around_destroy(self, call: _Call, arguments: _Arguments) -> Any:
+        self.end()
+        return call()
+
+
+class _Monitors:
+    """DeepSpeed's monitors as one tracker; they write on the first rank alone, over the samples that were trained on."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._engine = engine
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        if self._engine.monitor.enabled:
+            self._engine.monitor.write_events([(name, value, self._engine.global_samples) for name, value in metrics.items()])
+
+    def summary(self, facts: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def how_to_look(self) -> list[str]:
+        return []

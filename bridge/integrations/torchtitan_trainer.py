@@ -1,0 +1,135 @@
+"""torchtitan: its ``Trainer``, once built and before ``train``.
+
+::
+
+    trainer = config.build()
+    throughput = add_throughput(trainer, model, convention="exact")
+    trainer.train()
+    trainer.close()
+
+Counted are the batches of each step that took place, ahead of what context parallelism cuts; documents begin where ``positions``
+do.  Rows go to torchtitan's loggers every ``metrics.log_freq`` steps, the last one at the end of ``train``.  Totals lie beside
+its checkpoints, ``step-100/throughput.json``, since a further entry in them would keep older ones from being loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from bridge.integrations import sidecar
+from bridge.integrations.plain import Throughput
+from bridge.integrations.wrapping import wrap
+
+try:
+    from torchtitan.trainer import Trainer
+except ImportError as error:
+    raise ImportError("bridge.integrations.torchtitan_trainer needs torchtitan: pip install torchtitan") from error
+
+_FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+#: Dimensions whose ranks are given the same batches.
+_SHARED = ("tp", "cp", "pp")
+_CHECKPOINT = "step-{step}"
+
+_Call = Callable[[], Any]
+_Arguments = dict[str, Any]
+
+
+def add_throughput(trainer: Trainer, config: Any, **options: Any) -> Throughput:
+    """Count what the trainer trains on from now on.
+
+    Args:
+        trainer: before its ``train``.
+        config: prices the model, see :func:`bridge.flops.compile_plan`.
+        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is torchtitan's if unset.
+    """
+    throughput = _Throughput(trainer, config, **options)
+    wrap(trainer, "train", throughput.around_train)
+    wrap(trainer, "train_step", throughput.around_train_step)
+    wrap(trainer.checkpointer, "load", throughput.around_load)
+    wrap(trainer.checkpointer, "save", throughput.around_save)
+    if (validator := getattr(trainer, "validator", None)) is not None:
+        wrap(validator, "validate", throughput.around_validate)
+    return throughput
+
+
+def _speaks(dimensions: Any) -> bool:
+    """Whether this rank is the one of those with the same batches that counts them."""
+    meshes = [dimensions.get_optional_mesh(name) for name in _SHARED]
+    return all(mesh is None or mesh.get_local_rank() == 0 for mesh in meshes)
+
+
+class _Throughput(Throughput):
+    """A loop's, with the trainer's own functions as its events."""
+
+    def __init__(self, trainer: Trainer, config: Any, **options: Any) -> None:
+        super().__init__(
+            None,
+            config,
+            number_format=_FORMATS.get(trainer.config.training.mixed_precision_param),
+            trackers=[_Loggers(trainer)],
+            **{"log_interval": trainer.config.metrics.log_freq, "contributes": _speaks(trainer.parallel_dims), **options},
+        )
+        self._trainer = trainer
+
+    def around_train(self, call: _Call, arguments: _Arguments) -> Any:
+        result = call()
+        self.end()
+        return result
+
+    def around_train_step(self, call: _Call, arguments: _Arguments) -> Any:
+        taken: list[Any] = []
+        arguments["data_iterator"] = _noted(arguments["data_iterator"], taken)
+        self.steps = self._trainer.step - 1
+        self.enter()
+        result = call()  # raises where data end within the step: then nothing was trained on
+        for batch in taken:
+            self.count(batch)
+        self.leave()
+        return result
+
+    def around_validate(self, call: _Call, arguments: _Arguments) -> Any:
+        with self.evaluation():
+            return call()
+
+    def around_load(self, call: _Call, arguments: _Arguments) -> Any:
+        loaded = call()
+        if loaded and self._trainer.step and (folder := self._folder()):
+            sidecar.load(self.callback, folder, self._trainer.step, _CHECKPOINT)
+        return loaded
+
+    def around_save(self, call: _Call, arguments: _Arguments) -> Any:
+        saved = call()  # asked after every step
+        if saved and (folder := self._folder()):
+            self.settle()
+            sidecar.save(self.callback, folder, arguments["curr_step"], _CHECKPOINT)
+        return saved
+
+    def _folder(self) -> str:
+        """Of the checkpoints; empty where it is none of this machine's."""
+        folder = str(self._trainer.checkpointer.folder)
+        return "" if "://" in folder else folder
+
+
+def _noted(batches: Iterator[Any], taken: list[Any]) -> Iterator[Any]:
+    """The same batches; each is noted as it is on the host, since the trainer moves its parts to the device."""
+    for inputs, labels in batches:
+        taken.append(dict(inputs))
+        yield inputs, labels
+
+
+class _Loggers:
+    """torchtitan's loggers as a tracker; it decides which ranks have any."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._trainer.metrics_processor.logger.log(dict(metrics), step)
+
+    def summary(self, facts: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def how_to_look(self) -> list[str]:
+        return []

@@ -1,0 +1,99 @@
+"""What TRL's ``GRPOTrainer`` runs without gradients, phase by phase: it generates, and asks for log-probabilities twice.
+
+``generation``         the policy writes completions: a pass over each prompt, then a token at a time behind a KV cache
+``log_probabilities``  the policy that wrote them, over prompt and completion, where they are trained on more than once
+``reference``          the reference model, or the policy without its adapters, over the same
+
+Each sequence counts by its own length, forward alone.  What a server (vLLM) generates is not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+
+from bridge.config import from_huggingface
+from bridge.integrations.wrapping import wrap
+from bridge.metrics.reduction import PendingSum, collective_device, split
+from bridge.planning.inference import InferencePlan
+
+logger = logging.getLogger(__name__)
+
+PHASES = ("generation", "log_probabilities", "reference")
+_KEY = "throughput/forward_flops/"
+
+_Call = Callable[[], Any]
+_Arguments = dict[str, Any]
+
+
+class Phases:
+    """Of one trainer.
+
+    Args:
+        trainer: with TRL's ``_generate_single_turn`` and ``_get_per_token_logps_and_entropies``.
+        config: prices the policy.
+        convention: how FLOPs are counted.
+
+    Raises:
+        ConfigError: the model's forward pass cannot be priced.
+    """
+
+    def __init__(self, trainer: Any, config: Any, convention: str) -> None:
+        self._trainer = trainer
+        self._sequences: Counter[tuple[str, int, int]] = Counter()
+        """(phase, tokens, of these generated one by one) -> how often, since the last row; of this rank."""
+        policy, reference = (InferencePlan(one, convention) for one in (config, from_huggingface(trainer.model.config)))
+        self._plans = {"generation": policy, "log_probabilities": policy, "reference": reference}
+        wrap(trainer, "_generate_single_turn", self._around_generation)
+        wrap(trainer, "_get_per_token_logps_and_entropies", self._around_scoring)
+
+    def _around_generation(self, call: _Call, arguments: _Arguments) -> Any:
+        result = call()
+        if self._trainer.model.training and not getattr(self._trainer, "use_vllm", False):
+            for prompt, completion in zip(arguments["prompt_ids"], result[0], strict=True):
+                # The pass over the prompt gives the first token.
+                self._sequences["generation", len(prompt), max(len(completion) - 1, 0)] += 1
+        return result
+
+    def _around_scoring(self, call: _Call, arguments: _Arguments) -> Any:
+        model = arguments["model"]
+        if self._trainer.model.training and not torch.is_grad_enabled():
+            phase = "reference" if model is self._trainer.ref_model or _is_base(model) else "log_probabilities"
+            for length in arguments["attention_mask"].sum(-1).tolist():  # TRL has just waited for the same device
+                self._sequences[phase, length, 0] += 1
+        return call()
+
+    def row(self) -> dict[str, int]:
+        """FLOPs since the last row by phase, of all ranks, which all come here."""
+        ours = [sum(self._price(*key) * times for key, times in self._sequences.items() if key[0] == phase) for phase in PHASES]
+        self._sequences.clear()
+        summed = PendingSum(split(ours), device=collective_device()).wait()
+        return {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  # as long as its trainer
+    def _price(self, phase: str, tokens: int, generated: int) -> int:
+        plan = self._plans[phase]
+        last = 1 if phase == "generation" else 0  # of the prompt only the last position is sampled from
+        return int(plan.prefill(tokens, logits_to_keep=last) + (plan.decode(tokens, generated) if generated else 0))
+
+
+def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Optional[Phases]:
+    """The phases of a trainer that has them, its model priced as ``read`` reads it; None for every other."""
+    if not hasattr(trainer, "_generate_single_turn"):
+        return None
+    try:
+        return Phases(trainer, read(trainer.model), convention)
+    except Exception as error:  # training goes on without these numbers
+        logger.warning("what is run without gradients is not reported, its passes cannot be priced: %s", error)
+        return None
+
+
+def _is_base(model: Any) -> bool:
+    """Whether peft's adapters are off, or its copy of the first ones is on."""
+    layers = [module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
+    return any(layer.disable_adapters or "ref" in layer.active_adapters for layer in layers)
