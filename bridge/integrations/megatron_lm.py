@@ -8,8 +8,8 @@ or in a script of one's own, before ``pretrain``::
 
     attach(ThroughputCallback("exact"))
 
-Either way the functions that ``megatron.training.training`` calls by name run inside ours.  They are there from core 0.16 to
-0.20, on all ranks, with arguments in another order now and then, which are therefore taken by name.  The order of its calls::
+Either way the functions that ``megatron.training.training`` calls by name run inside ours.  They are there in core 0.16.1 and
+in 0.20, on all ranks, with arguments in another order now and then, which are therefore taken by name.  The order of its calls::
 
     train
         for each iteration:

@@ -2,14 +2,13 @@
 
 ``generation``         the policy writes completions: a pass over each prompt, then a token at a time behind a KV cache
 ``log_probabilities``  the policy that wrote them, over prompt and completion, where they are trained on more than once
-``reference``          the reference model, or the policy without its adapters, over the same
+``reference``          the reference model, or the policy without its adapters (or with a copy of the first ones), over the same
 
 Each sequence counts by its own length, forward alone.  What a server (vLLM) generates is not seen.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -45,10 +44,12 @@ class Phases:
 
     def __init__(self, trainer: Any, config: Any, convention: str) -> None:
         self._trainer = trainer
-        self._sequences: Counter[tuple[str, int, int]] = Counter()
-        """(phase, tokens, of these generated one by one) -> how often, since the last row; of this rank."""
-        policy, reference = (InferencePlan(one, convention) for one in (config, from_huggingface(trainer.model.config)))
-        self._plans = {"generation": policy, "log_probabilities": policy, "reference": reference}
+        self._sequences: Counter[tuple[str, str, int, int]] = Counter()
+        """(phase, what runs, tokens, of these generated one by one) -> how often, since the last row; of this rank."""
+        self._plans = {
+            "policy": InferencePlan(config, convention),
+            "base": InferencePlan(from_huggingface(trainer.model.config), convention),
+        }
         wrap(trainer, "_generate_single_turn", self._around_generation)
         wrap(trainer, "_get_per_token_logps_and_entropies", self._around_scoring)
 
@@ -57,27 +58,28 @@ class Phases:
         if self._trainer.model.training and not getattr(self._trainer, "use_vllm", False):
             for prompt, completion in zip(arguments["prompt_ids"], result[0], strict=True):
                 # The pass over the prompt gives the first token.
-                self._sequences["generation", len(prompt), max(len(completion) - 1, 0)] += 1
+                self._sequences["generation", "policy", len(prompt), max(len(completion) - 1, 0)] += 1
         return result
 
     def _around_scoring(self, call: _Call, arguments: _Arguments) -> Any:
         model = arguments["model"]
         if self._trainer.model.training and not torch.is_grad_enabled():
-            phase = "reference" if model is self._trainer.ref_model or _is_base(model) else "log_probabilities"
+            asked = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
             for length in arguments["attention_mask"].sum(-1).tolist():  # TRL has just waited for the same device
-                self._sequences[phase, length, 0] += 1
+                self._sequences[(*asked, length, 0)] += 1
         return call()
 
     def row(self) -> dict[str, int]:
         """FLOPs since the last row by phase, of all ranks, which all come here."""
-        ours = [sum(self._price(*key) * times for key, times in self._sequences.items() if key[0] == phase) for phase in PHASES]
+        ours: Counter[str] = Counter()
+        for (phase, *sequence), times in self._sequences.items():
+            ours[phase] += self._price(phase, *sequence) * times
         self._sequences.clear()
-        summed = PendingSum(split(ours), device=collective_device()).wait()
+        summed = PendingSum(split([ours[phase] for phase in PHASES]), device=collective_device()).wait()
         return {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019  # as long as its trainer
-    def _price(self, phase: str, tokens: int, generated: int) -> int:
-        plan = self._plans[phase]
+    def _price(self, phase: str, runs: str, tokens: int, generated: int) -> int:
+        plan = self._plans[runs]
         last = 1 if phase == "generation" else 0  # of the prompt only the last position is sampled from
         return int(plan.prefill(tokens, logits_to_keep=last) + (plan.decode(tokens, generated) if generated else 0))
 
@@ -93,7 +95,9 @@ def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Optional
         return None
 
 
-def _is_base(model: Any) -> bool:
-    """Whether peft's adapters are off, or its copy of the first ones is on."""
-    layers = [module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
-    return any(layer.disable_adapters or "ref" in layer.active_adapters for layer in layers)
+def _asked(policy: Any) -> tuple[str, str]:
+    """What a policy is asked for, and what runs: with peft it is the reference too, without adapters or with the first ones."""
+    layers = [module for module in policy.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
+    if any(layer.disable_adapters for layer in layers):
+        return "reference", "base"
+    return "reference" if any("ref" in layer.active_adapters for layer in layers) else "log_probabilities", "policy"

@@ -63,7 +63,7 @@ def tell_apart(run: Run) -> None:
 
 
 def _read(log: Path) -> dict[int, dict[str, float]]:
-    if runs := _below(log, "run-*.wandb"):
+    if runs := _below(log, "*.wandb"):
         rows = read_run(runs[0], bounded=False).rows
         return {int(row["step"]): named for row in rows if (named := _named(row))}
     if events := _below(log, "*tfevents*"):

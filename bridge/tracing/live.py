@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,26 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     except Exception as error:
         raise ConfigError(f"{type(model).__name__} cannot be traced, since it cannot be copied: {error}") from error
     return prepared(result)
+
+
+@contextmanager
+def untouched(model: torch.nn.Module) -> Iterator[None]:
+    """Around the run of a copy: gradients of the model itself stay as they are.
+
+    Raises:
+        ConfigError: the copy led back to the model, since a forward pass was replaced by a function that knows the module.
+    """
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        led_back = [parameter for parameter, gradient in before if parameter.grad is not gradient]
+        for parameter, gradient in before:
+            parameter.grad = gradient
+    if led_back:
+        raise ConfigError(
+            f"{type(model).__name__} cannot be traced: its forward pass was replaced by a function that leads from a copy back to it"
+        )
 
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:

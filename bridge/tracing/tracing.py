@@ -60,10 +60,14 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
         ConfigError: it cannot be built, or not be run.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    if isinstance(model, torch.nn.Module):
-        module = live.copied(model, mode)
-    else:
-        module = live.prepared(huggingface.build(model))
+    if not isinstance(model, torch.nn.Module):
+        return _trace(live.prepared(huggingface.build(model)), mode, inputs)
+    with live.untouched(model):
+        return _trace(live.copied(model, mode), mode, inputs)
+
+
+def _trace(module: torch.nn.Module, mode: FakeTensorMode, inputs: Inputs | None) -> Model:
+    """Of a module that is ours."""
     if inputs is not None:
         return Tracer(module, mode, [Feed(inputs)]).model()
     if feeds.sees(module):

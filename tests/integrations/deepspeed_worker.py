@@ -17,6 +17,7 @@ import documented
 import tiny_llama
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.sequence_parallel import parallel_state_sp
 
 from bridge.integrations.deepspeed_engine import add_throughput
 from bridge.metrics import peak
@@ -80,9 +81,10 @@ def pipeline() -> dict[str, Any]:
 
 def ulysses() -> dict[str, Any]:
     """Both ranks hold parts of each sequence."""
+    parallel_state_sp.initialize_sequence_parallel(sequence_parallel_size=2)
     model = tiny_llama.model()
-    more = {**settings(Path("."), 0), "sequence_parallel_size": 2, "data_parallel_size": 1}
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=more)
+    parts = {"model": model, "model_parameters": model.parameters(), "mpu": parallel_state_sp}
+    engine, *_ = deepspeed.initialize(**parts, config=settings(Path("."), 0))
     return refused(engine)
 
 
@@ -104,8 +106,8 @@ def main(folder: Path) -> None:
     deepspeed.init_distributed("gloo")
     os.chdir(folder)
     results: dict[str, Any] = {f"zero{stage}": zero(stage, folder) for stage in range(4)}
-    results["pipeline"] = pipeline()
     results["ulysses"] = ulysses()
+    results["pipeline"] = pipeline()
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

@@ -131,13 +131,14 @@ class Recorded(getattr(trl, "GRPOTrainer", object)):
 
 @pytest.mark.parametrize(
     ("times", "beta", "adapters"),
-    [(1, 0.1, False), (2, 0.0, False), (1, 0.1, True)],
-    ids=["with a reference", "trained on twice", "adapters, whose base is the reference"],
+    [(1, 0.1, ""), (2, 0.0, ""), (1, 0.1, "new"), (1, 0.1, "trained before")],
+    ids=["with a reference", "trained on twice", "new adapters", "adapters trained before"],
 )
 def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, beta, adapters):
     if adapters:
         peft = pytest.importorskip("peft", reason="pip install peft")
-        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+        model = peft.get_peft_model(model, lora) if adapters == "trained before" else model
     args = trl.GRPOConfig(
         **options(tmp_path), num_generations=2, max_completion_length=6, beta=beta, num_iterations=times,
         gradient_accumulation_steps=2, steps_per_generation=2,
@@ -145,7 +146,7 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
     prompts = Dataset.from_list([{"prompt": "ab c"[: 1 + number % 4]} for number in range(16)])
     trainer = Recorded(
         model, reward_funcs=lambda completions, **_: [float(len(text)) for text in completions], args=args,
-        train_dataset=prompts, processing_class=tokenizer,
+        train_dataset=prompts, processing_class=tokenizer, peft_config=lora if adapters == "new" else None,
     )  # fmt: skip
     throughput = documented.run("TRL", {"trainer": trainer})["throughput"].throughput
     lengths = [length for batch in trainer.trained for length in batch]
@@ -163,7 +164,9 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
         """The last token is sampled and not run again; of the prompt one position is asked for its logits."""
         return forward(policy, prompt + completion - 1) - (prompt - 1) * head
 
-    scored, asked = (trainer.scored[adapters], trainer.scored[not adapters])  # one model is both where it has adapters
+    # One model is both where it has adapters: the reference is that without them, or with a copy of what they were.
+    scored, asked = (trainer.scored[bool(adapters)], trainer.scored[not adapters])
+    reference = policy if adapters == "trained before" else base
     counted = {
         phase: sum(row.get(f"throughput/forward_flops/{phase}", 0) for row in trainer.state.log_history if "loss" in row)
         for phase in ("generation", "log_probabilities", "reference")
@@ -171,7 +174,7 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
     assert counted == {
         "generation": sum(generated(*rolled) for rolled in trainer.rolled),
         "log_probabilities": sum(forward(policy, length) for length in scored),
-        "reference": sum(forward(base, length) for length in asked),
+        "reference": sum(forward(reference, length) for length in asked),
     }
     assert len(trainer.rolled) == {1: 3 * 4, 2: 2 * 4}[times]  # a batch of four is trained on once or twice
     assert len(scored) == (0 if times == 1 else 2 * 4)

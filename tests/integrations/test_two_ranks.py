@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,9 @@ def test_lightning_in_data_parallel(ranks, folder):
     seen = [rank["lightning"]["seen"] for rank in ranks]
     taken = [length for rank in seen for batch in rank for length in batch]
     fed = [len(text["input_ids"]) for text in tiny_llama.texts(11)]
-    assert len(taken) == 12
-    assert sorted(taken) != sorted(fed)
-    assert set(taken) == set(fed)
-    assert plan.flops(taken) == plan.flops([*fed, fed[0]])
+    repeated = Counter(taken) - Counter(fed)
+    assert repeated.total() == 1
+    assert Counter(taken) - repeated == Counter(fed)
     for rank in ranks:
         latest = rank["lightning"]["latest"]
         assert (latest["step"], latest["throughput/total_flops"]) == (3, plan.flops(taken))

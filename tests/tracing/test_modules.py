@@ -209,3 +209,17 @@ def test_torchtitan(package, configs, options):
     traced = trace(model, inputs)
     assert traced.not_counted == ()
     assert planned(compile_plan(traced, "executed"), Point(3, 21)) == executed(model, inputs, Point(3, 21))
+
+
+def test_a_forward_pass_that_leads_back_to_the_model_is_refused_and_leaves_no_gradient():
+    """A copy's closure runs the module itself, whose gradients would be without memory from then on."""
+    model = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11))
+    inner = model.forward
+    model.forward = lambda tokens: inner(tokens)
+    model[1].weight.grad = kept = torch.ones(11, 8)
+    with pytest.raises(ConfigError, match="Sequential cannot be traced: its forward pass was replaced by a function that leads"):
+        trace(model)
+    assert model[0].weight.grad is None
+    assert model[1].bias.grad is None
+    assert model[1].weight.grad is kept
+    assert kept.sum() == 88

@@ -76,10 +76,22 @@ def _is_whole(model: Any) -> bool:
     return not sharded and all(parameter.numel() and parameter.is_floating_point() for parameter in parameters)
 
 
+def _parameters(model: Any) -> list[tuple[str, Any]]:
+    """Names and parameters, without those of adapters that are off, such as a copy that is kept to compare with."""
+    off = tuple(
+        f"{name}.lora_{side}.{adapter}."
+        for name, module in model.named_modules()
+        for adapter in getattr(module, "lora_A", None) or ()
+        if adapter not in module.active_adapters
+        for side in "AB"
+    )
+    return [(name, parameter) for name, parameter in model.named_parameters() if not name.startswith(off)]
+
+
 def _equals(result: HuggingFaceConfig, model: Any) -> bool:
     """Whether a configuration has as many parameters as the model, those that train among them."""
     counted = compile_plan(result, "exact").parameters()
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(parameter.numel(), parameter.requires_grad) for _, parameter in _parameters(model)]
     trains = sum(size for size, needed in sizes if needed)
     return (counted["total"], counted["trainable"]) == (sum(size for size, _ in sizes), trains)
 
@@ -97,7 +109,7 @@ def _read(model: Any) -> HuggingFaceConfig:
     result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
     _read_checkpointing(model, result)
     fixed = [name for name, parameter in model.named_parameters() if _FIXED_TABLE.search(name) and not parameter.requires_grad]
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         adapter = ".lora_A." in name or ".lora_B." in name
         if name not in fixed and parameter.requires_grad != (adapter or result.peft is None):
             state = "trains" if parameter.requires_grad else "is frozen"

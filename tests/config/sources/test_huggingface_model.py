@@ -35,6 +35,17 @@ def test_lora(model_type):
     assert parameters["total"] == sum(parameter.numel() for parameter in adapted.parameters())
 
 
+def test_adapters_that_are_off_neither_train_nor_run():
+    """Such as the copy of the first adapters that TRL compares with."""
+    adapted = model("llama", target_modules=["q_proj", "up_proj"])
+    alone = compile_plan(from_huggingface_model(adapted), "executed")
+    adapted.add_adapter("ref", peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"]))
+    found = from_huggingface_model(adapted)
+    assert found.traced is None
+    assert compile_plan(found, "executed").parameters() == alone.parameters()
+    assert compile_plan(found, "executed").flops([7]) == alone.flops([7])
+
+
 def test_latent_attention_with_whole_queries():
     config = oracle.draw("deepseek_v3", 0)
     config.q_lora_rank = None
