@@ -44,6 +44,7 @@ class Phases:
 
     def __init__(self, trainer: Any, config: Any, convention: str) -> None:
         self._trainer = trainer
+        self._failed = False
         self._sequences: Counter[tuple[str, str, int, int]] = Counter()
         """(phase, what runs, tokens, of these generated one by one) -> how often, since the last row; of this rank."""
         self._plans = {
@@ -56,27 +57,42 @@ class Phases:
     def _around_generation(self, call: _Call, arguments: _Arguments) -> Any:
         result = call()
         if self._trainer.model.training and not getattr(self._trainer, "use_vllm", False):
-            for prompt, completion in zip(arguments["prompt_ids"], result[0], strict=True):
-                # The pass over the prompt gives the first token.
-                self._sequences["generation", "policy", len(prompt), max(len(completion) - 1, 0)] += 1
+            self._safely(lambda: self._generated(arguments["prompt_ids"], result[0]))
         return result
 
+    def _generated(self, prompts: Any, completions: Any) -> None:
+        for prompt, completion in zip(prompts, completions, strict=True):  # the pass over the prompt gives the first token
+            self._sequences["generation", "policy", len(prompt), max(len(completion) - 1, 0)] += 1
+
     def _around_scoring(self, call: _Call, arguments: _Arguments) -> Any:
-        model = arguments["model"]
         if self._trainer.model.training and not torch.is_grad_enabled():
-            asked = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
-            for length in arguments["attention_mask"].sum(-1).tolist():  # TRL has just waited for the same device
-                self._sequences[(*asked, length, 0)] += 1
+            self._safely(lambda: self._scored(arguments["model"], arguments["attention_mask"]))
         return call()
 
+    def _scored(self, model: Any, mask: torch.Tensor) -> None:
+        asked = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
+        for length in mask.sum(-1).tolist():  # TRL has just waited for the same device
+            self._sequences[(*asked, length, 0)] += 1
+
+    def _safely(self, note: Callable[[], None]) -> None:
+        try:
+            note()
+        except Exception as error:  # training goes on without these numbers
+            logger.warning("what is run without gradients is not reported: %s", error)
+            self._failed = True
+
     def row(self) -> dict[str, int]:
-        """FLOPs since the last row by phase, of all ranks, which all come here."""
+        """FLOPs since the last row by phase, of all ranks, which all come here; empty where they are not known on each."""
         ours: Counter[str] = Counter()
-        for (phase, *sequence), times in self._sequences.items():
-            ours[phase] += self._price(phase, *sequence) * times
+        self._safely(lambda: self._add_to(ours))
         self._sequences.clear()
-        summed = PendingSum(split([ours[phase] for phase in PHASES]), device=collective_device()).wait()
-        return {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
+        limbs = split([*(ours[phase] for phase in PHASES), int(self._failed)])
+        *summed, failed = PendingSum(limbs, device=collective_device()).wait()
+        return {} if failed else {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
+
+    def _add_to(self, phases: Counter[str]) -> None:
+        for (phase, *sequence), times in self._sequences.items():
+            phases[phase] += self._price(phase, *sequence) * times
 
     def _price(self, phase: str, runs: str, tokens: int, generated: int) -> int:
         plan = self._plans[runs]

@@ -52,8 +52,9 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
         for parameter, gradient in before:
             parameter.grad = gradient
     if led_back:
+        name = type(model).__name__
         raise ConfigError(
-            f"{type(model).__name__} cannot be traced: its forward pass was replaced by a function that leads from a copy back to it"
+            f"{name} cannot be traced: its forward pass was replaced by a function that leads from a copy back to it"
         )
 
 
