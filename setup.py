@@ -46,7 +46,7 @@ setup(
         "dashboard": ["wandb-workspaces"],
         "tensorboard": ["tensorboard"],
         # Training loops whose adapters `make test-all` runs where they are installed.
-        "loops": ["accelerate", "lightning", "trl"],
+        "loops": ["accelerate", "deepspeed", "lightning", "trl"],
         "mlflow": MLFLOW,
         **TRACKERS,
         "all-trackers": ["tensorboard", *MLFLOW, *(package for packages in TRACKERS.values() for package in packages)],
