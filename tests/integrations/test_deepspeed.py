@@ -22,6 +22,7 @@ from bridge.flops import compile_plan
 
 pytestmark = pytest.mark.slow
 STEPS, MICRO_BATCHES, ROWS = 5, 2, 2
+VERIFIED = {3: {"verified": "no", "verified_details": ["not compared: its parameters are partitioned (DeepSpeed)"]}}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,10 @@ def test_totals_at_each_stage_of_zero(ranks, folder, stage):
         for job, steps in (("first", 3), ("second", 5)):
             latest = rank[f"zero{stage}"][job]["latest"]
             assert (latest["step"], latest["throughput/total_flops"]) == (steps, flops(ranks, stage, steps))
-            assert rank[f"zero{stage}"][job]["verified"] == {"verified": "parameters", "verified_details": []}
+            assert "throughput/doubtful" not in latest
+            assert rank[f"zero{stage}"][job]["verified"] == VERIFIED.get(
+                stage, {"verified": "parameters", "verified_details": []}
+            )
     (file,) = folder.glob(f"zero{stage}/**/*throughput_total_tokens.csv")
     rows = [row for row in csv.reader(file.open()) if row[0] != "step"]
     seen = [rank[f"zero{stage}"]["seen"] for rank in ranks]
