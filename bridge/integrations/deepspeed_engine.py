@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bridge.flops import ConfigError
+from bridge.integrations import sidecar
 from bridge.integrations.plain import Throughput
 from bridge.integrations.wrapping import wrap
 
@@ -91,6 +92,8 @@ class _Throughput(Throughput):
         self.steps = self._engine.global_steps
         if path is not None and _KEY in (state or {}):
             self.load_state_dict(state.pop(_KEY))
+        elif self.steps:  # of these steps the checkpoint says nothing
+            self.callback.load_state_dict(sidecar.SOMETHING_WAS_DONE)
         return result
 
     def around_destroy(self, call: _Call, arguments: _Arguments) -> Any:

@@ -47,6 +47,16 @@ def zero(stage: int, folder: Path) -> dict[str, Any]:
     return {"seen": seen, "first": first, "second": second}
 
 
+def forgetful(folder: Path) -> dict[str, Any]:
+    """Gone on from a checkpoint of an engine that nobody counted."""
+    model, save = tiny_llama.model(), folder / "uncounted"
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings(folder, 1))
+    engine.global_steps = 3
+    engine.save_checkpoint(save)
+    seen: list[int] = []
+    return {**job(1, folder, seen, steps=2, load=save), "seen": seen}
+
+
 def job(stage: int, folder: Path, seen: list[int], *, steps: int, save: Any = None, load: Any = None) -> dict[str, Any]:
     model = tiny_llama.model()
     names = {"deepspeed": deepspeed, "model": model, "settings": settings(folder, stage)}
@@ -106,6 +116,7 @@ def main(folder: Path) -> None:
     deepspeed.init_distributed("gloo")
     os.chdir(folder)
     results: dict[str, Any] = {f"zero{stage}": zero(stage, folder) for stage in range(4)}
+    results["forgetful"] = forgetful(folder)
     results["ulysses"] = ulysses()
     results["pipeline"] = pipeline()
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(results))
