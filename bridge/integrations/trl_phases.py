@@ -91,8 +91,8 @@ class Phases:
         return {} if failed else {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
 
     def _add_to(self, phases: Counter[str]) -> None:
-        for (phase, *sequence), times in self._sequences.items():
-            phases[phase] += self._price(phase, *sequence) * times
+        for (phase, runs, tokens, generated), times in self._sequences.items():
+            phases[phase] += self._price(phase, runs, tokens, generated) * times
 
     def _price(self, phase: str, runs: str, tokens: int, generated: int) -> int:
         plan = self._plans[runs]
