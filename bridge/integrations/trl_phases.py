@@ -70,9 +70,9 @@ class Phases:
         return call()
 
     def _scored(self, model: Any, mask: torch.Tensor) -> None:
-        asked = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
+        phase, runs = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
         for length in mask.sum(-1).tolist():  # TRL has just waited for the same device
-            self._sequences[(*asked, length, 0)] += 1
+            self._sequences[phase, runs, length, 0] += 1
 
     def _safely(self, note: Callable[[], None]) -> None:
         try:

@@ -23,6 +23,8 @@ _FIXED_TABLE = re.compile(r"(^|\.)encoder\.embed_positions\.weight$")
 _FIXED_TABLE_PATH = "audio_model.embed_positions"
 #: A linear layer of the language model: towers and encoders have layers of their own, which are not read.
 _LAYER = re.compile(r"(?:^|\.)model\.(?:language_model\.|decoder\.)?layers\.(\d+)\.(\w+\.\w+)$")
+#: A weight of an adapter, and the adapter's name.
+_ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.")
 _REMEDY = "Give the configuration of the run yourself: config=..."
 
 
@@ -78,14 +80,8 @@ def _is_whole(model: Any) -> bool:
 
 def _parameters(model: Any) -> list[tuple[str, Any]]:
     """Names and parameters, without those of adapters that are off, such as a copy that is kept to compare with."""
-    off = tuple(
-        f"{name}.lora_{side}.{adapter}."
-        for name, module in model.named_modules()
-        for adapter in getattr(module, "lora_A", None) or ()
-        if adapter not in module.active_adapters
-        for side in "AB"
-    )
-    return [(name, parameter) for name, parameter in model.named_parameters() if not name.startswith(off)]
+    on = {adapter for module in model.modules() if getattr(module, "lora_A", None) for adapter in module.active_adapters}
+    return [(name, one) for name, one in model.named_parameters() if (own := _ADAPTER.search(name)) is None or own[1] in on]
 
 
 def _equals(result: HuggingFaceConfig, model: Any) -> bool:
@@ -110,7 +106,7 @@ def _read(model: Any) -> HuggingFaceConfig:
     _read_checkpointing(model, result)
     fixed = [name for name, parameter in model.named_parameters() if _FIXED_TABLE.search(name) and not parameter.requires_grad]
     for name, parameter in _parameters(model):
-        adapter = ".lora_A." in name or ".lora_B." in name
+        adapter = _ADAPTER.search(name) is not None
         if name not in fixed and parameter.requires_grad != (adapter or result.peft is None):
             state = "trains" if parameter.requires_grad else "is frozen"
             raise ConfigError(f"{name} {state}: read are models that train in full or by LoRA adapters alone. {_REMEDY}")
