@@ -54,6 +54,7 @@ class Convention:
         padded_vocabulary: the output layer has megatron-core's padded width.
         mamba_width_is_twice_hidden: Mamba's inner width is 2 x hidden_size, whatever the heads say.
         mamba_convolution: Mamba's short convolution is counted.
+        padded_short_convolution: LFM2's convolution runs on both ends' padding too.
         square_delta_state: a head of the delta rule holds a dv x dv state instead of dk x dv.
         plain_vision_tower: a tower is depth x (attention + two-matrix MLP), all patches of an image attending to each
             other, whatever its gates and windows.
@@ -78,6 +79,7 @@ class Convention:
     padded_vocabulary: bool = False
     mamba_width_is_twice_hidden: bool = False
     mamba_convolution: bool = False
+    padded_short_convolution: bool = False
     square_delta_state: bool = False
     plain_vision_tower: bool = False
     hybrid_mtp_projection: bool = True
@@ -174,6 +176,7 @@ EXECUTED = Convention(
     },
     padded_vocabulary=True,
     mamba_convolution=True,
+    padded_short_convolution=True,
 )
 PALM = Convention("palm", pairs=EXECUTED.pairs, left_out=frozenset({Kind.SCAN, Kind.STREAM_MIXING}), parameters=Parameters.ALL)
 

@@ -132,7 +132,7 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
         yield from _bottleneck_layer(build, layer, shape.attention_output_size)
         return
     if shape.layernorm_placement == "parallel":
-        yield norm("pre_mlp_layernorm", build.hidden_size, layer.channel, source="hidden", to="beside", bias=build.norm_bias)
+        yield _norm(build, "pre_mlp_layernorm", layer.channel, source="hidden", to="beside")
     if layer.mixer:
         mixed = MIXERS[layer.mixer].terms(build, layer)
         yield from _normed(build, mixed, "self_attention", "input_layernorm", "post_attention_layernorm")
@@ -148,17 +148,24 @@ def _layer_terms(build: Build, layer: Layer) -> Iterator[Term]:
 
 def _normed(build: Build, block: list[Term], component: str, before: str, after: str) -> Iterator[Term]:
     """A block with its norms, before it or after it or both; the MLP beside an attention reads what came before that."""
-    placement, size = build.shape.layernorm_placement, build.hidden_size
+    placement = build.shape.layernorm_placement
     if placement in ("parallel", "shared") and before == "pre_mlp_layernorm":
         yield join("beside" if placement == "parallel" else "normed", to="normed")
     elif placement == "post":
         yield join("hidden", to="normed")
     else:
-        yield norm(before, size, component, source="hidden", to="normed", bias=build.norm_bias)
+        yield _norm(build, before, component, source="hidden", to="normed")
     yield from block
     if placement in ("post", "sandwich"):
-        yield norm(after, size, component, source="hidden", to="hidden", bias=build.norm_bias)
-    yield elementwise("residual", component, size * ADDITION, "hidden")
+        yield _norm(build, after, component, source="hidden", to="hidden")
+    yield elementwise("residual", component, build.hidden_size * ADDITION, "hidden")
+
+
+def _norm(build: Build, name: str, component: str, *, source: str, to: str) -> Term:
+    """A norm over the residual stream."""
+    if not build.shape.layernorm_learned:
+        return norm(name, build.hidden_size, component, source=source, to=to).changed(weight=False)
+    return norm(name, build.hidden_size, component, source=source, to=to, bias=build.norm_bias)
 
 
 def _bottleneck_layer(build: Build, layer: Layer, width: int) -> Iterator[Term]:
@@ -173,7 +180,7 @@ def _last_norm(build: Build, to: str) -> Term:
     """The norm after the last layer, which writes the states ``to``; without one they are the stream itself."""
     if not build.shape.post_layer_norm:
         return join("hidden", to=to)
-    return norm("final_layernorm", build.hidden_size, "output_layer", source="hidden", to=to, bias=build.norm_bias)
+    return _norm(build, "final_layernorm", "output_layer", source="hidden", to=to)
 
 
 def _relative_positions(build: Build, prefix: str) -> list[Term]:

@@ -127,6 +127,8 @@ class ModelShape:
     """Key/value heads (GQA); num_attention_heads when unset."""
     kv_channels: Optional[int] = size(off=True)
     """Width of one head; hidden_size // num_attention_heads when unset."""
+    v_channels: Optional[int] = size(off=True)
+    """Width of a value head where it is not kv_channels (MiMo-V2)."""
     vocab_size: Optional[int] = size()
     """Tokens in the vocabulary, unpadded. Required, unless padded_vocab_size is given."""
     padded_vocab_size: Optional[int] = size(off=True)
@@ -151,6 +153,8 @@ class ModelShape:
     # ---- facts that only change the parameter count or what trains -------------------------------
     normalization: str = "RMSNorm"
     """``RMSNorm`` (one vector) or ``LayerNorm`` (weight and bias)."""
+    layernorm_learned: bool = True
+    """False: the norms around the blocks have neither weight nor bias (the first OLMo)."""
     layernorm_placement: str = "pre"
     """Norms ``pre`` each block, ``post`` each block (OLMo 2 and 3), or both: ``sandwich`` (Gemma 2 and later).
     Where the MLP stands beside the attention: ``parallel`` with a norm each (GPT-NeoX), ``shared`` with one for both (Cohere)."""
@@ -169,7 +173,7 @@ class ModelShape:
     qk_layernorm: Any = False
     """True: a norm over each query and key head; ``full``: over the whole projection (OLMo 2)."""
     softmax_type: str = "vanilla"
-    """``learnable``: one attention sink per head (GPT-OSS)."""
+    """``learnable``: one attention sink per head (GPT-OSS); ``learnable_local``: in layers with a window alone (MiMo-V2)."""
     activation_func: Any = None
     """Activation of the MLPs, by name or as torch's function; silu where they are gated, else gelu, when unset."""
     moe_router_score_function: str = "softmax"
@@ -264,6 +268,28 @@ class ModelShape:
     kimi_linear_low_rank_gate: bool = False
     """The output gate goes through kimi_linear_head_dim channels (Hugging Face's Kimi Linear), not straight."""
     kimi_linear_conv_kernel_size: int = size(4, when="kimi_kda_layers")
+    short_conv_layers: Any = entries(int)
+    """A list with 1 for each layer that is a gated short convolution, 0 for attention (LFM2)."""
+    short_conv_kernel: int = size(3, when="short_conv_layers")
+    """Taps of that convolution."""
+    short_conv_bias: bool = False
+    """Biases on it and on its two projections."""
+    selective_scan_layers: Any = entries(int)
+    """A list with 1 for each layer that is a first-generation Mamba, 0 for attention (Jamba)."""
+    selective_scan_inner_size: int = size(when="selective_scan_layers")
+    """Width inside."""
+    selective_scan_state_dim: int = size(16, when="selective_scan_layers")
+    """State entries per channel."""
+    selective_scan_dt_rank: int = size(when="selective_scan_layers")
+    """Width that the step sizes are projected from."""
+    selective_scan_kernel: int = size(4, when="selective_scan_layers")
+    """Taps of its convolution."""
+    selective_scan_conv_bias: bool = True
+    """A bias on the convolution."""
+    selective_scan_proj_bias: bool = False
+    """Biases on the projections into the block and out of it."""
+    selective_scan_norms: bool = False
+    """Norms on the step sizes' latent and on both matrices of the state (Jamba)."""
     dsa_indexer_n_heads: Optional[int] = None
     dsa_indexer_head_dim: Optional[int] = None
     dsa_indexer_topk: Optional[int] = None

@@ -35,6 +35,7 @@ OTHER = {
     "qwen3_5_moe_text": (r"GatedDeltaNet$", r"\.(delta_rule|conv1d)$"),
     "nemotron_h": (r"Mamba2Mixer$", r"\.(scan|conv1d)$"),
     "bamba": (r"BambaMixer$", r"\.(scan|conv1d)$"),
+    "jamba": (r"MambaMixer$", r"\.(scan|conv1d|dt_proj)$"),
     "granitemoehybrid": (r"MambaLayer$", r"\.(scan|conv1d)$"),
     "kimi_linear": (r"DeltaAttention$", r"\.(delta_rule|[qkv]_conv1d)$"),
     "falcon_h1": (r"FalconH1Mixer$", r"\.(scan|conv1d)$"),

@@ -24,6 +24,18 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         # Here head_dim is the part of a head that RoPE turns, and every head has keys of its own.
         sizes.pop("head_dim", None)
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    if model_type.startswith("lfm2"):
+        sizes["layer_types"] = random.choices(["conv", "full_attention"], k=sizes["num_hidden_layers"])
+    if model_type == "mimo_v2_flash":
+        # Layers with a window have twice the key heads.
+        sizes["num_attention_heads"] *= 2
+        layers = sizes["num_hidden_layers"]
+        sizes["layer_types"] = random.choice([None, random.choices(["sliding_attention", "full_attention"], k=layers)])
+        sizes["mlp_layer_types"] = random.choice([None, random.choices(["sparse", "dense"], k=layers)])
+    if model_type == "jamba":
+        for name in ("attn", "expert"):
+            sizes[f"{name}_layer_period"] = period = random.randint(1, 3)
+            sizes[f"{name}_layer_offset"] = random.randrange(period)
     if model_type in ("phi", "stablelm"):
         sizes["hidden_size"] *= 4  # a half or a quarter of each head is turned
     if model_type == "internlm3":
@@ -60,9 +72,12 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
 _NO_FIELDS = {"gemma4_text": ("global_head_dim", "num_global_key_value_heads")}
 #: Fields that all models of a family agree on, and whose other values we report as not counted.
 _FIXED = {
+    "bamba": ("mamba_d_conv", "mamba_expand", "mamba_conv_bias", "mamba_proj_bias"),
     "deepseek_v2": ("attention_bias", "mlp_bias"),
     "deepseek_v3": ("attention_bias",),
     "deepseek_v32": ("attention_bias",),
+    "falcon_h1": ("mamba_d_conv", "mamba_expand", "mamba_conv_bias", "mamba_proj_bias"),
+    "granitemoehybrid": ("mamba_d_conv", "mamba_expand", "mamba_conv_bias", "mamba_proj_bias"),
     "glm_moe_dsa": ("attention_bias", "mlp_bias"),
     "ernie4_5_moe": ("use_bias",),
     "glm4_moe_lite": ("attention_bias",),
@@ -176,6 +191,19 @@ def _sizes(random: Random) -> dict[str, Any]:
         "ffn_dim": random.randint(10, 70),
         # Phi-3.5-MoE, Bamba, Kimi Linear
         "lm_head_bias": random.random() < 0.5,
+        # Jamba, LFM2, OPT
+        "mamba_dt_rank": random.choice(["auto", random.randint(1, 9)]),
+        "mamba_d_conv": random.randint(2, 5),
+        "mamba_expand": random.randint(1, 3),
+        "mamba_conv_bias": random.random() < 0.5,
+        "mamba_proj_bias": random.random() < 0.5,
+        "conv_bias": random.random() < 0.5,
+        "conv_L_cache": random.randint(2, 5),
+        "block_multiple_of": random.randint(1, 9),
+        "block_ffn_dim_multiplier": random.choice([1.0, 0.7]),
+        "block_auto_adjust_ff_dim": random.random() < 0.5,
+        "num_dense_layers": random.randint(0, layers),
+        "layer_norm_elementwise_affine": random.random() < 0.5,
         "attn_layer_indices": sorted(random.sample(range(layers), random.randint(0, layers))),
         "linear_num_heads": groups,
         "linear_head_dim": random.randint(3, 9),

@@ -417,6 +417,122 @@ def _mamba2(fields: Fields, inner: int | None = None) -> Options:
     }
 
 
+def _jamba(fields: Fields) -> Options:
+    """Jamba: Mamba's first generation, attention and experts every so many layers; no positions."""
+    layers, experts = range(fields.size("num_hidden_layers")), fields.get("num_experts", "num_local_experts") or 1
+    (mixes, first), (each, start) = (
+        (fields.size(f"{name}_layer_period"), fields.get(f"{name}_layer_offset") or 0) for name in ("attn", "expert")
+    )
+    width, rank = fields.size("hidden_size"), fields.get("mamba_dt_rank")
+    fields.skip("layers_block_type", "layer_types", "layers_num_experts", "use_mambapy", "use_associative_scan")
+    routed = {
+        "num_moe_experts": experts,
+        "moe_layer_freq": [int(i % each == start) for i in layers],
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": fields.get("intermediate_size"),
+        "moe_aux_loss_coeff": fields.get("router_aux_loss_coef"),
+    }
+    return {
+        "selective_scan_layers": [int(i % mixes != first) for i in layers],
+        "selective_scan_inner_size": fields.size("mamba_expand") * width,
+        "selective_scan_state_dim": fields.get("mamba_d_state"),
+        "selective_scan_dt_rank": -(-width // 16) if rank == "auto" else rank,
+        "selective_scan_kernel": fields.get("mamba_d_conv"),
+        "selective_scan_conv_bias": bool(fields.get("mamba_conv_bias")),
+        "selective_scan_proj_bias": bool(fields.get("mamba_proj_bias")),
+        **(routed if experts > 1 and any(routed["moe_layer_freq"]) else {}),
+    }
+
+
+def _lfm2(fields: Fields) -> Options:
+    """LFM2: short convolutions, with attention in between."""
+    layers, listed = fields.size("num_hidden_layers"), fields.get("full_attn_idxs")
+    kinds = _flags(fields, "layer_types", {"conv": True, "full_attention": False})
+    convolved = kinds or [listed is not None and i not in listed for i in range(layers)]
+    fields.skip("block_dim", "conv_dim", "conv_dim_out", "block_mlp_init_scale", "block_out_init_scale", "block_use_swiglu",
+                "block_use_xavier_init", "conv_use_xavier_init", "block_norm_eps", "use_pos_enc", "num_heads")  # fmt: skip
+    found = {"short_conv_kernel": fields.get("conv_L_cache"), "short_conv_bias": bool(fields.get("conv_bias"))}
+    return {"short_conv_layers": [int(flag) for flag in convolved], **found} if any(convolved) else {}
+
+
+def _lfm2_width(fields: Fields) -> Options:
+    """LFM2's own rounding of its MLP's width."""
+    width = fields.size("block_ff_dim", "intermediate_size")
+    factor, multiple = fields.get("block_ffn_dim_multiplier"), fields.get("block_multiple_of") or 1
+    if fields.get("block_auto_adjust_ff_dim"):
+        width = int(2 * width / 3)
+        width = width if factor is None else -(-int(factor * width) // multiple) * multiple
+    return {"ffn_hidden_size": width}
+
+
+def _lfm2_experts(fields: Fields) -> Options:
+    """LFM2 with experts in all but the first layers."""
+    if fields.get("layer_types") is None:
+        fields.report("layer_types", "all layers are counted as attention; transformers cannot build a model without the list")
+    dense, layers = fields.get("num_dense_layers") or 0, fields.size("num_hidden_layers")
+    fields.skip("use_expert_bias")
+    routed = {
+        "num_moe_experts": fields.size("num_experts"),
+        "moe_layer_freq": [int(i >= dense) for i in range(layers)],
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
+        "moe_router_score_function": "sigmoid",
+    }
+    return routed if dense < layers else {}
+
+
+def _mimo_v2(fields: Fields) -> Options:
+    """MiMo-V2: layers with a window have twice the key heads, and sinks; values are narrower than keys."""
+    layers, groups, previous = fields.size("num_hidden_layers"), fields.size("num_key_value_heads"), "sliding_window_size"
+    usual = [bool(i and (i + 1) % 6) for i in range(layers)]
+    local = _flags(fields, "layer_types", {"sliding_attention": True, "full_attention": False}) or usual
+    sparse = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False}) or [i > 0 for i in range(layers)]
+    heads, size, values = (fields.get(name) for name in ("num_attention_heads", "head_dim", "v_head_dim"))
+    # The published files have fields of their own code beside these, which transformers does not look at.
+    for name, built in {
+        "hybrid_layer_pattern": [*map(int, local)], "moe_layer_freq": [*map(int, sparse)], "swa_num_attention_heads": heads,
+        "swa_num_key_value_heads": 2 * groups, "swa_head_dim": size, "swa_v_head_dim": values,
+        "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False,
+    }.items():  # fmt: skip
+        fields.expect(name, built)
+    # The window in the published files leaves out the query.
+    window = fields.get(previous) + 1 if fields.get(previous) else fields.get("sliding_window")
+    fields.skip("attention_chunk_size", "attention_value_scale", "swa_rope_theta")
+    windows = {
+        "window_size": window,
+        "window_attn_skip_freq": [*map(int, local)],
+        "num_query_groups": 2 * groups,
+        "global_num_query_groups": groups,
+        "softmax_type": "learnable_local",
+    }
+    routed = {
+        "num_moe_experts": fields.get("n_routed_experts", "num_local_experts"),
+        "moe_layer_freq": [*map(int, sparse)],
+        "moe_router_topk": fields.get("num_experts_per_tok"),
+        "moe_ffn_hidden_size": fields.get("moe_intermediate_size"),
+    }
+    return {
+        "v_channels": values,
+        "add_qkv_bias": bool(fields.get("attention_bias")),
+        **(windows if any(local) else {}),
+        **(routed if any(sparse) else {}),
+    }
+
+
+def _blocks(fields: Fields) -> Options:
+    """Nemotron Super and Ultra: blocks that differ from layer to layer."""
+    blocks = fields.get("block_configs")
+    read = {
+        "attention": {"n_heads_in_group", "no_op", "replace_with_linear"},
+        "ffn": {"ffn_mult", "no_op", "replace_with_linear"},
+    }
+    for part, known in read.items():
+        others = {name for block in blocks or () for name, value in (block.get(part) or {}).items() if value} - known
+        if others:
+            fields.report("block_configs", f"{', '.join(sorted(others))} of its {part} blocks is counted as if it were not there")
+    return {"block_configs": blocks and [dict(block) for block in blocks]}
+
+
 def _gemma4(fields: Fields) -> Options:
     """Gemma 4: wider heads in global layers, which may use keys as values; the MLP stays beside the experts."""
     listed = fields.get("per_layer_config")
@@ -574,11 +690,10 @@ def _opt(fields: Fields) -> Options:
             "word_embed_proj_dim",
             "the projections to and from the narrower embedding are not counted, in work and parameter count",
         )
-    if not fields.get("layer_norm_elementwise_affine"):
-        fields.report("layer_norm_elementwise_affine", "the parameter count has the norms' vectors nevertheless")
     before, positions = bool(fields.get("do_layer_norm_before")), fields.size("max_position_embeddings")
     return {
         "max_position_embeddings": positions + 2,
+        "layernorm_learned": bool(fields.get("layer_norm_elementwise_affine")),
         "layernorm_placement": "pre" if before else "post",
         "post_layer_norm": before and not fields.get("_remove_final_layer_norm"),
         "add_bias_linear": bool(fields.get("enable_bias")),
@@ -1019,6 +1134,11 @@ _GPT2 = Family(
 )
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
+_LFM2 = _SWIGLU.but(
+    _lfm2,
+    fields={"share_embeddings_and_output_weights": ("tie_embedding", "tie_word_embeddings")},
+    fixed={"qk_layernorm": True, "activation_func": "silu"},
+)
 _GRANITE_MOE = _SWIGLU.but(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
@@ -1144,6 +1264,7 @@ FAMILIES: dict[str, Family] = {
     "internlm3": _SWIGLU.but(_internlm3),
     "iquestcoder": _SWIGLU.but(_attention_bias, _mlp_bias),
     "jais2": _DECODER.but(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
+    "jamba": _SWIGLU.but(_jamba, fixed={"position_embedding_type": "none", "selective_scan_norms": True}),
     "kimi_k2": _DEEPSEEK_V3,
     "kimi_linear": _DEEPSEEK_V3.but(
         _kimi_linear,
@@ -1151,11 +1272,16 @@ FAMILIES: dict[str, Family] = {
         ignored="""tie_word_embeddings moe_layer_freq moe_renormalize num_expert_group use_grouped_topk mla_use_nope
                    moe_router_activation_func""",
     ),
+    "lfm2": _LFM2.but(_lfm2_width),
+    "lfm2_moe": _LFM2.but(_lfm2_experts),
     "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
     "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
     "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
     "mimo": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
+    "mimo_v2_flash": _SWIGLU.but(
+        _group_limited_routing, _mimo_v2, fields={"layernorm_epsilon": ("rms_norm_eps", "layernorm_epsilon")}
+    ),
     "minicpm3": _LATENT.but(_value_heads, ignored="scale_emb scale_depth dim_model_base"),
     "minimax_m2": _SWIGLU.but(
         _experts,
@@ -1174,6 +1300,7 @@ FAMILIES: dict[str, Family] = {
     "mistral4": _LATENT,
     "mixtral": _SWIGLU.but(_window, _experts),
     "nemotron": _DECODER.but(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
+    "nemotron-nas": _SWIGLU.but(_blocks, _attention_bias, _mlp_bias),
     "nemotron_h": _DECODER.but(
         _hybrid,
         _attention_bias,
@@ -1181,6 +1308,7 @@ FAMILIES: dict[str, Family] = {
         fixed={"share_embeddings_and_output_weights": False},
         ignored="mtp_layers_block_type mtp_hybrid_override_pattern",
     ),
+    "olmo": _SWIGLU.but(_attention_bias, fixed={**_LAYER_NORM, "layernorm_learned": False}),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2.but(_windows(_every(4))),
     "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),

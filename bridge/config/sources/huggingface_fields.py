@@ -65,6 +65,7 @@ TEXT = Kind(f"text of at most {MAX_LAYERS} characters", lambda value: isinstance
 OBJECT = Kind("an object with fields", lambda value: isinstance(value, Mapping))
 INDEXES = _list(SIZE, "numbers")
 WORDS = _list(TEXT, "words")
+OBJECTS = _list(OBJECT, "objects with fields")
 
 #: Every other field that is read is a size.
 _NAMES = {
@@ -72,24 +73,26 @@ _NAMES = {
               num_mtp_layers num_mtp_modules mtp_num_hidden_layers""",
     NUMBER: """rms_norm_eps layer_norm_eps norm_eps norm_epsilon layer_norm_epsilon initializer_range init_std attention_dropout
                hidden_dropout_prob attention_probs_dropout_prob rope_theta factor routed_scaling_factor router_aux_loss_coef
-               swiglu_limit moe_layer_end_index attn_pdrop""",
+               swiglu_limit moe_layer_end_index attn_pdrop layernorm_epsilon block_ffn_dim_multiplier""",
     FRACTION: "partial_rotary_factor pixel_shuffle_ratio",
     FLAG: """tie_word_embeddings attention_bias mlp_bias attention_out_bias use_bias qkv_bias use_qk_norm use_sliding_window
              use_double_wide_mlp attention_k_eq_v enable_moe_block use_conv_bias mamba_proj_bias projectors_bias mamba_conv_bias
              mamba_rms_norm vision_use_head is_decoder add_cross_attention is_gated_act use_mtp patch_in_forward
              cross_attn_all_layers use_qkv_bias qk_layernorm use_parallel_residual use_post_norm multi_query parallel_attn alibi
              bias new_decoder_architecture enable_bias do_layer_norm_before layer_norm_elementwise_affine
-             _remove_final_layer_norm lm_head_bias multimodal_projector_bias""",
+             _remove_final_layer_norm lm_head_bias multimodal_projector_bias tie_embedding conv_bias block_auto_adjust_ff_dim
+             add_swa_attention_sink_bias add_full_attention_sink_bias""",
     TEXT: """model_type hidden_act hidden_activation mlp_hidden_act activation_function activation feed_forward_proj dense_act_fn
              hybrid_override_pattern rope_type type position_embedding_type""",
     WORDS: "layer_types mlp_layer_types indexer_types layers_block_type",
     INDEXES: """mlp_only_layers no_rope_layers moe_layers fullatt_block_indexes deepstack_visual_indexes compress_ratios
-                encoder_hash_byte_group_size attn_layer_indices""",
+                encoder_hash_byte_group_size attn_layer_indices full_attn_idxs""",
+    OBJECTS: "block_configs",
     OBJECT: """text_config vision_config encoder_config decoder_config global_config patcher_config rope_parameters rope_scaling
                compress_rates per_layer_config full_attention""",
     # One number or one entry a layer.
     SIZE | INDEXES: "moe_layer_freq",
-    SIZE | TEXT: "mamba_d_head sliding_window_pattern",
+    SIZE | TEXT: "mamba_d_head sliding_window_pattern mamba_dt_rank",
     FLAG | TEXT: "use_bidirectional_attention",
     WORDS | TEXT: "index_topk_pattern",
 }
@@ -154,6 +157,13 @@ class Fields:
         several = (names,) if isinstance(names, str) else names
         name = next((name for name in several if self._values.get(name) is not None), several[0])
         self.not_counted.append(f"{self.place}{name}={short(self._values.get(name))}: {consequence}")
+
+    def expect(self, name: str, built: Any) -> None:
+        """Say so where a field that transformers does not look at asks for another model than is built."""
+        self._read.add(name)
+        given = self._values.get(name)
+        if given is not None and given != built:
+            self.report(name, f"transformers builds {short(built)}, which is counted")
 
     def sentences(self) -> list[str]:
         """What was reported, then the fields that are set, that nobody read and that are not known to be neutral."""

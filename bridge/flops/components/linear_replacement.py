@@ -18,9 +18,12 @@ def linear_replacement(*, place: str, hidden_size: int, bias: bool, roles: Role 
 # ---- its rows ------------------------------------------------------------------------------------
 
 
-def _terms(place: str, roles: Role = Role.NONE) -> Terms:
+def _terms(place: str, bias: str, roles: Role = Role.NONE) -> Terms:
+    """The matrix in ``place``, which has a bias where the field ``bias`` gives one to what it replaces."""
+
     def terms(build: Build, layer: Layer) -> list[Term]:
-        return linear_replacement(place=place, hidden_size=build.hidden_size, bias=build.shape.add_bias_linear, roles=roles)
+        biased = build.shape.add_bias_linear or getattr(build.shape, bias)
+        return linear_replacement(place=place, hidden_size=build.hidden_size, bias=biased, roles=roles)
 
     return terms
 
@@ -28,8 +31,8 @@ def _terms(place: str, roles: Role = Role.NONE) -> Terms:
 MIXER = Mixer(
     name="linear",
     option="block_configs",
-    terms=_terms("self_attention"),
+    terms=_terms("self_attention", "add_proj_bias"),
     cache=lambda shape, layer: [],
     colour={COMPONENT: "grey"},
 )
-CHANNEL = Channel(name="linear", terms=_terms("mlp", Role.MLP))
+CHANNEL = Channel(name="linear", terms=_terms("mlp", "add_mlp_bias", Role.MLP))

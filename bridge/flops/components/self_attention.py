@@ -21,6 +21,7 @@ def self_attention(
     num_attention_heads: int,
     num_query_groups: int,
     kv_channels: int,
+    v_channels: int = 0,
     context: Context,
     output_gate: bool = False,
     key_is_value: bool = False,
@@ -44,6 +45,7 @@ def self_attention(
         num_attention_heads: query heads.
         num_query_groups: key/value heads.
         kv_channels: width of one head.
+        v_channels: width of a value head where it is another one, else 0.
         context: which keys a query sees.
         output_gate: a gate as wide as the queries, projected with them (Qwen3-Next).
         key_is_value: keys are projected once and serve as values too (Gemma 4's global layers).
@@ -57,8 +59,13 @@ def self_attention(
         rotated: channels of a head that RoPE turns.
         output_size, to: width and name of what it writes; the residual stream when unset.
     """
+    value_channels = v_channels or kv_channels
     query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
-    widths = {"linear_q": query_size * (2 if output_gate else 1), "linear_k": key_size, "linear_v": key_size}
+    widths = {
+        "linear_q": query_size * (2 if output_gate else 1),
+        "linear_k": key_size,
+        "linear_v": num_query_groups * value_channels,
+    }
     outputs: dict[str, tuple[str, ...]] = {"linear_q": ("query",), "linear_k": ("key",), "linear_v": ("value",)}
     if key_is_value:
         del widths["linear_v"]
@@ -92,22 +99,22 @@ def self_attention(
         if not shares_kv:
             terms.append(elementwise("rope_key", COMPONENT, rotated * num_query_groups * ROPE, "key"))
 
-    def product(name: str, first: str, second: str, output: str) -> Term:
-        return core(name, CORE, context, head_size=kv_channels, heads=num_attention_heads, inputs=(first, second), output=output)
+    def product(name: str, size: int, first: str, second: str, output: str) -> Term:
+        return core(name, CORE, context, head_size=size, heads=num_attention_heads, inputs=(first, second), output=output)
 
-    terms.append(product("query_key", "query", "key", "scores"))
+    terms.append(product("query_key", kv_channels, "query", "key", "scores"))
     if position_bias:
         terms.append(join("scores", "position_bias", to="scores"))
         terms.append(elementwise("position_bias", CORE, num_attention_heads * ADDITION, "scores", rows=context))
     if sinks:
         sink = table("softmax_offset", CORE, num_attention_heads, source="scores", to=("scores",))
         terms.append(sink.under("core_attention."))
-    terms += softmax(CORE, context, heads=num_attention_heads, value_size=kv_channels, sinks=sinks)
-    terms.append(product("scores_value", "scores", "value", "context"))
+    terms += softmax(CORE, context, heads=num_attention_heads, value_size=value_channels, sinks=sinks)
+    terms.append(product("scores_value", value_channels, "scores", "value", "context"))
     if output_gate:
         terms.append(elementwise("output_gate", COMPONENT, query_size * (SIGMOID + MULTIPLICATION), "context"))
-    width = output_size or hidden_size
-    terms.append(Term("linear_proj", COMPONENT, query_size, width, inputs=("context",), outputs=(to,), bias=width * proj_bias))
+    width, inner = output_size or hidden_size, num_attention_heads * value_channels
+    terms.append(Term("linear_proj", COMPONENT, inner, width, inputs=("context",), outputs=(to,), bias=width * proj_bias))
     return [term.under("self_attention.") for term in terms]
 
 
@@ -123,6 +130,7 @@ def terms(build: Build, layer: Layer) -> list[Term]:
         num_attention_heads=build.heads,
         num_query_groups=groups,
         kv_channels=head_size,
+        v_channels=shape.v_channels or 0,
         context=layer.context,
         output_gate=shape.attention_output_gate,
         key_is_value=shape.attention_k_eq_v or (layer.is_global and shape.global_attention_k_eq_v),
@@ -134,7 +142,7 @@ def terms(build: Build, layer: Layer) -> list[Term]:
         proj_bias=shape.add_proj_bias or shape.add_bias_linear,
         head_norm="full" if shape.qk_layernorm == "full" else "head" if shape.qk_layernorm else "",
         norm_bias=build.norm_bias,
-        sinks=shape.softmax_type == "learnable",
+        sinks=shape.softmax_type == "learnable" or (shape.softmax_type == "learnable_local" and layer.context.shape == "window"),
         rotated=build.rotated(layer, head_size),
         output_size=shape.attention_output_size,
         to="narrow" if shape.attention_output_size else "hidden",
@@ -144,7 +152,8 @@ def terms(build: Build, layer: Layer) -> list[Term]:
 def caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     """Keys and values. Shared projections make keys and values of their own: norms and RoPE tell them apart."""
     groups, head_size = _heads(shape, layer)
-    return [Cache("keys_and_values", 2 * groups * head_size, layer.context, owned=not layer.shares_kv)]
+    entries = groups * (head_size + (shape.v_channels or head_size))
+    return [Cache("keys_and_values", entries, layer.context, owned=not layer.shares_kv)]
 
 
 def _heads(shape: ModelShape, layer: Layer) -> tuple[int, int]:

@@ -52,6 +52,8 @@ _NOT_TRAINABLE: Mapping[str, Any] = {
     "use_double_wide_mlp": False,
     "is_causal": True,
     "layernorm_placement": "pre",
+    "layernorm_learned": True,
+    "v_channels": None,
 }
 
 # Read by the functions below and not copied by name.

@@ -18,7 +18,7 @@ from bridge.config.sources.huggingface_fields import NEUTRAL, Fields
 
 FILE = Path(huggingface_fields.__file__).with_name("huggingface_defaults.json")
 #: Families without a config class of their own, and the one whose class they use.
-SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2"}
+SAME_CLASS = {"kimi_k2": "deepseek_v3", "mimo": "qwen2", "nemotron-nas": "llama"}
 
 
 def class_defaults() -> dict[str, dict[str, Any]]:
