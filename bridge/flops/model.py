@@ -258,9 +258,10 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
     terms = patch_embedding(
         patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         hidden_size=hidden,
-        bias=bool(vision.num_position_embeddings) and not vision.class_token,
+        bias=bool(vision.num_position_embeddings) and (vision.layer_scale or not vision.class_token),
         num_position_embeddings=vision.num_position_embeddings,
         class_token=vision.class_token and not plain,
+        normed=not vision.layer_scale,
     )
     # Two kinds of layers at most: those that see the whole image, and those with windows.
     kinds = {
@@ -270,7 +271,9 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             gated=vision.gated and not plain,
             window_patches=0 if whole else vision.window_patches,
             class_token=vision.class_token and not plain,
+            qkv_bias=vision.qkv_bias,
             norm_bias=not vision.gated,
+            layer_scale=vision.layer_scale,
             heads=vision.heads,
             rope=projector.rotary,
             activation=ACTIVATIONS.get(vision.activation, NOTHING),

@@ -506,7 +506,15 @@ class VisionShape:
     class_token: bool = False
     """A token beside the patches that attends like them (CLIP, Llama 4)."""
     projector_type: str = "merger"
-    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``pixel_shuffle`` (Llama 4) or ``none``."""
+    """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``tile_mlp`` (LLaVA-OneVision), ``linear`` (PaliGemma,
+    Idefics 3), ``normed_mlp`` (InternVL), ``pixel_shuffle`` (Llama 4) or ``none``."""
+    projector_bias: bool = True
+    """Biases in ``linear`` and ``tile_mlp``."""
+    layer_scale: bool = False
+    """A learned scale on what each block adds; the class token then stands beside patches with a bias, without a norm of its
+    own, and without a norm after the last layer (InternVL)."""
+    qkv_bias: bool = True
+    """Biases on queries, keys and values."""
     projector_input_dim: Optional[int] = size()
     projector_output_dim: Optional[int] = size()
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""

@@ -22,8 +22,9 @@ MORE = (
     "apertus", "arcee", "bloom", "cohere", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
     "falcon", "gemma4_text", "glm", "glm4", "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granite_swa",
     "granitemoe", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_dense", "hy_v3", "hyperclovax", "internlm3",
-    "iquestcoder", "jais2", "lfm2", "lfm2_moe", "mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral4", "nemotron", "olmo", "opt", "phi",
-    "phimoe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "youtu",
+    "iquestcoder", "jais2", "lfm2", "lfm2_moe", "mimo_v2_flash", "minicpm3", "minimax_m2", "ministral", "ministral3",
+    "mistral4", "nemotron", "olmo", "opt", "phi", "phimoe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2",
+    "vaultgemma", "youtu",
 )  # fmt: skip
 SHAPES = range(4)
 

@@ -12,9 +12,21 @@ from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from oracle import vision_models as oracle
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3", "llama4")
+FAMILIES = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "gemma3",
+    "llama4",
+    "paligemma",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+    "llava_onevision",
+)
 #: How transformers names towers and projectors.
-TOWER, PROJECTOR = r"\.(visual|vision_tower)\.|(^|\.)vision_model\.", r"\.merger|deepstack|multi_modal_projector"
+TOWER, PROJECTOR = r"\.(visual|vision_tower)\.|(^|\.)vision_model\.", r"\.merger|deepstack|multi_modal_projector|connector"
 #: The switch that freezes a part -> the parameters of transformers that it holds still.
 PARTS = {
     "freeze_vision_model": lambda name: bool(re.search(TOWER, name)) and not re.search(PROJECTOR, name),

@@ -16,8 +16,13 @@ IMAGE, START, END = 10, 12, 13
 MERGE = 2
 WINDOW = 4
 """Side of an attention window, in patches (Qwen2.5-VL)."""
-SQUARE = ("gemma3", "llama4")
+SQUARE = ("gemma3", "llama4", "paligemma", "idefics3", "smolvlm", "internvl", "llava_onevision")
 """Families whose images all have the size that the tower is built for."""
+TOWERS = {"gemma3": "siglip_vision_model", "paligemma": "siglip_vision_model", "llava_onevision": "siglip_vision_model"}
+"""The ``model_type`` of towers that more than one family has."""
+TEXTS = {"paligemma": ("gemma", "gemma2"), "idefics3": ("llama",), "smolvlm": ("llama",), "internvl": ("qwen2", "qwen3"),
+         "llava_onevision": ("qwen2", "llama")}  # fmt: skip
+"""Language models that go into several families."""
 
 
 def draw(model_type: str, seed: int) -> PreTrainedConfig:
@@ -77,16 +82,29 @@ def _draw_square(model_type: str, seed: int) -> PreTrainedConfig:
         "hidden_size": width, "num_hidden_layers": random.randint(1, 3), "num_attention_heads": heads, "patch_size": patch,
         "image_size": side * patch, "intermediate_size": random.randint(10, 40),
     }  # fmt: skip
-    tied = model_type == "gemma3" and random.random() < 0.5  # transformers never ties Llama 4's
+    tied = model_type != "llama4" and random.random() < 0.5  # transformers never ties Llama 4's
+    ids: dict[str, Any] = {"image_token_id": IMAGE}
+    if model_type in TOWERS:
+        tower |= {"model_type": TOWERS[model_type], "vision_use_head": False}
+    if model_type in TEXTS:
+        text["model_type"] = random.choice(TEXTS[model_type])
+        text["tie_word_embeddings"] = tied
     if model_type == "gemma3":
-        tower |= {"model_type": "siglip_vision_model", "vision_use_head": False}
-        ids: dict[str, Any] = {"image_token_id": IMAGE, "mm_tokens_per_image": (side // MERGE) ** 2}
+        ids["mm_tokens_per_image"] = (side // MERGE) ** 2
+    elif model_type == "paligemma":
+        ids["projection_dim"] = text["hidden_size"]
+    elif model_type in ("idefics3", "smolvlm"):
+        ids["scale_factor"] = MERGE
+    elif model_type == "internvl":
+        tower |= {"image_size": [side * patch] * 2, "patch_size": [patch] * 2, "attention_bias": random.random() < 0.5}
+    elif model_type == "llava_onevision":
+        ids |= {"multimodal_projector_bias": random.random() < 0.5, "image_token_index": IMAGE}
     else:
         inner = random.randint(5, 40)
         text |= {"moe_layers": [], "intermediate_size_mlp": random.randint(10, 50)}
         tower |= {"intermediate_size": width * MERGE**2, "projector_input_dim": inner, "projector_output_dim": inner}
         tower["vision_output_dim"] = inner
-        ids = {"image_token_id": IMAGE, "image_token_index": IMAGE}
+        ids["image_token_index"] = IMAGE
     return CONFIG_MAPPING[model_type](text_config=text, vision_config=tower, tie_word_embeddings=tied, **ids)
 
 
@@ -97,8 +115,9 @@ def draw_images(config: PreTrainedConfig, seed: int) -> list[tuple[int, int]]:
     the number of patches alone does not tell.
     """
     if config.model_type in SQUARE:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        return [(side, side)] * (1 + seed)
+        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+        side = size[0] // patch[0] if isinstance(size, (list, tuple)) else size // patch
+        return [(side, side)] * (2 + seed)
     random = Random(f"images {seed}")
     wide = [(WINDOW, MERGE * random.randint(1, 5)) for _ in range(random.randint(1, 3))]
     return [*wide, (2 * WINDOW, WINDOW * random.randint(1, 2))]
@@ -109,6 +128,13 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
     for part in (config, config.text_config, config.vision_config):
         part._experts_implementation = "batched_mm"
     return AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+
+
+def _tokens_of(model_type: str, patches: int) -> int:
+    """Tokens of the language model that an image of so many patches becomes."""
+    if model_type == "llava_onevision":
+        return patches + 1
+    return patches if model_type == "paligemma" else patches // MERGE**2
 
 
 class Batch:
@@ -124,13 +150,21 @@ class Batch:
         self.patches = [height * width for height, width in images]
         tokens = [1]
         for patches in self.patches:
-            tokens += [START, *[IMAGE] * (patches // MERGE**2), END, 3]
+            tokens += [START, *[IMAGE] * _tokens_of(model.config.model_type, patches), END, 3]
         self.length = len(tokens)
         tower = model.config.vision_config
         ids = torch.tensor([tokens])
         self._inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         if model.config.model_type in SQUARE:
-            self._inputs["pixel_values"] = torch.zeros(len(images), tower.num_channels, tower.image_size, tower.image_size)
+            size = tower.image_size[0] if isinstance(tower.image_size, (list, tuple)) else tower.image_size
+            pixels = torch.ones(len(images), tower.num_channels, size, size)
+            if model.config.model_type in ("idefics3", "smolvlm"):
+                pixels = pixels[None]
+            if model.config.model_type == "llava_onevision":
+                pixels = pixels[:, None]  # one tile each
+                self._inputs["image_sizes"] = torch.tensor([[size, size]] * len(images))
+                self._inputs["batch_num_images"] = torch.tensor([len(images)])
+            self._inputs["pixel_values"] = pixels
             if model.config.model_type == "gemma3":
                 self._inputs["token_type_ids"] = (ids == IMAGE).int()
             return

@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.config.schema import Config, ModelConfig
 from bridge.config.sources.huggingface_families import FAMILIES, Family, Options
-from bridge.config.sources.huggingface_fields import OBJECT, TEXT, Fields
+from bridge.config.sources.huggingface_fields import OBJECT, TEXT, Fields, Unread
 from bridge.config.sources.huggingface_quantisation import formats_of
 from bridge.flops import reading
 from bridge.flops.formats import NOT_TOLD
@@ -47,13 +47,27 @@ class HuggingFaceConfig(Config):
 
 
 def read_config(config: Any) -> HuggingFaceConfig:
-    """Read a mapping, a transformers config object, or a file; see ``bridge.config.from_huggingface``."""
+    """Read a mapping, a transformers config object, or a file, or trace its model where no row describes it.
+
+    See ``bridge.config.from_huggingface``.
+    """
     values = _as_mapping(config)
+    try:
+        return read_by_row(values)
+    except Unread as reason:
+        return _traced(values, _model_type(values), reason)
+
+
+def read_by_row(values: Mapping[str, Any]) -> HuggingFaceConfig:
+    """Read a configuration by its family's row.
+
+    Raises:
+        Unread: no row describes it.
+        ConfigError: it is none of a model.
+    """
     model_type = _model_type(values)
     if not model_type:
         raise ConfigError("model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'")
-    if model_type not in FAMILIES:
-        return _traced(values, model_type)
     family = _family(model_type)
     options, not_counted = _read(values, model_type)
     _check_sizes_are_stated(values, family, model_type)
@@ -77,19 +91,18 @@ def _name(values: Mapping[str, Any], model_type: str) -> str:
 TRACING = "bridge.tracing"
 
 
-def _traced(values: Mapping[str, Any], model_type: str) -> HuggingFaceConfig:
-    """A family that nobody here knows, as transformers runs it.
+def _traced(values: Mapping[str, Any], model_type: str, unread: Unread) -> HuggingFaceConfig:
+    """A model that no row describes, as transformers runs it.
 
     Raises:
         ConfigError: neither does transformers know it, or it is not installed; and how the known ones are spelt.
     """
-    unknown = _unknown_family(model_type)
     try:
         if not set(values) - {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype"}:
             raise ConfigError("the file has no field of a model's, so there is nothing to trace")
         traced = importlib.import_module(TRACING).trace(dict(values))
     except ConfigError as error:
-        raise ConfigError(f"{unknown}; {error}") from error
+        raise ConfigError(f"{unread}; {error}") from error
     traced = dataclasses.replace(traced, formats=formats_of(values))
     return HuggingFaceConfig(
         name=_name(values, model_type),
@@ -159,7 +172,7 @@ def _check_sizes_are_stated(values: Mapping[str, Any], family: Family, model_typ
 def _family(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    raise ConfigError(_unknown_family(model_type))
+    raise Unread(_unknown_family(model_type))
 
 
 def _unknown_family(model_type: str) -> str:
@@ -170,7 +183,7 @@ def _unknown_family(model_type: str) -> str:
 
 #: Families of transformers that are spelt almost like one of ours and are none of them.
 _SPELT_ALIKE = (
-    *("olmo", "pixtral", "glm4v_moe", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
+    *("pixtral", "glm4v_moe", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
     *("clip_vision_model", "blip_vision_model", "xclip_vision_model"),
 )
 

@@ -827,12 +827,12 @@ def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
         "num_heads": "num_attention_heads",
         "hidden_size": "hidden_size",
         "intermediate_size": "intermediate_size",
-        "patch_size": "patch_size",
         "in_channels": "num_channels",
         "projector_input_dim": "projector_input_dim",
         "projector_output_dim": "projector_output_dim",
     }
-    vision = {option: tower.get(name) for option, name in names.items()} | {"temporal_patch_size": 1} | more
+    vision: Options = {option: tower.get(name) for option, name in names.items()}
+    vision |= {"patch_size": tower.size("patch_size"), "temporal_patch_size": 1, **more}
     tower.skip("hidden_act", "layer_norm_eps", "norm_eps")
     if tower is not fields:
         fields.not_counted += tower.sentences()
@@ -843,17 +843,88 @@ def _siglip_tower(fields: Fields) -> Options:
     """Gemma 3: SigLIP, averaged down to a fixed number of tokens."""
     tower = fields.part("vision_config")
     side = tower.size("image_size") // tower.size("patch_size")
-    pools = tower.get("vision_use_head")  # it is built, and nothing uses its output
-    options = _plain_tower(
+    merge = side // isqrt(fields.size("mm_tokens_per_image")) or 1  # the default tower is smaller than that
+    return _siglip_in(fields, tower, spatial_merge_size=merge, projector_type="pooled_linear")
+
+
+def _siglip_in(fields: Fields, tower: Fields, **projector: Any) -> Options:
+    """SigLIP inside another model; its pooling head may be built, and nothing uses its output."""
+    side, pools = tower.size("image_size") // tower.size("patch_size"), tower.get("vision_use_head")
+    options = _plain_tower(fields, tower, num_position_embeddings=side**2, **projector)
+    width, inner = tower.size("hidden_size"), tower.size("intermediate_size")
+    return options | ({"unpriced_parameters": _pooling_head(width, inner)} if pools else {})
+
+
+def _tower(fields: Fields, *kinds: str) -> Fields:
+    """``vision_config``, where it is the family's own."""
+    tower = fields.part("vision_config")
+    tower.only("model_type", *kinds)
+    return tower
+
+
+def _paligemma(fields: Fields) -> Options:
+    """PaliGemma: SigLIP and one matrix; the image and what is asked of it see each other."""
+    tower = _tower(fields, "siglip_vision_model")
+    tower.skip("projection_dim", "num_image_tokens", "vocab_size", "projector_hidden_act")
+    fields.skip("vocab_size", "hidden_size", "num_image_tokens")
+    fields.not_counted.append("token_type_ids: pairs of a prefix in which tokens see later ones are counted by executed alone")
+    wide = {"spatial_merge_size": 1, "out_hidden_size": fields.get("projection_dim")}
+    return _siglip_in(fields, tower, projector_type="linear", **wide) | {"is_causal": True}
+
+
+def _idefics3(*kinds: str) -> Rule:
+    """Idefics 3 and SmolVLM: SigLIP without a head, patches side by side, one matrix."""
+
+    def rule(fields: Fields) -> Options:
+        merge, tower = fields.size("scale_factor"), _tower(fields, *kinds)
+        tower.skip("max_image_size", "size", "tie_word_embeddings", "use_base_siglip", "num_image_tokens")
+        return _siglip_in(fields, tower, spatial_merge_size=merge, projector_type="linear", projector_bias=False)
+
+    return rule
+
+
+def _llava_onevision(fields: Fields) -> Options:
+    """LLaVA-OneVision: every tile of an image is an image of SigLIP's; its last states go through an MLP."""
+    fields.only("vision_feature_layer", -1)
+    fields.only("vision_feature_select_strategy", "full")
+    tower, text = _tower(fields, "siglip_vision_model"), fields.part("text_config")
+    fields.skip("image_grid_pinpoints", "vision_aspect_ratio", "projector_hidden_act", "use_image_newline_parameter")
+    options = _siglip_in(
         fields,
         tower,
-        num_position_embeddings=side**2,
-        spatial_merge_size=side // isqrt(fields.size("mm_tokens_per_image")) or 1,  # the default tower is smaller than that
-        projector_type="pooled_linear",
+        spatial_merge_size=1,
+        projector_type="tile_mlp",
+        projector_bias=bool(fields.get("multimodal_projector_bias")),
     )
-    if pools:
-        options["unpriced_parameters"] = _pooling_head(tower.size("hidden_size"), tower.size("intermediate_size"))
-    return options
+    newline = text.size("hidden_size")  # stands between the rows of an image
+    return {
+        **options,
+        "unpriced_parameters": options.get("unpriced_parameters", 0) + newline,
+        "share_embeddings_and_output_weights": bool(fields.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+    }
+
+
+def _internvl(fields: Fields) -> Options:
+    """InternVL: its own tower with a class token and scales, patches side by side, an MLP."""
+    fields.only("vision_feature_layer", -1)
+    fields.only("vision_feature_select_strategy", "default")
+    tower = _tower(fields, "internvl_vision")
+    for name, built in {"use_qk_norm": False, "norm_type": "layer_norm", "use_mask_token": False,
+                        "use_absolute_position_embeddings": True, "use_mean_pooling": True}.items():  # fmt: skip
+        tower.only(name, built)
+    side = tower.size("image_size") // tower.size("patch_size")
+    tower.skip("layer_scale_init_value", "projection_dropout")
+    fields.skip("image_seq_length", "projector_hidden_act")
+    return _plain_tower(
+        fields,
+        tower,
+        num_position_embeddings=side**2 + 1,
+        spatial_merge_size=int(1 / (fields.get("downsample_ratio") or 0.5)),
+        class_token=True,
+        layer_scale=True,
+        qkv_bias=bool(tower.get("attention_bias")),
+        projector_type="normed_mlp",
+    )
 
 
 def _pooling_head(width: int, inner: int) -> int:
@@ -1043,7 +1114,7 @@ _QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
 _QWEN3_NEXT = _QWEN3.but(
     _linear_attention, fixed={"attention_output_gate": True}, ignored="attn_output_gate mtp_use_dedicated_embeddings"
 )
-_GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True})
+_GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True}, ignored="num_image_tokens")
 _OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
 _T5 = Family(
     fields={
@@ -1261,7 +1332,9 @@ FAMILIES: dict[str, Family] = {
         ignored="router_scaling_factor enable_moe_fp32_combine",
     ),
     "hyperclovax": _SWIGLU.but(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
+    "idefics3": _VISION_LANGUAGE.but(_idefics3("idefics3", "idefics3_vision"), text="llama"),
     "internlm3": _SWIGLU.but(_internlm3),
+    "internvl": _VISION_LANGUAGE.but(_internvl, text="qwen2"),
     "iquestcoder": _SWIGLU.but(_attention_bias, _mlp_bias),
     "jais2": _DECODER.but(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
     "jamba": _SWIGLU.but(_jamba, fixed={"position_embedding_type": "none", "selective_scan_norms": True}),
@@ -1277,6 +1350,7 @@ FAMILIES: dict[str, Family] = {
     "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
     "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
     "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
+    "llava_onevision": _VISION_LANGUAGE.but(_llava_onevision, text="qwen2"),
     "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
     "mimo": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
     "mimo_v2_flash": _SWIGLU.but(
@@ -1319,6 +1393,7 @@ FAMILIES: dict[str, Family] = {
         fixed={**_LAYER_NORM, "position_embedding_type": "learned_absolute"},
         ignored="layerdrop activation_dropout",
     ),
+    "paligemma": _VISION_LANGUAGE.but(_paligemma, text="gemma"),
     "phi": _DECODER.but(
         _head_norm("qk_layernorm"),
         fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
@@ -1353,6 +1428,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_text": _QWEN3,
     "roberta": _BERT,
     "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
+    "smolvlm": _VISION_LANGUAGE.but(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),
     "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
     "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
     "stablelm": _SWIGLU.but(_qkv_bias("use_qkv_bias"), _parallel, fixed=_LAYER_NORM),

@@ -21,6 +21,10 @@ MAX_SIZE = 2**31 - 1
 DEFAULTS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("huggingface_defaults.json").read_text())
 
 
+class Unread(ConfigError):
+    """A model that its family's row does not describe: it is traced instead."""
+
+
 # ---- what a field can hold -----------------------------------------------------------------------------------------
 
 
@@ -74,7 +78,7 @@ _NAMES = {
     NUMBER: """rms_norm_eps layer_norm_eps norm_eps norm_epsilon layer_norm_epsilon initializer_range init_std attention_dropout
                hidden_dropout_prob attention_probs_dropout_prob rope_theta factor routed_scaling_factor router_aux_loss_coef
                swiglu_limit moe_layer_end_index attn_pdrop layernorm_epsilon block_ffn_dim_multiplier""",
-    FRACTION: "partial_rotary_factor pixel_shuffle_ratio",
+    FRACTION: "partial_rotary_factor pixel_shuffle_ratio downsample_ratio",
     FLAG: """tie_word_embeddings attention_bias mlp_bias attention_out_bias use_bias qkv_bias use_qk_norm use_sliding_window
              use_double_wide_mlp attention_k_eq_v enable_moe_block use_conv_bias mamba_proj_bias projectors_bias mamba_conv_bias
              mamba_rms_norm vision_use_head is_decoder add_cross_attention is_gated_act use_mtp patch_in_forward
@@ -91,7 +95,7 @@ _NAMES = {
     OBJECT: """text_config vision_config encoder_config decoder_config global_config patcher_config rope_parameters rope_scaling
                compress_rates per_layer_config full_attention""",
     # One number or one entry a layer.
-    SIZE | INDEXES: "moe_layer_freq",
+    SIZE | INDEXES: "moe_layer_freq image_size patch_size",
     SIZE | TEXT: "mamba_d_head sliding_window_pattern mamba_dt_rank",
     FLAG | TEXT: "use_bidirectional_attention",
     WORDS | TEXT: "index_topk_pattern",
@@ -132,7 +136,9 @@ class Fields:
             ConfigError: it is missing, null or 0, or no number.
         """
         value = self.get(*names)
-        if not value:
+        if isinstance(value, (list, tuple)) and len(set(value)) == 1:  # both sides of a square
+            value = value[0]
+        if not value or isinstance(value, (list, tuple)):
             raise ConfigError(f"{self.place}{names[0]}={value!r} in the Hugging Face config must be a positive integer")
         return int(value)
 
@@ -147,6 +153,17 @@ class Fields:
     def part(self, name: str) -> Fields:
         """A configuration inside this one (``vision_config``), with the defaults of its class."""
         return Fields(self.get(name) or {}, f"{self._kind}.{name}", f"{self.place}{name}.")
+
+    def only(self, name: str, *values: Any) -> None:
+        """A field that may hold these values alone, or be missing.
+
+        Raises:
+            Unread: it holds another, which no row describes.
+        """
+        self._read.add(name)
+        given = self._values.get(name, self._defaults.get(name))
+        if given is not None and given not in values:
+            raise Unread(f"{self.place}{name}={short(given)} is not read")
 
     def group(self, *names: str) -> Fields:
         """The fields of an object that is no configuration (``rope_parameters``); empty where there is none."""

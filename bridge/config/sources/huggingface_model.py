@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from bridge.config.schema import ModelConfig, PeftConfig
-from bridge.config.sources.huggingface_config import TRACING, HuggingFaceConfig, read_config
-from bridge.config.sources.huggingface_families import FAMILIES
+from bridge.config.sources.huggingface_config import TRACING, HuggingFaceConfig, read_by_row
 from bridge.config.sources.huggingface_names import LINEAR_LAYERS
 from bridge.config.sources.huggingface_quantisation import formats_of, formats_of_layers
 from bridge.flops.plan import compile_plan
@@ -96,12 +95,10 @@ def _read(model: Any) -> HuggingFaceConfig:
     """By its configuration.
 
     Raises:
-        ConfigError: :func:`~bridge.config.sources.huggingface_config.read_config` does not know the architecture; or some weights
-            are frozen, adapted or recomputed in a way that is not described here.
+        ConfigError: no row describes the architecture; or some weights are frozen, adapted or recomputed in a way that is not
+            described here.
     """
-    if model.config.model_type not in FAMILIES:
-        raise ConfigError(f"model_type={model.config.model_type} has no reader")
-    result = read_config(model.config)
+    result = read_by_row(model.config.to_dict())
     result.peft = _adapters(model, latent=bool(result.model.multi_latent_attention))
     _read_checkpointing(model, result)
     fixed = [name for name, parameter in model.named_parameters() if _FIXED_TABLE.search(name) and not parameter.requires_grad]

@@ -1,7 +1,8 @@
 """From a vision tower's patches to tokens of the language model: one projector a family.
 
-Qwen's merger (arXiv:2409.12191), Gemma 3's pooling (arXiv:2503.19786), LLaVA-1.5's MLP (arXiv:2310.03744), Llama 4's pixel
-shuffle.
+Qwen's merger (arXiv:2409.12191), Gemma 3's pooling (arXiv:2503.19786), the MLPs of LLaVA-1.5 (arXiv:2310.03744), of
+LLaVA-OneVision (arXiv:2408.03326) and of InternVL (arXiv:2404.16821), one matrix in PaliGemma (arXiv:2407.07726) and in Idefics 3
+(arXiv:2408.12637), Llama 4's pixel shuffle.
 """
 
 from __future__ import annotations
@@ -60,12 +61,29 @@ def pooled_linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size:
     ]
 
 
-def mlp_projector(*, hidden_size: int, out_hidden_size: int) -> list[Term]:
+def mlp_projector(*, hidden_size: int, out_hidden_size: int, bias: bool = True) -> list[Term]:
     """LLaVA-1.5's projector: a two-layer MLP on every patch."""
     return [
-        _projection("linear_1", hidden_size, out_hidden_size, PATCHES, "patches", "inner", bias=True),
+        _projection("linear_1", hidden_size, out_hidden_size, PATCHES, "patches", "inner", bias=bias),
         elementwise("activation", PROJECTION, out_hidden_size * ACTIVATIONS["gelu"], "inner", rows=PATCHES),
-        _projection("linear_2", out_hidden_size, out_hidden_size, PATCHES, "inner", "image_embeddings", bias=True),
+        _projection("linear_2", out_hidden_size, out_hidden_size, PATCHES, "inner", "image_embeddings", bias=bias),
+    ]
+
+
+def linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, bias: bool) -> list[Term]:
+    """One matmul on spatial_merge_size^2 patches side by side: PaliGemma's projector, Idefics 3's connector."""
+    merged, rows = hidden_size * spatial_merge_size**2, merged_tokens(spatial_merge_size)
+    return [_projection("linear", merged, out_hidden_size, rows, "patches", "image_embeddings", bias=bias)]
+
+
+def normed_mlp(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int) -> list[Term]:
+    """InternVL's projector: a norm and a two-layer MLP on spatial_merge_size^2 patches side by side."""
+    merged, rows = hidden_size * spatial_merge_size**2, merged_tokens(spatial_merge_size)
+    return [
+        norm("layer_norm", merged, PROJECTION, source="patches", to="merged", bias=True, rows=rows),
+        _projection("linear_1", merged, out_hidden_size, rows, "merged", "inner", bias=True),
+        elementwise("activation", PROJECTION, out_hidden_size * ACTIVATIONS["gelu"], "inner", rows=rows),
+        _projection("linear_2", out_hidden_size, out_hidden_size, rows, "inner", "image_embeddings", bias=True),
     ]
 
 
@@ -150,6 +168,30 @@ def _mlp(vision: VisionShape) -> list[Term]:
     return [term.under("merger.") for term in mlp_projector(hidden_size=hidden, out_hidden_size=out)]
 
 
+def _tile_mlp(vision: VisionShape) -> list[Term]:
+    """The norm after the last layer is there, and the projector reads what came before it."""
+    hidden, out = _sizes(vision)
+    projector = mlp_projector(hidden_size=hidden, out_hidden_size=out, bias=vision.projector_bias)
+    return [_last_norm(vision, PATCHES).changed(outputs=("unused",)), *(term.under("merger.") for term in projector)]
+
+
+def _linear(vision: VisionShape) -> list[Term]:
+    hidden, out = _sizes(vision)
+    projector = linear(
+        hidden_size=hidden,
+        spatial_merge_size=vision.spatial_merge_size,
+        out_hidden_size=out,
+        bias=vision.projector_bias,
+    )
+    return [_last_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+
+
+def _normed_mlp(vision: VisionShape) -> list[Term]:
+    hidden, out = _sizes(vision)
+    projector = normed_mlp(hidden_size=hidden, spatial_merge_size=vision.spatial_merge_size, out_hidden_size=out)
+    return [term.under("merger.") for term in projector]
+
+
 def _pixel_shuffle(vision: VisionShape) -> list[Term]:
     _, out = _sizes(vision)
     projector = pixel_shuffle(
@@ -173,6 +215,9 @@ MERGER = Projector(
 )
 POOLED_LINEAR = Projector(name="pooled_linear", terms=_pooled_linear)
 MLP = Projector(name="mlp", terms=_mlp)
+TILE_MLP = Projector(name="tile_mlp", terms=_tile_mlp)
+LINEAR = Projector(name="linear", terms=_linear)
+NORMED_MLP = Projector(name="normed_mlp", terms=_normed_mlp)
 PIXEL_SHUFFLE = Projector(
     name="pixel_shuffle", terms=_pixel_shuffle, required=("projector_input_dim", "projector_output_dim"), rotary=True
 )

@@ -22,7 +22,13 @@ PATCHES_AND_CLASS = Statistic("length_plus", "images", (1,))
 
 
 def patch_embedding(
-    *, patch_values: int, hidden_size: int, bias: bool, num_position_embeddings: int = 0, class_token: bool = False
+    *,
+    patch_values: int,
+    hidden_size: int,
+    bias: bool,
+    num_position_embeddings: int = 0,
+    class_token: bool = False,
+    normed: bool = True,
 ) -> list[Term]:
     """The convolution whose stride is its kernel: one matmul per patch, on pixels, which need no gradient.
 
@@ -31,7 +37,8 @@ def patch_embedding(
         hidden_size: width of the tower.
         bias: a bias on the convolution.
         num_position_embeddings: rows of a learned position table, 0 for none.
-        class_token: a learned token beside the patches, and a norm over all of them (CLIP, Llama 4).
+        class_token: a learned token beside the patches.
+        normed: with it, a norm over all of them (CLIP, Llama 4).
     """
     terms = [
         Term("patch_embed", COMPONENT, patch_values, hidden_size, PATCHES, inputs=("pixels",), outputs=("patches",),
@@ -41,8 +48,9 @@ def patch_embedding(
         terms.append(table("pos_embed", COMPONENT, num_position_embeddings, hidden_size, to=("patches",)))
         terms.append(elementwise("pos_embed", COMPONENT, hidden_size * ADDITION, "patches", rows=PATCHES))
     if class_token:
-        rows = PATCHES_AND_CLASS
         terms.append(table("class_embedding", COMPONENT, 1, hidden_size, to=("patches",)))
+    if class_token and normed:
+        rows = PATCHES_AND_CLASS
         terms.append(norm("pre_layernorm", hidden_size, COMPONENT, source="patches", to="patches", bias=True, rows=rows))
     return [term.under("vision_model.") for term in terms]
 
@@ -55,7 +63,9 @@ def vision_layer(
     window_patches: int = 0,
     class_token: bool = False,
     bias: bool = True,
+    qkv_bias: bool = True,
     norm_bias: bool = True,
+    layer_scale: bool = False,
     heads: int = 1,
     rope: bool = False,
     activation: Operations = GELU,
@@ -69,7 +79,9 @@ def vision_layer(
         window_patches: patches of a window, 0 for the whole image.
         class_token: one more token than patches.
         bias: biases on the linear layers.
+        qkv_bias: on queries, keys and values too.
         norm_bias: LayerNorm instead of RMSNorm.
+        layer_scale: a learned scale of each channel on what the attention and the MLP add.
         heads: heads of the attention.
         rope: queries and keys are turned by the place of their patch.
         activation: of one number.
@@ -90,21 +102,28 @@ def vision_layer(
         return core(name, CORE, context, head_size=size, heads=heads, inputs=(first, second), output=output)
 
     attention = [
-        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv"),
+        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv").changed(bias=3 * hidden_size * (bias and qkv_bias)),
         elementwise("rope", COMPONENT, 2 * hidden_size * rope * ROPE, "qkv", rows=rows),
         product("query_key", "qkv", "qkv", "scores"),
         *softmax(CORE, context, heads=heads, value_size=hidden_size // heads, tokens=rows),
         product("scores_value", "scores", "qkv", "context"),
         linear("linear_proj", hidden_size, hidden_size, "context", "patches"),
     ]
+
+    def scale(name: str) -> list[Term]:
+        learned = table(name, COMPONENT, hidden_size, source="patches", to=("patches",))
+        return [learned, elementwise(name, COMPONENT, hidden_size * MULTIPLICATION, "patches", rows=rows)] * layer_scale
+
     return [
         norm("input_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias, rows=rows),
         *(term.under("self_attention.") for term in attention),
+        *scale("attention_scale"),
         elementwise("residual", COMPONENT, hidden_size * ADDITION, "patches", rows=rows),
         norm("pre_mlp_layernorm", hidden_size, COMPONENT, source="patches", to="normed", bias=norm_bias, rows=rows),
         linear("linear_fc1", hidden_size, fc1, "normed", "inner").under("mlp."),
         elementwise("activation", COMPONENT, intermediate_size * activated, "inner", rows=rows),
         linear("linear_fc2", intermediate_size, hidden_size, "inner", "patches").under("mlp."),
+        *scale("mlp_scale"),
         elementwise("residual", COMPONENT, hidden_size * ADDITION, "patches", rows=rows),
     ]
 
