@@ -92,7 +92,7 @@ def check_trainable(cfg: Config) -> None:
     absent = {row.option: None for row in rows if row.option and not row.trains}
     for option, without in {**absent, **_NOT_TRAINABLE}.items():
         value = getattr(cfg.model, option)
-        if value != without and value:
+        if value != without and (value or without is True):
             raise ConfigError(
                 f"model.{option}={value!r} can be counted (bridge flops) but not trained: megatron-core's GPTModel has "
                 "no such part. Choose another model for training."
