@@ -436,7 +436,7 @@ def _jamba(fields: Fields) -> Options:
         "selective_scan_layers": [int(i % mixes != first) for i in layers],
         "selective_scan_inner_size": fields.size("mamba_expand") * width,
         "selective_scan_state_dim": fields.get("mamba_d_state"),
-        "selective_scan_dt_rank": -(-width // 16) if rank == "auto" else rank,
+        "selective_scan_dt_rank": -(-width // 16) if rank == "auto" else rank or fields.size("mamba_dt_rank"),
         "selective_scan_kernel": fields.get("mamba_d_conv"),
         "selective_scan_conv_bias": bool(fields.get("mamba_conv_bias")),
         "selective_scan_proj_bias": bool(fields.get("mamba_proj_bias")),
@@ -527,7 +527,8 @@ def _blocks(fields: Fields) -> Options:
         "ffn": {"ffn_mult", "no_op", "replace_with_linear"},
     }
     for part, known in read.items():
-        others = {name for block in blocks or () for name, value in (block.get(part) or {}).items() if value} - known
+        parts = [block.get(part) for block in blocks or ()]
+        others = {name for one in parts if isinstance(one, Mapping) for name, value in one.items() if value} - known
         if others:
             fields.report("block_configs", f"{', '.join(sorted(others))} of its {part} blocks is counted as if it were not there")
     return {"block_configs": blocks and [dict(block) for block in blocks]}
@@ -919,7 +920,7 @@ def _internvl(fields: Fields) -> Options:
         fields,
         tower,
         num_position_embeddings=side**2 + 1,
-        spatial_merge_size=int(1 / (fields.get("downsample_ratio") or 0.5)),
+        spatial_merge_size=int(1 / max(fields.get("downsample_ratio") or 0.5, 1e-9)),
         class_token=True,
         layer_scale=True,
         qkv_bias=bool(tower.get("attention_bias")),
