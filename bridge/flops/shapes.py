@@ -276,11 +276,11 @@ class ModelShape:
     """Biases on it and on its two projections."""
     selective_scan_layers: Any = entries(int)
     """A list with 1 for each layer that is a first-generation Mamba, 0 for attention (Jamba)."""
-    selective_scan_inner_size: int = size(when="selective_scan_layers")
+    selective_scan_inner_size: Optional[int] = size(when="selective_scan_layers")
     """Width inside."""
     selective_scan_state_dim: int = size(16, when="selective_scan_layers")
     """State entries per channel."""
-    selective_scan_dt_rank: int = size(when="selective_scan_layers")
+    selective_scan_dt_rank: Optional[int] = size(when="selective_scan_layers")
     """Width that the step sizes are projected from."""
     selective_scan_kernel: int = size(4, when="selective_scan_layers")
     """Taps of its convolution."""

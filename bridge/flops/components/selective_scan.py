@@ -69,9 +69,9 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
     shape = build.shape
     return selective_scan(
         hidden_size=build.hidden_size,
-        inner_size=shape.selective_scan_inner_size,
+        inner_size=shape.selective_scan_inner_size or 0,
         state_dim=shape.selective_scan_state_dim,
-        dt_rank=shape.selective_scan_dt_rank,
+        dt_rank=shape.selective_scan_dt_rank or 0,
         kernel=shape.selective_scan_kernel,
         conv_bias=shape.selective_scan_conv_bias,
         proj_bias=shape.selective_scan_proj_bias,
@@ -84,7 +84,7 @@ def _layers(shape: ModelShape) -> list[bool]:
 
 
 def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
-    inner = shape.selective_scan_inner_size
+    inner = shape.selective_scan_inner_size or 0
     return recurrent(inner * shape.selective_scan_state_dim, inner, shape.selective_scan_kernel)
 
 
