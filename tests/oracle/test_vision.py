@@ -27,11 +27,12 @@ FAMILIES = (
 )
 #: How transformers names towers and projectors.
 TOWER, PROJECTOR = r"\.(visual|vision_tower)\.|(^|\.)vision_model\.", r"\.merger|deepstack|multi_modal_projector|connector"
+#: What stands between the rows of LLaVA-OneVision's images belongs to none of them.
 #: The switch that freezes a part -> the parameters of transformers that it holds still.
 PARTS = {
     "freeze_vision_model": lambda name: bool(re.search(TOWER, name)) and not re.search(PROJECTOR, name),
     "freeze_vision_projection": lambda name: bool(re.search(PROJECTOR, name)),
-    "freeze_language_model": lambda name: not re.search(f"{TOWER}|{PROJECTOR}", name),
+    "freeze_language_model": lambda name: not re.search(f"{TOWER}|{PROJECTOR}|image_newline", name),
 }
 
 
