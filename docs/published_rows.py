@@ -58,7 +58,7 @@ class Row:
             return (*start, "", f"{size} parameters", f"{ours:,}", f"{ratio:.4f}")
         speed = f"{float(counted.tokens_per_second or 0):,.6g} tokens/s"
         if "step_time" in told:
-            speed = f"{told['step_time']} s a step of {told['global_batch_size']:,}"
+            speed = f"{told['step_time']} s per step of {told['global_batch_size']:,}"
         if "days" in told:
             speed = f"{told['days']} days of {told['tokens'] / 1e9:g} G tokens"
         kind = " " + (told.get("quantity", "") if "FU" in told.get("quantity", "") else "HFU" * ("recompute" in told))

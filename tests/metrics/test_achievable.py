@@ -58,7 +58,7 @@ def test_equal_shapes_are_measured_once_and_a_rate_is_flops_over_seconds(monkeyp
 def test_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("BRIDGE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    options = ["peak", "tiny", "--number-format", "fp32", "--seconds", "0", "model.num_layers=1"]
+    options = ["peak", "tiny", "--number-format", "fp32", "--seconds", "0.001", "model.num_layers=1"]
     assert main([*options, "--peak-flops", "1e15", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["achievable_fraction"] == pytest.approx(told["achievable_flops"] / 1e15)
