@@ -101,8 +101,8 @@ def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context
     rows = sorted({0, 1, length // 3, length // 2, length - 1, *(size for size in sizes if size < length)})
     try:
         with _disable_current_modes(), torch.device("cpu"):
-            keys = torch.arange(length)
-            counts = [int(torch.as_tensor(sees(0, 0, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
+            keys, first = torch.arange(length), torch.tensor(0)
+            counts = [int(torch.as_tensor(sees(first, first, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
     except Exception:
         return None
     forms: list[tuple[Context, Callable[[int], int]]] = [(CAUSAL, triangle)]

@@ -58,7 +58,7 @@ def of_images(model: Any, mode: Any) -> Iterator[Feed]:
         except Exception:  # another form, or one that is not known
             continue
         inputs = partial(images.given, model, way, tokens)
-        yield Feed(inputs, patches=tuple(tokens), before=2 * max(tokens.values()))
+        yield Feed(inputs, patches=tuple(tokens), before=2 * (max(tokens.values()) + 1))
 
 
 def _tokens(model: Any, values: Mapping[str, Any], mode: Any) -> int:

@@ -38,10 +38,16 @@ def build(values: Mapping[str, Any]) -> torch.nn.Module:
         raise ConfigError(f"transformers cannot build model_type={short(kind)}: {type(error).__name__}: {error}") from error
 
 
+#: Attention that runs without a GPU; flash, flex and other kernels do the same work on the same masks.
+_ANYWHERE = (None, "eager", "sdpa")
+
+
 def prepare(config: Any) -> None:
-    """Experts as batched matmuls, which run on every device; no layer left out by chance."""
+    """Experts as batched matmuls and attention in a form that run on every device; no layer left out by chance."""
     for one in (config, *(value for value in vars(config).values() if hasattr(value, "model_type"))):
         one._experts_implementation = "batched_mm"
+        if getattr(one, "_attn_implementation", None) not in _ANYWHERE:
+            one._attn_implementation = "eager"
         for name in vars(one):
             if name.endswith("layerdrop") and getattr(one, name):
                 setattr(one, name, 0.0)

@@ -15,8 +15,8 @@ import torch
 
 from bridge.tracing.solving import Point
 
-#: Sides of a grid of patches, in what is merged to one token.
-_GRIDS = ((4, 4), (4, 8), (8, 8))
+#: Sides of a grid of patches, in what is merged to one token; odd ones too, which do not fill the windows of a tower.
+_GRIDS = ((4, 4), (3, 5), (8, 8), (5, 7))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def forms(model: Any) -> Iterator[Way]:
         merge = getattr(config, "spatial_merge_size", None) or 2
         grids = tuple((merge * h, merge * w) for h, w in _GRIDS)
         yield Way(partial(_patches, config, channels), grids)
-    patch = getattr(config, "patch_size", None)
+    patch: Any = getattr(config, "patch_size", None)
+    patch = patch[0] if isinstance(patch, (list, tuple)) and len(set(patch)) == 1 else patch
     if "image_sizes" in asked and isinstance(patch, int):
         merge = getattr(inner(model).config, "spatial_merge_size", None) or 1
         yield Way(partial(_sized_pixels, channels, patch), tuple((merge * h, merge * w) for h, w in _GRIDS))
@@ -105,11 +106,13 @@ def tokens_of(model: Any, values: Mapping[str, Any]) -> int:
 
 
 def given(model: Any, way: Way, tokens: Mapping[int, int], point: Point) -> dict[str, Any]:
-    """Arguments of ``forward``: ``point.images`` images at the beginning of each sequence, then text."""
+    """Arguments of ``forward``: ``point.images`` images at the beginning of each sequence, a token after each, then text."""
     base = inner(model)
     ids = torch.zeros(point.batch, point.length, dtype=torch.long)
     grid = next(grid for grid in way.grids if grid[0] * grid[1] == point.patches)
-    ids[:, : point.images * tokens[point.patches]] = _image_token(base.config)
+    for image in range(point.images):  # a token of text after each: what stands together is one image
+        start = image * (tokens[point.patches] + 1)
+        ids[:, start : start + tokens[point.patches]] = _image_token(base.config)
     is_image = (ids == _image_token(base.config)).long()
     values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     asked = inspect.signature(base.forward).parameters

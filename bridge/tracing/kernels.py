@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from bridge.flops.terms import Pass
+from bridge.flops.terms import CAUSAL, Context, Pass
 
 aten = torch.ops.aten
 
@@ -22,7 +24,7 @@ class Work:
         dims: the reduced dimension, the produced one, and the others.
         operands: the tensors that are multiplied.
         passes: what it is in a backward pass, where the operation says so itself.
-        sees: which keys a query sees, by its name as a context, where the operation itself says so.
+        sees: which keys a query sees, where the operation itself says so.
         depthwise: a convolution that does not mix channels.
     """
 
@@ -30,8 +32,11 @@ class Work:
     dims: tuple[int, ...]
     operands: tuple[Any, ...]
     passes: Pass = Pass.NONE
-    sees: str = ""
+    sees: Context | None = None
     depthwise: bool = False
+
+
+BIDIRECTIONAL = Context("bidirectional")
 
 
 def _matmul(a: Any, b: Any, out: Any) -> Iterator[Work]:
@@ -76,11 +81,35 @@ def _attention(place: int, mask: int | None = None) -> Callable[[tuple[Any, ...]
         batch, heads, length, size = query.shape
         causal = len(args) > place and args[place] is True
         masked = mask is not None and args[mask] is not None
-        sees = "" if masked else "causal" if causal else "bidirectional" if length == key.shape[-2] else ""
+        whole = BIDIRECTIONAL if length == key.shape[-2] else None
+        sees = None if masked else CAUSAL if causal else whole
         yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), sees=sees)
         yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), sees=sees)
 
     return work
+
+
+def _varlen(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    """Packed sequences, which are equally long in a trace: tokens, heads, and the longest of them."""
+    query, key, value, longest = args[0], args[1], args[2], args[6]
+    sees = _window(args[9] if len(args) > 9 else None, causal=len(args) > 7 and args[7])
+    yield Work("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), sees=sees)
+    yield Work("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), sees=sees)
+
+
+def _window(window: Any, causal: bool) -> Context | None:
+    """Of keys to the left and to the right; negative where all of them are seen."""
+    left, right = window or (-1, 0 if causal else -1)
+    if left < 0:
+        return CAUSAL if causal or right == 0 else BIDIRECTIONAL if right < 0 else None
+    return Context("window", (left + 1,)) if causal or right == 0 else None
+
+
+def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    _, query, key, value, longest = args[0], args[1], args[2], args[3], args[9]
+    for passes in (Pass.DGRAD, Pass.WGRAD):
+        yield Work("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), passes)
+        yield Work("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), passes)
 
 
 def _attention_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
@@ -111,6 +140,11 @@ KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[Work]]] = {
     aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
+
+if find_spec("torch.nn.attention.varlen"):
+    importlib.import_module("torch.nn.attention.varlen")
+    KERNELS[torch.ops.torch_attn._varlen_attn] = _varlen
+    KERNELS[torch.ops.torch_attn._varlen_attn_backward] = _varlen_backward
 
 #: Questions about a tensor; they are no work.
 QUESTIONS = frozenset({

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bridge.flops.shapes import ConfigError
 from bridge.tracing.huggingface import prepare
+from bridge.tracing.packed import is_packed, unpacked
 
 
 def is_on_meta(model: torch.nn.Module) -> bool:
@@ -30,6 +31,10 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in kept]
     # The memory of ``deepcopy``: what stands for an object that was copied already.
     fakes: dict[int, Any] = {id(tensor): _fake(tensor, mode) for tensor in tensors}
+    for module in filter(is_packed, model.modules()):
+        layer = fakes[id(module)] = unpacked(module)
+        for name, parameter in layer.named_parameters():
+            setattr(layer, name, _fake(parameter, mode))
     try:
         result = copy.deepcopy(model, fakes)
     except Exception as error:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from bridge.flops.terms import Context, Pass
+from bridge.tracing.flex import flex_as_products
 from bridge.tracing.kernels import KERNELS, QUESTIONS, Work
 
 
@@ -84,7 +85,7 @@ class Recorder(TorchDispatchMode):
         before = module.register_module_forward_pre_hook(self._enter_module)
         after = module.register_module_forward_hook(self._leave_module, always_call=True)
         try:
-            with self:
+            with flex_as_products(self), self:
                 yield
         finally:
             before.remove()
@@ -113,6 +114,8 @@ class Recorder(TorchDispatchMode):
         if self._computes and packet not in KERNELS and self._has_data(func, args, kwargs):
             with _disable_current_modes():
                 return func(*args, **kwargs)
+        if packet in _INDEXING:
+            args = (args[0], _places(args[1]), *args[2:])
         if packet is torch.ops.aten._local_scalar_dense:
             return args[0].dtype is torch.bool or 1
         if packet not in KERNELS and func is not torch.ops.prim.device.default:
@@ -167,7 +170,7 @@ class Recorder(TorchDispatchMode):
         first = len(self.ops)
         for one in work:
             weight = next(filter(None, map(self._weight, reversed(one.operands))), "")
-            context = Context(one.sees) if one.sees and not masked else self.context
+            context = one.sees if one.sees is not None and not masked else self.context
             op = Op(one.name, self.path, one.dims, passes, weight, None, context, one.depthwise)
             if passes is Pass.RECOMPUTE:
                 op.forward = self._original(op)
@@ -211,7 +214,20 @@ class Recorder(TorchDispatchMode):
 #: Elements of a tensor that may be made to be computed with.
 _LITTLE = 2**20
 
+_INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 _CHOOSING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.embedding}
+
+
+def _places(indices: Any) -> list[Any]:
+    """Masks that have data as the places they name, so that how many these are is known."""
+    result = []
+    for index in indices:
+        if type(index) is torch.Tensor and index.dtype is torch.bool and index.is_cpu:
+            with _disable_current_modes():
+                result += index.nonzero(as_tuple=True)
+        else:
+            result.append(index)
+    return result
 
 
 def _storage(tensor: torch.Tensor) -> int:

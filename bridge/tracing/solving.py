@@ -9,7 +9,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import prod
+from math import lcm, prod
+from operator import mul
 
 #: What a number may be made of, for each thing there may be so much of; tried in this order.
 Bases = Mapping["Scale", Sequence["Monomial"]]
@@ -116,41 +117,76 @@ def constant(value: int | Fraction) -> Polynomial:
     return Polynomial({_NONE: Fraction(value)} if value else {})
 
 
-def fit(values: Sequence[int], points: Sequence[Point], bases: Bases, chunk: int = 1) -> Polynomial | None:
-    """The one combination of a basis, times the number of what it is a basis of, that has these values; None if there is none.
+class Solver:
+    """Numbers at some points as functions of the lengths there.
 
-    The points must decide it: a basis that they do not tell apart gives no solution rather than one of many.
+    Args:
+        points: must decide it: a basis that they do not tell apart gives no solution rather than one of many.
+        bases: see ``Bases``.
+        chunk: see ``Polynomial``.
     """
-    if len(set(values)) == 1:
-        return constant(values[0])
-    for scale, basis in bases.items():
-        rows = [
-            [Fraction(prod(v**i for v, i in zip(point.values(chunk), key, strict=True))) * point.times(scale) for key in basis]
-            for point in points
-        ]
-        solution = _solve(rows, [Fraction(value) for value in values])
-        if solution is not None:
-            kept = {key: value for key, value in zip(basis, solution, strict=True) if value}
-            return Polynomial(kept, scale, chunk)
-    return None
+
+    def __init__(self, points: Sequence[Point], bases: Bases, chunk: int = 1):
+        self._bases, self._chunk = bases, chunk
+        self._systems = [(scale, basis, _elimination(_rows(points, scale, basis, chunk))) for scale, basis in bases.items()]
+        self._known: dict[tuple[int, ...], Polynomial | None] = {}
+
+    def fit(self, values: Sequence[int]) -> Polynomial | None:
+        """The one combination of a basis, times the number of what it is a basis of, that has these values; None if none has."""
+        key = tuple(values)
+        if key not in self._known:
+            self._known[key] = constant(key[0]) if len(set(key)) == 1 else self._solve(key)
+        return self._known[key]
+
+    def _solve(self, values: tuple[int, ...]) -> Polynomial | None:
+        for scale, basis, system in self._systems:
+            solution = system and _solution(system, len(basis), values)
+            if solution:
+                kept = {key: value for key, value in zip(basis, solution, strict=True) if value}
+                return Polynomial(kept, scale, self._chunk)
+        return None
 
 
-def _solve(rows: list[list[Fraction]], values: list[Fraction]) -> list[Fraction] | None:
-    """The solution of an overdetermined system of equations, where there is exactly one."""
-    system = [[*row, value] for row, value in zip(rows, values, strict=True)]
-    width, rank = len(rows[0]), 0
+def fit(values: Sequence[int], points: Sequence[Point], bases: Bases, chunk: int = 1) -> Polynomial | None:
+    """See :meth:`Solver.fit`."""
+    return Solver(points, bases, chunk).fit(values)
+
+
+#: What turns values at points into a solution and then zeros: of each row a denominator, and a whole number for each point.
+_System = list[tuple[int, list[int]]]
+
+
+def _rows(points: Sequence[Point], scale: Scale, basis: Sequence[Monomial], chunk: int) -> list[list[Fraction]]:
+    return [
+        [Fraction(prod(v**i for v, i in zip(point.values(chunk), key, strict=True))) * point.times(scale) for key in basis]
+        for point in points
+    ]
+
+
+def _elimination(rows: list[list[Fraction]]) -> _System | None:
+    """Gauss's, done once for all values; None where the rows do not tell the columns apart."""
+    width = len(rows[0])
+    system = [[*row, *(Fraction(i == j) for j in range(len(rows)))] for i, row in enumerate(rows)]
     for column in range(width):
-        pivot = next((i for i in range(rank, len(system)) if system[i][column]), None)
+        pivot = next((i for i in range(column, len(system)) if system[i][column]), None)
         if pivot is None:
             return None
-        system[rank], system[pivot] = system[pivot], system[rank]
-        head = system[rank][column]
-        system[rank] = [entry / head for entry in system[rank]]
+        system[column], system[pivot] = system[pivot], system[column]
+        head = system[column][column]
+        system[column] = [entry / head for entry in system[column]]
         for i, row in enumerate(system):
-            if i != rank and row[column]:
+            if i != column and row[column]:
                 factor = row[column]
-                system[i] = [entry - factor * other for entry, other in zip(row, system[rank], strict=True)]
-        rank += 1
-    if any(row[width] for row in system[rank:]):
+                system[i] = [entry - factor * other for entry, other in zip(row, system[column], strict=True)]
+    return [_whole(row[width:]) for row in system]
+
+
+def _whole(row: list[Fraction]) -> tuple[int, list[int]]:
+    denominator = lcm(*(entry.denominator for entry in row))
+    return denominator, [int(entry * denominator) for entry in row]
+
+
+def _solution(system: _System, width: int, values: tuple[int, ...]) -> list[Fraction] | None:
+    if any(sum(map(mul, row, values)) for _, row in system[width:]):
         return None
-    return [system[i][width] for i in range(width)]
+    return [Fraction(sum(map(mul, row, values)), denominator) for denominator, row in system[:width]]

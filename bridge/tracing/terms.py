@@ -36,6 +36,7 @@ _STATISTICS: dict[Scale, dict[Monomial, tuple[str, str]]] = {
         (0, 0, 0, 0): ("count", "micro_batches"),
         _TOKENS: ("length", "longest"),
         _SQUARE: ("square", "longest"),
+        (0, 0, 1, 0): ("pieces", "longest"),
     },
 }
 

@@ -22,7 +22,7 @@ from bridge.tracing.contexts import Contexts
 from bridge.tracing.feeds import Feed, Inputs
 from bridge.tracing.progress import Progress
 from bridge.tracing.recording import Op, Recorder
-from bridge.tracing.solving import Bases, Monomial, Point, Polynomial, Scale, constant, fit
+from bridge.tracing.solving import Bases, Monomial, Point, Polynomial, Scale, Solver, constant
 from bridge.tracing.terms import Names, Solved, priced, terms_of, unread
 
 #: What a dimension may be made of, and what all the work of a module may be.
@@ -187,7 +187,7 @@ class Tracer:
         if self.feed.encoder:
             near += [self._point(encoder=8), self._point(length=14, encoder=8)]
         if self.feed.patches:
-            near += [self._point(images=2, size=1), self._point(length=14)]
+            near += [self._point(images=2, size=3), self._point(length=14)]
         return near
 
     def _far(self) -> list[Point]:
@@ -250,10 +250,10 @@ class Tracer:
         """What is a function of the lengths at all these points, and the groups that are none."""
         runs = [_grouped(self.ops(point)) for point in points]
         keys = list(dict.fromkeys(key for run in runs for key in run)) if only is None else only
-        linear, square = self._bases(chunk, square=False), self._bases(chunk, square=True)
+        linear, square = (Solver(points, self._bases(chunk, square=square), chunk) for square in (False, True))
         solved, left = [], []
         for key in keys:
-            found = _solved([run.get(key, []) for run in runs], points, chunk, linear, square)
+            found = _solved([run.get(key, []) for run in runs], linear, square)
             solved += found or []
             left += [] if found else [key]
         return solved, left
@@ -293,24 +293,24 @@ def _chunk_sizes(config: Any) -> Iterator[int]:
                     yield size
 
 
-def _solved(runs: list[list[Op]], points: Sequence[Point], chunk: int, linear: Bases, square: Bases) -> list[Solved] | None:
+def _solved(runs: list[list[Op]], linear: Solver, square: Solver) -> list[Solved] | None:
     """One group at all points: operation by operation where their number is the same, else by its sum."""
     if len({len(run) for run in runs}) == 1:
-        found = [_one(ops, points, chunk, linear) for ops in zip(*runs, strict=True)]
+        found = [_one(ops, linear) for ops in zip(*runs, strict=True)]
         if all(found):
             return [one for one in found if one is not None]
-    work = fit([sum(prod(op.dims) for op in run) for run in runs], points, square, chunk)
+    work = square.fit([sum(prod(op.dims) for op in run) for run in runs])
     if work is None or not priced(work):
         return None
     first = next(run[0] for run in runs if run)
     return [Solved(replace(first, context=None), work, 1, 1, first.passes)]
 
 
-def _one(ops: Sequence[Op], points: Sequence[Point], chunk: int, bases: Bases) -> Solved | None:
+def _one(ops: Sequence[Op], linear: Solver) -> Solved | None:
     """One operation: each of its dimensions, and so their product."""
     if len({len(op.dims) for op in ops}) > 1:
         return None
-    dims = [fit(values, points, bases, chunk) for values in zip(*(op.dims for op in ops), strict=True)]
+    dims = [linear.fit(values) for values in zip(*(op.dims for op in ops), strict=True)]
     work = constant(1)
     for dim in dims:
         if dim is None:

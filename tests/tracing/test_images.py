@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from bridge.tracing import trace
-from tests.tracing.models import GEMMA, IMAGE, WHISPER
+from tests.tracing.models import GEMMA, IMAGE, SMALL, WHISPER
 
 
 def gemma(images, length):
@@ -54,6 +54,59 @@ def test_a_frozen_tower_and_images_of_one_size():
     lines = plan.breakdown([9], [16])
     assert lines["vision_model"] == plan.breakdown([9], [16], passes="forward")["vision_model"], "it runs forward alone"
     assert plan.flops([9]) == plan.flops([9], [16]) - plan.flops([], [16])
+
+
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+TEXT = {**SMALL, **ROPE, "num_key_value_heads": 2, "head_dim": 8}
+TOWER = {"depth": 2, "num_heads": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+TOKENS = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": 8}
+TOWERS = {
+    "Qwen2VL": {**TOWER, "embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2},
+    "Qwen3VL": {
+        **TOWER, "hidden_size": 24, "out_hidden_size": 32, "intermediate_size": 40, "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    },
+    "Qwen2_5_VL": {
+        **TOWER, "hidden_size": 24, "out_hidden_size": 32, "intermediate_size": 40, "window_size": 32,
+        "fullatt_block_indexes": [1],
+    },
+}  # fmt: skip
+
+
+def qwen(family):
+    config = getattr(transformers, f"{family}Config")(text_config=TEXT, vision_config=TOWERS[family], **TOKENS)
+    kind = getattr(transformers, f"{family}ForConditionalGeneration")
+    return kind._from_config(config, attn_implementation="eager")
+
+
+def of_sizes(grids, text):
+    """Images of these sides in patches, a token after each, then text."""
+    ids = [token for h, w in grids for token in [*[IMAGE] * (h * w // 4), 7]] + [7] * text
+    ids = torch.tensor([ids])
+    pixels = torch.ones(sum(h * w for h, w in grids), 3 * 2 * 4 * 4)
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == IMAGE).long(),
+        "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, h, w] for h, w in grids]), "use_cache": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen3VL"])
+def test_images_of_any_size(family):
+    """Work as a function of patches and their squares, at sizes that were not used to find it."""
+    model = qwen(family).train()
+    traced = trace(model)
+    assert traced.not_counted == ()
+    plan = compile_plan(traced, "executed")
+    for grids in ([(4, 4)], [(2, 20), (12, 6), (10, 10)]):
+        values = of_sizes(grids, 11)
+        wanted = executed(model, values)
+        assert planned(plan, sequence_lengths=[values["input_ids"].numel()], image_patches=[h * w for h, w in grids]) == wanted
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_windows_that_patches_do_not_fill_are_named():
+    traced = trace(qwen("Qwen2_5_VL"))
+    assert [sentence for sentence in traced.not_counted if "vision_config" in sentence]
 
 
 def test_a_clip_for_each_sequence():

@@ -113,6 +113,21 @@ def test_checkpointing_is_recomputation(reentrant):
     assert plan.flops([21, 21], passes="hardware") == executed(model, 2, 21)[1]
 
 
+@pytest.mark.parametrize("kernel", ["flex_attention", "flash_attention_2"])
+def test_attention_kernels_that_need_a_gpu_are_traced_without_one(kernel):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(live("gemma3_text"), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    wanted = executed(model, 2, 31)
+    model.config._attn_implementation = kernel
+    traced = trace(model)
+    assert traced.not_counted == ()
+    assert model.config._attn_implementation == kernel
+    assert counted(compile_plan(traced, "executed"), sequence_lengths=[31, 31])[:2] == wanted
+    read, exact = compile_plan(from_huggingface(READ["gemma3_text"]), "exact"), compile_plan(traced, "exact")
+    lines = [plan.breakdown([31], passes="forward")["core_attention"] for plan in (exact, read)]
+    assert lines[0] == lines[1], "windows are read from the masks"
+
+
 class Own(nn.Module):
     """A language model of nobody's: a convolution in front, fused causal attention, a head that is tied."""
 

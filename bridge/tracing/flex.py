@@ -1,0 +1,55 @@
+"""Flex attention, which torch runs backward on a GPU alone: in a trace it is its two products, with what its mask says."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from bridge.tracing.contexts import context_of
+
+
+@contextmanager
+def flex_as_products(recorder: Any) -> Iterator[None]:
+    """While it is on, whoever calls flex attention runs two products, and the recorder knows which keys a query sees."""
+    module: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    names = {
+        "flex_attention_hop": partial(_products, recorder),
+        "_validate_device": lambda *_: None,
+        "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
+    }
+    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    for name in before:
+        setattr(module, name, names[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+def _products(recorder: Any, query: Any, key: Any, value: Any, score: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
+    """The output, and two numbers for each query that nobody reads."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    sees = blocks[-1]
+    before, recorder.context = recorder.context, context_of(sees, sizes_of(sees))
+    try:
+        out = torch.softmax(query @ key.mT, -1) @ value
+    finally:
+        recorder.context = before
+    numbers = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    return out, numbers, numbers
+
+
+def sizes_of(sees: Callable[..., Any]) -> tuple[int, ...]:
+    """Whole numbers that a mask function reads beside its arguments: windows and chunks, if it has any."""
+    found = inspect.getclosurevars(sees) if inspect.isfunction(sees) else None
+    values = [*found.nonlocals.values(), *found.globals.values()] if found else []
+    inner = [size for value in values if inspect.isfunction(value) and value is not sees for size in sizes_of(value)]
+    return tuple(value for value in (*values, *inner) if type(value) is int and value > 0)

@@ -1,0 +1,78 @@
+"""Attention kernels that say themselves which keys a query sees: packed sequences and flex attention."""
+
+import pytest
+import torch
+from torch import nn
+
+from bridge.flops import compile_plan
+from bridge.tracing import trace
+
+WIDTH, HEADS = 32, 2
+
+
+class Attending(nn.Module):
+    """Queries, keys and values of a linear layer, into ``attend``."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 50)
+        self.attend = attend
+
+    def forward(self, ids, **lengths):
+        q, k, v = self.qkv(self.embed(ids)).unflatten(-1, (3, HEADS, WIDTH // HEADS)).unbind(-3)
+        return self.out(self.attend(q, k, v, **lengths).flatten(-2))
+
+
+def pairs(plan, times=1):
+    """Pairs of a query and a key, by the length; of the forward pass, or of all three."""
+    passes, weights = ("training" if times == 3 else "forward"), WIDTH * 3 * WIDTH + WIDTH * 50
+    found = {n: plan.flops([n], passes=passes) - 2 * times * n * weights for n in (7, 100)}
+    return {n: flops / (2 * 2 * WIDTH * times) for n, flops in found.items()}
+
+
+SQUARES = {7: 49, 100: 10_000}
+CAUSAL = {7: 28, 100: 5_050}
+WINDOW = {7: 4 * 5 // 2 + 4 * 3, 100: 4 * 5 // 2 + 4 * 96}
+
+
+@pytest.mark.parametrize(("window", "wanted"), [((-1, -1), SQUARES), ((-1, 0), CAUSAL), ((3, 0), WINDOW), ((3, 3), SQUARES)])
+def test_packed_sequences(window, wanted):
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+
+    def attend(q, k, v, ends, longest):
+        return varlen.varlen_attn(q, k, v, ends, ends, longest, longest, window_size=window)
+
+    def packed(point):
+        ends = torch.arange(0, point.batch * point.length + 1, point.length, dtype=torch.int32)
+        return {"ids": torch.zeros(point.batch * point.length, dtype=torch.long), "ends": ends, "longest": point.length}
+
+    traced = trace(Attending(attend), packed)
+    assert bool(traced.not_counted) == (window == (3, 3)), "a window on both sides has no name, so all pairs are counted"
+    assert pairs(compile_plan(traced, "exact")) == wanted
+    assert pairs(compile_plan(traced, "executed"), 3) == SQUARES
+
+
+def causal(b, h, q, kv):
+    return q >= kv
+
+
+def window_of(size):
+    return lambda b, h, q, kv: causal(b, h, q, kv) & (q - kv < size)
+
+
+@pytest.mark.parametrize(("mask", "wanted"), [(None, SQUARES), (causal, CAUSAL), (window_of(4), WINDOW)])
+def test_flex_attention(mask, wanted):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+
+    def attend(q, k, v, blocks=None):
+        return flex.flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=blocks).transpose(1, 2)
+
+    def tokens(point):
+        ids = torch.zeros(point.batch, point.length, dtype=torch.long)
+        blocks = flex.create_block_mask(mask, None, None, point.length, point.length, device="cpu") if mask else None
+        return {"ids": ids, "blocks": blocks}
+
+    traced = trace(Attending(attend), tokens)
+    assert traced.not_counted == ()
+    assert pairs(compile_plan(traced, "exact")) == wanted
+    assert pairs(compile_plan(traced, "executed"), 3) == SQUARES
