@@ -30,6 +30,10 @@ LEFT_TO_TEST_ALL = re.compile(
     | docs/test_clusters\.py::test_ssh_trains
     | docs/test_commands\.py::test_training                       # two steps of each recipe; recipe and layout are checked always
     | tracing/test_tracing\.py::test_families.*\[(?!openai-gpt|plbart)   # further families, the same way
+    | tracing/test_adapters\.py::(?!test_a_dense_model\[(dora|vera)|test_gradients)
+    | tracing/test_kernels\.py::(?!.*wanted2)
+    | tracing/test_images\.py::test_(images_of_any_size\[Qwen2VL|windows)
+    | tracing/test_tracing\.py::test_attention_kernels.*\[flash
     | tracing/test_tracing\.py::test_traced_and_read_plans_are_equal\[(llama|qwen3_moe)
     | training/test_verify_trace\.py::test_a_run_is_told.*\[(parameters|trace)
     | training/callbacks/test_time\.py                            # real ranks with injected delays

@@ -107,7 +107,7 @@ BUDGET = {
     "bridge/data": 1950,
     "bridge/metrics": 5000,
     "bridge/training": 4250,
-    "bridge/tracing": 1250,
+    "bridge/tracing": 1400,
     "bridge/report": 1250,
     "bridge/explorer": 1850,
     "bridge/integrations": 1300,
