@@ -77,7 +77,7 @@ def prepared(model: torch.nn.Module) -> torch.nn.Module:
     model.train()
     for module in model.modules():
         config: Any = getattr(module, "config", None)
-        if hasattr(config, "to_dict"):
+        if hasattr(config, "to_dict") and hasattr(config, "model_type"):  # of transformers
             prepare(config)
             if getattr(config, "pad_token_id", 0) is None:  # heads that look for a text's end need one
                 config.pad_token_id = 0

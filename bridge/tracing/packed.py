@@ -28,7 +28,7 @@ def is_packed(module: nn.Module) -> bool:
 
 def unpacked(module: Any) -> nn.Linear:
     """The same layer on the meta device, frozen as packed weights are."""
-    bias = getattr(module, "bias", None)
+    bias: Any = getattr(module, "bias", None)
     layer = Unpacked(module.in_features, module.out_features, bias=bias is not None, device="meta")
     layer.requires_grad_(False)
     if layer.bias is not None:
