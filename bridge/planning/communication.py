@@ -167,14 +167,20 @@ def _of_term(step: _Step, term: Term) -> Iterator[tuple[str, int]]:
     """Operations of one layer, with the numbers of a token that they carry."""
     name, spread = leaf(term), step.layout.sequence_parallel
     if name == "word_embeddings":
-        yield from [("reduce_scatter", term.n), ("all_gather", term.n)] if spread else [("all_reduce", term.n)]
+        yield from _looked_up(term, spread) if step.stage == 0 else ()
     elif name in COLUMN or (step.local and name in COLUMN_IF_LOCAL):
         yield from _column(term, spread)
         yield from _gathered(step, term, name)
+        yield from _looked_up(term, spread) if name == "eh_proj" else ()  # multi-token prediction embeds the next tokens
     elif name in ROW:
         yield from _row(term, spread)
     elif name == "linear_kv_down_proj" and spread:  # whole; the rotated part of the key, which all heads share, is gathered
         yield from (("all_gather", step.shape.qk_pos_emb_head_dim), ("reduce_scatter", step.shape.qk_pos_emb_head_dim))
+
+
+def _looked_up(term: Term, spread: bool) -> Iterator[tuple[str, int]]:
+    """Each rank has a part of the vocabulary."""
+    yield from [("reduce_scatter", term.n), ("all_gather", term.n)] if spread else [("all_reduce", term.n)]
 
 
 def _forward(term: Term) -> int:
@@ -257,6 +263,10 @@ def _experts(step: _Step, here: Terms) -> Found:
 # ---- sequences -----------------------------------------------------------------------------------
 
 
+#: Bytes of a token that multi-token prediction shifts: its number, position and label, and the mask of its loss.
+_NEXT_TOKEN = 8 + 8 + 8 + 4
+
+
 def _context(step: _Step, here: Terms) -> Found:
     """Keys and values of the other ranks' tokens: all at once here, around a ring with Transformer Engine."""
     layout = step.layout
@@ -269,6 +279,10 @@ def _context(step: _Step, here: Terms) -> Found:
                 yield CONTEXT, "all_reduce", ranks, amount * ranks
             else:  # forward; backward they go around once more, and their gradients with them
                 yield CONTEXT, "send", ranks, 3 * amount * (ranks - 1)
+        elif leaf(term) == "eh_proj":  # the next tokens: where a part of the sequence ends, its neighbour's first
+            edges = min(ranks - 1, 2) * count * layout.micro_batches * layout.micro_batch_size
+            yield CONTEXT, "send", ranks, edges * _NEXT_TOKEN
+            yield CONTEXT, "recv", ranks, edges * _NEXT_TOKEN
 
 
 def _key_and_value(step: _Step, term: Term) -> int:
