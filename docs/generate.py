@@ -286,6 +286,24 @@ OPEN = {"components", "formats", "peak_flops", "memory", "parts", "spent"}
 WRITTEN = {
     "pack": {"additionalProperties": {"type": ["number", "object"]}},
     "peak": {"required": ["device", "peak_flops", "peak_source", "achievable_flops", "achievable_fraction", "matmuls"]},
+    "profile": {
+        "required": [
+            "name",
+            "device",
+            "number_format",
+            "peak_flops",
+            "peak_source",
+            "convention",
+            "steps",
+            "micro_batches",
+            "seconds",
+            "flops",
+            "ranks",
+            "not_counted",
+            "trace",
+            "rows",
+        ],
+    },
     "dashboard": {"required": ["title", "panels"]},
 }
 SCHEMA = "bridge.schema.json"

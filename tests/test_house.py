@@ -105,13 +105,13 @@ BUDGET = {
     "bridge/planning": 3050,
     "bridge/config": 4900,
     "bridge/data": 1950,
-    "bridge/metrics": 5000,
-    "bridge/training": 4250,
+    "bridge/metrics": 5150,
+    "bridge/training": 4450,
     "bridge/tracing": 1400,
     "bridge/report": 1250,
     "bridge/explorer": 1850,
     "bridge/integrations": 1300,
-    "bridge/cli": 2230,
+    "bridge/cli": 2330,
 }
 
 

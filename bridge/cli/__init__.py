@@ -18,5 +18,6 @@ COMMANDS = {
     "devices": "list the devices with a known peak",
     "integrations": "list the training loops the callback works in",
     "peak": "measure how near a recipe's matmuls come to the peak",
+    "profile": "time a few steps module by module, with the FLOPs beside",
     "completion": "print a completion script",
 }

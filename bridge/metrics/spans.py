@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 from bridge.metrics.timing import Clock
 
@@ -222,11 +222,22 @@ class Spans:
 
 # ---- who marks ------------------------------------------------------------------------------------------------------
 
-_listening: Optional[Spans] = None
+
+class Listener(Protocol):
+    """Who hears of what begins and ends; :class:`Spans` is one."""
+
+    def push(self, name: str) -> None: ...
+
+    def pop(self, name: str) -> None: ...
+
+    def begin_wait(self) -> bool: ...
+
+
+_listening: Optional[Listener] = None
 """Who hears of waits and of batches: the spans of the training that this process runs."""
 
 
-def listen(spans: Optional[Spans]) -> None:
+def listen(spans: Optional[Listener]) -> None:
     """From now on tell these spans of waits and of batches; None: nobody. ``Work.wait`` is replaced once, on first use."""
     global _listening
     _listening = spans
@@ -234,7 +245,7 @@ def listen(spans: Optional[Spans]) -> None:
         _see_waits()
 
 
-def listening() -> Optional[Spans]:
+def listening() -> Optional[Listener]:
     """Who hears of them."""
     return _listening
 
@@ -273,7 +284,7 @@ class Timers:
         inner: the loop's own timers, which go on as before.
     """
 
-    def __init__(self, spans: Spans, inner: Optional[Callable[..., Any]] = None) -> None:
+    def __init__(self, spans: Listener, inner: Optional[Callable[..., Any]] = None) -> None:
         self.spans, self.inner = spans, inner
         self._marks: dict[str, _Mark] = {}
 
@@ -301,7 +312,7 @@ def _itself(inner: Any) -> Any:
 class _Mark:
     """One name of :class:`Timers`."""
 
-    def __init__(self, spans: Spans, name: str, inner: Any) -> None:
+    def __init__(self, spans: Listener, name: str, inner: Any) -> None:
         self.spans, self.name, self.inner = spans, name, inner
 
     def start(self, barrier: bool = False) -> None:

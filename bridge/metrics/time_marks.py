@@ -20,7 +20,7 @@ import torch
 from bridge.metrics import spans as marks
 from bridge.metrics.instruments import Kind, Summed
 from bridge.metrics.place import Place
-from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Spans, Timers
+from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Listener, Spans, Timers
 from bridge.metrics.stragglers import differentiable
 from bridge.metrics.time_parts import Measured, RankTimes, Shape, measured, time_parts
 from bridge.metrics.timing import Clock, CudaClock, HostClock
@@ -74,8 +74,7 @@ class TimeMarks:
         """Training goes on: from here on everything is marked."""
         if not self._undo:
             # One by one: what is marked before one that cannot be is unmarked all the same.
-            passes = _mark_passes(self.spans, self._model, self._optimizer)
-            for undo in chain(passes, _mark_optimizer(self.spans, self._optimizer)):
+            for undo in mark(self.spans, self._model, self._optimizer):
                 self._undo.append(undo)
         marks.listen(self.spans)
         self.spans.run()
@@ -217,7 +216,12 @@ class TimeParts:
 # ---- passes ---------------------------------------------------------------------------------------------------------
 
 
-def _mark_passes(spans: Spans, chunks: Sequence[Any], optimizer: Any) -> Iterator[Undo]:
+def mark(spans: Listener, chunks: Sequence[Any], optimizer: Any) -> Iterator[Undo]:
+    """Tell spans of passes and of the optimizer's steps, one mark after the other; what takes each away again."""
+    return chain(_mark_passes(spans, chunks, optimizer), _mark_optimizer(spans, optimizer))
+
+
+def _mark_passes(spans: Listener, chunks: Sequence[Any], optimizer: Any) -> Iterator[Undo]:
     schedules = {id(config): config for chunk in chunks if (config := _config(chunk)) is not None}
     if not schedules:
         for chunk in chunks:
@@ -241,7 +245,7 @@ def _config(chunk: Any) -> Any:
     return None
 
 
-def _replace_timers(spans: Spans, config: Any) -> Undo:
+def _replace_timers(spans: Listener, config: Any) -> Undo:
     before = config.timers
     timers = config.timers = Timers(spans, before)
 
@@ -252,7 +256,7 @@ def _replace_timers(spans: Spans, config: Any) -> Undo:
     return undo
 
 
-def _hook(spans: Spans, chunk: torch.nn.Module) -> Iterator[Undo]:
+def _hook(spans: Listener, chunk: torch.nn.Module) -> Iterator[Undo]:
     def enter_forward(module: torch.nn.Module, args: Any) -> None:
         if module.training:
             spans.push(FORWARD)
@@ -277,7 +281,7 @@ def _hook(spans: Spans, chunk: torch.nn.Module) -> Iterator[Undo]:
 # ---- optimizer ------------------------------------------------------------------------------------------------------
 
 
-def _mark_optimizer(spans: Spans, optimizer: Any) -> Iterator[Undo]:
+def _mark_optimizer(spans: Listener, optimizer: Any) -> Iterator[Undo]:
     if hasattr(optimizer, "_optimizer_step_pre_hooks"):  # accelerate's wrapper is an Optimizer too, and has no hooks
         yield optimizer.register_step_pre_hook(lambda *_: spans.push(OPTIMIZER)).remove
         yield optimizer.register_step_post_hook(lambda *_: spans.pop(OPTIMIZER)).remove
@@ -285,7 +289,7 @@ def _mark_optimizer(spans: Spans, optimizer: Any) -> Iterator[Undo]:
         yield _replace_step(spans, optimizer, step)
 
 
-def _replace_step(spans: Spans, optimizer: Any, step: Callable[..., Any]) -> Undo:
+def _replace_step(spans: Listener, optimizer: Any, step: Callable[..., Any]) -> Undo:
     @wraps(step)
     def marked(*arguments: Any, **options: Any) -> Any:
         spans.push(OPTIMIZER)

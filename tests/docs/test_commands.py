@@ -29,6 +29,7 @@ ELSEWHERE = {
     "wandb sync": "needs a W&B account",
     "wandb leet": "a terminal program that runs until its user leaves it",
     "wandb login": "needs a W&B account",
+    "bridge profile": "trains; tests/training/test_profile.py",
     "bridge explore": "serves until it is stopped; tests/explorer/test_browser.py starts it",
     "python -m pytest": "is what runs this",
     "python -m benchmarks": "minutes; its parts are imported by their own tests",

@@ -1,0 +1,226 @@
+"""A profiler's trace beside a plan: seconds and FLOPs of each module, and what keeps it from the device's peak.
+
+A trace is what ``torch.profiler`` exports: Chrome's trace events.  Ranges whose names begin with ``PREFIX`` say what runs: a
+module's forward pass, or a phase of the step.  A backward pass has no ranges: autograd numbers the operations that it will
+differentiate, so what runs backward belongs to the range that its number was given in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+from bridge.flops.moments import Number
+
+PREFIX = "bridge: "
+"""Of the names of ranges."""
+STEP = "step"
+"""The range of a whole step."""
+FORWARD, BACKWARD, RECOMPUTE = "forward", "backward", "recompute"
+
+_BACKWARD = "autograd::engine::evaluate_function: "
+_NUMBER = "Sequence number"
+_ON_DEVICE = frozenset(("kernel", "gpu_memcpy", "gpu_memset"))
+_HOST_OPS = frozenset(("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver"))
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+Event = Mapping[str, Any]
+#: FLOPs of the forward pass and of the backward pass.
+Work = tuple[Number, Number]
+
+
+@dataclass
+class Region:
+    """One run of a range. Times are microseconds.
+
+    Attributes:
+        name: what runs.
+        way: ``forward``, ``backward`` or ``recompute``.
+        call: how many there were before it: of a module, its micro-batch.
+        start, end: on the host.
+        own: between them, without what lies in other regions.
+        kernels: (start, length) of what it launched on the device.
+    """
+
+    name: str
+    way: str
+    call: int
+    start: float
+    end: float
+    own: float
+    kernels: list[tuple[float, float]] = field(default_factory=list)
+
+
+def regions(events: Iterable[Event], repeats: Optional[Mapping[str, int]] = None) -> list[Region]:
+    """The regions of a trace, in the order of their beginnings; ``repeats``: names of several modules -> how many."""
+    found: list[Region] = []
+    threads: dict[tuple[Any, Any], list[Region]] = defaultdict(list)
+    numbered: dict[tuple[bool, int], Region] = {}
+    calls: Counter[tuple[str, str]] = Counter()
+    launched: dict[Any, Region] = {}
+    kernels: list[Event] = []
+    for event in sorted((e for e in events if e.get("ph") == "X"), key=lambda e: (e["ts"], -e["dur"])):
+        if event.get("cat") in _ON_DEVICE:
+            kernels.append(event)
+        if event.get("cat") not in _HOST_OPS:
+            continue
+        stack = threads[event["pid"], event["tid"]]
+        while stack and stack[-1].end <= event["ts"]:
+            stack.pop()
+        name, number = event["name"], event.get("args", {}).get(_NUMBER)
+        again = any(region.way == BACKWARD for region in stack)
+        if name.startswith(PREFIX):
+            name, way = name.removeprefix(PREFIX), RECOMPUTE if again else FORWARD
+            opened = _opened(name, way, calls[name, way] // (repeats or {}).get(name, 1), event, stack)
+            calls[name, way] += 1
+        elif name.startswith(_BACKWARD):
+            # What is differentiated inside a backward pass was computed anew there.
+            if (of := numbered.get((again, number))) is None:
+                continue
+            opened = _opened(of.name, BACKWARD, of.call, event, stack)
+        else:
+            if stack and number is not None:
+                numbered[again, number] = stack[-1]  # several have it; the last one is differentiated
+            if stack and "correlation" in event.get("args", {}):
+                launched[event["args"]["correlation"]] = stack[-1]
+            continue
+        stack.append(opened)
+        found.append(opened)
+    for kernel in kernels:
+        if (region := launched.get(kernel.get("args", {}).get("correlation"))) is not None:
+            region.kernels.append((kernel["ts"], kernel["dur"]))
+    return found
+
+
+def _opened(name: str, way: str, call: int, event: Event, stack: Sequence[Region]) -> Region:
+    start, length = event["ts"], event["dur"]
+    if stack:
+        stack[-1].own -= length
+    return Region(name, way, call, start, start + length, length)
+
+
+@dataclass
+class Row:
+    """A module of all layers, or a phase of a step: of all steps together.
+
+    Attributes:
+        name: layers are ``*``.
+        forward_seconds, backward_seconds, recompute_seconds: of one rank; on a device what its kernels took, else the host's.
+        forward_flops, backward_flops: of all ranks that share its matmuls.
+        ranks: these.
+        ideal_seconds: for the FLOPs of one of them at the peak; None: no peak is known.
+    """
+
+    name: str
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    recompute_seconds: float = 0.0
+    forward_flops: Number = 0
+    backward_flops: Number = 0
+    ranks: int = 1
+    ideal_seconds: Optional[float] = None
+
+    @property
+    def seconds(self) -> float:
+        """Of all passes."""
+        return self.forward_seconds + self.backward_seconds + self.recompute_seconds
+
+    @property
+    def flops(self) -> Number:
+        """Of both passes."""
+        return self.forward_flops + self.backward_flops
+
+    @property
+    def rate(self) -> Optional[float]:
+        """FLOP/s of one rank; None where nothing was counted, or nothing timed."""
+        return float(self.flops) / self.ranks / self.seconds if self.flops and self.seconds else None
+
+    @property
+    def lost_seconds(self) -> float:
+        """What it takes beyond the ideal."""
+        return self.seconds - (self.ideal_seconds or 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "seconds": self.seconds,
+            "flops": self.flops,
+            "rate": self.rate,
+            "lost_seconds": self.lost_seconds,
+        }
+
+
+def rows(
+    found: Iterable[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: Optional[float] = None
+) -> list[Row]:
+    """Time and FLOPs together, the largest loss first; without the steps themselves.
+
+    Args:
+        found: the regions of a trace.
+        work: module -> FLOPs of each micro-batch, whether or not it was timed.
+        ranks: that share each matmul.
+        peak: of one device, FLOP/s.
+    """
+    found = [region for region in found if region.name != STEP]
+    on_device = any(region.kernels for region in found)
+    table: dict[str, Row] = {}
+
+    def row(name: str) -> Row:
+        stem = _LAYER.sub("*", name)
+        return table.setdefault(stem, Row(stem, ranks=ranks))
+
+    for region in found:
+        attribute = f"{region.way}_seconds"
+        one = row(region.name)
+        setattr(one, attribute, getattr(one, attribute) + _seconds(region, on_device))
+    for name, each in work.items():
+        one = row(name)
+        one.forward_flops += sum(forward for forward, _ in each)
+        one.backward_flops += sum(backward for _, backward in each)
+    for one in table.values():
+        one.ideal_seconds = float(one.flops) / ranks / peak if peak else None
+    return sorted(table.values(), key=lambda one: -one.lost_seconds)
+
+
+def _seconds(region: Region, on_device: bool) -> float:
+    return (sum(length for _, length in region.kernels) if on_device else region.own) / 1e6
+
+
+def with_flops(
+    found: Sequence[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: Optional[float] = None
+) -> list[dict[str, Any]]:
+    """Trace events of the modules' passes with FLOPs as arguments: two tracks above those of the profiler, for Perfetto."""
+    on_device = any(region.kernels for region in found)
+    passes: dict[tuple[str, str, int], list[Region]] = defaultdict(list)
+    for region in found:
+        if region.name in work and region.call < len(work[region.name]):
+            passes[region.way, region.name, region.call].append(region)
+    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": _TRACK, "args": {"name": "modules, with FLOPs"}}]
+    events += [
+        {"ph": "M", "name": "thread_name", "pid": _TRACK, "tid": way, "args": {"name": way}}
+        for way in (FORWARD, BACKWARD, RECOMPUTE)
+    ]
+    for (way, name, call), parts in passes.items():
+        flops = float(work[name][call][way == BACKWARD]) / ranks
+        start, end = _extent(parts, on_device)
+        seconds = sum(_seconds(region, on_device) for region in parts)
+        rate = flops / seconds if seconds else 0.0
+        counted = {"FLOPs": flops, "TFLOP/s": rate / 1e12, "micro-batch": call, "own milliseconds": 1e3 * seconds}
+        share = {"of the peak": rate / peak} if peak else {}
+        events.append(
+            {"ph": "X", "cat": "bridge", "name": name, "pid": _TRACK, "tid": way, "ts": start, "dur": end - start,
+             "args": {**counted, **share}}
+        )  # fmt: skip
+    return events
+
+
+_TRACK = "bridge"
+
+
+def _extent(parts: Sequence[Region], on_device: bool) -> tuple[float, float]:
+    kernels = [(start, start + length) for region in parts for start, length in region.kernels]
+    spans = kernels if on_device and kernels else [(region.start, region.end) for region in parts]
+    return min(start for start, _ in spans), max(end for _, end in spans)
