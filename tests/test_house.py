@@ -108,7 +108,7 @@ BUDGET = {
     "bridge/metrics": 5150,
     "bridge/training": 4450,
     "bridge/tracing": 1400,
-    "bridge/report": 1250,
+    "bridge/report": 1310,
     "bridge/explorer": 1850,
     "bridge/integrations": 1300,
     "bridge/cli": 2330,

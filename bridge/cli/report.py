@@ -18,13 +18,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "report",
         help=COMMANDS["report"],
         description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
-        "work goes, padding and data wait, balance, totals.",
+        "work goes, padding and data wait, balance, totals. Several runs lie over each other.",
     )
-    add_run(parser)
-    parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself: "
+    add_run(parser, several=True)
+    parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself in the (first) run: "
                         "the job's standard output, its offline W&B run or its TensorBoard files")  # fmt: skip
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="where to write (default: report.html in the run's folder)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write (default: report.html in the run's folder, reports.html in the first of several)",
     )
     parser.add_argument("--why", action="store_true", help="say in a sentence where the time of a step goes, and write nothing")
     parser.set_defaults(run=run)
@@ -35,17 +39,20 @@ def run(arguments: argparse.Namespace) -> int:
     from bridge.report.runs import open_run
     from bridge.report.waterfall import parts_of
 
-    source = Path(arguments.source)
-    found = open_run(source)
+    found = [open_run(source) for source in arguments.sources]
     if arguments.why:
-        print(why(parts_of(found)) or _NO_PARTS)
+        for run in found:
+            told = why(parts_of(run)) or _NO_PARTS
+            print(told if len(found) == 1 else f"{run.name}: {told}")
         return 0
     if arguments.beside is not None:
         from bridge.report.host_log import put_beside
 
-        put_beside(found, arguments.beside)
-    page = render(found)
-    output = arguments.output or (source if source.is_dir() else source.parent) / "report.html"
+        put_beside(found[0], arguments.beside)
+    page = render(*found, sources=arguments.sources)
+    source = Path(arguments.sources[0])
+    name = "report.html" if len(found) == 1 else "reports.html"
+    output = arguments.output or (source if source.is_dir() else source.parent) / name
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -7,7 +7,7 @@ import argparse
 from bridge.metrics.trackers.jsonl import FILE_NAME
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """The positional argument: a finished run."""
-    parser.add_argument("source", metavar="RUN",
+def add_run(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The positional argument: a finished run, or several."""
+    parser.add_argument("sources" if several else "source", nargs="+" if several else None, metavar="RUN",
                         help=f"a run's folder, its {FILE_NAME}, or the folder or .wandb file of an offline W&B run")  # fmt: skip

@@ -48,7 +48,7 @@ def put_beside(run: Run, log: Path) -> None:
 
 def tell_apart(run: Run) -> None:
     """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
-    if not any(PREFIX + "step" in row for row in run.rows):
+    if PREFIX + "step" not in run.columns:
         return
     rows: dict[float, Row] = {}
     for row in run.rows:

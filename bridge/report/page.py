@@ -11,8 +11,8 @@ from typing import Any
 from bridge import __version__
 from bridge.metrics.keys import find_key
 from bridge.metrics.why import why
-from bridge.report import waterfall
-from bridge.report.chart import Chart, fill
+from bridge.report import overlay, waterfall
+from bridge.report.chart import Chart
 from bridge.report.drawing import numbers, svg
 from bridge.report.facts import facts_of, middle, notes_of, present
 from bridge.report.panels import SECTIONS
@@ -24,11 +24,19 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 _MOST_KEYS = 300
 
 
-def render(run: Run) -> str:
-    """The whole page. All names and texts of the run are escaped: a run's file may be a stranger's."""
+def render(run: Run, *others: Run, sources: Sequence[str] = ()) -> str:
+    """The whole page. All names and texts of the run are escaped: a run's file may be a stranger's.
+
+    Args:
+        run: the run.
+        others: runs to lay over it.
+        sources: where the runs are, for runs of one name.
+    """
+    runs = overlay.named([run, *others], sources or [one.name for one in (run, *others)])
+    title = escape(" and ".join(runs))
     sections, charts = [], []
     for section in SECTIONS:
-        filled = [chart for panel in section.panels if (chart := fill(panel, run))]
+        filled = [chart for panel in section.panels for chart in overlay.charts(panel, runs)]
         charts += filled
         if filled:
             figures = "".join(map(_figure, filled))
@@ -41,9 +49,10 @@ def render(run: Run) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(run.name)} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
-        f"<header><h1>{escape(run.name)}</h1>{_why(run)}{_facts(run)}{_notes(run)}</header>"
-        f"<main>{_waterfall(run)}{''.join(sections)}{_table(run)}</main>"
+        f"<title>{title} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
+        f"<header>{''.join(_head(name, one) for name, one in runs.items())}</header>"
+        f"<main>{''.join(_waterfall(name, one, len(runs)) for name, one in runs.items())}{''.join(sections)}"
+        f"{''.join(_table(name, one, len(runs)) for name, one in runs.items())}</main>"
         f"<footer>bridge {__version__}. Numbers are those of the run's file; a long run is drawn with the extremes of every "
         "stretch.</footer>"
         f'<script type="application/json" id="numbers">{_json([numbers(chart) for chart in charts])}</script>'
@@ -51,19 +60,28 @@ def render(run: Run) -> str:
     )
 
 
+def _head(name: str, run: Run) -> str:
+    return f"<h1>{escape(name)}</h1>{_why(run)}{_facts(run)}{_notes(run)}"
+
+
+def _of(name: str, runs: int) -> str:
+    """Whose it is, where there are several."""
+    return f": {escape(name)}" if runs > 1 else ""
+
+
 def _why(run: Run) -> str:
     sentence = why(waterfall.parts_of(run))
     return f'<p class="why">{escape(sentence)}</p>' if sentence else ""
 
 
-def _waterfall(run: Run) -> str:
+def _waterfall(name: str, run: Run, runs: int) -> str:
     parts = waterfall.parts_of(run)
     if not parts:
         return ""
     return (
         '<section class="wide"><h2>Where the time of a step goes</h2>'
         '<p class="soft">What lies between the MFU and 100 %, in the mean over the run?</p>'
-        f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}</b></figcaption>'
+        f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}{_of(name, runs)}</b></figcaption>'
         f"{waterfall.svg(waterfall.bars(parts))}</figure></section>"
     )
 
@@ -94,14 +112,14 @@ def _notes(run: Run) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _table(run: Run) -> str:
+def _table(name: str, run: Run, runs: int) -> str:
     """Every key of the run, declared or not."""
     names = run.names()
-    rows = "".join(_row(name, present(run, name)) for name in names[:_MOST_KEYS])
+    rows = "".join(_row(key, present(run, key)) for key in names[:_MOST_KEYS])
     left_out = f"<p class='soft'>{len(names) - _MOST_KEYS:,} more keys are left out.</p>" if len(names) > _MOST_KEYS else ""
     head = "".join(f"<th>{heading}</th>" for heading in ("key", "last", "median", "least", "most", "unit"))
     return (
-        f"<details><summary>All {len(names):,} keys of the run</summary>"
+        f"<details><summary>All {len(names):,} keys of the run{_of(name, runs)}</summary>"
         f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{left_out}</details>'
     )
 

@@ -171,7 +171,7 @@ class _Form:
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.names = tuple(row)
         self._types = [type(value) for value in row.values()]
-        self.columns: list[Any] = [array("d") if kind is float else [] for kind in self._types]
+        self.columns: list[Any] = [array("d" if kind is float else "q") for kind in self._types]
         self.places = array("q")
         numbers = (_INTEGER if kind is int else _DECIMAL for kind in self._types)
         items = (re.escape(json.dumps(name).encode()) + b": " + number for name, number in zip(self.names, numbers, strict=True))
@@ -186,8 +186,11 @@ class _Form:
             self.flush()
 
     def flush(self) -> None:
-        for kind, column, texts in zip(self._types, self.columns, zip(*self._waiting, strict=True), strict=False):
-            column.extend(map(kind, texts))
+        for i, (kind, texts) in enumerate(zip(self._types, zip(*self._waiting, strict=True), strict=False)):
+            try:
+                self.columns[i] += array("d" if kind is float else "q", map(kind, texts))
+            except (OverflowError, TypeError):  # integers of more than 64 bits, now or before
+                self.columns[i] = [*self.columns[i], *map(kind, texts)]
         self._waiting.clear()
 
 

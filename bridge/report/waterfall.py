@@ -9,7 +9,7 @@ from html import escape
 from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
 from bridge.report.colours import COLOURS, PALETTE
-from bridge.report.run_file import Run
+from bridge.report.run_file import Run, is_whole
 from bridge.text import seconds
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
@@ -38,6 +38,8 @@ def parts_of(run: Run) -> dict[str, float]:
     columns = {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}
     if not columns:
         return {}
+    if all(map(is_whole, columns.values())):
+        return {name: sum(column) / len(column) for name, column in columns.items()}
     rows = [row for row in zip(*columns.values(), strict=True) if None not in row]
     return {name: sum(values) / len(rows) for name, values in zip(columns, zip(*rows, strict=True), strict=False)}
 

@@ -326,3 +326,38 @@ def test_a_run_without_parts_says_why_there_is_no_why(tmp_path, capsys):
     assert "still" not in render(open_run(run)).partition("</style>")[2].partition("<script")[0]
     assert main(["report", str(run), "--why"]) == 0
     assert "no throughput/time/ keys" in capsys.readouterr().out
+
+
+def test_two_runs_lie_over_each_other(tmp_path, capsys):
+    """Lines of both in one chart and one unit, at the steps of either; what adds up stands one a run."""
+    names = ("throughput/tflops/device", "throughput/mfu", "throughput/flops/mlp")
+    for name, tflops, steps in (("fast", 4_000.0, (10, 20)), ("slow", 5.0, (20, 30))):
+        rows = [{"step": step, **dict(zip(names, (tflops + step, tflops / 1e4, 7), strict=True))} for step in steps]
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "metrics.jsonl", rows)
+    sources = [str(tmp_path / name) for name in ("fast", "slow")]
+    assert main(["report", *sources]) == 0
+    capsys.readouterr()
+    page = Page((tmp_path / "fast" / "reports.html").read_text())
+    assert page.text.index("<h1>fast</h1>") < page.text.index("<h1>slow</h1>")
+    chart = page.charts[0]
+    assert (chart["unit"], chart["steps"]) == ("PFLOP/s", [10, 20, 30])
+    assert [(one["label"], one["values"]) for one in chart["series"]] == [
+        ("fast", [4.01, 4.02, None]),
+        ("slow", [None, 0.025, 0.035]),
+    ]
+    assert "Work of a log interval by component: fast" in page.titles
+    assert "Work of a log interval by component: slow" in page.titles
+    assert main(["report", *sources, "--why"]) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["fast", "slow"]
+
+
+def test_runs_of_one_name_are_told_apart_by_where_they_are(tmp_path, capsys):
+    for place in ("a", "b"):
+        (tmp_path / place / "tiny").mkdir(parents=True)
+        write(tmp_path / place / "tiny" / "metrics.jsonl", [row(10), row(20)])
+    sources = [str(tmp_path / place / "tiny") for place in ("a", "b")]
+    assert main(["report", *sources, "-o", str(tmp_path / "both.html")]) == 0
+    assert f"<h1>{sources[1]}</h1>" in (tmp_path / "both.html").read_text()
+    assert main(["report", sources[0], sources[0]]) == 2
+    assert "the same run is given twice" in capsys.readouterr().err

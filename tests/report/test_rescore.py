@@ -19,7 +19,7 @@ MOE = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 48, "m
 
 def train(folder, convention, *, steps=10, batches=None, **model):
     """The rows of a run over packed batches of all kinds of lengths, the last interval not full."""
-    callback = ThroughputCallback(convention, metrics_file=str(folder / "metrics.jsonl"), peak_flops=1e15, detail=0)
+    callback = ThroughputCallback(convention, metrics_file=str(folder / "metrics.jsonl"), peak_flops=1e15, detail=0, memory=False)
     data = batches or iter([driver.packed([1 + 7 * i % 61, 64 - i % 5, 3]) for i in range(2 * steps)])
     driver.Loop([callback], driver.state(driver.config(4, **model)), data).start().steps(steps).end()
     return open_run(folder)

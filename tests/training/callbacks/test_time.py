@@ -94,11 +94,11 @@ def test_tensor_ranks_wait_inside_their_passes(two):
 
 
 def test_the_profiler_saw_the_same_collectives(two):
-    """Its trace begins when a thread of gloo takes the work up, so it is not longer than what was waited."""
+    """What gloo's own threads take is not compared: on a busy machine they begin late, and end late."""
     seen = two["witness"]
     assert len(seen["waits"]) == 4  # steps 2 to 5, of which rank 1 comes 50 ms late to 3 and 5
     assert seen["collectives"] >= 4 * 5
-    assert 0.09 <= seen["gloo"] <= 1.02 * sum(seen["waits"]) + 0.01
+    assert sum(seen["waits"]) == pytest.approx(seen["waited"], rel=0.05, abs=0.01)
 
 
 def test_parts_add_up_on_four_ranks(four):

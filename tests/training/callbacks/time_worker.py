@@ -121,9 +121,10 @@ class SlowWait:
 
     @staticmethod
     def wait(work: Any, *arguments: Any, **options: Any) -> Any:
-        if SlowWait.seconds:
-            time.sleep(SlowWait.seconds)
-        return SlowWait.real(work, *arguments, **options)
+        with torch.profiler.record_function("waited"):
+            if SlowWait.seconds:
+                time.sleep(SlowWait.seconds)
+            return SlowWait.real(work, *arguments, **options)
 
 
 def run(folder: Path, name: str, *overrides: str, **delay: Any) -> list[dict[str, Any]]:
@@ -178,10 +179,12 @@ def witness(folder: Path) -> dict[str, Any]:
     spans.Spans._read = read  # type: ignore[method-assign]
     events = profile.events()
     ends = sorted(event.time_range.start for event in events if event.name == "step ends")
-    gloo = [event for event in events if event.name.startswith("gloo:") and ends[0] < event.time_range.start < ends[-1]]
+    within = [event for event in events if ends[0] < event.time_range.start < ends[-1]]
+    gloo = [event for event in within if event.name.startswith("gloo:")]
+    waited = [event for event in within if event.name == "waited"]
     return {
         "waits": [sum(step.seconds[phase] for phase in Phase if phase.value.endswith("_wait")) for step in steps],
-        "gloo": sum(event.time_range.elapsed_us() for event in gloo) / 1e6,
+        "waited": sum(event.time_range.elapsed_us() for event in waited) / 1e6,
         "collectives": len(gloo),
     }
 

@@ -1,0 +1,61 @@
+"""Several runs in one chart: each line as in its own report, called by its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Optional
+
+from bridge.flops import ConfigError
+from bridge.report.chart import Chart, Values, fill
+from bridge.report.colours import colours
+from bridge.report.panels import Panel
+from bridge.report.run_file import Run
+
+#: Kinds of panels that can lie upon each other; others stand one a run.
+_LINES = ("lines", "points")
+#: More could not be told apart by their colours.
+MOST_RUNS = 5
+
+
+def named(runs: Sequence[Run], sources: Sequence[str]) -> dict[str, Run]:
+    """Runs by what tells them apart: their names, else where they are.
+
+    Raises:
+        ConfigError: too many, or one of them twice.
+    """
+    if len(runs) > MOST_RUNS:
+        raise ConfigError(f"{len(runs)} runs in one report; at most {MOST_RUNS} can be told apart")
+    names = [run.name for run in runs]
+    found = dict(zip(sources if len(set(names)) < len(names) else names, runs, strict=True))
+    if len(found) < len(runs):
+        raise ConfigError("the same run is given twice; name different ones")
+    return found
+
+
+def charts(panel: Panel, runs: Mapping[str, Run]) -> list[Chart]:
+    """The charts of a panel: one of all runs, or one a run; empty where no run has any of its keys."""
+    filled = {name: chart for name, run in runs.items() if (chart := fill(panel, run))}
+    if len(runs) == 1 or not filled:
+        return list(filled.values())
+    if panel.kind not in _LINES:
+        return [replace(chart, panel=replace(panel, title=f"{panel.title}: {name}")) for name, chart in filled.items()]
+    return [_together(panel, filled)]
+
+
+def _together(panel: Panel, filled: Mapping[str, Chart]) -> Chart:
+    """In the unit of the largest values, at the steps of any of them."""
+    scale = min((chart.scale for chart in filled.values()), key=lambda scale: scale.factor)
+    steps = sorted({step for chart in filled.values() for step in chart.steps})
+    series: dict[str, Values] = {}
+    for name, chart in filled.items():
+        for label, values in chart.series.items():
+            at = dict(zip(chart.steps, values, strict=True))
+            factor = scale.factor / chart.scale.factor
+            called = name if len(chart.series) == 1 else f"{name}: {label}"
+            series[called] = [_times(at.get(step), factor) for step in steps]
+    return Chart(panel, steps, series, colours(list(series)), scale)
+
+
+def _times(value: Optional[float], factor: float) -> Optional[float]:
+    return None if value is None else value * factor
