@@ -81,7 +81,7 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"{found['device']}, {found['number_format']}; peak: {found['peak_source']}")
     mfu = f", MFU {found['flops'] / found['ranks'] / whole / peak:.1%}" if peak and _is_whole(found) else ""
     console.print(f"{steps} steps of {seconds(whole / steps)}{mfu}; the largest differences from the ideal:\n")
-    table = make_table(("",), ("ms a step", "of it", "ideal ms", "TFLOP/s", "of the peak", "forward", "backward"))
+    table = make_table(("",), ("ms per step", "of it", "ideal ms", "TFLOP/s", "of the peak", "forward", "backward"))
     for row in found["rows"][:_SHOWN]:
         table.add_row(row["name"], *_numbers(row, steps, whole, peak))
     rest = whole - sum(row["seconds"] for row in found["rows"])

@@ -41,7 +41,7 @@ def test_figures_are_the_panels_of_the_report(tmp_path):
         (0.1, 0.3),
         (0, 0.1),
     ]
-    assert view.notes[0].startswith("MFU 25.0%: of 400 ms per step")
+    assert view.notes[0].startswith("Mean MFU 25.0%: of 400 ms per step")
 
 
 def test_a_single_dip_of_a_long_run_is_drawn(tmp_path):

@@ -309,7 +309,8 @@ def test_the_first_panel_is_the_waterfall_and_the_sentence_stands_on_top(tmp_pat
     run = folder(tmp_path, rows)
     text = render(open_run(run))
     sentence = (
-        "MFU 20.0%: of 500 ms per step 100 ms are the counted work at the peak. Most of the rest is communication, 200 ms (40%)"
+        "Mean MFU 20.0%: of 500 ms per step 100 ms are the counted work at the peak. Most of the rest is communication, "
+        "200 ms (40%)"
     )
     assert text.index("<h1>") < text.index(sentence) < text.index("<main>") < text.index('<figure class="still">')
     assert text.index('<figure class="still">') < text.index("FLOP/s of a device</b>")
