@@ -304,8 +304,8 @@ def test_the_largest_loss_and_its_remedy_in_a_sentence():
     parts = waterfall([*rows, {"lm loss": 1.0}])
     assert parts == pytest.approx({"ideal": 0.3, "kernels": 0.1, "communication": 0.5, "host": 0.1})
     assert why(parts) == (
-        "Mean MFU 30.0%: of 1 s per step 300 ms are the counted work at the peak. Most of the rest is communication, 500 ms (50%): "
-        f"{REMEDIES['communication']}. Then kernels 10%, host 10%."
+        "Mean MFU 30.0%: of 1 s per step 300 ms are the counted work at the peak. Most of the rest is communication, "
+        f"500 ms (50%): {REMEDIES['communication']}. Then kernels 10%, host 10%."
     )
     assert why({}) is None
     assert why({"compute": 0.75, "host": 0.25}).startswith("A mean step takes 1 s. Most of the rest is compute, 750 ms (75%)")
