@@ -219,7 +219,7 @@ class Browser:
             message = json.loads(entry["message"])["message"]
             address = message["params"].get("request", {}).get("url") or message["params"].get("url", "")
             if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
-                if not address.startswith((self.url, "data:", "blob:", "chrome:", "about:")):
+                if not address.startswith((self.url, "data:", "blob:", "chrome:", "chrome-untrusted:", "about:")):
                     found.append(address)
         return found
 

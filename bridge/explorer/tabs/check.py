@@ -18,7 +18,7 @@ INTRODUCTION = "A number that somebody reported: which convention it was counted
 UNITS = {"TFLOP/s": "TFLOP/s", "% of the peak": "%"}
 DEVICES = tuple(peak.words.upper() for peak in hardware.PEAKS if "bf16" in peak.tflops)
 CONTROLS = (
-    Slider(key="length", label="Tokens a row", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
+    Slider(key="length", label="Tokens per row", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
     Slider(key="speed", label="Tokens per second and device", minimum=0.1, maximum=1e6, step=0.1, default=13812.0),
     Slider(key="reported", label="Reported", minimum=0.01, maximum=10000.0, step=0.01, default=750.0, info="Of one device."),
     Choice(key="unit", label="in", options=tuple(UNITS), default="TFLOP/s", buttons=True),
@@ -71,7 +71,7 @@ def _bars(found: Check) -> figures.Figure:
         for component, flops in found.components(way).items():
             parts.setdefault(component, [0.0] * len(ways))[i] = flops * float(found.tokens_per_second or 0)
     labels = [way.convention.replace("_", " ") for way in ways]
-    figure = figures.stacked(labels, parts, "What each convention gives", y="FLOP/s of a device", unit="FLOP/s", horizontal=True)
+    figure = figures.stacked(labels, parts, "What each convention gives", y="FLOP/s per device", unit="FLOP/s", horizontal=True)
     if found.reported is not None:
         told = float(found.reported.number) * (1 if found.reported.unit == "FLOP/s" else found.case.peak or 0)
         figures.mark(figure, told, "reported")
@@ -83,7 +83,7 @@ def _table(found: Check) -> Table:
         Column("convention", "Convention"),
         Column("difference", "Usual difference"),
         Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
-        Column("flops_per_second", "FLOP/s of a device", lambda value: with_unit(value, "FLOP/s")),
+        Column("flops_per_second", "FLOP/s per device", lambda value: with_unit(value, "FLOP/s")),
         Column("utilisation", "Of the peak", lambda value: f"{value:.2%}"),
         Column("ratio", "Over reported", lambda value: f"{value:.4f}"),
         Column("fits", "Fits"),

@@ -18,16 +18,16 @@ from bridge.text import gib, with_unit
 
 KEY, TITLE = "plan", "Plan"
 INTRODUCTION = (
-    "One layout: the memory of the fullest rank of each pipeline stage, what collectives carry, and the time of a step. `bridge "
-    "plan` tries all layouts and ranks those that fit."
+    "One layout: the memory of the fullest rank of each pipeline stage, what collectives carry, and the time of a step. The command "
+    "bridge plan tries all layouts and ranks those that fit."
 )
 _SIZES = tuple(str(2**exponent) for exponent in range(11))
 _CLUSTER = (
     Choice(key="device", label="Device", options=tuple(machine.name for machine in MACHINES), default="h100"),
     Choice(key="devices", label="Devices", options=_SIZES, default="8"),
     Slider(key="length", label="Sequence length, tokens", minimum=1024, maximum=131072, step=1024, default=8192),
-    Slider(key="batch", label="Sequences a step", minimum=1, maximum=8192, step=1, default=128),
-    Slider(key="micro_batch", label="Sequences a micro-batch", minimum=1, maximum=16, step=1, default=1),
+    Slider(key="batch", label="Sequences per step", minimum=1, maximum=8192, step=1, default=128),
+    Slider(key="micro_batch", label="Sequences per micro-batch", minimum=1, maximum=16, step=1, default=1),
 )
 _LAYOUT = (
     Choice(key="tp", label="Tensor parallel", options=_SIZES[:5], default="2", buttons=True),
@@ -61,11 +61,9 @@ def view(source: Source, values: Values) -> View:
     verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {gib(usable)}, stage {fullest.stage}"
     return View(
         facts=[
-            Fact(
-                "bytes", "Fullest rank", fullest.total, gib(fullest.total), f"{verdict} in {gib(usable)}, stage {fullest.stage}"
-            ),
+            Fact("bytes", "Fullest rank", fullest.total, gib(fullest.total), verdict),
             Fact("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
-            Fact("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s of a device"),
+            Fact("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s per device"),
             Fact("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
         ],
         figures=(_memory(planned), _time(planned)),
