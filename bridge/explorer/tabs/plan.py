@@ -18,8 +18,8 @@ from bridge.text import gib, with_unit
 
 KEY, TITLE = "plan", "Plan"
 INTRODUCTION = (
-    "One layout: the memory of the fullest rank of each pipeline stage, what collectives carry, and the time of a step. The command "
-    "bridge plan tries all layouts and ranks those that fit."
+    "One layout: the memory of the fullest rank of each pipeline stage, what collectives carry, and the time of a step. The "
+    "command bridge plan tries all layouts and ranks those that fit."
 )
 _SIZES = tuple(str(2**exponent) for exponent in range(11))
 _CLUSTER = (
