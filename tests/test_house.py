@@ -102,7 +102,7 @@ def test_counting_and_planning_do_not_import_torch():
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
     "bridge/flops": 5100,
-    "bridge/planning": 3050,
+    "bridge/planning": 3070,
     "bridge/config": 4900,
     "bridge/data": 1950,
     "bridge/metrics": 5150,
