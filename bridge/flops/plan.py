@@ -532,8 +532,8 @@ class Plan:
         >>> plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
         >>> plan.to_dict()["version"], plan.to_dict()["statistics"]
         (1, ['tokens', 'squared_tokens'])
-        >>> [matmul["name"] for matmul in plan.to_dict()["matmuls"]]
-        ['linear_qkv', 'query_key', 'scores_value', 'linear_proj', 'linear_fc1', 'linear_fc2', 'output_layer']
+        >>> print(*(matmul["name"] for matmul in plan.to_dict()["matmuls"]))
+        linear_qkv query_key scores_value linear_proj linear_fc1 linear_fc2 output_layer
         """
         return plan_view.as_dict(self)
 

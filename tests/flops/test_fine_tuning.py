@@ -63,7 +63,7 @@ def test_a_target_that_is_none_is_named_with_what_there_is(target: str) -> None:
 
 
 def test_unknown_kinds_and_bad_ranks() -> None:
-    with pytest.raises(ConfigError, match="peft.kind='lokr' is not known; choose one of lora, dora, freeze"):
+    with pytest.raises(ConfigError, match="peft.kind='lokr' is not known; choose one of lora, qlora, dora, freeze"):
         plan(kind="lokr", dim=2)
     with pytest.raises(ConfigError, match="peft.dim=0"):
         plan(dim=0)
