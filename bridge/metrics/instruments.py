@@ -90,11 +90,13 @@ class Kind:
         what: it measures, for users.
         slices: of the vector that are its own; the same on every rank.
         sampled: its instrument runs in the sampled steps alone, see ``Instruments.every``.
+        has_samples: its instrument runs in all steps, and sees more in sampled ones: it has ``start_sample``.
     """
 
     what: str
     slices: tuple[Slice, ...]
     sampled: bool = False
+    has_samples: bool = False
 
     def open(self) -> Optional[Instrument]:
         """The instrument of this rank; None where there is none to read. May raise."""
@@ -129,6 +131,7 @@ class Instruments:
         self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
         self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
         self._sampled = [pair for pair in self._opened if pair not in self._always]
+        self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
         self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
         self._running = False
 
@@ -140,7 +143,7 @@ class Instruments:
     @property
     def samples(self) -> bool:
         """Whether some steps are sampled, on any rank."""
-        return self.every > 1 and any(kind.sampled for kind in self.kinds)
+        return self.every > 1 and any(kind.sampled or kind.has_samples for kind in self.kinds)
 
     @property
     def overhead_ns(self) -> int:
@@ -161,6 +164,7 @@ class Instruments:
     def start_sample(self) -> None:
         """A sampled step begins."""
         self._each(self._sampled, lambda instrument: instrument.run())
+        self._each(self._starting, lambda instrument: instrument.start_sample())
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""

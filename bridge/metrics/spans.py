@@ -4,6 +4,8 @@ The names are those that megatron-core gives to ``config.timers``; beside them `
 ``wait`` (``torch.distributed`` waits for other ranks: every blocking collective does so in ``Work.wait``).  A name belongs to
 a :class:`Phase`, and so does a wait, by the phase it is in.
 
+In most steps nothing is marked but the end of the step and what batches take: all else is seen in a sample of the steps.
+
 Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream, which
 nobody waits for: a step is read when the device is through with it.
 """
@@ -70,8 +72,8 @@ class Step:
 
     Attributes:
         whole: from the end of the step before, without pauses.
-        seconds: by phase, without what lies inside.
-        sampled: whether every wait was seen; in other steps those inside forward and backward passes are part of these.
+        seconds: by phase, without what lies inside; of steps that are no sample, of data alone.
+        sampled: whether everything was seen.
         waits: (phase, seconds) of each wait in the order of the calls, of a sampled step.
         passes: seconds of each forward and each backward pass in order, with all that lies inside, of a sampled step.
     """
@@ -92,16 +94,18 @@ class Spans:
 
     Args:
         clock: of the marks.
-        every_wait: whether waits inside passes are seen in every step, rather than in sampled ones.
+        every_step: whether each step is a sample.
     """
 
-    def __init__(self, clock: Clock, *, every_wait: bool = False) -> None:
+    def __init__(self, clock: Clock, *, every_step: bool = False) -> None:
         self._clock, self._mark = clock, clock.mark
-        self._every_wait = every_wait
+        self._every_step = every_step
         self._thread = threading.get_ident()
-        self._running = False
+        self.running = False
+        """Whether training goes on."""
         self._error: Optional[Exception] = None
-        self._sampled = True
+        self.sampled = every_step
+        """Whether everything is seen in the step that runs now."""
         self._stack: list[tuple[str, Phase, Any]] = []
         self._ended: list[_Span] = []
         self._since: Any = None
@@ -112,7 +116,7 @@ class Spans:
 
     def push(self, name: str) -> None:
         """Something begins; a name that is no span is left out."""
-        if self._running and (phase := PHASES.get(name)) is not None:
+        if self.running and (self.sampled or name == DATA) and (phase := PHASES.get(name)) is not None:
             self._open(name, phase)
 
     def pop(self, name: str) -> None:
@@ -137,16 +141,14 @@ class Spans:
 
     def _break(self, error: Exception) -> None:
         """A clock that fails must not do so in a pass: the error is reported at the end of the step."""
-        self._running, self._error = False, error
+        self.running, self._error = False, error
         self._stack.clear()
 
     def begin_wait(self) -> bool:
-        """A wait begins, unless it is part of another or of a pass that is not looked into; whether it does."""
-        if not self._running:
+        """A wait begins, unless it is part of another or of a step that is no sample; whether it does."""
+        if not (self.sampled and self.running):
             return False
         phase = self._stack[-1][1] if self._stack else Phase.SCHEDULE
-        if phase is Phase.COMPUTE and not self._sampled:
-            return False
         if phase is not Phase.COMPUTE and threading.get_ident() != self._thread:  # backward passes have threads of their own
             return False
         if self._stack and self._stack[-1][0] == WAIT:
@@ -168,14 +170,14 @@ class Spans:
 
     def run(self) -> None:
         """Training goes on. Running already: nothing happens."""
-        if not self._running and self._error is None:
-            self._running, self._since = True, self._mark()
+        if not self.running and self._error is None:
+            self.running, self._since = True, self._mark()
 
     def pause(self) -> None:
         """What comes now is no training. Paused already: nothing happens."""
-        if self._running:
+        if self.running:
             self._stretches.append((self._since, self._mark()))
-        self._running = False
+        self.running = False
         self._stack.clear()
 
     def end_step(self) -> None:
@@ -186,16 +188,16 @@ class Spans:
         """
         if self._error is not None:
             raise self._error
-        if running := self._running:
+        if running := self.running:
             self.pause()
-            self._unread.append((self._sampled, self._ended, self._stretches))
-            self._running, self._since = running, self._stretches[-1][1]
-            self._sampled = self._every_wait
+            self._unread.append((self.sampled, self._ended, self._stretches))
+            self.running, self._since = running, self._stretches[-1][1]
+            self.sampled = self._every_step
         self._ended, self._stretches = [], []
 
     def sample(self) -> None:
-        """Of the step that comes now every wait is seen."""
-        self._sampled = True
+        """In the step that comes now everything is seen."""
+        self.sampled = True
 
     def steps(self) -> Iterator[Step]:
         """The steps that the device is through with, once each."""

@@ -2,6 +2,7 @@
 
 megatron-core calls the marks itself, once an object stands where its configuration says (``config.timers``).  Elsewhere hooks
 on the model mark its forward and backward passes.  The optimizer's step and every wait for other ranks are marked in both.
+All this is put there for a sampled step and taken away after it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class TimeMarks:
         clock: of the marks.
         shape: of all ranks' entries.
         stage: pipeline stage of this rank.
-        every_wait: whether every wait is seen in every step, rather than in one of an interval.
+        every_step: whether each step is a sample.
+        each_lap: whether the step after a lap is one too: for loops that tell nobody when the next lap comes.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class TimeMarks:
         clock: Clock,
         shape: Shape,
         stage: int = 0,
-        every_wait: bool = False,
+        every_step: bool = False,
+        each_lap: bool = False,
     ) -> None:
-        self.spans = Spans(clock, every_wait=every_wait)
+        self.spans = Spans(clock, every_step=every_step)
+        self._each_lap = each_lap
         self.times = RankTimes(shape, stage)
         self._cost_ns = _cost_of_a_span(clock)
         self.overhead_ns = 0
@@ -71,19 +75,28 @@ class TimeMarks:
         self._undo: list[Undo] = []
 
     def run(self) -> None:
-        """Training goes on: from here on everything is marked."""
-        if not self._undo:
+        """Training goes on."""
+        marks.listen(self.spans)
+        self.spans.run()
+        if self.spans.sampled:
+            self.start_sample()
+
+    def start_sample(self) -> None:
+        """A sampled step begins: in it everything is marked."""
+        self.spans.sample()
+        if self.spans.running and not self._undo:
             # One by one: what is marked before one that cannot be is unmarked all the same.
             for undo in mark(self.spans, self._model, self._optimizer):
                 self._undo.append(undo)
-        marks.listen(self.spans)
-        self.spans.run()
 
     def pause(self) -> None:
         """What comes now is no training: model, optimizer and loop are as they were."""
         self.spans.pause()
         if marks.listening() is self.spans:
             marks.listen(None)
+        self._unmark()
+
+    def _unmark(self) -> None:
         while self._undo:
             self._undo.pop()()
 
@@ -91,13 +104,16 @@ class TimeMarks:
         """A training step is over."""
         self.overhead_ns += self._cost_ns * self.spans.marked
         self.spans.end_step()
+        if not self.spans.sampled:
+            self._unmark()
         if self.spans.unread >= _MOST_UNREAD:
             self.times.add(self.spans.steps())
 
     def lap(self) -> Optional[tuple[list[int], list[int]]]:
         """What this rank sends of the steps since the last lap; None if there is nothing yet."""
         self.times.add(self.spans.steps())
-        self.spans.sample()
+        if self._each_lap:
+            self.start_sample()
         return self.times.take()
 
     def close(self) -> None:
@@ -122,13 +138,18 @@ class Times(Kind):
         place: of this process.
         model: a module, or the list of this rank's chunks; None: not at hand.
         optimizer: of it.
-        detail: 1: each phase of every step, and every wait of one step in an interval; 2: every wait.
+        every_step: whether each step is a sample of what is not waiting for data.
+        each_lap: whether the step after a log point is, see :class:`TimeMarks`.
     """
 
     what = TIME_PARTS
 
-    def __init__(self, place: Place, model: Any, optimizer: Any = None, detail: int = 1) -> None:
-        self._model, self._optimizer, self._detail = model, optimizer, detail
+    def __init__(
+        self, place: Place, model: Any, optimizer: Any = None, *, every_step: bool = False, each_lap: bool = False
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._options = {"every_step": every_step, "each_lap": each_lap}
+        self.has_samples = not every_step
         self._shape = Shape(place.pipeline, place.virtual)
         self._stage = place.indices(place.rank).get("pipeline", 0)
         self._marks: Optional[TimeMarks] = None
@@ -145,8 +166,8 @@ class Times(Kind):
         clocks: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": HostClock}
         if len(devices) != 1 or not devices <= clocks.keys():
             return None
-        clock, every = clocks[devices.pop()](), self._detail > 1
-        self._marks = TimeMarks(chunks, self._optimizer, clock=clock, shape=self._shape, stage=self._stage, every_wait=every)
+        clock = clocks[devices.pop()]()
+        self._marks = TimeMarks(chunks, self._optimizer, clock=clock, shape=self._shape, stage=self._stage, **self._options)
         return self._marks
 
     def entries(self, reading: Any) -> Mapping[str, Any]:
@@ -298,10 +319,13 @@ def _replace_step(spans: Listener, optimizer: Any, step: Callable[..., Any]) -> 
         finally:
             spans.pop(OPTIMIZER)
 
+    own = optimizer.__dict__.get("step")
     optimizer.step = marked
 
     def undo() -> None:
         if optimizer.__dict__.get("step") is marked:
             del optimizer.step
+            if own is not None:  # somebody else's
+                optimizer.step = own
 
     return undo

@@ -1,11 +1,12 @@
 """The seconds of a step as parts that add up to it: what the work takes at the peak, and everything that comes on top.
 
-Each rank sends sums of its spans (:class:`RankTimes`), every number a mean over the ranks in the end, as MFU is.  Two things
-cannot be seen on a rank alone:
+Waiting for batches is seen in every step, and the rest in sampled steps alone, which speak for the others in proportion to their
+time (:func:`_totals`).  Each rank sends sums of its spans (:class:`RankTimes`), every number a mean over the ranks in the end, as
+MFU is.  Two things cannot be seen on a rank alone:
 
 - A collective ends for all ranks at about the same time, so of the time that a rank spends in one, the least over the ranks is
   communication and the rest is waiting for the last one.  That needs each collective beside the same one of the other ranks:
-  of one step in an interval, the sample.  Ranks of one pipeline stage make the same calls.
+  of one step in an interval, its last sample.  Ranks of one pipeline stage make the same calls.
 - What a pipeline stage waits is the schedule's bubble, an imbalance of the stages, or transfer.  The passes of the sample are
   replayed without transfers (:mod:`bridge.metrics.pipeline_replay`); what was waited beyond that is transfer.
 """
@@ -117,7 +118,7 @@ class RankTimes:
             self._steps = steps
             return None
         self.lengths = [step.whole for step in steps]
-        sums = [len(steps), _ns(sum(step.whole for step in steps)), *(_ns(value) for value in _totals(steps, sample))]
+        sums = [len(steps), _ns(sum(self.lengths)), *map(_ns, _totals(steps))]
         sums += [_ns(sample.seconds[phase]) for phase in _SAMPLED]
         if self.shape.stages > 1:
             sums += self._passes(sample)
@@ -148,17 +149,13 @@ class RankTimes:
         return [value for stage in range(self.shape.stages) for value in (own if stage == self.stage else others)]
 
 
-def _totals(steps: Sequence[Step], sample: Step) -> list[float]:
-    """Sums over the steps, in the order of ``_SUMS``; waits inside passes that were not looked into: as in the sample."""
-    sums = {phase: sum(step.seconds[phase] for step in steps) for phase in Phase}
-    looked_into = [step for step in steps if step.sampled]
-    passes = sample.seconds[Phase.COMPUTE] + sample.seconds[Phase.COMPUTE_WAIT]
-    if len(looked_into) < len(steps) and passes > 0:
-        hidden = sum(step.seconds[Phase.COMPUTE] for step in steps if not step.sampled)
-        hidden *= sample.seconds[Phase.COMPUTE_WAIT] / passes
-        sums[Phase.COMPUTE] -= hidden
-        sums[Phase.COMPUTE_WAIT] += hidden
-    return [sums[phase] for phase in _SUMS]
+def _totals(steps: Sequence[Step]) -> list[float]:
+    """Sums over the steps, in the order of ``_SUMS``: of data as it was; what is left of the time is parted as in the samples."""
+    samples = [step for step in steps if step.sampled]
+    data = sum(step.seconds[Phase.DATA] for step in steps)
+    whole = sum(step.whole - step.seconds[Phase.DATA] for step in samples)
+    scale = (sum(step.whole for step in steps) - data) / whole if whole > 0 else 0.0
+    return [data if phase is Phase.DATA else scale * sum(step.seconds[phase] for step in samples) for phase in _SUMS]
 
 
 def _ns(seconds: float) -> int:

@@ -51,8 +51,8 @@ class Optimizer:
         return True, 1.0, None
 
 
-def opened(model, optimizer=None, detail=1):
-    kind = Times(Place(), [model], optimizer, detail)
+def opened(model, optimizer=None, **options):
+    kind = Times(Place(), [model], optimizer, **{"every_step": True, **options})
     marks = kind.open()
     assert marks is not None
     return kind, marks
@@ -108,6 +108,31 @@ def test_nothing_stays_where_no_training_is():
         assert config.timers is None
 
 
+def test_marks_stand_in_sampled_steps_alone():
+    """What a loop has put in the optimizer's place itself is there in every step."""
+    model, optimizer = Model(SimpleNamespace(timers=None)), Optimizer()
+    own = optimizer.step = lambda: "mine"
+    _, marks = opened(model, optimizer, every_step=False, each_lap=True)
+    marks.run()
+    there = []
+    for step in range(4):
+        if step == 1:
+            marks.start_sample()
+        there.append((model.config.timers is not None, optimizer.step is not own))
+        assert optimizer.step() == "mine"
+        marks.end_step()
+        if step == 2:
+            marks.lap()  # the next one is a sample
+    assert there == [(False, False), (True, True), (False, False), (True, True)]
+    marks.pause()
+    marks.lap()
+    assert (model.config.timers, optimizer.step) == (None, own)
+    marks.run()
+    assert model.config.timers is not None
+    marks.close()
+    assert (model.config.timers, optimizer.step, spans.listening()) == (None, own, None)
+
+
 def test_megatron_cores_timers_are_called_on_every_configuration():
     config = SimpleNamespace(timers=None)
     model, optimizer = Model(config), Optimizer()
@@ -146,8 +171,8 @@ def test_padding_and_recomputation_at_the_peak_by_hand():
     """One rank, two steps of 10 tokens in 16 positions: the linear layers on 6 of them, and the layer's forward pass again."""
     plan = compile_plan(MODEL, "exact")
     peak = 1e6
-    kind, _ = Times(Place(), [Model()]), None
-    meter = Meter(plan, Place(), instruments=Instruments([kind]), peak=Peak(peak))
+    kind = Times(Place(), [Model()])
+    meter = Meter(plan, Place(), instruments=Instruments([kind], every=10), peak=Peak(peak))
     batch = {"tokens": torch.zeros(1, 16), "attention_mask": torch.arange(16)[None] < 10}
     for step in range(1, 4):
         meter.start_step()

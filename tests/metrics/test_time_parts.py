@@ -33,7 +33,7 @@ class Rank:
 
     def __init__(self, shape: Shape = ONE_STAGE, stage: int = 0, **options) -> None:
         self.clock = Hand()
-        self.spans = Spans(self.clock, **options)
+        self.spans = Spans(self.clock, **{"every_step": True, **options})
         self.times = RankTimes(shape, stage)
         self.spans.run()
 
@@ -99,20 +99,22 @@ def test_what_lies_inside_is_not_counted_twice():
     assert step.passes["forward-compute"] == [1, 14]
 
 
-def test_waits_inside_passes_are_seen_in_sampled_steps_alone():
-    rank = Rank()
-    for sampled in (True, False, False, True):
-        rank.spend(3, "backward-compute", "wait")
-        rank.end_step()
-        if not sampled:
+def test_in_steps_that_are_no_sample_nothing_is_seen_but_data():
+    rank = Rank(every_step=False)
+    for sampled in (False, True, False):
+        if sampled:
             rank.spans.sample()
-    seen = [step.seconds[Phase.COMPUTE_WAIT] for step in rank.times._steps]
-    assert seen == [3, 0, 3, 3]
-    every = Rank(every_wait=True)
-    for _ in range(2):
-        every.spend(3, "backward-compute", "wait")
-        every.end_step()
-    assert [step.seconds[Phase.COMPUTE_WAIT] for step in every.times._steps] == [3, 3]
+        rank.spend(1, "data")
+        rank.spend(2, "forward-backward", "backward-compute", "wait")
+        rank.spend(4, "optimizer")
+        rank.end_step()
+    seen = [{phase.value: seconds for phase, seconds in step.seconds.items() if seconds} for step in rank.times._steps]
+    assert seen == [{"data": 1}, {"data": 1, "compute_wait": 2, "optimizer": 4}, {"data": 1}]
+    assert [(step.whole, step.sampled, len(step.waits)) for step in rank.times._steps] == [
+        (7, False, 0),
+        (7, True, 1),
+        (7, False, 0),
+    ]
 
 
 def test_pauses_exceptions_and_waits_within_waits():
@@ -227,14 +229,34 @@ def test_ranks_that_call_different_collectives_are_not_compared():
     assert (found.communication, found.imbalance) == (1.5, 0)
 
 
-def test_the_sample_speaks_for_the_steps_whose_passes_were_not_looked_into():
-    rank = Rank()
-    for steps in range(4):
-        rank.spend(3 + steps, "forward-compute", "wait")
-        rank.spend(3 + steps, "forward-compute")
+def test_the_sample_speaks_for_the_other_steps_but_for_their_data():
+    """Steps of 8, 16, 24 and 32 s, of which the second is the sample; 10 s of data in the last: 70 s are parted 8 : 4 : 4."""
+    rank = Rank(every_step=False)
+    for step in range(4):
+        if step == 1:
+            rank.spans.sample()
+        rank.spend(4 * step + 4, "forward-compute")
+        rank.spend(2 * step + 2, "optimizer")
+        rank.spend(2 * step + 2)
+        if step == 3:
+            rank.spend(10, "data")
         rank.end_step()
     found = together(Shape(), [rank])
-    assert found == Measured(step=9, compute=4.5, communication=4.5)
+    assert rank.times.lengths == [8, 16, 24, 42]
+    assert found == Measured(step=22.5, compute=10, optimizer=5, data=2.5)
+    parts = time_parts(45, found)
+    assert (parts["data"], parts["host"], sum(parts.values())) == pytest.approx((5, 10, 45))
+
+
+def test_steps_wait_for_a_sample_to_speak_for_them():
+    rank = Rank(every_step=False)
+    rank.spend(1, "optimizer")
+    rank.end_step()
+    assert rank.send() is None
+    rank.spans.sample()
+    rank.spend(3, "optimizer")
+    rank.end_step()
+    assert together(Shape(), [rank]) == Measured(step=2, compute=0, optimizer=2)
 
 
 def test_more_waits_than_entries_are_taken_together():

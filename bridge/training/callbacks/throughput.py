@@ -121,11 +121,11 @@ class ThroughputCallback(Callback):
         data_parallel: its dimensions along which batches differ, or a process group of ranks whose batches differ.
         contributes: whether this rank speaks for its batches.
         process_group: the ranks that train together; None: all of the job.
-        compute_time: it is taken in one step of so many, at most one an interval; False: not at all.
+        compute_time: it is taken in one step of so many, or somewhat more, so that each interval has one; False: not at all.
         energy: whether NVML is read.
         optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.
-        detail: of where the seconds of a step go: 0: nothing; 1: each phase of every step, and every wait for other ranks in
-            one step of an interval; 2: every wait.
+        detail: of where the seconds of a step go: 0: nothing; 1: waiting for data in every step, all else in the steps that
+            compute time is taken in; 2: all in every step.
         memory: whether the memory of the fullest rank is.
 
     Raises:
@@ -406,15 +406,17 @@ class ThroughputCallback(Callback):
         experts: Optional[ExpertShares] = None,
     ) -> Instruments:
         kinds: list[Kind] = list(more)
+        every = sampled_every(int(self._compute_time), self._log_interval)
         if self._compute_time:
             kinds.append(ComputeTimes(place, host.model, experts))
         if self._energy:
             kinds.append(Energy(device))
         if self._detail:
-            kinds.append(Times(place, host.model, optimizer, self._detail))
+            each = {"every_step": every == 1 or self._detail > 1, "each_lap": self._log_interval is None}
+            kinds.append(Times(place, host.model, optimizer, **each))
         if self._memory:
             kinds.append(MemoryPeaks(place, device))
-        return Instruments(kinds, every=min(int(self._compute_time) or 1, self._log_interval or COMPUTE_TIME_EVERY))
+        return Instruments(kinds, every=every)
 
     def _take_up(self) -> None:
         """What was done before: in the checkpoint, and the batches that were taken already."""
@@ -692,6 +694,12 @@ class ThroughputCallback(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the totals of a checkpoint. Before ``on_train_start``."""
         self._restored = dict(state) if state else None
+
+
+def sampled_every(wanted: int, log_interval: Optional[int]) -> int:
+    """One step of so many is sampled, as seldom as wanted (0: nobody says), so that there is one in each interval."""
+    wanted = wanted or COMPUTE_TIME_EVERY
+    return wanted if log_interval is None else log_interval // max(1, log_interval // wanted)
 
 
 def _raise(error: Exception) -> Any:
