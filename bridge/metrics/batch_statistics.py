@@ -21,7 +21,7 @@ import numpy as np
 
 from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
-from bridge.metrics.snapshots import Packed, Snapshot, restored
+from bridge.metrics.snapshots import Packed, Snapshot, joined_lengths, restored
 from bridge.metrics.vector import Layout
 
 #: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
@@ -132,18 +132,26 @@ class BatchStatistics:
         shapes: Counter[Any] = Counter(one for one in kept if type(one) is tuple)
         for shape, times in shapes.items():
             self._attempt(functools.partial(self._add_shape, shape, times), times)
-        simple: list[int] = []
-        positions = micro_batches = 0
+        joined: list[Packed] = []
+        offsets: list[int] = []
+        ends: list[int] = []
         for one in kept:
-            if type(one) is tuple:
-                continue
-            if isinstance(one, Packed) and (lengths := one.simple_lengths()) is not None:
-                simple += lengths
-                positions, micro_batches = positions + one.shape[-1], micro_batches + 1
-            else:
+            if type(one) is Packed and not self._longest_slots and (plain := one.plain()) is not None:
+                offsets += plain
+                joined.append(one)
+                ends.append(len(offsets))
+            elif type(one) is not tuple:
                 self._attempt(functools.partial(self._add_one, one), 1)
-        if micro_batches:
-            self.add(BatchLengths(np.array(simple, np.int64), positions), micro_batches)
+        if joined:
+            self._add_joined(joined, joined_lengths(offsets, ends))
+
+    def _add_joined(self, rows: Sequence[Packed], lengths: Optional[np.ndarray]) -> None:
+        """Packed micro-batches as one; without lengths one by one, which tells what is wrong with which."""
+        if lengths is not None:
+            self.add(BatchLengths(lengths, sum(row.shape[-1] for row in rows)), len(rows))
+            return
+        for row in rows:
+            self._attempt(functools.partial(self._add_one, row), 1)
 
     def _attempt(self, add: Callable[[], None], micro_batches: int) -> None:
         try:

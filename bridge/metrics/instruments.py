@@ -39,7 +39,7 @@ class Instrument(Protocol):
         """What comes now is no training. Paused already: nothing happens."""
 
     def end_step(self) -> None:
-        """A training step is over."""
+        """A training step is over. May be absent, where that means nothing."""
 
     def lap(self) -> Optional[Any]:
         """The reading since the last lap, as ``Kind.entries`` takes it; None if it is not known."""
@@ -131,6 +131,7 @@ class Instruments:
         self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
         self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
         self._sampled = [pair for pair in self._opened if pair not in self._always]
+        self._stepping = [(kind, one) for kind, one in self._always if hasattr(one, "end_step")]
         self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
         self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
         self._running = False
@@ -168,7 +169,7 @@ class Instruments:
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        self._each(self._always, lambda instrument: instrument.end_step())
+        self._each(self._stepping, lambda instrument: instrument.end_step())
         if sampled:
             self._each(self._sampled, _end_sample)
 

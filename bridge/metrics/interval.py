@@ -124,7 +124,7 @@ class Intervals:
             lower_bound=totals.lower_bound,
             overhead_seconds=sums.overhead_seconds,
             measured=self._instruments.measured(summed),
-            statistics={one.name: value for one, value in zip(self._layout.statistics, sums.work, strict=False)},
+            statistics=dict(zip(self._layout.names[: len(self._layout.statistics)], sums.work, strict=False)),
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Mapping
 from statistics import fmean, median
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
@@ -18,6 +19,13 @@ _ADDED = (
 )
 _LAST = ("throughput/total_", "throughput/incomplete", "throughput/doubtful", "throughput/compute_time/slowest")
 
+_TYPICAL = ("throughput/",)
+
+
+@functools.cache
+def _kind(key: str) -> Optional[tuple[str, ...]]:
+    return next((prefixes for prefixes in (_ADDED, _LAST, _TYPICAL) if key.startswith(prefixes)), None)
+
 
 class RunSummary:
     """Takes rows as they come, and keeps what it needs of them."""
@@ -29,11 +37,12 @@ class RunSummary:
     def add(self, row: Mapping[str, Any]) -> None:
         """One more row."""
         for key, value in row.items():
-            if key.startswith(_ADDED):
+            kind = _kind(key)
+            if kind is _ADDED:
                 self._exact[key] = self._exact.get(key, 0) + value
-            elif key.startswith(_LAST):
+            elif kind is _LAST:
                 self._exact[key] = value
-            elif key.startswith("throughput/"):
+            elif kind is _TYPICAL:
                 self._values.setdefault(key, array("d")).append(value)
 
     def values(self) -> dict[str, Union[int, float]]:

@@ -8,8 +8,8 @@ version counter sees.  What needs more than that (a mask, positions, images, ano
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import sub
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -43,21 +43,31 @@ class Packed(NamedTuple):
     offsets: Any
     argmin: Any = None
 
-    def simple_lengths(self) -> Optional[list[int]]:
-        """The lengths, where one row holds all and nothing is strange; else None, and whoever reads it at length says why."""
-        offsets = self.offsets
-        if type(offsets) is not list or self.argmin is not None or not offsets:
+    def plain(self) -> Optional[list[int]]:
+        """The offsets without their filler, where one row holds all and nothing is strange at first sight; else None."""
+        offsets, end = self.offsets, len(self.offsets)
+        if type(offsets) is not list or self.argmin is not None or not end or len(self.shape) != 1 + (self.shape[:-1] == (1,)):
             return None
-        if len(offsets) == 1 and type(offsets[0]) is list:
-            offsets = offsets[0]
-        width = self.shape[-1] if len(self.shape) == 1 or (len(self.shape) == 2 and self.shape[0] == 1) else -1
         if type(offsets[0]) is not int or offsets[0] != 0:  # of one array: all are of one type
             return None
-        lengths = list(map(sub, offsets[1:], offsets))
-        if min(lengths, default=0) >= 0:
-            return lengths if offsets[-1] <= width else None
-        inside = next(place for place, length in enumerate(lengths) if length < 0)  # then comes the filler, -1 or 0
-        return lengths[:inside] if max(offsets) <= width and max(offsets[inside + 1 :]) <= 0 else None
+        while end > 1 and offsets[end - 1] <= 0:
+            end -= 1
+        if offsets[end - 1] > self.shape[-1]:
+            return None
+        return offsets if end == len(offsets) else offsets[:end]
+
+
+def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Optional[Any]:
+    """Lengths of rows of plain offsets one behind the other, int64 [n], with zeros at the seams; None where a row decreases.
+
+    Args:
+        offsets: of all rows.
+        ends: of each row.
+    """
+    bounds = np.array(offsets, np.int64)
+    lengths = bounds[1:] - bounds[:-1]
+    lengths[np.array(ends[:-1], np.int64) - 1] = 0
+    return lengths if not lengths.size or lengths.item(lengths.argmin()) >= 0 else None
 
 
 Snapshot = Union[Shape, Packed]
@@ -114,7 +124,9 @@ def _copied(value: Any) -> Any:
         if value.numel() > _FEW:
             return value.detach().numpy().copy()
         copied = value.tolist()
-        return copied if type(copied) is list else [copied]
+        if type(copied) is not list:
+            return [copied]
+        return copied[0] if len(copied) == 1 and type(copied[0]) is list else copied
     return value.copy() if isinstance(value, np.ndarray) else None
 
 

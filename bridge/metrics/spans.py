@@ -66,6 +66,9 @@ WAITS = {
 """What a wait is, by the phase it is in; anywhere else it is one of :attr:`Phase.OTHER_WAIT`."""
 
 
+_NOTHING = dict.fromkeys(Phase, 0.0)
+
+
 @dataclass
 class Step:
     """The seconds of one step of this rank.
@@ -79,7 +82,7 @@ class Step:
     """
 
     whole: float = 0.0
-    seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))
+    seconds: dict[Phase, float] = field(default_factory=_NOTHING.copy)
     sampled: bool = False
     waits: list[tuple[Phase, float]] = field(default_factory=list)
     passes: dict[str, list[float]] = field(default_factory=lambda: {FORWARD: [], BACKWARD: []})

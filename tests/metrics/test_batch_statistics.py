@@ -255,6 +255,22 @@ def test_kept_batches_that_cannot_be_read_are_counted_apart():
     assert "9 of 3 positions" in str(statistics.unread)
 
 
+def test_the_longest_of_each_packed_micro_batch_that_is_kept():
+    sums = BatchStatistics(Layout((Statistic("square", "longest"), Statistic("length"))))
+    for offsets in ([0, 3, 12], [0, 4, 4], [[0, 5, 7]]):
+        sums.keep(snapshot({"tokens": torch.zeros(1, 12), "cu_seqlens": torch.tensor(offsets)}, images=False))
+    assert counted(sums)["square_of_longest"] == 81 + 16 + 25
+
+
+def test_one_row_that_falls_and_rises_does_not_spoil_the_others():
+    sums = BatchStatistics(Layout(STATISTICS))
+    for offsets in ([0, 3, 12], [0, 5, -1, 6, -1], [0, 0, -1], [0], [0, 7]):
+        sums.keep(snapshot({"tokens": torch.zeros(1, 12), "cu_seqlens": torch.tensor(offsets)}, images=False))
+    values = counted(sums)
+    assert (values["tokens"], values["micro_batches"], values["unread_micro_batches"]) == (19, 4, 1)
+    assert "falls and rises again" in str(sums.unread)
+
+
 @pytest.mark.parametrize("most", [2, 1000])
 def test_tokens_of_a_skipped_step_are_told_from_those_kept_before(monkeypatch, most):
     monkeypatch.setattr(batch_statistics, "_MOST_KEPT", most)

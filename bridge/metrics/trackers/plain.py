@@ -6,19 +6,24 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_PLAIN = (int, str, bool, type(None))
+
 
 def plain(value: Any) -> Any:
     """What JSON can hold: numbers, texts, lists and mappings; NaN and infinities become texts.
 
     Integers stay integers, whatever their size: Python's JSON reads them back exactly.
     """
+    kind = type(value)
+    if kind in _PLAIN or (kind is float and math.isfinite(value)):  # nearly all there is
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (int, float, str)):
         return value
     if _is_single(value):
         return plain(value.item())
