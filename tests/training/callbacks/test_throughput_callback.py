@@ -18,10 +18,14 @@ from callback_driver import MODEL, Loop, config, draw, fixed, packed, padded, po
 
 from bridge.config import from_huggingface
 from bridge.flops import ConfigError, compile_plan
+from bridge.metrics.instruments import Instruments
+from bridge.metrics.meter import Meter
+from bridge.metrics.place import Place
+from bridge.metrics.time_marks import Times
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.report.runs import open_run
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
-from bridge.training.callbacks.throughput import FACTS, ROWS
+from bridge.training.callbacks.throughput import FACTS, ROWS, sampled_every
 
 
 @pytest.fixture(autouse=True)
@@ -649,3 +653,13 @@ def llama_model(llama: Any) -> Any:
     from transformers import LlamaForCausalLM
 
     return LlamaForCausalLM(llama)
+
+
+@pytest.mark.parametrize("log_interval", [1, 2, 5, 9, 10, 11, 12, 15, 19, 25, 40, 57])
+def test_each_interval_has_a_sampled_step(log_interval):
+    every = sampled_every(10, log_interval)
+    meter = Meter(None, instruments=Instruments([Times(Place(), None)], every=every))
+    steps = [step for step in range(1, 12 * log_interval + 1) if every == 1 or meter._is_sampled(step)]
+    assert {(step - 1) // log_interval for step in steps} == set(range(12))
+    assert len(steps) <= max(12, 1.2 * log_interval + 1)
+    assert (sampled_every(0, log_interval), sampled_every(0, None), sampled_every(20, None)) == (every, 10, 20)
