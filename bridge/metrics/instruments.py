@@ -39,7 +39,7 @@ class Instrument(Protocol):
         """What comes now is no training. Paused already: nothing happens."""
 
     def end_step(self) -> None:
-        """A training step is over. May be absent, where that means nothing."""
+        """A training step is over."""
 
     def lap(self) -> Optional[Any]:
         """The reading since the last lap, as ``Kind.entries`` takes it; None if it is not known."""
@@ -131,7 +131,6 @@ class Instruments:
         self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
         self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
         self._sampled = [pair for pair in self._opened if pair not in self._always]
-        self._stepping = [(kind, one) for kind, one in self._always if hasattr(one, "end_step")]
         self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
         self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
         self._running = False
@@ -165,11 +164,11 @@ class Instruments:
     def start_sample(self) -> None:
         """A sampled step begins."""
         self._each(self._sampled, lambda instrument: instrument.run())
-        self._each(self._starting, lambda instrument: instrument.start_sample())
+        self._each(self._starting, _start_sample)
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        self._each(self._stepping, lambda instrument: instrument.end_step())
+        self._each(self._always, lambda instrument: instrument.end_step())
         if sampled:
             self._each(self._sampled, _end_sample)
 
@@ -226,6 +225,10 @@ class Instruments:
                     call(instrument)
                 except Exception as error:
                     self._break(kind.what, error)
+
+
+def _start_sample(instrument: Any) -> None:
+    instrument.start_sample()
 
 
 def _end_sample(instrument: Instrument) -> None:

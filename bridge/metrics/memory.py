@@ -121,6 +121,9 @@ class MemoryMeter:
     def pause(self) -> None:
         """Nor does it stop."""
 
+    def end_step(self) -> None:
+        """It is read once an interval."""
+
     def lap(self) -> dict[str, int]:
         """The peaks so far, and the retries since the last lap."""
         reading = self._read()
