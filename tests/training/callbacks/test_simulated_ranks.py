@@ -65,6 +65,7 @@ def test_exactly_one_rank_of_each_replica_contributes(results, number):
         assert seen["speaks"] == ((seen["rank"], data) in speakers)
         assert (seen["replica"], seen["replicas"]) == (data, replicas)
         known = {"tensor": tensor, "context": context, "data_parallel": data, "pipeline": pipeline}
+        known["expert"] = seen["rank"] // case.get("tp", 1) % case.get("ep", 1)
         assert seen["place"] == {name: known[name] for name in seen["place"]}
         assert all(index == 0 for name, index in known.items() if name not in seen["place"])
         fed = sum(map(sum, driver.draw(seen["rank"], 40)))
@@ -81,8 +82,8 @@ def test_the_vector_is_the_same_on_every_rank_and_small(results, number):
     assert slots == (replicas if replicas <= 64 else 0)
     for rank in seen:
         size = 2 * 8 * len(seen[0]["names"])  # two int64 limbs
-        # The first carries the warm-up step apart, each one the sampled steps; one per log interval, beside it an int64 or two
-        # of which the largest is wanted.
-        largest = 8 * (1 + (replicas > 64))
+        # The first carries the warm-up step apart, each one the sampled steps; one per log interval, beside it two int64 or
+        # three of which the largest is wanted: compute time, memory, and work where no replica has an entry of its own.
+        largest = 8 * (2 + (replicas > 64))
         assert rank["sums"] == [3 * size, largest, 2 * size, largest]
         assert size <= 1400, case
