@@ -30,6 +30,11 @@ def exactly(value: Number) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{float(value):,.3f}"
 
 
+def digits_of(value: int | float, digits: int = 5) -> str:
+    """All digits of an integer, so many of another number."""
+    return f"{value:,}" if isinstance(value, int) else significant(value, digits)
+
+
 def with_unit(value: Number, unit: str = "", digits: int = 4) -> str:
     """An SI prefix before the unit: ``421.6 TFLOP``; ``1.23 M`` without one."""
     number, prefix = _reduced(value, PREFIXES, digits)

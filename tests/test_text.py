@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.planning.quantities import Quantity
-from bridge.text import count, duration, exactly, gib, in_words, percent, seconds, significant, with_unit
+from bridge.text import count, digits_of, duration, exactly, gib, in_words, percent, seconds, significant, with_unit
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ def test_whole_numbers_and_shares():
         "0 passes",
     )
     assert (percent(0.3742), percent(Fraction(1, 3), 2), percent(12.5, 0)) == ("37.4%", "33.33%", "1,250%")
+    assert (digits_of(1234567), digits_of(1234567.0), digits_of(0.5)) == ("1,234,567", "1,234,600", "0.5")
     assert (gib(80 * 2**30), gib(2**40, 0)) == ("80.0 GiB", "1,024 GiB")
 
 

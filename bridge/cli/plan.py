@@ -20,7 +20,7 @@ from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, Plan, compile_plan
 from bridge.planning.buffers import Optimizer
 from bridge.planning.four_bits import in_four_bits, stored_bytes
-from bridge.planning.machines import GIB, Machine, find_machine
+from bridge.planning.machines import Machine, find_machine
 from bridge.planning.memory import USABLE
 from bridge.planning.quantities import plain, spread
 from bridge.planning.training_run import (
@@ -36,7 +36,7 @@ from bridge.planning.training_run import (
     within_budget,
 )
 from bridge.planning.typical import typical_mfu
-from bridge.text import in_words, with_unit
+from bridge.text import gib, in_words, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -185,7 +185,7 @@ def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:
         return needed, f"{needed / 1e12:,.3g} TB of states"
     there = devices * machine.capacity
     verdict = "fits in" if needed <= USABLE * there else "does not fit in"
-    return needed, f"{needed / 1e12:,.3g} TB of states, {verdict} {devices:,} x {machine.capacity / GIB:,.0f} GiB"
+    return needed, f"{needed / 1e12:,.3g} TB of states, {verdict} {devices:,} x {gib(machine.capacity, 0)}"
 
 
 def _as_json(config: Config, plan: Plan, column: OnDevice, length: int, carbon: Range | None) -> dict[str, Any]:

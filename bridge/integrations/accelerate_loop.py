@@ -13,10 +13,10 @@ accelerator's trackers, totals into the checkpoints of ``accelerator.save_state`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bridge.flops import ConfigError
+from bridge.integrations.host_loggers import HostLoggers
 from bridge.integrations.plain import Throughput
 
 try:
@@ -41,7 +41,7 @@ def add_throughput(
         accelerator.unwrap_model(model),
         config,
         number_format=formats.get(str(accelerator.mixed_precision)),
-        trackers=[_Trackers(accelerator)],
+        trackers=[HostLoggers(lambda metrics, step: accelerator.log(metrics, step=step))],  # the main process alone writes
         **options,
     )
     layout = getattr(accelerator, "parallelism_config", None)
@@ -63,20 +63,3 @@ def _end_before(accelerator: accelerate.Accelerator, throughput: Throughput) -> 
         ended()
 
     vars(accelerator)["end_training"] = end_training
-
-
-class _Trackers:
-    """The accelerator's trackers as one of ours; it writes on the main process alone."""
-
-    def __init__(self, accelerator: accelerate.Accelerator) -> None:
-        self._accelerator = accelerator
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._accelerator.log(dict(metrics), step=step)
-
-    def summary(self, facts: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def how_to_look(self) -> list[str]:
-        return []

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bridge.integrations.host_loggers import HostLoggers
 from bridge.integrations.plain import Throughput
 
 try:
@@ -41,7 +42,9 @@ class ThroughputComposerCallback(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         number_format = _FORMATS.get(str(getattr(state.precision, "value", state.precision)))
         model, options = state.model, self._options
-        self.throughput = Throughput(model, self._config, number_format=number_format, trackers=[_Logger(logger)], **options)
+        self.throughput = Throughput(
+            model, self._config, number_format=number_format, trackers=[HostLoggers(logger.log_metrics)], **options
+        )
         if self._saved:
             self.throughput.load_state_dict(self._saved)
         self.throughput.steps = int(state.timestamp.batch)
@@ -69,20 +72,3 @@ class ThroughputComposerCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved = state
-
-
-class _Logger:
-    """The Trainer's loggers as a tracker."""
-
-    def __init__(self, logger: Logger) -> None:
-        self._logger = logger
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._logger.log_metrics(dict(metrics), step=step)
-
-    def summary(self, facts: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def how_to_look(self) -> list[str]:
-        return []

@@ -13,15 +13,15 @@ to DeepSpeed's monitors, totals into the checkpoints of ``engine.save_checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
 
 from bridge.flops import ConfigError
 from bridge.integrations import sidecar
+from bridge.integrations.host_loggers import HostLoggers
 from bridge.integrations.plain import Throughput
-from bridge.integrations.wrapping import wrap
+from bridge.integrations.wrapping import Arguments, Call, wrap
 
 try:
     from deepspeed import DeepSpeedEngine, PipelineEngine
@@ -30,9 +30,6 @@ except ImportError as error:
 
 _KEY = "throughput"
 """Of the totals, in a checkpoint's client state."""
-
-_Call = Callable[[], Any]
-_Arguments = dict[str, Any]
 
 
 def add_throughput(engine: DeepSpeedEngine, config: Any = None, **options: Any) -> Throughput:
@@ -71,23 +68,28 @@ class _Throughput(Throughput):
 
     def __init__(self, engine: DeepSpeedEngine, config: Any, **options: Any) -> None:
         low = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else None
-        super().__init__(engine.module, config, number_format=low, trackers=[_Monitors(engine)], **options)
+        super().__init__(engine.module, config, number_format=low, trackers=[HostLoggers(self._log)], **options)
         self._engine = engine
         self.steps = engine.global_steps
 
-    def around_step(self, call: _Call, arguments: _Arguments) -> Any:
+    def _log(self, metrics: dict[str, Any], step: int) -> None:
+        """To DeepSpeed's monitors, which write on the first rank alone, over the samples that were trained on."""
+        if self._engine.monitor.enabled:
+            self._engine.monitor.write_events([(name, value, self._engine.global_samples) for name, value in metrics.items()])
+
+    def around_step(self, call: Call, arguments: Arguments) -> Any:
         result = call()
         if (done := self._engine.global_steps) > self.steps:
             self.steps = done - 1
             self.leave()
         return result
 
-    def around_save_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_save_checkpoint(self, call: Call, arguments: Arguments) -> Any:
         self.settle()
         arguments["client_state"] = {**arguments["client_state"], _KEY: self.state_dict()}
         return call()
 
-    def around_load_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_load_checkpoint(self, call: Call, arguments: Arguments) -> Any:
         path, state = result = call()
         self.steps = self._engine.global_steps
         if path is not None and _KEY in (state or {}):
@@ -96,24 +98,6 @@ class _Throughput(Throughput):
             self.callback.load_state_dict(sidecar.SOMETHING_WAS_DONE)
         return result
 
-    def around_destroy(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_destroy(self, call: Call, arguments: Arguments) -> Any:
         self.end()
         return call()
-
-
-class _Monitors:
-    """DeepSpeed's monitors as one tracker; they write on the first rank alone, over the samples that were trained on."""
-
-    def __init__(self, engine: DeepSpeedEngine) -> None:
-        self._engine = engine
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        if self._engine.monitor.enabled:
-            self._engine.monitor.write_events([(name, value, self._engine.global_samples) for name, value in metrics.items()])
-
-    def summary(self, facts: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def how_to_look(self) -> list[str]:
-        return []

@@ -12,9 +12,11 @@ of ``accumulate_grad_batches`` belong to one step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Optional
 
 from bridge.flops import ConfigError
+from bridge.integrations.host_loggers import HostLoggers
 from bridge.metrics.host import Host
 from bridge.metrics.trackers import Trackers
 from bridge.metrics.trackers.wandb import among_others
@@ -56,7 +58,7 @@ class ThroughputLightningCallback(Callback):
             config=self._config,
             step=lambda: self._steps,
             log_interval=trainer.log_every_n_steps or None,  # type: ignore[attr-defined]
-            trackers=Trackers([_Loggers(trainer)]),
+            trackers=Trackers([HostLoggers(partial(_log, trainer))]),
             number_format=next((name for part, name in _FORMATS.items() if part in str(trainer.precision)), "fp32"),
             model=[pl_module],
         )
@@ -99,19 +101,7 @@ class ThroughputLightningCallback(Callback):
         self.throughput.load_state_dict(state_dict)
 
 
-class _Loggers:
-    """The Trainer's loggers as a tracker; Lightning lets only the first rank write."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        for logger in self._trainer.loggers:
-            logger.log_metrics(among_others(metrics, step) if isinstance(logger, WandbLogger) else dict(metrics), step)
-
-    def summary(self, facts: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def how_to_look(self) -> list[str]:
-        return []
+def _log(trainer: Trainer, metrics: dict[str, Any], step: int) -> None:
+    """Lightning lets only the first rank write."""
+    for logger in trainer.loggers:
+        logger.log_metrics(among_others(metrics, step) if isinstance(logger, WandbLogger) else dict(metrics), step)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import runpy
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
@@ -34,13 +34,10 @@ from typing import Any, Optional
 from bridge.flops import conventions
 from bridge.integrations import sidecar
 from bridge.integrations.megatron_bridge import counted
-from bridge.integrations.wrapping import wrap
+from bridge.integrations.wrapping import Arguments, Call, wrap
 from bridge.metrics.host import Host
 from bridge.metrics.trackers import Trackers, attached
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
-
-_Call = Callable[[], Any]
-_Arguments = dict[str, Any]
 
 
 def attach(throughput: Optional[ThroughputCallback] = None) -> None:
@@ -73,7 +70,7 @@ class _Events:
         self._step = 0
         """Completed iterations, those that were skipped too."""
 
-    def train(self, call: _Call, arguments: _Arguments) -> Any:
+    def train(self, call: Call, arguments: Arguments) -> Any:
         args = self._variables.get_args()
         self._throughput = throughput = self._given or _from_flags(args)
         try:
@@ -108,7 +105,7 @@ class _Events:
         )
         return CallbackContext(state=host, model=model)
 
-    def train_step(self, call: _Call, arguments: _Arguments) -> Any:
+    def train_step(self, call: Call, arguments: Arguments) -> Any:
         if self._context is None:
             return call()
         self._step = getattr(self._variables.get_args(), "curr_iteration", self._step)
@@ -118,14 +115,14 @@ class _Events:
             self._end()
         return result
 
-    def training_log(self, call: _Call, arguments: _Arguments) -> Any:
+    def training_log(self, call: Call, arguments: Arguments) -> Any:
         if self._context is not None:
             self._context.skipped_iter = bool(arguments.get("skipped_iter"))
             # Ahead of the loop's own numbers: W&B closes its row of the iteration before, which ours may join.
             self._throughput.on_train_step_end(self._context)
         return call()
 
-    def evaluate_and_print_results(self, call: _Call, arguments: _Arguments) -> Any:
+    def evaluate_and_print_results(self, call: Call, arguments: Arguments) -> Any:
         if self._context is None:
             return call()
         self._throughput.on_eval_start(self._context)
@@ -134,18 +131,18 @@ class _Events:
         finally:
             self._throughput.on_eval_end(self._context)
 
-    def save_checkpoint_and_time(self, call: _Call, arguments: _Arguments) -> Any:
+    def save_checkpoint_and_time(self, call: Call, arguments: Arguments) -> Any:
         if self._context is not None:
             self._throughput.on_checkpoint_save(self._context)
         return call()
 
-    def save_checkpoint(self, call: _Call, arguments: _Arguments) -> Any:
+    def save_checkpoint(self, call: Call, arguments: Arguments) -> Any:
         result = call()
         if self._trained and not arguments.get("non_persistent_ckpt"):
             sidecar.save(self._throughput, self._variables.get_args().save, arguments["iteration"])
         return result
 
-    def checkpoint_and_decide_exit(self, call: _Call, arguments: _Arguments) -> Any:
+    def checkpoint_and_decide_exit(self, call: Call, arguments: Arguments) -> Any:
         exits = call()
         if exits:  # on all ranks; W&B is closed next, and then SystemExit
             self._end()

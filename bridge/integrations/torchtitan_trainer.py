@@ -14,12 +14,13 @@ its checkpoints, ``step-100/throughput.json``, since a further entry in them wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from bridge.integrations import sidecar
+from bridge.integrations.host_loggers import HostLoggers
 from bridge.integrations.plain import Throughput
-from bridge.integrations.wrapping import wrap
+from bridge.integrations.wrapping import Arguments, Call, wrap
 
 try:
     from torchtitan.trainer import Trainer
@@ -30,9 +31,6 @@ _FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 #: Dimensions whose ranks are given the same batches.
 _SHARED = ("tp", "cp", "pp")
 _CHECKPOINT = "step-{step}"
-
-_Call = Callable[[], Any]
-_Arguments = dict[str, Any]
 
 
 def add_throughput(trainer: Trainer, config: Any, **options: Any) -> Throughput:
@@ -67,17 +65,18 @@ class _Throughput(Throughput):
             None,
             config,
             number_format=_FORMATS.get(trainer.config.training.mixed_precision_param),
-            trackers=[_Loggers(trainer)],
+            # Looked up when it writes: torchtitan decides which ranks have a logger.
+            trackers=[HostLoggers(lambda metrics, step: trainer.metrics_processor.logger.log(metrics, step))],
             **{"log_interval": trainer.config.metrics.log_freq, "contributes": _speaks(trainer.parallel_dims), **options},
         )
         self._trainer = trainer
 
-    def around_train(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_train(self, call: Call, arguments: Arguments) -> Any:
         result = call()
         self.end()
         return result
 
-    def around_train_step(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_train_step(self, call: Call, arguments: Arguments) -> Any:
         taken: list[Any] = []
         arguments["data_iterator"] = _noted(arguments["data_iterator"], taken)
         self.steps = self._trainer.step - 1
@@ -88,17 +87,17 @@ class _Throughput(Throughput):
         self.leave()
         return result
 
-    def around_validate(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_validate(self, call: Call, arguments: Arguments) -> Any:
         with self.evaluation():
             return call()
 
-    def around_load(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_load(self, call: Call, arguments: Arguments) -> Any:
         loaded = call()
         if loaded and self._trainer.step and (folder := self._folder()):
             sidecar.load(self.callback, folder, self._trainer.step, _CHECKPOINT)
         return loaded
 
-    def around_save(self, call: _Call, arguments: _Arguments) -> Any:
+    def around_save(self, call: Call, arguments: Arguments) -> Any:
         saved = call()  # asked after every step
         if saved and (folder := self._folder()):
             self.settle()
@@ -116,20 +115,3 @@ def _noted(batches: Iterator[Any], taken: list[Any]) -> Iterator[Any]:
     for inputs, labels in batches:
         taken.append(dict(inputs))
         yield inputs, labels
-
-
-class _Loggers:
-    """torchtitan's loggers as a tracker; it decides which ranks have any."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._trainer.metrics_processor.logger.log(dict(metrics), step)
-
-    def summary(self, facts: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def how_to_look(self) -> list[str]:
-        return []

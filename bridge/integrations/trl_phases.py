@@ -17,7 +17,7 @@ from typing import Any, Optional
 import torch
 
 from bridge.config import from_huggingface
-from bridge.integrations.wrapping import wrap
+from bridge.integrations.wrapping import Arguments, Call, wrap
 from bridge.metrics.reduction import PendingSum, collective_device, split
 from bridge.planning.inference import InferencePlan
 
@@ -25,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 PHASES = ("generation", "log_probabilities", "reference")
 _KEY = "throughput/forward_flops/"
-
-_Call = Callable[[], Any]
-_Arguments = dict[str, Any]
 
 
 class Phases:
@@ -54,7 +51,7 @@ class Phases:
         wrap(trainer, "_generate_single_turn", self._around_generation)
         wrap(trainer, "_get_per_token_logps_and_entropies", self._around_scoring)
 
-    def _around_generation(self, call: _Call, arguments: _Arguments) -> Any:
+    def _around_generation(self, call: Call, arguments: Arguments) -> Any:
         result = call()
         if self._trainer.model.training and not getattr(self._trainer, "use_vllm", False):
             self._safely(lambda: self._generated(arguments["prompt_ids"], result[0]))
@@ -64,7 +61,7 @@ class Phases:
         for prompt, completion in zip(prompts, completions, strict=True):  # the pass over the prompt gives the first token
             self._sequences["generation", "policy", len(prompt), max(len(completion) - 1, 0)] += 1
 
-    def _around_scoring(self, call: _Call, arguments: _Arguments) -> Any:
+    def _around_scoring(self, call: Call, arguments: Arguments) -> Any:
         if self._trainer.model.training and not torch.is_grad_enabled():
             self._safely(lambda: self._scored(arguments["model"], arguments["attention_mask"]))
         return call()

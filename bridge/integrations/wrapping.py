@@ -7,8 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+Call = Callable[[], Any]
+Arguments = dict[str, Any]
 #: Gets what is left to do, and the arguments by name, whatever order a version has them in; may change them.
-Around = Callable[[Callable[[], Any], dict[str, Any]], Any]
+Around = Callable[[Call, Arguments], Any]
 
 
 def wrap(module: Any, name: str, around: Around) -> None:

@@ -17,7 +17,7 @@ from bridge.report.drawing import numbers, svg
 from bridge.report.facts import facts_of, middle, notes_of, present
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import Run
-from bridge.text import significant
+from bridge.text import digits_of
 
 #: The browser itself keeps the page from the network, whatever it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -126,12 +126,8 @@ def _table(name: str, run: Run, runs: int) -> str:
 
 def _row(name: str, values: Sequence[Any]) -> str:
     key = find_key(name)
-    cells = "".join(f"<td>{_digits(value)}</td>" for value in (values[-1], middle(values), min(values), max(values)))
+    cells = "".join(f"<td>{digits_of(value)}</td>" for value in (values[-1], middle(values), min(values), max(values)))
     return f'<tr><th>{escape(name)}</th>{cells}<td class="soft">{escape(key.unit) if key else ""}</td></tr>'
-
-
-def _digits(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else significant(value, 5)
 
 
 def _json(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 from bridge.explorer import charts
 from bridge.explorer.controls import Values
@@ -15,7 +15,7 @@ from bridge.report.facts import middle, notes_of, present
 from bridge.report.host_log import tell_apart
 from bridge.report.panels import SECTIONS as QUESTIONS
 from bridge.report.run_file import Run, read_run
-from bridge.text import percent, significant, with_unit
+from bridge.text import digits_of, percent, significant, with_unit
 
 KEY, TITLE = "run", "Run"
 INTRODUCTION = (
@@ -71,12 +71,9 @@ def _facts(run: Run) -> list[Fact]:
 
 
 def _table(run: Run) -> Table:
-    def show(value: Any) -> str:
-        return f"{value:,}" if isinstance(value, int) else significant(value, 5)
-
     columns = (
         Column("key", "Key"),
-        *(Column(name, name, show) for name in ("last", "median", "minimum", "maximum")),
+        *(Column(name, name, digits_of) for name in ("last", "median", "minimum", "maximum")),
     )
     rows = []
     for key in run.names()[:200]:
