@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,20 @@ import torch
 
 pytest.importorskip("megatron.core")
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "training" / "callbacks"))
-import callback_driver as driver  # noqa: E402
+import callback_driver as driver
+from launch import torchrun
 
-from bridge.flops import compile_plan  # noqa: E402
-from bridge.metrics.dealt import own_batches, place_of_dealt  # noqa: E402
-from bridge.metrics.place import Place  # noqa: E402
-from bridge.metrics.vector import REPLICA_WORK, Layout  # noqa: E402
+from bridge.flops import compile_plan
+from bridge.metrics.dealt import own_batches, place_of_dealt
+from bridge.metrics.place import Place
+from bridge.metrics.vector import REPLICA_WORK, Layout
+
+WORKER = Path(__file__).with_name("dealt_worker.py")
 
 
 def launch(ranks: int, folder: Path, *layouts: str) -> list[dict[str, Any]]:
     """What each rank found, by layout."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*command, str(Path(__file__).parent / "dealt_worker.py"), str(folder), *layouts],
-        env=variables, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    finished = torchrun(ranks, str(WORKER), str(folder), *layouts)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "does not tell which; observe what HybridCPDataLoaderWrapper takes" in finished.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]

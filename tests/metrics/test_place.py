@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch import torchrun
 from place_worker import MODEL, STEPS, length
 
 from bridge.flops import ConfigError, compile_plan
@@ -20,14 +18,7 @@ WORKER = Path(__file__).with_name("place_worker.py")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("place")
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone", str(WORKER), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    finished = torchrun(4, str(WORKER), str(folder))
     assert finished.returncode == 0, finished.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
 
