@@ -66,6 +66,18 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
         return _trace(live.copied(model, mode), mode, inputs)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What does not run in one way is tried in the next: nobody needs to read of it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@_quiet()
 def _trace(module: torch.nn.Module, mode: FakeTensorMode, inputs: Inputs | None) -> Model:
     """Of a module that is ours."""
     if inputs is not None:
@@ -163,7 +175,6 @@ class Tracer:
         self.progress.step()
         fake = isinstance(self.mode, FakeTensorMode)
         with ExitStack() as stack:
-            stack.enter_context(_quiet())
             if hasattr(self.module, "config"):
                 stack.enter_context(contexts.on())
             values = self.feed.inputs(point) if fake else None
@@ -257,17 +268,6 @@ class Tracer:
             solved += found or []
             left += [] if found else [key]
         return solved, left
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What does not run in one way is tried in the next: nobody needs to read of it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def _nothing(point: Point) -> Mapping[str, Any]:

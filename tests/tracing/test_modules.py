@@ -1,6 +1,7 @@
 """Modules of anybody's: traced plans against FlopCounterMode, at lengths and batches that were not used to make them."""
 
 import importlib
+import logging
 from math import prod
 
 import pytest
@@ -223,6 +224,17 @@ def test_torchtitan(package, configs, options):
         if hasattr(module, "inner_attention"):
             module.inner_attention = Products()
     assert planned(plan, Point(3, 21)) == executed(model, inputs, Point(3, 21))
+
+
+def test_what_is_tried_writes_nothing_and_leaves_the_log_as_it_was():
+    log, seen = logging.getLogger("torch._subclasses.fake_tensor"), []
+
+    def inputs(point):
+        seen.append(log.disabled)
+        return {"input": torch.zeros(point.batch, point.length, dtype=torch.long)}
+
+    trace(nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11)), inputs)
+    assert (set(seen), log.disabled) == ({True}, False)
 
 
 def test_a_forward_pass_that_leads_back_to_the_model_is_refused_and_leaves_no_gradient():
