@@ -16,11 +16,11 @@ train: $(VENV)/train.done
 
 # Under ten minutes on two cores.
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(ARGS)
 
 # Everything: see tests/conftest.py.
 test-all: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --all $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --all $(ARGS)
 
 # The oldest and the newest versions that resolve, in environments of their own under build/versions (some GB).
 test-versions:

@@ -216,6 +216,7 @@ def small(text: str) -> str:
     return changed
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_ssh_trains_on_two_hosts_and_a_signal_saves(tmp_path: Path) -> None:
     """``ssh`` runs the command line of the other host in a shell here."""

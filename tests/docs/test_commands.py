@@ -127,6 +127,7 @@ def test_recipe_and_layout(command: Command, monkeypatch: pytest.MonkeyPatch) ->
         validate_layout(cfg, _ranks(words))
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_training(somewhere: Path) -> None:
     """What can run here runs, two steps each, one after the other as a reader would type it."""

@@ -13,6 +13,7 @@ from tests.explorer.browser import Browser, find_chromium, serving
 from tests.report.test_run_file import row, write
 
 pytestmark = [
+    pytest.mark.all,
     pytest.mark.slow,
     pytest.mark.skipif(find_chromium() is None, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"),
 ]

@@ -13,6 +13,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
+pytestmark = pytest.mark.all
+
 if importlib.util.find_spec("composer") is None:
     pytest.skip("pip install mosaicml", allow_module_level=True)
 pytest.importorskip("transformers")

@@ -20,7 +20,7 @@ from launched import two_ranks
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.all, pytest.mark.slow]
 STEPS, MICRO_BATCHES, ROWS = 5, 2, 2
 VERIFIED = {3: {"verified": "no", "verified_details": ["not compared: its parameters are partitioned (DeepSpeed)"]}}
 

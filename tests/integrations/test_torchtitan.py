@@ -17,7 +17,7 @@ from titan_fed import ACCUMULATED, MODEL, documents
 
 from bridge.flops import compile_plan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.all, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,7 @@ def whisper() -> tuple[Any, Any]:
     return model, [{"input_features": torch.ones(8, 20), "labels": torch.arange(3, 10)} for _ in range(6)]
 
 
+@pytest.mark.all(but=["gemma"])
 @pytest.mark.parametrize("make", [reward, embedding, prompts, vera, gemma, whisper])
 def test_the_trainer_counts_what_runs(make: Any, tmp_path: Path) -> None:
     model, rows = make()

@@ -21,6 +21,8 @@ from bridge.config import from_huggingface  # noqa: E402
 from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 
+pytestmark = pytest.mark.all
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
 CHAT = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"

@@ -60,6 +60,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return launch(4, tmp_path_factory.mktemp("dealt"), "1,2", "2,2", "1,4")
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("layout", ["1,2", "2,2", "1,4"])
 def test_each_sample_counts_once_on_four_ranks(layout: str, four: list[dict[str, Any]]) -> None:
     """Replicas of two context ranks, or four context ranks: a sample runs on one, two or four; also with tensor ranks."""

@@ -29,6 +29,7 @@ def flops(replicas: int) -> int:
     return compile_plan(MODEL, convention="exact").flops(lengths)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "replicas"),

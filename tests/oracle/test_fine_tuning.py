@@ -19,6 +19,8 @@ from oracle import transformers_models as oracle  # noqa: E402
 from oracle.fine_tuning_cases import FineTuning, cases  # noqa: E402
 from oracle.process import counted_by  # noqa: E402
 
+pytestmark = pytest.mark.all
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 LENGTHS = [6, 6]

@@ -37,12 +37,14 @@ def batch(random: Random) -> tuple[int, int]:
     return random.randint(1, 3), random.randint(2, 20)
 
 
+@pytest.mark.all(but=["*-0"])
 @drawn
 @family
 def test_full_training(model_type: str, seed: int) -> None:
     check_full_training(model_type, seed, device="meta")
 
 
+@pytest.mark.all(but=["*-0"])
 @pytest.mark.parametrize("seed", SHAPES[:2])
 @pytest.mark.parametrize("model_type", MORE)
 def test_full_training_of_more_families(model_type: str, seed: int) -> None:
@@ -73,6 +75,7 @@ def test_shared_experts_of_width_0_keep_their_gate(seed: int) -> None:
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.all(but=["*-0"])
 @drawn
 @family
 def test_frozen_parts(model_type: str, seed: int) -> None:
@@ -94,6 +97,7 @@ def test_frozen_parts(model_type: str, seed: int) -> None:
     assert plan.parameters()["trainable"] == trainable
 
 
+@pytest.mark.all(but=["*-0"])
 @drawn
 @family
 def test_lora(model_type: str, seed: int) -> None:

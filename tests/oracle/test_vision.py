@@ -36,6 +36,7 @@ PARTS = {
 }
 
 
+@pytest.mark.all(but=["*-0"])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     "frozen",

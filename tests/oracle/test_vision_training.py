@@ -10,6 +10,8 @@ from bridge.flops import compile_plan
 from oracle.process import counted_by
 from oracle.vision_training_cases import BATCHES, CASES, config
 
+pytestmark = pytest.mark.all
+
 pytest.importorskip("megatron.core")
 pytest.importorskip("transformers")
 pytest.importorskip("PIL")

@@ -50,6 +50,7 @@ def grouped(name: str, amounts: dict[str, int]) -> dict[str, int]:
     return dict(found)
 
 
+@pytest.mark.all(but=["gqa*"])
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_saved_tensors(saved: dict[str, dict[str, int]], name: str) -> None:

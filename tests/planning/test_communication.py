@@ -56,6 +56,7 @@ def test_two_ranks_carry_what_is_planned(built: Built, name: str) -> None:
     agree(built(2)[name], name, 2)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize("name", built_cases.ON_FOUR_RANKS)
 def test_four_ranks_carry_what_is_planned(built: Built, name: str) -> None:

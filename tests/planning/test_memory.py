@@ -27,12 +27,14 @@ def agree(found: list[dict[str, Any]], name: str, ranks: int) -> None:
         assert held == result["held"], rank
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize("name", built_cases.ON_TWO_RANKS)
 def test_two_ranks_hold_what_is_planned(built: Built, name: str) -> None:
     agree(built(2)[name], name, 2)
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize("name", built_cases.ON_FOUR_RANKS)
 def test_four_ranks_hold_what_is_planned(built: Built, name: str) -> None:

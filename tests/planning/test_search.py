@@ -94,6 +94,7 @@ def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 x 4 / (5 x 24)
 
 
+@pytest.mark.all
 def test_nvidias_layout_of_llama3_70b_is_among_the_best() -> None:
     """Megatron-Bridge's recipe for 64 H100 in bf16: TP 4, PP 4, VP 5, CP 2."""
     machine = known_machine("H100")

@@ -68,11 +68,13 @@ def check(model):
     assert (parameters["total"], parameters["trainable"]) == (sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains))
 
 
+@pytest.mark.all(but=["dora", "vera"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dense_model(kind):
     check(peft.get_peft_model(built("llama"), KINDS[kind]()))
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("kind", ["all-linear", "dora"])
 def test_a_model_of_experts(kind):
     check(peft.get_peft_model(built("qwen3_moe"), KINDS[kind]()))
@@ -88,6 +90,7 @@ def test_gradients_of_the_inputs():
     assert one - other == 2 * 21 * 64 * (64 + 2 * 32 + 2 * 4 + 21)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("family", READ)
 def test_traced_and_compiled_plans_of_adapters_and_frozen_parts_are_equal(family):
     """What a reader describes of a live model, by component under all conventions."""
@@ -101,6 +104,7 @@ def test_traced_and_compiled_plans_of_adapters_and_frozen_parts_are_equal(family
             assert one.flops([777, 33, 5], passes=passes) == other.flops([777, 33, 5], passes=passes), convention
 
 
+@pytest.mark.all
 def test_four_bit_linears():
     bitsandbytes = pytest.importorskip("bitsandbytes")
     model, plain = built("llama"), built("llama")

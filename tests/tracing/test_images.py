@@ -90,6 +90,7 @@ def of_sizes(grids, text):
     }  # fmt: skip
 
 
+@pytest.mark.all(but=["Qwen3VL"])
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen3VL"])
 def test_images_of_any_size(family):
     """Work as a function of patches and their squares, at sizes that were not used to find it."""
@@ -104,6 +105,7 @@ def test_images_of_any_size(family):
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.all
 def test_windows_that_patches_do_not_fill_are_named():
     traced = trace(qwen("Qwen2_5_VL"))
     assert [sentence for sentence in traced.not_counted if "vision_config" in sentence]

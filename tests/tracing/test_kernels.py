@@ -35,6 +35,7 @@ CAUSAL = {7: 28, 100: 5_050}
 WINDOW = {7: 4 * 5 // 2 + 4 * 3, 100: 4 * 5 // 2 + 4 * 96}
 
 
+@pytest.mark.all(but=["*wanted2"])
 @pytest.mark.parametrize(("window", "wanted"), [((-1, -1), SQUARES), ((-1, 0), CAUSAL), ((3, 0), WINDOW), ((3, 3), SQUARES)])
 def test_packed_sequences(window, wanted):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
@@ -60,6 +61,7 @@ def window_of(size):
     return lambda b, h, q, kv: causal(b, h, q, kv) & (q - kv < size)
 
 
+@pytest.mark.all(but=["*wanted2"])
 @pytest.mark.parametrize(("mask", "wanted"), [(None, SQUARES), (causal, CAUSAL), (window_of(4), WINDOW)])
 def test_flex_attention(mask, wanted):
     flex = pytest.importorskip("torch.nn.attention.flex_attention")

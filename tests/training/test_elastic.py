@@ -20,6 +20,7 @@ SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64
 THROUGHPUT = "{_target_: bridge.training.callbacks.ThroughputCallback, convention: megatron}"
 
 
+@pytest.mark.all
 def test_killed_workers_are_started_again_and_the_run_goes_on(tmp_path: Path) -> None:
     folders = (f"logger.dir={tmp_path}/run", f"checkpoint.save={tmp_path}/saved", f"checkpoint.load={tmp_path}/saved")
     accidents = f"callbacks=[{THROUGHPUT}, {{_target_: accidents.Killed, steps: [6]}}]"

@@ -14,6 +14,8 @@ from launch import HERE, torchrun
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 
+pytestmark = pytest.mark.all
+
 
 def test_the_rank_with_the_tokens_is_named(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"

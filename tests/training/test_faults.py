@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 Scenario = Callable[[str, int], dict[str, Any]]
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("case", ["first", "last", "weights"])
 def test_a_full_disk_ends_all_ranks_and_keeps_what_was_saved(scenario: Scenario, case: str) -> None:
     result = scenario("faults", 2)[f"full_{case}"]
@@ -34,6 +35,7 @@ def test_a_full_disk_ends_all_ranks_and_keeps_what_was_saved(scenario: Scenario,
     assert sorted(result["again"]["rows"]) == ["3", "4"]
 
 
+@pytest.mark.all
 @pytest.mark.parametrize(
     ("case", "message"),
     [

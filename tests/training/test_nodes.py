@@ -166,6 +166,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         pair.remove()
 
 
+@pytest.mark.all
 def test_a_node_is_cut_off_and_the_job_goes_on_later(nodes: Nodes, tmp_path: Path) -> None:
     """Data parallel until the cable is cut, then in a pipeline: the totals are those of a run without a break."""
     model = load_recipe("tiny").model

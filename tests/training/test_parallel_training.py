@@ -36,6 +36,7 @@ def test_two_ranks_train_as_one(scenario: Scenario, name: str) -> None:
     agree(scenario("two", 2)[name], reference)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", cases.ON_FOUR_RANKS)
 def test_four_ranks_train_as_one(scenario: Scenario, name: str) -> None:
     reference = scenario("references", 1)[name.rpartition("/")[0]]
@@ -51,6 +52,7 @@ def test_the_loss_falls(scenario: Scenario, name: str) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("model", ["dense", "mla", "window", "moe"])
 def test_a_pack_is_its_documents_one_by_one(scenario: Scenario, model: str) -> None:
     results = scenario("packing", 1)

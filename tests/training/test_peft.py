@@ -32,6 +32,7 @@ def found() -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters(name: str, found: dict[str, Any]) -> None:
     case = found[name]

@@ -79,21 +79,25 @@ def test_one_rank(name: str, one_rank: dict[str, Any]) -> None:
     check(name, one_rank)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_of_experts(name: str, two_ranks: dict[str, Any]) -> None:
     check(name, two_ranks)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", [name for name in CASES if not name.endswith("allgather")])
 def test_four_ranks_of_tensors_and_experts(name: str, four_ranks: dict[str, Any]) -> None:
     check(name, four_ranks)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_as_stages(name: str, two_ranks_as_stages: dict[str, Any]) -> None:
     check(name, two_ranks_as_stages, staged=True)
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("name", CASES)
 def test_four_ranks_as_stages_of_experts(name: str, four_ranks_as_stages: dict[str, Any]) -> None:
     check(name, four_ranks_as_stages, staged=True)
@@ -112,6 +116,7 @@ def test_by_hand(one_rank: dict[str, Any]) -> None:
     assert one_rank["skew pad"]["useful"] == 2 * 2 * 2 * 16
 
 
+@pytest.mark.all
 def test_the_callback_prices_what_was_routed(tmp_path: Path) -> None:
     """Two ranks, each with two of four experts, that take one row a micro-batch: of 2 x 4 x 256 assignments 4 are left."""
     file = tmp_path / "metrics.jsonl"

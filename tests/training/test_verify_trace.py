@@ -48,6 +48,7 @@ def started(model, config, **options):
     return callback, context.user_state[FACTS]
 
 
+@pytest.mark.all(but=["use*"])
 @pytest.mark.parametrize(("verify", "told"), [("parameters", "parameters"), ("trace", "no"), ("use", "trace")])
 def test_a_run_is_told_what_was_compared(model, verify, told):
     callback, facts = started(model, OTHER, verify=verify)

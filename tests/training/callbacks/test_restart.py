@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+pytestmark = [pytest.mark.all, pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")]
 ROOT = Path(__file__).parents[3]
 STEPS = 24
 OPTIONS = [

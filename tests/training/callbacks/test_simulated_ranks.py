@@ -11,6 +11,8 @@ from pathlib import Path
 import callback_driver as driver
 import pytest
 
+pytestmark = pytest.mark.all
+
 HERE = Path(__file__).parent
 CASES = [
     {"ranks": 1024, "tp": 8, "pp": 4, "look_at": [0, 1, 8, 248, 256, 1023]},

@@ -13,7 +13,7 @@ from launch import torchrun
 from bridge.metrics.time_parts import PARTS
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.all, pytest.mark.slow]
 
 #: Milliseconds that a busy machine adds to what nobody has slowed down, in medians of five steps.
 NOISE = 45

@@ -18,6 +18,8 @@ from bridge.flops.shapes import ConfigError, VisionShape
 from bridge.training.engine.vision_limits import check_places, check_vision
 from bridge.training.errors import RunError
 
+pytestmark = pytest.mark.all
+
 pytest.importorskip("PIL")
 
 

@@ -22,6 +22,7 @@ SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64
          "train.eval_iters=1")  # fmt: skip
 
 
+@pytest.mark.all
 @pytest.mark.slow
 def test_a_job_that_is_killed_in_a_step_in_a_checkpoint_and_in_a_step(tmp_path: Path) -> None:
     folders = (f"logger.dir={tmp_path}/run", f"checkpoint.save={tmp_path}/saved", f"checkpoint.load={tmp_path}/saved")
