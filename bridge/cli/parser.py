@@ -34,7 +34,7 @@ def make_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         if name in names:
-            importlib.import_module(f"bridge.cli.{name}").add_to(commands)
+            importlib.import_module(f"bridge.cli.commands.{name}").add_to(commands)
         else:
             commands.add_parser(name, help=summary)
     return parser

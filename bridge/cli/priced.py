@@ -108,7 +108,7 @@ def refuse_what_has_no_effect(plan: Plan, given: Mapping[str, Sequence[int]]) ->
 
 
 @dataclass(frozen=True)
-class Report:
+class PricedBatch:
     """One configuration, one batch, one convention.
 
     Attributes:

@@ -8,9 +8,6 @@ from pathlib import Path
 
 from bridge.config.loader import load_recipe, with_overrides
 from bridge.config.schema import Config
-from bridge.config.sources import maxtext
-from bridge.config.sources.huggingface import from_huggingface
-from bridge.config.sources.maxtext import from_maxtext
 
 #: Tokens of a sequence where nothing names them.
 DEFAULT_LENGTH = 4096
@@ -28,10 +25,16 @@ def read_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(source)
     if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
         path /= "config.json"
+    # Readers are imported where they are chosen: a recipe needs none of them.
     if path.suffix == ".json":
+        from bridge.config.sources.huggingface import from_huggingface
+
         return with_overrides(_with_length(from_huggingface(path)), overrides)
-    if maxtext.recognises(path):
-        return with_overrides(from_maxtext(path), overrides)
+    if path.suffix in (".yml", ".yaml"):
+        from bridge.config.sources import maxtext
+
+        if maxtext.recognises(path):
+            return with_overrides(maxtext.from_maxtext(path), overrides)
     return load_recipe(source, overrides, validate=False)
 
 

@@ -236,6 +236,8 @@ class LoggerConfig:
 
     log_interval: int = 10
     """Steps between log points."""
+    quiet: bool = False
+    """The console shows warnings and errors alone."""
     dir: str = "runs/${name}"
     """Folder of the run: effective configuration, metrics and the W&B files."""
     metrics_file: Optional[str] = "${logger.dir}/metrics.jsonl"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from bridge.explorer.view import Fact, Table, View
+from bridge.explorer.view import Card, Table, View
 from bridge.planning.quantities import plain
 
 
@@ -31,7 +31,7 @@ def notes(sentences: Iterable[str]) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _facts(facts: Iterable[Fact]) -> str:
+def _facts(facts: Iterable[Card]) -> str:
     cards = "".join(
         f'<div class="fact"><dt>{escape(fact.label)}</dt>'
         f'<dd data-fact="{escape(fact.key)}" data-value="{escape(str(plain(fact.value)))}">{escape(fact.text)}</dd>'

@@ -15,7 +15,7 @@ from bridge.planning.quantities import plain
 
 
 @dataclass(frozen=True)
-class Fact:
+class Card:
     """One number of the headline.
 
     Attributes:
@@ -86,7 +86,7 @@ class View:
         notes: sentences about what the numbers leave out or what is odd about the inputs.
     """
 
-    facts: Sequence[Fact]
+    facts: Sequence[Card]
     figures: Sequence[Figure | None]
     table: Table
     notes: Sequence[str] = ()

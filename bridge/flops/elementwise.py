@@ -91,7 +91,7 @@ def l2_norm(size: int) -> Operations:
     return Operations(additions=size - 1, multiplications=size, divisions=size, square_roots=1)
 
 
-def softmax(size: int) -> Operations:
+def softmax_row(size: int) -> Operations:
     """exp(x) over the sum of them."""
     return Operations(additions=size - 1, divisions=size, exponentiations=size)
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from bridge.metrics.keys import FRACTION
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
-from bridge.report.run_file import Run, is_whole
+from bridge.report.run_file import RecordedRun, is_whole
 from bridge.report.scale import Scale, scale_of
 from bridge.report.thin import kept
 
@@ -53,7 +53,7 @@ class Chart:
         return edges
 
 
-def fill(panel: Panel, run: Run) -> Optional[Chart]:
+def fill(panel: Panel, run: RecordedRun) -> Optional[Chart]:
     """The chart of a run; None where it has none of the panel's keys."""
     labels = panel.matching(run.names())
     steps: Sequence[Any] = run.series("step")
@@ -104,7 +104,7 @@ def _scaled(column: Values, scale: Scale) -> list[Optional[float]]:
     return [None if value is None else float(value) * scale.factor for value in column]
 
 
-def _plan(panel: Panel, run: Run, largest: float) -> Optional[float]:
+def _plan(panel: Panel, run: RecordedRun, largest: float) -> Optional[float]:
     planned = run.facts.get(panel.plan) if panel.plan else None
     if not isinstance(planned, (int, float)) or not 0 < planned < _PLAN_IN_SIGHT * largest:
         return None

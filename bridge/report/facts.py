@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Optional
 
 from bridge.metrics.keys import LAYOUT
-from bridge.report.run_file import Run, is_whole
+from bridge.report.run_file import RecordedRun, is_whole
 from bridge.report.scale import scale_of
 from bridge.text import with_unit
 
@@ -20,7 +20,7 @@ _LONG = 10_000
 
 
 @dataclass(frozen=True)
-class Fact:
+class Headline:
     """One number or name, with a line below it."""
 
     label: str
@@ -28,12 +28,12 @@ class Fact:
     detail: str = ""
 
 
-def facts_of(run: Run) -> list[Fact]:
+def headlines(run: RecordedRun) -> list[Headline]:
     """The headline, results first; what is unknown is left out."""
     return [*_results(run), *_constants(run)]
 
 
-def notes_of(run: Run) -> list[str]:
+def notes_of(run: RecordedRun) -> list[str]:
     """What is odd about the run or its file."""
     sentences = []
     if run.torn:
@@ -55,11 +55,11 @@ def notes_of(run: Run) -> list[str]:
     return sentences
 
 
-def _incomplete(run: Run) -> bool:
+def _incomplete(run: RecordedRun) -> bool:
     return bool(present(run, "throughput/incomplete")) or "incomplete" in run.facts
 
 
-def present(run: Run, key: str) -> Sequence[Any]:
+def present(run: RecordedRun, key: str) -> Sequence[Any]:
     """The values of a key in the rows that have one."""
     column = run.series(key)
     return column if is_whole(column) else [number for number in column if number is not None]
@@ -75,9 +75,9 @@ def middle(values: Sequence[Any]) -> Any:
     return median(values)
 
 
-def _results(run: Run) -> Iterator[Fact]:
+def _results(run: RecordedRun) -> Iterator[Headline]:
     last = run.steps[-1]
-    yield Fact("Last step", f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")
+    yield Headline("Last step", f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")
     for key, label, unit in (
         ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),
@@ -86,42 +86,42 @@ def _results(run: Run) -> Iterator[Fact]:
         if numbers := present(run, key):
             typical = middle(numbers)
             scale = scale_of(unit, typical)
-            yield Fact(label, scale.text(typical), f"last {scale.text(numbers[-1])}")
+            yield Headline(label, scale.text(typical), f"last {scale.text(numbers[-1])}")
     least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")
         of_plan = f"; {numbers[-1] / planned:.1%} of {with_unit(planned, 'FLOP')} planned at most" if planned else ""
-        yield Fact(f"FLOPs so far{least}", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
+        yield Headline(f"FLOPs so far{least}", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
     if numbers := present(run, "throughput/total_tokens"):
-        yield Fact(f"Tokens so far{least}", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
+        yield Headline(f"Tokens so far{least}", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
 
 
-def _constants(run: Run) -> Iterator[Fact]:
+def _constants(run: RecordedRun) -> Iterator[Headline]:
     if device := run.facts.get("device"):
-        yield Fact("Device", _text(device), _join(_format(run), _layout(run)))
+        yield Headline("Device", _text(device), _join(_format(run), _layout(run)))
     if peak := _number(run, "peak_flops"):
-        yield Fact("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
+        yield Headline("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
         price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
         detail = f"{with_unit(price, 'FLOP')} per token at {length:,} tokens" if price and length else ""
         traced = "traced from the module that ran" if run.facts.get("source") == "traced" else ""
-        yield Fact("Convention", _text(convention), _join(detail, traced))
+        yield Headline("Convention", _text(convention), _join(detail, traced))
     parameters = run.facts.get("parameters")
     counts = {name: count for name, count in parameters.items() if _is_count(count)} if isinstance(parameters, dict) else {}
     if total := counts.get("total"):
         active = counts.get("active", total)
-        yield Fact("Parameters", with_unit(total, ""), _join(f"{total:,}", f"{active:,} active" if active != total else ""))
+        yield Headline("Parameters", with_unit(total, ""), _join(f"{total:,}", f"{active:,} active" if active != total else ""))
         trained = counts.get("trainable", total)
         if trained != total:
-            yield Fact("Trained", f"{trained / total:.3%}", f"{trained:,} parameters")
+            yield Headline("Trained", f"{trained / total:.3%}", f"{trained:,} parameters")
 
 
-def _format(run: Run) -> str:
+def _format(run: RecordedRun) -> str:
     """The recipe where matmuls are quantised, else the number format of all."""
     return _text(run.facts.get("number_format_recipe") or run.facts.get("number_format") or "")
 
 
-def _layout(run: Run) -> str:
+def _layout(run: RecordedRun) -> str:
     world = _number(run, "world_size")
     if not world:
         return ""
@@ -129,7 +129,7 @@ def _layout(run: Run) -> str:
     return f"{world:,} rank{'s' if world > 1 else ''}" + (f": {' x '.join(parts)}" if parts else "")
 
 
-def _number(run: Run, name: str) -> Optional[Any]:
+def _number(run: RecordedRun, name: str) -> Optional[Any]:
     value = run.facts.get(name)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300 else None
 

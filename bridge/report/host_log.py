@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.flops import ConfigError
 from bridge.metrics.keys import PREFIX
-from bridge.report.run_file import Row, Run, read_run
+from bridge.report.run_file import RecordedRun, Row, read_run
 
 FLOPS, STEP_TIME = "host/tflops/device", "host/step_time"
 
@@ -28,7 +28,7 @@ _FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
 _LOGGED = {FLOPS: ("throughput", "throughput/tflops/device"), STEP_TIME: ("iteration-time",)}
 
 
-def put_beside(run: Run, log: Path) -> None:
+def put_beside(run: RecordedRun, log: Path) -> None:
     """Add their rates to the rows of a run, step by step, under names that say whose they are.
 
     Raises:
@@ -46,7 +46,7 @@ def put_beside(run: Run, log: Path) -> None:
     run.take(rows.values())
 
 
-def tell_apart(run: Run) -> None:
+def tell_apart(run: RecordedRun) -> None:
     """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
     if PREFIX + "step" not in run.columns:
         return

@@ -10,7 +10,7 @@ from bridge.flops import ConfigError
 from bridge.report.chart import Chart, Values, fill
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
-from bridge.report.run_file import Run
+from bridge.report.run_file import RecordedRun
 
 #: Kinds of panels that can lie upon each other; others stand one a run.
 _LINES = ("lines", "points")
@@ -18,7 +18,7 @@ _LINES = ("lines", "points")
 MOST_RUNS = 5
 
 
-def named(runs: Sequence[Run], sources: Sequence[str]) -> dict[str, Run]:
+def named(runs: Sequence[RecordedRun], sources: Sequence[str]) -> dict[str, RecordedRun]:
     """Runs by what tells them apart: their names, else where they are.
 
     Raises:
@@ -33,7 +33,7 @@ def named(runs: Sequence[Run], sources: Sequence[str]) -> dict[str, Run]:
     return found
 
 
-def charts(panel: Panel, runs: Mapping[str, Run]) -> list[Chart]:
+def charts(panel: Panel, runs: Mapping[str, RecordedRun]) -> list[Chart]:
     """The charts of a panel: one of all runs, or one a run; empty where no run has any of its keys."""
     filled = {name: chart for name, run in runs.items() if (chart := fill(panel, run))}
     if len(runs) == 1 or not filled:

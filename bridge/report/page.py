@@ -14,9 +14,9 @@ from bridge.metrics.why import why
 from bridge.report import overlay, waterfall
 from bridge.report.chart import Chart
 from bridge.report.drawing import numbers, svg
-from bridge.report.facts import facts_of, middle, notes_of, present
+from bridge.report.facts import headlines, middle, notes_of, present
 from bridge.report.panels import SECTIONS
-from bridge.report.run_file import Run
+from bridge.report.run_file import RecordedRun
 from bridge.text import digits_of
 
 #: The browser itself keeps the page from the network, whatever it contains.
@@ -24,7 +24,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 _MOST_KEYS = 300
 
 
-def render(run: Run, *others: Run, sources: Sequence[str] = ()) -> str:
+def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) -> str:
     """The whole page. All names and texts of the run are escaped: a run's file may be a stranger's.
 
     Args:
@@ -60,7 +60,7 @@ def render(run: Run, *others: Run, sources: Sequence[str] = ()) -> str:
     )
 
 
-def _head(name: str, run: Run) -> str:
+def _head(name: str, run: RecordedRun) -> str:
     return f"<h1>{escape(name)}</h1>{_why(run)}{_facts(run)}{_notes(run)}"
 
 
@@ -69,12 +69,12 @@ def _of(name: str, runs: int) -> str:
     return f": {escape(name)}" if runs > 1 else ""
 
 
-def _why(run: Run) -> str:
+def _why(run: RecordedRun) -> str:
     sentence = why(waterfall.parts_of(run))
     return f'<p class="why">{escape(sentence)}</p>' if sentence else ""
 
 
-def _waterfall(name: str, run: Run, runs: int) -> str:
+def _waterfall(name: str, run: RecordedRun, runs: int) -> str:
     parts = waterfall.parts_of(run)
     if not parts:
         return ""
@@ -97,22 +97,22 @@ def _figure(chart: Chart) -> str:
     return f"<figure><figcaption><b>{escape(chart.panel.title)}</b>{unit}{legend}</figcaption>{svg(chart)}</figure>"
 
 
-def _facts(run: Run) -> str:
+def _facts(run: RecordedRun) -> str:
     cards = "".join(
         f"<div><dt>{escape(fact.label)}</dt><dd>{escape(fact.text)}</dd>"
         + (f"<dd>{escape(fact.detail)}</dd>" if fact.detail else "")
         + "</div>"
-        for fact in facts_of(run)
+        for fact in headlines(run)
     )
     return f'<dl class="facts">{cards}</dl>'
 
 
-def _notes(run: Run) -> str:
+def _notes(run: RecordedRun) -> str:
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in notes_of(run))
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _table(name: str, run: Run, runs: int) -> str:
+def _table(name: str, run: RecordedRun, runs: int) -> str:
     """Every key of the run, declared or not."""
     names = run.names()
     rows = "".join(_row(key, present(run, key)) for key in names[:_MOST_KEYS])

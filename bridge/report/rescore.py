@@ -9,7 +9,7 @@ from typing import Any
 from bridge.flops import ConfigError
 from bridge.metrics.prices import STATISTIC, priced
 from bridge.metrics.time_parts import PARTS
-from bridge.report.run_file import Row, Run
+from bridge.report.run_file import RecordedRun, Row
 
 _FLOPS, _TOTAL = "throughput/flops/", "throughput/total_flops"
 #: What follows from the model FLOPs of an interval alone.
@@ -18,7 +18,7 @@ _RATES = ("throughput/tflops", "throughput/tflops/device", "throughput/mfu", "th
 _GONE = ("throughput/imbalance/", "throughput/format_fraction/", "throughput/doubtful")
 
 
-def rescore(run: Run, convention: str) -> Iterator[Row]:
+def rescore(run: RecordedRun, convention: str) -> Iterator[Row]:
     """The rows as a run under ``convention`` would have written them: integers are equal, rates to their last digits.
 
     Rates of a first row are those of its whole interval, since rows do not tell its warm-up step apart. Imbalances are left

@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Run:
+class RecordedRun:
     """A run's numbers by key and step, its facts, and what of the file could not be read.
 
     Attributes:
@@ -85,7 +85,7 @@ def is_whole(column: Sequence[Any]) -> bool:
     return isinstance(column, array) or None not in column
 
 
-def read_run(path: str | Path, *, bounded: bool = True) -> Run:
+def read_run(path: str | Path, *, bounded: bool = True) -> RecordedRun:
     """Read a file of either kind.
 
     Args:
@@ -111,7 +111,7 @@ def read_run(path: str | Path, *, bounded: bool = True) -> Run:
     return run
 
 
-def _read(file: BinaryIO, most: float) -> Run:
+def _read(file: BinaryIO, most: float) -> RecordedRun:
     begin = file.read(len(_WANDB_MAGIC))
     file.seek(0)
     if begin == _WANDB_MAGIC:
@@ -128,7 +128,7 @@ def _check_rows(rows: int, most: float) -> None:
         raise ConfigError(f"the file has more than {most:,} rows; thin it out first")
 
 
-def _kept(run: Run, row: Any) -> Row | None:
+def _kept(run: RecordedRun, row: Any) -> Row | None:
     """The numbers of a row; one without a step is counted as damaged."""
     numbers = _numbers(row)
     run.skipped += numbers is None
@@ -194,8 +194,8 @@ class _Form:
         self._waiting.clear()
 
 
-def _jsonl(file: BinaryIO, most: float) -> Run:
-    run = Run("metrics.jsonl")
+def _jsonl(file: BinaryIO, most: float) -> RecordedRun:
+    run = RecordedRun("metrics.jsonl")
     forms: list[_Form] = []
     others: list[tuple[int, Row]] = []
     place = 0
@@ -225,7 +225,7 @@ def _jsonl(file: BinaryIO, most: float) -> Run:
     return run
 
 
-def _join(run: Run, forms: Sequence[_Form], others: Sequence[tuple[int, Row]], count: int) -> None:
+def _join(run: RecordedRun, forms: Sequence[_Form], others: Sequence[tuple[int, Row]], count: int) -> None:
     """Everything by key and in the order of steps."""
     for form in forms:
         form.flush()
@@ -268,8 +268,8 @@ _ITEM, _ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_VALUE = 1, 1, 2, 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def _wandb(data: bytes) -> tuple[Run, Iterator[Any]]:
-    run = Run("offline W&B run")
+def _wandb(data: bytes) -> tuple[RecordedRun, Iterator[Any]]:
+    run = RecordedRun("offline W&B run")
 
     def rows() -> Iterator[Any]:
         for record in _records(data, run):
@@ -287,7 +287,7 @@ def _wandb(data: bytes) -> tuple[Run, Iterator[Any]]:
     return run, rows()
 
 
-def _take_run(run: Run, message: bytes) -> None:
+def _take_run(run: RecordedRun, message: bytes) -> None:
     """What a run is called, and its first configuration."""
     for number, value in _fields(message):
         if number == _RUN_CONFIG:
@@ -308,7 +308,7 @@ def _items(message: bytes) -> Row:
     return row
 
 
-def _records(data: bytes, run: Run) -> Iterator[bytes]:
+def _records(data: bytes, run: RecordedRun) -> Iterator[bytes]:
     """The records of a LevelDB log: chunks in blocks of 32 KiB, the file's header counting as part of the first."""
     place, parts = _WANDB_HEADER, bytearray()
     while place + _CHUNK.size <= len(data):

@@ -7,10 +7,10 @@ from pathlib import Path
 from bridge.flops import ConfigError
 from bridge.metrics.trackers.jsonl import FILE_NAME, summary_path
 from bridge.report.host_log import tell_apart
-from bridge.report.run_file import Run, parse, read_run
+from bridge.report.run_file import RecordedRun, parse, read_run
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Path) -> RecordedRun:
     """Read a run of any size.
 
     A run's folder may hold several folders of W&B, one a start: they become one run, in which a step that was trained
@@ -50,7 +50,7 @@ def _files(given: Path) -> list[Path]:
     raise ConfigError(f"folder {given} holds no run: neither {FILE_NAME} nor wandb/offline-run-*/run-*.wandb")
 
 
-def _continue(run: Run, later: Run) -> None:
+def _continue(run: RecordedRun, later: RecordedRun) -> None:
     newest = {row["step"]: row for row in (*run.rows, *later.rows)}
     run.take(newest.values())
     run.facts |= later.facts

@@ -9,7 +9,7 @@ from html import escape
 from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
 from bridge.report.colours import COLOURS, PALETTE
-from bridge.report.run_file import Run, is_whole
+from bridge.report.run_file import RecordedRun, is_whole
 from bridge.text import seconds
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
@@ -33,7 +33,7 @@ class Bar:
     colour: str
 
 
-def parts_of(run: Run) -> dict[str, float]:
+def parts_of(run: RecordedRun) -> dict[str, float]:
     """Seconds of a mean step by part; empty where the run has none."""
     columns = {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}
     if not columns:

@@ -60,13 +60,13 @@ def _train(cfg: Config, launch: Launch) -> None:
 
 
 def build_callbacks(cfg: Config) -> CallbackManager:
-    """The callbacks of the recipe, and the console, which every run has.
+    """The callbacks of the recipe, and the console, which every run has that is not quiet.
 
     Raises:
         ConfigError: a callback cannot be imported, or does not take its arguments.
     """
     callbacks = [instantiate(spec, f"callbacks[{number}]") for number, spec in enumerate(cfg.callbacks)]
-    if not any(isinstance(callback, ProgressCallback) for callback in callbacks):
+    if not cfg.logger.quiet and not any(isinstance(callback, ProgressCallback) for callback in callbacks):
         callbacks.append(ProgressCallback())
     return CallbackManager(callbacks)
 

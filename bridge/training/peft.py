@@ -39,7 +39,7 @@ from bridge.flops import transforms
 from bridge.flops.plan import compile_plan
 from bridge.flops.reading import peft_of
 from bridge.flops.shapes import ConfigError, ModelShape
-from bridge.training.trainable import parameters, places, plan_path
+from bridge.training.trainable import global_names, parameters, plan_path
 
 if TYPE_CHECKING:
     from bridge.config.schema import Config, PeftConfig
@@ -355,7 +355,7 @@ def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[M
         ConfigError: a whole model has no layer of a target's name, or it is of a class that adapters cannot be put on.
     """
     lora, freeze, train = peft_of({"peft": peft})
-    place = places(model)
+    place = global_names(model)
     if lora is not None and peft is not None:
         layers = {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
         found = {name: (plan_path(place(name)), tuple(_widths(name, layer))) for name, layer in layers.items()}

@@ -30,7 +30,7 @@ from bridge.metrics.profiled import PREFIX, STEP, Work
 from bridge.metrics.time_marks import mark
 from bridge.metrics.vector import Layout
 from bridge.training.callbacks.events import Callback, CallbackContext
-from bridge.training.trainable import places, plan_path
+from bridge.training.trainable import global_names, plan_path
 
 TRACE, TABLE = "trace.json.gz", "profile.json"
 
@@ -163,10 +163,10 @@ class ProfileCallback(Callback):
         found: dict[str, list[Work]] = {}
         for module, terms in self._terms.items():
             part = plan.with_terms(terms, ())
-            places = [plan.statistics.index(statistic) for statistic in part.statistics]
+            global_names = [plan.statistics.index(statistic) for statistic in part.statistics]
             each: list[Work] = []
             for vector in vectors:
-                own = [vector[place] for place in places]
+                own = [vector[place] for place in global_names]
                 forward, whole = (part.evaluate(own, passes) for passes in ("forward", "training"))
                 each.append((forward, whole - forward))
             if any(map(any, each)):
@@ -221,7 +221,7 @@ class Ranges:
 
 def _modules(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """(path in a plan, module), without what wraps the model."""
-    place = places(chunk)
+    place = global_names(chunk)
     for name, module in chunk.named_modules():
         path = plan_path(place(name))
         if path not in ("", "module"):

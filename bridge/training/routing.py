@@ -19,7 +19,7 @@ from bridge.config.sources import huggingface_names
 from bridge.flops.plan import Plan
 from bridge.flops.routed import expert_count, expert_layers
 from bridge.metrics.place import Place
-from bridge.training.trainable import places
+from bridge.training.trainable import global_names
 
 #: megatron-core's module of routers, and its function that drops and pads; it is one of the module's names.
 _ROUTERS, _DROPPING = "megatron.core.transformer.moe.router", "apply_router_token_dropping"
@@ -148,7 +148,7 @@ class Routing:
 
 def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, str, Module]]:
     """The modules that know who goes where: megatron-core's routers, transformers' experts."""
-    place = places(chunk)
+    place = global_names(chunk)
     for name, module in chunk.named_modules():
         if name.endswith(".router") and hasattr(module, "topk"):
             path = place(name).removesuffix(".router")

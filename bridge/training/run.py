@@ -48,7 +48,7 @@ from bridge.training.job.ending import StopSignals
 from bridge.training.job.ledger import JobLedger
 from bridge.training.job.lock import JobLock
 from bridge.training.state import Groups, TrainState
-from bridge.training.step import Stepper, Totals
+from bridge.training.step import Stepper, StepSums
 
 __all__ = ["EVALUATION_LOSS", "Run", "check_trainable"]
 
@@ -106,7 +106,7 @@ class Run:
         self._base: Optional[Base] = None
         self._skipped = frozenset(cfg.train.skip_iterations)
         self._saved_step: Optional[int] = None
-        self._previous: Optional[Totals] = None
+        self._previous: Optional[StepSums] = None
         self._stops = False
         self._redone: list[int] = []
         """Steps to come after which a process before this one was killed: what was lost with it is known there."""
@@ -143,7 +143,7 @@ class Run:
                 if cfg.checkpoint.save and self._due(cfg.checkpoint.save_interval):
                     self._save()
             if self._stops:
-                self._say(f"{self.signals.received or 'a signal on another rank'}: ending after step {state.step}")
+                self._warn(f"{self.signals.received or 'a signal on another rank'}: ending after step {state.step}")
             if cfg.checkpoint.save and self._saved_step != state.step:
                 self._save()
             self.ledger.mark("finishing", step=state.step, flops=self._total_flops())
@@ -263,7 +263,7 @@ class Run:
                 self._fire("on_eval_step_start")
                 sums += self.stepper.evaluate(data, micro_batches_each).values
                 self._fire("on_eval_step_end")
-            losses = Totals(sums).loss_dict()
+            losses = StepSums(sums).loss_dict()
             self._fire("on_eval_end", total_loss_dict=losses)
             self._set_training(True)
         if state.groups.writes:
@@ -328,7 +328,8 @@ class Run:
             return
         found, notes = store.find(Path(folder), state.groups)
         if found is None:
-            self._say(*notes, f"no checkpoint in {folder}: starting a new run")
+            self._warn(*notes)
+            self._say(f"no checkpoint in {folder}: starting a new run")
             self._take_base()
             return
         if self._has_base != (found.base is not None):
@@ -355,7 +356,8 @@ class Run:
             )
         if self.cfg.checkpoint.save and found.path.parent == Path(self.cfg.checkpoint.save):
             self._saved_step = state.step
-        self._say(*notes, f"resumed from {found.path}: {state.step} steps, {state.consumed_samples} samples")
+        self._warn(*notes)
+        self._say(f"resumed from {found.path}: {state.step} steps, {state.consumed_samples} samples")
 
     def _sharded_state(self, *, is_loading: bool = False) -> Any:
         return sharding.sharded_state(
@@ -376,7 +378,8 @@ class Run:
         loaded = store.load(found, sharding.base_weights(self.model), BASE)
         sharding.restore_base(loaded, self.model, self.optimizer)
         self._base = Base(str(found.path.resolve()), found.fingerprint)
-        self._say(*notes, f"fine-tuning {found.path}")
+        self._warn(*notes)
+        self._say(f"fine-tuning {found.path}")
 
     def _data_identity(self) -> dict[str, Any]:
         """What the order of the samples follows from."""
@@ -434,12 +437,16 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             _write_for_us(folder / "config.yaml", dump_config(cfg, without_secrets))
         except OSError as error:
-            self._say(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
+            self._warn(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
         run_id = state.wandb_run_id or restart.known_run_id(Path(cfg.logger.dir))
         state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=run_id, config=as_written(cfg))
         restart.remember_run_id(Path(cfg.logger.dir), state.trackers.run_id)
 
-    def _say(self, *lines: str) -> None:
+    def _say(self, line: str) -> None:
+        if not self.cfg.logger.quiet:
+            self._warn(line)
+
+    def _warn(self, *lines: str) -> None:
         if self.state.groups.writes:
             for line in lines:
                 print(line, flush=True)

@@ -124,7 +124,7 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
 
 
 @dataclass(frozen=True)
-class Totals:
+class StepSums:
     """A step's sums over all ranks, still on the device: ``values`` = (loss sum, tokens, ranks that want to stop).
 
     On a GPU a copy is on its way to the host, so that reading it later waits for this step alone and not for all that was
@@ -136,7 +136,7 @@ class Totals:
     copied: Optional[torch.cuda.Event] = None
 
     @classmethod
-    def of(cls, values: Tensor) -> Totals:
+    def of(cls, values: Tensor) -> StepSums:
         """With the copy, where there is a device to copy from."""
         if not values.is_cuda:
             return cls(values)
@@ -163,7 +163,7 @@ class Totals:
         return bool(values[2].item() > 0)
 
 
-def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False) -> Totals:
+def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False) -> StepSums:
     """Sum the losses of all micro-batches, replicas and sequence parts; every rank gets the same totals.
 
     One all-reduce of three numbers a step. The wish to stop (a signal on any rank) rides along, so that all ranks
@@ -174,7 +174,7 @@ def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device:
         values[:2] = torch.stack([report[LOSS] for report in reports]).double().sum(dim=0)
     values[2] = float(stop)
     torch.distributed.all_reduce(values)
-    return Totals.of(values)
+    return StepSums.of(values)
 
 
 class Stepper:
@@ -192,7 +192,7 @@ class Stepper:
         self._schedule = get_forward_backward_func()
         _connect(get_model_config(model[0]), model, optimizer)
 
-    def train(self, data: DataIterator, num_microbatches: int, stop: bool = False) -> tuple[Totals, bool, Optional[float]]:
+    def train(self, data: DataIterator, num_microbatches: int, stop: bool = False) -> tuple[StepSums, bool, Optional[float]]:
         """One optimizer step over ``num_microbatches``; returns (totals, whether the weights changed, gradient norm)."""
         for chunk in self.model:
             chunk.zero_grad_buffer()
@@ -204,7 +204,7 @@ class Stepper:
         return add_over_ranks(reports, self.groups, self.device, stop), bool(updated), _number(grad_norm)
 
     @torch.no_grad()
-    def evaluate(self, data: DataIterator, num_microbatches: int) -> Totals:
+    def evaluate(self, data: DataIterator, num_microbatches: int) -> StepSums:
         """Forward passes alone over one global batch. The model must be in evaluation mode."""
         return add_over_ranks(self._run(data, num_microbatches, forward_only=True), self.groups, self.device)
 

@@ -26,7 +26,7 @@ _FUSED_NORMS = (
 )
 
 
-def places(model: Module) -> Callable[[str], str]:
+def global_names(model: Module) -> Callable[[str], str]:
     """Local name -> name in the whole model: without wrappers, layers and experts counted over all ranks."""
     numbers: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -55,7 +55,7 @@ def plan_path(name: str) -> str:
 
 def parameters(model: Module) -> Iterator[tuple[str, bool, Parameter]]:
     """(path in a plan, whether it is a bias, parameter) for every parameter of a model or a pipeline stage."""
-    place = places(model)
+    place = global_names(model)
     for name, parameter in model.named_parameters():
         yield *_split(plan_path(place(name))), parameter
 
@@ -130,7 +130,7 @@ def _whole(path: str, parameter: Parameter, experts: Mapping[str, int]) -> Weigh
 
 def _expert_ranks(model: Module) -> dict[str, int]:
     """Path of a layer of experts -> over how many ranks they are spread."""
-    place = places(model)
+    place = global_names(model)
     groups = {name: getattr(module, "ep_group", None) for name, module in model.named_modules() if name.endswith(".experts")}
     return {place(name).removesuffix(".experts"): group.size() for name, group in groups.items() if group is not None}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import bridge
+from bridge.cli.commands.train import OLDEST
 from bridge.cli.main import main
 from bridge.cli.parser import commands_of, make_parser
-from bridge.cli.train import OLDEST
 from bridge.config import list_recipes
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import bridge
-from bridge.cli.plan import state_bytes
+from bridge.cli.commands.plan import state_bytes
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 from bridge.planning.memory import USABLE

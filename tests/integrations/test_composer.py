@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-pytestmark = pytest.mark.all
+pytestmark = [pytest.mark.all, pytest.mark.usefixtures("no_measurement")]
 
 if importlib.util.find_spec("composer") is None:
     pytest.skip("pip install mosaicml", allow_module_level=True)
@@ -55,11 +55,6 @@ from bridge.config import from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 
 ROWS = 4
-
-
-@pytest.fixture(autouse=True)
-def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
 
 
 class Model(composer.models.ComposerModel):

@@ -30,8 +30,8 @@ def model() -> Any:
     return transformers.Qwen3MoeForCausalLM(config)
 
 
-def test_a_mixture_of_experts_with_muon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
+@pytest.mark.usefixtures("no_measurement")
+def test_a_mixture_of_experts_with_muon(tmp_path: Path) -> None:
     moe = model()
     chosen: list[torch.Tensor] = []
     for name, module in moe.named_modules():

@@ -21,12 +21,9 @@ from bridge.config import from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 from bridge.integrations.lightning_trainer import ThroughputLightningCallback  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_measurement")
+
 STEPS, ACCUMULATED, ROWS = 5, 3, 2
-
-
-@pytest.fixture(autouse=True)
-def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
 
 
 class Module(lightning.LightningModule):

@@ -102,8 +102,8 @@ class Events:
         return state.train_state.step == self.exit_interval
 
 
+@pytest.mark.usefixtures("no_measurement")
 def test_the_row_of_an_early_exit_comes_before_wandb_closes_and_totals_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
     step = compile_plan(MODEL, "exact").flops([3, 5])
 
     def job(**options: Any) -> tuple[ThroughputCallback, Events]:

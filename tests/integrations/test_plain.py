@@ -18,12 +18,9 @@ from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from bridge.integrations.plain import Throughput
 
+pytestmark = pytest.mark.usefixtures("no_measurement")
+
 ROWS, ACCUMULATED, STEPS = 2, 2, 5
-
-
-@pytest.fixture(autouse=True)
-def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
 
 
 def batches(steps: int, seed: int = 0) -> list[list[dict[str, torch.Tensor]]]:

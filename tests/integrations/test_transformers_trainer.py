@@ -24,13 +24,10 @@ from bridge.flops import compile_plan  # noqa: E402
 from bridge.integrations.transformers_trainer import ThroughputTrainerCallback, add_throughput  # noqa: E402
 from bridge.training.callbacks.throughput import FACTS  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_measurement")
+
 STEPS, ACCUMULATED, ROWS = 7, 3, 2
 PEAK = {"convention": "exact", "peak_flops": 1e12}
-
-
-@pytest.fixture(autouse=True)
-def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
 
 
 class Recorded(Trainer):

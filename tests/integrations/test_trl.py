@@ -21,18 +21,13 @@ from bridge.config import from_huggingface  # noqa: E402
 from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 
-pytestmark = pytest.mark.all
+pytestmark = [pytest.mark.all, pytest.mark.usefixtures("no_measurement")]
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
 CHAT = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}"
     "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
 )
-
-
-@pytest.fixture(autouse=True)
-def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
 
 
 @pytest.fixture

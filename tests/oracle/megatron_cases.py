@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from random import Random
@@ -182,11 +182,11 @@ def _recomputations(random: Random, model: dict[str, Any]) -> list[dict[str, Any
     ]
 
 
-def cases(shapes: int = 4) -> list[Case]:
+def cases(shapes: Iterable[int] = range(4)) -> list[Case]:
     """Every kind in several shapes: trained in full, in part, with adapters, and with recomputation."""
     found = []
     for kind, draw in KINDS.items():
-        for seed in range(shapes):
+        for seed in shapes:
             random = Random(f"{kind} {seed}")
             model = draw(random)
             size = random.randint(1, 3), random.randint(2, 20)
@@ -204,4 +204,4 @@ def cases(shapes: int = 4) -> list[Case]:
 
 def trained_cases() -> list[Case]:
     """What ``bridge train`` builds of these: one shape of every kind, trained in full."""
-    return [case for case in cases(1) if case.name.endswith("-full") and "block_configs" not in case.model]
+    return [case for case in cases([0]) if case.name.endswith("-full") and "block_configs" not in case.model]

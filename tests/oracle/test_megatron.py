@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ pytest.importorskip("megatron.core")
 CASES = cases()
 
 
-@pytest.fixture(scope="module")
-def counted() -> dict[str, dict[str, Any]]:
-    """What megatron-core counts, case by case: one process for all."""
-    return counted_by("count_megatron")
+@cache
+def counted(shapes: str) -> dict[str, dict[str, Any]]:
+    """What megatron-core counts of half of the shapes, case by case: one process for all."""
+    return counted_by("count_megatron", *shapes)
 
 
 def plan_of(case: Case) -> Plan:
@@ -31,9 +32,10 @@ def plan_of(case: Case) -> Plan:
     return compile_plan(config, convention="executed", trainable=case.trains)
 
 
+@pytest.mark.all(but=["*-[01]-*"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_gpt_model(case: Case, counted: dict[str, dict[str, Any]]) -> None:
-    found = counted[case.name]
+def test_gpt_model(case: Case) -> None:
+    found = counted("01" if case.name.split("-")[1] in "01" else "23")[case.name]
     assert "error" not in found, found["error"]
     plan = plan_of(case)
     lengths = [case.length] * case.batch_size
@@ -48,9 +50,9 @@ def test_gpt_model(case: Case, counted: dict[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("case", trained_cases(), ids=lambda case: case.name)
-def test_what_is_trained_is_what_is_counted(case: Case, counted: dict[str, dict[str, Any]]) -> None:
+def test_what_is_trained_is_what_is_counted(case: Case) -> None:
     """The model that ``bridge train`` builds, with fused attention, costs what the plan says."""
-    found = counted[f"trained-{case.name}"]
+    found = counted("01")[f"trained-{case.name}"]
     assert "error" not in found, found["error"]
     plan = plan_of(case)
     lengths = [case.length] * case.batch_size

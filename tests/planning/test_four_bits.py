@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.cli.plan import state_bytes
+from bridge.cli.commands.plan import state_bytes
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 from bridge.flops.plan import Plan

@@ -5,14 +5,14 @@ import re
 from bridge.report.chart import fill
 from bridge.report.drawing import svg
 from bridge.report.panels import SECTIONS
-from bridge.report.run_file import Run
+from bridge.report.run_file import RecordedRun
 
 PANEL = next(panel for section in SECTIONS for panel in section.panels if panel.kind == "heat")
 NAME = "throughput/imbalance/experts/layer_{}"
 
 
 def drawn(rows):
-    run = Run("metrics file")
+    run = RecordedRun("metrics file")
     run.take(rows)
     return svg(fill(PANEL, run))
 

@@ -9,7 +9,7 @@ import pytest
 from bridge.cli.main import main
 from bridge.flops import ConfigError
 from bridge.report.host_log import put_beside, tell_apart
-from bridge.report.run_file import Run
+from bridge.report.run_file import RecordedRun
 from bridge.report.runs import open_run
 
 LINES = """\
@@ -23,7 +23,7 @@ saving checkpoint at iteration      10 to /checkpoints
 def test_lines_of_the_standard_output(tmp_path):
     log = tmp_path / "job.log"
     log.write_text(LINES)
-    run = Run("metrics.jsonl")
+    run = RecordedRun("metrics.jsonl")
     run.take([{"step": 10, "throughput/tflops/device": 380.0}, {"step": 30, "throughput/mfu": 0.4}])
     put_beside(run, log)
     assert run.rows == [
@@ -37,9 +37,9 @@ def test_a_log_of_something_else_is_one_sentence(tmp_path):
     log = tmp_path / "job.log"
     log.write_text("iteration 3 of something\n")
     with pytest.raises(ConfigError, match="job.log holds no rates of a Megatron loop; name its standard output"):
-        put_beside(Run("metrics.jsonl"), log)
+        put_beside(RecordedRun("metrics.jsonl"), log)
     with pytest.raises(ConfigError, match="none.log cannot be read: No such file"):
-        put_beside(Run("metrics.jsonl"), tmp_path / "none.log")
+        put_beside(RecordedRun("metrics.jsonl"), tmp_path / "none.log")
 
 
 @pytest.mark.parametrize("key", ["throughput", "throughput/tflops/device"])
@@ -51,7 +51,7 @@ def test_their_wandb_run(tmp_path, key):
     theirs.finish()
     wandb.teardown()  # only then is the file surely written
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    run = Run("metrics.jsonl")
+    run = RecordedRun("metrics.jsonl")
     run.take([{"step": 10, "throughput/tflops/device": 380.0}])
     put_beside(run, file)
     assert run.rows == [{"step": 10, "throughput/tflops/device": 380.0, "host/tflops/device": 401.2, "host/step_time": 0.8125}]
@@ -69,7 +69,7 @@ def test_their_tensorboard_files(tmp_path, key):
             writer.add_scalar("lm loss", 3.0, step)
             writer.add_scalar("lm loss vs samples", 3.0, step * 8)
         writer.close()
-    run = Run("metrics.jsonl")
+    run = RecordedRun("metrics.jsonl")
     run.take([{"step": 10, "throughput/tflops/device": 380.0}])
     put_beside(run, tmp_path)
     assert run.rows == [
@@ -77,7 +77,7 @@ def test_their_tensorboard_files(tmp_path, key):
         {"step": 20, "host/tflops/device": 402.3, "host/step_time": 0.7857422},
     ]
     (file,) = (tmp_path / "first").iterdir()
-    run = Run("metrics.jsonl")
+    run = RecordedRun("metrics.jsonl")
     put_beside(run, file)
     assert [row["host/tflops/device"] for row in run.rows] == [401.2, 7.0]
 
@@ -89,7 +89,7 @@ def test_a_wandb_run_of_theirs_that_ours_are_in(tmp_path, key):
         {"step": 10, key: 588.0, "lm loss": 3.0},
         {"step": 11, key: 590.0, "bridge/step": 10, "bridge/throughput/tflops/device": 380.0},
     ]
-    run = Run("offline W&B run", facts={"bridge/convention": "exact"})
+    run = RecordedRun("offline W&B run", facts={"bridge/convention": "exact"})
     run.take(rows)
     tell_apart(run)
     assert run.rows == [

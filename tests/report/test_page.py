@@ -14,7 +14,7 @@ from bridge.cli.main import main
 from bridge.metrics.keys import KEYS, find_key
 from bridge.report.page import render
 from bridge.report.panels import SECTIONS
-from bridge.report.run_file import Run
+from bridge.report.run_file import RecordedRun
 from bridge.report.runs import open_run
 from bridge.report.scale import scale_of, tick_text, ticks
 from bridge.report.thin import kept
@@ -144,7 +144,7 @@ def test_facts_that_are_none_are_none(tmp_path, facts):
 
 def test_a_single_row_and_rows_without_throughput_are_drawn(tmp_path):
     assert Page(render(open_run(folder(tmp_path, [row(10)])))).charts
-    run = Run("metrics.jsonl")
+    run = RecordedRun("metrics.jsonl")
     run.take([{"step": 1, "lm loss": 3.0, "grad-norm": 0.0}, {"step": 2, "lm loss": 3.0}])
     page = Page(render(run))
     assert page.titles == ["Loss", "Norm of the gradient"]

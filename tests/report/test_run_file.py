@@ -160,7 +160,7 @@ def test_records_of_all_lengths_around_the_ends_of_blocks():
     for _ in range(100):
         lengths = [dice.choice([0, 1, 7, 32761 - dice.randrange(20), 70_000, dice.randrange(3000)]) for _ in range(40)]
         records = [dice.randbytes(length) for length in lengths]
-        run = run_file.Run("")
+        run = run_file.RecordedRun("")
         assert list(run_file._records(framed(records), run)) == records
         assert not run.torn
 
@@ -171,7 +171,7 @@ def test_a_record_in_many_pieces_is_not_copied_for_each_of_them():
     for i, size in enumerate(sizes):
         file += bytes(left) if (left := 32768 - len(file) % 32768) < 8 else b""
         file += struct.pack("<IHB", 0, size, 2 if i == 0 else 4 if i == len(sizes) - 1 else 3) + bytes(size)
-    run = run_file.Run("")
+    run = run_file.RecordedRun("")
     start = time.process_time()
     assert list(run_file._records(bytes(file), run)) == [bytes(sum(sizes))]
     assert time.process_time() - start < 2  # 200 GB would be moved, and a hundred times as much in a file of MAX_BYTES

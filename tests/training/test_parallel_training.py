@@ -37,6 +37,13 @@ def test_two_ranks_train_as_one(scenario: Scenario, name: str) -> None:
 
 
 @pytest.mark.all
+@pytest.mark.parametrize("name", cases.MORE_ON_TWO_RANKS)
+def test_two_ranks_train_as_one_on_further_layouts(scenario: Scenario, name: str) -> None:
+    reference = scenario("references", 1)[name.rpartition("/")[0]]
+    agree(scenario("more_on_two", 2)[name], reference)
+
+
+@pytest.mark.all
 @pytest.mark.parametrize("name", cases.ON_FOUR_RANKS)
 def test_four_ranks_train_as_one(scenario: Scenario, name: str) -> None:
     reference = scenario("references", 1)[name.rpartition("/")[0]]

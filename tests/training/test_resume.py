@@ -17,10 +17,11 @@ pytestmark = pytest.mark.slow
 Scenario = Callable[[str, int], dict[str, Any]]
 
 
+@pytest.mark.all(but=["distributed"])
 @pytest.mark.parametrize("kind", ["plain", "distributed"])
 def test_a_resumed_run_equals_an_unbroken_one(scenario: Scenario, kind: str) -> None:
-    results = scenario("resume", 2)
-    unbroken, stopped, continued = (results[f"{kind}/{part}"] for part in ("unbroken", "stopped", "continued"))
+    results = scenario(kind, 2)
+    unbroken, stopped, continued = (results[part] for part in ("unbroken", "stopped", "continued"))
     for part in (unbroken, stopped, continued):
         assert part["code"] == 0, part["console"]
     assert not stopped["rows"].keys() & continued["rows"].keys()
@@ -33,26 +34,27 @@ def test_a_resumed_run_equals_an_unbroken_one(scenario: Scenario, kind: str) -> 
     assert continued["total_tokens"] == unbroken["total_tokens"]
 
 
+@pytest.mark.all(but=["distributed"])
 @pytest.mark.parametrize("kind", ["plain", "distributed"])
 def test_a_signal_on_any_rank_ends_all_of_them_soon_with_a_checkpoint(scenario: Scenario, kind: str) -> None:
-    stopped = scenario("resume", 2)[f"{kind}/stopped"]
+    stopped = scenario(kind, 2)["stopped"]
     assert max(map(int, stopped["rows"])) == 6  # sent in step 4, agreed upon in step 5, read in step 6
     assert "ending after step 6" in stopped["console"]
-    names = [name for name in scenario("resume", 2)[f"{kind}/saved"]["names"] if not name.startswith(("job.", "."))]
-    assert names == ["latest", "step_0000004", "step_0000006"]  # keep=2
+    assert scenario(kind, 2)["saved"]["names"] == ["latest", "step_0000004", "step_0000006"]  # keep=2
 
 
+@pytest.mark.all(but=["distributed"])
 @pytest.mark.parametrize("kind", ["plain", "distributed"])
 def test_skipped_steps_consume_their_samples_and_train_nothing(scenario: Scenario, kind: str) -> None:
-    unbroken = scenario("resume", 2)[f"{kind}/unbroken"]
+    unbroken = scenario(kind, 2)["unbroken"]
     assert [step for step, row in unbroken["rows"].items() if math.isnan(row[0])] == ["2", "7"]
 
 
 def test_the_distributed_optimizer_goes_on_under_another_layout(scenario: Scenario) -> None:
-    results = scenario("resume", 2)
-    stays, moves = results["moved/dp2"], results["moved/tp2"]
+    results = scenario("distributed", 2)
+    stays, moves = results["stays"], results["moved"]
     assert stays["code"] == moves["code"] == 0, moves["console"]
     for step in ("5", "6", "8"):
         assert moves["rows"][step][0] == pytest.approx(stays["rows"][step][0], rel=1e-6)
         assert moves["rows"][step][1] == pytest.approx(stays["rows"][step][1], rel=1e-5)
-    assert moves["total_flops"] == stays["total_flops"] == results["distributed/unbroken"]["total_flops"]
+    assert moves["total_flops"] == stays["total_flops"] == results["unbroken"]["total_flops"]

@@ -15,11 +15,12 @@ import resource
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from worker_cases import FORK, LAYOUTS, MODELS, ON_FOUR_RANKS, ON_TWO_RANKS, REFERENCES, STEPS
+from worker_cases import FORK, LAYOUTS, MODELS, MORE_ON_TWO_RANKS, ON_FOUR_RANKS, ON_TWO_RANKS, REFERENCES, STEPS
 
 from bridge.config import with_overrides
 from bridge.config.schema import CheckpointConfig, Config, DataConfig, LoggerConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -131,6 +132,11 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     }
 
 
+def names(checkpoints: Path) -> list[str]:
+    """Checkpoints and the pointer to one, without the job's ledger beside them."""
+    return sorted(name for name in os.listdir(checkpoints) if not name.startswith(("job.", ".")))
+
+
 # ---- scenarios ------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +168,10 @@ def two(folder: Path) -> dict[str, Any]:
     return layouts(folder, ON_TWO_RANKS)
 
 
+def more_on_two(folder: Path) -> dict[str, Any]:
+    return layouts(folder, MORE_ON_TWO_RANKS)
+
+
 def four(folder: Path) -> dict[str, Any]:
     return layouts(folder, ON_FOUR_RANKS)
 
@@ -189,51 +199,59 @@ def count_documents(cfg: Config, packs: int) -> int:
     return sum(len(data.training[index]) for index in range(packs))
 
 
-def resume(folder: Path) -> dict[str, Any]:
-    """Two ranks: unbroken, broken and continued, with all that makes a resume hard."""
-    options = (
-        "train.train_iters=8",
-        "train.global_batch_size=8",
-        "train.rampup_batch_size=[4,4,12]",
-        "train.skip_iterations=[2,7]",
-        "train.eval_interval=3",
-        "train.eval_iters=1",
-        "model.hidden_dropout=0.1",
-        "model.attention_dropout=0.1",
-        "data.num_workers=1",
-        "optimizer.lr_warmup_iters=2",
-    )
-    distributed = (
-        "optimizer.use_distributed_optimizer=true",
-        "optimizer.overlap_grad_reduce=true",
-        "optimizer.overlap_param_gather=true",
-    )
-    results = {}
-    for kind, extra in (("plain", ()), ("distributed", distributed)):
-        here = folder / "resume" / kind
-        saves = f"checkpoint.save={here}/checkpoints"
-        results[f"{kind}/unbroken"] = run(config(here / "a", "dense", "packed", *options, *extra), here / "a")
-        first = config(here / "b", "dense", "packed", *options, *extra, saves, "checkpoint.save_interval=2", "checkpoint.keep=2")
-        first.callbacks.append({"_target_": "worker.SignalAt", "step": 4, "number": int(signal.SIGTERM), "rank": 1})
-        results[f"{kind}/stopped"] = run(first, here / "b")
-        results[f"{kind}/saved"] = {"names": sorted(os.listdir(here / "checkpoints"))}
-        again = config(here / "b", "dense", "packed", *options, *extra, saves, f"checkpoint.load={here}/checkpoints")
-        results[f"{kind}/continued"] = run(again, here / "b")
-    # The distributed optimizer's state is cut for two replicas; it continues on a tensor-parallel pair.
-    moved = folder / "resume" / "distributed" / "checkpoints" / "step_0000004"
-    here = folder / "resume" / "moved"
-    tensor = ("parallel.tensor_model_parallel_size=2", "optimizer.use_distributed_optimizer=true", f"checkpoint.load={moved}")
-    no_dropout = ("model.hidden_dropout=0", "model.attention_dropout=0")
-    results["moved/tp2"] = run(config(here / "a", "dense", "packed", *options, *no_dropout, *tensor), here / "a")
-    stays = ("optimizer.use_distributed_optimizer=true", f"checkpoint.load={moved}")
-    results["moved/dp2"] = run(config(here / "b", "dense", "packed", *options, *no_dropout, *stays), here / "b")
+#: All that makes a resume hard.
+RESUMED = (
+    "train.train_iters=8",
+    "train.global_batch_size=8",
+    "train.rampup_batch_size=[4,4,12]",
+    "train.skip_iterations=[2,7]",
+    "train.eval_interval=3",
+    "train.eval_iters=1",
+    "model.hidden_dropout=0.1",
+    "model.attention_dropout=0.1",
+    "data.num_workers=1",
+    "optimizer.lr_warmup_iters=2",
+)
+DISTRIBUTED = (
+    "optimizer.use_distributed_optimizer=true",
+    "optimizer.overlap_grad_reduce=true",
+    "optimizer.overlap_param_gather=true",
+)
+
+
+def resumed(here: Path, *options: str) -> dict[str, Any]:
+    """Two ranks: unbroken, broken off by a signal, continued."""
+    results: dict[str, Any] = {}
+    options = (*RESUMED, *options)
+    saves = f"checkpoint.save={here}/checkpoints"
+    results["unbroken"] = run(config(here / "a", "dense", "packed", *options), here / "a")
+    first = config(here / "b", "dense", "packed", *options, saves, "checkpoint.save_interval=2", "checkpoint.keep=2")
+    first.callbacks.append({"_target_": "worker.SignalAt", "step": 4, "number": int(signal.SIGTERM), "rank": 1})
+    results["stopped"] = run(first, here / "b")
+    results["saved"] = {"names": names(here / "checkpoints")}
+    again = config(here / "b", "dense", "packed", *options, saves, f"checkpoint.load={here}/checkpoints")
+    results["continued"] = run(again, here / "b")
     return results
 
 
-def faults(folder: Path) -> dict[str, Any]:
-    """Two ranks: disks that are full and checkpoints that are damaged."""
+def plain(folder: Path) -> dict[str, Any]:
+    return resumed(folder / "resume" / "plain")
+
+
+def distributed(folder: Path) -> dict[str, Any]:
+    """The distributed optimizer's state is cut for two replicas; it continues on a tensor-parallel pair too."""
+    here = folder / "resume" / "distributed"
+    results = resumed(here, *DISTRIBUTED)
+    options = (*RESUMED, "model.hidden_dropout=0", "model.attention_dropout=0", "optimizer.use_distributed_optimizer=true",
+               f"checkpoint.load={here}/checkpoints/step_0000004")  # fmt: skip
+    for name, layout in (("moved", ("parallel.tensor_model_parallel_size=2",)), ("stays", ())):
+        results[name] = run(config(here / name, "dense", "packed", *options, *layout), here / name)
+    return results
+
+
+def full_disks(folder: Path) -> dict[str, Any]:
+    """Two ranks, of which one can write no more."""
     results: dict[str, Any] = {}
-    rank = torch.distributed.get_rank()
     for case, failing, limit in (("first", 0, 64), ("last", 1, 64), ("weights", 0, 30000)):
         here = folder / "faults" / f"full_{case}"
         cfg = config(here, "dense", "padded", f"checkpoint.save={here}/checkpoints", "checkpoint.save_interval=2",
@@ -242,24 +260,45 @@ def faults(folder: Path) -> dict[str, Any]:
         result = run(cfg, here)
         outcomes = gather((result["code"], result["console"]))
         again = run(config(here / "again", "dense", "padded", f"checkpoint.load={here}/checkpoints"), here / "again")
-        results[f"full_{case}"] = {"names": sorted(os.listdir(here / "checkpoints")), "outcomes": outcomes, "again": again}
+        results[case] = {"names": names(here / "checkpoints"), "outcomes": outcomes, "again": again}
+    return results
 
-    good = folder / "faults" / "good"
-    cfg = config(good, "dense", "padded", f"checkpoint.save={good}/checkpoints", "checkpoint.save_interval=2")
-    run(cfg, good)
-    for case, damage in DAMAGES.items():
+
+def saved(folder: Path, name: str) -> Path:
+    """Checkpoints of steps 2 and 4 of a run of four."""
+    here = folder / "faults" / name
+    run(config(here, "dense", "padded", f"checkpoint.save={here}/checkpoints", "checkpoint.save_interval=2"), here)
+    return here / "checkpoints"
+
+
+def damaged(folder: Path, good: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Two ranks: what a run does whose checkpoints are damaged."""
+    results = {}
+    for case in names:
         here = folder / "faults" / case
-        if rank == 0:
-            shutil.copytree(good / "checkpoints", here / "checkpoints", dirs_exist_ok=True)
-            damage(here / "checkpoints")
+        if torch.distributed.get_rank() == 0:
+            shutil.copytree(good, here / "checkpoints", dirs_exist_ok=True)
+            DAMAGES[case](here / "checkpoints")
         torch.distributed.barrier()
         results[case] = run(config(here, "dense", "padded", "train.train_iters=5", f"checkpoint.load={here}/checkpoints"), here)
-    other = folder / "faults" / "other_model"
-    load = f"checkpoint.load={good}/checkpoints"
-    results["other_model"] = run(config(other, "dense", "padded", load, "model.hidden_size=64"), other)
-    text = folder / "faults" / "other_text"
-    results["other_text"] = run(config(text, "dense", "padded", load, "data.max_documents=1000", "train.train_iters=5"), text)
-    results["finished"] = run(config(folder / "faults" / "finished", "dense", "padded", load), folder / "faults" / "finished")
+    return results
+
+
+def one_damaged(folder: Path) -> dict[str, Any]:
+    return damaged(folder, saved(folder, "whole"), [name for name in DAMAGES if name not in UNUSABLE])
+
+
+def faults(folder: Path) -> dict[str, Any]:
+    """Two ranks: checkpoints that cannot be found, none that is whole, and those of something else."""
+    good = saved(folder, "good")
+    results, load = damaged(folder, good, UNUSABLE), f"checkpoint.load={good}"
+    for case, *options in (
+        ("other_model", "model.hidden_size=64"),
+        ("other_text", "data.max_documents=1000", "train.train_iters=5", "logger.quiet=true"),
+        ("finished",),
+    ):
+        here = folder / "faults" / case
+        results[case] = run(config(here, "dense", "padded", load, *options), here)
     return results
 
 
@@ -289,6 +328,7 @@ DAMAGES = {
     "unfinished": lambda folder: (folder / "step_0000004").rename(folder / ".step_0000004.partial"),
     "all": damage_all,
 }
+UNUSABLE = ("pointer", "pointer_gone", "all")
 
 
 if __name__ == "__main__":

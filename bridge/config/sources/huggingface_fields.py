@@ -29,44 +29,44 @@ class Unread(ConfigError):
 
 
 @dataclass(frozen=True)
-class Kind:
+class FieldType:
     """Values that a field can have."""
 
     what: str
     fits: Callable[[Any], bool]
 
-    def __or__(self, other: Kind) -> Kind:
-        return Kind(f"{self.what}, or {other.what}", lambda value: self.fits(value) or other.fits(value))
+    def __or__(self, other: FieldType) -> FieldType:
+        return FieldType(f"{self.what}, or {other.what}", lambda value: self.fits(value) or other.fits(value))
 
 
-def _whole(most: int) -> Kind:
+def _whole(most: int) -> FieldType:
     def fits(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
-    return Kind(f"a number: whole, 0 to {most}", fits)
+    return FieldType(f"a number: whole, 0 to {most}", fits)
 
 
-def _real(least: float, most: float, what: str) -> Kind:
+def _real(least: float, most: float, what: str) -> FieldType:
     def fits(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most and isfinite(value)
 
-    return Kind(what, fits)
+    return FieldType(what, fits)
 
 
-def _list(kind: Kind, what: str) -> Kind:
+def _list(kind: FieldType, what: str) -> FieldType:
     def fits(value: Any) -> bool:
         return isinstance(value, (list, tuple)) and len(value) <= MAX_LAYERS and all(map(kind.fits, value))
 
-    return Kind(f"a list of {what}, at most {MAX_LAYERS}", fits)
+    return FieldType(f"a list of {what}, at most {MAX_LAYERS}", fits)
 
 
 SIZE = _whole(MAX_SIZE)
 DEPTH = _whole(MAX_LAYERS)
 NUMBER = _real(-1e30, 1e30, "a number")
 FRACTION = _real(0, 1, "a number from 0 to 1")
-FLAG = Kind("true or false", lambda value: isinstance(value, int) and value in (0, 1))
-TEXT = Kind(f"text of at most {MAX_LAYERS} characters", lambda value: isinstance(value, str) and len(value) <= MAX_LAYERS)
-OBJECT = Kind("an object with fields", lambda value: isinstance(value, Mapping))
+FLAG = FieldType("true or false", lambda value: isinstance(value, int) and value in (0, 1))
+TEXT = FieldType(f"text of at most {MAX_LAYERS} characters", lambda value: isinstance(value, str) and len(value) <= MAX_LAYERS)
+OBJECT = FieldType("an object with fields", lambda value: isinstance(value, Mapping))
 INDEXES = _list(SIZE, "numbers")
 WORDS = _list(TEXT, "words")
 OBJECTS = _list(OBJECT, "objects with fields")
@@ -116,7 +116,7 @@ class Fields:
         self.place = place
         self.not_counted: list[str] = []
 
-    def get(self, *names: str, kind: Kind | None = None) -> Any:
+    def get(self, *names: str, kind: FieldType | None = None) -> Any:
         """The first of these fields that is set; where none is mentioned, the default; None for neither.
 
         A field that is there with the value null is mentioned: transformers keeps the null.
@@ -196,7 +196,7 @@ class Fields:
             if value and name not in self._read | self._skipped and not str(name).startswith("_"):
                 yield str(name), value
 
-    def _checked(self, name: str, value: Any, kind: Kind) -> Any:
+    def _checked(self, name: str, value: Any, kind: FieldType) -> Any:
         if not kind.fits(value):
             raise ConfigError(f"{self.place}{name}={short(value)} in the Hugging Face config must be {kind.what}")
         return value

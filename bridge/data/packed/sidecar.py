@@ -29,7 +29,7 @@ LARGEST_BYTES = 64 << 20
 _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 
-def places(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
+def candidates(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
     """Where the sidecar of a packed file may lie, the best place first."""
     base = os.path.dirname(os.path.abspath(shards[0].path))
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(dataset_file.rstrip("/")))

@@ -101,7 +101,7 @@ def calculate_avg_seqlen(
     dataset_file = os.fspath(dataset_file)
     shards = identify_all(shards_of(dataset_file))
     key = {"global_batch_size": gbs, "seq_length": max_seq_len, "drop_remainder": drop_remainder}
-    places = sidecar.places(dataset_file, shards)
+    places = sidecar.candidates(dataset_file, shards)
     known = _look_up(places, shards, key)
     if known is not None:
         return known

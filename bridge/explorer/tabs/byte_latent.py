@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from bridge.explorer import figures
 from bridge.explorer.controls import Slider, Values
 from bridge.explorer.sources import Source
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.exhibits.byte_latent import PUBLISHED, compare, iso_cost_curve
 
@@ -34,11 +34,11 @@ def view(source: Source, values: Values) -> View:
     result = compare(patch_size, d_model, layers)
     word = "more" if result.advantage > 0 else "less"
     facts = [
-        Fact("bpe_per_byte", "BPE", result.bpe_per_byte, f"{result.bpe_per_byte:.2e}", "FLOPs per byte"),
-        Fact("blt_global", "BLT global", result.blt_global, f"{result.blt_global:.2e}", "FLOPs per byte, latent transformer"),
-        Fact("blt_local", "BLT local", result.blt_local, f"{result.blt_local:.2e}", "FLOPs per byte, encoder and decoder"),
-        Fact("blt_total", "BLT total", result.blt_total, f"{result.blt_total:.2e}", "FLOPs per byte"),
-        Fact("advantage", "BLT against BPE", result.advantage, f"{result.advantage:+.1f} %", f"BLT costs {word}"),
+        Card("bpe_per_byte", "BPE", result.bpe_per_byte, f"{result.bpe_per_byte:.2e}", "FLOPs per byte"),
+        Card("blt_global", "BLT global", result.blt_global, f"{result.blt_global:.2e}", "FLOPs per byte, latent transformer"),
+        Card("blt_local", "BLT local", result.blt_local, f"{result.blt_local:.2e}", "FLOPs per byte, encoder and decoder"),
+        Card("blt_total", "BLT total", result.blt_total, f"{result.blt_total:.2e}", "FLOPs per byte"),
+        Card("advantage", "BLT against BPE", result.advantage, f"{result.advantage:+.1f} %", f"BLT costs {word}"),
     ]
     rows = [(fact.key, fact.value) for fact in facts]
     columns = (Column("name", "Quantity", figures.words), Column("value", "Value", lambda value: f"{value:,.10g}"))

@@ -7,7 +7,7 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
 from bridge.explorer.sources import Source, read
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.planning.check import Check, Way, check
 from bridge.planning.counting_rules import RULES
 from bridge.text import with_unit
@@ -40,9 +40,9 @@ def view(source: Source, values: Values) -> View:
     ours = found.under("megatron")
     return View(
         facts=[
-            Fact("reported", "Reported", values["reported"], f"{values['reported']:g} {values['unit']}", "of one device"),
-            Fact("nearest", "Nearest", best.ratio, found.shown(best), best.name.replace("_", " ")),
-            Fact("megatron", "By megatron", ours.flops_per_second, found.shown(ours), f"{(ours.ratio or 0) - 1:+.1%}"),
+            Card("reported", "Reported", values["reported"], f"{values['reported']:g} {values['unit']}", "of one device"),
+            Card("nearest", "Nearest", best.ratio, found.shown(best), best.name.replace("_", " ")),
+            Card("megatron", "By megatron", ours.flops_per_second, found.shown(ours), f"{(ours.ratio or 0) - 1:+.1%}"),
         ],
         figures=(_bars(found),),
         table=_table(found),

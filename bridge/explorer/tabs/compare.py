@@ -9,7 +9,7 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choice, Choices, Slider, Values
 from bridge.explorer.sources import OWN_MODEL, Source, compiled, model_names
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
@@ -62,9 +62,9 @@ def view(source: Source, values: Values) -> View:
     labels = [entry.label for entry in entries]
     return View(
         facts=[
-            Fact("least", "Cheapest token", cheap, with_unit(cheap, "FLOP"), labels[least]),
-            Fact("most", "Dearest token", dear, with_unit(dear, "FLOP"), labels[most]),
-            Fact("ratio", "Dearest over cheapest", ratio, f"{float(ratio):.3g}", f"{passes}, {length:,} tokens per sequence"),
+            Card("least", "Cheapest token", cheap, with_unit(cheap, "FLOP"), labels[least]),
+            Card("most", "Dearest token", dear, with_unit(dear, "FLOP"), labels[most]),
+            Card("ratio", "Dearest over cheapest", ratio, f"{float(ratio):.3g}", f"{passes}, {length:,} tokens per sequence"),
         ],
         figures=(
             figures.stacked(labels, parts, f"A token at length {length:,}, {passes}", y="FLOPs per token", horizontal=True),

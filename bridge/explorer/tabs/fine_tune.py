@@ -8,7 +8,7 @@ from fractions import Fraction
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Choices, Slider, Values
 from bridge.explorer.sources import Source, Training, compiled, read
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
@@ -104,21 +104,21 @@ def _passes(plan: Plan, length: int, images: list[int]) -> dict[str, Number]:
     return {flag: sum(getattr(row, flag) for row in rows) for flag in _FLAGS}
 
 
-def _facts(full: Plan, part: Plan, works: dict[str, Number], label: str, length: int, images: list[int]) -> list[Fact]:
+def _facts(full: Plan, part: Plan, works: dict[str, Number], label: str, length: int, images: list[int]) -> list[Card]:
     parameters = part.parameters()
     trainable = parameters["trainable"]
     work = works[label]
     shares = {name: Fraction(work) / Fraction(works[name]) for name in ("full training", "6ND")}
     adapters = part.breakdown([length], images).get(ADAPTERS, 0)
     return [
-        Fact("flops_per_token", "FLOPs per token", Fraction(work) / length, with_unit(Fraction(work) / length, "FLOP"), label),
-        Fact("of_full", "Of full training", shares["full training"], f"{float(shares['full training']):.1%}",
+        Card("flops_per_token", "FLOPs per token", Fraction(work) / length, with_unit(Fraction(work) / length, "FLOP"), label),
+        Card("of_full", "Of full training", shares["full training"], f"{float(shares['full training']):.1%}",
              f"{with_unit(Fraction(works['full training']) / length, 'FLOP')} per token"),
-        Fact("of_rule", "Of 6ND", shares["6ND"], f"{float(shares['6ND']):.1%}",
+        Card("of_rule", "Of 6ND", shares["6ND"], f"{float(shares['6ND']):.1%}",
              f"N = {in_words(full.parameters()['active'])} active parameters"),
-        Fact("trainable", "Trainable parameters", trainable, in_words(trainable),
+        Card("trainable", "Trainable parameters", trainable, in_words(trainable),
              f"{trainable / (parameters['total'] or 1):.3%} of {in_words(parameters['total'])}"),
-        Fact("adapters", "Adapters", Fraction(adapters) / length, with_unit(Fraction(adapters) / length, "FLOP"),
+        Card("adapters", "Adapters", Fraction(adapters) / length, with_unit(Fraction(adapters) / length, "FLOP"),
              f"{float(Fraction(adapters) / Fraction(work or 1)):.2%} of the work"),
     ]  # fmt: skip
 

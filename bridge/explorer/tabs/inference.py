@@ -11,7 +11,7 @@ from bridge import hardware
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Slider, Toggle, Values
 from bridge.explorer.sources import Source, read
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
@@ -134,21 +134,21 @@ def sweep(source: Source, values: Values, peak: float, rate: float) -> list[Step
 # ---- what is shown -----------------------------------------------------------------------------------------------
 
 
-def _facts(request: Generation, bound: Roofline, values: Values) -> list[Fact]:
+def _facts(request: Generation, bound: Roofline, values: Values) -> list[Card]:
     speed, first, mfu, mbu = bound.tokens_per_second, bound.time_to_first_token, bound.mfu, bound.mbu
     return [
-        Fact("time_to_first_token", "Time to first token, at best", first, seconds(first),
+        Card("time_to_first_token", "Time to first token, at best", first, seconds(first),
              f"bound by {_limit(bound.prefill_bound)}"),
-        Fact("tokens_per_second", "Tokens per second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
+        Card("tokens_per_second", "Tokens per second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
              "no step after the first token" if speed is None
              else f"{speed / values['batch']:,.4g} a request, bound by {_limit(bound.decode_bound)}"),
-        Fact("total_time", "The whole request", bound.total_time, seconds(bound.total_time), f"{values['batch']} at a time"),
-        Fact("flops", "FLOPs", request.total, with_unit(request.total, "FLOP"), f"prefill {with_unit(request.prefill, 'FLOP')}"),
-        Fact("mfu", "MFU, at most", mfu[-1], f"{mfu[-1]:.1%}", f"prefill {mfu[0]:.1%}, decode {mfu[1]:.2%}"),
-        Fact("mbu", "MBU, at most", mbu[-1], f"{mbu[-1]:.1%}", f"prefill {mbu[0]:.1%}, decode {mbu[1]:.1%}"),
-        Fact("weight_bytes", "Weights", request.weight_bytes, with_unit(request.weight_bytes, "B"),
+        Card("total_time", "The whole request", bound.total_time, seconds(bound.total_time), f"{values['batch']} at a time"),
+        Card("flops", "FLOPs", request.total, with_unit(request.total, "FLOP"), f"prefill {with_unit(request.prefill, 'FLOP')}"),
+        Card("mfu", "MFU, at most", mfu[-1], f"{mfu[-1]:.1%}", f"prefill {mfu[0]:.1%}, decode {mfu[1]:.2%}"),
+        Card("mbu", "MBU, at most", mbu[-1], f"{mbu[-1]:.1%}", f"prefill {mbu[0]:.1%}, decode {mbu[1]:.1%}"),
+        Card("weight_bytes", "Weights", request.weight_bytes, with_unit(request.weight_bytes, "B"),
              f"{with_unit(request.weight_bytes / values['devices'], 'B')} a device"),
-        Fact("cache_bytes", "KV cache at the end", request.cache_bytes, with_unit(request.cache_bytes, "B"),
+        Card("cache_bytes", "KV cache at the end", request.cache_bytes, with_unit(request.cache_bytes, "B"),
              f"{with_unit(request.cache_bytes / values['batch'], 'B')} a request"),
     ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
 from bridge.explorer.sources import Source, compiled, read
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
@@ -162,24 +162,24 @@ def cross_over(plan: Plan) -> int | None:
 # ---- what is shown -----------------------------------------------------------------------------------------------
 
 
-def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], crossing: int | None) -> list[Fact]:
+def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], crossing: int | None) -> list[Card]:
     tokens = values["length"] * values["batch"]
     parameters = plan.parameters()
     pairs, rest = split(plan, values["length"])
     largest = max(stages) * Fraction(len(stages), devices(values))
     active = parameters["active"]
     facts = [
-        Fact("flops", "FLOPs per step", flops, with_unit(flops, "FLOP"), f"{flops:,}" if isinstance(flops, int) else ""),
-        Fact("flops_per_token", "FLOPs per token", Fraction(flops) / tokens, with_unit(Fraction(flops) / tokens, "FLOP"),
+        Card("flops", "FLOPs per step", flops, with_unit(flops, "FLOP"), f"{flops:,}" if isinstance(flops, int) else ""),
+        Card("flops_per_token", "FLOPs per token", Fraction(flops) / tokens, with_unit(Fraction(flops) / tokens, "FLOP"),
              f"{tokens:,} tokens per step"),
-        Fact("parameters", "Parameters", parameters["total"], in_words(parameters["total"]),
+        Card("parameters", "Parameters", parameters["total"], in_words(parameters["total"]),
              "all of them active" if active == parameters["total"] else f"{in_words(active)} active"),
-        Fact("cross_over", "Attention takes over at", crossing, "never" if crossing is None else f"{crossing:,} tokens",
+        Card("cross_over", "Attention takes over at", crossing, "never" if crossing is None else f"{crossing:,} tokens",
              f"{float(pairs / (pairs + rest)):.1%} of the work at {values['length']:,} tokens" if pairs + rest else ""),
     ]  # fmt: skip
     if devices(values) > 1:
         facts.append(
-            Fact(
+            Card(
                 "flops_per_device",
                 "FLOPs per device, at most",
                 largest,
@@ -190,8 +190,8 @@ def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], 
     if values["pp"] > 1:
         bound = pipeline_bound(stages, micro_batches(values), values["vpp"])
         facts += [
-            Fact("imbalance", "Largest stage over mean", bound.imbalance, f"{bound.imbalance:.3f}", f"{values['pp']} stages"),
-            Fact("bubble", "Pipeline bubble, at least", bound.bubble, f"{bound.bubble:.1%}",
+            Card("imbalance", "Largest stage over mean", bound.imbalance, f"{bound.imbalance:.3f}", f"{values['pp']} stages"),
+            Card("bubble", "Pipeline bubble, at least", bound.bubble, f"{bound.bubble:.1%}",
                  f"{bound.micro_batches} micro-batches of one sequence"),
         ]  # fmt: skip
     return facts

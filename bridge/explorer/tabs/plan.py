@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bridge.explorer import figures
 from bridge.explorer.controls import Choice, Slider, Values
 from bridge.explorer.sources import Source, compiled
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import MACHINES, Machine, known_machine
@@ -61,10 +61,10 @@ def view(source: Source, values: Values) -> View:
     verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {gib(usable)}, stage {fullest.stage}"
     return View(
         facts=[
-            Fact("bytes", "Fullest rank", fullest.total, gib(fullest.total), verdict),
-            Fact("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
-            Fact("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s per device"),
-            Fact("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
+            Card("bytes", "Fullest rank", fullest.total, gib(fullest.total), verdict),
+            Card("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
+            Card("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s per device"),
+            Card("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
         ],
         figures=(_memory(planned), _time(planned)),
         table=_table(planned),

@@ -7,14 +7,14 @@ from typing import Optional
 from bridge.explorer import charts
 from bridge.explorer.controls import Values
 from bridge.explorer.figures import Figure
-from bridge.explorer.view import Column, Fact, Table, View
+from bridge.explorer.view import Card, Column, Table, View
 from bridge.metrics.why import why
 from bridge.report import waterfall
 from bridge.report.chart import fill
 from bridge.report.facts import middle, notes_of, present
 from bridge.report.host_log import tell_apart
 from bridge.report.panels import SECTIONS as QUESTIONS
-from bridge.report.run_file import Run, read_run
+from bridge.report.run_file import RecordedRun, read_run
 from bridge.text import digits_of, percent, significant, with_unit
 
 KEY, TITLE = "run", "Run"
@@ -43,14 +43,14 @@ def view(path: str, values: Values) -> View:
     )
 
 
-def _waterfall(run: Run) -> Optional[Figure]:
+def _waterfall(run: RecordedRun) -> Optional[Figure]:
     parts = waterfall.parts_of(run)
     return charts.falling(waterfall.bars(parts), waterfall.TITLE) if parts else None
 
 
-def _facts(run: Run) -> list[Fact]:
+def _facts(run: RecordedRun) -> list[Card]:
     last = run.steps[-1]
-    facts = [Fact("steps", "Last step", last, f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")]
+    facts = [Card("steps", "Last step", last, f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")]
     for name, label, show in (
         ("tflops/device", "TFLOP/s per device", significant),
         ("mfu", "MFU", percent),
@@ -59,18 +59,18 @@ def _facts(run: Run) -> list[Fact]:
         numbers = present(run, _PREFIX + name)
         if numbers:
             typical = middle(numbers)
-            facts.append(Fact(name, f"{label}, median", typical, show(typical), f"last {show(numbers[-1])}"))
+            facts.append(Card(name, f"{label}, median", typical, show(typical), f"last {show(numbers[-1])}"))
     for name, label, unit in (
         ("total_flops", "FLOPs so far", "FLOP"),
         ("total_tokens", "Tokens so far", ""),
     ):
         numbers = present(run, _PREFIX + name)
         if numbers:
-            facts.append(Fact(name, label, numbers[-1], with_unit(numbers[-1], unit), f"{numbers[-1]:,}"))
+            facts.append(Card(name, label, numbers[-1], with_unit(numbers[-1], unit), f"{numbers[-1]:,}"))
     return facts
 
 
-def _table(run: Run) -> Table:
+def _table(run: RecordedRun) -> Table:
     columns = (
         Column("key", "Key"),
         *(Column(name, name, digits_of) for name in ("last", "median", "minimum", "maximum")),

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from bridge.flops.build import Build, Layer
 from bridge.flops.components.mlp import halves, mlp, width_factor
-from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax
+from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax_row
 from bridge.flops.rows import Channel
 from bridge.flops.terms import Kind, Role, Term, elementwise, join, norm, table
 
@@ -77,7 +77,7 @@ def moe(
             *terms,
             table("per_expert_scale", COMPONENT, num_experts, source="routing", to=("routing",)).under("router."),
         ]
-    scores = num_experts * SIGMOID if sigmoid_scores else softmax(num_experts)
+    scores = num_experts * SIGMOID if sigmoid_scores else softmax_row(num_experts)
     terms.append(elementwise("router_scores", COMPONENT, scores, "routing"))
     if expert_bias:
         terms.append(table("expert_bias", COMPONENT, num_experts, to=()).under("router."))

@@ -34,7 +34,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TrackerType:
     """A kind of tracker.
 
     Attributes:
@@ -79,15 +79,15 @@ def _mlflow(start: Start) -> Tracker:
 
 
 KINDS = (
-    Kind("metrics_file", lambda start: JsonlTracker(start.options.metrics_file, step=start.step)),
-    Kind("wandb_project", _wandb, "wandb", "wandb"),
-    Kind(
+    TrackerType("metrics_file", lambda start: JsonlTracker(start.options.metrics_file, step=start.step)),
+    TrackerType("wandb_project", _wandb, "wandb", "wandb"),
+    TrackerType(
         "tensorboard_dir",
         lambda start: TensorBoardTracker(start.options.tensorboard_dir, step=start.step, config=start.config),
         "tensorboard",
         "tensorboard",
     ),
-    Kind("mlflow_experiment", _mlflow, "mlflow", "mlflow-skinny sqlalchemy alembic"),
+    TrackerType("mlflow_experiment", _mlflow, "mlflow", "mlflow-skinny sqlalchemy alembic"),
 )
 
 

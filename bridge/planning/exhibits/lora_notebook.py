@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from bridge.flops.elementwise import NOTHING, softmax
+from bridge.flops.elementwise import NOTHING, softmax_row
 from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.terms import Kind, Term
 from bridge.planning.ledger import Ledger, OperationCost, cost_of
@@ -170,7 +170,7 @@ def generation(
         cost = ledger.cost([given]) + ledger.decode(given, generated - 1)
     else:
         cost = ledger.cost(range(given, given + generated))
-    return cost + generated * cost_of(softmax(VOCABULARY), lora=False) if stochastic else cost
+    return cost + generated * cost_of(softmax_row(VOCABULARY), lora=False) if stochastic else cost
 
 
 @dataclass(frozen=True)

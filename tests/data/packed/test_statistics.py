@@ -312,7 +312,7 @@ def test_a_process_that_dies_leaves_no_lock_behind(dataset, computed):
         "import sys, time; from pathlib import Path; from bridge.data.packed import sidecar\n"
         "with sidecar.try_lock(Path(sys.argv[1])) as mine:\n    print(mine, flush=True)\n    time.sleep(600)"
     )
-    place = sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
+    place = sidecar.candidates(str(dataset), identify_all(shards_of(str(dataset))))[0]
     process = subprocess.Popen([sys.executable, "-c", hold, str(place)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "True\n"
     with sidecar.try_lock(place) as mine:
@@ -326,7 +326,7 @@ def test_a_process_that_dies_leaves_no_lock_behind(dataset, computed):
 
 def test_waiting_ends(dataset, monkeypatch, computed):
     monkeypatch.setattr(statistics, "PATIENCE_S", 0.1)
-    place = sidecar.places(str(dataset), identify_all(shards_of(str(dataset))))[0]
+    place = sidecar.candidates(str(dataset), identify_all(shards_of(str(dataset))))[0]
     with sidecar.try_lock(place) as mine:
         assert mine
         assert calculate_avg_seqlen(str(dataset), 1, 64, True) == averages(PACKS)

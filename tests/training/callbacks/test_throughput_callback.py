@@ -27,10 +27,7 @@ from bridge.report.runs import open_run
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 from bridge.training.callbacks.throughput import FACTS, ROWS, sampled_every
 
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
+pytestmark = pytest.mark.usefixtures("no_measurement")
 
 
 def plan(convention="megatron"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.priced import Report, make_batch, micro_batches
+from bridge.cli.priced import PricedBatch, make_batch, micro_batches
 from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
@@ -43,7 +43,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 
 @dataclass(frozen=True)
-class Column:
+class Compared:
     """One model with its options in one convention.
 
     Attributes:
@@ -53,7 +53,7 @@ class Column:
     """
 
     overrides: Sequence[str]
-    report: Report
+    report: PricedBatch
     bytes_per_token: Fraction | None
 
     @property
@@ -117,7 +117,7 @@ def _conditions(models: Sequence[Named], length: int | None, arguments: argparse
     return f"sequences of {length:,} tokens{why}"
 
 
-def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Namespace) -> Iterator[Column]:
+def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Namespace) -> Iterator[Compared]:
     sizes = arguments.bytes_per_token or (None,)
     if len(sizes) not in (1, len(models)):
         raise ConfigError(f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one, or one for each")
@@ -131,11 +131,11 @@ def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Na
                 # As `bridge flops` does: without a number format of its own a model runs in BF16.
                 plan = compile_plan(replace(model, formats=model.formats.or_on("bf16")), convention)
                 batch = make_batch(plan, config, **{**options.batch_of(arguments), "sequence_length": length})
-                report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
+                report = PricedBatch(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices))
                 report.stages  # noqa: B018  # errors of the layout come before the first line
             except ConfigError as error:
                 raise ConfigError(f"{' '.join([source, *own])}: {error}") from None
-            yield Column(own, report, bytes_per_token)
+            yield Compared(own, report, bytes_per_token)
 
 
 def _grouped(words: Sequence[str]) -> list[tuple[str, list[str], list[str]]]:
@@ -152,7 +152,7 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str], list[str]]]:
     return models
 
 
-def _as_json(column: Column, first: Column) -> dict[str, Any]:
+def _as_json(column: Compared, first: Compared) -> dict[str, Any]:
     values = column.report.as_json()
     del values["table"]
     return {
@@ -167,7 +167,7 @@ def _as_json(column: Column, first: Column) -> dict[str, Any]:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _show(columns: Sequence[Column], conditions: str) -> None:
+def _show(columns: Sequence[Compared], conditions: str) -> None:
     reports = [column.report for column in columns]
     console = Output()
     console.print(f"{conditions}\n", soft_wrap=True)

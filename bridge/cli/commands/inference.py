@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from bridge.cli import arguments as options
+from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.flops import sizes
 from bridge.cli.priced import refuse_what_has_no_effect
 from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan

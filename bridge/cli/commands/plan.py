@@ -12,9 +12,9 @@ from math import ceil
 from typing import Any
 
 from bridge.cli import arguments as options
-from bridge.cli import plan_layouts
+from bridge.cli.commands import plan_layouts
+from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.flops import sizes
 from bridge.cli.priced import check_devices, make_batch
 from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, Plan, compile_plan

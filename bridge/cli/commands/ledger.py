@@ -11,7 +11,7 @@ from typing import Any
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
-from bridge.flops.elementwise import softmax
+from bridge.flops.elementwise import softmax_row
 from bridge.planning.exhibits.lora_notebook import (
     BUDGET,
     NOTEBOOK,
@@ -153,7 +153,7 @@ def _bill(name: str, tokens: int, ledger: Ledger, step: OperationCost, asked: di
 
 def _drawing(vocabulary: int) -> OperationCost:
     """One token drawn from a softmax over the vocabulary."""
-    operations = softmax(vocabulary)
+    operations = softmax_row(vocabulary)
     return OperationCost(**{name: int(getattr(operations, name) * getattr(COSTS, name)) for name in OPERATIONS})
 
 

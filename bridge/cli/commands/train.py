@@ -26,6 +26,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and errors alone (logger.quiet=true)")
     parser.set_defaults(run=run)
 
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    config = load_recipe(arguments.recipe, arguments.overrides)
+    config = load_recipe(arguments.recipe, [*arguments.overrides, *(["logger.quiet=true"] if arguments.quiet else [])])
     for package in OLDEST:
         _check_version(package)
     check_installed(config.logger)

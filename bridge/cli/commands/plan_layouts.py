@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from bridge.cli import arguments as options
+from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.flops import sizes
 from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan
 from bridge.planning.machines import GIB, Machine, known_machine

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.priced import COLUMNS, Report, make_batch, micro_batches
+from bridge.cli.priced import COLUMNS, PricedBatch, make_batch, micro_batches
 from bridge.config import layout_problems
 from bridge.flops import compile_plan
 from bridge.flops.formats import BASES, RECIPES
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = compile_plan(replace(model, formats=formats.or_on("bf16")), convention, framework=arguments.framework)
     batch = make_batch(plan, config, **options.batch_of(arguments))
     peaks = {one: rate * 1e12 for one, rate in options.known_device(name).tflops.items()} if name else {}
-    report = Report(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
+    report = PricedBatch(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
     origins = explain(config, convention, framework=arguments.framework) if arguments.explain else []
     if arguments.json:
         values = report.as_json()
@@ -96,7 +96,7 @@ def sizes(parameters: dict[str, int]) -> str:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _table(report: Report) -> Table:
+def _table(report: PricedBatch) -> Table:
     columns = COLUMNS[report.passes]
     repeated = any(row.times != 1 for row in report.rows)
     heads = ("times", "layers") if repeated else ("layers",)
@@ -120,7 +120,7 @@ def _table(report: Report) -> Table:
 # ---- equations ------------------------------------------------------------------------------------------------------
 
 
-def _show_equations(console: Output, report: Report, origins: list[Origin]) -> None:
+def _show_equations(console: Output, report: PricedBatch, origins: list[Origin]) -> None:
     statistics = {statistic.name: statistic for statistic in report.plan.statistics}
     values = dict(zip(statistics, report.batch.vector, strict=True))
     for row, origin in zip(report.rows, origins, strict=True):
@@ -149,7 +149,7 @@ def _equation(row: Row, value: int | Fraction) -> str:
 # ---- number formats -------------------------------------------------------------------------------------------------
 
 
-def _show_formats(console: Output, report: Report) -> None:
+def _show_formats(console: Output, report: PricedBatch) -> None:
     """FLOPs by number format, and the time they take at the peaks of one device."""
     console.print()
     timed = bool(report.peaks)
@@ -172,7 +172,7 @@ def _show_formats(console: Output, report: Report) -> None:
 # ---- the pipeline ---------------------------------------------------------------------------------------------------
 
 
-def _show_pipeline(console: Output, report: Report) -> None:
+def _show_pipeline(console: Output, report: PricedBatch) -> None:
     bound = report.pipeline
     console.print()
     table = make_table((), ("stage", "work", "share"), title="Pipeline")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridge.cli import arguments as options
+from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
-from bridge.cli.flops import sizes
 from bridge.config import layout_problems
 from bridge.hardware import NUMBER_FORMATS
 from bridge.planning.check import Check, Way, check, shown_quantity
