@@ -28,7 +28,7 @@ STEPS = int(os.environ.get("BENCH_STEPS", "800"))
 WARM_UP = 24
 INTERVAL = 10
 TARGET_US = 150.0
-"""0.3 % of a step of 50 ms."""
+"""0.3% of a step of 50 ms."""
 OFF, OTHER, LAUNCH, PUBLISH, SAMPLED = "off", "other", "launch", "publish", "sampled"
 OPTIONS = (
     "data.max_documents=600",
@@ -169,7 +169,7 @@ def estimate(taken: Mapping[str, Sequence[float]]) -> float:
 
 
 def interval(taken: Mapping[str, Sequence[float]]) -> tuple[float, float]:
-    """Of 95 %."""
+    """Of 95%."""
     draw = random.Random(1)
     again = sorted(estimate({kind: draw.choices(times, k=len(times)) for kind, times in taken.items()}) for _ in range(400))
     return again[10], again[389]
@@ -204,10 +204,10 @@ def rows() -> Iterator[Row]:
             where = f"{batching}, rank {rank}"
             (low, high), value = interval(inside), estimate(inside)
             kinds = ", ".join(f"{kind} {1e6 * statistics.median(times):.0f}" for kind, times in sorted(inside.items()))
-            note = f"95 % interval {low:.0f} to {high:.0f}; {value / 500:.2f} % of 50 ms; {kinds}"
+            note = f"95% interval {low:.0f} to {high:.0f}; {value / 500:.2f}% of 50 ms; {kinds}"
             yield Row(f"inside the callback in steps of two ranks, {where}", value, "us/step", TARGET_US, note)
             (low, high), step = interval(whole), 1e3 * statistics.median(whole[OFF])
-            note = f"95 % interval {low:.0f} to {high:.0f}; these steps {step:.0f} ms"
+            note = f"95% interval {low:.0f} to {high:.0f}; these steps {step:.0f} ms"
             yield Row(f"steps with less those without, {where}", estimate(whole), "us/step", None, note)
             yield Row(f"by its own clock, {where}", 1e3 * found["own"], "us/step")
 

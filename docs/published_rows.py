@@ -62,7 +62,7 @@ class Row:
         if "days" in told:
             speed = f"{told['days']} days of {told['tokens'] / 1e9:g} G tokens"
         kind = " " + (told.get("quantity", "") if "FU" in told.get("quantity", "") else "HFU" * ("recompute" in told))
-        return (*start, speed, (told["reported"].replace("%", " %").replace("T", " T", 1) + kind).strip(),
+        return (*start, speed, (told["reported"].replace("T", " T", 1) + kind).strip(),
                 counted.shown(self.way), f"{self.way.ratio:.4f}")  # fmt: skip
 
     @property

@@ -274,7 +274,7 @@ class Check:
 
 
 def shown_quantity(quantity: Quantity) -> str:
-    """``800 TFLOP/s``, ``41.25 %``."""
+    """``800 TFLOP/s``, ``41.25%``."""
     number = float(quantity.number)
     return f"{number * 100:.6g}%" if quantity.unit == "%" else f"{number / 1e12:,.6g} TFLOP/s"
 

@@ -22,7 +22,7 @@ from bridge.planning.memory import Memory
 from bridge.planning.training_run import pipeline_bound
 
 #: The best fraction of the peak in NVIDIA's tables for Megatron-Bridge (docs/performance-summary, releases 25.09 to 26.06):
-#: FP8 2646 of 5000 TFLOP/s, NVFP4 3005 of 10000.  BF16 is an assumption: 43 % are published of whole runs (arXiv:2407.21783).
+#: FP8 2646 of 5000 TFLOP/s, NVFP4 3005 of 10000.  BF16 is an assumption: 43% are published of whole runs (arXiv:2407.21783).
 REACHED = {"bf16": 0.60, "fp16": 0.60, "fp8": 0.53, "fp4": 0.30}
 #: Models with experts reach half of that in the same tables: many small matmuls, and tokens that are sorted and moved.
 WITH_EXPERTS = 0.5

@@ -41,7 +41,7 @@ def notes_of(run: RecordedRun) -> list[str]:
     if run.skipped:
         sentences.append(f"{run.skipped:,} rows were damaged or had no step, and are left out.")
     if any(number > 1 for name in ("mfu", "hfu") for number in present(run, f"throughput/{name}")):
-        sentences.append("Doubtful: a utilisation above 100 %. The peak, the number format or the convention does not fit.")
+        sentences.append("Doubtful: a utilisation above 100%. The peak, the number format or the convention does not fit.")
     details = run.facts.get("verified_details")
     if run.facts.get("verified") == "no" and present(run, "throughput/doubtful") and isinstance(details, list) and details:
         sentences.append(f"Doubtful: the built model is not the one that is priced. {_text('; '.join(map(str, details)))}.")

@@ -80,7 +80,7 @@ def _waterfall(name: str, run: RecordedRun, runs: int) -> str:
         return ""
     return (
         '<section class="wide"><h2>Where the time of a step goes</h2>'
-        '<p class="soft">What lies between the MFU and 100 %, in the mean over the run?</p>'
+        '<p class="soft">What lies between the MFU and 100%, in the mean over the run?</p>'
         f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}{_of(name, runs)}</b></figcaption>'
         f"{waterfall.svg(waterfall.bars(parts))}</figure></section>"
     )

@@ -61,12 +61,12 @@ CLAIMS: list[tuple[str, str, tuple[Callable[[], str], ...]]] = [
     ("docs/architecture.md", "A step of Llama 3.1 405B on 128 sequences of 128k tokens is {} FLOPs, more than 64 bits hold.", (
         lambda: f"{float(compile_plan(load_recipe('llama3.1-405b'), 'exact').flops([2**17] * 128)):.1e}".replace("+", ""),)),
     ("docs/callback.md", "of two ranks, one twice as slow shows {}", (lambda: f"{2 / ((1 + 2) / 2):.2f}",)),
-    ("docs/faq.md", "a true 39 % on four context ranks is reported as {} %", (lambda: str(39 * 4),)),
+    ("docs/faq.md", "a true 39% on four context ranks is reported as {}%", (lambda: str(39 * 4),)),
     ("docs/fine-tuning.md", "parameters       {} k ({}), {} k trained ({}%)", (
         lambda: f"{trained('tiny_lora')['total'] / 1e3:.0f}", lambda: f"{trained('tiny_lora')['total']:,}",
         lambda: f"{trained('tiny_lora')['trainable'] / 1e3:.1f}",
         lambda: f"{100 * trained('tiny_lora')['trainable'] / trained('tiny_lora')['total']:.2f}")),
-    ("docs/frameworks.md", "Differs from Megatron by {} %", (lambda: f"{100 * float(over_megatron('executed')) - 100:.1f}",)),
+    ("docs/frameworks.md", "Differs from Megatron by {}%", (lambda: f"{100 * float(over_megatron('executed')) - 100:.1f}",)),
     ("docs/frameworks.md", "for Llama 3 8B the whole square alone is {} at\n4,096 tokens and {} at 8,192", (
         lambda: over_megatron("executed", length=4096), lambda: over_megatron("executed"))),
     ("docs/frameworks.md", "verl until 0.7.0, which had the embedding beside it, {} and {}", (
@@ -75,7 +75,7 @@ CLAIMS: list[tuple[str, str, tuple[Callable[[], str], ...]]] = [
         lambda: over_megatron(*SINCE, length=4096), lambda: over_megatron(*SINCE))),
     ("docs/planning.md", "{} bytes a parameter (bf16 weights, fp32 gradients, Adam)", (
         lambda: str(state_bytes(compile_plan(TINY)) // trained("tiny")["total"]),)),
-    ("docs/planning.md", "**Does not fit** means more than {} % of the memory", (lambda: f"{100 * USABLE:.0f}",)),
+    ("docs/planning.md", "**Does not fit** means more than {}% of the memory", (lambda: f"{100 * USABLE:.0f}",)),
     ("docs/scale.md", "| hops of a tree, up and down | {} | {} |", (lambda: str(hops(16384)), lambda: str(hops(100_000)))),
     ("docs/scale.md", "| network at 5, 10, 20 us a hop | {}, {}, {} ms | {}, {}, {} ms |", tuple(
         lambda ranks=ranks, us=us: f"{hops(ranks) * us / 1e3:.2f}" for ranks in (16384, 100_000) for us in (5, 10, 20))),

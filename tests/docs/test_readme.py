@@ -31,7 +31,7 @@ def test_windows_guessed_from_sums() -> None:
     by_weighted_mean = total * (window - window * (window - 1) / 2 / (squares / total))
     assert sum(lengths[:16]) == lengths[16]
     assert [f"{estimate / exact - 1:+.0%}" for estimate in (by_squares, by_weighted_mean)] == ["+112%", "+53%"]
-    assert "half of the sum of s², or a window over the length sum s² / sum s | +112 %, +53 % |" in README
+    assert "half of the sum of s², or a window over the length sum s² / sum s | +112%, +53% |" in README
     # The mean length itself would be as far off on the other side.
     by_mean_length = len(lengths) * Fraction(total, len(lengths)) ** 2 / 2
     assert f"{float(by_mean_length / exact) - 1:+.0%}" == "-53%"

@@ -54,6 +54,6 @@ def test_a_single_dip_of_a_long_run_is_drawn(tmp_path):
 
 def test_doubtful_runs_are_marked(tmp_path):
     file = write(tmp_path / "metrics.jsonl", [{"step": 1, "throughput/mfu": 1.2}, {"step": 2, "lm loss": 3.0}])
-    assert any("above 100 %" in note for note in run.view(str(file), VALUES).notes)
+    assert any("above 100%" in note for note in run.view(str(file), VALUES).notes)
     file = write(tmp_path / "metrics.jsonl", [{"step": 2, "lm loss": 3.0}])
     assert any("ThroughputCallback" in note for note in run.view(str(file), VALUES).notes)

@@ -24,7 +24,7 @@ def rows():
 
 
 def test_most_rows_agree(rows):
-    """At least 95 % by a convention or a named rule; what does not is listed, with what is known."""
+    """At least 95% by a convention or a named rule; what does not is listed, with what is known."""
     own = [row for row in rows if not row.source.startswith(BRIDGE)]
     assert (len(own), len(rows) - len(own)) == (266, 257)
     for some in (own, [row for row in rows if row.source.startswith(BRIDGE)]):

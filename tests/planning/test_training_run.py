@@ -21,7 +21,7 @@ from bridge.planning.training_run import (
     within_budget,
 )
 
-#: 100 devices of 1 PFLOP/s, of which 40 % become model FLOPs: 4e16 FLOP/s, 1.44e18 FLOP per device hour.
+#: 100 devices of 1 PFLOP/s, of which 40% become model FLOPs: 4e16 FLOP/s, 1.44e18 FLOP per device hour.
 CLUSTER = Cluster(Range.of(100), 1e15, Range.of(Fraction(2, 5)), price=Range.of(2), power=Range.of(1000))
 
 

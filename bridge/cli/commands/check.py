@@ -22,7 +22,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "check",
         run,
         "Hold a reported throughput against every way of counting: which convention gives it, and what the usual mistakes would "
-        "give. Write numbers with all the digits that were printed: a count agrees within 1 %% or within their rounding.",
+        "give. Write numbers with all the digits that were printed: a count agrees within 1%% or within their rounding.",
     )
     options.add_model(parser)
     lengths = parser.add_mutually_exclusive_group()

@@ -42,7 +42,7 @@ def test_the_table_and_the_sentence(capsys):
 
 
 def test_utilisation_by_step_time(capsys):
-    """22 billion parameters on 8 A100: a step of 4 rows in 1.1 s, 41.5 % (arXiv:2205.05198, table 5)."""
+    """22 billion parameters on 8 A100: a step of 4 rows in 1.1 s, 41.5% (arXiv:2205.05198, table 5)."""
     fields = {"num_layers": 48, "hidden_size": 6144, "ffn_hidden_size": 24576, "num_attention_heads": 64, "vocab_size": 51200}
     words = [f"model.{name}={value}" for name, value in fields.items()]
     said = answer(capsys, "check", "gpt3-175b", *words, "--device-name", "A100 80GB", "--devices", "8", "--step-time", "1.10",
