@@ -191,7 +191,7 @@ def peak_bandwidth(device_name: str) -> float | None:
 
 
 def compute_mfu(flops: float, duration_s: float, gpu_name: str, num_gpus: int = 1) -> float:
-    """Model FLOPs utilisation in percent of the BF16 peak (FP16 on devices without BF16).
+    """Model FLOPs utilization in percent of the BF16 peak (FP16 on devices without BF16).
 
     Args:
         flops: work done by all devices together, FLOP.
@@ -209,7 +209,7 @@ def compute_mfu(flops: float, duration_s: float, gpu_name: str, num_gpus: int = 
 
 
 def compute_mbu(num_bytes: float, duration_s: float, gpu_name: str, num_gpus: int = 1) -> float:
-    """Memory bandwidth utilisation in percent of the peak.
+    """Memory bandwidth utilization in percent of the peak.
 
     Args:
         num_bytes: read and written by all devices together.

@@ -64,12 +64,12 @@ def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.fl
     """Cut an image into the patches that a tower takes.
 
     Args:
-        pixels: uint8 [height, width] or [height, width, channels]; a grey image stands for every channel.  Height and width are
+        pixels: uint8 [height, width] or [height, width, channels]; a gray image stands for every channel.  Height and width are
             multiples of patch_size x spatial_merge_size.
         vision: the tower.
 
     Returns:
-        Patches [n, in_channels x temporal_patch_size x patch_size^2], blocks of spatial_merge_size^2 neighbours one after the
+        Patches [n, in_channels x temporal_patch_size x patch_size^2], blocks of spatial_merge_size^2 neighbors one after the
         other, and the grid (frames, rows, columns) in patches: one row of ``image_grid_thw``.
     """
     if pixels.ndim == 2:

@@ -23,7 +23,7 @@ BASES = ("bf16", "fp16", "fp32")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to quantise matmuls.
+    """One way to quantize matmuls.
 
     Attributes:
         name: megatron-core's ``fp8_recipe`` or ``fp4_recipe``.
@@ -82,15 +82,15 @@ class Formats:
     """Which matmul of a model runs in which number format.
 
     Attributes:
-        base: of all that is not quantised; None where the configuration does not say.
+        base: of all that is not quantized; None where the configuration does not say.
         recipe: how the rest is; None where nothing is.
         unknown: why the formats are not known; empty where they are.
         first, last: so many layers at either end stay in ``base``.
-        attention: attention's products are quantised.
+        attention: attention's products are quantized.
         output_layer: output layers are.
         kept: passes that stay in ``base`` in every layer.
         left_out: patterns of the modules that stay in it.
-        modules: paths of the modules that are quantised, whatever they are; None: those that ``recipe`` takes.
+        modules: paths of the modules that are quantized, whatever they are; None: those that ``recipe`` takes.
         teacher: formats of a teacher that runs beside the model; None: the same.
     """
 
@@ -112,10 +112,10 @@ class Formats:
         return self.recipe.format if self.recipe else UNKNOWN if self.unknown else self.base or UNKNOWN
 
     def on(self, base: str) -> Formats:
-        """The same where the loop knows what is not quantised runs in.
+        """The same where the loop knows what is not quantized runs in.
 
         Args:
-            base: a number format; ``fp8`` or ``fp4`` of a loop that quantises by itself hold for the whole model.
+            base: a number format; ``fp8`` or ``fp4`` of a loop that quantizes by itself hold for the whole model.
         """
         return self if self.recipe and base not in BASES else replace(self, base=base)
 
@@ -170,7 +170,7 @@ class Formats:
         return self.recipe.format if self._holds_at(self.recipe, term.place, layers) else base
 
     def _may_run_in(self, recipe: Recipe, term: Term, one: Pass) -> bool:
-        """Whether a matmul is one of those that a recipe quantises, wherever it stands."""
+        """Whether a matmul is one of those that a recipe quantizes, wherever it stands."""
         if term.kind is Kind.CORE:
             return self.attention and term.component == CORE
         if one in self.kept:
@@ -223,7 +223,7 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
 
 
 def _base(field: Callable[[str], Any]) -> Optional[str]:
-    """What is not quantised runs in; None where a configuration says nothing of it."""
+    """What is not quantized runs in; None where a configuration says nothing of it."""
     low = next((name for name in ("bf16", "fp16") if field(name)), None)
     return low or (None if field("bf16") is None else "fp32")
 

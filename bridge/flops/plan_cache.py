@@ -1,6 +1,6 @@
 """Plans of configurations used before: compiled once, reused while the configuration is unchanged.
 
-A configuration object is recognised by identity, and its contents are compared with a copy on every call, so a change is
+A configuration object is recognized by identity, and its contents are compared with a copy on every call, so a change is
 noticed.  The comparison is one equality per object, of fields that nearly all are the same objects: of dictionaries, or where
 there are many fields, of the values in their order and of the last name, since a field that is renamed goes to the end; that
 takes two thirds of the time, about a microsecond for a hundred fields.  Objects whose fields cannot be compared that way are

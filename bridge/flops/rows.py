@@ -1,6 +1,6 @@
 """Rows: what a block says of itself, beside its formula, in its own file.
 
-Symbols of hybrid patterns, names of attention variants, caches, colours and what can be trained are not listed anywhere else:
+Symbols of hybrid patterns, names of attention variants, caches, colors and what can be trained are not listed anywhere else:
 ``components.registry`` finds the rows and makes the tables.
 """
 
@@ -58,7 +58,7 @@ class Row:
 
     Attributes:
         name: unique among the rows of its kind.
-        colour: line of the breakdown -> the name of a colour (``report.colours.PALETTE``), for the lines that begin in this file.
+        colour: line of the breakdown -> the name of a color (``report.colours.PALETTE``), for the lines that begin in this file.
         trains: our own training engine builds it; anything else can be counted only.
     """
 

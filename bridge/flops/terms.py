@@ -238,7 +238,7 @@ def norm(
     rows: Rows = TOKENS,
     times: int = 1,
 ) -> Term:
-    """A normalisation's weight vector (and bias, for LayerNorm): parameters, but no matmul.
+    """A normalization's weight vector (and bias, for LayerNorm): parameters, but no matmul.
 
     ``kind=Kind.LATENT_NORM`` marks the norms that Megatron prices as a ``size x 1`` matmul.  ``times`` vectors of each row
     go through it (heads).

@@ -147,7 +147,7 @@ flops_counter = FlopsCounter(model.config)
 achieved, peak = flops_counter.estimate_flops(batch_seqlens, delta_time)""",
     ),
     Adapter(
-        "A loop of your own",
+        "Your own loop",
         "plain",
         "torch",
         "torch",

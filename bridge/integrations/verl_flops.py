@@ -54,7 +54,7 @@ class FlopsCounter:
 
         Returns:
             (TFLOP/s of all ranks together, peak of one device in TFLOP/s). The peak is infinite where the device is not known,
-            so that no utilisation is made up: it is 0.
+            so that no utilization is made up: it is 0.
         """
         peak = self._peak or self._find_peak()
         achieved = float(self.plan.flops(batch_seqlens)) / delta_time / _TERA

@@ -1,7 +1,7 @@
-"""Every constant of a run that is published, once: what it means, and where it comes from.
+"""The one declaration of every published constant of a run: its meaning and where it comes from.
 
-They are what a finished run needs to be scored again: device, peak and its source, and what the formula was given.  The table of
-the documentation comes from here.
+A finished run can be scored again from them: device, peak and its source, and the inputs of the formula.  The table in the
+documentation comes from here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bridge.metrics.peak import UNKNOWN, DevicePeak, Peak
 from bridge.metrics.place import Place
 from bridge.metrics.totals import whole
 
-#: The fact of a run whose totals miss something.
+#: The fact of a run with incomplete totals.
 INCOMPLETE = "totals are lower bounds: the lengths of some micro-batches could not be read"
 
 _ABSENT = object()
@@ -26,14 +26,17 @@ _ABSENT = object()
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of a run when it starts.
+    """What is known about a run when it starts.
 
     Attributes:
-        host: the loop. plan: of its model; None: it cannot be priced. convention: of the plan.
-        place: of this process.
-        device_peak: of one device, and where it comes from; None: it could not be found. peak: by number format too.
-        verified: what the built model said of the plan.
-        prices: by convention, see :mod:`bridge.metrics.prices`.
+        host: the loop.
+        plan: the plan of its model; None if it cannot be priced.
+        convention: the plan's convention.
+        place: the place of this process in the job.
+        device_peak: the peak of one device and its source; None if it could not be found.
+        peak: the peak by number format.
+        verified: the comparison of the built model with the plan.
+        prices: the prices by convention, see :mod:`bridge.metrics.prices`.
     """
 
     host: Host
@@ -52,8 +55,8 @@ class Fact:
 
     Attributes:
         name: its key in the summary.
-        meaning: in one sentence.
-        of: its value; ``_ABSENT`` where there is none. None: nobody tells; it is added later.
+        meaning: one sentence.
+        of: returns its value, or ``_ABSENT`` where there is none; None for a fact that is added later.
     """
 
     name: str
@@ -86,12 +89,12 @@ def _not_counted(known: Known) -> list[str]:
     return ["the whole model"] if known.plan is None else [*known.plan.not_counted, *never_read(known.plan)]
 
 
-#: What a sequence of tokens alone says nothing of.
+#: What the statistics of a sequence of tokens do not cover.
 _BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
 
 
 def _full_length(known: Known) -> Optional[int]:
-    """Of a sequence, where its tokens alone decide the work."""
+    """Tokens of a full sequence, where its tokens alone decide the work."""
     beside = known.plan is None or any(statistic.over in _BESIDE_TOKENS for statistic in known.plan.statistics)
     return None if beside else get(model_of(known.host.config), "seq_length")
 
@@ -105,7 +108,7 @@ def _at_full_length(value: Callable[[Known, Plan, int], Any]) -> Callable[[Known
 
 
 def planned_flops(known: Known, plan: Plan, seq_length: int) -> Optional[int]:
-    """FLOPs of the whole run if every sample is full, which padding and packing stay below; None if that is unknown."""
+    """FLOPs of the whole run if every sample is full (padding and packing stay below that); None if unknown."""
     train = known.host.train
     steps, samples = getattr(train, "train_iters", None), getattr(train, "global_batch_size", None)
     grows = getattr(train, "rampup_batch_size", None)
@@ -115,7 +118,7 @@ def planned_flops(known: Known, plan: Plan, seq_length: int) -> Optional[int]:
 
 
 def options_of(model: Any) -> dict[str, Any]:
-    """The fields of a model configuration that are set to something plain."""
+    """The fields of a model configuration with plain values."""
     if is_dataclass(model) and not isinstance(model, type):
         fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
     elif isinstance(model, Mapping):
@@ -133,8 +136,8 @@ def options_of(model: Any) -> dict[str, Any]:
 FACTS = (
     Fact("convention", "how FLOPs are counted", lambda known: known.convention),
     Fact("source", "how the model was found: `read` or `traced`", lambda known: getattr(known.host.config, "source", "read")),
-    Fact("device", "name of a device", _of_peak("device")),
-    Fact("number_format", "of most matmuls", _of_peak("number_format")),
+    Fact("device", "name of the device", _of_peak("device")),
+    Fact("number_format", "number format of most matmuls", _of_peak("number_format")),
     Fact("number_format_recipe", "which matmuls run in which format, where there are several", _recipe),
     Fact("peak_flops", "dense peak of one device in FLOP/s; empty where it is unknown", _of_peak("flops")),
     Fact("peak_source", "where the peak comes from", _of_peak("source", "unknown")),
@@ -147,30 +150,30 @@ FACTS = (
     Fact("expert_model_parallel_size", "ranks that share the experts", lambda known: known.place.expert),
     Fact("data_parallel_size", "replicas, which see different batches", lambda known: known.place.replicas),
     Fact("formula_inputs", "the model's options", lambda known: options_of(model_of(known.host.config))),
-    Fact("not_counted", "what the counts leave out, a sentence each", _not_counted),
-    Fact("parameters", "of the plan: total, active and trainable", _of_plan(lambda plan: plan.parameters())),
-    Fact("trainable_percent", "share of the parameters that train", _of_plan(_trainable)),
-    Fact("statistics", "of a batch, that the plan prices", _of_plan(lambda plan: [one.name for one in plan.statistics])),
-    Fact("prices", "FLOPs for one of each statistic, by convention and component", lambda known: dict(known.prices) or _ABSENT),
+    Fact("not_counted", "what the counts leave out, one sentence each", _not_counted),
+    Fact("parameters", "parameters of the plan: total, active and trainable", _of_plan(lambda plan: plan.parameters())),
+    Fact("trainable_percent", "percentage of the parameters that train", _of_plan(_trainable)),
+    Fact("statistics", "the batch statistics that the plan prices", _of_plan(lambda plan: [one.name for one in plan.statistics])),
+    Fact("prices", "FLOPs per unit of each statistic, by convention and component", lambda known: dict(known.prices) or _ABSENT),
     Fact(
         "flops_per_token",
-        "in a sequence of full length",
+        "FLOPs per token in a sequence of full length",
         _at_full_length(lambda known, plan, length: float(plan.flops([length])) / length),
     ),
     Fact("flops_per_token_seq_length", "the full length, in tokens", _at_full_length(lambda known, plan, length: length)),
-    Fact("planned_flops", "of the whole run, if every sample is full; empty where it is unknown", _at_full_length(planned_flops)),
+    Fact("planned_flops", "FLOPs of the whole run if every sample is full; empty where unknown", _at_full_length(planned_flops)),
     Fact(
         "verified",
-        "`parameters`: the built model has the plan's parameters; `trace`: its FLOPs too; `no`: it has others, or could "
+        "`parameters`: the built model has the plan's parameters; `trace`: its FLOPs agree too; `no`: they differ, or could "
         "not be compared",
         _said("verified"),
     ),
     Fact(
         "verified_details",
-        "one sentence for each module that differs, with both numbers; or why nothing, or no more than the total, was compared",
+        "one sentence for each module that differs, with both numbers, or the reason why nothing or only the total was compared",
         _said("verified_details"),
     ),
-    Fact("incomplete", "present from the first micro-batch on that could not be read: totals are lower bounds", None),
+    Fact("incomplete", "present from the first unread micro-batch on: totals are lower bounds", None),
 )
 
 

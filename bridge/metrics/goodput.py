@@ -17,18 +17,18 @@ Event = Mapping[str, Any]
 """``event`` (its name), ``time`` (seconds since 1970), and facts."""
 
 PARTS = {
-    "launch": "from the launcher's start to this process",
-    "import": "the interpreter, libraries, configuration and data",
-    "groups": "ranks meet, process groups are made",
-    "load": "the model is built, the checkpoint is read",
-    "first_step": "the first step of each process, with all that is compiled and allocated in it",
-    "productive": "steps that were kept",
-    "data": "of these steps, waiting for batches",
+    "launch": "from the launcher's start to the start of this process",
+    "import": "loading the interpreter, libraries, configuration and data",
+    "groups": "rendezvous of the ranks and creation of the process groups",
+    "load": "building the model and reading the checkpoint",
+    "first_step": "the first step of each process, with its compilation and allocation",
+    "productive": "steps that were kept, without their waits for data",
+    "data": "waits for batches in the steps that were kept",
     "evaluation": "steps on held-out text",
     "checkpoint": "saving, as far as training waits for it",
-    "lost": "steps that were done again after a restart",
+    "lost": "steps that were repeated after a restart",
     "down": "from the last sign of life of one process to the start of the next",
-    "end": "after the last step",
+    "end": "the time after the last step",
 }
 """The parts of a job's wall time, and what they mean."""
 
@@ -53,13 +53,13 @@ class Job:
     """A job so far.
 
     Attributes:
-        seconds: by part.
+        seconds: seconds of each part.
         processes: how often it was started.
-        steps: the last one that is kept.
-        lost_steps: done again.
-        flops: total of the steps that are kept; None: not known.
-        lost_flops: of the lost steps; None: not known.
-        recoveries: seconds from the last sign of life to the first step afterwards, of each interruption that is over.
+        steps: the last step that was kept.
+        lost_steps: steps that were repeated.
+        flops: total of the steps that were kept; None if unknown.
+        lost_flops: total of the lost steps; None if unknown.
+        recoveries: for each interruption that is over, the seconds from the last sign of life to the next step.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -77,23 +77,23 @@ class Job:
 
     @property
     def interruptions(self) -> int:
-        """How often it was started again."""
+        """How often it was restarted."""
         return max(0, self.processes - 1)
 
     @property
     def goodput(self) -> Optional[float]:
-        """Productive over wall time."""
+        """Productive time over wall time."""
         return self.seconds["productive"] / self.wall if self.wall > 0 else None
 
     @property
     def flops_kept(self) -> Optional[float]:
-        """FLOPs that are kept over all that were done; None: not known."""
+        """FLOPs that were kept over all FLOPs; None if unknown."""
         if not self.flops or self.lost_flops is None:
             return None
         return self.flops / (self.flops + self.lost_flops)
 
     def metrics(self) -> dict[str, float]:
-        """As they are logged; what is not known is left out."""
+        """The keys to log; unknown values are left out."""
         known = {"goodput": self.goodput, "goodput/flops": self.flops_kept}
         numbers = {f"goodput/seconds/{part}": seconds for part, seconds in self.seconds.items() if seconds}
         numbers |= {name: value for name, value in known.items() if value is not None}
@@ -108,7 +108,7 @@ def job_of(events: Iterable[Event], now: Optional[float] = None) -> Job:
 
     Args:
         events: in the order they were written.
-        now: the present, of a process that lives; None: the last event is the end.
+        now: the present time of a running process; None if the last event is the end.
     """
     own = _of_last_job(list(events))
     job = Job(processes=sum(event["event"] == "process" for event in own))

@@ -24,7 +24,7 @@ class Host:
         step: the completed optimizer steps of the loop itself, asked when a step begins.
         log_interval: steps between log points; None: the loop asks for each row by ``ThroughputCallback.report``.
         trackers: where rows go; they are the loop's and are not closed here.
-        number_format: of what the configuration does not say to be quantised; None: the configuration says it.
+        number_format: of what the configuration does not say to be quantized; None: the configuration says it.
         device: where the model computes; None: where numbers are summed, the GPU if there is one.
         model: what was built, on this rank: its chunks. None: it is not at hand on every rank.
         place: of this process; None: it is found, see :func:`bridge.metrics.place.find_place`.

@@ -1,6 +1,6 @@
-"""Every key that is logged, once: its unit and what it means.
+"""The one declaration of every logged key, with its unit and its meaning.
 
-The table of the documentation, the units in W&B and TensorBoard, and the panels of dashboards and reports come from here.
+The table in the documentation, the units in W&B and TensorBoard, and the panels of dashboards and reports come from here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Optional
 
 STEP = "step"
-"""Optimizer steps since the first ever: the axis of every chart."""
+"""Optimizer steps since the first step of training: the axis of every chart."""
 
 PREFIX = "bridge/"
-"""What our keys begin with in a run of somebody else, so that none of theirs is overwritten or taken for ours."""
+"""The prefix of our keys in a run that the host opened, so that the two sets of keys stay apart."""
 
 FRACTION, FLOP = "fraction", "FLOP"
 
@@ -25,7 +25,7 @@ LAYOUT = {
     "EP": "expert_model_parallel_size",
     "DP": "data_parallel_size",
 }
-"""The facts of a run that say how it was cut over its ranks, by their short names."""
+"""The facts that describe a run's parallel layout, by their short names."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Key:
     """A key, or a family of keys.
 
     Attributes:
-        name: ``throughput/mfu``; ``throughput/flops/<component>`` stands for all keys that begin so.
-        unit: of the numbers.
-        meaning: in one sentence.
+        name: ``throughput/mfu``; ``throughput/flops/<component>`` covers all keys with that beginning.
+        unit: the unit of the numbers.
+        meaning: one sentence.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Key:
 
     @property
     def prefix(self) -> Optional[str]:
-        """What the keys of a family begin with; None for a single key."""
+        """The common beginning of a family's keys; None for a single key."""
         return self.name.partition("<")[0] if "<" in self.name else None
 
     def matches(self, key: str) -> bool:
@@ -52,7 +52,7 @@ class Key:
         return key == self.name if self.prefix is None else key.startswith(self.prefix) and key != self.prefix
 
     def matching(self, logged: Iterable[str]) -> list[str]:
-        """Those of the logged keys that are meant."""
+        """The logged keys that are this one, or of this family."""
         return [key for key in logged if self.matches(key)]
 
 
@@ -62,130 +62,130 @@ THROUGHPUT = (
     Key(
         "throughput/tflops/device_6nd",
         "TFLOP/s",
-        "what 6 x all parameters x tokens would have claimed; where some parameters are frozen",
+        "the speed by 6 x all parameters x tokens; present where some parameters are frozen",
     ),
     Key("throughput/tflops", "TFLOP/s", "model FLOPs of the interval / seconds, whole job"),
     Key(
         "throughput/mfu",
         FRACTION,
-        "model FLOP/s over the peak; with several number formats the time that their FLOPs take at their peaks, over the time",
+        "model FLOP/s over the peak; with several number formats, the time of their FLOPs at their peaks over the time taken",
     ),
-    Key("throughput/hfu", FRACTION, "the same of hardware FLOP/s (with recomputation)"),
-    Key("throughput/optimizer_flops", FLOP, "matrix products of the optimizer (Muon, SOAP), all ranks; in HFU, not in MFU"),
-    Key("throughput/rerun_flops", FLOP, "iterations that megatron-core ran again, to check a result; in HFU alone"),
+    Key("throughput/hfu", FRACTION, "the same for hardware FLOP/s (with recomputation)"),
+    Key("throughput/optimizer_flops", FLOP, "matrix products of the optimizer (Muon, SOAP) on all ranks; in HFU, not in MFU"),
+    Key("throughput/rerun_flops", FLOP, "iterations that megatron-core reran to check a result; in HFU, not in MFU"),
     Key(
         "throughput/forward_flops/<phase>",
         FLOP,
-        "of the interval, all ranks: passes of TRL's GRPOTrainer that train nothing (generation, log_probabilities, reference); "
-        "in no total",
+        "passes of TRL's GRPOTrainer that train nothing (generation, log_probabilities, reference), all ranks, over the "
+        "interval; not in the totals",
     ),
-    Key("throughput/mfu_bf16", FRACTION, "model FLOP/s over the BF16 peak, as papers have it; where not all runs in BF16"),
-    Key("throughput/format_fraction/<format>", FRACTION, "of the model FLOPs, by number format; where there are several"),
-    Key("throughput/tokens_per_sec", "tokens/s", "real tokens, no padding"),
+    Key("throughput/mfu_bf16", FRACTION, "model FLOP/s over the BF16 peak, as in papers; present where other formats run too"),
+    Key("throughput/format_fraction/<format>", FRACTION, "share of the model FLOPs by number format, where there are several"),
+    Key("throughput/tokens_per_sec", "tokens/s", "real tokens per second of the whole job, without padding"),
     Key("throughput/device/tokens_per_sec", "tokens/s", "the same / world size"),
-    Key("throughput/samples_per_sec", "sequences/s", "sequences"),
-    Key("throughput/step_time", "s", "mean in the interval"),
-    Key("throughput/step_time/median", "s", "of the steps of the reporting rank"),
-    Key("throughput/step_time/p95", "s", "19 of 20 of them are not longer"),
+    Key("throughput/samples_per_sec", "sequences/s", "sequences per second of the whole job"),
+    Key("throughput/step_time", "s", "mean over the interval"),
+    Key("throughput/step_time/median", "s", "median over the steps of the reporting rank"),
+    Key("throughput/step_time/p95", "s", "95th percentile of the same steps"),
     Key(
         "throughput/time/<part>",
         "s/step",
         "where the time of a step goes, mean over the ranks: ideal, padding, recompute, kernels (without a peak: compute), "
         "imbalance, bubble, communication, optimizer, data, host; they add up to step_time",
     ),
-    Key("throughput/time_fraction/<part>", FRACTION, "the same over step_time; ideal is the MFU"),
+    Key("throughput/time_fraction/<part>", FRACTION, "the same over step_time; the fraction of ideal is the MFU"),
     Key("throughput/padding_fraction", FRACTION, "padded positions over all positions"),
-    Key("throughput/data_wait_fraction", FRACTION, "time waiting for the next batch"),
+    Key("throughput/data_wait_fraction", FRACTION, "share of the time spent waiting for the next batch"),
     Key(
         "throughput/imbalance/data_parallel",
         "ratio",
-        "largest over mean work of the replicas; up to 64 of them, absent above (one entry each in the vector)",
+        "max/mean work of the replicas; absent above 64 of them (the vector has one entry per replica)",
     ),
-    Key("throughput/imbalance/pipeline", "ratio", "largest over mean work of the pipeline stages"),
-    Key("throughput/dropped_tokens_fraction", FRACTION, "assignments of tokens to experts that a capacity dropped"),
-    Key("throughput/imbalance/experts", "ratio", "tokens of the fullest expert over the mean; the worst of all layers"),
-    Key("throughput/imbalance/experts/layer_<number>", "ratio", "the same in each layer of experts"),
+    Key("throughput/imbalance/pipeline", "ratio", "max/mean work of the pipeline stages"),
+    Key("throughput/dropped_tokens_fraction", FRACTION, "share of the assignments of tokens to experts that a capacity dropped"),
+    Key("throughput/imbalance/experts", "ratio", "max/mean tokens of the experts, in the layer where it is largest"),
+    Key("throughput/imbalance/experts/layer_<number>", "ratio", "max/mean tokens of the experts in this layer"),
     Key(
         "throughput/imbalance/expert_ranks",
         "ratio",
-        "the same of the ranks that experts are spread over, all layers together: what the others wait for",
+        "max/mean tokens of the ranks that the experts are spread over, all layers together: the others wait for the fullest",
     ),
     Key(
         "throughput/tflops/device_nominal",
         "TFLOP/s",
-        "model FLOPs as if experts had dropped nothing / seconds / world size; where they can",
+        "model FLOPs as if experts had dropped nothing / seconds / world size; present where experts can drop tokens",
     ),
-    Key("throughput/compute_time/mean", "s/step", "forward and backward passes, mean over the ranks"),
-    Key("throughput/compute_time/max", "s/step", "the same, of the slowest rank"),
+    Key("throughput/compute_time/mean", "s/step", "time of forward and backward passes, mean over the ranks"),
+    Key("throughput/compute_time/max", "s/step", "time of forward and backward passes on the slowest rank"),
     Key("throughput/compute_time/slowest_rank", "index", "the slowest rank"),
     Key(
         "throughput/compute_time/slowest_<dimension>",
         "index",
-        "where it stands: data_parallel, pipeline, tensor, context, expert; those of more than one rank",
+        "the slowest rank's index in each dimension of more than one rank: data_parallel, pipeline, tensor, context, expert",
     ),
-    Key("throughput/imbalance/compute", "ratio", "compute time of the slowest rank over the mean"),
+    Key("throughput/imbalance/compute", "ratio", "max/mean compute time of the ranks"),
     Key(
         "throughput/imbalance/work",
         "ratio",
-        "work of the same rank over the mean: what its data, its stage and its experts explain",
+        "work of the slowest rank over the mean: the part that its data, its stage and its experts explain",
     ),
-    Key("throughput/imbalance/device", "ratio", "imbalance/compute over imbalance/work: what its work does not explain"),
+    Key("throughput/imbalance/device", "ratio", "imbalance/compute over imbalance/work: the part that the work does not explain"),
     Key("throughput/energy", "J", "energy of all devices in the timed part of the interval"),
     Key("throughput/power", "W", "the same / seconds / world size"),
     Key("throughput/flops_per_joule", "FLOP/J", "model FLOPs / energy"),
     Key(
         "throughput/memory/peak_allocated",
         "byte",
-        "most that torch's allocator has held, on the fullest rank",
+        "most memory that torch's allocator has held, on the fullest rank",
     ),
-    Key("throughput/memory/peak_reserved", "byte", "most that it has reserved, likewise"),
-    Key("throughput/memory/peak_rss", "byte", "most memory of a process so far, on the fullest rank; without a GPU"),
-    Key("throughput/memory/fullest_rank", "index", "the rank of the first of these that is there"),
+    Key("throughput/memory/peak_reserved", "byte", "most memory that torch's allocator has reserved, on the fullest rank"),
+    Key("throughput/memory/peak_rss", "byte", "largest resident memory of a process so far, on the fullest rank; without a GPU"),
+    Key("throughput/memory/fullest_rank", "index", "the fullest rank by the first of the three peaks that is known"),
     Key(
         "throughput/memory/allocator_retries",
         "count",
-        "of the interval, all ranks: no memory at first",
+        "allocations that succeeded only after a retry, all ranks, over the interval",
     ),
     Key("throughput/flops/<component>", FLOP, "work of the interval by component; adds up to the total"),
-    Key("throughput/statistics/<statistic>", "1", "sums over the interval's batches, of which FLOPs are made in any convention"),
-    Key("throughput/unlearned_tokens", "tokens", "computed in steps that were skipped"),
+    Key("throughput/statistics/<statistic>", "1", "sum over the interval's batches, from which any convention's FLOPs follow"),
+    Key("throughput/unlearned_tokens", "tokens", "tokens computed in steps that were skipped"),
     Key("throughput/unread_micro_batches", "count", "micro-batches whose lengths could not be read"),
-    Key("throughput/incomplete", "1", "present from the first of these on: totals are lower bounds"),
+    Key("throughput/incomplete", "1", "present from the first unread micro-batch on: totals are lower bounds"),
     Key(
         "throughput/doubtful",
         "1",
-        "present where MFU or HFU is above 1, or the built model has other parameters than the plan: the number cannot be true",
+        "present where the numbers cannot be true: MFU or HFU is above 1, or the built model's parameters differ from the plan",
     ),
-    Key("throughput/overhead_ms", "ms/step", "what the callback itself cost"),
-    Key("throughput/total_flops", FLOP, "since the first step ever; kept in checkpoints"),
-    Key("throughput/total_tokens", "tokens", "since the first step ever; kept in checkpoints"),
+    Key("throughput/overhead_ms", "ms/step", "time that the callback itself took"),
+    Key("throughput/total_flops", FLOP, "FLOPs since the first step of training; kept in checkpoints"),
+    Key("throughput/total_tokens", "tokens", "tokens since the first step of training; kept in checkpoints"),
 )
 
-#: What our training loop logs besides, under Megatron-LM's names.
+#: What our training loop logs in addition, under Megatron-LM's names.
 TRAINING = (
     Key("lm loss", "nats/token", "mean over the tokens of the step"),
     Key("lm loss validation", "nats/token", "the same on held-out text"),
-    Key("grad-norm", "1", "of all gradients, before clipping"),
-    Key("learning-rate", "1", "of the step"),
-    Key("batch-size", "sequences", "of the step, over all ranks"),
-    Key("consumed-samples", "sequences", "since the first step ever"),
-    Key("skipped-iterations", "steps", "without an update, since the first step ever"),
+    Key("grad-norm", "1", "norm of all gradients, before clipping"),
+    Key("learning-rate", "1", "learning rate of the step"),
+    Key("batch-size", "sequences", "samples of the step, over all ranks"),
+    Key("consumed-samples", "sequences", "samples since the first step of training"),
+    Key("skipped-iterations", "steps", "steps without an update since the first step of training"),
 )
 
 #: The life of the job, restarts included, in the summary of a run of our loop.
 JOB = (
-    Key("goodput", FRACTION, "productive over wall time of the job"),
-    Key("goodput/flops", FRACTION, "FLOPs of steps that were kept over all that were done"),
+    Key("goodput", FRACTION, "productive time over the wall time of the job"),
+    Key("goodput/flops", FRACTION, "FLOPs of the steps that were kept, over the FLOPs of all steps"),
     Key(
         "goodput/seconds/<part>",
         "s",
         "launch, import, groups, load, first_step, productive, data, evaluation, checkpoint, lost, down, end",
     ),
-    Key("goodput/interruptions", "count", "how often the job was started again"),
+    Key("goodput/interruptions", "count", "how often the job was restarted"),
     Key("goodput/mean_time_to_recover", "s", "from the last sign of life to the next step"),
 )
 
-#: What a report shows beside these, of a loop that prints rates of its own.
+#: What a report also shows for a loop that prints its own rates.
 HOST = (
     Key("host/tflops/device", "TFLOP/s", "as Megatron-LM or Megatron-Bridge prints it"),
     Key("host/step_time", "s", "as Megatron-LM or Megatron-Bridge prints it"),
@@ -196,7 +196,7 @@ _BY_NAME = {key.name: key for key in KEYS}
 
 
 def find_key(logged: str) -> Optional[Key]:
-    """What is declared of a logged key; None for a stranger's."""
+    """The declaration of a logged key; None if it is not ours."""
     return _BY_NAME.get(logged) or next((key for key in KEYS if key.matches(logged)), None)
 
 

@@ -1,7 +1,7 @@
 """What one device could do at most, and where that number comes from.
 
 On an accelerator: the configuration's ``hardware.peak_flops``, else the datasheet table; an unknown device has no peak.
-A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labelled as measured.  What else
+A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labeled as measured.  What else
 runs on the machine makes a measurement slower, never faster: so the fastest that this machine has shown is kept in a file.
 """
 

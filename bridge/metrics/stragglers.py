@@ -1,7 +1,7 @@
 """Which rank is the slowest, and why: compute time of every rank against the work it was given.
 
 What is timed are a rank's own forward and backward passes, between hooks on its model chunks: not the optimizer, not the
-data, not the waiting of a pipeline stage for its neighbours or of a replica for the others' gradients.  On a GPU the marks
+data, not the waiting of a pipeline stage for its neighbors or of a replica for the others' gradients.  On a GPU the marks
 are CUDA events and nothing waits for them; on a CPU they are processor time of the training thread, of which waiting in gloo
 costs none.
 

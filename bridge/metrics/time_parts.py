@@ -23,13 +23,13 @@ from bridge.metrics.pipeline_replay import Durations, Replay, arranged, replay
 from bridge.metrics.spans import BACKWARD, FORWARD, Phase, Step
 
 PARTS = {
-    "ideal": "the counted FLOPs at the device's peak; over the step time this is the MFU",
+    "ideal": "the counted FLOPs at the device's peak; its share of the step time is the MFU",
     "padding": "the linear layers' FLOPs on padded positions, at the peak",
     "recompute": "forward passes that run again, at the peak",
-    "kernels": "what forward and backward passes take beyond these",
-    "compute": "forward and backward passes; where no peak is known, instead of the four above",
+    "kernels": "the time of forward and backward passes beyond the three above",
+    "compute": "forward and backward passes; replaces the four parts above where no peak is known",
     "imbalance": "waiting for a slower rank, or a slower pipeline stage",
-    "bubble": "waiting that the pipeline's schedule makes, with equal stages",
+    "bubble": "waiting that the pipeline's schedule causes even with equal stages",
     "communication": "transfers between ranks that are not hidden by compute",
     "optimizer": "the optimizer's step without its waits",
     "data": "waiting for the next batch",
@@ -37,7 +37,7 @@ PARTS = {
 }
 """The parts of a step in the order of a waterfall, and what they mean."""
 
-#: Passes of a chunk, and waits by phase, that are told apart in the sample; of more, neighbours are taken together.
+#: Passes of a chunk, and waits by phase, that are told apart in the sample; of more, neighbors are taken together.
 PASSES_KEPT = 16
 WAITS_KEPT = {Phase.COMPUTE_WAIT: 256, Phase.GRADIENTS_WAIT: 48, Phase.OTHER_WAIT: 16}
 #: Integers of a stage: of each phase how many waits there were, how many times -1, and the waits.
@@ -163,7 +163,7 @@ def _ns(seconds: float) -> int:
 
 
 def _folded(values: Sequence[float]) -> list[float]:
-    """Means of neighbours, ``PASSES_KEPT`` of them."""
+    """Means of neighbors, ``PASSES_KEPT`` of them."""
     return [sum(part) / len(part) if (part := values[_stretch(i, len(values), PASSES_KEPT)]) else 0.0 for i in range(PASSES_KEPT)]
 
 

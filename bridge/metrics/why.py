@@ -1,4 +1,4 @@
-"""Why the MFU of a run is what it is: the parts of its steps in words, the largest loss and what helps against it."""
+"""Explains a run's MFU in words: the parts of its steps, the largest loss and a remedy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bridge.text import seconds
 
 PREFIX = "throughput/time/"
 
-#: What is worth trying first against each part.
+#: What to try first against each part.
 REMEDIES = {
     "padding": "pack documents instead of padding them (data.batching=packed)",
     "recompute": "recompute less where memory allows it",
-    "kernels": "larger micro-batches, less tensor parallelism or fused kernels; `bridge peak` measures what these shapes allow",
-    "compute": "name the device's peak (hardware.peak_flops) to see what of it is work",
+    "kernels": "use larger micro-batches, less tensor parallelism or fused kernels; `bridge peak` shows what these shapes allow",
+    "compute": "set the device's peak (hardware.peak_flops) to see how much of it is work",
     "imbalance": "even out the work or find the slow device: throughput/imbalance/* names the rank and the cause",
-    "bubble": "more micro-batches a step, or more chunks a stage (virtual_pipeline_model_parallel_size)",
-    "communication": "let it overlap (overlap_grad_reduce, overlap_param_gather), or split the model over fewer ranks",
-    "optimizer": "share it between replicas (use_distributed_optimizer), or take larger batches",
-    "data": "more loader workers (data.num_workers), or data that is tokenized and packed beforehand",
-    "host": "fewer and larger micro-batches, CUDA graphs, less logging: the devices wait for Python",
+    "bubble": "use more micro-batches per step, or more chunks per stage (virtual_pipeline_model_parallel_size)",
+    "communication": "overlap it with compute (overlap_grad_reduce, overlap_param_gather), or split the model over fewer ranks",
+    "optimizer": "shard it over the replicas (use_distributed_optimizer), or use larger batches",
+    "data": "use more loader workers (data.num_workers), or tokenize and pack the data beforehand",
+    "host": "the devices wait for Python: use fewer and larger micro-batches, CUDA graphs, or less logging",
 }
 
 
@@ -38,7 +38,7 @@ def waterfall(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def why(parts: Mapping[str, float]) -> Optional[str]:
-    """One or two sentences; None without parts."""
+    """One or two sentences; None if there are no parts."""
     step = sum(parts.values())
     if not parts or step <= 0:
         return None

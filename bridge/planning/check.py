@@ -68,7 +68,7 @@ class Way:
         return float("inf") if self.ratio is None else abs(self.ratio - 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; utilisations are fractions."""
+        """Plain values; utilizations are fractions."""
         return {**asdict(self), "name": self.name, "says": self.says, "flops_per_token": float(self.flops_per_token)}
 
 
@@ -250,7 +250,7 @@ class Check:
         return f"{way.flops_per_second / 1e12:,.4g} TFLOP/s"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in plain values: FLOP/s of one device, utilisations as fractions."""
+        """Everything, in plain values: FLOP/s of one device, utilizations as fractions."""
         reported, parameters = self.reported, self.reported_parameters
         return {
             "name": self.name,
@@ -328,8 +328,8 @@ def check(
         step_time: instead of it, the seconds of a step of ``global_batch_size`` rows on all ``devices``.
         global_batch_size: rows of a step.
         devices: of the whole job.
-        device_name: as ``bridge devices`` or torch names it; only a utilisation needs it.
-        number_format: whose dense peak a utilisation is held against.
+        device_name: as ``bridge devices`` or torch names it; only a utilization needs it.
+        number_format: whose dense peak a utilization is held against.
         peak_flops: that peak, FLOP/s, instead of the table's.
         reported: ``800TFLOP/s`` or ``41%``, with all digits that were printed.
         parameters: that were reported, ``3.6B`` or all digits.

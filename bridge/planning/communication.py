@@ -279,7 +279,7 @@ def _context(step: _Step, here: Terms) -> Found:
                 yield CONTEXT, "all_reduce", ranks, amount * ranks
             else:  # forward; backward they go around once more, and their gradients with them
                 yield CONTEXT, "send", ranks, 3 * amount * (ranks - 1)
-        elif leaf(term) == "eh_proj":  # the next tokens: where a part of the sequence ends, its neighbour's first
+        elif leaf(term) == "eh_proj":  # the next tokens: where a part of the sequence ends, its neighbor's first
             edges = min(ranks - 1, 2) * count * layout.micro_batches * layout.micro_batch_size
             yield CONTEXT, "send", ranks, edges * _NEXT_TOKEN
             yield CONTEXT, "recv", ranks, edges * _NEXT_TOKEN

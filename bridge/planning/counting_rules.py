@@ -112,7 +112,7 @@ class Rule:
         passes: the passes instead; empty: those of the case.
         price: the FLOPs of the batch instead, from what is priced and its FLOPs so far (None: those of its plan).
         rate: what FLOP/s of a device are multiplied by.
-        peak: what the peak is multiplied by; it changes utilisations only.
+        peak: what the peak is multiplied by; it changes utilizations only.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Weights of QLoRA (Dettmers et al., arXiv:2305.14314): four bits each, with scales that are quantised once more."""
+"""Weights of QLoRA (Dettmers et al., arXiv:2305.14314): four bits each, with scales that are quantized once more."""
 
 from __future__ import annotations
 

@@ -5,5 +5,5 @@
 ``run_file``   rows of metrics.jsonl and of W&B's files;  ``runs``  from what a user names to such a file
 ``page``       the panels as one HTML file; ``chart`` fills them with numbers, ``drawing`` makes SVG of them
 ``waterfall``  the parts of a mean step as a drawing
-``facts``      the head of that file;  ``scale`` finds ticks and units, ``thin`` leaves points out, ``colours`` names colours
+``facts``      the head of that file;  ``scale`` finds ticks and units, ``thin`` leaves points out, ``colours`` names colors
 """

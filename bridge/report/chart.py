@@ -27,7 +27,7 @@ class Chart:
         panel: what it shows.
         steps: of the points.
         series: label -> values at the steps.
-        colours: label -> colour.
+        colours: label -> color.
         scale: what the numbers are in.
         plan: where the values lead to, if that is known and in sight.
     """

@@ -1,4 +1,4 @@
-"""The colours of all figures."""
+"""The colors of all figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import cycle
 
 from bridge.flops.components import registry
 
-#: Told apart with any colour vision (Okabe and Ito), and a few tints of them.
+#: Told apart with any color vision (Okabe and Ito), and a few tints of them.
 PALETTE = {
     "blue": "#0072b2",
     "orange": "#e69f00",
@@ -21,7 +21,7 @@ PALETTE = {
     "teal": "#4db6ac",
 }
 
-#: The same part has the same colour in every figure: what a component's row says, and what is no component.
+#: The same part has the same color in every figure: what a component's row says, and what is no component.
 COLOURS = {
     name: PALETTE[colour]
     for name, colour in {
@@ -46,7 +46,7 @@ COLOURS = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name: the part's own, or the next that is free."""
+    """A color for each name: the part's own, or the next that is free."""
     taken = {COLOURS[name] for name in names if name in COLOURS}
     free = cycle([colour for colour in PALETTE.values() if colour not in taken] or PALETTE.values())
     return {name: COLOURS.get(name) or next(free) for name in names}

@@ -1,4 +1,4 @@
-"""A chart as SVG: readable without scripts, in any size.  Colours of text and grid are the page's."""
+"""A chart as SVG: readable without scripts, in any size.  Colors of text and grid are the page's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 24
 #: With no more points than this each one is marked.
 _FEW = 60
-#: Names that have room beside the rows of a heat map, and its colour.
+#: Names that have room beside the rows of a heat map, and its color.
 _MOST_ROWS, _HEAT = 14, PALETTE["vermilion"]
 #: Pixels of a bar, where there is but one step.
 _BAR = 40
@@ -73,7 +73,7 @@ def _steps(axes: _Axes) -> list[str]:
 
 
 def _heat(chart: Chart) -> list[str]:
-    """A row of cells for each series, the first on top; a cell reaches half-way to its neighbours."""
+    """A row of cells for each series, the first on top; a cell reaches half-way to its neighbors."""
     axes, _ = _axes(chart)
     known = [value for values in chart.series.values() for value in values if value is not None]
     low = min(known) if chart.panel.least is None else min(chart.panel.least, *known)

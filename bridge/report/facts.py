@@ -41,7 +41,7 @@ def notes_of(run: RecordedRun) -> list[str]:
     if run.skipped:
         sentences.append(f"{run.skipped:,} rows were damaged or had no step, and are left out.")
     if any(number > 1 for name in ("mfu", "hfu") for number in present(run, f"throughput/{name}")):
-        sentences.append("Doubtful: a utilisation above 100%. The peak, the number format or the convention does not fit.")
+        sentences.append("Doubtful: a utilization above 100%. The peak, the number format or the convention does not fit.")
     details = run.facts.get("verified_details")
     if run.facts.get("verified") == "no" and present(run, "throughput/doubtful") and isinstance(details, list) and details:
         sentences.append(f"Doubtful: the built model is not the one that is priced. {_text('; '.join(map(str, details)))}.")
@@ -117,7 +117,7 @@ def _constants(run: RecordedRun) -> Iterator[Headline]:
 
 
 def _format(run: RecordedRun) -> str:
-    """The recipe where matmuls are quantised, else the number format of all."""
+    """The recipe where matmuls are quantized, else the number format of all."""
     return _text(run.facts.get("number_format_recipe") or run.facts.get("number_format") or "")
 
 

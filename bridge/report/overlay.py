@@ -14,7 +14,7 @@ from bridge.report.run_file import RecordedRun
 
 #: Kinds of panels that can lie upon each other; others stand one a run.
 _LINES = ("lines", "points")
-#: More could not be told apart by their colours.
+#: More could not be told apart by their colors.
 MOST_RUNS = 5
 
 

@@ -67,7 +67,7 @@ class Section:
 
 SECTIONS = (
     Section(
-        "Throughput and utilisation",
+        "Throughput and utilization",
         "How fast is a device, and how much is that of what it could do?",
         (
             Panel(

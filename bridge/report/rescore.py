@@ -22,7 +22,7 @@ def rescore(run: RecordedRun, convention: str) -> Iterator[Row]:
     """The rows as a run under ``convention`` would have written them: integers are equal, rates to their last digits.
 
     Rates of a first row are those of its whole interval, since rows do not tell its warm-up step apart. Imbalances are left
-    out, and utilisation where several number formats run.
+    out, and utilization where several number formats run.
 
     Raises:
         ConfigError: the run does not hold what that needs, or its own numbers do not come out.

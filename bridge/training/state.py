@@ -47,7 +47,7 @@ class Groups:
 
     @classmethod
     def from_parallel_state(cls, *, local_rank: int = 0) -> Groups:
-        """Read megatron-core's parallel state, which must be initialised."""
+        """Read megatron-core's parallel state, which must be initialized."""
         from megatron.core import parallel_state as ps
 
         return cls(
@@ -80,7 +80,7 @@ class TrainState:
     groups: Groups = field(default_factory=Groups)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     number_format: str = "fp32"
-    """Number format of the matmuls that are not quantised: ``fp32`` or ``bf16``."""
+    """Number format of the matmuls that are not quantized: ``fp32`` or ``bf16``."""
 
     step: int = 0
     """Completed optimizer steps, since the first step ever."""

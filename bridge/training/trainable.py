@@ -148,7 +148,7 @@ def _sharded(model: Module) -> str:
         if type(module).__name__.startswith(("FullyShardedDataParallel", "MegatronFSDP", "FSDP")):
             return "its parameters are sharded (FSDP)"
         if getattr(module, "is_quantized", False) or getattr(module, "quantization_method", None) is not None:
-            return "its weights are quantised"
+            return "its weights are quantized"
     return ""
 
 
@@ -161,7 +161,7 @@ def _uncounted(parameter: Parameter) -> str:
     if isinstance(parameter, UninitializedParameter):
         return "some of its parameters have no size yet"
     plain = parameter.dtype.is_floating_point or parameter.dtype.is_complex
-    return "" if plain and not hasattr(parameter, "quant_state") else "its weights are quantised"
+    return "" if plain and not hasattr(parameter, "quant_state") else "its weights are quantized"
 
 
 def trainable_from(model: Module | Iterable[Module], otherwise: Optional[Trainable] = None) -> Trainable:

@@ -73,7 +73,7 @@ CLAIMS: list[tuple[str, str, tuple[Callable[[], str], ...]]] = [
         lambda: over_megatron(*BEFORE, length=4096), lambda: over_megatron(*BEFORE))),
     ("docs/frameworks.md", "verl since, with the embedding alone, {} and {}", (
         lambda: over_megatron(*SINCE, length=4096), lambda: over_megatron(*SINCE))),
-    ("docs/planning.md", "{} bytes a parameter (bf16 weights, fp32 gradients, Adam)", (
+    ("docs/planning.md", "{} bytes per parameter (bf16 weights, fp32 gradients, Adam)", (
         lambda: str(state_bytes(compile_plan(TINY)) // trained("tiny")["total"]),)),
     ("docs/planning.md", "**Does not fit** means more than {}% of the memory", (lambda: f"{100 * USABLE:.0f}",)),
     ("docs/scale.md", "| hops of a tree, up and down | {} | {} |", (lambda: str(hops(16384)), lambda: str(hops(100_000)))),

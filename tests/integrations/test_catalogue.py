@@ -41,7 +41,7 @@ def test_the_command(capsys):
     torch = importlib.import_module("torch")
     assert rows[-1] == {
         "version": 1,
-        "framework": "A loop of your own",
+        "framework": "Your own loop",
         "installed": torch.__version__,
         "adapter": "bridge.integrations.plain",
         "lines": ADAPTERS[-1].lines,

@@ -44,7 +44,7 @@ def rows(file: Path) -> dict[int, int]:
 def test_the_documented_loop():
     model, data = tiny_llama.model(), batches(STEPS)
     names = {"model": model, "data": data, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
-    throughput = documented.run("A loop of your own", names)["throughput"]
+    throughput = documented.run("Your own loop", names)["throughput"]
     before = dict(throughput.latest)
     throughput.end()  # said once
     assert throughput.latest == before

@@ -26,7 +26,7 @@ def model(seed: int = 0) -> LlamaForCausalLM:
 
 
 def texts(count: int, seed: int = 0, *, pairs: bool = False) -> list[dict[str, list[int]]]:
-    """Token numbers of ``count`` texts; with ``pairs`` two neighbours are equally long."""
+    """Token numbers of ``count`` texts; with ``pairs`` two neighbors are equally long."""
     numbers = random.Random(seed)
     lengths = [numbers.randint(1, 30) for _ in range(count)]
     if pairs:

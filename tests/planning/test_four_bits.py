@@ -70,5 +70,5 @@ def test_parts_of_fused_layers(theirs: str, ours: int) -> None:
 
 
 def test_the_published_ratio() -> None:
-    """arXiv:2305.14314: double quantisation leaves 0.127 bits a parameter for the scales, where fp32 scales take 0.5."""
+    """arXiv:2305.14314: double quantization leaves 0.127 bits a parameter for the scales, where fp32 scales take 0.5."""
     assert 8 * stored_bytes(2**24) / 2**24 - 4 == pytest.approx(8 / 64 + 32 / (64 * 256))

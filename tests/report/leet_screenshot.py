@@ -25,7 +25,7 @@ KEYS = ("2", "/", "mfu|flops|step_time|padding", "Enter", "c", "2", "r", "4")
 
 
 def capture(run: str, home: str) -> str:
-    """What stands in the terminal, with its colours. Leet remembers in ``home`` how it was left."""
+    """What stands in the terminal, with its colors. Leet remembers in ``home`` how it was left."""
     tmux = ["tmux", "-L", "leet-screenshot"]
     command = (
         f"env HOME={home} TERM=tmux-256color COLORTERM=truecolor {shlex.quote(sys.executable)} -m wandb leet {shlex.quote(run)}"

@@ -204,7 +204,7 @@ def test_a_sharded_model_is_no_alarm(one_rank: None) -> None:
     ("model", "reason"),
     [
         (marked(ds_id=3), "its parameters are partitioned (DeepSpeed)"),
-        (quantised(), "its weights are quantised"),
+        (quantised(), "its weights are quantized"),
         (torch.nn.LazyLinear(4), "some of its parameters have no size yet"),
         (torch.nn.Identity(), "no model was given"),
         ([], "no model was given"),

@@ -201,7 +201,7 @@ def _show(columns: Sequence[Compared], conditions: str) -> None:
     if any(len(report.stages) > 1 for report in reports):
         table.add_row("pipeline stages", *(str(len(report.stages)) for report in reports))
         table.add_row("micro-batches a step", *(str(report.micro_batches) for report in reports))
-        table.add_row("largest over mean stage", *(f"{report.pipeline.imbalance:.3f}" for report in reports))
+        table.add_row("max/mean work of stages", *(f"{report.pipeline.imbalance:.3f}" for report in reports))
         table.add_row("idle at least", *(f"{report.pipeline.bubble:.1%}" for report in reports))
     console.show(table)
     console.print(f"\npasses: {reports[0].passes}")

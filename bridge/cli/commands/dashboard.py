@@ -17,7 +17,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         commands,
         "dashboard",
         run,
-        "Save a workspace in a W&B project: throughput and utilisation, where the work goes, padding and data wait, balance, "
+        "Save a workspace in a W&B project: throughput and utilization, where the work goes, padding and data wait, balance, "
         "totals. With --dry-run or --json it is built and shown, and nothing is sent; saving needs a W&B account.",
     )
     parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="as in the address of the project")

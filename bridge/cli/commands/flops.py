@@ -180,6 +180,6 @@ def _show_pipeline(console: Output, report: PricedBatch) -> None:
         table.add_row(str(number), with_unit(stage, "FLOP"), f"{float(stage) / float(report.flops or 1):.2%}")
     console.show(table)
     console.print(
-        f"largest over mean stage {bound.imbalance:.3f}; with {count(bound.micro_batches, 'micro-batch', 'micro-batches')} "
+        f"max/mean work of the stages {bound.imbalance:.3f}; with {count(bound.micro_batches, 'micro-batch', 'micro-batches')} "
         f"a step at least {bound.bubble:.1%} of the devices' time is idle"
     )

@@ -168,7 +168,7 @@ def _roofline(generation: Generation, arguments: argparse.Namespace) -> Roofline
 
 
 def _as_json(generation: Generation, roofline: Roofline | None) -> dict[str, Any]:
-    """FLOP, bytes, seconds; utilisations are fractions."""
+    """FLOP, bytes, seconds; utilizations are fractions."""
     values: dict[str, Any] = {
         "convention": generation.convention,
         "prompt_tokens": generation.prompt_tokens,

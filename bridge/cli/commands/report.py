@@ -17,7 +17,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser(
         "report",
         help=COMMANDS["report"],
-        description="Write what a run measured as one HTML file that needs no network: throughput and utilisation, where the "
+        description="Write what a run measured as one HTML file that needs no network: throughput and utilization, where the "
         "work goes, padding and data wait, balance, totals. Several runs lie over each other.",
     )
     add_run(parser, several=True)

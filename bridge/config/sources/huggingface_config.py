@@ -33,7 +33,7 @@ class HuggingFaceConfig(Config):
     framework: str = "transformers"
     """Whose matmuls are counted: transformers projects q, k and v apart, megatron-core in one matmul."""
     not_counted: tuple[str, ...] = ()
-    """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognised:``, fields
+    """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognized:``, fields
     that nobody here knows."""
     formats: Any = NOT_TOLD  # of Formats, which OmegaConf cannot hold
     """Which matmul runs in which number format, as far as that is known."""

@@ -185,7 +185,7 @@ class Fields:
     def sentences(self) -> list[str]:
         """What was reported, then the fields that are set, that nobody read and that are not known to be neutral."""
         return self.not_counted + [
-            f"not recognised: {self.place}{name}={short(value)} may change the work; if it does, that is not counted"
+            f"not recognized: {self.place}{name}={short(value)} may change the work; if it does, that is not counted"
             for name, value in self._unread()
             if name not in NEUTRAL and not name.endswith(("_token_id", "_token_index"))
         ]

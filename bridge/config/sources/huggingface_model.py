@@ -69,7 +69,7 @@ def traced_model(model: Any) -> HuggingFaceConfig:
 
 
 def _is_whole(model: Any) -> bool:
-    """Whether its parameters have their own sizes: sharded and quantised ones do not."""
+    """Whether its parameters have their own sizes: sharded and quantized ones do not."""
     parameters = list(model.parameters())
     sharded = any(
         hasattr(parameter, name) for parameter in parameters for name in ("ds_id", "device_mesh", "_flat_param", "quant_state")

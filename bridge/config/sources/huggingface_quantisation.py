@@ -1,4 +1,4 @@
-"""In which number formats transformers multiplies a quantised model: from its ``quantization_config``, or from its layers.
+"""In which number formats transformers multiplies a quantized model: from its ``quantization_config``, or from its layers.
 
 Most methods store weights in few bits and multiply in the format of the activations: they change memory, not the peak.
 """
@@ -30,8 +30,8 @@ UNLESS: dict[str, tuple[Callable[[_Options], bool], str]] = {
         "forward passes multiply in INT8, for which there is no peak",
     ),
     "compressed-tensors": (lambda options: bool(options.get("use_optimized_inference")), "its FP8 kernels only infer"),
-    "quanto": (lambda options: options.get("activations") is not None, "activations are quantised too"),
-    "torchao": (lambda options: not _weight_only(options), "activations may be quantised too"),
+    "quanto": (lambda options: options.get("activations") is not None, "activations are quantized too"),
+    "torchao": (lambda options: not _weight_only(options), "activations may be quantized too"),
 }
 
 

@@ -363,7 +363,7 @@ class _Options:
         for name in self.values:
             if name not in _KNOWN:
                 near = difflib.get_close_matches(str(name), _KNOWN, n=1, cutoff=0.8)
-                yield f"{name}: not recognised" + (f"; did you mean {near[0]}?" if near else "")
+                yield f"{name}: not recognized" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _primes(bases: list[int], heads: int, seen: set[int]) -> Iterator[int]:

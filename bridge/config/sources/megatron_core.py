@@ -29,7 +29,7 @@ Options = dict[str, Any]
 
 
 def recognises(model: Any) -> bool:
-    """Whatever no other reader knows: its fields have megatron-core's names, or are named as not recognised."""
+    """Whatever no other reader knows: its fields have megatron-core's names, or are named as not recognized."""
     return True
 
 
@@ -132,7 +132,7 @@ def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
             if value not in harmless:
                 found.not_counted.append(f"{name}={short(value)}: {consequence}")
         elif _is_set(value) and not _same(value, default):
-            found.not_counted.append(f"not recognised: {name}={short(value)}{_hint(name)}")
+            found.not_counted.append(f"not recognized: {name}={short(value)}{_hint(name)}")
     return found
 
 

@@ -64,7 +64,7 @@ REPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_arbitrary_attention_mask": ((None, False), "attention is counted as causal"),
 }
 
-#: What cannot change the work: storage of parameters, fusions, communication, initialisation, data, logging, checkpoints,
+#: What cannot change the work: storage of parameters, fusions, communication, initialization, data, logging, checkpoints,
 #: optimizer, inference.
 NEUTRAL = _names(
     """

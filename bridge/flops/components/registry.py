@@ -32,7 +32,7 @@ PARTS = _rows(Part)
 SYMBOLS: Mapping[str, Mixer | Channel] = {row.symbol: row for row in (*MIXERS.values(), *CHANNELS.values()) if row.symbol}
 #: What experimental_attention_variant may be.
 VARIANTS = tuple(name for row in MIXERS.values() for name in row.variant)
-#: Line of the breakdown -> the name of its colour.
+#: Line of the breakdown -> the name of its color.
 COLOURS: Mapping[str, str] = {
     line: colour
     for row in (*MIXERS.values(), *CHANNELS.values(), *PROJECTORS.values(), *PARTS.values())

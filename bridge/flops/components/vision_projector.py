@@ -146,7 +146,7 @@ def _last_norm(vision: VisionShape, rows: Statistic) -> Term:
 
 
 def merger_of(vision: VisionShape, *, deep: bool = False) -> list[Term]:
-    """A tower's merger. Those inside it (deepstack) normalise what they have merged, the last one before it merges."""
+    """A tower's merger. Those inside it (deepstack) normalize what they have merged, the last one before it merges."""
     hidden, out = _sizes(vision)
     return merger(
         hidden_size=hidden,

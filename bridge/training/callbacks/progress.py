@@ -1,6 +1,6 @@
 """The console: a table at the start, a line per log point, a summary at the end. One rank prints.
 
-On a terminal the output is coloured; elsewhere (a pipe, a log file) it is plain lines.  Rates come from
+On a terminal the output is colored; elsewhere (a pipe, a log file) it is plain lines.  Rates come from
 ``ThroughputCallback`` where it is on, which must be registered first; a line waits for its report, which arrives a step
 later.  Losses are read only then, when the device has long computed them.
 """

@@ -164,7 +164,7 @@ def transformer_config(cfg: Config) -> TransformerConfig:
         "calculate_per_token_loss": True,
         # Padded and packed micro-batches differ in length: each stage announces the shape it sends.
         "variable_seq_lengths": parallel.pipeline_model_parallel_size > 1 and cfg.data.batching != "fixed",
-        # With two stages and several chunks both neighbours are the same rank; batched sends are matched in order of
+        # With two stages and several chunks both neighbors are the same rank; batched sends are matched in order of
         # arrival there, which mixes up activations and gradients without an error.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
@@ -187,7 +187,7 @@ def transformer_config(cfg: Config) -> TransformerConfig:
 def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParallel]:
     """Build this rank's part of the model, one wrapped chunk per virtual pipeline stage.
 
-    megatron-core's parallel state must be initialised and its random numbers seeded.
+    megatron-core's parallel state must be initialized and its random numbers seeded.
     """
     config = transformer_config(cfg)
     stages = cfg.parallel.virtual_pipeline_model_parallel_size

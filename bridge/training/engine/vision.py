@@ -61,7 +61,7 @@ def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerC
 
 
 class PatchMerger(MegatronModule):
-    """Blocks of neighbouring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
+    """Blocks of neighboring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
 
     def __init__(self, config: TransformerConfig, vision: VisionShape, *, deep: bool = False) -> None:
         """``deep``: the norm comes after the merge, as in the mergers inside the tower (deepstack)."""

@@ -240,7 +240,7 @@ def test_the_pipeline_for_people(capsys):
     assert main(["flops", "train_deepseek_v3", "--devices", "1024", "--convention", "megatron"]) == 0
     out = capsys.readouterr().out
     assert "   15  80.88 TFLOP  7.59%\n" in out
-    assert "largest over mean stage 1.215; with 128 micro-batches a step at least 24.8% of the devices' time is idle" in out
+    assert "max/mean work of the stages 1.215; with 128 micro-batches a step at least 24.8% of the devices' time is idle" in out
 
 
 def test_equations(capsys):
@@ -319,7 +319,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys):
     assert words in captured.err
 
 
-#: llama3-8b at 8192 tokens: what no recipe quantises, by hand: 2 products of half the square, and the output layer.
+#: llama3-8b at 8192 tokens: what no recipe quantizes, by hand: 2 products of half the square, and the output layer.
 LLAMA3_8B_PLAIN = 2 * 3 * 8192 * (32 * 8192 * 4096 + 4096 * 128256)
 
 

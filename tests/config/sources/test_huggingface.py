@@ -236,7 +236,7 @@ def test_unknown_fields_are_reported_and_reach_the_plan() -> None:
     assert from_huggingface(QWEN3).not_counted == ()
     strange = from_huggingface({**QWEN3, "extra_experts": 3, "switched_off": False, "bos_token_id": 1})
     (sentence,) = strange.not_counted
-    assert sentence == "not recognised: extra_experts=3 may change the work; if it does, that is not counted"
+    assert sentence == "not recognized: extra_experts=3 may change the work; if it does, that is not counted"
     assert sentence in compile_plan(strange).not_counted
 
 
@@ -248,7 +248,7 @@ def test_parts_that_are_not_counted_are_named() -> None:
     assert "model.mtp_num_layers=1" in sentence
     inner = {"model_type": "qwen3_vl", "text_config": {"odd_one": 1}, "vision_config": {"odd_two": 2}}
     places = [sentence.split("=")[0] for sentence in from_huggingface(inner).not_counted]
-    assert places == ["not recognised: text_config.odd_one", "not recognised: vision_config.odd_two"]
+    assert places == ["not recognized: text_config.odd_one", "not recognized: vision_config.odd_two"]
 
 
 #: The language models' sizes do not matter here: what is built beside them and not priced has parameters.
@@ -378,7 +378,7 @@ def test_a_byte_latent_file_holds_its_transformers() -> None:
             "local_attention_window_len": None, "encoder_config": stack | {"intermediate_size": 100},
             "decoder_config": stack | {"intermediate_size": 0, "odd": 1}, "global_config": {"num_hidden_layers": 3}}  # fmt: skip
     found = from_huggingface(file)
-    assert found.not_counted == ("not recognised: decoder_config.odd=1 may change the work; if it does, that is not counted",)
+    assert found.not_counted == ("not recognized: decoder_config.odd=1 may change the work; if it does, that is not counted",)
     shape = read(found).byte_latent
     assert (shape.cross_attn_k, shape.local_attention_window_len, shape.encoder_hash_byte_group_size) == (2, None, [3, 4])
     assert (shape.encoder_config.intermediate_size, shape.decoder_config.intermediate_size) == (100, None)
@@ -401,7 +401,7 @@ def test_every_field_of_every_class_is_read_or_known_to_be_irrelevant() -> None:
     for model_type in FAMILIES:
         if model_type in mapping:
             for sentence in from_huggingface(mapping[model_type]()).not_counted:
-                assert not sentence.startswith("not recognised"), (model_type, sentence)
+                assert not sentence.startswith("not recognized"), (model_type, sentence)
 
 
 def test_neutral_fields_are_not_read() -> None:

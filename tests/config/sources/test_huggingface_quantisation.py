@@ -1,4 +1,4 @@
-"""What transformers' quantised models multiply in which format: sums by hand, and every method that transformers has."""
+"""What transformers' quantized models multiply in which format: sums by hand, and every method that transformers has."""
 
 from dataclasses import replace
 

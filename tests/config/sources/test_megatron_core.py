@@ -40,19 +40,19 @@ def test_a_field_away_from_its_default_is_named():
 def test_a_field_that_is_its_default_is_not_named():
     kind = dataclasses.make_dataclass("Config", [("new_feature", int, 3)], bases=(TransformerConfig,), kw_only=True)
     assert audit(kind(**SIZES)).not_counted == []
-    assert audit(kind(**SIZES, new_feature=4)).not_counted == ["not recognised: new_feature=4"]
+    assert audit(kind(**SIZES, new_feature=4)).not_counted == ["not recognized: new_feature=4"]
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda fields: SimpleNamespace(**fields), lambda fields: {"model": fields}])
 def test_a_misspelt_key_is_named(wrap):
     (sentence,) = compile_plan(wrap(MODEL | {"num_query_group": 2})).not_counted
-    assert sentence == "not recognised: num_query_group=2; did you mean num_query_groups?"
+    assert sentence == "not recognized: num_query_group=2; did you mean num_query_groups?"
     with pytest.raises(ConfigError, match="model.num_layers is missing"):
         compile_plan(wrap({k: v for k, v in MODEL.items() if k != "num_layers"} | {"num_layrs": 2}))
 
 
 def test_far_names_get_no_hint():
-    assert compile_plan(MODEL | {"colour": "red"}).not_counted == ("not recognised: colour='red'",)
+    assert compile_plan(MODEL | {"colour": "red"}).not_counted == ("not recognized: colour='red'",)
 
 
 def test_other_names_of_per_layer_embeddings():

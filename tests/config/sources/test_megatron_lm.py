@@ -40,7 +40,7 @@ def test_real_arguments_equal_megatron_lms_own_number(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_field_of_real_arguments_is_unknown(name):
-    assert [s for s in read(namespace(CASES[name])).not_counted if s.startswith("not recognised")] == []
+    assert [s for s in read(namespace(CASES[name])).not_counted if s.startswith("not recognized")] == []
 
 
 def test_every_name_of_the_parser_is_declared_once():
@@ -118,7 +118,7 @@ def test_freeze_all_layers_runs_forward_only():
         ({"perform_rl_step": True}, "perform_rl_step=True"),
         ({"tokenizer_type": "BertWordPieceCase"}, "tokenizer_type='BertWordPieceCase'"),
         ({"spec": ["my.module", "my_layer_spec"]}, "spec=['my.module', 'my_layer_spec']"),
-        ({"a_flag_of_next_year": 3}, "not recognised: a_flag_of_next_year=3"),
+        ({"a_flag_of_next_year": 3}, "not recognized: a_flag_of_next_year=3"),
     ],
 )
 def test_what_is_not_priced_is_named(changes, named):
@@ -171,4 +171,4 @@ def test_paths_and_the_loops_own_entries_are_no_alarms():
     }  # fmt: skip
     assert read(namespace(GPT, **launch)).not_counted == read(namespace(GPT)).not_counted
     misspelt = read(namespace(GPT, **launch, num_layrs=3)).not_counted
-    assert misspelt[-1] == "not recognised: num_layrs=3; did you mean num_layers?"
+    assert misspelt[-1] == "not recognized: num_layrs=3; did you mean num_layers?"

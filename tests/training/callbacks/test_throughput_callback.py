@@ -426,7 +426,7 @@ def test_mfu_above_one_raises_one_visible_flag(caplog):
 
 
 def formatted(caplog, told="bf16", device="NVIDIA B200", **fields):
-    """Facts and newest row of a run of a quantised model on a device."""
+    """Facts and newest row of a run of a quantized model on a device."""
     cfg = config()
     cfg.model = {**MODEL, "bf16": True, **fields}
     cfg.hardware = SimpleNamespace(device_name=device, peak_flops=None)
@@ -444,7 +444,7 @@ def test_mfu_is_held_against_the_formats_that_run(told, caplog):
     assert (facts["peak_flops"], facts["peaks"]) == (9e15, {"bf16": 2.25e15, "fp4": 9e15})
     share = row["throughput/format_fraction/fp4"]
     assert share + row["throughput/format_fraction/bf16"] == 1
-    # FLOP/s over 2250 TFLOP/s, of which the quantised share goes four times as fast.
+    # FLOP/s over 2250 TFLOP/s, of which the quantized share goes four times as fast.
     assert row["throughput/mfu_bf16"] == pytest.approx(row["throughput/tflops/device"] / 2250)
     assert row["throughput/mfu"] == pytest.approx(row["throughput/mfu_bf16"] * (1 - share + share / 4))
     assert warnings(caplog) == []
