@@ -102,14 +102,14 @@ def test_counting_and_planning_do_not_import_torch():
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
     "bridge/flops": 5100,
-    "bridge/planning": 3070,
+    "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,
     "bridge/metrics": 5180,
     "bridge/training": 4450,
     "bridge/tracing": 1400,
-    "bridge/report": 1310,
-    "bridge/explorer": 1850,
+    "bridge/report": 1480,
+    "bridge/explorer": 1900,
     "bridge/integrations": 1300,
     "bridge/cli": 2330,
 }

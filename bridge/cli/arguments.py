@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from bridge.cli import COMMANDS
@@ -191,18 +192,12 @@ def quantity(text: str) -> Quantity:
 
 def amount(text: str, unit: str = "") -> Range:
     """A number with an exponent or a suffix, or a range of them: ``15T``, ``1e24``, ``0.35-0.45``; alone or in a unit."""
-    found = quantity(text)
-    if found.unit not in ("", unit):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number without a unit" + (f" or in {unit}" if unit else ""))
-    return found.value
+    return _argument(partial(quantities.positive, unit=unit), text)
 
 
 def number(text: str, unit: str = "") -> float:
     """One number with an exponent or a suffix."""
-    value = amount(text, unit)
-    if not value.is_known:
-        raise argparse.ArgumentTypeError(f"{text!r} must be one number")
-    return float(value.low)
+    return _argument(partial(quantities.single, unit=unit), text)
 
 
 def money(text: str) -> Range:

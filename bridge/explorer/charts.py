@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from bridge.explorer.figures import HEIGHT, Figure, styled, words
+from bridge.explorer.figures import HEIGHT, Figure, labels, styled, words
 from bridge.report.chart import Chart
-from bridge.report.waterfall import Bar
-from bridge.text import seconds
+from bridge.report.waterfall import Bar, meaning, measured
 
 
 def figure(chart: Chart) -> Figure:
@@ -43,13 +42,13 @@ def falling(bars: Sequence[Bar], title: str) -> Figure:
         base=[bar.start for bar in bars],
         orientation="h",
         marker={"color": [bar.colour for bar in bars]},
-        text=[f"{seconds(bar.length)}, {bar.length / whole:.1%}" for bar in bars],
-        textposition="outside",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{text}<extra></extra>",
+        customdata=[f"{bar.name}: {measured(bar, bars)}, {meaning(bar)}" for bar in bars],
+        hovertemplate="%{customdata}<extra></extra>",
     )
-    styled(drawn, title, x="seconds of a mean step", height=max(HEIGHT, 140 + 30 * len(bars)))
-    drawn.update_xaxes(range=[0, 1.18 * whole])
-    drawn.update_yaxes(autorange="reversed", showgrid=False, ticksuffix=" ")
+    styled(drawn, title, x="seconds", height=max(HEIGHT, 140 + 40 * len(bars)))
+    drawn.update_xaxes(range=[0, 1.05 * whole])
+    drawn.update_yaxes(
+        autorange="reversed", showgrid=False, **labels([bar.name for bar in bars], [measured(bar, bars) for bar in bars])
+    )
     drawn.update_layout(bargap=0.25)
     return drawn

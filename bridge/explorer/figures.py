@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log10
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,10 @@ from bridge.text import with_unit
 INK, GRID, PAPER = "#1f2937", "rgba(128, 138, 155, 0.25)", "#ffffff"
 #: Pixels; the width follows the page.
 HEIGHT = 420
+#: Letters of a line of a title and of a bar's name, and pixels of a legend, for which a phone has room.
+_TITLE, _NAME, _LEGEND = 36, 14, 220
+#: Pixels of a line, of a letter, and of what stands before a name of a legend.
+_LINE, _LETTER, _SWATCH = 19, 6.6, 42
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -70,11 +75,11 @@ def stacked(
         title: of the figure.
         y: what the numbers are.
         unit: of the numbers, for the totals.
-        totals: whether to write them.
+        totals: whether to write them over bars that stand.
         horizontal: bars lie, one below the other: for many groups or long names.
     """
     tint = colours(list(parts))
-    along, across, place = ("x", "y", "middle right") if horizontal else ("y", "x", "top center")
+    along, across = ("x", "y") if horizontal else ("y", "x")
     figure = go.Figure()
     for name, numbers in parts.items():
         values = [float(number or 0) for number in numbers]
@@ -87,27 +92,30 @@ def stacked(
             hovertemplate=f"%{{{across}}}<br>{words(name)}: %{{customdata}}<extra></extra>",
         )
     sums = [sum(float(numbers[i] or 0) for numbers in parts.values()) for i in range(len(groups))]
-    if totals:
+    if totals and not horizontal:
         figure.add_scatter(
-            **{across: list(groups), along: sums},
-            mode="text",
-            text=[f" {with_unit(value, unit)}" for value in sums],
-            textposition=place,
-            showlegend=False,
-            hoverinfo="skip",
-            cliponaxis=False,
-        )
+            x=list(groups), y=sums, mode="text", text=[with_unit(value, digits=3) for value in sums], textposition="top center",
+            showlegend=False, hoverinfo="skip", cliponaxis=False,
+        )  # fmt: skip
     longest = max(sums, default=0) or 1
     if horizontal:
-        styled(figure, title, x=y, height=max(HEIGHT, 220 + 30 * len(groups)))
-        figure.update_xaxes(tickformat="~s", range=[0, 1.3 * longest], nticks=6)
-        figure.update_yaxes(showgrid=False, type="category", autorange="reversed", ticksuffix=" ")
+        styled(figure, title, x=y, height=max(HEIGHT, 220 + 40 * len(groups)))
+        figure.update_xaxes(tickformat="~s", range=[0, 1.05 * longest], nticks=4)
+        figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
+        figure.update_yaxes(labels(groups, [with_unit(value, unit) for value in sums]))
     else:
         styled(figure, title, y=y)
         figure.update_yaxes(tickformat="~s", range=[0, 1.12 * longest])
-        figure.update_xaxes(showgrid=False, type="category")
+        texts = ["<br>".join(wrap(str(group), 9)) for group in groups]
+        figure.update_xaxes(showgrid=False, type="category", tickangle=0, tickvals=list(groups), ticktext=texts)
     figure.update_layout(barmode="stack", bargap=0.35)
     return figure
+
+
+def labels(names: Sequence[str], below: Sequence[str]) -> dict[str, Any]:
+    """Of bars that lie: below each name its number, for which a phone has no room behind the bar."""
+    texts = [f"{' <br>'.join(wrap(name, _NAME))} <br><b>{number}</b> " for name, number in zip(names, below, strict=True)]
+    return {"tickvals": list(names), "ticktext": texts}
 
 
 def area(x: Sequence[float], parts: Mapping[str, Sequence[Any]], title: str, *, xlabel: str, y: str, unit: str) -> Figure:
@@ -157,14 +165,39 @@ def lines(
 
 
 def mark(
-    figure: Figure, x: float, text: str, *, log: bool = False, colour: str = INK, dash: str = "dot", low: bool = False
+    figure: Figure,
+    x: float,
+    text: str,
+    *,
+    log: bool = False,
+    colour: str = INK,
+    dash: str = "dot",
+    low: bool = False,
+    anchor: str = "center",
 ) -> None:
-    """A vertical line with a word beside it; ``low`` puts the word at the bottom."""
+    """A vertical line with a word above it, whose ``anchor`` stands at the line; ``low``: beside it at the bottom."""
     figure.add_vline(x=x, line={"color": colour, "width": 1.5, "dash": dash})
     figure.add_annotation(
-        x=log10(x) if log else x, y=0.02 if low else 1, yref="paper", text=text, showarrow=False, xanchor="left", xshift=4,
-        yanchor="bottom" if low else "top", font={"color": colour, "size": 12}, bgcolor="rgba(255, 255, 255, 0.7)",
+        x=log10(x) if log else x, y=0.02 if low else 1, yref="paper", text=text, showarrow=False, yanchor="bottom",
+        xanchor="left" if low else anchor, xshift=4 * low, font={"color": colour, "size": 12},
+        bgcolor="rgba(255, 255, 255, 0.7)",
     )  # fmt: skip
+
+
+def with_room(figure: Figure) -> Figure:
+    """As high as it needs to be for a phone: its title wraps there, and its legend stands in few columns below the axis."""
+    title = "<br>".join(wrap(figure.layout.title.text, _TITLE))
+    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
+    lines = 1
+    if names and figure.layout.showlegend is not False:
+        columns = int(_LEGEND / (_SWATCH + _LETTER * max(map(len, names))))
+        lines = -(-len(names) // max(1, columns))
+    more = _LINE * title.count("<br>")
+    height = figure.layout.height + _LINE * (lines - 1) + more
+    figure.update_layout(
+        height=height, margin_t=figure.layout.margin.t + more, title={"text": title, "y": 1 - (34 + more / 2) / height}
+    )
+    return figure
 
 
 def log_axis(figure: Figure, *, axis: str = "x", powers_of_two: tuple[float, float] | None = None) -> None:
@@ -179,7 +212,7 @@ def log_axis(figure: Figure, *, axis: str = "x", powers_of_two: tuple[float, flo
     if powers_of_two:
         low, high = powers_of_two
         ticks = [2**i for i in range(64) if low <= 2**i <= high]
-        ticks = ticks[:: 1 if len(ticks) < 8 else 2]
+        ticks = ticks[:: -(-len(ticks) // 6)]
         update(tickvals=ticks, ticktext=[binary(tick) for tick in ticks])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from bridge.explorer import behind
 from bridge.explorer.view import Card, Table, View
 from bridge.planning.quantities import plain
 
@@ -16,8 +17,8 @@ def headline(view: View) -> str:
 
 
 def values(view: View, name: str) -> str:
-    """The table, and the buttons to take the values along in files called ``name``."""
-    return _table(view.table) + _export(view, name)
+    """The table, the buttons to take the values along in files called ``name``, and the numbers behind each figure."""
+    return _table(view.table) + _export(view, name) + "".join(map(_folded, behind.tables(view.figures)))
 
 
 def message(text: str) -> str:
@@ -51,6 +52,10 @@ def _table(table: Table) -> str:
         f'<div class="table" tabindex="0" role="region" aria-label="{escape(table.title or "table")}">'
         f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _folded(table: Table) -> str:
+    return f'<details class="behind"><summary>Values of: {escape(table.title)}</summary>{_table(table)}</details>'
 
 
 def _row(table: Table, row: Iterable[Any]) -> str:

@@ -24,6 +24,17 @@ window.bridge = {
   },
 };
 
+// Plots are stops of the keyboard, with a name; the table of each one's numbers is folded below the tab's own.
+const name = (plot) => plot.querySelector(".gtitle")?.textContent;
+new MutationObserver(() => {
+  for (const plot of document.querySelectorAll(".js-plotly-plot:not([role])")) {
+    if (!name(plot)) continue;
+    plot.setAttribute("role", "group");
+    plot.setAttribute("aria-label", `Chart: ${name(plot)}. Its numbers stand in the tables below.`);
+    plot.tabIndex = 0;
+  }
+}).observe(document.documentElement, { childList: true, subtree: true });
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest(".export button");
   if (!button) return;

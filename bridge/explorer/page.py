@@ -25,7 +25,7 @@ from gradio.components.plot import PlotData
 from bridge.config import ConfigError
 from bridge.explorer import html, link
 from bridge.explorer.controls import Choice, Choices, Control, Slider, Toggle, Values, accept
-from bridge.explorer.figures import Figure
+from bridge.explorer.figures import Figure, with_room
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
 from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan, run
 from bridge.explorer.view import View
@@ -95,7 +95,8 @@ def plot(figure: Figure, name: str, image_format: str) -> PlotData:
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
         "toImageButtonOptions": {"format": image_format, "filename": name, "scale": 2 if image_format == "png" else 1},
     }
-    return PlotData(type="plotly", plot=json.dumps({**json.loads(figure.to_json() or ""), "config": config}))
+    drawn = json.loads(with_room(figure).to_json() or "")
+    return PlotData(type="plotly", plot=json.dumps({**drawn, "config": config}))
 
 
 # ---- widgets ------------------------------------------------------------------------------------------------------

@@ -122,15 +122,17 @@ class Training:
         rank: of the adapters; 0 for none.
         targets: layers that get one.
         freeze: patterns of modules that do not train.
+        kind: of the adapters.
     """
 
     rank: int = 0
     targets: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
+    kind: str = "lora"
 
     @property
     def peft(self) -> PeftConfig | None:
         """As a configuration has it."""
         if self.rank:
-            return PeftConfig(kind="lora", dim=self.rank, target_modules=list(self.targets), freeze=list(self.freeze))
+            return PeftConfig(kind=self.kind, dim=self.rank, target_modules=list(self.targets), freeze=list(self.freeze))
         return PeftConfig(kind="freeze", freeze=list(self.freeze)) if self.freeze else None

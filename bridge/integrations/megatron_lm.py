@@ -25,18 +25,19 @@ from __future__ import annotations
 
 import runpy
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
 
-from bridge.flops import conventions
+from bridge.flops import ConfigError, conventions
 from bridge.integrations import sidecar
 from bridge.integrations.megatron_bridge import counted
 from bridge.integrations.wrapping import Arguments, Call, wrap
 from bridge.metrics.host import Host
 from bridge.metrics.trackers import Trackers, attached
+from bridge.planning.quantities import single
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 
@@ -175,8 +176,16 @@ def _add_flags(parser: ArgumentParser) -> ArgumentParser:
     group.add_argument("--bridge-convention", choices=sorted(conventions.CONVENTIONS), default="megatron",
                        help="how FLOPs are counted")  # fmt: skip
     group.add_argument("--bridge-metrics-file", metavar="FILE", help="JSON lines, one object per log point")
-    group.add_argument("--bridge-peak-flops", type=float, metavar="FLOP/S", help="dense peak of one device (default: the table)")
+    group.add_argument("--bridge-peak-flops", type=_flops_rate, metavar="FLOP/S",
+                       help="dense peak of one device, for example 989.4TFLOP/s (default: the table)")  # fmt: skip
     return parser
+
+
+def _flops_rate(text: str) -> float:
+    try:
+        return single(text, "FLOP/s")
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _from_flags(args: Any) -> ThroughputCallback:

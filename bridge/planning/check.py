@@ -25,6 +25,7 @@ from bridge.hardware import NUMBER_FORMATS, find_peak
 from bridge.planning import counting_rules
 from bridge.planning.counting_rules import RULES, WAYS, Case, Priced, Rule
 from bridge.planning.quantities import Quantity
+from bridge.text import significant
 
 #: A count agrees with a reported number that is no further away, or no further than that was rounded.
 TOLERANCE = 0.01
@@ -246,8 +247,8 @@ class Check:
         if self.reported is not None and self.reported.unit == "%":
             return "unknown" if way.utilisation is None else f"{way.utilisation:.2%}"
         if way.flops_per_second is None:
-            return f"{float(way.flops_per_token) / 1e9:,.4g} GFLOP per token"
-        return f"{way.flops_per_second / 1e12:,.4g} TFLOP/s"
+            return f"{significant(way.flops_per_token / 10**9)} GFLOP per token"
+        return f"{significant(way.flops_per_second / 1e12)} TFLOP/s"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, in plain values: FLOP/s of one device, utilizations as fractions."""

@@ -72,6 +72,32 @@ class Quantity:
         return _plain(Fraction(self.value.low))
 
 
+def positive(text: str, unit: str = "") -> Range:
+    """A number or a range above zero, alone or in a unit; ConfigError where it is none.
+
+    >>> positive("0.35-0.45")
+    Range(low=Fraction(7, 20), high=Fraction(9, 20))
+    """
+    found = Quantity.parse(text)
+    if found.value.low <= 0:
+        raise ConfigError(f"{short(text)} must be above zero")
+    if found.unit not in ("", unit):
+        raise ConfigError(f"{short(text)} must be a number without a unit" + (f" or in {unit}" if unit else ""))
+    return found.value
+
+
+def single(text: str, unit: str = "") -> float:
+    """One number above zero, alone or in a unit.
+
+    >>> single("989.4TFLOP/s", "FLOP/s")
+    989400000000000.0
+    """
+    value = positive(text, unit)
+    if not value.is_known:
+        raise ConfigError(f"{short(text)} must be one number")
+    return float(value.low)
+
+
 def whole(text: str) -> int:
     """A count: ``512``, ``1,024``, ``2k`` (2,000); ConfigError where it is no positive whole number."""
     try:

@@ -9,9 +9,9 @@ from typing import Any, Optional
 from bridge.metrics.keys import FRACTION
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
-from bridge.report.run_file import RecordedRun, is_whole
+from bridge.report.run_file import RecordedRun
 from bridge.report.scale import Scale, scale_of
-from bridge.report.thin import kept
+from bridge.report.thin import is_whole, kept
 
 #: Most of a plan that may be left open for its line to be drawn: more would press the curve to the bottom.
 _PLAN_IN_SIGHT = 20

@@ -40,8 +40,9 @@ class _Axes:
 
 
 def svg(chart: Chart) -> str:
-    """The drawing."""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.panel.title)}">']
+    """The drawing; a stop of the keyboard, since the page's script reads its numbers out step by step."""
+    told = f"{chart.panel.title}, steps {tick_text(chart.steps[0])} to {tick_text(chart.steps[-1])}; arrow keys read its numbers"
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape(told)}">']
     parts += _heat(chart) if chart.panel.kind == "heat" else _curves(chart)
     parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0" visibility="hidden"/></svg>')
     return "".join(parts)

@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any, Optional
 
 from bridge.metrics.keys import LAYOUT
-from bridge.report.run_file import RecordedRun, is_whole
+from bridge.report.run_file import RecordedRun
 from bridge.report.scale import scale_of
+from bridge.report.thin import is_whole
 from bridge.text import with_unit
 
 _LONGEST = 160
@@ -40,6 +41,8 @@ def notes_of(run: RecordedRun) -> list[str]:
         sentences.append("The file ends in the middle of a row: the run was killed, or is still writing.")
     if run.skipped:
         sentences.append(f"{run.skipped:,} rows were damaged or had no step, and are left out.")
+    if run.whole is not None:
+        sentences.append(f"A long run: medians are those of every {run.whole.every}th row; extremes, means and totals are exact.")
     if any(number > 1 for name in ("mfu", "hfu") for number in present(run, f"throughput/{name}")):
         sentences.append("Doubtful: a utilization above 100%. The peak, the number format or the convention does not fit.")
     details = run.facts.get("verified_details")
@@ -65,6 +68,12 @@ def present(run: RecordedRun, key: str) -> Sequence[Any]:
     return column if is_whole(column) else [number for number in column if number is not None]
 
 
+def typical(run: RecordedRun, key: str) -> Any:
+    """The median of a key; of a run that was thinned that of its sample, where that has the key."""
+    sampled = () if run.whole is None else [value for value in run.whole.sample.get(key, ()) if value is not None]
+    return middle(sampled or present(run, key))
+
+
 def middle(values: Sequence[Any]) -> Any:
     """The median; of a long column by numpy, where it is there."""
     if isinstance(values, array) and len(values) > _LONG and find_spec("numpy"):
@@ -77,16 +86,16 @@ def middle(values: Sequence[Any]) -> Any:
 
 def _results(run: RecordedRun) -> Iterator[Headline]:
     last = run.steps[-1]
-    yield Headline("Last step", f"{last:,}", f"{len(run.steps):,} log points, {run.kind}")
+    yield Headline("Last step", f"{last:,}", f"{run.count:,} log points, {run.kind}")
     for key, label, unit in (
         ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),
         ("throughput/tokens_per_sec", "Tokens per second, median", "tokens/s"),
     ):
         if numbers := present(run, key):
-            typical = middle(numbers)
-            scale = scale_of(unit, typical)
-            yield Headline(label, scale.text(typical), f"last {scale.text(numbers[-1])}")
+            usual = typical(run, key)
+            scale = scale_of(unit, usual)
+            yield Headline(label, scale.text(usual), f"last {scale.text(numbers[-1])}")
     least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")

@@ -14,7 +14,7 @@ from bridge.metrics.why import why
 from bridge.report import overlay, waterfall
 from bridge.report.chart import Chart
 from bridge.report.drawing import numbers, svg
-from bridge.report.facts import headlines, middle, notes_of, present
+from bridge.report.facts import headlines, notes_of, present, typical
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import RecordedRun
 from bridge.text import digits_of
@@ -22,6 +22,7 @@ from bridge.text import digits_of
 #: The browser itself keeps the page from the network, whatever it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _MOST_KEYS = 300
+_FOLDED = '<details class="data"><summary>Values</summary>'
 
 
 def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) -> str:
@@ -78,12 +79,23 @@ def _waterfall(name: str, run: RecordedRun, runs: int) -> str:
     parts = waterfall.parts_of(run)
     if not parts:
         return ""
+    drawn = waterfall.bars(parts)
     return (
         '<section class="wide"><h2>Where the time of a step goes</h2>'
         '<p class="soft">What lies between the MFU and 100%, in the mean over the run?</p>'
         f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}{_of(name, runs)}</b></figcaption>'
-        f"{waterfall.svg(waterfall.bars(parts))}</figure></section>"
+        f"{waterfall.svg(drawn)}{waterfall.narrow_svg(drawn)}{_values(drawn)}</figure></section>"
     )
+
+
+def _values(drawn: Sequence[waterfall.Bar]) -> str:
+    """The waterfall as a table; those of charts are made by the page's script, of the numbers that are in the page."""
+    rows = "".join(
+        f"<tr><th>{escape(bar.name)}</th><td>{waterfall.measured(bar, drawn)}</td><td class='soft'>"
+        f"{escape(waterfall.meaning(bar))}</td></tr>"
+        for bar in drawn
+    )
+    return f'{_FOLDED}<div class="table"><table><tbody>{rows}</tbody></table></div></details>'
 
 
 def _figure(chart: Chart) -> str:
@@ -94,7 +106,8 @@ def _figure(chart: Chart) -> str:
     unit = f"<span>{escape(chart.scale.unit)}</span>" if chart.scale.unit else ""
     several = len(chart.panel.names) > 1 or len(chart.series) > 1
     legend = f'<span class="legend">{entries}</span>' if several and chart.panel.kind != "heat" else ""
-    return f"<figure><figcaption><b>{escape(chart.panel.title)}</b>{unit}{legend}</figcaption>{svg(chart)}</figure>"
+    caption = f"<figcaption><b>{escape(chart.panel.title)}</b>{unit}{legend}</figcaption>"
+    return f"<figure>{caption}{svg(chart)}{_FOLDED}</details></figure>"
 
 
 def _facts(run: RecordedRun) -> str:
@@ -115,7 +128,7 @@ def _notes(run: RecordedRun) -> str:
 def _table(name: str, run: RecordedRun, runs: int) -> str:
     """Every key of the run, declared or not."""
     names = run.names()
-    rows = "".join(_row(key, present(run, key)) for key in names[:_MOST_KEYS])
+    rows = "".join(_row(key, present(run, key), typical(run, key)) for key in names[:_MOST_KEYS])
     left_out = f"<p class='soft'>{len(names) - _MOST_KEYS:,} more keys are left out.</p>" if len(names) > _MOST_KEYS else ""
     head = "".join(f"<th>{heading}</th>" for heading in ("key", "last", "median", "least", "most", "unit"))
     return (
@@ -124,9 +137,9 @@ def _table(name: str, run: RecordedRun, runs: int) -> str:
     )
 
 
-def _row(name: str, values: Sequence[Any]) -> str:
+def _row(name: str, values: Sequence[Any], usual: Any) -> str:
     key = find_key(name)
-    cells = "".join(f"<td>{digits_of(value)}</td>" for value in (values[-1], middle(values), min(values), max(values)))
+    cells = "".join(f"<td>{digits_of(value)}</td>" for value in (values[-1], usual, min(values), max(values)))
     return f'<tr><th>{escape(name)}</th>{cells}<td class="soft">{escape(key.unit) if key else ""}</td></tr>'
 
 

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Optional, Union
 
 from bridge.flops import ConfigError
 from bridge.metrics.keys import PREFIX
+from bridge.report.stretches import MOST_HELD, Stretches, Thinned, merged
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_ROWS = 100_000
@@ -41,6 +42,7 @@ class RecordedRun:
         torn: the file ends in the middle of a row, as a killed run's may.
         facts: constants and results, by name; any JSON values.
         name: what the run is called, where the file says so.
+        whole: of a run too long to be held, of which ``steps`` and ``columns`` have the extremes of every stretch.
     """
 
     kind: str
@@ -50,6 +52,12 @@ class RecordedRun:
     torn: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    whole: Optional[Thinned] = None
+
+    @property
+    def count(self) -> int:
+        """Rows, those that were let go included."""
+        return len(self.steps) if self.whole is None else self.whole.count
 
     def series(self, key: str) -> Sequence[Any]:
         """The values of a key, None where a row has none."""
@@ -80,17 +88,13 @@ class RecordedRun:
         self.columns = {name: [row.get(name) for row in ordered] for name in names}
 
 
-def is_whole(column: Sequence[Any]) -> bool:
-    """Whether every row has a value."""
-    return isinstance(column, array) or None not in column
-
-
-def read_run(path: str | Path, *, bounded: bool = True) -> RecordedRun:
+def read_run(path: str | Path, *, bounded: bool = True, thinned: bool = False) -> RecordedRun:
     """Read a file of either kind.
 
     Args:
         path: the file.
         bounded: whether to refuse what is too large for a page that serves others.
+        thinned: for what draws it: 15 digits of a number, and of a long run the extremes of every stretch.
 
     Raises:
         ConfigError: too large, neither kind, or without a row.
@@ -101,7 +105,7 @@ def read_run(path: str | Path, *, bounded: bool = True) -> RecordedRun:
         if bounded and size > MAX_BYTES:
             raise ConfigError(f"{file.name} has {size / 2**20:.0f} MiB; the page reads runs of up to {MAX_BYTES // 2**20} MiB")
         with open(file, "rb") as opened:
-            run = _read(opened, MAX_ROWS if bounded else math.inf)
+            run = _read(opened, MAX_ROWS if bounded else math.inf, thinned)
     except OSError as error:
         raise ConfigError(f"{file.name} cannot be read: {error.strerror}") from None
     if not run.steps:
@@ -111,7 +115,7 @@ def read_run(path: str | Path, *, bounded: bool = True) -> RecordedRun:
     return run
 
 
-def _read(file: BinaryIO, most: float) -> RecordedRun:
+def _read(file: BinaryIO, most: float, thinned: bool) -> RecordedRun:
     begin = file.read(len(_WANDB_MAGIC))
     file.seek(0)
     if begin == _WANDB_MAGIC:
@@ -120,7 +124,7 @@ def _read(file: BinaryIO, most: float) -> RecordedRun:
         _check_rows(len(rows), most)
         run.take(rows)
         return run
-    return _jsonl(file, most)
+    return _jsonl(file, most, Stretches(MOST_HELD if thinned else math.inf), rough=thinned)
 
 
 def _check_rows(rows: int, most: float) -> None:
@@ -154,11 +158,14 @@ def _is_number(value: Any) -> bool:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-#: A number that needs no further look: neither NaN nor too large or small to be drawn.
-_INTEGER = rb"(-?[0-9]{1,200})"
-_DECIMAL = rb"(-?[0-9]{1,40}(?:\.[0-9]{1,40}(?:[eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2}))"
-#: Forms of lines that are known at once, and lines that are read together.
-_MOST_FORMS, _BLOCK_OF_LINES = 8, 2048
+#: A number that a line of a known form may have at a place, as loose as ``int`` and ``float`` allow: they see to the rest.
+_INTEGER, _DECIMAL = rb"(-?[0-9]{1,200})", rb"([-+.0-9e]{1,40})"
+#: Its first 15 digits: a machine reads them in half the time that the last two take, and no drawing has more.
+_ROUGH = rb"([-.0-9]{1,16})[0-9]*"
+#: An exponent that a number has which cannot be drawn.
+_LARGE = re.compile(rb"e[-+]?[0-9]{3}").search
+#: Forms of lines that are known at once, and bytes of lines that are read together: what a processor keeps near.
+_MOST_FORMS, _BYTES_OF_LINES = 8, 256 * 1024
 
 
 class _Form:
@@ -169,81 +176,122 @@ class _Form:
     """
 
     def __init__(self, row: Mapping[str, Any]) -> None:
-        self.names = tuple(row)
-        self._types = [type(value) for value in row.values()]
-        self.columns: list[Any] = [array("d" if kind is float else "q") for kind in self._types]
-        self.places = array("q")
-        numbers = (_INTEGER if kind is int else _DECIMAL for kind in self._types)
-        items = (re.escape(json.dumps(name).encode()) + b": " + number for name, number in zip(self.names, numbers, strict=True))
-        self.match = re.compile(rb"\{" + b", ".join(items) + rb"\}\n").fullmatch
-        self._waiting: list[Any] = []
+        self.items = tuple((name, type(value)) for name, value in row.items())
+        numbers = [_INTEGER if kind is int else _DECIMAL for _, kind in self.items]
+        self.line = self._pattern(numbers)
+        small = ["e" in repr(value) for value in row.values()]
+        self.rough = self._pattern([_ROUGH if n is _DECIMAL and not e else n for n, e in zip(numbers, small, strict=True)])
+        self._exponents = {self.rough: small, self.line: [kind is float for _, kind in self.items]}
 
-    def add(self, place: int, numbers: Any) -> None:
-        """A line of this form."""
-        self.places.append(place)
-        self._waiting.append(numbers)
-        if len(self._waiting) >= _BLOCK_OF_LINES:
-            self.flush()
+    def _pattern(self, numbers: Iterable[bytes]) -> re.Pattern[bytes]:
+        items = (
+            re.escape(json.dumps(name).encode()) + b": " + number for (name, _), number in zip(self.items, numbers, strict=True)
+        )
+        return re.compile(rb"^\{" + b", ".join(items) + rb"\}\n", re.MULTILINE)
 
-    def flush(self) -> None:
-        for i, (kind, texts) in enumerate(zip(self._types, zip(*self._waiting, strict=True), strict=False)):
+    def columns(self, rows: Sequence[tuple[bytes, ...]], pattern: re.Pattern[bytes]) -> Optional[dict[str, Any]]:
+        """The values of what a pattern found in lines; None where one is no number, or none that can be drawn."""
+        found = {}
+        columns = zip(*rows, strict=True)
+        for (name, kind), texts, small in zip(self.items, columns, self._exponents[pattern], strict=True):
+            if small and b"e" in (joint := b" ".join(texts)) and _LARGE(joint):
+                return None
             try:
-                self.columns[i] += array("d" if kind is float else "q", map(kind, texts))
-            except (OverflowError, TypeError):  # integers of more than 64 bits, now or before
-                self.columns[i] = [*self.columns[i], *map(kind, texts)]
-        self._waiting.clear()
+                found[name] = _column(kind, texts)
+            except ValueError:
+                return None
+        return found
 
 
-def _jsonl(file: BinaryIO, most: float) -> RecordedRun:
+def _column(kind: type, texts: Sequence[Any]) -> Sequence[Any]:
+    """Values of one type; integers of more than 64 bits as a list."""
+    try:
+        return array("d" if kind is float else "q", map(kind, texts))
+    except OverflowError:
+        return list(map(kind, texts))
+
+
+def _jsonl(file: BinaryIO, most: float, stretches: Stretches, rough: bool) -> RecordedRun:
     run = RecordedRun("metrics.jsonl")
     forms: list[_Form] = []
-    others: list[tuple[int, Row]] = []
-    place = 0
-    for line in file:
-        for form in forms:
-            if found := form.match(line):
-                form.add(place, found.groups())
-                break
-        else:
-            if not line.strip():
-                continue
-            row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
-            if row is None and not line.endswith(b"\n"):
-                run.torn = True
-                continue
-            if (numbers := _kept(run, row)) is None:
-                continue
-            new = _Form(row) if len(forms) < _MOST_FORMS and numbers == row else None
-            if new and (found := new.match(line)):
-                forms.append(new)
-                new.add(place, found.groups())
-            else:
-                others.append((place, numbers))
-        place += 1
-        _check_rows(place, most)
-    _join(run, forms, others, place)
+    while lines := file.readlines(_BYTES_OF_LINES):
+        stretches.add(_of_one_form(lines, forms, rough) or _mixed(run, lines, forms))
+        _check_rows(stretches.count, most)
+    stretches.give(run)
+    if any(later <= step for step, later in pairwise(run.steps)):
+        run.steps, run.columns = merged(run.steps, run.columns)
     return run
 
 
-def _join(run: RecordedRun, forms: Sequence[_Form], others: Sequence[tuple[int, Row]], count: int) -> None:
-    """Everything by key and in the order of steps."""
-    for form in forms:
-        form.flush()
+def _of_one_form(lines: Sequence[bytes], forms: Sequence[_Form], rough: bool) -> Optional[dict[str, Any]]:
+    """The columns of lines that all are of the usual form; None where one is not."""
+    text = b"".join(lines)
+    for form in forms[:1]:
+        for pattern in (form.rough, form.line)[not rough :]:
+            if len(found := pattern.findall(text)) == len(lines):
+                return form.columns(found, pattern)
+    return None
+
+
+def _mixed(run: RecordedRun, lines: Sequence[bytes], forms: list[_Form]) -> dict[str, Any]:
+    """The columns of any lines, each form by itself; the one that most have becomes the usual one."""
+    by_form: dict[_Form, list[int]] = {}
+    others = []
+    for place, line in enumerate(lines):
+        form = next((form for form in forms if form.line.match(line)), None)
+        if form is None:
+            others.append(place)
+            _learn(forms, line)
+        else:
+            by_form.setdefault(form, []).append(place)
     columns: dict[str, Any] = {}
-    if len(forms) == 1 and not others:
-        columns, forms = dict(zip(forms[0].names, forms[0].columns, strict=True)), []
-    for form in forms:
-        for name, values in zip(form.names, form.columns, strict=True):
-            column = columns.setdefault(name, [None] * count)
-            for place, value in zip(form.places, values, strict=True):
-                column[place] = value
-    for place, row in others:
-        for name, value in row.items():
-            columns.setdefault(name, [None] * count)[place] = value
-    run.steps = columns.pop("step", [])
-    run.columns = columns
-    if any(later <= step for step, later in pairwise(run.steps)):
-        run.take(run.rows)
+    for form, places in by_form.items():
+        matches = [form.line.match(lines[place]) for place in places]
+        found = form.columns([match.groups() for match in matches if match], form.line)
+        if found is None:
+            others += places
+        else:
+            _put(columns, places, found, len(lines))
+    rows = {place: row for place in sorted(others) if (row := _parsed(run, lines[place])) is not None}
+    for place, row in rows.items():
+        _put(columns, [place], {name: [value] for name, value in row.items()}, len(lines))
+    forms.sort(key=lambda form: -len(by_form.get(form, ())))
+    there = [place for place, step in enumerate(columns.get("step", ())) if step is not None]
+    return {name: _tight([column[place] for place in there]) for name, column in columns.items()}
+
+
+def _tight(column: list[Any]) -> Sequence[Any]:
+    """Numbers of one type without their objects."""
+    kinds = set(map(type, column))
+    return _column(kinds.pop(), column) if len(kinds) == 1 else column
+
+
+def _put(columns: dict[str, Any], places: Sequence[int], values: Mapping[str, Sequence[Any]], count: int) -> None:
+    for name, found in values.items():
+        column = columns.setdefault(name, [None] * count)
+        for place, value in zip(places, found, strict=True):
+            column[place] = value
+
+
+def _learn(forms: list[_Form], line: bytes) -> None:
+    """A form of which there will be more."""
+    row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
+    numbers = _numbers(row)
+    if row is not None and numbers == row and len(row) > 1 and "step" in row and len(forms) < _MOST_FORMS:
+        new = _Form(row)
+        if new.line.match(line) and new.items not in [form.items for form in forms]:
+            forms.append(new)
+
+
+def _parsed(run: RecordedRun, line: bytes) -> Optional[Row]:
+    """The numbers of a line; what is none is counted."""
+    if not line.strip():
+        return None
+    row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
+    if row is None and not line.endswith(b"\n"):
+        run.torn = True
+        return None
+    return _kept(run, row)
 
 
 def parse(text: Union[bytes, str]) -> Any:

@@ -10,18 +10,22 @@ from bridge.report.host_log import tell_apart
 from bridge.report.run_file import RecordedRun, parse, read_run
 
 
-def open_run(path: str | Path) -> RecordedRun:
+def open_run(path: str | Path, *, thinned: bool = False) -> RecordedRun:
     """Read a run of any size.
 
     A run's folder may hold several folders of W&B, one a start: they become one run, in which a step that was trained
     again has its newest numbers.
+
+    Args:
+        path: what names it.
+        thinned: for what draws it: 15 digits of a number, and of a long run the extremes of every stretch.
 
     Raises:
         ConfigError: there is no run, or it has no rows.
     """
     given = Path(path)
     files = _files(given)
-    run = read_run(files[0], bounded=False)
+    run = read_run(files[0], bounded=False, thinned=thinned)
     for file in files[1:]:
         _continue(run, read_run(file, bounded=False))
     tell_apart(run)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Optional
-
-from bridge.report.run_file import is_whole
+from typing import Any, Optional
 
 #: A chart is about as many pixels wide.
 MOST_POINTS = 800
+
+
+def is_whole(column: Sequence[Any]) -> bool:
+    """Whether every row has a value."""
+    return isinstance(column, array) or None not in column
 
 
 def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) -> list[int]:
@@ -32,11 +36,11 @@ def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) 
     for stretch in range(stretches):
         part = rows[stretch * len(rows) // stretches : (stretch + 1) * len(rows) // stretches]
         for column in columns:
-            chosen |= _extremes(column, part)
+            chosen |= extremes(column, part)
     return sorted(chosen)
 
 
-def _extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int]:
+def extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int]:
     """Where the smallest and the largest value of a stretch stand."""
     if isinstance(part, range):
         values = column[part.start : part.stop]

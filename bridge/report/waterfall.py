@@ -9,10 +9,13 @@ from html import escape
 from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
 from bridge.report.colours import COLOURS, PALETTE
-from bridge.report.run_file import RecordedRun, is_whole
+from bridge.report.run_file import RecordedRun
+from bridge.report.thin import is_whole
 from bridge.text import seconds
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
+#: On a phone.
+NARROW, NARROW_ROW = 340, 46
 
 TITLE = "From a step down to the work at the peak"
 
@@ -35,6 +38,8 @@ class Bar:
 
 def parts_of(run: RecordedRun) -> dict[str, float]:
     """Seconds of a mean step by part; empty where the run has none."""
+    if run.whole is not None:
+        return {name: run.whole.means[PREFIX + name] for name in PARTS if PREFIX + name in run.whole.means}
     columns = {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}
     if not columns:
         return {}
@@ -59,21 +64,49 @@ def bars(parts: Mapping[str, float]) -> list[Bar]:
 
 def svg(drawn: Sequence[Bar]) -> str:
     """The drawing; names on the left, seconds and shares behind the bars."""
-    whole = drawn[0].length or 1.0
-    height = TOP + ROW * len(drawn) + 6
-    scale = (WIDTH - LEFT - RIGHT) / whole
-    out = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(TITLE)}">']
+    scale = (WIDTH - LEFT - RIGHT) / (drawn[0].length or 1.0)
+    out = [_begin("", WIDTH, TOP + ROW * len(drawn) + 6)]
     for i, bar in enumerate(drawn):
         y, x, width = TOP + ROW * i, LEFT + scale * bar.start, max(1.5, scale * bar.length)
-        meaning = PARTS.get(bar.name, "the mean step")
-        out.append(f"<g><title>{escape(f'{bar.name}: {meaning}')}</title>")
-        out.append(_text(LEFT - 10, y + 19, bar.name, "end"))
-        out.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{ROW - 8}" rx="3" style="fill:{bar.colour}"/>')
-        out.append(_text(x + width + 8, y + 19, f"{seconds(bar.length)}, {bar.length / whole:.1%}", "start") + "</g>")
+        out.append(f"<g>{_title(bar)}{_text(LEFT - 10, y + 19, bar.name, 'end')}{_rect(bar, x, y + 4, width, ROW - 8)}")
+        out.append(_text(x + width + 8, y + 19, measured(bar, drawn), "start") + "</g>")
         if i:  # down from the bar above
             end = LEFT + scale * (bar.start + bar.length)
             out.append(f'<line class="grid" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 4}" y2="{y + 4}"/>')
     return "".join([*out, "</svg>"])
+
+
+def narrow_svg(drawn: Sequence[Bar]) -> str:
+    """The same for a phone: names and numbers above the bars, which take the whole width."""
+    scale = NARROW / (drawn[0].length or 1.0)
+    out = [_begin("narrow", NARROW, NARROW_ROW * len(drawn) + 6)]
+    for i, bar in enumerate(drawn):
+        y = NARROW_ROW * i
+        out.append(f"<g>{_title(bar)}{_text(0, y + 16, bar.name, 'start')}{_text(NARROW, y + 16, measured(bar, drawn), 'end')}")
+        out.append(_rect(bar, scale * bar.start, y + 22, max(1.5, scale * bar.length), NARROW_ROW - 30) + "</g>")
+    return "".join([*out, "</svg>"])
+
+
+def measured(bar: Bar, drawn: Sequence[Bar]) -> str:
+    """Seconds, and their share of the step."""
+    return f"{seconds(bar.length)}, {bar.length / (drawn[0].length or 1.0):.1%}"
+
+
+def meaning(bar: Bar) -> str:
+    """What a bar stands for."""
+    return PARTS.get(bar.name, "the mean step")
+
+
+def _begin(kind: str, width: int, height: int) -> str:
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(TITLE)}">'
+
+
+def _title(bar: Bar) -> str:
+    return f"<title>{escape(f'{bar.name}: {meaning(bar)}')}</title>"
+
+
+def _rect(bar: Bar, x: float, y: float, width: float, height: float) -> str:
+    return f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" rx="3" style="fill:{bar.colour}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

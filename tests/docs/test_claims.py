@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import bridge
-from bridge.cli.commands.plan import state_bytes
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 from bridge.planning.memory import USABLE
+from bridge.planning.states import state_bytes
 
 ROOT = Path(__file__).parents[2]
 

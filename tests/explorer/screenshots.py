@@ -22,6 +22,8 @@ VIEWS = {
     "explore-blt": ("?tab=blt&blt.patch_size=8&blt.d_model=4096", 1280),
     "explore-run": ("?tab=run", 1280),
     "explore-phone": ("?tab=blt", 390),
+    "explore-check-phone": ("?tab=check&check.length=8192&check.speed=13812&check.reported=800", 390),
+    "explore-plan-phone": ("?tab=plan&model=llama3-70b&plan.devices=64&plan.tp=4&plan.pp=4&plan.cp=2", 390),
 }  # fmt: skip
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from bridge.cli.main import main
+from bridge.explorer.tabs import run
 from bridge.planning.exhibits.byte_latent import compare
+from bridge.report.chart import fill
+from bridge.report.run_file import read_run
 from tests.explorer.browser import Browser, find_chromium, serving
 from tests.report.test_run_file import row, write
 
@@ -23,7 +26,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 CONFIG = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
           "vocab_size": 1000}  # fmt: skip
-TITLES = ("Model", "Compare", "Fine-tune", "Inference", "BLT against BPE", "Run")
+TITLES = ("Model", "Compare", "Check", "Fine-tune", "Inference", "Plan", "BLT against BPE", "Run")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,8 @@ def test_a_run(browser, tmp_path):
     browser.until_fact("steps", 500)
     assert browser.fact("total_flops") == str(rows[-1]["throughput/total_flops"])
     assert browser.table()["throughput/mfu"]["last"] == str(rows[-1]["throughput/mfu"])
-    browser.until(lambda: len(browser.visible(".js-plotly-plot")) == 4)
+    charts = [panel for panel in run.PANELS if fill(panel, read_run(file))]
+    browser.until(lambda: len(browser.visible(".js-plotly-plot")) == len(charts))
     bad = tmp_path / "bad.jsonl"
     bad.write_text("no run\n")
     browser.open("?tab=run")
@@ -245,22 +249,64 @@ def test_tabs_and_sliders_work_from_the_keyboard(browser):
     browser.until(lambda: browser.fact("tokens_per_second"))
 
 
-def test_it_fits_a_phone(browser):
-    browser.resize(390, 844)
+#: Texts of the plots that can be seen: what leaves its plot, what is smaller than 11 pixels, what lies on another text.
+UNREADABLE = """
+  const seen = (within, what) =>
+    [...within.querySelectorAll(what)].filter((e) => e.getClientRects().length && e.textContent.trim());
+  const apart = (a, b) => a.left >= b.right - 1 || b.left >= a.right - 1 || a.top >= b.bottom - 2 || b.top >= a.bottom - 2;
+  return seen(document, ".js-plotly-plot").flatMap((plot) => {
+    const frame = plot.getBoundingClientRect(), texts = seen(plot, "text").map((e) => [e, e.getBoundingClientRect()]);
+    return texts.flatMap(([e, box], i) => [
+      ...(box.left < frame.left - 1 || box.right > frame.right + 1 ? ["cut off: " + e.textContent] : []),
+      ...(box.bottom > frame.bottom + 1 ? ["below: " + e.textContent] : []),
+      ...(parseFloat(getComputedStyle(e).fontSize) < 11 ? ["small: " + e.textContent] : []),
+      ...texts.slice(i + 1).filter(([, other]) => !apart(box, other)).map(([on]) => e.textContent + " on " + on.textContent),
+    ]);
+  });
+"""
+
+
+@pytest.mark.parametrize("width", [360, 390])
+def test_it_fits_a_phone(browser, width, tmp_path):
+    rows = [{**row(step), **{f"throughput/time/{part}": 0.1 for part in ("ideal", "kernels", "communication", "host")}}
+            for step in range(10, 501, 10)]  # fmt: skip
+    file = write(tmp_path / "metrics.jsonl", rows)
+    browser.resize(width, 844)
     try:
         browser.open()
         for title in TITLES:
             browser.choose_tab(title)
-            browser.until(lambda: browser.visible(".facts, .notes"))
-            width = browser.script("return [document.documentElement.scrollWidth, window.innerWidth]")
-            assert width[0] <= width[1] == 390, title
+            if title == "Run":
+                browser.upload("run-file", file)
+            browser.until(lambda: browser.visible(".facts") and browser.visible(".js-plotly-plot .main-svg"))
+            browser.until(lambda: browser.script(UNREADABLE) == [], f"{title}: {browser.script(UNREADABLE)}")
+            found = browser.script("return [document.documentElement.scrollWidth, window.innerWidth]")
+            assert found[0] <= found[1] == width, title
             right = browser.script(
-                "return Math.max(...[...document.querySelectorAll('.js-plotly-plot, .facts, input[type=range], .export')]"
+                "return Math.max(...[...document.querySelectorAll('.js-plotly-plot, .fact dd, input[type=range], .export')]"
                 ".filter(e => e.getClientRects().length).map(e => e.getBoundingClientRect().right))"
             )
-            assert right <= 390, title
+            assert right <= width, title
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_chart_has_its_numbers_behind_it_for_the_keyboard(browser):
+    browser.open("?tab=check")
+    browser.until(lambda: browser.visible(".js-plotly-plot[role][tabindex]"))
+    (chart,) = browser.visible(".js-plotly-plot")
+    assert chart.get_attribute("aria-label") == "Chart: What each convention gives. Its numbers stand in the tables below."
+    browser.script("arguments[0].focus()", chart)
+    for _ in range(30):
+        element = browser.driver.switch_to.active_element
+        if element.tag_name == "summary":
+            break
+        element.send_keys(Keys.TAB)
+    assert element.text == "Values of: What each convention gives (FLOP/s per device)"
+    element.send_keys(Keys.ENTER)
+    rows = browser.until(lambda: browser.visible(".behind tbody tr"))
+    assert rows[0].text.startswith("megatron ")
+    assert len(rows) == 6
 
 
 def test_uploads_are_gone_when_it_ends(tmp_path):

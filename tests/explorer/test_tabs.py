@@ -182,6 +182,16 @@ def test_lora_against_full_training_and_6nd():
     assert facts(shown)["trainable"] == plan.parameters()["trainable"]
 
 
+def test_qlora_computes_what_lora_does_in_less_memory():
+    lora, qlora = (fine_tune.view(LLAMA, values(fine_tune, method=method, rank=16)) for method in ("LoRA", "QLoRA"))
+    rows = by_key(qlora, "case")["QLoRA rank 16"], by_key(lora, "case")["LoRA rank 16"]
+    assert rows[0]["flops_per_token"] == rows[1]["flops_per_token"]
+    linear = 32 * (4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336)
+    stored = linear // 2 + linear // 64 + linear // 64 // 256 * 4  # a byte for 64 of them, and fp32 for 256 of these bytes
+    saved = 2 * linear - stored
+    assert facts(lora)["state_bytes"] - facts(qlora)["state_bytes"] == saved
+
+
 @pytest.mark.parametrize("rank", [1, 64, 512])
 def test_cost_is_linear_in_the_rank(rank):
     chosen = values(fine_tune, rank=16)

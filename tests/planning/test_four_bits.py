@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.cli.commands.plan import state_bytes
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
 from bridge.flops.plan import Plan
 from bridge.planning.four_bits import stored_bytes
 from bridge.planning.layouts import Layout
+from bridge.planning.states import state_bytes
 
 ONE = Layout(devices=1, micro_batch_size=1, global_batch_size=1)
 #: Weights of Llama 3 8B's linear layers, those of one layer by module.

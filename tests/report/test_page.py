@@ -278,19 +278,36 @@ def test_in_a_browser_all_is_drawn_and_the_pointer_reads_numbers(tmp_path):
     probe = """<script>
       const svg = document.querySelector("figure svg"), box = svg.getBoundingClientRect();
       svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.right - 5, clientY: box.top + 20}));
-      document.title = [...document.querySelectorAll("figure:first-of-type .tip div")].map((e) => e.textContent).join("|")
-        + "|" + document.documentElement.scrollWidth + "|" + document.querySelectorAll("path").length;
+      const figure = document.querySelector("figure"), tip = figure.querySelector(".tip"), inside = tip.getBoundingClientRect();
+      const said = () => [...tip.querySelectorAll("div")].map((e) => e.textContent).join("|");
+      const found = [said(), document.documentElement.scrollWidth, document.querySelectorAll("path").length];
+      found.push(inside.top > box.top && inside.bottom < box.bottom && inside.right < box.right);
+      svg.focus();
+      for (const key of ["Home", "ArrowRight"]) svg.dispatchEvent(new KeyboardEvent("keydown", { key }));
+      found.push(document.activeElement === svg, said());
+      const folded = figure.querySelector("details");
+      folded.addEventListener("toggle", () => {
+        found.push(folded.querySelectorAll("tr").length, folded.querySelector("tbody tr:last-child").textContent);
+        document.title = found.join("|");
+      });
+      folded.open = true;
     </script>"""
     page.write_text(render(open_run(run)).replace("</body>", f"{probe}</body>"))
     found = find_chromium()
     command = [found[0], *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900", "--dump-dom", page.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     shutil.rmtree(tmp_path / "profile", ignore_errors=True)
-    step, value, width, paths = html.unescape(re.search("<title>(.*?)</title>", shown)[1]).split("|")
+    step, value, width, paths, placed, focused, second, then, lines, end = html.unescape(
+        re.search("<title>(.*?)</title>", shown)[1]
+    ).split("|")
     last = rows[-1]["throughput/tflops/device"]
     assert step == "step 200"
     assert value == f"counted {scale_of('TFLOP/s', last).text(last)}"
     assert int(width) <= 1280
+    assert (placed, focused, second, int(lines)) == ("true", "true", "step 20", 1 + len(rows))
+    second_value = rows[1]["throughput/tflops/device"]
+    assert then == f"counted {scale_of('TFLOP/s', second_value).text(second_value)}"
+    assert end == "200" + value.split()[1]
     assert int(paths) == sum(len(chart["series"]) for chart in Page(page.read_text()).charts)  # none of points alone
 
 

@@ -1,6 +1,7 @@
 """Files of runs: JSON lines and W&B's own, whole, torn and hostile."""
 
 import json
+import math
 import random
 import struct
 import time
@@ -8,14 +9,15 @@ import tracemalloc
 from array import array
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median
 
 import pytest
 
 from bridge.config import ConfigError
 from bridge.metrics.peak import Peak
 from bridge.metrics.throughput import Interval, Work, throughput
-from bridge.report import run_file
-from bridge.report.facts import notes_of
+from bridge.report import run_file, stretches
+from bridge.report.facts import notes_of, present, typical
 from bridge.report.run_file import read_run
 
 
@@ -65,12 +67,55 @@ def test_lines_of_one_form_are_read_as_a_parser_reads_them(tmp_path, monkeypatch
 
 
 def test_a_long_run_is_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_file, "_BLOCK_OF_LINES", 7)
+    monkeypatch.setattr(run_file, "_BYTES_OF_LINES", 300)
     rows = [{"step": step, "whole": 10**30 + step, "part": step / 7} for step in range(100)]
     read = read_run(write(tmp_path / "metrics.jsonl", rows))
     assert read.rows == rows
     assert type(read.series("part")) is array
     assert read.series("none") == [None] * 100
+
+
+@pytest.mark.parametrize("rows", [63, 64, 65, 1000, 3001])
+def test_a_run_too_long_to_be_held_keeps_extremes_means_and_a_sample(tmp_path, monkeypatch, rows):
+    """Against the whole run, which is read beside it: with keys that come late, or seldom, and numbers of all types."""
+    for name, value in (("_ROWS", 16), ("_EVERY", 2), ("_MOST", 8)):
+        monkeypatch.setattr(stretches, name, value)
+    monkeypatch.setattr(run_file, "MOST_HELD", 64)
+    monkeypatch.setattr(run_file, "_BYTES_OF_LINES", 700)
+    numbers = random.Random(rows)
+    lines = []
+    for step in range(rows):
+        line = {"step": step, "throughput/time/host": numbers.gauss(0, 1e-4), "throughput/mfu": numbers.random()}
+        line |= {"total": step << 70} | ({"late": 1} if step > 30 else {})
+        lines.append(line | ({"lm loss validation": numbers.random()} if step % 97 == 50 else {}))
+    file = write(tmp_path / "metrics.jsonl", lines)
+    run, whole = (read_run(file, thinned=thinned) for thinned in (True, False))
+    assert whole.rows == lines
+    assert run.count == rows
+    assert (run.steps[0], run.steps[-1]) == (0, rows - 1)
+    assert list(run.steps) == sorted(set(run.steps))
+    for key in whole.names():
+        every, kept = (list(present(one, key)) for one in (whole, run))
+        assert (min(kept), max(kept)) == pytest.approx((min(every), max(every)), rel=1e-11)
+        assert {*kept} <= {*every} or key.startswith("throughput/")
+    if rows <= 64:
+        assert run.whole is None
+        return
+    assert len(run.steps) <= 16 * (2 + 2 * len(whole.names()) + 2)
+    sampled = run.whole.every
+    assert [*run.whole.sample["step"]] == [*range(0, rows, sampled)]
+    assert run.whole.sample["total"] == [step << 70 for step in range(0, rows, sampled)]
+    key = "throughput/time/host"
+    assert run.whole.means == {key: pytest.approx(fmean(whole.series(key)), rel=1e-9, abs=1e-15)}
+    assert typical(run, "throughput/mfu") == pytest.approx(median(whole.series("throughput/mfu")[::sampled]), rel=1e-11)
+    assert any(f"of every {sampled}th row" in note for note in notes_of(run))
+
+
+def test_a_run_is_drawn_with_fifteen_digits_of_a_number(tmp_path):
+    rows = [{"step": i, "a": (-1) ** i * math.pi * 10.0**power, "b": 5e-6 / i} for i, power in enumerate(range(-12, 19), 1)]
+    run = read_run(write(tmp_path / "metrics.jsonl", rows), thinned=True)
+    for key in ("a", "b"):
+        assert list(run.series(key)) == pytest.approx([row[key] for row in rows], rel=1e-10)
 
 
 def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):

@@ -56,6 +56,7 @@ def test_adapters(name: str, found: dict[str, Any]) -> None:
         ),
         (["peft.target_modules=['decoder.layers.99.*']"], "decoder.layers.99"),
         (["peft.kind=lokr"], "lokr"),
+        (["peft.kind=qlora"], "hold no weights in four bits; train with peft.kind=lora"),
         (["peft.dropout=2"], "peft.dropout=2"),
     ],
 )

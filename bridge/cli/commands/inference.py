@@ -15,7 +15,7 @@ from bridge.flops.reading import read
 from bridge.planning.inference import LATENTS, Generation, InferencePlan, Memory, Roofline, experts_met, prefill_and_decode
 from bridge.planning.quantities import plain
 from bridge.planning.speculation import Speculation, speculate
-from bridge.text import count, exactly, with_unit
+from bridge.text import count, exactly, significant, with_unit
 
 _SPANS = ("prefill", "decode", "total")
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     _show(console, generation, roofline)
     if experts is not None:
         console.print(
-            f"a decoding step of {count(arguments.batch, 'request')} reaches {experts:.4g} experts of a layer on average"
+            f"a decoding step of {count(arguments.batch, 'request')} reaches {significant(experts)} experts of a layer on average"
         )
     if speculation is not None:
         _show_speculation(console, speculation, arguments)
@@ -149,8 +149,8 @@ def _speculation_as_json(speculation: Speculation, arguments: argparse.Namespace
 def _show_speculation(console: Output, speculation: Speculation, arguments: argparse.Namespace) -> None:
     time = _decode_time(speculation, arguments)
     console.print(
-        f"with a draft: {float(speculation.tokens_per_pass):.4g} tokens a pass, {count(speculation.passes, 'pass', 'passes')}, "
-        f"{with_unit(speculation.flops, 'FLOP')} after the prompt" + ("" if time is None else f", at best {time:.4g} s")
+        f"with a draft: {significant(speculation.tokens_per_pass)} tokens a pass, {count(speculation.passes, 'pass', 'passes')}, "
+        f"{with_unit(speculation.flops, 'FLOP')} after the prompt" + ("" if time is None else f", at best {significant(time)} s")
     )
 
 
@@ -215,9 +215,14 @@ def _show(console: Output, generation: Generation, roofline: Roofline | None) ->
     bounds = (roofline.prefill_bound, roofline.decode_bound, "") if roofline else ()
     for i, (name, passes, flops, size) in enumerate(spans):
         cells = [str(passes), with_unit(flops, "FLOP"), with_unit(flops / max(passes, 1), "FLOP"), with_unit(size, "B")]
-        cells.append(f"{float(flops) / size:.4g}" if size else "")
+        cells.append(significant(float(flops) / size) if size else "")
         if roofline:
-            cells += [f"{times[i]:.4g} s", f"{roofline.mfu[i]:.1%}", f"{roofline.mbu[i]:.1%}", bounds[i] if passes else ""]
+            cells += [
+                f"{significant(times[i])} s",
+                f"{roofline.mfu[i]:.1%}",
+                f"{roofline.mbu[i]:.1%}",
+                bounds[i] if passes else "",
+            ]
         table.add_row(name, *cells)
     console.show(table)
     console.print(
@@ -225,9 +230,10 @@ def _show(console: Output, generation: Generation, roofline: Roofline | None) ->
         f"cache {with_unit(generation.cache_bytes, 'B')} in the end"
     )
     if roofline:
-        rate = f", {roofline.tokens_per_second:.4g} tokens/s" if roofline.tokens_per_second else ""
+        rate = f", {significant(roofline.tokens_per_second)} tokens/s" if roofline.tokens_per_second else ""
         console.print(
-            f"at best {roofline.time_to_first_token:.4g} s to the first token{rate}, {roofline.total_time:.4g} s in all"
+            f"at best {significant(roofline.time_to_first_token)} s to the first token{rate}, "
+            f"{significant(roofline.total_time)} s in all"
         )
     for sentence in generation.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError, compile_plan
+from bridge.text import significant
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -65,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     for one in rates:
         share = f"{one.rate / peak.flops:.0%}" if peak.flops else ""
         sizes = (f"{size:,}" for size in (one.matmul.m, one.matmul.k, one.matmul.n))
-        table.add_row(one.matmul.name, *sizes, f"{one.matmul.flops / whole:.1%}", f"{one.rate / 1e12:.4g}", share)
+        table.add_row(one.matmul.name, *sizes, f"{one.matmul.flops / whole:.1%}", significant(one.rate / 1e12), share)
     console = Output()
     console.print(f"{peak.device}, {arguments.number_format}; peak: {peak.source}\n")
     console.show(table)
-    limit = f"At most {most / peak.flops:.0%} MFU" if peak.flops else f"At most {most / 1e12:.4g} TFLOP/s"
+    limit = f"At most {most / peak.flops:.0%} MFU" if peak.flops else f"At most {significant(most / 1e12)} TFLOP/s"
     console.print(f"\n{limit} with these shapes, if nothing but these matmuls ran.")
     return 0

@@ -18,11 +18,10 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.priced import check_devices, make_batch
 from bridge.config import Config, layout_problems
 from bridge.flops import ConfigError, Plan, compile_plan
-from bridge.planning.buffers import Optimizer
-from bridge.planning.four_bits import in_four_bits, stored_bytes
 from bridge.planning.machines import Machine, find_machine
 from bridge.planning.memory import USABLE
 from bridge.planning.quantities import plain, spread
+from bridge.planning.states import state_bytes
 from bridge.planning.training_run import (
     BUDGETS,
     CHINCHILLA_TOKENS_PER_PARAMETER,
@@ -36,7 +35,7 @@ from bridge.planning.training_run import (
     within_budget,
 )
 from bridge.planning.typical import typical_mfu
-from bridge.text import gib, in_words, with_unit
+from bridge.text import gib, in_words, significant, with_unit
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -169,23 +168,14 @@ def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) 
     return Schedule(batch, count, seconds)
 
 
-def state_bytes(plan: Plan) -> int:
-    """Bytes of weights, gradients and optimizer states of a whole model, held once (bf16 weights, fp32 gradients, Adam)."""
-    optimizer, trainable = Optimizer(), plan.parameters()["trainable"]
-    packed = [term for term in plan.built_terms() if in_four_bits(plan, term) and not plan.trains(term)]
-    saved = sum(term.copies * (optimizer.weight_bytes * term.k * term.n - stored_bytes(term.k * term.n)) for term in packed)
-    each = optimizer.gradient_bytes + optimizer.state_bytes
-    return optimizer.weight_bytes * plan.parameters()["total"] - saved + each * trainable
-
-
 def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:
     """Bytes of the states, and whether devices hold them, were they cut without loss."""
     needed, machine, devices = state_bytes(plan), column.machine, int(column.planned.cluster.devices.low)
     if machine is None:
-        return needed, f"{needed / 1e12:,.3g} TB of states"
+        return needed, f"{significant(needed / 1e12, 3)} TB of states"
     there = devices * machine.capacity
     verdict = "fits in" if needed <= USABLE * there else "does not fit in"
-    return needed, f"{needed / 1e12:,.3g} TB of states, {verdict} {devices:,} x {gib(machine.capacity, 0)}"
+    return needed, f"{significant(needed / 1e12, 3)} TB of states, {verdict} {devices:,} x {gib(machine.capacity, 0)}"
 
 
 def _as_json(config: Config, plan: Plan, column: OnDevice, length: int, carbon: Range | None) -> dict[str, Any]:
@@ -255,7 +245,7 @@ def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevic
 
 
 def _number(value: Range) -> str:
-    return spread(value, lambda number: f"{float(number):,.4g}")
+    return spread(value, significant)
 
 
 def _whole(value: Range) -> str:
@@ -268,7 +258,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
 
     def flops(column: OnDevice) -> str:
         value = column.planned.flops
-        return f"{spread(value, lambda one: f'{float(one):.4g}')} = {spread(value, flop)}"
+        return f"{spread(value, significant)} = {spread(value, flop)}"
 
     def energy(column: OnDevice) -> str:
         value = column.planned.energy
@@ -276,7 +266,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
 
     def co2(column: OnDevice) -> str:
         value = _co2(column.planned, carbon)
-        return "" if value is None else spread(value, lambda one: f"{float(one) / 1000:,.4g} t")
+        return "" if value is None else spread(value, lambda one: f"{significant(one / 1000)} t")
 
     def cost(column: OnDevice) -> str:
         return "" if column.planned.cost is None else _whole(column.planned.cost)
@@ -285,7 +275,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
         return f"{_whole(column.schedule.batch)} sequences = {spread(column.schedule.batch * length, in_words)} tokens"
 
     def a_parameter(column: OnDevice) -> str:
-        ratio = spread(column.planned.tokens / chinchilla_tokens(total), lambda value: f"{float(value):,.3g}")
+        ratio = spread(column.planned.tokens / chinchilla_tokens(total), partial(significant, digits=3))
         return f"{_number(column.planned.tokens / total)}, {ratio} times Chinchilla's {CHINCHILLA_TOKENS_PER_PARAMETER}"
 
     def optimal(column: OnDevice) -> str:
@@ -295,7 +285,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
     return [
         ("tokens", lambda column: spread(column.planned.tokens, in_words)),
         ("FLOPs", flops),
-        ("MFU", lambda column: spread(column.planned.cluster.mfu, lambda value: f"{float(value):.3g}")),
+        ("MFU", lambda column: spread(column.planned.cluster.mfu, partial(significant, digits=3))),
         ("days", lambda column: _number(column.planned.days)),
         ("device-hours", lambda column: _whole(column.planned.device_hours)),
         ("energy", energy),

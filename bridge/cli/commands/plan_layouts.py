@@ -14,7 +14,7 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.planning.machines import GIB, Machine, known_machine
 from bridge.planning.memory import USABLE
 from bridge.planning.search import Candidate, Search, search
-from bridge.text import gib
+from bridge.text import gib, significant
 
 SHOWN = 10
 
@@ -84,8 +84,8 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
             str(one.layout.micro_batch_size),
             one.recompute or "no",
             f"{one.needs.total / GIB:,.1f}",
-            f"{one.time.estimate:,.3g}",
-            f"{one.time.bound:,.3g}",
+            significant(one.time.estimate, 3),
+            significant(one.time.bound, 3),
             f"{one.tokens_per_second:,.0f}",
             f"{one.mfu:.1%}",
             one.reason(),

@@ -16,7 +16,7 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.config import load_recipe
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
-from bridge.text import seconds
+from bridge.text import seconds, significant
 
 #: What a training does beside its steps.
 _ONLY_STEPS = (
@@ -85,7 +85,7 @@ def _show(found: dict[str, Any]) -> None:
     for row in found["rows"][:_SHOWN]:
         table.add_row(row["name"], *_numbers(row, steps, whole, peak))
     rest = whole - sum(row["seconds"] for row in found["rows"])
-    table.add_row("(none of these)", f"{1e3 * rest / steps:.3g}", f"{rest / whole:.1%}")
+    table.add_row("(none of these)", significant(1e3 * rest / steps, 3), f"{rest / whole:.1%}")
     console.show(table)
     console.print(f"\n{found['trace']}: open it at https://ui.perfetto.dev; modules carry their FLOPs")
 
@@ -102,8 +102,8 @@ def _numbers(row: dict[str, Any], steps: int, whole: float, peak: Optional[float
     def share(value: Optional[float]) -> str:
         return "" if value is None or not peak else f"{value / peak:.1%}"
 
-    ideal = "" if row["ideal_seconds"] is None or not row["flops"] else f"{1e3 * row['ideal_seconds'] / steps:.3g}"
+    ideal = "" if row["ideal_seconds"] is None or not row["flops"] else significant(1e3 * row["ideal_seconds"] / steps, 3)
     ways = (rate(row[f"{way}_flops"], row[f"{way}_seconds"]) for way in ("forward", "backward"))
-    reached = "" if row["rate"] is None else f"{row['rate'] / 1e12:.4g}"
-    time = (f"{1e3 * row['seconds'] / steps:.3g}", f"{row['seconds'] / whole:.1%}")
+    reached = "" if row["rate"] is None else significant(row["rate"] / 1e12)
+    time = (significant(1e3 * row["seconds"] / steps, 3), f"{row['seconds'] / whole:.1%}")
     return [*time, ideal, reached, share(row["rate"]), *map(share, ways)]

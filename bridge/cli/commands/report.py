@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from bridge.report.runs import open_run
     from bridge.report.waterfall import parts_of
 
-    found = [open_run(source) for source in arguments.sources]
+    found = [open_run(source, thinned=arguments.beside is None) for source in arguments.sources]
     if arguments.why:
         for run in found:
             told = why(parts_of(run)) or _NO_PARTS

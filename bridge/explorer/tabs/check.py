@@ -74,7 +74,8 @@ def _bars(found: Check) -> figures.Figure:
     figure = figures.stacked(labels, parts, "What each convention gives", y="FLOP/s per device", unit="FLOP/s", horizontal=True)
     if found.reported is not None:
         told = float(found.reported.number) * (1 if found.reported.unit == "FLOP/s" else found.case.peak or 0)
-        figures.mark(figure, told, "reported")
+        figures.mark(figure, told, "reported", anchor="right")
+        figure.update_xaxes(range=[0, 1.05 * max(told, *(sum(values) for values in zip(*parts.values(), strict=True)))])
     return figure
 
 

@@ -14,6 +14,7 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.transforms import ADAPTERS
+from bridge.planning.states import state_bytes
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "finetune", "Fine-tune"
@@ -36,8 +37,17 @@ PARTS = {
     "vision tower": ("vision_model.patch_embed", "vision_model.pos_embed", "vision_model.decoder", "vision_model.post_layernorm"),
     "language model": ("embedding", "decoder", "output_layer", "mtp"),
 }
+#: Ways with adapters: the name on the page -> a kind of the configuration.
+KINDS = {"LoRA": "lora", "QLoRA": "qlora"}
 CONTROLS = (
-    Choice(key="method", label="Method", options=("LoRA", "freeze parts"), default="LoRA", buttons=True),
+    Choice(
+        key="method",
+        label="Method",
+        options=(*KINDS, "freeze parts"),
+        default="LoRA",
+        buttons=True,
+        info="QLoRA computes what LoRA does, on frozen weights that are stored in four bits.",
+    ),
     Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=131072, step=128, default=4096),
     Choice(key="convention", label="Convention", options=tuple(CONVENTIONS), default="exact"),
 )
@@ -61,13 +71,13 @@ _FLAGS = ("forward", "dgrad", "wgrad")
 
 def training(source: Source, values: Values) -> Training:
     """What the controls say trains; of a button that stands for several layers those that the model has."""
-    if values["method"] == "LoRA":
+    if values["method"] in KINDS:
         had = {row.name for row in compiled(source, values["convention"]).table([1])}
         names = [name for target in values["targets"] for name in TARGETS[target]]
         targets = tuple(name for name in names if fnmatch.filter(had, name)) or tuple(names)
         if not targets:
             raise ConfigError("pick at least one layer that gets an adapter")
-        return Training(rank=values["rank"], targets=targets)
+        return Training(rank=values["rank"], targets=targets, kind=KINDS[values["method"]])
     layers = tuple(f"decoder.layers.{i}" for i in range(values["layers"]))
     return Training(freeze=layers + tuple(path for part in values["parts"] for path in PARTS[part]))
 
@@ -79,7 +89,7 @@ def view(source: Source, values: Values) -> View:
     full = compiled(source, values["convention"])
     part = compiled(source, values["convention"], 1, training(source, values))
     rule = FLOPS_PER_PARAMETER * full.parameters()["active"] * length
-    label = f"LoRA rank {values['rank']}" if values["method"] == "LoRA" else "frozen parts"
+    label = f"{values['method']} rank {values['rank']}" if values["method"] in KINDS else "frozen parts"
     bars = {
         "6ND": {"6ND": rule},
         "full training": _passes(full, length, images),
@@ -90,7 +100,7 @@ def view(source: Source, values: Values) -> View:
         facts=_facts(full, part, works, label, length, images),
         figures=(
             _bars(bars, name, length),
-            _by_rank(part, values, images, works["full training"]) if values["method"] == "LoRA" else _by_layers(source, values),
+            _by_rank(part, values, images, works["full training"]) if values["method"] in KINDS else _by_layers(source, values),
         ),
         table=_table(bars, works, length),
         notes=[f"Not counted: {sentence}" for sentence in part.not_counted],
@@ -120,6 +130,8 @@ def _facts(full: Plan, part: Plan, works: dict[str, Number], label: str, length:
              f"{trainable / (parameters['total'] or 1):.3%} of {in_words(parameters['total'])}"),
         Card("adapters", "Adapters", Fraction(adapters) / length, with_unit(Fraction(adapters) / length, "FLOP"),
              f"{float(Fraction(adapters) / Fraction(work or 1)):.2%} of the work"),
+        Card("state_bytes", "Weights, gradients, Adam", state_bytes(part), with_unit(state_bytes(part), "B"),
+             f"{with_unit(state_bytes(full), 'B')} to train all"),
     ]  # fmt: skip
 
 
@@ -140,7 +152,8 @@ def _by_rank(part: Plan, values: Values, images: list[int], full: Number) -> fig
     works = by_rank(part, values["rank"], values["length"], images)
     shares = [Fraction(work) / Fraction(full) for work in works.values()]
     figure = figures.lines(
-        _RANKS, {"LoRA over full training": shares}, "Cost by LoRA rank", xlabel="rank", y="of full training", markers=True,
+        _RANKS, {f"{values['method']} over full training": shares}, "Cost by rank", xlabel="rank", y="of full training",
+        markers=True,
         tickformat=".0%",
     )  # fmt: skip
     figures.log_axis(figure, powers_of_two=(_RANKS[0], _RANKS[-1]))

@@ -15,7 +15,7 @@ from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
-from bridge.text import seconds, with_unit
+from bridge.text import seconds, significant, with_unit
 
 KEY, TITLE = "inference", "Inference"
 INTRODUCTION = "The shortest time a device allows: every pass takes as long as its FLOPs or its bytes, whichever is longer."
@@ -139,9 +139,9 @@ def _facts(request: Generation, bound: Roofline, values: Values) -> list[Card]:
     return [
         Card("time_to_first_token", "Time to first token, at best", first, seconds(first),
              f"bound by {_limit(bound.prefill_bound)}"),
-        Card("tokens_per_second", "Tokens per second, at most", speed, "none" if speed is None else f"{speed:,.4g}",
+        Card("tokens_per_second", "Tokens per second, at most", speed, "none" if speed is None else significant(speed),
              "no step after the first token" if speed is None
-             else f"{speed / values['batch']:,.4g} a request, bound by {_limit(bound.decode_bound)}"),
+             else f"{significant(speed / values['batch'])} a request, bound by {_limit(bound.decode_bound)}"),
         Card("total_time", "The whole request", bound.total_time, seconds(bound.total_time), f"{values['batch']} at a time"),
         Card("flops", "FLOPs", request.total, with_unit(request.total, "FLOP"), f"prefill {with_unit(request.prefill, 'FLOP')}"),
         Card("mfu", "MFU, at most", mfu[-1], f"{mfu[-1]:.1%}", f"prefill {mfu[0]:.1%}, decode {mfu[1]:.2%}"),
@@ -217,7 +217,7 @@ def _table(request: Generation, bound: Roofline, peak: float, rate: float) -> Ta
         Column("passes", "Passes"),
         Column("flops", "FLOPs", lambda value: with_unit(value, "FLOP")),
         Column("bytes", "Bytes", lambda value: with_unit(value, "B")),
-        Column("intensity", "FLOP per byte", lambda value: f"{value:.3g}"),
+        Column("intensity", "FLOP per byte", significant),
         Column("seconds", "Time", seconds),
         Column("mfu", "MFU", lambda value: f"{value:.2%}"),
         Column("mbu", "MBU", lambda value: f"{value:.2%}"),

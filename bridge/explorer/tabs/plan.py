@@ -14,7 +14,7 @@ from bridge.planning.machines import MACHINES, Machine, known_machine
 from bridge.planning.memory import USABLE, Memory, memory
 from bridge.planning.search import OPTIMIZER
 from bridge.planning.step_time import StepTime, step_time
-from bridge.text import gib, with_unit
+from bridge.text import gib, seconds, with_unit
 
 KEY, TITLE = "plan", "Plan"
 INTRODUCTION = (
@@ -62,8 +62,8 @@ def view(source: Source, values: Values) -> View:
     return View(
         facts=[
             Card("bytes", "Fullest rank", fullest.total, gib(fullest.total), verdict),
-            Card("bound", "A step takes at least", time.bound, f"{time.bound:.3g} s", f"bound by {time.binds}"),
-            Card("estimate", "Estimate", time.estimate, f"{time.estimate:.3g} s", f"{speed:,.0f} tokens/s per device"),
+            Card("bound", "A step takes at least", time.bound, seconds(time.bound), f"bound by {time.binds}"),
+            Card("estimate", "Estimate", time.estimate, seconds(time.estimate), f"{speed:,.0f} tokens/s per device"),
             Card("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
         ],
         figures=(_memory(planned), _time(planned)),
@@ -96,7 +96,14 @@ def _memory(planned: _Planned) -> figures.Figure:
     stages = [f"stage {one.stage}" for one in planned.needs]
     parts = {name: [one.parts[name] for one in planned.needs] for name in planned.needs[0].parts}
     figure = figures.stacked(stages, parts, "Memory of the fullest rank", y="bytes", unit="B")
-    figure.add_hline(y=USABLE * planned.machine.capacity, line={"color": figures.INK, "width": 1.5, "dash": "dot"})
+    usable = USABLE * planned.machine.capacity
+    figure.add_hline(
+        y=usable,
+        line={"color": figures.INK, "width": 1.5, "dash": "dot"},
+        annotation_text="usable",
+        annotation_position="top right",
+    )
+    figure.update_yaxes(range=[0, 1.12 * max(usable, planned.fullest.total)])
     return figure
 
 

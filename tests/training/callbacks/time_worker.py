@@ -25,7 +25,8 @@ from bridge.training.callbacks.throughput import ROWS
 from bridge.training.engine.initialize import prepare_libraries
 from bridge.training.loop import train
 
-DELAY, MICRO_BATCHES = 0.1, 2
+#: Long beside what a step takes otherwise: where ranks share cores, one that sleeps lets the others compute faster.
+DELAY, MICRO_BATCHES = 0.8, 2
 WORK = torch._C._distributed_c10d.Work
 
 
@@ -33,7 +34,9 @@ class Delays(Callback):
     """Slows steps down, and keeps the rows of the run. Comes before the callback that measures."""
 
     delaying = False
-    rows: dict[int, dict[str, float]] = {}
+    slept: dict[int, float] = {}
+    """Seconds by step, on this rank."""
+    step = 1
 
     def __init__(self, where: str = "", rank: int | None = None, seconds: Any = DELAY) -> None:
         self.where, self.rank = where, rank
@@ -43,7 +46,14 @@ class Delays(Callback):
 
     def sleep(self, of: str) -> None:
         if Delays.delaying and self.here and of == self.where:
-            time.sleep(self.seconds)
+            Delays.take(self.seconds)
+
+    @staticmethod
+    def take(seconds: float) -> None:
+        """Sleep, and keep how long that really was."""
+        begin = time.perf_counter()
+        time.sleep(seconds)
+        Delays.slept[Delays.step] = Delays.slept.get(Delays.step, 0.0) + time.perf_counter() - begin
 
     def observe(self, data: Any) -> Any:
         return [self.slow(one) for one in data] if isinstance(data, list) else self.slow(data)
@@ -56,7 +66,7 @@ class Delays(Callback):
     def on_train_start(self, context: CallbackContext) -> None:
         rank = torch.distributed.get_rank()
         self.here = self.rank is None or rank == self.rank
-        Delays.delaying, Delays.rows = False, {}
+        Delays.delaying, Delays.slept, Delays.step = False, {}, 1
         for chunk in context.model:
             self.undo.append(chunk.register_forward_pre_hook(lambda *_: self.sleep("forward")).remove)
             finish = chunk.finish_grad_sync
@@ -78,17 +88,18 @@ class Delays(Callback):
         seconds = self.seconds[rank]
 
         def backward(gradient: torch.Tensor) -> None:
-            time.sleep(2 * seconds)
+            self.take(2 * seconds)
 
         def forward(module: Any, args: Any, output: torch.Tensor) -> None:
-            time.sleep(seconds)
+            self.take(seconds)
             output.register_hook(backward)
 
         for chunk in context.model:
             self.undo.append(chunk.register_forward_hook(forward).remove)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        Delays.delaying = (context.state.step + 1) % 2 == 1
+        Delays.step = context.state.step + 1
+        Delays.delaying = Delays.step % 2 == 1
 
     def on_train_end(self, context: CallbackContext) -> None:
         while self.undo:
@@ -123,7 +134,7 @@ class SlowWait:
     def wait(work: Any, *arguments: Any, **options: Any) -> Any:
         with torch.profiler.record_function("waited"):
             if SlowWait.seconds:
-                time.sleep(SlowWait.seconds)
+                Delays.take(SlowWait.seconds)
             return SlowWait.real(work, *arguments, **options)
 
 
@@ -138,11 +149,13 @@ def run(folder: Path, name: str, *overrides: str, **delay: Any) -> list[dict[str
     code = train(cfg)
     assert code == 0, name
     assert Kept.left is None, "still listening"
-    return [Kept.rows[step] for step in sorted(Kept.rows)]
+    ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, Delays.slept)
+    return [Kept.rows[step] | {"slept": [slept.get(step, 0.0) for slept in ranks]} for step in sorted(Kept.rows)]
 
 
 def two(folder: Path) -> dict[str, Any]:
-    steps = ("train.train_iters=11", f"train.global_batch_size={2 * MICRO_BATCHES}")
+    steps = ("train.train_iters=11", f"train.global_batch_size={2 * MICRO_BATCHES}", "model.num_layers=1")
     cases = {
         "data": {"where": "data", "rank": 1},
         "forward": {"where": "forward", "rank": 1},
@@ -192,12 +205,12 @@ def witness(folder: Path) -> dict[str, Any]:
 def four(folder: Path) -> dict[str, Any]:
     pipeline = ("parallel.pipeline_model_parallel_size=4", "train.train_iters=4")
     cases = {
-        "even, 4": (4, [0.02] * 4, ()),
-        "even, 16": (16, [0.01] * 4, ()),
-        "third": (4, [0.015, 0.015, 0.03, 0.015], ()),
+        "even, 4": (4, [0.1] * 4, ()),
+        "even, 16": (16, [0.1] * 4, ()),
+        "third": (4, [0.06, 0.06, 0.12, 0.06], ()),
         "interleaved": (
             8,
-            [0.01] * 4,
+            [0.05] * 4,
             ("parallel.virtual_pipeline_model_parallel_size=2", "model.num_layers=8"),
         ),
     }
@@ -207,7 +220,7 @@ def four(folder: Path) -> dict[str, Any]:
     }
     results["dp2pp2"] = run(
         folder, "dp2pp2", "parallel.pipeline_model_parallel_size=2", "train.train_iters=11", "train.global_batch_size=4",
-        where="forward", rank=1, seconds=0.1,
+        where="forward", rank=1, seconds=DELAY,
     )  # fmt: skip
     return results
 

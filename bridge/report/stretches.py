@@ -1,0 +1,154 @@
+"""The rows of a run by key, and what is kept of one that is too long to be held: it takes no more memory for more rows.
+
+Of every stretch of rows those are kept that have the smallest or the largest value of a key, so no peak is lost; beside them
+evenly chosen rows for medians, and sums for means.  When there are too many stretches, neighbours become one.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge.report.thin import extremes
+
+Columns = dict[str, Sequence[Any]]
+
+#: Rows up to which all are held; then the rows of a stretch, of which one in so many is chosen for medians, and most stretches.
+MOST_HELD, _ROWS, _EVERY, _MOST = 2**15, 512, 8, 512
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """What is known of all rows of a run.
+
+    Attributes:
+        count: of them.
+        every: the sample has each ``every``-th row.
+        sample: these rows.
+        means: of the values of a key, of those that a mean is wanted of.
+    """
+
+    count: int
+    every: int
+    sample: Columns
+    means: Mapping[str, float]
+
+
+class Stretches:
+    """Takes the rows of a run in their order.
+
+    Args:
+        most: rows up to which all are held.
+        means: begin of the keys whose means are wanted.
+    """
+
+    def __init__(self, most: float, means: str = "throughput/time/") -> None:
+        self.count = 0
+        self._most, self._means = most, means
+        self._fresh: list[Columns] = []
+        self._waiting = 0
+        self._rows, self._every = _ROWS, _EVERY
+        self._kept: list[tuple[Columns, Columns]] = []
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, columns: Columns) -> None:
+        """The next rows, all columns of one length."""
+        rows = _length(columns)
+        if not rows:
+            return
+        self._fresh.append(columns)
+        self.count += rows
+        self._waiting += rows
+        if self.count > self._most and self._waiting >= self._rows:
+            self._close()
+
+    def give(self, run: Any) -> None:
+        """All rows, or what is kept of them, become those of the run."""
+        if self.count > self._most:
+            if self._waiting:
+                self._keep(joined(self._fresh))
+            sample = joined([chosen for _, chosen in self._kept])
+            means = {name: total / count for name, (total, count) in self._sums.items() if count}
+            run.whole = Thinned(self.count, self._every, sample, means)
+            self._fresh = [kept for kept, _ in self._kept]
+        run.columns = joined(self._fresh)
+        run.steps = run.columns.pop("step", [])
+
+    def _close(self) -> None:
+        """Whole stretches of what is waiting."""
+        waiting, begin = joined(self._fresh), 0
+        while self._waiting >= self._rows:
+            rows = self._rows
+            self._keep(_rows_of(waiting, range(begin, begin + rows)))
+            begin, self._waiting = begin + rows, self._waiting - rows
+        self._fresh = [_rows_of(waiting, range(begin, begin + self._waiting))] if self._waiting else []
+
+    def _keep(self, columns: Columns) -> None:
+        """One stretch more; when there are too many, neighbours become one."""
+        for name in (name for name in columns if name.startswith(self._means)):
+            numbers = [value for value in columns[name] if value is not None]
+            sums = self._sums.setdefault(name, [0.0, 0])
+            sums[0] += sum(numbers)
+            sums[1] += len(numbers)
+        self._kept.append((_seen(columns), _rows_of(columns, range(0, _length(columns), self._every))))
+        if len(self._kept) == _MOST:
+            self._kept = [_together(*pair) for pair in zip(self._kept[::2], self._kept[1::2], strict=True)]
+            self._rows, self._every = 2 * self._rows, 2 * self._every
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Rows behind each other; None where a part has not a key."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _chain([part.get(name) for part in parts], parts) for name in names}
+
+
+def merged(steps: Sequence[Any], columns: Columns) -> tuple[Sequence[Any], Columns]:
+    """Rows in the order of steps; later ones of a step add to it, and replace."""
+    places: dict[Any, list[int]] = {}
+    for place, step in enumerate(steps):
+        places.setdefault(step, []).insert(0, place)
+    found = sorted(places)
+
+    def newest(column: Sequence[Any], step: Any) -> Any:
+        return next((column[place] for place in places[step] if column[place] is not None), None)
+
+    return found, {name: [newest(column, step) for step in found] for name, column in columns.items()}
+
+
+def _chain(parts: Sequence[Any], beside: Sequence[Columns]) -> Sequence[Any]:
+    kinds: set[Any] = {getattr(part, "typecode", None) for part in parts}
+    if len(kinds) == 1 and None not in kinds:
+        whole = array(kinds.pop())
+        for part in parts:
+            whole += part
+        return whole
+    values: list[Any] = []
+    for part, columns in zip(parts, beside, strict=True):
+        values += [None] * _length(columns) if part is None else part
+    return values
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values()), ()))
+
+
+def _rows_of(columns: Columns, rows: Sequence[int]) -> Columns:
+    if isinstance(rows, range):
+        return {name: column[rows.start : rows.stop : rows.step] for name, column in columns.items()}
+    picked = {name: [column[row] for row in rows] for name, column in columns.items()}
+    return {name: array(column.typecode, picked[name]) if isinstance(column, array) else picked[name]
+            for name, column in columns.items()}  # fmt: skip
+
+
+def _seen(columns: Columns) -> Columns:
+    """The first row, the last, and those with an extreme of any key."""
+    rows = range(_length(columns))
+    return _rows_of(columns, sorted({rows[0], rows[-1]}.union(*(extremes(column, rows) for column in columns.values()))))
+
+
+def _together(one: tuple[Columns, Columns], other: tuple[Columns, Columns]) -> tuple[Columns, Columns]:
+    """Two neighbours as one stretch; of their samples every second row."""
+    kept, sample = (joined(pair) for pair in zip(one, other, strict=True))
+    return _seen(kept), _rows_of(sample, range(0, _length(sample), 2))
