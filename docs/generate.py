@@ -59,10 +59,10 @@ def contexts() -> str:
     """How many query-key pairs each convention sees in an attention context."""
     sizes = {"window": (1024,), "prefix_window": (128,), "topk": (2048,), "chunk": (8192,), "bidirectional_chunk": (64,),
              "compressed": (128,), "compressed_indexer": (4,), "compressed_topk": (4, 512), "indexer": (2048,),
-             "bidirectional_plus": (1,), "bidirectional_strided": (2,)}  # fmt: skip
+             "bidirectional_plus": (1,), "bidirectional_strided": (2,), "bidirectional_window": (64,)}  # fmt: skip
 
     def cell(convention: str, shape: str) -> str:
-        over = "images" if shape.startswith("bidirectional_") else "sequences"
+        over = "images" if shape.startswith("bidirectional_") and shape != "bidirectional_window" else "sequences"
         factor, statistic = CONVENTIONS[convention].statistic(Context(shape, sizes.get(shape, ()), over))
         return f"`{statistic.name}`" if factor == 1 else f"{factor} x `{statistic.name}`"
 

@@ -15,22 +15,25 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from bridge.config import from_huggingface
 from bridge.config.sources.huggingface_families import FAMILIES
 from bridge.flops import compile_plan
-from bridge.tracing import feeds, huggingface, live
+from bridge.tracing import feeds, huggingface, images, live
 from bridge.tracing.solving import Point
 
 FILE = Path(__file__).parent / "data" / "model_types.json"
 LAYERS = 4
 SECONDS = 100
 POINTS = ((2, 21, 11), (3, 17, 6))
-_DEPTHS = (
-    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_encoder_layers"),
-    *("num_decoder_layers", "depth", "attention_layers", "num_hidden_layers_decoder"),
-)
+#: The class that a row describes, where transformers' first choice for the type is its decoder alone.
+CLASSES = {"whisper": "WhisperForConditionalGeneration"}
+_DEPTHS = [
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "encoder_layers", "decoder_layers", "depth"),
+    *("num_encoder_layers", "num_decoder_layers", "attention_layers", "num_hidden_layers_decoder"),
+]
 
 
 def shallow(values):
@@ -46,6 +49,15 @@ def shallow(values):
             value = value[:LAYERS]
         result[name] = value
     return result
+
+
+class Answers(TorchDispatchMode):
+    """Tells a model that asks for a value, where there are none, what tracing tells it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return args[0].dtype is torch.bool or 1
+        return func(*args, **(kwargs or {}))
 
 
 def _convolution_backward(gradient, x, weight, b, st, pa, di, transposed, op, gr, mask, out_shape=None):
@@ -74,11 +86,13 @@ def _at(model, feed, batch, length, encoder):
     point = Point(batch, length, encoder if feed.encoder else 0)
 
     def forward():
-        with torch.device("meta"):
+        with Answers(), torch.device("meta"):
             return huggingface.output(model(**feed.inputs(point)))
 
     forward()  # some change in their first run
     lengths = {"sequence_lengths": [length] * batch, **({"encoder_lengths": [encoder] * batch} if feed.encoder else {})}
+    if images.hears(model):
+        lengths["audio_frames"] = [2 * model.config.max_source_positions] * batch
     return lengths, counted(forward), counted(lambda: forward().sum().backward())
 
 
@@ -88,6 +102,8 @@ def judge(name):
 
     refused = None
     whole = CONFIG_MAPPING[name]().to_dict()
+    if name in CLASSES:
+        whole["architectures"] = [CLASSES[name]]
     for values in (shallow(whole), whole):  # some name their layers elsewhere, and cannot be cut
         try:
             runs, parameters = executed(values)

@@ -101,7 +101,7 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 5100,
+    "bridge/flops": 5180,
     "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,

@@ -29,6 +29,7 @@ _EXACT_PAIRS: Pairs = {
     "bidirectional": lambda: (WHOLE, "square", ()),
     "bidirectional_plus": lambda extra: (WHOLE, "square_plus", (extra,)),
     "bidirectional_strided": lambda stride: (WHOLE, "strided_square", (stride,)),
+    "bidirectional_window": lambda window: (WHOLE, "bidirectional_window_pairs", (window,)),
     "window": lambda window: (WHOLE, "window_pairs", (window,)),
     # DeepSeek-V4's window beside its compressed keys.
     "prefix_window": lambda window: (WHOLE, "window_pairs", (window,)),
@@ -69,6 +70,7 @@ class Convention:
         mtp_projection: the projection into a multi-token-prediction depth is counted.
         plain_mtp_layer: a depth is one layer of ordinary attention over all tokens with the local layers' heads.
         reference_is_a_third: the reference model of a preference loss costs a third of the training, frozen parts too.
+        names_other_kernels: blocks that a framework's own code runs in another way than they are priced are named.
         own_formula: fields are taken as the framework's own formula takes them (``ModelShape.formula``).
         parameters: which of them cost six FLOPs per token each (``parameter_rule``); None: matmuls are counted one by one.
     """
@@ -92,6 +94,7 @@ class Convention:
     mtp_projection: bool = True
     plain_mtp_layer: bool = False
     reference_is_a_third: bool = False
+    names_other_kernels: bool = False
     own_formula: bool = False
     parameters: Parameters | None = None
 
@@ -177,6 +180,7 @@ EXECUTED = Convention(
     padded_vocabulary=True,
     mamba_convolution=True,
     padded_short_convolution=True,
+    names_other_kernels=True,
 )
 PALM = Convention("palm", pairs=EXECUTED.pairs, left_out=frozenset({Kind.SCAN, Kind.STREAM_MIXING}), parameters=Parameters.ALL)
 

@@ -25,6 +25,8 @@ class Framework:
             that all of them get a gradient if one needs it.
         stops_early: the second run of a layer ends with the last tensor that the backward pass asks for.
         dora_by_identity: DoRA multiplies its matrices with an identity matrix instead of with each other (peft).
+        sparse_by_mask: sparse attention computes the scores of all keys, in their own width, and masks those not chosen.
+        dense_experts: every token goes through every expert, and what the router did not choose is multiplied by zero.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Framework:
     joint_logits: bool
     stops_early: bool
     dora_by_identity: bool
+    sparse_by_mask: bool = False
+    dense_experts: bool = False
 
 
 MEGATRON = Framework(
@@ -56,9 +60,12 @@ TRANSFORMERS = Framework(
     joint_logits=False,
     stops_early=True,
     dora_by_identity=True,
+    sparse_by_mask=True,
 )
 #: transformers' models that fuse their projections themselves (Phi-3).
 TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True)
+#: Llama 4.
+TRANSFORMERS_DENSE_EXPERTS = replace(TRANSFORMERS, name="transformers_dense_experts", dense_experts=True)
 
 
 def _reentrant(framework: Framework) -> Framework:
@@ -66,8 +73,8 @@ def _reentrant(framework: Framework) -> Framework:
     return replace(framework, name=f"{framework.name}_reentrant", stops_early=False)
 
 
-_ALL = (MEGATRON, TRANSFORMERS, TRANSFORMERS_FUSED, _reentrant(TRANSFORMERS), _reentrant(TRANSFORMERS_FUSED))
-FRAMEWORKS = {framework.name: framework for framework in _ALL}
+_TRANSFORMERS = (TRANSFORMERS, TRANSFORMERS_FUSED, TRANSFORMERS_DENSE_EXPERTS)
+FRAMEWORKS = {framework.name: framework for framework in (MEGATRON, *_TRANSFORMERS, *map(_reentrant, _TRANSFORMERS))}
 
 
 def get(name: str) -> Framework:

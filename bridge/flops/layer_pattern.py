@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bridge.flops.build import Layer
-from bridge.flops.components.registry import MIXERS, SYMBOLS, VARIANTS
+from bridge.flops.components.registry import CHANNELS, MIXERS, SYMBOLS, VARIANTS
+from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import flagged
 from bridge.flops.heterogeneous import Block, blocks
 from bridge.flops.rows import Mixer
@@ -205,3 +206,16 @@ def not_counted(shape: ModelShape) -> tuple[str, ...]:
     if not (shape.is_hybrid and shape.mtp_num_layers and len(hybrid_patterns(shape)) == 1):
         return ()
     return (f"mtp_num_layers={shape.mtp_num_layers}: a hybrid model without a pattern for them has no such depths",)
+
+
+def run_otherwise(shape: ModelShape, framework: Framework) -> tuple[str, ...]:
+    """What its rows say about blocks that a framework's own code runs in another way than they are priced, each once."""
+
+    def sentences() -> Iterator[str]:
+        for layer in (*decoder_layers(shape), *(layer for depth in mtp_depths(shape) for layer in depth)):
+            if layer.mixer:
+                yield MIXERS[layer.mixer].executed(framework)
+            if layer.channel:
+                yield CHANNELS[layer.channel].executed(framework)
+
+    return tuple(filter(None, dict.fromkeys(sentences())))

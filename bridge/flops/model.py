@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 
 from bridge.flops.build import Build, Layer
 from bridge.flops.byte_latent_model import byte_latent_terms
@@ -262,6 +263,7 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
         num_position_embeddings=vision.num_position_embeddings,
         class_token=vision.class_token and not plain,
         normed=not vision.layer_scale,
+        patch_norm=vision.patch_norm,
     )
     # Two kinds of layers at most: those that see the whole image, and those with windows.
     kinds = {
@@ -271,6 +273,7 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             gated=vision.gated and not plain,
             window_patches=0 if whole else vision.window_patches,
             class_token=vision.class_token and not plain,
+            bias=vision.linear_bias,
             qkv_bias=vision.qkv_bias,
             norm_bias=not vision.gated,
             layer_scale=vision.layer_scale,
@@ -286,5 +289,9 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             # Megatron counts one for each index, also behind a layer that is not there.
             if behind == i or (plain and behind > i == depth - 1):
                 terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in merger_of(vision, deep=True)]
+    for index, behind in enumerate(vision.deepstack_visual_indexes):
+        if behind >= depth and not plain:  # built behind a layer that is not there, and never run
+            unused = (term.changed(times=Fraction(0), outputs=("unused",)) for term in merger_of(vision, deep=True))
+            terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in unused]
     terms += [term.under("vision_model.") for term in projector.terms(vision)]
     return [term.changed(place=Place.FIRST).marked(Role.IMAGES) for term in terms]

@@ -127,7 +127,8 @@ def compile_plan(
 
     terms = build(record)
     unknown = (*model.hardware_unknown, *transforms.unknown_recompute(terms, model.shape))
-    left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record), *unknown)
+    left_out = (*model.not_counted, *layer_pattern.not_counted(model.shape), *_padding(model, record))
+    left_out = (*left_out, *_run_otherwise(model, record, runs_on), *unknown)
     beside = model.teacher.formats if model.teacher is not None else None
     formats = replace(model.formats, teacher=beside)
     return Plan(record, terms, left_out, may_train, build, model.layout, unknown, formats, model)
@@ -150,6 +151,12 @@ def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
     if record.padded_vocabulary or model.true_vocabulary or model.language is None:
         return []
     return [f"padded_vocab_size={model.language.padded_vocab_size}: the size without padding is not known, so padding is counted"]
+
+
+def _run_otherwise(model: reading.Model, record: conventions.Convention, framework: frameworks.Framework) -> tuple[str, ...]:
+    """Sentences about blocks whose price is not what the framework's own code executes, where that is what is counted."""
+    wanted = record.names_other_kernels and model.language is not None
+    return layer_pattern.run_otherwise(model.shape, framework) if wanted else ()
 
 
 def compile_vision_plan(cfg: Any, convention: str = "megatron") -> Plan | None:

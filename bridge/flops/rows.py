@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.flops.build import Build, Layer
+from bridge.flops.frameworks import Framework
 from bridge.flops.shapes import ModelShape, VisionShape
 from bridge.flops.terms import Context, Term
 
@@ -52,6 +53,10 @@ def _no_caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return []
 
 
+def _as_priced(framework: Framework) -> str:
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What all rows have.
@@ -90,11 +95,13 @@ class Channel(Row):
         terms: from the normed input to the residual stream.
         symbol: its letter in ``hybrid_layer_pattern``.
         required: fields of the model that it cannot do without.
+        executed: where a framework's own code runs another computation than is priced, a sentence about both.
     """
 
     terms: Terms
     symbol: str = ""
     required: tuple[str, ...] = ()
+    executed: Callable[[Framework], str] = _as_priced
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -507,7 +507,7 @@ class VisionShape:
     """A token beside the patches that attends like them (CLIP, Llama 4)."""
     projector_type: str = "merger"
     """``merger`` (Qwen), ``pooled_linear`` (Gemma 3), ``mlp`` (LLaVA), ``tile_mlp`` (LLaVA-OneVision), ``linear`` (PaliGemma,
-    Idefics 3), ``normed_mlp`` (InternVL), ``pixel_shuffle`` (Llama 4) or ``none``."""
+    Idefics 3), ``normed_mlp`` (InternVL), ``gated_merger`` (GLM-4.1V), ``pixel_shuffle`` (Llama 4) or ``none``."""
     projector_bias: bool = True
     """Biases in ``linear`` and ``tile_mlp``."""
     layer_scale: bool = False
@@ -515,9 +515,13 @@ class VisionShape:
     own, and without a norm after the last layer (InternVL)."""
     qkv_bias: bool = True
     """Biases on queries, keys and values."""
+    linear_bias: bool = True
+    """Biases on what follows the attention and in the MLP."""
+    patch_norm: bool = False
+    """A norm of patches before their positions are added (GLM-4.1V)."""
     projector_input_dim: Optional[int] = size()
     projector_output_dim: Optional[int] = size()
-    """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in."""
+    """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in. The first is ``gated_merger``'s inner width, too."""
     vision_output_dim: Optional[int] = size()
     """What Llama 4's projector reads; projector_output_dim when unset."""
 

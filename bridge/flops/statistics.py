@@ -100,6 +100,8 @@ _FORMULAS: dict[str, Callable[..., Length]] = {
     "window_pairs": window_pairs,
     # The same sum as a window's: the query picks its `topk` best keys instead of the last ones.
     "topk_pairs": window_pairs,
+    # The same on both sides of a token, which counts once.
+    "bidirectional_window_pairs": lambda s, window: 2 * window_pairs(s, window) - s,
     "doubled_window_area": doubled_window_area,
     "doubled_prefix_area": doubled_prefix_area,
     "chunk_pairs": chunk_pairs,
@@ -135,6 +137,8 @@ class Shape(Choice):
     """All of what a convolution of this stride leaves."""
     BIDIRECTIONAL_CHUNK = "bidirectional_chunk"
     """All of one's own chunk."""
+    BIDIRECTIONAL_WINDOW = "bidirectional_window"
+    """All that are less than so many tokens away (ModernBERT)."""
     WINDOW = "window"
     PREFIX_WINDOW = "prefix_window"
     """DeepSeek-V4's window beside its compressed keys."""

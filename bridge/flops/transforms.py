@@ -391,6 +391,12 @@ def layer_index(path: str) -> int | None:
 # ---- what a configuration asks for ---------------------------------------------------------------
 
 
+_TOWER = (
+    *("patch_embed", "patch_norm", "pos_embed", "class_embedding", "pre_layernorm", "decoder", "post_layernorm"),
+    "vision_adapter",
+)
+
+
 def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str], train: Sequence[str] = ()) -> Trainable:
     """What trains: everything, or the adapters only; less what is frozen by pattern or by a model's switches.
 
@@ -404,8 +410,7 @@ def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str], tr
     if shape.freeze_language_model:
         frozen += ["embedding", "decoder", "output_layer", "mtp"]
     if shape.freeze_vision_model:
-        tower = ("patch_embed", "pos_embed", "class_embedding", "pre_layernorm", "decoder", "post_layernorm", "vision_adapter")
-        frozen += [f"vision_model.{part}" for part in tower]
+        frozen += [f"vision_model.{part}" for part in _TOWER]
     if shape.freeze_vision_projection:
         frozen += ["vision_model.merger", "vision_model.deepstack_merger_list"]
 

@@ -114,7 +114,7 @@ def _compared(plan: Plan, built: Built, *, padded: bool) -> Verified:
             differences=(f"the whole model: plan {total:,}, model {theirs:,}",), reason="no module is known by its name"
         )
     more = all(path not in wanted for path in differences)
-    left_out = [sentence for sentence in plan.not_counted if sentence not in plan.hardware_unknown]
+    left_out = [sentence for sentence in plan.model.not_counted if sentence in plan.not_counted]
     sentences = tuple(_sentences(wanted, has, differences))
     if more and left_out:
         return Verified(reason=f"the plan leaves out {'; '.join(left_out)}; of it are {'; '.join(sentences)}")

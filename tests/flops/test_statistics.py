@@ -20,6 +20,8 @@ def test_pairs_are_what_masks_let_through(s, size):
     assert Statistic("window_pairs", sizes=(size,)).of(s) == sum(q - k < size for q, k in causal)
     assert Statistic("topk_pairs", sizes=(size,)).of(s) == sum(min(q + 1, size) for q in positions)
     assert Statistic("chunk_pairs", sizes=(size,)).of(s) == sum(q // size == k // size for q, k in causal)
+    near = sum(abs(q - k) < size for q in positions for k in positions)
+    assert Statistic("bidirectional_window_pairs", sizes=(size,)).of(s) == near
     assert Statistic("chunk_squares", sizes=(size,)).of(s) == sum(q // size == k // size for q in positions for k in positions)
 
 

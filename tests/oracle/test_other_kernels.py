@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
+from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.plan import Plan
 from oracle import transformers_models as oracle
 from oracle.counter import KERNELS
@@ -73,3 +74,22 @@ def test_everything_else(model_type: str, seed: int) -> None:
     plan = compile_plan(from_huggingface(config), convention="executed")
     assert priced(plan, paths, [11, 11]) == executed(model, classes, 2, 11)
     assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", OTHER)
+def test_the_plan_says_so(model_type: str) -> None:
+    """Where what runs is what is counted, and nowhere else; megatron-core's sparse attention does work on the latents."""
+    config = oracle.draw(model_type, 0)
+    read = from_huggingface(config)
+    said = {name: compile_plan(read, convention=name).not_counted for name in CONVENTIONS}
+    (sentence,) = set(said["executed"]) - set(said["exact"])
+    assert re.match(r"\w[\w ]*: .* counted.*; (what runs|transformers' own code) ", sentence)
+    assert {name for name, sentences in said.items() if sentence in sentences} == {"executed"}
+    in_megatron = compile_plan(read, convention="executed", framework="megatron").not_counted
+    assert (sentence in in_megatron) is (model_type not in ("llama4_text", "deepseek_v32", "glm_moe_dsa"))
+
+
+def test_blocks_that_run_as_they_are_priced_say_nothing() -> None:
+    config = oracle.draw("llama4_text", 0)
+    config.moe_layers = []
+    assert compile_plan(from_huggingface(config), convention="executed").not_counted == ()

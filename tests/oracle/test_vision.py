@@ -24,9 +24,12 @@ FAMILIES = (
     "smolvlm",
     "internvl",
     "llava_onevision",
+    "glm4v",
+    "glm4v_moe",
 )
 #: How transformers names towers and projectors.
-TOWER, PROJECTOR = r"\.(visual|vision_tower)\.|(^|\.)vision_model\.", r"\.merger|deepstack|multi_modal_projector|connector"
+TOWER = r"\.(visual|vision_tower)\.|(^|\.)vision_model\."
+PROJECTOR = r"\.merger|\.downsample|deepstack|multi_modal_projector|connector"
 #: What stands between the rows of LLaVA-OneVision's images belongs to none of them.
 #: The switch that freezes a part -> the parameters of transformers that it holds still.
 PARTS = {

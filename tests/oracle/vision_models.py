@@ -49,6 +49,12 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         "patch_size": patch,
         "temporal_patch_size": random.choice([1, 2]),
     }
+    if model_type.startswith("glm4v"):
+        # As wide inside as the language model; the merger has a width of its own.
+        tower |= {"image_size": patch * random.randint(2, 5) + 1, "attention_bias": random.random() < 0.5}
+        text |= {"attention_bias": random.random() < 0.5, "num_hidden_layers": random.randint(2, 3)}
+        text["rope_parameters"]["partial_rotary_factor"] = 1.0
+        text |= {"n_shared_experts": random.randint(1, 2), "n_routed_experts": 4} if model_type.endswith("moe") else {}
     if model_type == "qwen2_vl":
         tower |= {"embed_dim": width, "hidden_size": hidden, "mlp_ratio": random.randint(1, 4)}
     else:
@@ -62,7 +68,8 @@ def draw(model_type: str, seed: int) -> PreTrainedConfig:
         indexes = sorted(random.sample(range(depth), mergers))
         tower |= {"num_position_embeddings": 64, "deepstack_visual_indexes": indexes}
     if model_type.endswith("moe"):
-        text |= {"num_experts": 4, "num_experts_per_tok": random.randint(1, 4), "moe_intermediate_size": random.randint(4, 20)}
+        text |= {"num_experts": 4} if model_type.startswith("qwen") else {}
+        text |= {"num_experts_per_tok": random.randint(1, 4), "moe_intermediate_size": random.randint(4, 20)}
     ids = {"image_token_id": IMAGE, "video_token_id": 11, "vision_start_token_id": START, "vision_end_token_id": END}
     tied = random.random() < 0.5
     return CONFIG_MAPPING[model_type](text_config=text, vision_config=tower, tie_word_embeddings=tied, **ids)

@@ -69,6 +69,8 @@ def read_by_row(values: Mapping[str, Any]) -> HuggingFaceConfig:
     if not model_type:
         raise ConfigError("model_type is missing from the Hugging Face config; it names the architecture, for example 'llama'")
     family = _family(model_type)
+    if family.inner:
+        raise Unread(f"model_type={short(model_type)} outside of another configuration is a model without an output layer")
     options, not_counted = _read(values, model_type)
     _check_sizes_are_stated(values, family, model_type)
     result = HuggingFaceConfig(
@@ -183,7 +185,7 @@ def _unknown_family(model_type: str) -> str:
 
 #: Families of transformers that are spelt almost like one of ours and are none of them.
 _SPELT_ALIKE = (
-    *("pixtral", "glm4v_moe", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
+    *("pixtral", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
     *("clip_vision_model", "blip_vision_model", "xclip_vision_model"),
 )
 

@@ -32,6 +32,7 @@ class Family:
         text: family of ``text_config``, in models that have one.
         ignored: fields that this family's files have and that transformers' classes of it do not use.
         framework: whose layers transformers builds; see ``bridge.flops.frameworks``.
+        inner: it stands inside other configurations only; alone, transformers builds it without an output layer.
     """
 
     fields: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Family:
     text: str = ""
     ignored: str = ""
     framework: str = "transformers"
+    inner: bool = False
 
     def but(
         self,
@@ -785,6 +787,34 @@ def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rul
     return rule
 
 
+def _glm_tower(fields: Fields) -> Options:
+    """GLM-4.1V and 4.5V: a tower of gated MLPs without biases, as wide inside as the language model; a convolution merges its
+    patches, and a gated MLP follows."""
+    tower = fields.part("vision_config")
+    tower.only("hidden_act", "silu")
+    names = ("depth", "num_heads", "hidden_size", "hidden_act", "in_channels", "spatial_merge_size", "out_hidden_size")
+    patch, frames, side = (tower.size(name) for name in ("patch_size", "temporal_patch_size", "image_size"))
+    vision = {name: tower.get(name) for name in names} | {
+        "patch_size": patch,
+        "temporal_patch_size": frames,
+        "intermediate_size": tower.size("out_hidden_size"),
+        "projector_input_dim": tower.size("intermediate_size"),
+        "num_position_embeddings": (side // patch) ** 2,
+        "qkv_bias": bool(tower.get("attention_bias")),
+        "linear_bias": False,
+        "patch_norm": True,
+        "projector_type": "gated_merger",
+    }
+    tower.skip("rms_norm_eps")
+    fields.not_counted += tower.sentences()
+    return {"vision_config": vision, "share_embeddings_and_output_weights": _tied_somewhere(fields)}
+
+
+def _tied_somewhere(fields: Fields) -> bool:
+    """Older files say it of the language model alone."""
+    return bool(fields.get("tie_word_embeddings") or fields.part("text_config").get("tie_word_embeddings"))
+
+
 def _t5(fields: Fields) -> Options:
     """T5: an encoder as deep as the decoder unless told otherwise; ``gated-gelu`` names a gated MLP and its activation.
 
@@ -812,13 +842,24 @@ def _mask_token_head(fields: Fields) -> Options:
 
 def _whisper(fields: Fields) -> Options:
     """Whisper: the encoder over mel frames goes by the same names in configurations of its own."""
-    names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
-    audio = {name: fields.get(name) for name in names}
+    audio = {name: fields.get(name) for name in (*_WHISPER_ENCODER, "num_mel_bins", "max_source_positions")}
     return {
         "encoder_num_layers": audio["encoder_layers"],
         "audio_config": {name: value for name, value in audio.items() if value is not None},
         "activation_func": _ACTIVATIONS.get(fields.get("activation_function")),
     }
+
+
+def _qwen2_audio(fields: Fields) -> Options:
+    """Qwen2-Audio: Whisper's encoder, whose positions do not train, averaged by two and projected by one matrix."""
+    audio = fields.part("audio_config")
+    found = {name: audio.get(name) for name in (*_WHISPER_ENCODER, "num_mel_bins", "max_source_positions")}
+    audio.skip("activation_function", "activation_dropout", "encoder_layerdrop", "layerdrop", "scale_embedding", "init_std")
+    fields.not_counted += audio.sentences()
+    return {"audio_config": {name: value for name, value in found.items() if value is not None}}
+
+
+_WHISPER_ENCODER = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
 
 
 def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
@@ -901,7 +942,7 @@ def _llava_onevision(fields: Fields) -> Options:
     return {
         **options,
         "unpriced_parameters": options.get("unpriced_parameters", 0) + newline,
-        "share_embeddings_and_output_weights": bool(fields.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        "share_embeddings_and_output_weights": _tied_somewhere(fields),
     }
 
 
@@ -1111,6 +1152,8 @@ _LATENT = _SWIGLU.but(
     ignored="head_dim qk_head_dim num_key_value_heads indexer_rope_interleave",
 )
 _DEEPSEEK_V3 = _LATENT.but(_group_limited_routing)
+_QWEN2 = _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True})
+_QWEN2_VL_TEXT = replace(_QWEN2, inner=True)
 _QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
 _QWEN3_NEXT = _QWEN3.but(
     _linear_attention, fixed={"attention_output_gate": True}, ignored="attn_output_gate mtp_use_dedicated_embeddings"
@@ -1211,6 +1254,7 @@ _LFM2 = _SWIGLU.but(
     fields={"share_embeddings_and_output_weights": ("tie_embedding", "tie_word_embeddings")},
     fixed={"qk_layernorm": True, "activation_func": "silu"},
 )
+_DENSE_EXPERTS = "transformers_dense_experts"
 _GRANITE_MOE = _SWIGLU.but(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
@@ -1293,6 +1337,10 @@ FAMILIES: dict[str, Family] = {
     "glm4": _SWIGLU.but(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
     "glm4_moe": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
     "glm4_moe_lite": _DEEPSEEK_V3.but(_first_layer_dense),
+    "glm4v": _VISION_LANGUAGE.but(_glm_tower, text="glm4v_text"),
+    "glm4v_moe": _VISION_LANGUAGE.but(_glm_tower, text="glm4v_moe_text"),
+    "glm4v_moe_text": replace(_SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias")), inner=True),
+    "glm4v_text": replace(_SWIGLU.but(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
     "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2.but(_one_key_head, ignored="num_key_value_heads"),
@@ -1349,8 +1397,10 @@ FAMILIES: dict[str, Family] = {
     "lfm2": _LFM2.but(_lfm2_width),
     "lfm2_moe": _LFM2.but(_lfm2_experts),
     "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
-    "llama4": _VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"),
-    "llama4_text": _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
+    "llama4": replace(_VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"), framework=_DENSE_EXPERTS),
+    "llama4_text": replace(
+        _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"), framework=_DENSE_EXPERTS
+    ),
     "llava_onevision": _VISION_LANGUAGE.but(_llava_onevision, text="qwen2"),
     "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
     "mimo": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
@@ -1408,14 +1458,18 @@ FAMILIES: dict[str, Family] = {
         _output_bias("lm_head_bias"),
         fixed={**_LAYER_NORM, "moe_router_topk": 2},
     ),
-    "qwen2": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2": _QWEN2,
+    # Nothing is tied, whatever its files say of it.
+    "qwen2_audio": Family(
+        rules=(_qwen2_audio,), fixed={"share_embeddings_and_output_weights": False}, text="qwen2", ignored="tie_word_embeddings"
+    ),  # fmt: skip
     "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
-    "qwen2_5_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2_5_vl_text": _QWEN2_VL_TEXT,
     "qwen2_moe": _SWIGLU.but(
         _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}
     ),
     "qwen2_vl": _VISION_LANGUAGE.but(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
-    "qwen2_vl_text": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}),
+    "qwen2_vl_text": _QWEN2_VL_TEXT,
     "qwen3": _QWEN3.but(_windows(_upper_layers)),
     "qwen3_5": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_text"),
     "qwen3_5_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_moe_text"),
@@ -1425,8 +1479,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
     "qwen3_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_text"),
     "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
-    "qwen3_vl_moe_text": _QWEN3.but(_experts),
-    "qwen3_vl_text": _QWEN3,
+    "qwen3_vl_moe_text": replace(_QWEN3.but(_experts), inner=True),
+    "qwen3_vl_text": replace(_QWEN3, inner=True),
     "roberta": _BERT,
     "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
     "smolvlm": _VISION_LANGUAGE.but(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),

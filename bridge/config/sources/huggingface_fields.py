@@ -92,8 +92,8 @@ _NAMES = {
     INDEXES: """mlp_only_layers no_rope_layers moe_layers fullatt_block_indexes deepstack_visual_indexes compress_ratios
                 encoder_hash_byte_group_size attn_layer_indices full_attn_idxs""",
     OBJECTS: "block_configs",
-    OBJECT: """text_config vision_config encoder_config decoder_config global_config patcher_config rope_parameters rope_scaling
-               compress_rates per_layer_config full_attention""",
+    OBJECT: """text_config vision_config audio_config encoder_config decoder_config global_config patcher_config rope_parameters
+              rope_scaling compress_rates per_layer_config full_attention""",
     # One number or one entry a layer.
     SIZE | INDEXES: "moe_layer_freq image_size patch_size",
     SIZE | TEXT: "mamba_d_head sliding_window_pattern mamba_dt_rank",

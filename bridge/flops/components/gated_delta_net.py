@@ -6,10 +6,12 @@ read, write and output.  Chunked kernels do more.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SIGMOID, SILU, SOFTPLUS, Operations, l2_norm
+from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import linear_layers
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
@@ -86,6 +88,14 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return recurrent(shape.linear_key_head_dim * values, 2 * keys + values, shape.linear_conv_kernel_dim)
 
 
+def by_token(component: str, macs: int | str) -> Callable[[Framework], str]:
+    """What a delta rule says of its chunked kernels (``Channel.executed``)."""
+    return lambda framework: (
+        f"{component}: its delta rule is counted as {macs} multiply-accumulates per token and entry of the state; what runs "
+        "takes whole chunks, with products between the tokens of each"
+    )
+
+
 MIXER = Mixer(
     name="gdn",
     symbol="G",
@@ -93,5 +103,6 @@ MIXER = Mixer(
     layers=linear_layers,
     terms=_terms,
     cache=_caches,
+    executed=by_token(COMPONENT, STATE_MACS),
     colour={COMPONENT: "sky"},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.build import Build, Layer
-from bridge.flops.components.gated_delta_net import DECAY
+from bridge.flops.components.gated_delta_net import DECAY, by_token
 from bridge.flops.components.mamba import CONV_KERNEL, mixer_heads
 from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
 from bridge.flops.rows import Cache, Mixer, recurrent
@@ -82,4 +82,12 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return recurrent(inner * shape.mamba_state_dim, convolved, CONV_KERNEL)
 
 
-MIXER = Mixer(name="gdp", takes="M", option="gated_delta_product", terms=_terms, cache=_caches, colour={COMPONENT: "violet"})
+MIXER = Mixer(
+    name="gdp",
+    takes="M",
+    option="gated_delta_product",
+    terms=_terms,
+    cache=_caches,
+    executed=by_token(COMPONENT, "2 n + 3/2"),
+    colour={COMPONENT: "violet"},
+)

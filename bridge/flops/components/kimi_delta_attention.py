@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from bridge.flops.build import Build, Layer, required
-from bridge.flops.components.gated_delta_net import DECAY, STATE_MACS
+from bridge.flops.components.gated_delta_net import DECAY, STATE_MACS, by_token
 from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
@@ -99,5 +99,6 @@ MIXER = Mixer(
     beside="mla",
     terms=_terms,
     cache=_caches,
+    executed=by_token(COMPONENT, STATE_MACS),
     colour={COMPONENT: "sky"},
 )

@@ -11,6 +11,7 @@ from fractions import Fraction
 from bridge.flops.build import Build, Layer
 from bridge.flops.components import self_attention
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SILU, SOFTPLUS, Operations
+from bridge.flops.frameworks import Framework
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Kind, Term, elementwise, norm, table
@@ -93,7 +94,14 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return recurrent(inner * shape.mamba_state_dim, convolved, CONV_KERNEL)
 
 
-MIXER = Mixer(name="mamba", symbol="M", terms=_terms, cache=_caches, colour={COMPONENT: "sky"})
+def _executed(framework: Framework) -> str:
+    return (
+        f"{COMPONENT}: its scan is counted as {2 * SCAN_MACS} FLOPs per token and entry of the state; what runs takes whole "
+        "chunks, with products between the tokens of each, and its convolution the padding at both ends"
+    )
+
+
+MIXER = Mixer(name="mamba", symbol="M", terms=_terms, cache=_caches, executed=_executed, colour={COMPONENT: "sky"})
 #: Side by side on one norm (Falcon-H1).
 WITH_ATTENTION = Mixer(
     name="attention_and_mamba",
@@ -101,4 +109,5 @@ WITH_ATTENTION = Mixer(
     required=("num_attention_heads",),
     terms=lambda build, layer: [*self_attention.terms(build, layer), *_terms(build, layer)],
     cache=lambda shape, layer: [*self_attention.caches(shape, layer), *_caches(shape, layer)],
+    executed=_executed,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bridge.flops.build import Build, Layer
 from bridge.flops.components.mamba import SCAN_MACS, STEP
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SILU
+from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import flagged
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
@@ -88,11 +89,19 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return recurrent(inner * shape.selective_scan_state_dim, inner, shape.selective_scan_kernel)
 
 
+def _executed(framework: Framework) -> str:
+    return (
+        f"{COMPONENT}: its scan is counted as {2 * SCAN_MACS} FLOPs per token and entry of the state; transformers' own code "
+        "runs one matrix product per token there, and fused kernels none"
+    )
+
+
 MIXER = Mixer(
     name="selective_scan",
     option="selective_scan_layers",
     layers=_layers,
     terms=_terms,
     cache=_caches,
+    executed=_executed,
     colour={COMPONENT: "sky"},
 )

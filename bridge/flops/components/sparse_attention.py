@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bridge.flops.build import Build, Layer, required
 from bridge.flops.components import latent_attention
+from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import everywhere
 from bridge.flops.rows import Cache, Mixer
 from bridge.flops.shapes import ModelShape
@@ -111,6 +112,15 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return [kept, Cache("indexer_keys", shape.dsa_indexer_head_dim or 0, CAUSAL)] if layer.form else [kept]
 
 
+def _executed(framework: Framework) -> str:
+    return _BY_MASK if framework.sparse_by_mask else ""
+
+
+_BY_MASK = (
+    "sparse attention: its core is counted on the latents, as kernels for chosen keys attend; transformers' own code attends "
+    "with whole keys and values to all of them, under a mask"
+)
+
 MIXER = Mixer(
     name="dsa",
     symbol="D",
@@ -120,5 +130,6 @@ MIXER = Mixer(
     form=chooses,
     terms=_terms,
     cache=_caches,
+    executed=_executed,
     colour={COMPONENT: "vermilion"},
 )

@@ -1,14 +1,14 @@
 """From a vision tower's patches to tokens of the language model: one projector a family.
 
 Qwen's merger (arXiv:2409.12191), Gemma 3's pooling (arXiv:2503.19786), the MLPs of LLaVA-1.5 (arXiv:2310.03744), of
-LLaVA-OneVision (arXiv:2408.03326) and of InternVL (arXiv:2404.16821), one matrix in PaliGemma (arXiv:2407.07726) and in Idefics 3
-(arXiv:2408.12637), Llama 4's pixel shuffle.
+LLaVA-OneVision (arXiv:2408.03326), of InternVL (arXiv:2404.16821) and of GLM-4.1V (arXiv:2507.01006), one matrix in PaliGemma
+(arXiv:2407.07726) and in Idefics 3 (arXiv:2408.12637), Llama 4's pixel shuffle.
 """
 
 from __future__ import annotations
 
 from bridge.flops.components.vision_tower import COMPONENT, PATCHES_AND_CLASS
-from bridge.flops.elementwise import ACTIVATIONS, Operations
+from bridge.flops.elementwise import ACTIVATIONS, MULTIPLICATION, Operations
 from bridge.flops.rows import Projector
 from bridge.flops.shapes import VisionShape
 from bridge.flops.statistics import PATCHES, Statistic
@@ -87,6 +87,21 @@ def normed_mlp(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: in
     ]
 
 
+def gated_merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, inner_size: int) -> list[Term]:
+    """GLM-4.1V's projector: a convolution over spatial_merge_size^2 patches, a matmul with a norm, and a gated MLP."""
+    merged, rows, out = hidden_size * spatial_merge_size**2, merged_tokens(spatial_merge_size), out_hidden_size
+    gelu, gated = ACTIVATIONS["gelu"], ACTIVATIONS["silu"] + MULTIPLICATION
+    return [
+        _projection("downsample", merged, out, rows, "patches", "merged", bias=True),
+        _projection("proj", out, out, rows, "merged", "projected", bias=False),
+        norm("post_projection_norm", out, PROJECTION, source="projected", to="projected", bias=True, rows=rows),
+        elementwise("activation", PROJECTION, out * gelu, "projected", rows=rows),
+        _projection("linear_fc1", out, 2 * inner_size, rows, "projected", "inner", bias=False),
+        elementwise("gate_product", PROJECTION, inner_size * gated, "inner", rows=rows),
+        _projection("linear_fc2", inner_size, out, rows, "inner", "image_embeddings", bias=False),
+    ]
+
+
 def pixel_shuffle(
     *,
     intermediate_size: int,
@@ -142,7 +157,7 @@ def _sizes(vision: VisionShape) -> tuple[int, int]:
 
 def _last_norm(vision: VisionShape, rows: Statistic) -> Term:
     hidden, _ = _sizes(vision)
-    return norm("post_layernorm", hidden, COMPONENT, source="patches", to="patches", bias=True, rows=rows)
+    return norm("post_layernorm", hidden, COMPONENT, source="patches", to="patches", bias=not vision.gated, rows=rows)
 
 
 def merger_of(vision: VisionShape, *, deep: bool = False) -> list[Term]:
@@ -192,6 +207,17 @@ def _normed_mlp(vision: VisionShape) -> list[Term]:
     return [term.under("merger.") for term in projector]
 
 
+def _gated_merger(vision: VisionShape) -> list[Term]:
+    hidden, out = _sizes(vision)
+    projector = gated_merger(
+        hidden_size=hidden,
+        spatial_merge_size=vision.spatial_merge_size,
+        out_hidden_size=out,
+        inner_size=vision.projector_input_dim or 0,
+    )
+    return [_last_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+
+
 def _pixel_shuffle(vision: VisionShape) -> list[Term]:
     _, out = _sizes(vision)
     projector = pixel_shuffle(
@@ -218,6 +244,7 @@ MLP = Projector(name="mlp", terms=_mlp)
 TILE_MLP = Projector(name="tile_mlp", terms=_tile_mlp)
 LINEAR = Projector(name="linear", terms=_linear)
 NORMED_MLP = Projector(name="normed_mlp", terms=_normed_mlp)
+GATED_MERGER = Projector(name="gated_merger", terms=_gated_merger, required=("projector_input_dim",), rotary=True)
 PIXEL_SHUFFLE = Projector(
     name="pixel_shuffle", terms=_pixel_shuffle, required=("projector_input_dim", "projector_output_dim"), rotary=True
 )

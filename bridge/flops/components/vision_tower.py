@@ -29,6 +29,7 @@ def patch_embedding(
     num_position_embeddings: int = 0,
     class_token: bool = False,
     normed: bool = True,
+    patch_norm: bool = False,
 ) -> list[Term]:
     """The convolution whose stride is its kernel: one matmul per patch, on pixels, which need no gradient.
 
@@ -39,11 +40,14 @@ def patch_embedding(
         num_position_embeddings: rows of a learned position table, 0 for none.
         class_token: a learned token beside the patches.
         normed: with it, a norm over all of them (CLIP, Llama 4).
+        patch_norm: RMSNorm of patches that have no positions yet.
     """
     terms = [
         Term("patch_embed", COMPONENT, patch_values, hidden_size, PATCHES, inputs=("pixels",), outputs=("patches",),
              kind=Kind.PATCH_EMBEDDING, bias=hidden_size * bias)
     ]  # fmt: skip
+    if patch_norm:
+        terms.append(norm("patch_norm", hidden_size, COMPONENT, source="patches", to="patches", rows=PATCHES))
     if num_position_embeddings:
         terms.append(table("pos_embed", COMPONENT, num_position_embeddings, hidden_size, to=("patches",)))
         terms.append(elementwise("pos_embed", COMPONENT, hidden_size * ADDITION, "patches", rows=PATCHES))
@@ -78,8 +82,8 @@ def vision_layer(
         gated: SwiGLU.
         window_patches: patches of a window, 0 for the whole image.
         class_token: one more token than patches.
-        bias: biases on the linear layers.
-        qkv_bias: on queries, keys and values too.
+        bias: biases on the linear layers behind the attention.
+        qkv_bias: on queries, keys and values.
         norm_bias: LayerNorm instead of RMSNorm.
         layer_scale: a learned scale of each channel on what the attention and the MLP add.
         heads: heads of the attention.
@@ -102,7 +106,7 @@ def vision_layer(
         return core(name, CORE, context, head_size=size, heads=heads, inputs=(first, second), output=output)
 
     attention = [
-        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv").changed(bias=3 * hidden_size * (bias and qkv_bias)),
+        linear("linear_qkv", hidden_size, 3 * hidden_size, "normed", "qkv").changed(bias=3 * hidden_size * qkv_bias),
         elementwise("rope", COMPONENT, 2 * hidden_size * rope * ROPE, "qkv", rows=rows),
         product("query_key", "qkv", "qkv", "scores"),
         *softmax(CORE, context, heads=heads, value_size=hidden_size // heads, tokens=rows),

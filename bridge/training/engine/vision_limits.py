@@ -26,6 +26,8 @@ def check_vision(cfg: Config) -> None:
     limits: dict[str, tuple[Any, list[Any]]] = {
         "vision_config.projector_type": (vision.projector_type, projectors),
         "vision_config.class_token": (vision.class_token, [False]),
+        "vision_config.linear_bias": (vision.linear_bias, [True]),
+        "vision_config.patch_norm": (vision.patch_norm, [False]),
         "mtp_num_layers": (model.mtp_num_layers or None, [None]),
         "audio_config": (model.audio_config, [None]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from fractions import Fraction
 from math import prod
@@ -397,3 +398,16 @@ def test_an_unknown_family_has_a_nominal_length(capsys, tmp_path):
     assert counted(capsys, str(tmp_path), "model.seq_length=20", "--batch-size", "2")["tokens"] == 40
     assert main(["flops", str(tmp_path), "model.hidden_size=96"]) == 2
     assert "model.hidden_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_an_unknown_family_says_which_package_it_needs(missing, capsys, monkeypatch, tmp_path):
+    """As where it is not installed; a trace that was made before is read without it."""
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == missing else found(name, *more))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "openai-gpt", "n_layer": 2, "n_embd": 48}))
+    assert main(["flops", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "model_type='openai-gpt' is not known" in said
+    assert said.endswith(f"tracing a model needs the package {missing}, which is not installed: pip install {missing}")

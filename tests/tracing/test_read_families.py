@@ -1,0 +1,62 @@
+"""Families that a reader knows, as their configurations say and as they run: equal, in full, with adapters, and partly frozen."""
+
+import re
+
+import pytest
+
+pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from oracle import transformers_models as oracle  # noqa: E402
+from oracle.test_transformers import FAMILIES, MORE  # noqa: E402
+
+from bridge.config.sources.huggingface_config import read_by_row  # noqa: E402
+from bridge.config.sources.huggingface_model import _read  # noqa: E402
+from bridge.flops import compile_plan  # noqa: E402
+from bridge.flops.conventions import CONVENTIONS  # noqa: E402
+from bridge.tracing import trace  # noqa: E402
+
+LENGTHS = {"sequence_lengths": [77, 33, 5]}
+LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+ADAPTED = {"q_proj", "v_proj", "o_proj", "qkv_proj", "q_a_proj", "kv_b_proj", "up_proj", "down_proj"}
+
+
+def in_the_lower_half(name):
+    """Whether a parameter of transformers belongs to the first layer or to what stands before it."""
+    layer = LAYER.search(name)
+    return layer[1] == "0" if layer else re.search(r"embed|wte|wpe", name) is not None
+
+
+def full(model):
+    return read_by_row(model.config.to_dict()), model, None
+
+
+def with_adapters(model):
+    names = {name.rsplit(".", 1)[-1] for name in oracle.linear_layers(model)}
+    targets = sorted(names & ADAPTED)
+    if not targets:
+        pytest.skip("adapters on layers of these names are traced")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=targets))
+    return _read(adapted), adapted, None
+
+
+def frozen(model):
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not in_the_lower_half(name))
+    return read_by_row(model.config.to_dict()), model, lambda path: not re.match(r"embedding|decoder\.layers\.0\.", path)
+
+
+@pytest.mark.parametrize("how", [full, with_adapters, frozen], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_traced_and_read(family, how):
+    read, model, trainable = how(oracle.build(oracle.draw(family, 0), device="cpu"))
+    traced = trace(model)
+    for convention in CONVENTIONS:
+        one, other = compile_plan(traced, convention), compile_plan(read, convention, trainable=trainable)
+        for passes in ("forward", "training"):
+            lines = [plan.breakdown(passes=passes, **LENGTHS) for plan in (one, other)]
+            if convention == "palm":  # norms and tied weights are parameters of other components there
+                assert sum(lines[0].values()) == sum(lines[1].values())
+                continue
+            assert lines[0] == {name: value for name, value in lines[1].items() if value}, convention
+        assert one.parameters() == other.parameters()
