@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bridge.flops.statistics import chunk_pairs, triangle, window_pairs
 from bridge.flops.terms import CAUSAL, Context
 
 #: The attributes by which a mask's window or chunk is looked for.
@@ -105,10 +103,28 @@ def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context
             counts = [int(torch.as_tensor(sees(first, first, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
     except Exception:
         return None
-    forms: list[tuple[Context, Callable[[int], int]]] = [(CAUSAL, triangle)]
-    forms += [(Context("window", (size,)), partial(window_pairs, window=size)) for size in sizes]
-    forms += [(Context("chunk", (size,)), partial(chunk_pairs, chunk=size)) for size in sizes]
-    for context, pairs in forms:
-        if all(count == pairs(row + 1) - pairs(row) for row, count in zip(rows, counts, strict=True)):
-            return context
-    return Context("bidirectional") if set(counts) == {length} else None
+    return next((context for context in _forms(sizes) if counts == [_seen(context, row, length) for row in rows]), None)
+
+
+def _forms(sizes: tuple[int, ...]) -> Iterator[Context]:
+    """What is looked for, in this order."""
+    yield CAUSAL
+    yield from (Context(shape, (size,)) for shape in ("window", "chunk") for size in sizes)
+    yield Context("bidirectional")
+    # Some name the distance, and some the first one that is too far.
+    yield from (Context("bidirectional_window", (size + more,)) for more in (0, 1) for size in sizes)
+
+
+def _seen(context: Context, row: int, length: int) -> int:
+    """Keys that the query in this row sees."""
+    size, before, after = (*context.sizes, 0)[0], row, length - 1 - row
+    return (
+        1
+        + {
+            "causal": lambda: before,
+            "window": lambda: min(before, size - 1),
+            "chunk": lambda: before % size,
+            "bidirectional": lambda: length - 1,
+            "bidirectional_window": lambda: min(before, size - 1) + min(after, size - 1),
+        }[context.shape]()
+    )

@@ -174,7 +174,9 @@ def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names, 
     """
     left = dict(parameters)
     terms = [term for one in solved for term in _priced_terms(one, left, names)]
-    return (*terms, *(_table(name, parameter, names, needed) for name, parameter in left.items()))
+    experts = {term.path.rpartition(".")[0]: (term.copies, term.active_copies) for term in terms if term.copies > 1}
+    tables = {name: _table(name, parameter, names, needed) for name, parameter in left.items()}
+    return (*terms, *(_of_experts(term, experts.get(name.rpartition(".")[0]), left[name]) for name, term in tables.items()))
 
 
 def unread(solved: list[Solved]) -> list[str]:
@@ -219,6 +221,14 @@ def _priced_terms(one: Solved, left: dict[str, Any], names: Names) -> Iterator[T
 def _name(op: Op, owns: bool) -> str:
     last = (op.weight.removesuffix(".weight") if owns else op.path).rpartition(".")[2] or op.name
     return last if op.weight else op.name
+
+
+def _of_experts(term: Term, experts: tuple[int, int] | None, parameter: Any) -> Term:
+    """A parameter that has a row for each expert beside it, such as their biases, of which a token uses those that it visits."""
+    if experts is None or parameter.dim() < 2 or parameter.shape[0] != experts[0]:
+        return term
+    copies, active = experts
+    return term.changed(k=term.k // copies, copies=copies, active_copies=active)
 
 
 def _table(name: str, parameter: Any, names: Names, needed: Container[str]) -> Term:

@@ -16,6 +16,8 @@ from bridge.tracing.contexts import context_of
         (masks.causal_mask_function, (20,), CAUSAL),
         (masks.sliding_window_causal_mask_function(20), (20, 64), Context("window", (20,))),
         (masks.bidirectional_mask_function, (20,), Context("bidirectional")),
+        (masks.sliding_window_bidirectional_mask_function(20), (21, 20), Context("bidirectional_window", (21,))),
+        (masks.sliding_window_bidirectional_mask_function(20), (20,), Context("bidirectional_window", (21,))),
         (lambda b, h, q, k: (k <= q) & (k // 32 == q // 32), (32,), Context("chunk", (32,))),
         (lambda b, h, q, k: (k <= q) & (k % 2 == 0), (32,), None),
         (masks.sliding_window_causal_mask_function(20), (), None),
