@@ -72,7 +72,7 @@ def counted(run):
 
 def executed(values, points=POINTS):
     """[(lengths, forward, forward and backward)] and the parameters, as transformers runs text."""
-    model = live.prepared(huggingface.build(values))
+    model = live.prepared(huggingface.what_runs(huggingface.build(values))[0])
     error = None
     for feed in feeds.of_text(model):
         try:

@@ -12,7 +12,7 @@ import torch
 from bridge.flops.shapes import ConfigError, short
 
 #: Auto classes from which the class of a model type is taken where its config names none, as executed runs are chosen.
-_AUTO = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING")
+_AUTO = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING", "MULTIMODAL_LM")
 
 
 def build(values: Mapping[str, Any]) -> torch.nn.Module:
@@ -70,6 +70,16 @@ def _model_class(config: Any, kind: str) -> Any:
     if not name:
         raise ConfigError(f"transformers has no model for model_type={short(kind)}; give architectures")
     return getattr(transformers, name if isinstance(name, str) else name[0])
+
+
+def what_runs(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """A model; of one without a forward the language model in it (Qwen-Omni's thinker), with sentences about the other parts."""
+    if type(model).forward is not torch.nn.Module.forward:
+        return model, ()
+    parts = dict(model.named_children())
+    name = next((name for name, part in parts.items() if getattr(part, "get_output_embeddings", lambda: None)()), "")
+    rest = tuple(f"{other}: {name} alone was traced, which runs by itself" for other in parts if name and other != name)
+    return parts.get(name, model), rest
 
 
 def output(result: Any) -> torch.Tensor:

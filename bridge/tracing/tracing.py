@@ -61,7 +61,9 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     if not isinstance(model, torch.nn.Module):
-        return _trace(live.prepared(huggingface.build(model)), mode, inputs)
+        runs, rest = huggingface.what_runs(huggingface.build(model))
+        found = _trace(live.prepared(runs), mode, inputs)
+        return replace(found, not_counted=(*found.not_counted, *rest))
     with live.untouched(model):
         return _trace(live.copied(model, mode), mode, inputs)
 

@@ -70,6 +70,18 @@ def test_vision_language_model(model_type: str, frozen: tuple[str, ...], seed: i
     assert plan.parameters()["trainable"] == trainable
 
 
+def test_a_merger_behind_a_layer_that_is_not_there_is_built_and_never_run() -> None:
+    """As in a tower that was cut short."""
+    config = oracle.draw("qwen3_vl", 0)
+    config.vision_config.deepstack_visual_indexes = [0, config.vision_config.depth + 3]
+    model = oracle.build(config)
+    plan = compile_plan(from_huggingface(config), convention="executed")
+    batch = oracle.Batch(model, oracle.draw_images(config, 0))
+    assert plan.flops([batch.length], batch.patches, passes="forward") == batch.forward()
+    assert plan.flops([batch.length], batch.patches) == batch.training()
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_the_projector_of_llama_4_is_as_wide_as_its_field_says() -> None:
     """transformers builds it so; it runs only where that is the width of what the adapter makes."""
     config = oracle.draw("llama4", 0)

@@ -16,6 +16,7 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.terms import Pass
 from bridge.tracing import trace
+from bridge.tracing.huggingface import what_runs
 from tests.tracing.models import READ
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "traced_models.json").read_text())
@@ -52,6 +53,18 @@ def test_a_family_without_a_reader_is_traced_by_itself():
 
 
 @pytest.mark.all(but=["gemma3_text", "deepseek_v3"])
+def test_a_language_model_from_inside_another_has_no_output_layer():
+    """Inside of Qwen2-VL it is read, with the output layer that stands there."""
+    small = {**READ["llama"], "model_type": "qwen2_vl_text"}
+    outer = {"model_type": "qwen2_vl", "text_config": small, "tie_word_embeddings": False}
+    alone, inside = from_huggingface(small), from_huggingface(outer)
+    assert (alone.source, inside.source) == ("traced", "read")
+    inside.model.vision_config = None
+    lines = [compile_plan(found, "exact").breakdown([50, 7]) for found in (alone, inside)]
+    assert lines[1].pop("output_layer") == 6 * 57 * 64 * 128
+    assert lines[0] == lines[1]
+
+
 @pytest.mark.parametrize("family", READ)
 def test_traced_and_read_plans_are_equal(family):
     traced, read = trace(READ[family]), from_huggingface(READ[family])
@@ -182,6 +195,18 @@ def test_what_cannot_be_traced_is_one_error():
         from_huggingface({"model_type": "lama", "hidden_size": 8})
     with pytest.raises(ConfigError, match="no field of a model's, so there is nothing to trace"):
         from_huggingface({"model_type": "gpt_neox_japanese"})
+
+
+def test_of_a_model_without_a_forward_the_language_model_in_it_runs():
+    class Omni(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.thinker, self.talker = live("llama"), nn.Linear(3, 3)
+
+    whole = Omni()
+    assert what_runs(whole) == (whole.thinker, ("talker: thinker alone was traced, which runs by itself",))
+    assert what_runs(whole.thinker) == (whole.thinker, ())
+    assert what_runs(nn.ModuleList([nn.Linear(3, 3)]))[1] == ()
 
 
 def test_a_head_that_the_configuration_does_not_tell_is_found_on_the_model():
