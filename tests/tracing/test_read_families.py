@@ -46,6 +46,7 @@ def frozen(model):
     return read_by_row(model.config.to_dict()), model, lambda path: not re.match(r"embedding|decoder\.layers\.0\.", path)
 
 
+@pytest.mark.all(but=("qwen2-with_adapters", "granite-frozen"))
 @pytest.mark.parametrize("how", [full, with_adapters, frozen], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE])
 def test_traced_and_read(family, how):
