@@ -105,7 +105,7 @@ BUDGET = {
     "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,
-    "bridge/metrics": 5180,
+    "bridge/metrics": 5225,
     "bridge/training": 4450,
     "bridge/tracing": 1400,
     "bridge/report": 1480,

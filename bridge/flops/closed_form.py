@@ -31,7 +31,7 @@ class ClosedForm:
     forms: tuple[tuple[int, int, int], ...]
     denominator: int
 
-    def __call__(self, number: int, total: int, squares: int) -> Optional[int]:
+    def flops(self, number: int, total: int, squares: int) -> Optional[int]:
         """The FLOPs, where they are integral; else None. ``number`` is positive."""
         windows = self.windows
         a, b, c = self.forms[bisect_left(windows, -(-total // number)) if windows else 0]

@@ -129,9 +129,7 @@ class BatchStatistics:
         self._sum(kept[before:])
 
     def _sum(self, kept: Sequence[Union[Snapshot, BatchLengths]]) -> None:
-        shapes: Counter[Any] = Counter(one for one in kept if type(one) is tuple)
-        for shape, times in shapes.items():
-            self._attempt(functools.partial(self._add_shape, shape, times), times)
+        shapes: list[Any] = []
         joined: list[Packed] = []
         offsets: list[int] = []
         ends: list[int] = []
@@ -140,8 +138,12 @@ class BatchStatistics:
                 offsets += plain
                 joined.append(one)
                 ends.append(len(offsets))
-            elif type(one) is not tuple:
+            elif type(one) is Packed or type(one) is BatchLengths:
                 self._attempt(functools.partial(self._add_one, one), 1)
+            else:
+                shapes.append(one)
+        for shape, times in Counter(shapes).items():
+            self._attempt(functools.partial(self._add_shape, shape, times), times)
         if joined:
             self._add_joined(joined, joined_lengths(offsets, ends))
 

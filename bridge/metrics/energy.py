@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from bridge.metrics.instruments import ENERGY, Kind, Summed
+from bridge.metrics.instruments import ENERGY, Instrument, Kind, Summed
 from bridge.metrics.vector import Slice
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Energy(Kind):
         return Joules(summed["energy_mj"][0] / 1e3)
 
 
-class EnergyMeter:
+class EnergyMeter(Instrument):
     """An instrument over a counter of millijoules.
 
     A counter that went back (the driver was loaded anew) says nothing about that interval.
@@ -97,9 +97,6 @@ class EnergyMeter:
             self._read()
         spent, self._spent = self._spent, 0
         return spent
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
     def _read(self) -> None:
         assert self._since is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from bridge.flops.plan import Plan
 from bridge.flops.routed import assignments, padding
-from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.instruments import Instrument, Kind, Summed
 from bridge.metrics.totals import whole
 from bridge.metrics.vector import Layout, Slice
 
@@ -26,7 +26,7 @@ EXPERTS = "experts"
 REQUESTS, LOADS = "expert_requests", "expert_loads"
 
 
-class ExpertCounter:
+class ExpertCounter(Instrument):
     """An instrument: moves a rank's counts into its sums at the end of each step; nothing waits for the device.
 
     Args:
@@ -36,15 +36,6 @@ class ExpertCounter:
     def __init__(self, routing: Any) -> None:
         self._routing = routing
         self._positions: Optional[torch.Tensor] = None
-
-    def run(self) -> None:
-        """Hooks tell by themselves what is training."""
-
-    def pause(self) -> None:
-        """The same."""
-
-    def end_step(self) -> None:
-        """Counts were moved before."""
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool = False) -> None:
         """Add what was counted since the last call to the sums of this rank: it ran, whatever became of the step.

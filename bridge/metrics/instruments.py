@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Optional, Protocol, TypeVar
 
 from bridge.metrics.place import Place
@@ -29,8 +30,8 @@ COMPUTE_TIME, ENERGY, MEMORY = "compute time", "energy", "memory"
 """What there are instruments of."""
 
 
-class Instrument(Protocol):
-    """A meter on this rank that runs while training runs."""
+class Instrument:
+    """A meter on this rank that runs while training runs. What it does nothing at is not called."""
 
     def run(self) -> None:
         """Training goes on. Running already: nothing happens."""
@@ -43,6 +44,7 @@ class Instrument(Protocol):
 
     def lap(self) -> Optional[Any]:
         """The reading since the last lap, as ``Kind.entries`` takes it; None if it is not known."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """No more steps."""
@@ -131,6 +133,7 @@ class Instruments:
         self._opened = [(kind, one) for kind in self.kinds if (one := self.attempt(kind.what, kind.open)) is not None]
         self._always = [(kind, one) for kind, one in self._opened if not (kind.sampled and every > 1)]
         self._sampled = [pair for pair in self._opened if pair not in self._always]
+        self._ending = [pair for pair in self._always if type(pair[1]).end_step is not Instrument.end_step]
         self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
         self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
         self._running = False
@@ -168,7 +171,7 @@ class Instruments:
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        self._each(self._always, lambda instrument: instrument.end_step())
+        self._each(self._ending, _end_step)
         if sampled:
             self._each(self._sampled, _end_sample)
 
@@ -225,6 +228,9 @@ class Instruments:
                     call(instrument)
                 except Exception as error:
                     self._break(kind.what, error)
+
+
+_end_step = methodcaller("end_step")
 
 
 def _start_sample(instrument: Any) -> None:

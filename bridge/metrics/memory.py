@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from bridge.metrics.instruments import MEMORY, Kind, Summed
+from bridge.metrics.instruments import MEMORY, Instrument, Kind, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.vector import MAX_ENTRIES, Reduce, Slice
 
@@ -108,30 +108,18 @@ class MemoryPeaks(Kind):
         return Peak(entries[rank], rank)
 
 
-class MemoryMeter:
+class MemoryMeter(Instrument):
     """An instrument over readings of peaks, and of a counter of retries since the process began."""
 
     def __init__(self, read: Callable[[], dict[str, int]]) -> None:
         self._read = read
         self._retries = read()[_RETRIES]
 
-    def run(self) -> None:
-        """A peak needs no clock."""
-
-    def pause(self) -> None:
-        """Nor does it stop."""
-
-    def end_step(self) -> None:
-        """It is read once an interval."""
-
     def lap(self) -> dict[str, int]:
         """The peaks so far, and the retries since the last lap."""
         reading = self._read()
         before, self._retries = self._retries, reading[_RETRIES]
         return {**reading, _RETRIES: max(reading[_RETRIES] - before, 0)}
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def cuda_memory(device: torch.device) -> dict[str, int]:

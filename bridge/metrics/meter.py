@@ -13,6 +13,8 @@ later, when the sum has arrived, ``poll`` returns a report.  Before a checkpoint
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,11 +52,16 @@ class Report:
 
     Attributes:
         step: the log point.
-        interval: the numbers for ``throughput``; None once any rank failed.
+        price: makes the interval; None once any rank failed.
     """
 
     step: int
-    interval: Optional[Interval]
+    price: Optional[Callable[[], Optional[Interval]]] = None
+
+    @functools.cached_property
+    def interval(self) -> Optional[Interval]:
+        """The numbers for ``throughput``, computed when they are asked for, in any thread; None where there are none."""
+        return self.price and self.price()
 
 
 @dataclass
@@ -332,7 +339,7 @@ class Meter:
         self._steps = self._timed_steps = 0
         if report_step is not None:
             self.overhead_ns = self.unreported_steps = 0
-            self._reports.append(Report(report_step, None))
+            self._reports.append(Report(report_step))
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
@@ -436,7 +443,7 @@ class Meter:
         if self._work[self.layout.index["failures"]]:
             self.totals.complete = False
         if launch.report_step is not None:
-            self._reports.append(self.attempt(lambda: self._report(launch)) or Report(launch.report_step, None))
+            self._reports.append(Report(launch.report_step, self._pricing(launch)))
             self._start_interval()
 
     def _mispaired(self, values: Sequence[int], step: int) -> str:
@@ -450,21 +457,29 @@ class Meter:
             return f"the sum of step {step} met sums of other steps (their mean is {mean:g}): ranks logged at different steps"
         return ""
 
-    def _report(self, launch: _Launch) -> Report:
-        assert launch.report_step is not None
+    def _pricing(self, launch: _Launch) -> Optional[Callable[[], Optional[Interval]]]:
+        """What makes the interval of what has arrived, whatever arrives meanwhile."""
         if not self.totals.complete or launch.lap is None:
-            return Report(launch.report_step, None)
-        sums = Sums(
-            work=self._work,
-            timed=self._timed,
-            sampled=self._sampled if self._instruments.samples else self._timed,
-            maxima=launch.sum.maxima(),
-            steps=self._work_steps,
-            timed_steps=self._timed_steps_done,
-            seconds=launch.lap.seconds(),
-            overhead_seconds=launch.overhead_ns / 1e9,
-        )
-        return Report(launch.report_step, self._intervals.interval(sums, self.totals))
+            return None
+        work, timed = self._work, self._timed
+        sampled = self._sampled if self._instruments.samples else timed
+        steps, timed_steps, totals = self._work_steps, self._timed_steps_done, copy.copy(self.totals)
+
+        def price() -> Interval:
+            assert launch.lap is not None
+            sums = Sums(
+                work=work,
+                timed=timed,
+                sampled=sampled,
+                maxima=launch.sum.maxima(),
+                steps=steps,
+                timed_steps=timed_steps,
+                seconds=launch.lap.seconds(),
+                overhead_seconds=launch.overhead_ns / 1e9,
+            )
+            return self._intervals.interval(sums, totals)
+
+        return lambda: self.attempt(price)
 
 
 def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bridge.metrics.spans import DATA, listening
+from bridge.metrics.spans import DATA, listening, waited
 
 Observer = Callable[[Any, int], None]
 """Called with a batch and the nanoseconds that its loader took."""
@@ -32,13 +32,9 @@ def observed(data: Any, observer: Observer) -> Any:
     return _proxy_class(kind)(data, observer)  # type: ignore[arg-type]  # a class is hashable
 
 
-#: Nanoseconds that loaders took in this process.
-_waited = [0]
-
-
 def waited_seconds() -> float:
     """How long this process has waited for the batches that passed."""
-    return _waited[0] / 1e9
+    return waited[0] / 1e9
 
 
 def are_chunks(data: Any) -> bool:
@@ -79,7 +75,7 @@ class _Proxy:
         return _itself, (self.__data,)
 
     def _tell(self, take: Callable[..., Any], *arguments: Any) -> Any:
-        spans, start = listening(), time.perf_counter_ns()
+        spans, before, start = listening(), waited[0], time.perf_counter_ns()
         if spans is None:
             batch = take(*arguments)
         else:
@@ -88,9 +84,9 @@ class _Proxy:
                 batch = take(*arguments)
             finally:
                 spans.pop(DATA)
-        waited = time.perf_counter_ns() - start
-        _waited[0] += waited
-        self.__observer(batch, waited)
+        took = time.perf_counter_ns() - start
+        waited[0] = before + took  # what a proxy inside this one has added is part of it
+        self.__observer(batch, took)
         return batch
 
     def _pass(self) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.instruments import Instrument, Kind, Summed
 from bridge.metrics.vector import Slice
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ OPTIMIZER = "optimizer"
 FORMATS = ("bf16", "tf32", "fp32")
 
 
-class OptimizerCounter:
+class OptimizerCounter(Instrument):
     """An instrument: one step's products of this rank are added for each step that changed weights.
 
     Args:
@@ -28,15 +28,6 @@ class OptimizerCounter:
     def __init__(self, flops: Mapping[str, int]) -> None:
         self._flops = flops
 
-    def run(self) -> None:
-        """Steps are counted, not time."""
-
-    def pause(self) -> None:
-        """The same."""
-
-    def end_step(self) -> None:
-        """Counted before."""
-
     def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
         """A step is over; ``skipped``: the optimizer did nothing."""
         for name, flops in self._flops.items():
@@ -45,9 +36,6 @@ class OptimizerCounter:
     def lap(self) -> int:
         """The readings are in the sums."""
         return 0
-
-    def close(self) -> None:
-        """No more steps."""
 
 
 class OptimizerWork(Kind):

@@ -10,6 +10,7 @@ NCCL sum and the copy back to pinned memory run on a side stream, and an event t
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -28,10 +29,12 @@ def split(values: Sequence[int]) -> list[list[int]]:
     Raises:
         OverflowError: a value is too large.
     """
-    for value in values:
-        if not -_HIGHEST <= value >> LIMB_BITS < _HIGHEST:
+    high = [value >> LIMB_BITS for value in values]
+    for most in (min(high), max(high)) if high else ():
+        if not -_HIGHEST <= most < _HIGHEST:
+            value = values[high.index(most)]
             raise OverflowError(f"{value} is outside -2^{2 * LIMB_BITS} .. 2^{2 * LIMB_BITS}, the range of a sum on one rank")
-    return [[value & LIMB_MASK for value in values], [value >> LIMB_BITS for value in values]]
+    return [[value & LIMB_MASK for value in values], high]
 
 
 def join(limbs: Sequence[Sequence[int]]) -> list[int]:
@@ -59,8 +62,8 @@ class PendingSum:
         device: torch.device = CPU,
         group: Any = None,
     ) -> None:
-        self._host = torch.tensor(limbs, dtype=torch.int64)
-        self._maxima = torch.tensor(maxima, dtype=torch.int64)
+        self._host = _tensor([value for row in limbs for value in row]).view(len(limbs), -1)
+        self._maxima = _tensor(maxima)
         self._works: list[Any] = []
         self._event: Any = None
         if device.type == "cuda":
@@ -108,6 +111,11 @@ class PendingSum:
     def maxima(self) -> list[int]:
         """The largest over all ranks; after :meth:`wait`."""
         return self._maxima.tolist()
+
+
+def _tensor(values: Sequence[int]) -> torch.Tensor:
+    """int64 [n]; torch reads an array in a fraction of the time that it takes for a list."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64) if values else torch.empty(0, dtype=torch.int64)
 
 
 def _start(sums: torch.Tensor, maxima: torch.Tensor, group: Any) -> list[Any]:

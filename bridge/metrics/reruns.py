@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths
 from bridge.metrics.batch_statistics import BatchStatistics
-from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.instruments import Instrument, Kind, Summed
 from bridge.metrics.reduction import join
 from bridge.metrics.totals import whole
 from bridge.metrics.vector import Layout, Slice
@@ -28,12 +28,17 @@ def may_rerun() -> bool:
     return machine is not None and machine.get_mode().value != "disabled"
 
 
+def may_replay(data: Any) -> bool:
+    """Whether an iterator can give batches again: megatron-core's ``RerunDataIterator``."""
+    return hasattr(data, "replaying")
+
+
 def is_replayed(data: Any) -> bool:
-    """Whether the batch that an iterator just gave was given before: one of megatron-core's ``RerunDataIterator``."""
+    """Whether the batch that such an iterator just gave was given before."""
     return getattr(data, "replaying", False) is True
 
 
-class RerunCounter:
+class RerunCounter(Instrument):
     """An instrument: prices the micro-batches that run again. Reading them may wait for the device, in these steps alone.
 
     Args:
@@ -58,22 +63,10 @@ class RerunCounter:
         for name, flops in self._plan.evaluate_formats(vector, "hardware").items():
             self._flops[name] += whole(flops)
 
-    def run(self) -> None:
-        """Batches are counted, not time."""
-
-    def pause(self) -> None:
-        """The same."""
-
-    def end_step(self) -> None:
-        """The same."""
-
     def lap(self) -> dict[str, int]:
         """FLOPs by number format since the last lap."""
         lap, self._flops = self._flops, dict.fromkeys(self._flops, 0)
         return lap
-
-    def close(self) -> None:
-        """No more steps."""
 
 
 def formats_of(plan: Plan) -> tuple[str, ...]:

@@ -86,11 +86,10 @@ def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
     form = _form(tuple([name for name, value in batch.items() if value is not None]), images)
     if form is None:
         return None
-    tokens_name, name, argmin_name = form
-    tokens = batch[tokens_name]
-    if not isinstance(tokens, (torch.Tensor, np.ndarray)) or getattr(tokens, "is_nested", False):
+    tokens, name, argmin_name = form
+    shape = getattr(batch[tokens], "shape", None)
+    if not shape or type(shape[-1]) is not int:  # rows of different lengths
         return None
-    shape = tuple(tokens.shape)
     if name is None:
         return shape
     offsets = _copied(batch[name])

@@ -4,7 +4,8 @@ The names are those that megatron-core gives to ``config.timers``; beside them `
 ``wait`` (``torch.distributed`` waits for other ranks: every blocking collective does so in ``Work.wait``).  A name belongs to
 a :class:`Phase`, and so does a wait, by the phase it is in.
 
-In most steps nothing is marked but the end of the step and what batches take: all else is seen in a sample of the steps.
+In most steps nothing is marked but the end of the step and, on a GPU, what batches take: all else is seen in a sample of the
+steps.  On a CPU what batches took is known without marks.
 
 Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream, which
 nobody waits for: a step is read when the device is through with it.
@@ -20,7 +21,7 @@ from enum import Enum
 from functools import wraps
 from typing import Any, Optional, Protocol
 
-from bridge.metrics.timing import Clock
+from bridge.metrics.timing import Clock, HostClock
 
 
 class Phase(Enum):
@@ -88,6 +89,9 @@ class Step:
     passes: dict[str, list[float]] = field(default_factory=lambda: {FORWARD: [], BACKWARD: []})
 
 
+#: Nanoseconds that loaders took in this process; whoever takes a batch adds to it.
+waited = [0]
+
 #: A span that ended: depth, name, phase, start, end. Those inside come before it.
 _Span = tuple[int, str, Phase, Any, Any]
 
@@ -111,9 +115,13 @@ class Spans:
         """Whether everything is seen in the step that runs now."""
         self._stack: list[tuple[str, Phase, Any]] = []
         self._ended: list[_Span] = []
+        self.needs_data_marked = not isinstance(clock, HostClock)
+        """Whether batches are marked in steps that are no sample too: a device may not have waited as long as the host."""
         self._since: Any = None
         self._stretches: list[tuple[Any, Any]] = []
-        self._unread: deque[tuple[bool, list[_Span], list[tuple[Any, Any]]]] = deque()
+        self._waited_before = self._waited = 0
+        """Nanoseconds that loaders took: before this stretch, and in the step's other ones."""
+        self._unread: deque[tuple[bool, list[_Span], list[tuple[Any, Any]], int]] = deque()
 
     # ---- in the step ------------------------------------------------------------------------------------------------
 
@@ -174,12 +182,13 @@ class Spans:
     def run(self) -> None:
         """Training goes on. Running already: nothing happens."""
         if not self.running and self._error is None:
-            self.running, self._since = True, self._mark()
+            self.running, self._since, self._waited_before = True, self._mark(), waited[0]
 
     def pause(self) -> None:
         """What comes now is no training. Paused already: nothing happens."""
         if self.running:
             self._stretches.append((self._since, self._mark()))
+            self._waited += waited[0] - self._waited_before
         self.running = False
         self._stack.clear()
 
@@ -191,12 +200,15 @@ class Spans:
         """
         if self._error is not None:
             raise self._error
-        if running := self.running:
-            self.pause()
-            self._unread.append((self.sampled, self._ended, self._stretches))
-            self.running, self._since = running, self._stretches[-1][1]
+        if self.running:
+            end, taken = self._mark(), waited[0]
+            self._stretches.append((self._since, end))
+            took = self._waited + taken - self._waited_before
+            self._unread.append((self.sampled, self._ended, self._stretches, took))
+            self._stack.clear()
+            self._since, self._waited_before = end, taken
             self.sampled = self._every_step
-        self._ended, self._stretches = [], []
+        self._ended, self._stretches, self._waited = [], [], 0
 
     def sample(self) -> None:
         """In the step that comes now everything is seen."""
@@ -205,14 +217,15 @@ class Spans:
     def steps(self) -> Iterator[Step]:
         """The steps that the device is through with, once each."""
         while self._unread:
-            sampled, spans, stretches = self._unread[0]
+            stretches = self._unread[0][2]
             if not self._clock.reached(stretches[-1][1]):
                 return
-            self._unread.popleft()
-            yield self._read(sampled, spans, stretches)
+            yield self._read(*self._unread.popleft())
 
-    def _read(self, sampled: bool, spans: list[_Span], stretches: list[tuple[Any, Any]]) -> Step:
+    def _read(self, sampled: bool, spans: list[_Span], stretches: list[tuple[Any, Any]], took: int) -> Step:
         step = Step(sum(self._clock.seconds(start, end) for start, end in stretches), sampled=sampled)
+        if not sampled and not self.needs_data_marked:
+            step.seconds[Phase.DATA] = took / 1e9
         inside: dict[int, float] = {}
         for depth, name, phase, start, end in spans:
             whole = self._clock.seconds(start, end)
@@ -242,12 +255,11 @@ _listening: Optional[Listener] = None
 """Who hears of waits and of batches: the spans of the training that this process runs."""
 
 
-def listen(spans: Optional[Listener]) -> None:
-    """From now on tell these spans of waits and of batches; None: nobody. ``Work.wait`` is replaced once, on first use."""
+def listen(spans: Optional[Listener], *, waits: bool = True) -> None:
+    """From now on tell these spans of batches and, unless ``waits`` is false, of waits; None: nobody."""
     global _listening
     _listening = spans
-    if spans is not None:
-        _see_waits()
+    _see_waits(spans is not None and waits)
 
 
 def listening() -> Optional[Listener]:
@@ -255,15 +267,21 @@ def listening() -> Optional[Listener]:
     return _listening
 
 
-def _see_waits() -> None:
+_wait: list[Any] = []
+"""``Work.wait`` as torch has it, while another stands in its place."""
+
+
+def _see_waits(see: bool) -> None:
     import torch
 
-    if not torch.distributed.is_available():
+    if see == bool(_wait) or not torch.distributed.is_available():
         return
     work = torch._C._distributed_c10d.Work
-    wait = work.wait
-    if hasattr(wait, "__wrapped__"):
+    if not see:
+        work.wait = _wait.pop()
         return
+    wait = work.wait
+    _wait.append(vars(work)["wait"])  # which knows that it is a method
 
     @wraps(wait)
     def seen(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -275,7 +293,6 @@ def _see_waits() -> None:
         finally:
             spans.pop(WAIT)
 
-    seen.__wrapped__ = wait  # `wraps` cannot read a built-in's attributes on every version
     work.wait = seen
 
 

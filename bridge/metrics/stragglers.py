@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from bridge.metrics.instruments import COMPUTE_TIME, Kind, Summed
+from bridge.metrics.instruments import COMPUTE_TIME, Instrument, Kind, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.timing import Clock, CudaClock, ThreadClock
 from bridge.metrics.vector import HEAVIEST, MAX_ENTRIES, REPLICA_WORK, Reduce, Slice
@@ -56,7 +56,7 @@ def _hook(method: Any) -> Any:
     return guarded
 
 
-class ComputeTimer:
+class ComputeTimer(Instrument):
     """An instrument: mean nanoseconds a step of this rank's forward and backward passes.
 
     Args:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 
 from bridge.metrics import spans as marks
-from bridge.metrics.instruments import Kind, Summed
+from bridge.metrics.instruments import Instrument, Kind, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Listener, Spans, Timers
 from bridge.metrics.stragglers import differentiable
@@ -41,7 +41,7 @@ _MOST_UNREAD = 32
 Undo = Callable[[], None]
 
 
-class TimeMarks:
+class TimeMarks(Instrument):
     """An instrument: where the seconds of this rank's steps go.
 
     Args:
@@ -76,15 +76,17 @@ class TimeMarks:
 
     def run(self) -> None:
         """Training goes on."""
-        marks.listen(self.spans)
         self.spans.run()
         if self.spans.sampled:
             self.start_sample()
+        elif self.spans.needs_data_marked:
+            self._listen(waits=False)
 
     def start_sample(self) -> None:
         """A sampled step begins: in it everything is marked."""
         self.spans.sample()
         if self.spans.running and not self._undo:
+            self._listen(waits=True)
             # One by one: what is marked before one that cannot be is unmarked all the same.
             for undo in mark(self.spans, self._model, self._optimizer):
                 self._undo.append(undo)
@@ -92,19 +94,24 @@ class TimeMarks:
     def pause(self) -> None:
         """What comes now is no training: model, optimizer and loop are as they were."""
         self.spans.pause()
-        if marks.listening() is self.spans:
-            marks.listen(None)
         self._unmark()
 
+    def _listen(self, *, waits: bool) -> None:
+        if isinstance(marks.listening(), (Spans, type(None))):  # not in the place of a profiler
+            marks.listen(self.spans, waits=waits)
+
     def _unmark(self) -> None:
+        if marks.listening() is self.spans:
+            marks.listen(self.spans if self.spans.running and self.spans.needs_data_marked else None, waits=False)
         while self._undo:
             self._undo.pop()()
 
     def end_step(self) -> None:
         """A training step is over."""
         self.overhead_ns += self._cost_ns * self.spans.marked
+        sampled = self.spans.sampled
         self.spans.end_step()
-        if not self.spans.sampled:
+        if sampled and not self.spans.sampled:
             self._unmark()
         if self.spans.unread >= _MOST_UNREAD:
             self.times.add(self.spans.steps())

@@ -30,7 +30,7 @@ def test_equals_the_plan(model, convention):
             lengths = [numbers.choice([127, 128, 129, 1023, 1024, 1025])] * len(lengths)
         sums = len(lengths), sum(lengths), sum(length**2 for length in lengths)
         general = plan.evaluate(plan.measure_moments(Moments.of(*sums, 4096)))
-        assert form(*sums) == (None if isinstance(general, Fraction) else general)
+        assert form.flops(*sums) == (None if isinstance(general, Fraction) else general)
         priced = num_floating_point_operations(cfg, *sums, convention=convention)
         assert (type(priced), priced) == (type(general), general)
 
@@ -39,12 +39,12 @@ def test_by_hand():
     window, images = Statistic("window_pairs", sizes=(4,)), Statistic("square", "images")
     form = closed_form((Statistic("length"), Statistic("causal_pairs"), window, images), (3, 2, 10, 999), 1)
     # Beyond the window: half of 4 x 3 less than 4 a token; below it half of the squares.
-    assert form(2, 20, 202) == 3 * 20 + (202 + 20) + 10 * (4 * 20 - 6 * 2)
-    assert form(2, 8, 34) == 3 * 8 + (34 + 8) + 10 * 17
-    assert ClosedForm((), ((0, 1, 0),), 2)(1, 3, 9) is None  # one and a half
+    assert form.flops(2, 20, 202) == 3 * 20 + (202 + 20) + 10 * (4 * 20 - 6 * 2)
+    assert form.flops(2, 8, 34) == 3 * 8 + (34 + 8) + 10 * 17
+    assert ClosedForm((), ((0, 1, 0),), 2).flops(1, 3, 9) is None  # one and a half
 
 
 def test_what_is_not_linear_has_none():
     assert closed_form((Statistic("chunk_pairs", sizes=(8,)),), (1,), 1) is None
     assert closed_form((Statistic("length", "encoder"),), (1,), 1) is None
-    assert closed_form((Statistic("chunk_pairs", sizes=(8,)),), (0,), 1)(1, 2, 4) == 0
+    assert closed_form((Statistic("chunk_pairs", sizes=(8,)),), (0,), 1).flops(1, 2, 4) == 0

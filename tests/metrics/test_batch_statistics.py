@@ -252,7 +252,7 @@ def test_kept_batches_that_cannot_be_read_are_counted_apart():
     statistics.keep(snapshot({"tokens": torch.zeros(3, 2)}, images=False))
     values = counted(statistics)
     assert (values["unread_micro_batches"], values["micro_batches"], values["tokens"]) == (4, 1, 6)
-    assert "9 of 3 positions" in str(statistics.unread)
+    assert "tokens [1, 2, 3] are not [b, s]" in str(statistics.unread)
 
 
 def test_the_longest_of_each_packed_micro_batch_that_is_kept():

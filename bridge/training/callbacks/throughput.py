@@ -34,6 +34,7 @@ from bridge.flops.reading import get, model_of, read
 from bridge.flops.routed import expert_layers, routed
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import READ
+from bridge.metrics.beside import Beside
 from bridge.metrics.dealt import FIELD, is_dealer, own_batches, place_of_dealt
 from bridge.metrics.energy import Energy
 from bridge.metrics.expert_shares import ExpertShares, shares_of
@@ -50,7 +51,7 @@ from bridge.metrics.peak import DevicePeak, Peak, device_peak
 from bridge.metrics.place import Place, check_dimensions, find_place
 from bridge.metrics.prices import price_lists
 from bridge.metrics.reduction import collective_device
-from bridge.metrics.reruns import RerunCounter, Reruns, is_replayed, may_rerun
+from bridge.metrics.reruns import RerunCounter, Reruns, is_replayed, may_replay, may_rerun
 from bridge.metrics.run_summary import RunSummary
 from bridge.metrics.sharing import shared_batches
 from bridge.metrics.stragglers import ComputeTime, ComputeTimes
@@ -184,6 +185,7 @@ class ThroughputCallback(Callback):
         """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
         self._lost = 0
         """How many came after these."""
+        self._rows = Beside(self._row, "rows of throughput")
         self._facts: dict[str, Any] = {}
         self._restored: Optional[Mapping[str, Any]] = None
         self._trackers, self._own_trackers = Trackers(), Trackers()
@@ -215,7 +217,9 @@ class ThroughputCallback(Callback):
         dealer = is_dealer(data_iterator)
         if data_iterator is None or not (dealer or self._contributes()):
             return self._waited_for(data_iterator)
-        counter = self._count_dealt if dealer else functools.partial(self._count_once, data_iterator)
+        counter = self._count_dealt if dealer else self._count_taken
+        if not dealer and may_replay(data_iterator):
+            counter = functools.partial(self._count_once, data_iterator)
         try:
             return observed(data_iterator, counter)
         except TypeError as error:  # the loop will say so too
@@ -225,11 +229,14 @@ class ThroughputCallback(Callback):
     def _count_once(self, data: Any, batch: Any, waited_ns: int) -> None:
         """A batch that megatron-core takes a second time, to check a result, is no further work of the model."""
         if not is_replayed(data):
-            dealt = self._place is not None and self._place.dealt
-            (self._count_dealt if dealt else self._count)(batch, waited_ns)
+            self._count_taken(batch, waited_ns)
         elif self._reruns is not None and not self._evaluating:
             images = self._meter is not None and self._meter.needs_images
             self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
+
+    def _count_taken(self, batch: Any, waited_ns: int) -> None:
+        place = self._place
+        (self._count_dealt if place is not None and place.dealt else self._count)(batch, waited_ns)
 
     def _count_dealt(self, item: Any, waited_ns: int) -> None:
         """Of samples that a schedule deals out, those that this rank counts."""
@@ -274,12 +281,12 @@ class ThroughputCallback(Callback):
     def _count(self, batch: Any, waited_ns: int) -> None:
         if self._evaluating:
             return
-        if self._meter is None:
+        meter = self._meter
+        if meter is None:
             if not self._failed:
                 self._keep(batch, waited_ns)
             return
         start = time.perf_counter_ns()
-        meter = self._meter
         if self._read is None:
             meter.add_batch(batch, waited_ns)
         else:
@@ -538,16 +545,17 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Publish what has arrived; at a log point send the sums on their way. No wait, no device sync."""
+        """Take what has arrived, publish it with a later step; at a log point send the sums on their way. No device sync."""
         self._step += 1
         if self._meter is None:
             return
         self._meter.end_step(self._step, skipped=bool(context.skipped_iter))
         # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
         # happens here, the launch comes next: the other ranks are about to do the same.
-        if self._meter.awaits:
-            self._meter.attempt(lambda: self._publish(context))
-        if self._log_interval is not None and self._step % self._log_interval == 0:
+        due = self._log_interval is not None and self._step % self._log_interval == 0
+        if self._meter.awaits or self._rows.open:
+            self._meter.attempt(lambda: self._publish(context, beside=not due))
+        if due:
             self._meter.launch(self._step)
 
     @_hook
@@ -596,6 +604,7 @@ class ThroughputCallback(Callback):
     def _leave(self) -> None:
         """The last row is out: results to the summary, before anybody closes what it is written to."""
         self.close()
+        self._rows.close()
         self._summarise(self._summary.values())
         self._own_trackers.close()
 
@@ -618,21 +627,40 @@ class ThroughputCallback(Callback):
             self._meter.launch(self._step)
         self._publish(context, wait=True)
 
-    def _publish(self, context: CallbackContext, *, wait: bool = False) -> None:
+    def _publish(self, context: CallbackContext, *, wait: bool = False, beside: bool = False) -> None:
+        """Rows of what has arrived.
+
+        Args:
+            context: of the event.
+            wait: for all ranks.
+            beside: a row is made beside the step that comes now, and published at its end; else made and published at once.
+        """
+        for step, metrics in self._rows.results():
+            self._issue(context, step, metrics)
         while self._meter is not None and (report := self._meter.poll(wait=wait)) is not None:
-            metrics = self._metrics(report)
-            if metrics:
-                self.latest = {"step": report.step, **metrics}
-                rows = context.user_state.setdefault(ROWS, {})
-                rows[report.step] = self.latest
-                self._summary.add(metrics)
-                for step in list(rows)[:-_ROWS_KEPT]:
-                    del rows[step]
-            self._trackers.log(metrics, report.step, commit=True)
-            self._own_trackers.log(metrics, report.step, commit=True)
-            if "throughput/incomplete" in metrics and "incomplete" not in self._facts:
-                self._facts["incomplete"] = INCOMPLETE
-                self._summarise(self._facts)
+            if beside:
+                self._rows.put(report)
+            else:
+                self._issue(context, *self._row(report))
+
+    def _row(self, report: Report) -> tuple[int, dict[str, Any]]:
+        """The step of a row and its numbers; in any thread, one after the other."""
+        metrics = self._metrics(report)
+        self._summary.add(metrics)
+        return report.step, metrics
+
+    def _issue(self, context: CallbackContext, step: int, metrics: dict[str, Any]) -> None:
+        if metrics:
+            self.latest = {"step": step, **metrics}
+            rows = context.user_state.setdefault(ROWS, {})
+            rows[step] = self.latest
+            for old in list(rows)[:-_ROWS_KEPT]:
+                del rows[old]
+        self._trackers.log(metrics, step, commit=True)
+        self._own_trackers.log(metrics, step, commit=True)
+        if "throughput/incomplete" in metrics and "incomplete" not in self._facts:
+            self._facts["incomplete"] = INCOMPLETE
+            self._summarise(self._facts)
 
     def _metrics(self, report: Report) -> dict[str, Any]:
         if report.interval is None:

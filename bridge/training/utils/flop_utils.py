@@ -124,8 +124,9 @@ def num_floating_point_operations(
     # Text alone is the common case, and this is called every step.
     if type(batch_size) is type(seqlen_sum) is type(seqlen_squared_sum) is int and cross_seqlen_sum is None:
         if not num_vision_patches and batch_size > 0 and 0 <= seqlen_sum <= seqlen_squared_sum <= seqlen_sum * seqlen_sum:
-            text = _known[convention](cfg).text if convention in _known else None
-            if text is not None and (flops := text(batch_size, seqlen_sum, seqlen_squared_sum)) is not None:
+            known = _known.get(convention)
+            text = None if known is None else known.of(cfg).text
+            if text is not None and (flops := text.flops(batch_size, seqlen_sum, seqlen_squared_sum)) is not None:
                 return flops
     if type(batch_size) is not int or batch_size < 0:
         batch_size = whole("batch_size", batch_size)
@@ -134,7 +135,7 @@ def num_floating_point_operations(
         patches = amount("num_vision_patches", num_vision_patches)
     if convention not in _known:
         conventions.get(convention)
-    plan, own_price, nominal, adapted, by_pass, _ = _known[convention](cfg)
+    plan, own_price, nominal, adapted, by_pass, _ = _known[convention].of(cfg)
     if own_price is not None or plan is None:
         assert own_price is not None
         return own_price(batch_size, seqlen_sum, seqlen_squared_sum, cross_seqlen_sum, cross_seqlen_product_sum)
