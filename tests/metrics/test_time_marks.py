@@ -15,6 +15,7 @@ from bridge.flops import compile_plan
 from bridge.metrics import spans
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.meter import Meter
+from bridge.metrics.observed import observed
 from bridge.metrics.peak import Peak
 from bridge.metrics.place import Place
 from bridge.metrics.spans import Phase, Timers
@@ -131,6 +132,38 @@ def test_marks_stand_in_sampled_steps_alone():
     assert model.config.timers is not None
     marks.close()
     assert (model.config.timers, optimizer.step, spans.listening()) == (None, own, None)
+
+
+def test_what_batches_took_is_known_without_marks_and_waits_are_torchs_own_between_samples():
+    model = Model()
+    _, marks = opened(model, every_step=False)
+    work = torch._C._distributed_c10d.Work
+    own, there = vars(work)["wait"], []
+
+    def slow():
+        while True:
+            time.sleep(SLEEP)
+            yield "batch"
+
+    told: list[int] = []
+    data = observed(observed(slow(), lambda *_: None), lambda _, took: told.append(took))  # two callbacks, and one wait
+    marks.run()
+    for step in range(3):
+        if step == 1:
+            marks.start_sample()
+        next(data), next(data)
+        there.append((vars(work)["wait"] is own, spans.listening() is None, len(marks.spans._ended)))
+        if step == 2:
+            marks.pause()
+            next(data)  # of an evaluation
+            marks.run()
+        marks.end_step()
+    assert there == [(True, True, 0), (False, False, 4), (True, True, 0)]
+    first, sampled, last = (step.seconds[Phase.DATA] for step in marks.spans.steps())
+    assert (first, last) == (sum(told[:2]) / 1e9, sum(told[4:6]) / 1e9)
+    assert sampled == pytest.approx(sum(told[2:4]) / 1e9, rel=0.5)
+    marks.close()
+    assert vars(work)["wait"] is own
 
 
 def test_megatron_cores_timers_are_called_on_every_configuration():

@@ -7,6 +7,7 @@ import logging
 import math
 import subprocess
 import sys
+import threading
 import weakref
 from collections import deque
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.meter import Meter
 from bridge.metrics.place import Place
+from bridge.metrics.throughput import throughput as throughput_keys
 from bridge.metrics.time_marks import Times
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.report.runs import open_run
@@ -320,6 +322,37 @@ def test_a_run_that_breaks_off_publishes_what_has_arrived(tmp_path):
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["throughput/total_flops"] == flops(draw(1, 8))
     assert json.loads((tmp_path / "metrics.summary.json").read_text())["throughput/total_flops"] == flops(draw(1, 8))
+
+
+def test_a_row_is_made_beside_the_step_after_its_sum_has_arrived(monkeypatch):
+    makers = []
+
+    def made(interval):
+        makers.append(threading.current_thread() is threading.main_thread())
+        return throughput_keys(interval)
+
+    monkeypatch.setattr("bridge.training.callbacks.throughput.throughput", made)
+    callback, loop = started(map(packed, draw(1, 30)))
+    published = []
+    for _ in range(10):
+        loop.steps(1)
+        published.append(list(loop.manager.user_state.get(ROWS, {})))
+    assert published == [[]] * 5 + [[4]] * 4 + [[4, 8]]
+    loop.steps(1).end()
+    assert list(loop.manager.user_state[ROWS]) == [4, 8, 11]
+    assert makers == [False, False, True]  # whoever waits for a row makes it himself
+    assert callback.latest["throughput/total_flops"] == flops(draw(1, 22))
+
+
+def test_a_row_that_cannot_be_made_is_one_warning(monkeypatch, caplog):
+    def broken(interval):
+        raise ArithmeticError("beside the step")
+
+    monkeypatch.setattr("bridge.training.callbacks.throughput.throughput", broken)
+    callback, loop = started(map(packed, draw(1, 40)))
+    loop.steps(15).end()
+    assert callback.latest == {}
+    assert sum("stopped counting on this rank: ArithmeticError: beside the step" in line for line in caplog.messages) == 1
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------------
