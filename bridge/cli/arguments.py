@@ -200,6 +200,14 @@ def number(text: str, unit: str = "") -> float:
     return _argument(partial(quantities.single, unit=unit), text)
 
 
+def counts(text: str) -> Range:
+    """A whole number with an exponent or a suffix, or a range of them: ``512-1024``, ``15T``."""
+    value = amount(text)
+    if any(end != int(end) for end in (value.low, value.high)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, or a range of them")
+    return value
+
+
 def money(text: str) -> Range:
     """``2-2.5`` or ``$2.5``."""
     return amount(text, "$")

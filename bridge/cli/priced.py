@@ -60,7 +60,8 @@ def make_batch(
     if sequence_length and sequence_lengths:
         raise ConfigError("--sequence-length and --sequence-lengths exclude each other; give one of them")
     image_patches = [*image_patches, *patches_of(config, image_sizes)]
-    refuse_what_has_no_effect(plan, {"image_patches": image_patches, "audio_frames": audio_frames, "byte_patches": byte_patches})
+    given = {"image_patches": image_patches, "encoder_lengths": encoder_lengths, "audio_frames": audio_frames}
+    refuse_what_has_no_effect(plan, {**given, "byte_patches": byte_patches})
     size, length = batch_size or 1, sequence_length or config.model.seq_length
     if sequence_lengths or encoder_lengths or audio_frames or byte_patches or plan.needs_lengths:
         each = sequence_lengths or [_known(length)] * size
@@ -92,6 +93,7 @@ def patches_of(config: Config, sizes: Sequence[tuple[int, int]]) -> list[int]:
 #: What is given by an option -> what a model must sum over for it to have an effect, and what such a model has.
 _NEEDS = {
     "image_patches": ("images", "vision tower"),
+    "encoder_lengths": ("encoder", "encoder"),
     "audio_frames": ("audio", "audio encoder"),
     "byte_patches": ("byte_patches", "patches of bytes"),
 }

@@ -455,7 +455,8 @@ def _quantity(name: str, value: str | Quantity | None, units: Sequence[str]) -> 
         wanted = " or ".join(
             {"FLOP/s": "800TFLOP/s", "%": "41%", "": "a number above zero", "s": "12.5s"}[unit] for unit in units
         )
-        raise ConfigError(f"{name}={short(value)} must be given as {wanted}")
+        told = short(value) if isinstance(value, str) else f"{float(found.value.low):g}{found.unit}"
+        raise ConfigError(f"{name}={told} must be given as {wanted}")
     return found
 
 

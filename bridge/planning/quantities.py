@@ -21,6 +21,8 @@ _UNITS = {unit: unit for unit in ("", "%", "$", "W", "s", "B/s")} | dict.fromkey
 )
 _QUANTITY = re.compile(rf"(\$?){RANGE}\s?({'|'.join(sorted(map(re.escape, _UNITS), key=len, reverse=True))})")
 _SPACE = re.compile(r"(?<=\d)\s+(?=[kMGTPE]?(?:FLOP|W|B/s)|%)")
+#: Largest power of ten, and longest number: far beyond any use, and far below what a float cannot hold.
+_LARGEST, _LONGEST = 40, 60
 #: Tokens that letters stand for in a length: 128k is 131,072.
 _LENGTH = re.compile(r"(\d+)([kM]?)")
 _BINARY = {"": 1, "k": 1024, "M": 1024**2}
@@ -55,6 +57,8 @@ class Quantity:
                 "or a range such as 0.35-0.45"
             )
         unit, first, last = "$" if dollars else _UNITS[unit], numbers[0], numbers[4] or numbers[0]
+        if any(len(number) > _LONGEST or abs(_parts(number)[1]) > _LARGEST for number in (first, last)):
+            raise ConfigError(f"{short(text)} is beyond what is planned here: powers of ten go to {_LARGEST}")
         part = Fraction(1, 100) if unit == "%" else Fraction(1)
         ends = Range(_plain(_amount(first) * part), _plain(_amount(last) * part))
         return cls(ends, unit, _last_digit(first) / 2 * part)

@@ -113,7 +113,7 @@ def search(
     plans = {
         name: compile_plan(replace(model, language=replace(shape, **options)), convention) for name, options in _RECOMPUTE.items()
     }
-    batch = plans[""].measure([sequence_length] * global_batch_size)
+    batch = [global_batch_size * value for value in plans[""].measure([sequence_length])]
     model_flops = float(plans[""].evaluate(batch)) / devices / peak_of(plans[""], batch, machine.name, number_format)
     tried = _Tried(machine)
     between_steps = cache(lambda layout: _states(plans[""], layout, optimizer))

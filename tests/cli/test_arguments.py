@@ -37,6 +37,19 @@ def test_what_is_no_amount(text):
         options.amount(text)
 
 
+@pytest.mark.parametrize("text", ["1e41", "1e-41", "1e999999999", "9" * 61, "0.5-1e400"])
+def test_numbers_that_nobody_means_are_refused_before_they_are_computed(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="powers of ten go to 40"):
+        options.amount(text)
+
+
+def test_counts_are_whole():
+    assert (options.counts("1.5T"), options.counts("8-16")) == (Range.of(1_500_000_000_000), Range(8, 16))
+    for text in ("8.5", "0.3", "8-8.5", "1e-3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be a whole number"):
+            options.counts(text)
+
+
 def test_one_number_is_no_range():
     assert options.number("3.35T") == 3.35e12
     with pytest.raises(argparse.ArgumentTypeError, match="must be one number"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import threading
 import time
 import urllib.request
@@ -97,21 +98,38 @@ def test_a_collector_gets_each_row_under_our_names_and_megatrons(tmp_path):
     assert (second["bridge.step"], second["megatron.training.step_duration_ms"]) == (20.0, 250.0)
 
 
-@pytest.mark.parametrize("kind", ["dead", "slow"])
+def silent() -> str:
+    """Where somebody listens, and never says anything: the system itself takes the connection."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    LISTENING.append(taken)
+    return f"http://127.0.0.1:{taken.getsockname()[1]}/v1/metrics"
+
+
+LISTENING: list[socket.socket] = []
+RECEIVERS = {
+    "dead": lambda: "http://user:secret@127.0.0.1:9/v1/metrics",  # refused
+    "slow": lambda: Collector(delay=0.5).endpoint,
+    "silent": silent,
+}
+
+
+@pytest.mark.parametrize("kind", RECEIVERS)
 def test_a_receiver_that_is_dead_or_slow_costs_rows_and_no_time(tmp_path, caplog, kind):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'bridge-flops[opentelemetry]'")
-    endpoint = "http://user:secret@127.0.0.1:9/v1/metrics" if kind == "dead" else Collector(delay=0.5).endpoint
+    endpoint = RECEIVERS[kind]()
     metrics_file = tmp_path / "metrics.jsonl"
     config = options(tmp_path, "otlp.OtlpTracker", endpoint=endpoint, timeout=0.3)
     config.metrics_file = str(metrics_file)
     trackers = open_trackers(config, name="tiny")
-    spent = []
+    spent, waited = [], []
     for step in range(1, 6):
-        before = time.thread_time()
+        before = time.thread_time(), time.monotonic()
         trackers.log({"x": step}, step, commit=True)
-        spent.append(time.thread_time() - before)
+        spent.append(time.thread_time() - before[0])
+        waited.append(time.monotonic() - before[1])
     trackers.close()
     assert sorted(spent)[2] < 2e-3  # processor time of the training thread, median of a row
+    assert sorted(waited)[2] < 0.1  # a third of what a single row may take to be sent: none was waited for
     assert [json.loads(line)["step"] for line in metrics_file.read_text().splitlines()] == [1, 2, 3, 4, 5]
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and "bridge" in record.name]
     assert len(said) == 1, said

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
+from bridge.cli.flops_memory import held
 from bridge.cli.priced import COLUMNS, PricedBatch, make_batch, micro_batches
 from bridge.config import layout_problems
 from bridge.flops import compile_plan
@@ -50,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     peaks = {one: rate * 1e12 for one, rate in options.known_device(name).tflops.items()} if name else {}
     report = PricedBatch(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
     origins = explain(config, convention, framework=arguments.framework) if arguments.explain else []
+    length = arguments.sequence_length or max(arguments.sequence_lengths, default=None)
+    needs = None if arguments.passes == "forward" else held(config, plan, arguments.devices, length)
     if arguments.json:
-        values = report.as_json()
+        values = report.as_json() | {"memory": needs and needs.as_json()}
         for row, origin in zip(values["table"], origins, strict=False):
             row["origin"] = {name: value for name, value in asdict(origin).items() if name != "row"}
         print_json(values)
@@ -74,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{with_unit(report.flops_per_token, 'FLOP')} per token, {with_unit(report.flops_per_sample, 'FLOP')} per sample, "
         f"{with_unit(report.flops_per_step, 'FLOP')} per step of {count(config.train.global_batch_size, 'sample')}"
     )
+    if needs is not None:
+        console.print(needs.text())
     if arguments.number_format or name or plan.formats.recipe:
         _show_formats(console, report)
     if len(stages) > 1:

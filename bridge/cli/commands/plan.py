@@ -50,12 +50,12 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     )
     options.add_model(parser)
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--tokens", type=options.amount, metavar="N", help="to train on, for example 15T")
+    amount.add_argument("--tokens", type=options.counts, metavar="N", help="to train on, for example 15T")
     amount.add_argument("--budget", type=_budget, metavar="N[UNIT]",
                         help="what there is: FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M")  # fmt: skip
     amount.add_argument("--global-batch-size", type=options.positive, metavar="N",
                         help="sequences of a step: search layouts for it")  # fmt: skip
-    options.add_device(parser, options.amount)
+    options.add_device(parser, options.counts)
     parser.add_argument("--mfu", type=options.fractions, metavar="FRACTION",
                         help="of the peak, for example 0.4 (default: what published runs reach, with its source)")  # fmt: skip
     parser.add_argument("--price", type=options.money, metavar="MONEY", help="of one device for an hour")
