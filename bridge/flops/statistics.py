@@ -212,8 +212,9 @@ class Histogram:
 
     def sum(self, formula: Callable[..., Length], sizes: tuple[int, ...]) -> int:
         """The sum of ``formula(length, *sizes)`` over all lengths, exactly."""
-        # A formula has degree two in length and sizes together, with factors that add up to 4 at most.
-        fits = 4 * (self.longest + sum(sizes) + 1) ** 2 * self.number < 2**63
+        # Parts of a formula have degree two in length and sizes together, or its own where that is more; factors add up to 4.
+        most = max((self.longest + sum(sizes) + 1) ** 2, abs(formula(self.longest, *sizes)))
+        fits = 4 * most * self.number < 2**63
         if isinstance(self.lengths, tuple):
             pairs = zip(self.lengths, self.times, strict=True)
         elif fits:

@@ -2,9 +2,10 @@
 
 What stands where is the :class:`~bridge.metrics.vector.Layout`'s.
 
-Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; every statistic
-is at most twice the square of the micro-batch's tokens, so below 2^30 tokens nothing can overflow, and above that the
-same formulas run on Python integers.  On a device, sums are kept in two limbs (see :mod:`bridge.metrics.reduction`).
+Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; a statistic that is
+at most twice the square of the micro-batch's tokens cannot overflow below 2^30 tokens (a cube: 2^20), and above that the
+same formulas run on Python integers.  On a device, sums are kept in two limbs (see :mod:`bridge.metrics.reduction`), and a
+micro-batch above the bound is one that cannot be read.
 
 Cost: on the training thread a micro-batch is an append where its lengths can be kept as they are (see
 :mod:`bridge.metrics.snapshots`); they are read and summed once an interval, a shape of fixed length once in a run.
@@ -24,8 +25,8 @@ from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.snapshots import Packed, Snapshot, joined_lengths, restored
 from bridge.metrics.vector import Layout
 
-#: Largest micro-batch, in tokens or in patches, whose statistics surely fit into int64.
-INT64_TOKENS = 2**30
+#: No more tokens, or patches, are summed in int64, whatever the statistics.
+_MOST_BITS = 30
 
 #: Micro-batches that are kept until they are summed, offsets of one that is not kept, and shapes whose price is remembered.
 _MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
@@ -47,6 +48,10 @@ class StatisticSums:
     def __init__(self, statistics: Sequence[Statistic]) -> None:
         self.statistics = tuple(statistics)
         self._table = np.zeros((len(self.statistics), 1), np.int64)
+        self.limit = next(
+            1 << bits for bits in range(_MOST_BITS, -1, -1) if all(4 * one.of(1 << bits) <= 2**63 for one in self.statistics)
+        )
+        """Tokens, or patches, of a micro-batch up to which no sum can leave int64."""
 
     def of_array(self, lengths: np.ndarray) -> list[int]:
         """One sum a statistic; right as long as none leaves int64."""
@@ -197,7 +202,7 @@ class BatchStatistics:
         if lengths.unmeasured_images and self.needs_images:
             lengths = self._counted_images(lengths)
         amounts: list[tuple[Sequence[int], list[Any]]] = [
-            (self._sequence_slots, self._sums_of_sequences(lengths.sequences)),
+            (self._sequence_slots, self._sums_of_sequences(lengths.sequences, lengths.positions)),
             ([self._positions], [lengths.positions]),
             ([self._micro_batches, *self._pass_slots], [micro_batches] * (1 + len(self._pass_slots))),
         ]
@@ -211,11 +216,13 @@ class BatchStatistics:
             amounts.append(([self.layout.index["unread_micro_batches"]], [1 - read]))
         return amounts
 
-    def _sums_of_sequences(self, sequences: Any) -> list[Any]:
+    def _sums_of_sequences(self, sequences: Any, positions: Any) -> list[Any]:
         if not isinstance(sequences, np.ndarray):
+            if isinstance(positions, int) and positions > self._sequence_sums.limit:
+                raise NoLengths(f"{positions:,} tokens in one micro-batch are too many to sum on a device")
             return self._sequence_sums.of_tensor(sequences)
         sums = self._sequence_sums.of_array(sequences)
-        if 0 <= sums[self._tokens_sum] < INT64_TOKENS:
+        if 0 <= sums[self._tokens_sum] < self._sequence_sums.limit:
             return sums
         return self._sequence_sums.exact(sequences.tolist())
 
@@ -236,7 +243,7 @@ class BatchStatistics:
             patches = patches.long()
             return self._image_sums.of_tensor(patches, frames.long().to(patches.device))
         patches, frames = patches.astype(np.int64), frames.astype(np.int64)
-        if int(patches.dot(frames)) < INT64_TOKENS:
+        if int(patches.dot(frames)) < self._image_sums.limit:
             return self._image_sums.of_frames(patches, frames)
         return self._image_sums.exact(patches.tolist(), frames.tolist())
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.config import load_recipe
-from bridge.flops import ConfigError, compile_plan
+from bridge.flops import ConfigError, compile_plan, statistics
 from bridge.flops.lengths import MANY, amount, batch_lengths, exact, gathered, whole, whole_lengths
 from bridge.flops.statistics import Histogram, Statistic
 from tests.metrics.test_batch_statistics import STATISTICS
@@ -143,6 +143,12 @@ def test_many_lengths_are_counted_by_value_exactly(lengths, times, as_array):
     assert isinstance(found, Histogram if lengths else (list, np.ndarray))
     for statistic in STATISTICS:
         assert statistic.sum(found) == MANY * times * sum(map(statistic.of, lengths))
+
+
+def test_a_statistic_that_grows_faster_than_the_square_keeps_every_digit(monkeypatch):
+    monkeypatch.setitem(statistics._FORMULAS, "cube", lambda s: s * s * s)
+    found = gathered(np.array([100_000] * 20_001, np.int64))
+    assert Statistic("cube").sum(found) == 20_001 * 100_000**3
 
 
 def test_numbers_of_any_library():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.flops import statistics as statistics_of_lengths
 from bridge.flops.statistics import Statistic
 from bridge.metrics import batch_statistics
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
@@ -88,6 +89,30 @@ def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(len
         statistics.add(batch([length, 1], [(length, 2)]))
     values = list(counted(statistics).values())[: len(STATISTICS)]
     assert values == expected([length, 1] * 3, [length] * 6)
+
+
+@pytest.fixture
+def cubes(monkeypatch):
+    """A statistic that grows faster than the square."""
+    monkeypatch.setitem(statistics_of_lengths._FORMULAS, "cube", lambda s: s * s * s)
+    return BatchStatistics(Layout((Statistic("cube"), Statistic("cube", "images"))))
+
+
+@pytest.mark.parametrize("length", [2**20 - 1, 2**20, 2**21, 3_000_000])
+def test_a_statistic_that_leaves_int64_sooner_is_counted_in_python_integers_sooner(cubes, length):
+    cubes.add(batch([length, 7], [(length, 3)]))
+    assert list(counted(cubes).values())[:2] == [length**3 + 343, 3 * length**3]
+
+
+def test_a_device_is_not_asked_for_a_sum_that_may_leave_int64(cubes):
+    def tokens(number):
+        return BatchLengths(on_device([number], torch.int64), number)
+
+    with pytest.raises(NoLengths, match="1,048,577 tokens in one micro-batch are too many to sum on a device"):
+        cubes.add(tokens(2**20 + 1))
+    assert set(cubes.values) == {0}
+    cubes.add(tokens(2**20))
+    assert join(cubes.device_values.as_subclass(torch.Tensor).tolist())[0] == 2**60
 
 
 def test_tables_grow_and_stop_growing(monkeypatch):

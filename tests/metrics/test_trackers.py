@@ -110,6 +110,16 @@ def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(caplog):
     ]
 
 
+def test_a_tracker_without_its_methods_is_one_warning_too(caplog):
+    trackers = Trackers([SimpleNamespace(log=lambda metrics, step: None)])
+    trackers.log({"x": 1}, 1, commit=True)
+    trackers.summary({"done": True})
+    trackers.close()
+    assert [record.getMessage().partition(" stopped: ")[2] for record in caplog.records] == [
+        "'types.SimpleNamespace' object has no attribute 'summary'. Training goes on without it."
+    ]
+
+
 # ---- JSON lines -----------------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ class Trackers:
                 self._trackers.remove(tracker)
                 said = without_login(first_line(error))
                 logger.warning("%s stopped: %s. Training goes on without it.", type(tracker).__name__, said)
-                quietly(tracker.close)
+                quietly(lambda broken=tracker: broken.close())
 
 
 def _log(tracker: Tracker, row: Metrics, step: int) -> None:
