@@ -46,7 +46,7 @@ def add_model(parser: Parser, *, or_trace: bool = False) -> None:
         help="a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`",
     )
     if or_trace:
-        parser.add_argument("--trace", metavar="PACKAGE.MODULE:FACTORY", help="instead: a function that returns a torch module")
+        parser.add_argument("--trace", metavar="PACKAGE.MODULE:FACTORY", help="a function that returns a torch module, instead")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
 
 
@@ -55,7 +55,7 @@ def add_counting(parser: Parser, convention: str | None = "megatron") -> None:
     default = convention or "that of the recipe's callback, else megatron"
     parser.add_argument("--convention", default=convention, choices=tuple(CONVENTIONS), help=f"how to count (default {default})")
     parser.add_argument("--framework", choices=tuple(FRAMEWORKS),
-                        help="whose layers and backward passes (default megatron; transformers for a config.json)")  # fmt: skip
+                        help="whose layers and passes to count (default megatron; transformers for a config.json)")  # fmt: skip
 
 
 def convention_of(arguments: argparse.Namespace, config: Config) -> str:
@@ -67,7 +67,7 @@ def convention_of(arguments: argparse.Namespace, config: Config) -> str:
 def add_passes(parser: Parser) -> None:
     """Which passes to count."""
     parser.add_argument("--passes", default="training", choices=tuple(PASSES),
-                        help="forward alone, training (default), or training and what is recomputed")  # fmt: skip
+                        help="forward only, training (default), or training with recomputation")  # fmt: skip
 
 
 _BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", "image_sizes", "encoder_lengths",
@@ -76,18 +76,18 @@ _BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", 
 
 def add_batch(parser: Parser) -> None:
     """What a batch consists of."""
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="equal sequences (default 1)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="number of equal sequences (default 1)")
     parser.add_argument("--sequence-length", type=length, metavar="N",
-                        help="tokens of each of them, for example 8192 or 8k (default: model.seq_length)")  # fmt: skip
+                        help="tokens per sequence, for example 8192 or 8k (default: model.seq_length)")  # fmt: skip
     parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
     parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
     parser.add_argument("--image-size", dest="image_sizes", type=sizes, default=(), metavar="WxH,WxH,...",
-                        help="of each image in pixels instead, for towers that take images of any size")  # fmt: skip
+                        help="sizes of the images in pixels instead, for towers that take images of any size")  # fmt: skip
     parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
                         help="encoder tokens that each sequence attends to (text, in diffusion models)")  # fmt: skip
     parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
     parser.add_argument("--byte-patches", type=lengths, default=(), metavar="N,N,...",
-                        help="patches of each sequence, whose length is in bytes (byte-latent transformers)")  # fmt: skip
+                        help="patches of each sequence (byte-latent transformers; lengths are in bytes)")  # fmt: skip
 
 
 def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_replicas(parser: Parser) -> None:
     """How many replicas of the model share a step."""
     parser.add_argument("--devices", type=positive, metavar="N",
-                        help="of the whole job: what the layout leaves over are replicas, which share the micro-batches of a "
+                        help="devices of the whole job; the replicas that result share the micro-batches of a "
                              "step (default: one replica)")  # fmt: skip
 
 
@@ -106,11 +106,9 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
     """What it runs on; the number of devices is required where it has no default."""
     parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
     parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N",
-                        help="how many of them" + (f" (default {default})" if default else ""))  # fmt: skip
-    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
-    parser.add_argument(
-        "--peak-flops", type=flops_rate, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
-    )
+                        help="number of devices" + (f" (default {default})" if default else ""))  # fmt: skip
+    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="format of the matmuls (default bf16)")
+    parser.add_argument("--peak-flops", type=flops_rate, metavar="FLOP/S", help="dense peak of one device, overriding the table")
 
 
 # ---- models and devices -----------------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ def read_or_traced(arguments: argparse.Namespace) -> Config:
         factory = importlib.import_module("bridge.tracing.factory")
         return with_overrides(factory.from_factory(arguments.trace), [*given, *arguments.overrides])
     if not given:
-        raise ConfigError("no model: give a recipe, a config.json or a name from `bridge recipes`, or --trace")
+        raise ConfigError("no model given: name a recipe, a config.json or a name from `bridge recipes`, or --trace")
     return read_config(arguments.recipe, arguments.overrides)
 
 
@@ -132,9 +130,7 @@ def known_device(name: str) -> Peak:
     peak = find_peak(name)
     if peak is None:
         meant = hint(name.lower(), [known.words for known in PEAKS])
-        raise ConfigError(
-            f"device {name!r} is not known or means several{meant}; name one from `bridge devices`, or give --peak-flops"
-        )
+        raise ConfigError(f"device {name!r} is unknown or ambiguous{meant}; name one from `bridge devices`, or give --peak-flops")
     return peak
 
 

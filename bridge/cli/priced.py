@@ -56,7 +56,7 @@ def make_batch(
     one by one.
     """
     if batch_size and sequence_lengths:
-        raise ConfigError("--batch-size and --sequence-lengths exclude each other; the lengths say how many there are")
+        raise ConfigError("--batch-size and --sequence-lengths exclude each other; the number of lengths is the batch size")
     if sequence_length and sequence_lengths:
         raise ConfigError("--sequence-length and --sequence-lengths exclude each other; give one of them")
     image_patches = [*image_patches, *patches_of(config, image_sizes)]
@@ -83,9 +83,9 @@ def patches_of(config: Config, sizes: Sequence[tuple[int, int]]) -> list[int]:
     if not sizes:
         return []
     if vision is None:
-        raise ConfigError("--image-size has no effect: this model has no vision tower; leave it out")
+        raise ConfigError("--image-size has no effect because this model has no vision tower; leave it out")
     if vision.spatial_merge_size < 2:
-        raise ConfigError("--image-size: this tower takes images of one size; give their patches with --image-patches")
+        raise ConfigError("--image-size: this tower takes images of a single size; give their patches with --image-patches")
     side, merged = vision.patch_size * vision.spatial_merge_size, vision.spatial_merge_size**2
     return [max(round(width / side), 1) * max(round(height / side), 1) * merged for width, height in sizes]
 
@@ -106,7 +106,7 @@ def refuse_what_has_no_effect(plan: Plan, given: Mapping[str, Sequence[int]]) ->
         needed, part = _NEEDS[name]
         if lengths and needed not in over:
             option = "--" + name.replace("_", "-")
-            raise ConfigError(f"{option} has no effect: this model has no {part} that is priced; leave it out")
+            raise ConfigError(f"{option} has no effect because this model has no {part} to price; leave it out")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def check_devices(config: Config, devices: int) -> None:
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if devices % one:
         raise ConfigError(
-            f"--devices {devices} is no multiple of {one}, the devices of one replica (tensor x pipeline x context parallel)"
+            f"--devices {devices} is not a multiple of {one}, the devices of one replica (tensor x pipeline x context parallel)"
         )
 
 
@@ -226,7 +226,7 @@ def micro_batches(config: Config, devices: int | None) -> int:
     count, left_over = divmod(train.global_batch_size, train.micro_batch_size * replicas)
     if (left_over or not count) and parallel.pipeline_model_parallel_size > 1:
         raise ConfigError(
-            f"train.global_batch_size={train.global_batch_size} is no multiple of train.micro_batch_size="
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{train.micro_batch_size} x {replicas} replicas; change one of them or --devices"
         )
     return max(count, 1)

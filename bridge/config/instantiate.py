@@ -45,7 +45,7 @@ def find_target(spec: Mapping[str, Any], option: str) -> tuple[Callable[..., Any
 def _import(name: str, option: str) -> Callable[..., Any]:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise ConfigError(f"{option}: _target_={name} is no import path; write package.module.Name")
+        raise ConfigError(f"{option}: _target_={name} is not an import path; write package.module.Name")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

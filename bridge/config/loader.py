@@ -60,7 +60,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     sizes = [name for name in overrides if name.startswith("model.") and not name.startswith("model.seq_length=")]
     if sizes and getattr(config, "traced", None) is not None:
         raise ConfigError(
-            f"{sizes[0]}: the model was traced, so its sizes cannot be changed here; change the config or the module"
+            f"{sizes[0]}: the model was traced, so overrides cannot change its sizes; change the config or the module"
         )
     # What a model's own file or a trace said of it is no option: it is set aside while options are laid over each other.
     aside: dict[str, Any] = {name: value for name in ("traced", "formats") if (value := getattr(config, name, None)) is not None}
@@ -162,7 +162,7 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
         if path.is_file():
             return path
         if path.exists() and not path.is_dir():
-            raise ConfigError(f"recipe {_named(recipe)} is no regular file; save what it holds in one")
+            raise ConfigError(f"recipe {_named(recipe)} is not a regular file; save its content in one")
     except OSError as error:
         raise ConfigError(f"recipe {_named(recipe)} cannot be read: {error.strerror}") from None
     if given.parent == Path("."):  # a bare name
@@ -173,7 +173,7 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
     stem = given.name.removesuffix(".yaml").removesuffix(".yml")
     if renamed := next((file for file in files if file.stem == f"train_{stem}" and file.parent == recipe_folders()[0]), None):
         warnings.warn(
-            f"recipe {_named(recipe)} is called {renamed.stem} now; the old name goes with 0.3", FutureWarning, stacklevel=2
+            f"recipe {_named(recipe)} is now called {renamed.stem}; 0.3 removes the old name", FutureWarning, stacklevel=2
         )
         return renamed
     for same in (lambda file: file.stem == stem, lambda file: _spelling(file.stem) == _spelling(stem)):
@@ -184,7 +184,7 @@ def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
         raise ConfigError(f"recipe {_named(recipe)} is a folder; name a YAML file in it")
     known = {_spelling(file.stem): file for file in [*reversed(list_recipes()), *files]}
     hint = _nearest(_spelling(stem), known)
-    remedy = f"did you mean {known[hint].stem}?" if hint else "`bridge recipes` lists what there is"
+    remedy = f"did you mean {known[hint].stem}?" if hint else "`bridge recipes` lists all recipes"
     raise ConfigError(f"recipe {_named(recipe)} does not exist; {remedy}")
 
 
@@ -237,7 +237,7 @@ def _read_with_bases(path: Path) -> list[_Layer]:
         layers[resolved] = _Layer(str(file), values)
         for base in reversed(bases):  # last to first, as the layers are collected
             if next(left, None) is None:
-                raise ConfigError(f"{path}: base: it builds on more than {_MAX_BASES} recipes; write one with what they set")
+                raise ConfigError(f"{path}: base: it builds on more than {_MAX_BASES} recipes; merge some of them")
             try:
                 found = find_recipe(base, relative_to=file.parent)
             except ConfigError as error:
@@ -263,7 +263,7 @@ def _read_override(text: str) -> _Layer:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"override {text!r} is not of the form section.option=value")
+        raise ConfigError(f"override {text!r} must have the form section.option=value")
     source = f"override {short(text)}"
     with yaml_file.sentences(source, lambda error: f"{source}: the value is not valid YAML: {error.problem}; quote it"):
         yaml_file.check(value, source)
@@ -290,7 +290,7 @@ def _key_problems(values: Mapping[Any, Any], schema: type, prefix: str = "") -> 
         option = f"{prefix}{key}"
         if key not in hints or option in _OWNED_ELSEWHERE:
             hint = _OWNED_ELSEWHERE.get(option) or _nearest_option(option)
-            remedy = f"did you mean {hint}?" if hint else f"known are {', '.join(_siblings(option))}"
+            remedy = f"did you mean {hint}?" if hint else f"choose from {', '.join(_siblings(option))}"
             yield f"unknown option {option}; {remedy}"
         elif section := _dataclass_in(hints[key]):
             if isinstance(value, Mapping):

@@ -218,7 +218,7 @@ def _experts(cfg: Config) -> Iterator[str]:
     if model.moe_router_topk > model.num_moe_experts:
         yield (
             f"model.moe_router_topk={model.moe_router_topk} is more than "
-            f"model.num_moe_experts={model.num_moe_experts}; a token visits at most all of them"
+            f"model.num_moe_experts={model.num_moe_experts}; a token can visit each expert only once"
         )
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         yield (
@@ -258,7 +258,7 @@ def _evaluation(cfg: Config) -> Iterator[str]:
 def _instructions(cfg: Config) -> Iterator[str]:
     specs, kind = cfg.data.packed_sequence_specs, cfg.data.kind
     if kind == "instructions" and cfg.data.batching != "packed":
-        yield f"data.batching={cfg.data.batching}: instructions come packed; set data.batching=packed"
+        yield f"data.batching={cfg.data.batching}: instructions are always packed; set data.batching=packed"
     if specs is None:
         return
     name = "data.packed_sequence_specs"
@@ -271,8 +271,8 @@ def _instructions(cfg: Config) -> Iterator[str]:
     evaluates = cfg.train.eval_interval is not None
     if evaluates and specs.packed_train_data_path is not None and specs.packed_val_data_path is None:
         yield (
-            f"train.eval_interval={cfg.train.eval_interval} has no rows; set {name}.packed_val_data_path, "
-            "or leave train.eval_interval out"
+            f"train.eval_interval={cfg.train.eval_interval} has no rows to evaluate on; set {name}.packed_val_data_path, or "
+            "leave train.eval_interval out"
         )
 
 
@@ -345,9 +345,9 @@ def _layout(cfg: Config, world_size: int) -> Iterator[str]:
     micro_batches = train.global_batch_size // samples
     if chunks > 1 and micro_batches % pipeline:
         yield (
-            f"train.global_batch_size={train.global_batch_size} gives {micro_batches} micro-batches a replica; the "
+            f"train.global_batch_size={train.global_batch_size} gives {micro_batches} micro-batches per replica; the "
             f"interleaved schedule needs a multiple of parallel.pipeline_model_parallel_size={pipeline}, "
-            f"so a global batch that is a multiple of {samples * pipeline}"
+            f"so use a global batch size that is a multiple of {samples * pipeline}"
         )
 
 

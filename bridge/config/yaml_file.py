@@ -57,7 +57,7 @@ def _loaded(path: Path, load: Callable[[str], Any]) -> Any:
 def _text(path: Path) -> str:
     try:
         if not path.is_file():  # a pipe or a device has no end
-            raise ConfigError(f"{path} is no regular file; save what it holds in one")
+            raise ConfigError(f"{path} is not a regular file; save its content in one")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
@@ -105,7 +105,7 @@ def sentences(source: str, invalid: Callable[[yaml.MarkedYAMLError], str]) -> It
     except ValueError as error:  # a number of 5,000 digits
         raise ConfigError(f"{source} holds a value that cannot be read: {first_line(error)}") from None
     except (LookupError, AttributeError):  # what yaml's constructors raise at `!!bool abc` and `!!timestamp abc`
-        raise ConfigError(f"{source} holds a value that is not what its tag says; leave `!!` out") from None
+        raise ConfigError(f"{source} holds a value that does not match its tag; leave `!!` out") from None
 
 
 def _place(error: yaml.MarkedYAMLError) -> str:

@@ -69,7 +69,7 @@ def load_corpus(
     if not kept:
         raise ConfigError(
             f"data.path={path!r} holds {len(documents)} documents, none of them with data.min_document_length="
-            f"{min_document_length} tokens or more. Give other text or lower data.min_document_length."
+            f"{min_document_length} tokens or more. Give different text or lower data.min_document_length."
         )
     return Corpus.of(kept, tokenizer.eod)
 

@@ -92,8 +92,8 @@ def _from_json_lines(file: Path) -> Iterator[Example]:
                     yield Example(row["input"].encode(), row["output"].encode())
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise ConfigError(
-                        f"data.path: line {number} of {str(file)!r} is no JSON object with the texts `input` and `output`. "
-                        "Mend or remove it."
+                        f"data.path: line {number} of {str(file)!r} is not a JSON object with the strings `input` and "
+                        "`output`. Correct or remove it."
                     ) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"data.path: {str(file)!r} is not UTF-8. Save it as UTF-8.") from error

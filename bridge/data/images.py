@@ -127,7 +127,8 @@ class ImageData:
         token = cfg.model.image_token_id
         if token is None or token == tokenizer.eod or (cfg.data.tokenizer == "byte" and token < tokenizer.vocab_size):
             raise ConfigError(
-                f"model.image_token_id={token} must be a number that no text has: with data.tokenizer={cfg.data.tokenizer!r} "
+                f"model.image_token_id={token} must be a token number that no text uses: with "
+                f"data.tokenizer={cfg.data.tokenizer!r} "
                 f"{tokenizer.vocab_size} is free (and model.vocab_size at least {tokenizer.vocab_size + 1})."
             )
         render(["Aa"], vision.patch_size * vision.spatial_merge_size)  # a missing Pillow is noticed here
@@ -168,8 +169,8 @@ def read_lines(cfg: Config) -> list[str]:
                 lines.setdefault(text)
     if not lines:
         raise ConfigError(
-            f"data.path={cfg.data.path!r} has no line of {_SHORTEST} to {longest} printable ASCII characters to show. Give other "
-            "text, or raise data.longest_line and model.seq_length."
+            f"data.path={cfg.data.path!r} has no line of {_SHORTEST} to {longest} printable ASCII characters to show. Give "
+            "different text, or raise data.longest_line and model.seq_length."
         )
     return list(lines)
 
@@ -190,8 +191,8 @@ def _vision_of(cfg: Config) -> VisionShape:
     vision = read(cfg).vision
     if vision is None:
         raise ConfigError(
-            "data.kind=images needs a model that sees: set model.vision_config (docs/vision.md), or use data.kind=text."
+            "data.kind=images needs a model with a vision tower: set model.vision_config (docs/vision.md), or use data.kind=text."
         )
     if cfg.data.batching == "fixed":
-        raise ConfigError("data.batching=fixed cuts samples apart, and images with them. Use padded or packed.")
+        raise ConfigError("data.batching=fixed splits samples, and with them images. Use padded or packed.")
     return vision

@@ -79,7 +79,7 @@ def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.fl
     block = size * merge
     if height % block or width % block or not height or not width or channels != vision.in_channels:
         raise ValueError(
-            f"an image of {height} x {width} pixels and {channels} channels does not cut into blocks of {block} x {block} with "
+            f"an image of {height} x {width} pixels and {channels} channels does not split into blocks of {block} x {block} with "
             f"{vision.in_channels} channels"
         )
     values = ((pixels / 255 - _MEAN) / _DEVIATION).astype(np.float32)

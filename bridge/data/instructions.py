@@ -46,7 +46,8 @@ class PackedRows:
         row = self.rows[number]
         if not 0 <= row.input_ids.min() <= row.input_ids.max() < self._vocab_size:
             raise ConfigError(
-                f"model.vocab_size={self._vocab_size}: packed row {number} has other tokens; set it to its tokenizer's"
+                f"model.vocab_size={self._vocab_size}: packed row {number} has tokens outside of it; set it to the vocabulary "
+                "size of the tokenizer that packed it"
             )
         segments = row.segments()
         longest = max(len(inputs) for inputs, *_ in segments)
@@ -78,7 +79,7 @@ class InstructionData:
         have, need = len(training), self.schedule.global_batch_size
         if have < need:
             raise ConfigError(
-                f"train.global_batch_size={need}: one batch needs {need} different rows, and there are {have} packed ones. Give "
+                f"train.global_batch_size={need}: one batch needs {need} different rows, and only {have} are packed. Give "
                 f"more examples (data.path, data.max_documents), a smaller {_SPECS}.packed_sequence_size or a smaller batch."
             )
         if evaluates and not evaluation:
@@ -93,7 +94,7 @@ def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
         ConfigError: there are no examples, or none fits into a row.
     """
     if cfg.model.seq_length is None or cfg.model.vocab_size is None:
-        raise ConfigError("model.seq_length and model.vocab_size must be set: the longest sequence, and the tokens there are")
+        raise ConfigError("model.seq_length and model.vocab_size must be set: the longest sequence, and the number of tokens")
     tokenizer = build_tokenizer(cfg.data.tokenizer)
     if cfg.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(

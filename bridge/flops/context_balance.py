@@ -34,7 +34,7 @@ def causal_pairs(sequence_lengths: Iterable[int], ranks: int, order: str = "zigz
     pairs = [0] * ranks
     for length in sequence_lengths:
         if length % parts:
-            raise ConfigError(f"sequence_lengths: {length} tokens cannot be cut into {parts} equal parts; pad the sequence")
+            raise ConfigError(f"sequence_lengths: {length} tokens cannot be split into {parts} equal parts; pad the sequence")
         size = length // parts
         for part in range(parts):
             # Everything before the part, and what precedes inside it.

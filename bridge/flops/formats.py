@@ -202,15 +202,18 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
     kind = next((name for name in _DEFAULTS if field(name)), None)
     by_module = [name for name in _BY_MODULE if field(name)]
     if by_module:
-        return Formats(base, unknown=f"{by_module[0]} gives every module a number format of its own")
+        return Formats(base, unknown=f"{by_module[0]} gives every module its own number format")
     if kind is None or field("transformer_impl") == "local":
         return Formats(base)
     recipe = _recipe(kind, field)
     if recipe is None:
         chosen = short(_plain(field(f"{kind}_recipe")))
-        return Formats(base, unknown=f"{kind}_recipe={chosen}: what runs in it is not known; one of {', '.join(RECIPES)} is")
+        return Formats(
+            base,
+            unknown=f"{kind}_recipe={chosen}: the formats of its matmuls are unknown; known recipes are {', '.join(RECIPES)}",
+        )
     if hybrid and not recipe.hybrid:
-        return Formats(base, unknown=f"{kind}_recipe='{recipe.name}': some releases leave the layers of a hybrid pattern out")
+        return Formats(base, unknown=f"{kind}_recipe='{recipe.name}': some releases leave out the layers of a hybrid pattern")
     return Formats(
         base,
         recipe,

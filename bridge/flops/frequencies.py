@@ -28,12 +28,12 @@ def flagged(shape: ModelShape, option: str, holds: Callable[[int, int], bool], c
     count = (shape.num_layers or 0) if count is None else count
     if isinstance(value, int) and not isinstance(value, bool):
         if value <= 0:
-            raise ConfigError(f"model.{option}={value} must be a positive integer, or a list with one entry a layer")
+            raise ConfigError(f"model.{option}={value} must be a positive integer, or a list with one entry per layer")
         return [holds(number, value) for number in range(1, count + 1)]
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"model.{option}={value!r} must be an integer or a list with one entry a layer")
+        raise ConfigError(f"model.{option}={value!r} must be an integer or a list with one entry per layer")
     if len(value) != count:
-        raise ConfigError(f"model.{option} has {len(value)} entries, but model.num_layers={count}: give one entry a layer")
+        raise ConfigError(f"model.{option} has {len(value)} entries, but model.num_layers={count}: give one entry per layer")
     return [bool(flag) for flag in value]
 
 

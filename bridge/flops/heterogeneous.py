@@ -41,7 +41,7 @@ def blocks(shape: ModelShape) -> list[Block]:
     if not isinstance(configs, (list, tuple)) or not all(isinstance(config, Mapping) for config in configs):
         raise ConfigError(f"model.block_configs={short(configs)} must be a list with a mapping for each layer")
     if len(configs) != count:
-        raise ConfigError(f"model.block_configs has {len(configs)} entries, but model.num_layers={count}: give one a layer")
+        raise ConfigError(f"model.block_configs has {len(configs)} entries, but model.num_layers={count}: give one per layer")
     return [_block(shape, config, f"model.block_configs[{i}]") for i, config in enumerate(configs)]
 
 

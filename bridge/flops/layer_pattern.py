@@ -205,7 +205,7 @@ def not_counted(shape: ModelShape) -> tuple[str, ...]:
     """What a configuration asks for and the model built from it does not have."""
     if not (shape.is_hybrid and shape.mtp_num_layers and len(hybrid_patterns(shape)) == 1):
         return ()
-    return (f"mtp_num_layers={shape.mtp_num_layers}: a hybrid model without a pattern for them has no such depths",)
+    return (f"mtp_num_layers={shape.mtp_num_layers}: a hybrid model needs a pattern for them",)
 
 
 def run_otherwise(shape: ModelShape, framework: Framework) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def batch_lengths(
     sequences, audio = whole_lengths("sequence_lengths", sequence_lengths), whole_lengths("audio_frames", audio_frames)
     encoder = whole_lengths("encoder_lengths", encoder_lengths)
     if len(encoder) and len(sequences) and len(encoder) != len(sequences):
-        raise ConfigError(f"encoder_lengths has {len(encoder)} entries, sequence_lengths {len(sequences)}: give one a sequence")
+        raise ConfigError(f"encoder_lengths has {len(encoder)} entries, sequence_lengths {len(sequences)}: give one per sequence")
     batch = {
         "sequences": gathered(sequences),
         "images": gathered(whole_lengths("image_patches", image_patches)),
@@ -152,7 +152,7 @@ def batch_lengths(
 
 def _byte_patches(sequences: Any, patches: Any) -> dict[str, Any]:
     if len(patches) and len(patches) != len(sequences):
-        raise ConfigError(f"byte_patches has {len(patches)} entries, sequence_lengths {len(sequences)}: give one a sequence")
+        raise ConfigError(f"byte_patches has {len(patches)} entries, sequence_lengths {len(sequences)}: give one per sequence")
     products = list(map(mul, in_python(sequences), in_python(patches))) if len(patches) else ()
     return {"byte_patches": gathered(patches), "cross_products": gathered(products)}
 

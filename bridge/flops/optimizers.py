@@ -87,7 +87,9 @@ def of_config(get: Callable[[str], Any]) -> Optional[Optimizer]:
     rule = _ALIASES.get(name, name)
     if rule not in RULES:
         if multiplies(name):
-            raise ConfigError(f"optimizer={short(name)}: which matrices it multiplies is not known; of {', '.join(RULES)} it is")
+            raise ConfigError(
+                f"optimizer={short(name)}: the matrices that it multiplies are unknown; known optimizers are {', '.join(RULES)}"
+            )
         return None
     steps, kl = get("muon_num_ns_steps"), get("soap_use_kl_shampoo")
     by_eigenvectors = name == "rekls" or get("soap_use_eigh") is True

@@ -151,10 +151,11 @@ class Layout:
     def _check_chunks(self, chunks: int, what: str) -> None:
         stages, given = self.pipeline_model_parallel_size, self.virtual_pipeline_model_parallel_size
         if chunks % stages:
-            raise ConfigError(f"{what} has {chunks} chunks, which is no multiple of pipeline_model_parallel_size={stages}")
+            raise ConfigError(f"{what} has {chunks} chunks, which is not a multiple of pipeline_model_parallel_size={stages}")
         if given is not None and given != chunks // stages:
             raise ConfigError(
-                f"virtual_pipeline_model_parallel_size={given}, but {what} has {chunks // stages} chunks a stage; leave it unset"
+                f"virtual_pipeline_model_parallel_size={given}, but {what} has {chunks // stages} chunks per stage; leave it "
+                "unset"
             )
 
     def _refuse(self, why: str, *names: str) -> None:

@@ -141,8 +141,8 @@ def _check_trace(model: reading.Model, may_train: transforms.Trainable) -> None:
     if other is not None:
         trained = "trained" if ran.parameters(other) else "was frozen"
         raise ConfigError(
-            f"trainable={other.path}: it {trained} when the model was traced, and a traced plan has the passes that ran; "
-            "set requires_grad on the module and trace it again"
+            f"trainable={other.path}: it {trained} when the model was traced, and a traced plan holds the passes that ran; set "
+            "requires_grad on the module and trace it again"
         )
 
 
@@ -150,7 +150,7 @@ def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
     """A sentence where a convention leaves padding out and the true vocabulary is not known."""
     if record.padded_vocabulary or model.true_vocabulary or model.language is None:
         return []
-    return [f"padded_vocab_size={model.language.padded_vocab_size}: the size without padding is not known, so padding is counted"]
+    return [f"padded_vocab_size={model.language.padded_vocab_size}: the size without padding is unknown, so padding is counted"]
 
 
 def _run_otherwise(model: reading.Model, record: conventions.Convention, framework: frameworks.Framework) -> tuple[str, ...]:
@@ -591,7 +591,7 @@ class Plan:
         return importlib.import_module(MEMORY).memory(self, layout, *optimizer, **options)
 
 
-_NO_ROUTERS = "what experts were given is counted by their routers, not by lengths: ask the plan that this one was made from"
+_NO_ROUTERS = "routers count the tokens of experts, lengths do not: ask the plan that this one was made from"
 _NO_BYTE_PATCHES = (
     "byte_patches is missing: a byte-latent transformer needs the number of patches of each sequence (--byte-patches)"
 )

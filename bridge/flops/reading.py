@@ -88,7 +88,7 @@ class Model:
                 _require(getattr(self, part), prefix, *names)
         for name, layers in self._depths():
             if layers > MAX_LAYERS:
-                raise ConfigError(f"{name}: {layers} layers are more than any model has ({MAX_LAYERS}); is it a mistake?")
+                raise ConfigError(f"{name}: {layers} layers are more than the maximum of {MAX_LAYERS}; is it a mistake?")
         if self.language is not None:
             _check_relations(self.language)
         if self.byte_latent is not None:
@@ -415,7 +415,7 @@ def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:
     if source is None:
         return None, []
     if get(source, "d_model") is None:
-        return None, ["audio_config: an audio encoder that is not like Whisper's is not counted"]
+        return None, ["audio_config: only audio encoders like Whisper's are counted"]
     audio: AudioShape = _fill(AudioShape, source, _REQUIRED["audio"][0])
     if audio.output_dim is None:
         audio.output_dim = get(model, "hidden_size")

@@ -19,7 +19,7 @@ _EXPERTS = ".experts."
 #: What is no longer left out once routers tell.
 _TOLD = ("moe_expert_capacity_factor=", "moe_pad_expert_input_to_capacity=", "moe_token_dropping=")
 
-_PADDED = "padded positions of a batch go through experts like tokens: what they compute of these is counted"
+_PADDED = "padded positions of a batch go through experts like tokens, and their work is counted"
 
 
 def assignments(layer: int) -> Statistic:

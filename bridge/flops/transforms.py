@@ -180,8 +180,8 @@ class Lora:
         if missed and (self.target_modules != DEFAULT_TARGETS or len(missed) == len(DEFAULT_TARGETS)):
             names = sorted({name for path, parts in layers for name in (path.rpartition(".")[2], *parts)})
             raise ConfigError(
-                f"peft.target_modules: {missed[0]!r} matches no linear layer of this model; there are {', '.join(names)}, "
-                "and wildcards of whole paths such as '*.layers.0.*'"
+                f"peft.target_modules: {missed[0]!r} matches no linear layer of this model; choose from {', '.join(names)}, or "
+                "a wildcard for whole paths such as '*.layers.0.*'"
             )
 
 
@@ -334,7 +334,7 @@ def unknown_recompute(terms: Iterable[Term], shape: ModelShape) -> tuple[str, ..
     components = {term.component for term in terms}
     known = {name for name in (*_MODULES, *_FREE_MODULES) if _ONLY_WITH.get(name, "") in {"", *components}}
     return tuple(
-        f"recompute_modules has {short(name)}: what that runs again is not known, so hardware FLOPs (HFU) are not"
+        f"recompute_modules has {short(name)}: its recomputation is unknown, so hardware FLOPs (HFU) are unknown"
         for name in dict.fromkeys(_modules(shape))
         if name not in known
     )

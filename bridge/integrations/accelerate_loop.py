@@ -46,7 +46,7 @@ def add_throughput(
     )
     layout = getattr(accelerator, "parallelism_config", None)
     if getattr(layout, "non_data_parallel_size", 1) > 1:
-        shared = "ranks share their batches (tensor, context or sequence parallel); counted are data-parallel ranks"
+        shared = "ranks share their batches (tensor, context or sequence parallel); only data-parallel ranks are supported"
         throughput.callback.fail(ConfigError(shared))
         return throughput
     accelerator.register_for_checkpointing(throughput)

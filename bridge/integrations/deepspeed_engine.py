@@ -55,11 +55,11 @@ def _uncountable(engine: DeepSpeedEngine) -> str:
     if isinstance(engine, PipelineEngine):
         return "a pipeline's first and last stage both draw each micro-batch, and its engine calls no whole model"
     if engine.sequence_parallel_size > 1:
-        return (
-            f"{engine.sequence_parallel_size} ranks hold parts of each sequence (DeepSpeed-Ulysses), and no part tells its length"
-        )
+        return f"{engine.sequence_parallel_size} ranks hold parts of each sequence (DeepSpeed-Ulysses), not whole ones"
     if engine.dp_world_size < dist.get_world_size():
-        return f"{dist.get_world_size()} ranks share the batches of {engine.dp_world_size}; counted are data-parallel ranks"
+        return (
+            f"{dist.get_world_size()} ranks share the batches of {engine.dp_world_size}; only data-parallel ranks are supported"
+        )
     return ""
 
 

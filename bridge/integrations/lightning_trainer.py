@@ -67,7 +67,7 @@ class ThroughputLightningCallback(Callback):
         if replicas == trainer.world_size:
             self.throughput.on_train_start(self._context)
         else:
-            shared = f"{trainer.world_size} ranks share the batches of {replicas}; counted are data-parallel ranks"
+            shared = f"{trainer.world_size} ranks share the batches of {replicas}; only data-parallel ranks are supported"
             self.throughput.fail(ConfigError(shared))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -48,7 +48,9 @@ def counted(forward_step: Callable[..., Any], throughput: ThroughputCallback) ->
     """The forward step alone, for loops whose events come from elsewhere."""
     signature = inspect.signature(forward_step)
     if not {"data_iterator", "model"} <= set(signature.parameters):
-        raise ConfigError(f"forward_step{signature} needs parameters data_iterator and model to be observed; rename its own")
+        raise ConfigError(
+            f"forward_step{signature} needs parameters named data_iterator and model to be observed; rename its parameters"
+        )
 
     @functools.wraps(forward_step)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -164,7 +164,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     if not sys.argv or not Path(sys.argv[0]).is_file():
         given = sys.argv[0] if sys.argv else "nothing"
         raise SystemExit(
-            f"bridge: error: {given} is no file; give Megatron-LM's pretrain_gpt.py or a script like it, then its flags"
+            f"bridge: error: {given} is not a file; give Megatron-LM's pretrain_gpt.py or a script like it, then its flags"
         )
     sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
     attach()

@@ -34,7 +34,7 @@ def save(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, throughput.state_dict())
     except OSError as error:
-        logger.warning("the totals of throughput are not kept beside the checkpoint: %s", error)
+        logger.warning("the throughput totals are not saved beside the checkpoint: %s", error)
 
 
 def load(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str = MEGATRONS) -> None:
@@ -58,7 +58,7 @@ def _read(path: Path) -> Any:
         problem = "it holds no totals"
     except (OSError, ValueError) as error:
         problem = str(error)
-    logger.warning("totals of throughput begin anew and are lower bounds, since %s cannot be read: %s", path, problem)
+    logger.warning("the throughput totals start again and are lower bounds, because %s cannot be read: %s", path, problem)
     return None
 
 

@@ -152,10 +152,10 @@ def _traced(config: Any, model: Any) -> Any:
 def _problem(args: Any, model: Any) -> Optional[str]:
     """Why the batches of the ranks do not add up to the work of the devices, if so."""
     if args.n_gpu > 1:
-        return f"{args.n_gpu} GPUs share this process (DataParallel); start one process a GPU with torchrun or accelerate"
+        return f"{args.n_gpu} GPUs share this process (DataParallel); start one process per GPU with torchrun or accelerate"
     layout = getattr(args, "parallelism_config", None)
     if max(getattr(layout, "non_data_parallel_size", 1), getattr(model, "tp_size", None) or 1) > 1:
-        return "ranks share their batches (tensor, context or sequence parallel); counted are data-parallel ranks"
+        return "ranks share their batches (tensor, context or sequence parallel); only data-parallel ranks are supported"
     return None
 
 

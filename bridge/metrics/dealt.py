@@ -71,8 +71,8 @@ def own_batches(item: Any) -> list[Any]:
     if isinstance(item, list) and all(isinstance(one, Mapping) and "cu_seqlens" in one for one in item):
         return [] if state.get_context_parallel_rank() else [item]
     raise ConfigError(
-        f"{FIELD}=True: its schedule gives each context rank sequences of its own, and a {type(item).__name__} does not tell "
-        f"which; observe what {_DEALER} takes, what it gives, or the samples of forward steps"
+        f"{FIELD}=True: its schedule gives each context rank its own sequences, and a {type(item).__name__} does not show "
+        f"which; observe the input of {_DEALER}, its output, or the samples of forward steps"
     )
 
 

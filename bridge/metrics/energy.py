@@ -157,7 +157,7 @@ def nvml_counter(nvml: Any, uuid: str) -> Optional[Counter]:
         nvml.nvmlInit()
         handle = nvml.nvmlDeviceGetHandleByUUID("GPU-" + uuid.removeprefix("GPU-"))
         if _is_divided(nvml, handle):
-            logger.debug("no energy: the card is divided (MIG), its counter is not this instance's")
+            logger.debug("no energy: the card is partitioned (MIG), so its counter covers more than this instance")
             return None
     except nvml.NVMLError as error:
         logger.debug("no energy: %s", error)

@@ -76,7 +76,9 @@ def device_peak(
     if configured is not None:
         return DevicePeak(name, number_format, float(configured), "hardware.peak_flops")
     if number_format not in NUMBER_FORMATS:
-        return DevicePeak(name, number_format, None, "unknown: it is not known which number formats run; set hardware.peak_flops")
+        return DevicePeak(
+            name, number_format, None, "unknown: the number formats of the run are unknown; set hardware.peak_flops"
+        )
     if on_cpu and device_name is None and number_format in _CPU_TYPES:
         return DevicePeak(
             name, number_format, *fastest(name, number_format, measure_matmul(getattr(torch, _CPU_TYPES[number_format])))
@@ -131,8 +133,8 @@ def fastest(name: str, number_format: str, now: tuple[float, str]) -> tuple[floa
     if not isinstance(kept, (int, float)) or isinstance(kept, bool) or not rate < kept < math.inf:
         _keep(path, {**known, key: rate})
         return now
-    doubt = f"; now {rate / kept:.0%} of it, something else is running" if rate < _BUSY * kept else ""
-    return float(kept), f"{source}; the fastest that was measured on this machine{doubt}"
+    doubt = f"; the current measurement is {rate / kept:.0%} of it, so other load is running" if rate < _BUSY * kept else ""
+    return float(kept), f"{source}; the fastest measurement on this machine{doubt}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def _of_group(data: Any, group: Any) -> Place:
     try:
         ranks, everyone = dist.get_process_group_ranks(data), dist.get_process_group_ranks(group)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"data_parallel={data!r} is no process group; give one, or mesh= and its dimension") from error
+        raise ConfigError(f"data_parallel={data!r} is not a process group; give one, or mesh= and its dimension") from error
     return Place(
         rank=dist.get_rank(group),
         world=len(everyone),
@@ -260,7 +260,7 @@ def _given(contributes: bool, group: Any) -> Place:
     said: list[Any] = [None] * world
     dist.all_gather_object(said, bool(contributes), group=group)
     if not any(said):
-        raise ConfigError("contributes=False on every rank: nobody speaks for the batches; one rank of each replica must")
+        raise ConfigError("contributes=False on every rank: one rank of each replica must contribute its batches")
     return Place(
         rank=rank,
         world=world,

@@ -15,7 +15,7 @@ import torch
 from torch.nn import Module
 
 _REMEDY = (
-    "tell the callback which see different batches: mesh= and data_parallel=, or data_parallel= with their process group, "
+    "tell the callback which ranks see different batches: mesh= and data_parallel=, or data_parallel= with their process group, "
     "or contributes= on each rank"
 )
 
@@ -46,7 +46,7 @@ def _reasons(model: Module, world: int) -> Iterator[str]:
     for name, parameter in model.named_parameters():
         mesh = getattr(parameter, "device_mesh", None)
         if mesh is not None and mesh.size() > max(data, 1) and any(place.is_shard() for place in parameter.placements):
-            yield f"{name} is sharded over a mesh of {tuple(mesh.shape)} ranks, of which data parallel are {max(data, 1)}"
+            yield f"{name} is sharded over a mesh of {tuple(mesh.shape)} ranks, {max(data, 1)} of them data parallel"
 
 
 def _averaged_over(module: Module) -> int:

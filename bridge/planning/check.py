@@ -218,7 +218,7 @@ class Check:
         near = min(self.conventions, key=lambda way: way.distance)
         return (
             f"{told} fits no convention and no usual mistake: the nearest, {near.name}, gives {self.shown(near)}, "
-            f"{_percent(near)}; the tokens per second, the model or the number are not what they are said to be."
+            f"{_percent(near)}; the tokens per second, the model or the reported number must be wrong."
         )
 
     def components(self, way: Way) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Check:
     def _because(self, best: Way) -> str:
         """The components whose counts differ most from ours, in percent of ours."""
         gaps = self.gaps(best, self.under(OURS))
-        return ", ".join(f"{name} ({gap:+.1%})" for name, gap in list(gaps.items())[:3]) or "what it is held against"
+        return ", ".join(f"{name} ({gap:+.1%})" for name, gap in list(gaps.items())[:3]) or "what the number is compared with"
 
     def shown(self, way: Way) -> str:
         """A count in the unit of the reported number."""
@@ -351,22 +351,22 @@ def check(
     model = _recomputing(read(config), recompute)
     lengths = _lengths(model, sequence_length, sequence_lengths)
     if len(image_patches) and all(statistic.over != "images" for statistic in compile_plan(model, "exact").statistics):
-        raise ConfigError("image_patches has no effect: this model has no vision tower that is priced; leave it out")
+        raise ConfigError("image_patches has no effect because this model has no vision tower to price; leave it out")
     if devices < 1:
         raise ConfigError(f"devices={devices} must be 1 or more")
     ranks = _ranks(config)
     if devices > 1 and devices % prod(ranks.values()):
-        raise ConfigError(f"devices={devices} is no multiple of the {prod(ranks.values())} of one replica ({_named(ranks)})")
+        raise ConfigError(f"devices={devices} is not a multiple of the {prod(ranks.values())} of one replica ({_named(ranks)})")
     peaks = _peaks(device_name, number_format, peak_flops)
     share = devices if whole_job else 1
     told = _quantity("reported", reported, ("FLOP/s", "%"))
     if told is not None and told.unit == "FLOP/s" and share > 1:
         told = replace(told, value=told.value / share, rounding=told.rounding / share)
     if told is not None and told.unit == "%" and number_format not in peaks:
-        raise ConfigError("reported is a share of a peak: give device_name or peak_flops")
+        raise ConfigError("reported is a fraction of a peak: give device_name or peak_flops")
     speed, rounding = _speed(tokens_per_second, share, step_time, global_batch_size, devices, lengths)
     if told is not None and speed is None:
-        raise ConfigError("reported needs the speed it is of: give tokens_per_second, or step_time and global_batch_size")
+        raise ConfigError("reported needs the speed of the run: give tokens_per_second, or step_time and global_batch_size")
     case = Case(
         model,
         lengths,
@@ -396,7 +396,7 @@ def _lengths(model: Model, length: int | None, lengths: Sequence[int]) -> tuple[
         raise ConfigError("sequence_length and sequence_lengths exclude each other: give one of them")
     found = tuple(lengths) or ((model.sequence_length if length is None else length),)
     if found[0] is None:
-        raise ConfigError("sequence_length is missing: the configuration names none")
+        raise ConfigError("sequence_length is missing, and the configuration sets none")
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in found):
         raise ConfigError(f"sequence_length={short(found[0])} must be a positive integer")
     return found  # type: ignore[return-value]  # the None was told
@@ -413,7 +413,7 @@ def _peaks(device_name: str | None, number_format: str, peak_flops: float | None
     peak = find_peak(device_name)
     if peak is None:
         raise ConfigError(
-            f"device_name={device_name!r} is not known or means several: take one of `bridge devices`, or give peak_flops"
+            f"device_name={device_name!r} is unknown or ambiguous: take one from `bridge devices`, or give peak_flops"
         )
     if number_format not in peak.tflops:
         raise ConfigError(f"device_name={device_name!r} has no {number_format} peak, only {', '.join(peak.tflops)}")
@@ -432,7 +432,7 @@ def _speed(
     if step_time is None:
         return None, 0.0
     if batch is None:
-        raise ConfigError("step_time needs global_batch_size, the rows of a step")
+        raise ConfigError("step_time needs global_batch_size, the rows per step")
     seconds, rounding = _measured("step_time", step_time)
     return _measured("global_batch_size", batch)[0] * Fraction(sum(lengths), len(lengths)) / seconds / devices, rounding
 

@@ -109,7 +109,7 @@ def communication(
         ConfigError: the dispatcher is not known.
     """
     if dispatcher not in ("alltoall", "allgather"):
-        raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: what it sends is not known; choose alltoall or allgather")
+        raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: its communication is unknown; choose alltoall or allgather")
     tokens = layout.micro_batch_size * sequence_length // layout.context_parallel_size
     step = _Step(plan, layout, optimizer, stage, tokens, local, dispatcher)
     here = _different(plan, layout.cuts, stage)

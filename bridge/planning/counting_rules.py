@@ -291,12 +291,12 @@ RULES = {
              convention=_without_cores, price=_all_but_embedding),
         Rule("six_n_without_embedding", "6 N over the weights of matmuls, no attention", convention=_without_cores,
              price=_six_n(_matmul_weights)),
-        Rule("full_square", "the whole square of attention, also where a mask hides half of it", convention=_whole_square),
+        Rule("full_square", "the whole attention square, even where a mask hides half of it", convention=_whole_square),
         Rule("windows_ignored", "every layer attends to the whole sequence", convention=_window_as_causal),
         Rule("half_window", "a window halved as if it were a causal square: T W / 2 pairs", convention=_window_of(HALF)),
-        Rule("whole_window", "T W pairs in a window, also at the start of a sequence", convention=_window_of(WHOLE)),
-        Rule("embedding_counted", "the embedding look-up counted as a matmul", price=_embedding),
-        Rule("attention_left_out", "no attention products: as in rows packed of short documents", convention=_without_cores),
+        Rule("whole_window", "T W pairs in a window, even at the start of a sequence", convention=_window_of(WHOLE)),
+        Rule("embedding_counted", "the embedding lookup counted as a matmul", price=_embedding),
+        Rule("attention_left_out", "no attention products, as in rows packed from short documents", convention=_without_cores),
         Rule("head_size_by_width", "heads of hidden_size / num_attention_heads instead of the model's own size",
              model=_language(_one_head_size)),
         Rule("gated_as_plain", "gated layers as two matmuls instead of three", model=_language(_ungated)),
@@ -309,7 +309,7 @@ RULES = {
         Rule("lora_as_two_thirds", "two thirds of full training, adapters left out", price=_two_thirds),
         Rule("lora_by_trainable_share", "full training x (2 + adapters / frozen) / 3, attention too, adapters left out",
              price=_by_trainable_share),
-        Rule("forward_only", "the forward pass alone", passes="forward"),
+        Rule("forward_only", "only the forward pass", passes="forward"),
         Rule("multiply_accumulates", "a multiply-accumulate counted as one operation", rate=lambda case: Fraction(1, 2)),
         Rule("ranks_twice", "each rank's work counted twice", rate=lambda case: 2),
         Rule("each_tensor_rank", "the work counted for each tensor-parallel rank", rate=lambda case: case.ranks.get("tensor", 1)),
@@ -318,8 +318,8 @@ RULES = {
              rate=lambda case: case.ranks.get("context", 1)),
         Rule("whole_job", "the whole job's work as one device's", rate=lambda case: case.devices),
         Rule("shared_once_more", "one device's work divided by the devices", rate=lambda case: Fraction(1, case.devices)),
-        Rule("sparse_peak", "held against the peak with sparsity, twice the dense one", peak=lambda case: 2),
-        *(Rule(f"{name}_peak", f"held against the {name.upper()} peak", peak=_peak_of(name)) for name in ("bf16", "fp8", "fp4")),
+        Rule("sparse_peak", "compared with the peak with sparsity, twice the dense one", peak=lambda case: 2),
+        *(Rule(f"{name}_peak", f"compared with the {name.upper()} peak", peak=_peak_of(name)) for name in ("bf16", "fp8", "fp4")),
     )
 }  # fmt: skip
 
@@ -337,5 +337,5 @@ def way(name: str | Convention) -> Convention:
 def get(name: str) -> Rule:
     """The rule of that name; ConfigError names the known ones."""
     if name not in RULES:
-        raise ConfigError(f"rule {name!r} is not known; choose from {', '.join(RULES)}")
+        raise ConfigError(f"rule {name!r} is unknown; choose from {', '.join(RULES)}")
     return RULES[name]

@@ -239,7 +239,7 @@ class Generation:
         rate = hardware.peak_bandwidth(device_name) if bandwidth is None else bandwidth
         for value, what, option in ((peak, f"{number_format} peak", "peak_flops"), (rate, "memory bandwidth", "bandwidth")):
             if not value or value <= 0:
-                raise ConfigError(f"device_name={device_name!r}: its {what} is not known; give {option}")
+                raise ConfigError(f"device_name={device_name!r}: its {what} is unknown; give {option}")
         assert peak is not None
         assert rate is not None
         peak, rate = peak * num_devices, rate * num_devices
@@ -290,9 +290,9 @@ class InferencePlan:
         model = reading.read(cfg)
         shape, cfg = model.shape, model
         if model.language is None:
-            raise ConfigError("there is no language model that generates token by token: count passes with bridge flops")
+            raise ConfigError("this is not a language model that generates token by token: count passes with bridge flops")
         if not shape.is_causal:
-            raise ConfigError("model.is_causal=False: a model whose tokens see what follows them does not generate")
+            raise ConfigError("model.is_causal=False: a model whose tokens see later tokens does not generate")
         record = conventions.get(convention)
         dense = record is conventions.EXECUTED
         self.full = _forward_plan(cfg, record)
@@ -446,9 +446,9 @@ def _check_cached(cached: int, prompt: int, kv_cache: bool, other_inputs: bool) 
     if not cached:
         return
     if cached >= prompt:
-        raise ConfigError(f"cached_tokens={cached} must be fewer than prompt_tokens={prompt}: the last one always runs")
+        raise ConfigError(f"cached_tokens={cached} must be fewer than prompt_tokens={prompt}: the last token always runs")
     if not kv_cache or other_inputs:
-        raise ConfigError(f"cached_tokens={cached} needs a KV cache, and a prompt of text alone")
+        raise ConfigError(f"cached_tokens={cached} needs a KV cache and a text-only prompt")
 
 
 # ---- terms of inference --------------------------------------------------------------------------

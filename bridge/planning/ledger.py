@@ -131,7 +131,7 @@ class Ledger:
         named = {"activation_func": model.shape.activation}
         if model.vision is not None:
             named["vision_config.hidden_act"] = model.vision.activation
-        notes = (f"{field}={name!r}: what this activation costs is not known and not counted"
+        notes = (f"{field}={name!r}: the cost of this activation is unknown and not counted"
                  for field, name in named.items() if name not in ACTIVATIONS)  # fmt: skip
         self.not_counted = (*plan.not_counted, *notes)
 

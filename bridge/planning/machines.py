@@ -72,5 +72,5 @@ def known_machine(device_name: str) -> Machine:
     """The machine of a device; ConfigError where it is unknown."""
     machine = find_machine(device_name)
     if machine is None:
-        raise ConfigError(f"device {device_name!r}: neither its memory nor its links are known; known are {', '.join(_BY_NAME)}")
+        raise ConfigError(f"device {device_name!r}: its memory and its links are unknown; choose from {', '.join(_BY_NAME)}")
     return machine

@@ -122,7 +122,7 @@ def memory(
     """
     length = sequence_length or plan.model.sequence_length
     if length is None:
-        raise ConfigError("sequence_length is missing: the model says none, so activations are not known")
+        raise ConfigError("sequence_length is missing, and the model sets none, so activations are unknown")
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"implementation={implementation!r} is not known; choose one of {', '.join(IMPLEMENTATIONS)}")
     kernels, terms = IMPLEMENTATIONS[implementation], terms_for(plan, layout)

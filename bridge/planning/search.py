@@ -61,7 +61,7 @@ class Candidate:
         shares = ((name, seconds / self.time.estimate) for name, seconds in losses.items())
         worst = sorted((share for share in shares if share[1] >= 0.005), key=lambda share: -share[1])[:3]
         told = [f"{name} {share:.0%}" for name, share in worst]
-        told += ["a third of the work is done again"] if self.recompute else []
+        told += ["a third of the work is recomputed"] if self.recompute else []
         return ", ".join(told) or "nothing but matmuls"
 
 
@@ -109,7 +109,7 @@ def search(
     model = reading.read(cfg)
     shape = model.language
     if shape is None:
-        raise ConfigError("layouts are searched for language models alone")
+        raise ConfigError("layouts are searched only for language models")
     plans = {
         name: compile_plan(replace(model, language=replace(shape, **options)), convention) for name, options in _RECOMPUTE.items()
     }

@@ -92,7 +92,7 @@ def unknown(terms: Sequence[Term], layout: Layout) -> tuple[str, ...]:
         return ()
     names = dict.fromkeys(leaf(term) for term in terms if term.parameters)
     found = [name for name in names if name not in {**COLUMN, **ROW, **WHOLE, **BUFFERS}]
-    return tuple(f"{name}: how it is cut over tensor-parallel ranks is not known; it is taken as whole" for name in found)
+    return tuple(f"{name}: its tensor-parallel sharding is unknown; it is treated as unsharded" for name in found)
 
 
 def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> list[list[Shard]]:

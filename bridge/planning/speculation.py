@@ -80,7 +80,7 @@ def speculate(
         whole(name, value)
     whole("generated_tokens", generated_tokens, 0)
     if not 0 <= acceptance <= 1:
-        raise ConfigError(f"acceptance={float(acceptance):g} is a fraction of the proposals: give 0 to 1")
+        raise ConfigError(f"acceptance={float(acceptance):g} must be a fraction of the proposals, from 0 to 1")
     each = tokens_per_pass(Fraction(acceptance), proposals)
     passes = ceil(max(generated_tokens - 1, 0) / each)
     # Behind the prompt and what the passes before have brought.

@@ -40,7 +40,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
-            raise ConfigError(f"{self.low}-{self.high} is no range of numbers: the first must not be above the second")
+            raise ConfigError(f"{self.low}-{self.high} is not a range: the first number must not exceed the second")
 
     @classmethod
     def of(cls, value: Number | Range) -> Range:
@@ -99,7 +99,7 @@ class Cluster:
             if value <= 0:
                 raise ConfigError(f"{name}={value} must be positive")
         if self.mfu.high > 1:
-            raise ConfigError(f"mfu={float(self.mfu.high):g} is a fraction of the peak: it cannot be above 1")
+            raise ConfigError(f"mfu={float(self.mfu.high):g} must be a fraction of the peak, at most 1")
 
     @property
     def flops_per_device_hour(self) -> Range:
@@ -149,13 +149,13 @@ class TrainingRun:
 
 def _per_price(cluster: Cluster) -> Range:
     if cluster.price is None:
-        raise ConfigError("a budget in money needs the price of a device hour: give price")
+        raise ConfigError("a budget in money needs the price per device-hour: give price")
     return cluster.flops_per_device_hour / cluster.price
 
 
 def _per_energy(cluster: Cluster) -> Range:
     if cluster.power is None:
-        raise ConfigError("a budget in kWh needs the power of a device: give power")
+        raise ConfigError("a budget in kWh needs the power per device: give power")
     return cluster.flops_per_device_hour / cluster.power * 1000
 
 

@@ -47,7 +47,7 @@ def notes_of(run: RecordedRun) -> list[str]:
         sentences.append("Doubtful: a utilization above 100%. The peak, the number format or the convention does not fit.")
     details = run.facts.get("verified_details")
     if run.facts.get("verified") == "no" and present(run, "throughput/doubtful") and isinstance(details, list) and details:
-        sentences.append(f"Doubtful: the built model is not the one that is priced. {_text('; '.join(map(str, details)))}.")
+        sentences.append(f"Doubtful: the built model is not the priced model. {_text('; '.join(map(str, details)))}.")
     if not any(key.startswith("throughput/") for key in run.names()):
         sentences.append("This run has no throughput/ keys: its recipe had no ThroughputCallback.")
     if _incomplete(run):
@@ -88,7 +88,7 @@ def _results(run: RecordedRun) -> Iterator[Headline]:
     last = run.steps[-1]
     yield Headline("Last step", f"{last:,}", f"{run.count:,} log points, {run.kind}")
     for key, label, unit in (
-        ("throughput/tflops/device", "FLOP/s of a device, median", "TFLOP/s"),
+        ("throughput/tflops/device", "FLOP/s per device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),
         ("throughput/tokens_per_sec", "Tokens per second, median", "tokens/s"),
     ):
@@ -99,7 +99,7 @@ def _results(run: RecordedRun) -> Iterator[Headline]:
     least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")
-        of_plan = f"; {numbers[-1] / planned:.1%} of {with_unit(planned, 'FLOP')} planned at most" if planned else ""
+        of_plan = f"; {numbers[-1] / planned:.1%} of at most {with_unit(planned, 'FLOP')} planned" if planned else ""
         yield Headline(f"FLOPs so far{least}", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
     if numbers := present(run, "throughput/total_tokens"):
         yield Headline(f"Tokens so far{least}", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
@@ -109,7 +109,7 @@ def _constants(run: RecordedRun) -> Iterator[Headline]:
     if device := run.facts.get("device"):
         yield Headline("Device", _text(device), _join(_format(run), _layout(run)))
     if peak := _number(run, "peak_flops"):
-        yield Headline("Peak of a device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
+        yield Headline("Peak per device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
         price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
         detail = f"{with_unit(price, 'FLOP')} per token at {length:,} tokens" if price and length else ""

@@ -37,8 +37,8 @@ def put_beside(run: RecordedRun, log: Path) -> None:
     found = _read(log)
     if not found:
         raise ConfigError(
-            f"--beside {log} holds no rates of a Megatron loop; name its standard output, of a job with --log-throughput, its "
-            "offline W&B run, or a folder of its TensorBoard files, of one with --log-timers-to-tensorboard too"
+            f"--beside {log} holds no rates of a Megatron loop; name the standard output of a job with --log-throughput, its "
+            "offline W&B run, or a folder of its TensorBoard files (of a job with --log-timers-to-tensorboard)"
         )
     rows = {row["step"]: row for row in run.rows}
     for step, values in found.items():

@@ -25,11 +25,11 @@ def named(runs: Sequence[RecordedRun], sources: Sequence[str]) -> dict[str, Reco
         ConfigError: too many, or one of them twice.
     """
     if len(runs) > MOST_RUNS:
-        raise ConfigError(f"{len(runs)} runs in one report; at most {MOST_RUNS} can be told apart")
+        raise ConfigError(f"{len(runs)} runs in one report; the maximum is {MOST_RUNS}")
     names = [run.name for run in runs]
     found = dict(zip(sources if len(set(names)) < len(names) else names, runs, strict=True))
     if len(found) < len(runs):
-        raise ConfigError("the same run is given twice; name different ones")
+        raise ConfigError("the same run is given twice; name different runs")
     return found
 
 

@@ -68,13 +68,13 @@ class Section:
 SECTIONS = (
     Section(
         "Throughput and utilization",
-        "How fast is a device, and how much is that of what it could do?",
+        "How fast is a device, and what fraction of its peak is that?",
         (
             Panel(
-                "FLOP/s of a device",
+                "FLOP/s per device",
                 (*(f"throughput/tflops/device{suffix}" for suffix in ("", "_nominal", "_6nd")), "host/tflops/device"),
             ),
-            Panel("Utilisation of the peak", ("throughput/mfu", "throughput/hfu")),
+            Panel("Utilization of the peak", ("throughput/mfu", "throughput/hfu")),
             Panel("Tokens per second", ("throughput/tokens_per_sec", "throughput/device/tokens_per_sec")),
             Panel(
                 "Time of a step",
@@ -86,7 +86,7 @@ SECTIONS = (
         "The parts of a step",
         "Do they change over the run?",
         (
-            Panel("Time of a step by part", ("throughput/time/<part>",), "stacked"),
+            Panel("Step time by part", ("throughput/time/<part>",), "stacked"),
             Panel("Share of the parts", ("throughput/time/<part>",), "shares"),
         ),
     ),
@@ -100,7 +100,7 @@ SECTIONS = (
     ),
     Section(
         "Padding and data wait",
-        "What is computed or waited for in vain?",
+        "Which computation and waiting is wasted?",
         (
             Panel("Padding and data wait", ("throughput/padding_fraction", "throughput/data_wait_fraction")),
             Panel("Assignments that experts dropped", ("throughput/dropped_tokens_fraction",)),
@@ -111,17 +111,17 @@ SECTIONS = (
         "Do some ranks wait for others, and why?",
         (
             Panel(
-                "Largest over mean work",
+                "Max/mean work",
                 ("throughput/imbalance/data_parallel", "throughput/imbalance/pipeline"),
                 least=1.0,
             ),
             Panel(
-                "Slowest rank over the mean, and why",
+                "Slowest rank over the mean, and the cause",
                 ("throughput/imbalance/compute", "throughput/imbalance/work", "throughput/imbalance/device"),
                 least=1.0,
             ),
             Panel(
-                "Fullest expert over the mean", ("throughput/imbalance/experts", "throughput/imbalance/expert_ranks"), least=1.0
+                "Max/mean tokens of the experts", ("throughput/imbalance/experts", "throughput/imbalance/expert_ranks"), least=1.0
             ),
             Panel("Fullest expert of each layer", ("throughput/imbalance/experts/layer_<number>",), "heat", 1.0),
             Panel("Compute time of a step", ("throughput/compute_time/max", "throughput/compute_time/mean")),
@@ -130,7 +130,7 @@ SECTIONS = (
     ),
     Section(
         "Totals and budget",
-        "How much is done, of what was planned?",
+        "How much of the plan is done?",
         (
             Panel("FLOPs so far", ("throughput/total_flops",), plan="planned_flops"),
             Panel("Tokens so far", ("throughput/total_tokens",)),
@@ -140,8 +140,8 @@ SECTIONS = (
         "Energy",
         "What does a FLOP cost?",
         (
-            Panel("Power of a device", ("throughput/power",)),
-            Panel("FLOPs a joule", ("throughput/flops_per_joule",)),
+            Panel("Power per device", ("throughput/power",)),
+            Panel("FLOPs per joule", ("throughput/flops_per_joule",)),
         ),
     ),
     Section(
@@ -149,7 +149,7 @@ SECTIONS = (
         "Does it learn?",
         (
             Panel("Loss", ("lm loss", "lm loss validation"), least=None),
-            Panel("Norm of the gradient", ("grad-norm",)),
+            Panel("Gradient norm", ("grad-norm",)),
         ),
     ),
 )
@@ -167,7 +167,7 @@ _LABELS = {
     "throughput/tflops/device": "counted",
     "throughput/tflops/device_nominal": "as if nothing were dropped",
     "throughput/step_time": "mean",
-    "throughput/tflops/device_6nd": "as 6ND would claim",
+    "throughput/tflops/device_6nd": "by 6ND",
     "host/tflops/device": "as Megatron prints it",
     "host/step_time": "as Megatron prints it",
     "throughput/tokens_per_sec": "whole job",

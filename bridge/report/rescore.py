@@ -58,7 +58,7 @@ def _check(row: Row, components: Mapping[str, Fraction], own: str) -> None:
     for name, flops in components.items():
         logged = row.get(_FLOPS + name)
         if logged is not None and logged != round(flops):
-            raise ConfigError(f"step {row['step']}: {_FLOPS}{name} is {logged:,}, and its own {own} prices make {round(flops):,}")
+            raise ConfigError(f"step {row['step']}: {_FLOPS}{name} is {logged:,}, and its own {own} prices give {round(flops):,}")
 
 
 def _again(

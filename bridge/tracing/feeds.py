@@ -41,7 +41,7 @@ class Feed:
         config = getattr(images.inner(model), "config", None)
         for name in ("vision_config", "audio_config"):
             if getattr(config, name, None) is not None and not (self.patches and name == "vision_config"):
-                yield f"{name}: the model was traced on text alone; what its images or its sound cost is not counted"
+                yield f"{name}: the model was traced on text only; images and sound are not counted"
         yield from self.left_out
 
 
@@ -76,7 +76,7 @@ def of_text(model: Any) -> Iterator[Feed]:
         yield Feed(partial(images.heard, model))
     if getattr(config, "is_encoder_decoder", False):
         yield from _forms(5, masks=(0, 2))
-    alone = ("decoder: it was traced at its first token alone",) if getattr(config, "is_encoder_decoder", False) else ()
+    alone = ("decoder: it was traced only at its first token",) if getattr(config, "is_encoder_decoder", False) else ()
     yield from _forms(0, masks=(0, 4, 2), left_out=alone)
 
 
@@ -102,7 +102,7 @@ def _first_name(model: torch.nn.Module) -> str:
     """The first argument of ``forward``."""
     names = list(inspect.signature(model.forward).parameters)
     if not names:
-        raise ConfigError(f"{type(model).__name__} cannot be traced: its forward takes nothing; give inputs=")
+        raise ConfigError(f"{type(model).__name__} cannot be traced: its forward takes no arguments; give inputs=")
     return names[0]
 
 

@@ -38,7 +38,7 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     try:
         result = copy.deepcopy(model, fakes)
     except Exception as error:
-        raise ConfigError(f"{type(model).__name__} cannot be traced, since it cannot be copied: {error}") from error
+        raise ConfigError(f"{type(model).__name__} cannot be traced because it cannot be copied: {error}") from error
     return prepared(result)
 
 
@@ -59,7 +59,7 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
     if led_back:
         name = type(model).__name__
         raise ConfigError(
-            f"{name} cannot be traced: its forward pass was replaced by a function that leads from a copy back to it"
+            f"{name} cannot be traced: its forward pass was replaced by a function that refers from a copy back to the original"
         )
 
 

@@ -95,4 +95,4 @@ def _check_folders(cfg: Config) -> None:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"{option}={folder!r} cannot be made: {error.strerror}. Give another folder.") from error
+                raise ConfigError(f"{option}={folder!r} cannot be created: {error.strerror}. Give another folder.") from error

@@ -68,7 +68,7 @@ def _one(optimizer: Any) -> int:
     if names[0] == "Muon" and all("ns_steps" in group for group in groups):
         return sum(Optimizer("muon", steps=group["ns_steps"]).flops(_shapes([group])) for group in groups)
     if any(map(multiplies, names)):
-        raise ConfigError(f"{names[0]}: which matrices this optimizer multiplies is not known")
+        raise ConfigError(f"{names[0]}: the matrices that this optimizer multiplies are unknown")
     return 0
 
 

@@ -329,7 +329,7 @@ def check_peft(cfg: Config, transformer_engine: bool) -> None:
         return
     if transformer_engine:
         raise ConfigError(
-            "peft: adapters are put on megatron-core's own linear layers, not on Transformer Engine's. "
+            "peft: only megatron-core's own linear layers can have adapters, not Transformer Engine's. "
             "Use model.transformer_impl=local."
         )
     tensor = cfg.parallel.tensor_model_parallel_size
@@ -403,8 +403,8 @@ def _adapt(layer: Any, name: str, parts: tuple[str, ...], lora: transforms.Lora,
     """Give a layer its adapter: one over the whole of it, or one for each of ``parts``."""
     if type(layer) not in _ADAPTED:
         raise ConfigError(
-            f"peft.target_modules names {name}, which is a {type(layer).__name__}: adapters can be put on megatron-core's "
-            "own linear layers. Use model.transformer_impl=local, or take it out of the targets."
+            f"peft.target_modules names {name}, which is a {type(layer).__name__}: only megatron-core's own linear layers can "
+            "have adapters. Use model.transformer_impl=local, or take it out of the targets."
         )
     sizes: dict[str, Any] = {"rank": lora.dim, "scale": peft.alpha / lora.dim, "dropout": peft.dropout}
     leaf, widths = name.rpartition(".")[2], _widths(name, layer)

@@ -60,8 +60,9 @@ def _not_alike(found: Checkpoint) -> str:
     """Adapters alone where all weights are expected, or the other way round."""
     if found.base is not None:
         return (
-            f"checkpoint.load: {found.path} holds only what was trained on top of {found.base.path}. Use the recipe it was "
-            f"saved with (its config.yaml), or set checkpoint.pretrained_checkpoint={found.base.path} and what was frozen."
+            f"checkpoint.load: {found.path} holds only the weights that were trained on top of {found.base.path}. Use the "
+            "recipe it was "
+            f"saved with (its config.yaml), or set checkpoint.pretrained_checkpoint={found.base.path} and freeze the same parts."
         )
     return (
         f"checkpoint.load: {found.path} holds all weights, not those of a fine-tuning. To fine-tune it set "

@@ -112,7 +112,7 @@ def test_devices():
     assert options.known_peak("NVIDIA H100 80GB HBM3", "bf16") == 989.4e12
     assert options.known_bandwidth("H100 PCIe") == 2e12
     for call, words in (
-        (lambda: options.known_device("h101"), r"'h101' is not known or means several \(did you mean h100\?\)"),
+        (lambda: options.known_device("h101"), r"'h101' is unknown or ambiguous \(did you mean h100\?\)"),
         (lambda: options.known_peak("A100", "fp8"), "has no fp8 peak, only bf16, fp16"),
         (lambda: options.known_bandwidth("A100"), "different memory"),
     ):

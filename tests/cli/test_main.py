@@ -110,7 +110,7 @@ def test_training_says_what_it_needs():
     code = "import sys; sys.modules['torch'] = None; from bridge.cli.main import main; sys.exit(main(['train', 'tiny']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "training needs torch 2.6 or newer, which is not installed; pip install torch" in done.stderr
+    assert "training needs torch 2.6 or newer, but it is not installed; pip install torch" in done.stderr
 
 
 @pytest.mark.parametrize(

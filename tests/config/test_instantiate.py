@@ -20,7 +20,7 @@ def test_arguments_reach_the_target():
     [
         ("fractions.Fraction", "must be a mapping with `_target_`"),
         ({"numerator": 3}, "must be a mapping with `_target_`"),
-        ({"_target_": "Fraction"}, "is no import path"),
+        ({"_target_": "Fraction"}, "is not an import path"),
         ({"_target_": "no_such_package.Thing"}, "No module named 'no_such_package'"),
         ({"_target_": "fractions.Fractoin"}, "did you mean fractions.Fraction?"),
         ({"_target_": "fractions.Decimal.nothing"}, "cannot be imported"),

@@ -199,8 +199,8 @@ def test_a_circle_of_bases_is_shown(write):
         ("train.skip_iterations=3", "train.skip_iterations=3 must be a list of integers"),
         ("peft=5", "peft=5 must be a mapping of options or null"),
         ("callbacks.3.convention=exact", "callbacks"),
-        ("model.num_layers", "is not of the form section.option=value"),
-        ("=3", "is not of the form section.option=value"),
+        ("model.num_layers", "must have the form section.option=value"),
+        ("=3", "must have the form section.option=value"),
         ("model.num_layers={a", "the value is not valid YAML"),
     ],
 )

@@ -207,13 +207,13 @@ class Hostile:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ([row(), {"input_ids": [1, 2], "seq_start_id": [0]}], "row 1: it is no dictionary with loss_mask"),
+        ([row(), {"input_ids": [1, 2], "seq_start_id": [0]}], "row 1: it is not a dictionary with loss_mask"),
         ([row(loss_mask=[True] * 5)], "row 0: 6 input_ids have a loss_mask of 5"),
         ([row(seq_start_id=[1, 3])], "row 0: 6 input_ids, and seq_start_id"),
         ([row(seq_start_id=[0, 9])], "row 0: 6 input_ids, and seq_start_id"),
         ([row(input_ids=[0.5] * 6)], "must hold integers"),
-        ([row(input_ids=[2**32, 1, 2, 3, 4, 5])], "row 0: input_ids of 1 to 4294967296 are no tokens"),
-        ([row(input_ids=[-1, 1, 2, 3, 4, 5])], "row 0: input_ids of -1 to 5 are no tokens"),
+        ([row(input_ids=[2**32, 1, 2, 3, 4, 5])], "row 0: input_ids of 1 to 4294967296 are not tokens"),
+        ([row(input_ids=[-1, 1, 2, 3, 4, 5])], "row 0: input_ids of -1 to 5 are not tokens"),
         ([row(tokens=2, seq_start_id=[0, 1])], "row 0: no sequence has two tokens"),
         ([row(loss_mask=Hostile())], "cannot be read: it holds posix.system"),
         ([row(input_ids=[300] * 6)], "model.vocab_size=257: packed row 0"),

@@ -33,7 +33,7 @@ def test_zigzag_is_even_and_a_ring_is_not():
 
 
 def test_what_cannot_be_cut():
-    with pytest.raises(ConfigError, match="10 tokens cannot be cut into 4 equal parts"):
+    with pytest.raises(ConfigError, match="10 tokens cannot be split into 4 equal parts"):
         causal_pairs([10], 2)
     with pytest.raises(ConfigError, match="zigzag"):
         causal_pairs([16], 2, "spiral")

@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_named(content, tmp_path):
 @pytest.mark.parametrize(
     ("configs", "message"),
     [
-        (BLOCKS[:3], "model.block_configs has 3 entries, but model.num_layers=4: give one a layer"),
+        (BLOCKS[:3], "model.block_configs has 3 entries, but model.num_layers=4: give one per layer"),
         (7, "model.block_configs=7 must be a list with a mapping for each layer"),
         ([7, 7, 7, 7], "must be a list with a mapping for each layer"),
         ([{"attention": 7}] * 4, "model.block_configs[0].attention=7 must be a mapping"),

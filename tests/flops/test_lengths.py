@@ -108,7 +108,7 @@ def test_the_other_lengths_are_checked_too(name):
 
 
 def test_one_encoder_length_a_sequence():
-    with pytest.raises(ConfigError, match="encoder_lengths has 1 entries, sequence_lengths 2: give one a sequence"):
+    with pytest.raises(ConfigError, match="encoder_lengths has 1 entries, sequence_lengths 2: give one per sequence"):
         compile_plan(TRANSLATOR, "exact").flops([3, 4], encoder_lengths=[5])
 
 

@@ -67,5 +67,5 @@ def test_experts_are_matrices_of_their_own():
 def test_what_is_not_known_is_named_and_adam_multiplies_nothing():
     plan = compile_plan(MODEL)
     assert optimizer_flops(plan, {}) == optimizer_flops(plan, {"optimizer": "adam"}) == 0
-    with pytest.raises(ConfigError, match="optimizer='psgd_pro': which matrices it multiplies is not known"):
+    with pytest.raises(ConfigError, match="optimizer='psgd_pro': the matrices that it multiplies are unknown"):
         optimizer_flops(plan, {"optimizer": "psgd_pro"})

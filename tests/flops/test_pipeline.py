@@ -182,9 +182,9 @@ def test_hybrid_splits_are_megatron_cores(monkeypatch):
         (
             {PP: 2, "segments": (1, 1, 1)},
             (3,),
-            "the hybrid pattern has 3 chunks, which is no multiple of",
+            "the hybrid pattern has 3 chunks, which is not a multiple of",
         ),
-        ({PP: 2, VPP: 3, LIST: "E|t|t|L"}, (2,), "has 2 chunks a stage; leave it unset"),
+        ({PP: 2, VPP: 3, LIST: "E|t|t|L"}, (2,), "has 2 chunks per stage; leave it unset"),
         ({PP: 2, LIST: "Et|tL"}, (3,), "has 2 times decoder, but the model has 3: make them agree"),
         ({PP: 2, LIST: "Et|tL"}, (2, 1), "has 0 times mtp, but the model has 1"),
         ({PP: 2, LIST: "tE|tL"}, (2,), "must have embedding, decoder, mtp, loss in this order"),

@@ -57,7 +57,7 @@ def test_stages_and_formats_follow():
 
 def test_lengths_say_nothing_of_it():
     plan = routed(compile_plan(MODEL))
-    with pytest.raises(ConfigError, match="counted by their routers"):
+    with pytest.raises(ConfigError, match="routers count the tokens of experts"):
         plan.flops([LENGTH])
 
 

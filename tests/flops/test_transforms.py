@@ -84,7 +84,7 @@ def test_parts_of_a_fused_layer_get_adapters_of_their_own():
 
 def test_a_target_that_is_no_layer_is_one_sentence():
     cfg = {"model": SMALL, "peft": {"kind": "lora", "dim": 2, "target_modules": ["linear_qvk"]}}
-    with pytest.raises(ConfigError, match="peft.target_modules: 'linear_qvk' matches no linear layer of this model; there are"):
+    with pytest.raises(ConfigError, match="peft.target_modules: 'linear_qvk' matches no linear layer of this model; choose from"):
         compile_plan(cfg)
 
 
@@ -151,7 +151,7 @@ def test_an_unknown_module_leaves_flops_and_makes_only_the_hardware_passes_unkno
     """Names of megatron-core's that this model has no layers for are unknown too: it would refuse them."""
     options = {"recompute_granularity": "selective", "recompute_modules": ["core_attn", module]}
     plan = compile_plan(SMALL | options, "exact")
-    sentence = f"recompute_modules has {module!r}: what that runs again is not known, so hardware FLOPs (HFU) are not"
+    sentence = f"recompute_modules has {module!r}: its recomputation is unknown, so hardware FLOPs (HFU) are unknown"
     assert plan.hardware_unknown == plan.not_counted == (sentence,)
     assert plan.flops([3]) == 2 * 3 * FORWARD
     assert plan.flops([3], passes="forward") == 2 * FORWARD

@@ -73,7 +73,7 @@ def test_a_checkpoint_without_totals_makes_them_lower_bounds(ranks):
     ("layout", "why"),
     [
         ("pipeline", "a pipeline's first and last stage both draw each micro-batch"),
-        ("ulysses", r"2 ranks hold parts of each sequence \(DeepSpeed-Ulysses\), and no part tells its length"),
+        ("ulysses", r"2 ranks hold parts of each sequence \(DeepSpeed-Ulysses\), not whole ones"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_with_a_reason(ranks, layout, why):

@@ -24,7 +24,7 @@ BATCH = {"cu_seqlens": [0, 3, 8]}
 
 @pytest.mark.parametrize("forward_step", [lambda batch, model: None, lambda data_iterator: None])
 def test_a_forward_step_without_the_two_parameters_is_refused(forward_step):
-    with pytest.raises(ConfigError, match="needs parameters data_iterator and model"):
+    with pytest.raises(ConfigError, match="needs parameters named data_iterator and model"):
         observed(forward_step, ThroughputCallback())
 
 

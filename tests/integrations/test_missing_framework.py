@@ -28,5 +28,5 @@ def test_megatron_lm_is_looked_for_where_it_is_needed(monkeypatch):
     with pytest.raises(ImportError, match="bridge.integrations.megatron_lm needs Megatron-LM: put its repository on PYTHONPATH"):
         adapter.attach()
     for argv, named in (([], "nothing"), (["no_such_script.py"], "no_such_script.py")):
-        with pytest.raises(SystemExit, match=f"bridge: error: {named} is no file; give Megatron-LM's pretrain_gpt.py"):
+        with pytest.raises(SystemExit, match=f"bridge: error: {named} is not a file; give Megatron-LM's pretrain_gpt.py"):
             adapter.main(argv)

@@ -223,7 +223,7 @@ def test_several_gpus_in_one_process_are_refused_in_words(tmp_path, caplog):
     args._n_gpu = 2
     callback = trainer.callback_handler.callbacks[1]
     callback.on_train_begin(args, trainer.state, trainer.control, model=trainer.model)
-    assert "start one process a GPU with torchrun" in caplog.text
+    assert "start one process per GPU with torchrun" in caplog.text
     args._n_gpu = 0
     assert callback.throughput.latest == {}
 

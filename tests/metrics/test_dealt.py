@@ -26,7 +26,7 @@ def launch(ranks: int, folder: Path, *layouts: str) -> list[dict[str, Any]]:
     """What each rank found, by layout."""
     finished = torchrun(ranks, str(WORKER), str(folder), *layouts)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "does not tell which; observe what HybridCPDataLoaderWrapper takes" in finished.stderr
+    assert "does not show which; observe the input of HybridCPDataLoaderWrapper" in finished.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -40,8 +40,11 @@ def test_the_fastest_measurement_of_a_machine_is_kept_whatever_the_load(tmp_path
     first = fastest("X", "fp32", (100.0, "measured: a"))
     assert first == (100.0, "measured: a")
     busy = fastest("X", "fp32", (8.0, "measured: b"))
-    assert busy == (100.0, "measured: b; the fastest that was measured on this machine; now 8% of it, something else is running")
-    assert fastest("X", "fp32", (99.0, "c")) == (100.0, "c; the fastest that was measured on this machine")
+    assert busy == (
+        100.0,
+        "measured: b; the fastest measurement on this machine; the current measurement is 8% of it, so other load is running",
+    )
+    assert fastest("X", "fp32", (99.0, "c")) == (100.0, "c; the fastest measurement on this machine")
     assert fastest("X", "fp32", (110.0, "d")) == (110.0, "d")
     assert fastest("Y", "fp32", (1.0, "e")) == fastest("X", "bf16", (1.0, "e")) == (1.0, "e")
     file = tmp_path / "bridge" / "peaks.json"
@@ -81,4 +84,4 @@ def test_a_cpu_has_no_peak_in_a_format_that_it_does_not_multiply(number_format):
 def test_an_unknown_format_has_no_peak():
     peak = device_peak("unknown", device_name="NVIDIA B200", device="cpu")
     assert (peak.number_format, peak.flops) == ("unknown", None)
-    assert peak.source == "unknown: it is not known which number formats run; set hardware.peak_flops"
+    assert peak.source == "unknown: the number formats of the run are unknown; set hardware.peak_flops"

@@ -58,7 +58,7 @@ def test_each_batch_counts_once(ranks, case, replicas):
 @pytest.mark.parametrize(
     ("case", "why"),
     [
-        ("tensor parallel, nobody says so", "up.weight is sharded over a mesh of (4,) ranks, of which data parallel are 1"),
+        ("tensor parallel, nobody says so", "up.weight is sharded over a mesh of (4,) ranks, 1 of them data parallel"),
         ("tensor and data parallel, nobody says so", "gradients are averaged over 2 of 4 ranks"),
         ("sequence parallel, nobody says so", "attention over a sequence-parallel group"),
         ("ddp over half of the ranks", "gradients are averaged over 2 of 4 ranks"),

@@ -126,5 +126,5 @@ def test_gathering_twice_with_experts() -> None:
 
 def test_an_unknown_dispatcher() -> None:
     plan = compile_plan(load_recipe("qwen3-30b-a3b", validate=False))
-    with pytest.raises(ConfigError, match="moe_token_dispatcher_type='flex': what it sends is not known"):
+    with pytest.raises(ConfigError, match="moe_token_dispatcher_type='flex': its communication is unknown"):
         communication(plan, Layout(), Optimizer(), sequence_length=4096, dispatcher="flex")

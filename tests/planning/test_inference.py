@@ -318,7 +318,7 @@ def test_unknown_devices(device, arguments, message):
         ({"generated_tokens": -1}, "generated_tokens=-1 must be an integer of at least 0"),
         ({"batch_size": 1.5}, r"batch_size=1\.5 must be a positive integer"),
         ({"convention": "mine"}, "convention='mine' is not known"),
-        ({"cfg": SMALL | {"is_causal": False}}, "is_causal=False: a model whose tokens see what follows"),
+        ({"cfg": SMALL | {"is_causal": False}}, "is_causal=False: a model whose tokens see later tokens"),
     ],
 )
 def test_impossible_requests(arguments, message):

@@ -664,7 +664,7 @@ def test_lora_of_any_model():
 def test_an_unknown_activation_is_reported():
     assert ACTIVATIONS.keys() >= {"silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu"}
     assert Ledger(QWEN_SMALL | {"activation_func": "mish"}).not_counted == (
-        "activation_func='mish': what this activation costs is not known and not counted",
+        "activation_func='mish': the cost of this activation is unknown and not counted",
     )
 
 

@@ -36,7 +36,7 @@ def test_lines_of_the_standard_output(tmp_path):
 def test_a_log_of_something_else_is_one_sentence(tmp_path):
     log = tmp_path / "job.log"
     log.write_text("iteration 3 of something\n")
-    with pytest.raises(ConfigError, match="job.log holds no rates of a Megatron loop; name its standard output"):
+    with pytest.raises(ConfigError, match="job.log holds no rates of a Megatron loop; name the standard output"):
         put_beside(RecordedRun("metrics.jsonl"), log)
     with pytest.raises(ConfigError, match="none.log cannot be read: No such file"):
         put_beside(RecordedRun("metrics.jsonl"), tmp_path / "none.log")

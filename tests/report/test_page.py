@@ -97,7 +97,7 @@ def test_the_page_holds_the_numbers_of_the_run(tmp_path):
         assert charts[title]["steps"] == steps
         return series["values"]
 
-    assert shown("Utilisation of the peak", "MFU") == [pytest.approx(100 * one["throughput/mfu"], rel=1e-4) for one in rows]
+    assert shown("Utilization of the peak", "MFU") == [pytest.approx(100 * one["throughput/mfu"], rel=1e-4) for one in rows]
     work = "Work of a log interval by component"
     assert charts[work]["unit"] == "PFLOP"
     assert shown(work, "mlp") == [pytest.approx(one["throughput/flops/mlp"] / 1e15, rel=1e-4) for one in rows]
@@ -106,7 +106,7 @@ def test_the_page_holds_the_numbers_of_the_run(tmp_path):
         share = shown("Share of the components", "core attention")[i]
         assert share == pytest.approx(float(100 * one["throughput/flops/core_attention"] / whole), rel=1e-4)
     # Panels without keys in this run are left out.
-    assert "Norm of the gradient" not in charts
+    assert "Gradient norm" not in charts
     total = rows[-1]["throughput/total_flops"]
     head = ("my run", "NVIDIA H100 80GB HBM3", "megatron", "8,030,261,248", "0.261%", f"{total:,}; 10.0% of 1 EFLOP planned")
     assert [text for text in head if text not in page.text] == []
@@ -147,7 +147,7 @@ def test_a_single_row_and_rows_without_throughput_are_drawn(tmp_path):
     run = RecordedRun("metrics.jsonl")
     run.take([{"step": 1, "lm loss": 3.0, "grad-norm": 0.0}, {"step": 2, "lm loss": 3.0}])
     page = Page(render(run))
-    assert page.titles == ["Loss", "Norm of the gradient"]
+    assert page.titles == ["Loss", "Gradient norm"]
     assert "no ThroughputCallback" in page.text
     assert "nan" not in page.text
 
@@ -187,7 +187,7 @@ def test_a_long_run_keeps_its_extremes_and_a_small_page(tmp_path):
     text = render(open_run(file))
     page = Page(text)
     assert len(text) < 400_000
-    (chart,) = [chart for title, chart in zip(page.titles, page.charts, strict=True) if title == "Utilisation of the peak"]
+    (chart,) = [chart for title, chart in zip(page.titles, page.charts, strict=True) if title == "Utilization of the peak"]
     points = dict(zip(chart["steps"], chart["series"][0]["values"], strict=True))
     assert (points[54_321], points[77_777]) == (90.0, 1.0)
     assert {0, 99_999} <= set(points)

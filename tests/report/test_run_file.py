@@ -131,7 +131,7 @@ def test_a_torn_last_line_and_damaged_rows_are_told(tmp_path):
 def test_a_model_that_is_not_the_priced_one_is_told(tmp_path):
     said = "output_layer: plan 128,256 x 4,096, model has none"
     for facts, told in (
-        ({"verified": "no", "verified_details": [said]}, [f"Doubtful: the built model is not the one that is priced. {said}."]),
+        ({"verified": "no", "verified_details": [said]}, [f"Doubtful: the built model is not the priced model. {said}."]),
         ({"verified": "parameters", "verified_details": []}, []),
         ({"verified": "no", "verified_details": 5}, []),
     ):

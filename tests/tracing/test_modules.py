@@ -243,7 +243,7 @@ def test_a_forward_pass_that_leads_back_to_the_model_is_refused_and_leaves_no_gr
     inner = model.forward
     model.forward = lambda tokens: inner(tokens)
     model[1].weight.grad = kept = torch.ones(11, 8)
-    with pytest.raises(ConfigError, match="Sequential cannot be traced: its forward pass was replaced by a function that leads"):
+    with pytest.raises(ConfigError, match="Sequential cannot be traced: its forward pass was replaced by a function that refers"):
         trace(model)
     assert model[0].weight.grad is None
     assert model[1].bias.grad is None

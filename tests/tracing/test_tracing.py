@@ -193,7 +193,7 @@ def test_what_cannot_be_traced_is_one_error():
         trace(Own(), lambda point: {"ids": torch.zeros(point.length, dtype=torch.long).view(2 * point.batch - 1, -1)})
     with pytest.raises(ConfigError, match="'lama' is not known; did you mean 'llama'.*not known to transformers"):
         from_huggingface({"model_type": "lama", "hidden_size": 8})
-    with pytest.raises(ConfigError, match="no field of a model's, so there is nothing to trace"):
+    with pytest.raises(ConfigError, match="no fields of a model, so there is nothing to trace"):
         from_huggingface({"model_type": "gpt_neox_japanese"})
 
 

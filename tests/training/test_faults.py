@@ -40,7 +40,7 @@ def test_a_full_disk_ends_all_ranks_and_keeps_what_was_saved(scenario: Scenario,
     ("case", "message"),
     [
         ("truncated", "step_0000004 is damaged (__1_0.distcp has "),
-        ("flipped", "step_0000004 is damaged (__0_0.distcp has other content than was saved)"),
+        ("flipped", "step_0000004 is damaged (__0_0.distcp has changed since it was saved)"),
         ("missing", "step_0000004 is damaged (common.pt: No such file"),
         ("state", "step_0000004 is damaged (state.json "),
         ("unfinished", "`latest` names 'step_0000004', which is not there"),
@@ -66,7 +66,7 @@ def test_without_a_whole_checkpoint_nothing_is_trained(scenario: Scenario) -> No
     result = scenario("faults", 2)["all"]
     assert result["code"] == 1
     assert result["console"].startswith("bridge: error: checkpoint.load=")
-    assert "no checkpoint in it is whole" in result["console"]
+    assert "it holds no complete checkpoint" in result["console"]
     assert result["rows"] == {}
 
 

@@ -33,7 +33,7 @@ def test_an_optimizer_that_nobody_knows():
     class SingleDeviceMuon(torch.optim.SGD):
         pass
 
-    with pytest.raises(ConfigError, match="SingleDeviceMuon: which matrices this optimizer multiplies is not known"):
+    with pytest.raises(ConfigError, match="SingleDeviceMuon: the matrices that this optimizer multiplies are unknown"):
         step_flops(SingleDeviceMuon(weights()))
 
 

@@ -52,7 +52,7 @@ def test_adapters(name: str, found: dict[str, Any]) -> None:
     [
         (
             ["peft.target_modules=[linear_qvk]"],
-            "'linear_qvk' matches no linear layer of this model; there are",
+            "'linear_qvk' matches no linear layer of this model; choose from",
         ),
         (["peft.target_modules=['decoder.layers.99.*']"], "decoder.layers.99"),
         (["peft.kind=lokr"], "lokr"),

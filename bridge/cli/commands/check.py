@@ -21,33 +21,39 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "check",
         run,
-        "Hold a reported throughput against every way of counting: which convention gives it, and what the usual mistakes would "
-        "give. Write numbers with all the digits that were printed: a count agrees within 1%% or within their rounding.",
+        "Compare a reported throughput with every convention: which one gives it, and what the usual mistakes would give. Give "
+        "numbers with all their printed digits: a count agrees within 1%% or within their rounding.",
     )
     options.add_model(parser)
     lengths = parser.add_mutually_exclusive_group()
     lengths.add_argument("--sequence-length", type=options.length, metavar="N",
-                         help="tokens of a row, for example 8192 or 8k (default: the recipe's)")  # fmt: skip
-    lengths.add_argument("--sequence-lengths", type=options.lengths, default=(), metavar="N,N,...", help="of packed documents")
+                         help="tokens per row, for example 8192 or 8k (default: the recipe's)")  # fmt: skip
+    lengths.add_argument(
+        "--sequence-lengths", type=options.lengths, default=(), metavar="N,N,...", help="lengths of the packed documents of a row"
+    )
     parser.add_argument("--image-patches", type=options.lengths, default=(), metavar="N,N,...", help="patches of each image")
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--tokens-per-second", type=options.quantity, metavar="X", help="of one device")
-    speed.add_argument("--step-time", type=options.quantity, metavar="S", help="seconds of a step of --global-batch-size rows")
-    parser.add_argument("--global-batch-size", type=options.positive, metavar="N", help="rows of a step")
-    parser.add_argument("--reported", type=options.quantity, metavar="X", help="400TFLOP/s of one device, or 41%% of its peak")
-    parser.add_argument("--parameters", type=options.quantity, metavar="N", help="that were reported, for example 3.6B")
-    parser.add_argument("--whole-job", action="store_true",
-                        help="--tokens-per-second and TFLOP/s are those of all devices together")  # fmt: skip
+    speed.add_argument("--tokens-per-second", type=options.quantity, metavar="X", help="tokens per second per device")
+    speed.add_argument("--step-time", type=options.quantity, metavar="S", help="seconds per step of --global-batch-size rows")
+    parser.add_argument("--global-batch-size", type=options.positive, metavar="N", help="rows per step")
     parser.add_argument(
-        "--recompute", choices=("full", "selective"), help="the reported number counts this recomputation too (HFU)"
+        "--reported", type=options.quantity, metavar="X", help="the reported number: 400TFLOP/s per device, or 41%% of its peak"
+    )
+    parser.add_argument(
+        "--parameters", type=options.quantity, metavar="N", help="reported number of parameters, for example 3.6B"
+    )
+    parser.add_argument("--whole-job", action="store_true",
+                        help="--tokens-per-second and TFLOP/s are totals over all devices")  # fmt: skip
+    parser.add_argument(
+        "--recompute", choices=("full", "selective"), help="the reported number includes this recomputation (HFU)"
     )
     parser.add_argument("--assume", type=_rules, default=(), metavar="NAME,NAME,...",
-                        help=f"differences that the report is known to have: {', '.join(RULES)}")  # fmt: skip
-    parser.add_argument("--devices", type=options.positive, default=1, metavar="N", help="of the whole job (default 1)")
+                        help=f"known differences of the reported number: {', '.join(RULES)}")  # fmt: skip
+    parser.add_argument("--devices", type=options.positive, default=1, metavar="N", help="devices of the whole job (default 1)")
     parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
-    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="of the matmuls (default bf16)")
+    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="format of the matmuls (default bf16)")
     parser.add_argument(
-        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of one device, instead of the table's"
+        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of one device, overriding the table"
     )
 
 
@@ -81,7 +87,7 @@ def _rules(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in RULES:
-            raise argparse.ArgumentTypeError(f"{name!r} is not known{options.hint(name, RULES)}; known are {', '.join(RULES)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is unknown{options.hint(name, RULES)}; choose from {', '.join(RULES)}")
     return names
 
 

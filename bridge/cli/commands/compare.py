@@ -26,17 +26,17 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "compare",
         run,
         "Compare models, layouts or conventions. Every model starts a column and the options after it belong to it; name a model "
-        "again for another layout. All columns have sequences of one length: --sequence-length, or the shortest of the models' "
-        "own. Options before the first model go for all of them: bridge compare model.seq_length=4096 "
+        "again for another layout. All columns use the same sequence length: --sequence-length, or the shortest of the models' "
+        "own lengths. Options before the first model apply to all models: bridge compare model.seq_length=4096 "
         "llama3-8b parallel.pipeline_model_parallel_size=2 llama3-8b parallel.pipeline_model_parallel_size=4 qwen3-8b",
     )
     parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
                         help="recipes, config.json files or names from `bridge recipes`, each with its options")  # fmt: skip
     parser.add_argument("--convention", type=_conventions, metavar="NAME,NAME,...",
-                        help=f"ways of counting, one column each: {', '.join(CONVENTIONS)} (default that of the recipes' "
+                        help=f"conventions, one column each: {', '.join(CONVENTIONS)} (default that of the recipes' "
                              "callbacks where they agree, else megatron)")  # fmt: skip
     parser.add_argument("--bytes-per-token", type=_numbers, metavar="N,N,...",
-                        help="of the text, on average: one number for all models, or one for each")  # fmt: skip
+                        help="average bytes of text per token: one number for all models, or one for each")  # fmt: skip
     options.add_passes(parser)
     options.add_batch(parser)
     options.add_replicas(parser)
@@ -120,7 +120,9 @@ def _conditions(models: Sequence[Named], length: int | None, arguments: argparse
 def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Namespace) -> Iterator[Compared]:
     sizes = arguments.bytes_per_token or (None,)
     if len(sizes) not in (1, len(models)):
-        raise ConfigError(f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one, or one for each")
+        raise ConfigError(
+            f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one number, or one per model"
+        )
     sizes = sizes * len(models) if len(sizes) == 1 else sizes
     told = {options.convention_of(arguments, config) for _, _, config in models} if not arguments.convention else ()
     conventions = arguments.convention or (tuple(told) if len(told) == 1 else ("megatron",))
@@ -200,7 +202,7 @@ def _show(columns: Sequence[Compared], conditions: str) -> None:
     table.add_row("relative", *(f"{float(column.measure / columns[0].measure):.3f}" for column in columns))
     if any(len(report.stages) > 1 for report in reports):
         table.add_row("pipeline stages", *(str(len(report.stages)) for report in reports))
-        table.add_row("micro-batches a step", *(str(report.micro_batches) for report in reports))
+        table.add_row("micro-batches per step", *(str(report.micro_batches) for report in reports))
         table.add_row("max/mean work of stages", *(f"{report.pipeline.imbalance:.3f}" for report in reports))
         table.add_row("idle at least", *(f"{report.pipeline.bubble:.1%}" for report in reports))
     console.show(table)

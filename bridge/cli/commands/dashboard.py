@@ -18,11 +18,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "dashboard",
         run,
         "Save a workspace in a W&B project: throughput and utilization, where the work goes, padding and data wait, balance, "
-        "totals. With --dry-run or --json it is built and shown, and nothing is sent; saving needs a W&B account.",
+        "totals. With --dry-run or --json the workspace is built and shown, and nothing is sent; saving needs a W&B account.",
     )
-    parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="as in the address of the project")
+    parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="the project, as in its address")
     parser.add_argument("--grafana", action="store_true", help="print a Grafana dashboard over Prometheus instead, as JSON")
-    parser.add_argument("--name", help="of the workspace")
+    parser.add_argument("--name", help="name of the workspace")
     parser.add_argument("--dry-run", action="store_true", help="show what would be saved")
 
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     match = re.fullmatch(r"([\w.-]+)/([^/\\#?%:]{1,128})", arguments.project)
     if match is None:
-        raise ConfigError(f"{arguments.project!r} is not of the form ENTITY/PROJECT, for example my-team/pretraining")
+        raise ConfigError(f"{arguments.project!r} must have the form ENTITY/PROJECT, for example my-team/pretraining")
     if not is_installed("wandb_workspaces"):
         raise ConfigError("`bridge dashboard` needs wandb-workspaces; pip install wandb-workspaces")
     from bridge.report import workspace

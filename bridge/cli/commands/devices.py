@@ -15,10 +15,10 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "devices",
         run,
-        "List the devices with a known peak: dense matmul rates by number format, memory bandwidth, and the document they are "
-        "from. With a name, as torch or nvidia-smi reports it, only the row that it means.",
+        "List the devices with a known peak: dense matmul rates by number format, memory bandwidth, and the source document. "
+        "With a name, as torch or nvidia-smi reports it, print only its row.",
     )
-    parser.add_argument("name", nargs="?", help="for example 'NVIDIA H100 80GB HBM3'")
+    parser.add_argument("name", nargs="?", help="a device, for example 'NVIDIA H100 80GB HBM3'")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         rates = (f"{peak.tflops[name]:g}" if name in peak.tflops else "" for name in formats)
         table.add_row(peak.words, *rates, "" if peak.bandwidth is None else f"{peak.bandwidth:g}", peak.source)
     console = Output()
-    console.print("Dense peaks in TFLOP/s, memory bandwidth in TB/s, of one device as torch sees it.\n")
+    console.print("Dense peaks in TFLOP/s and memory bandwidth in TB/s, per device as torch sees it.\n")
     console.show(table)
     return 0
 

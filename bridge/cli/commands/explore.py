@@ -17,15 +17,16 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser(
         "explore",
         help=COMMANDS["explore"],
-        description="Serve a page to explore what models cost: by component and length, side by side, fine-tuned, at inference, "
-        "and what a finished run reached. It fetches nothing from the network, and only this machine can open it.",
+        description="Serve a page to explore what models cost (by component and length, side by side, fine-tuned, at "
+        "inference) and what a finished run reached. It fetches nothing from the network, and by default only this "
+        "machine can open it.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0: every network)")
-    parser.add_argument("--port", type=_port, help="port to listen on (default: the first free one from 7860 on)")
+    parser.add_argument("--port", type=_port, help="port to listen on (default: the first free port from 7860)")
     parser.add_argument(
         "--password",
         default=os.environ.get("BRIDGE_PASSWORD"),
-        help="asked for, with the user name bridge; better given as BRIDGE_PASSWORD, which no list of processes shows",
+        help="password to ask for, with the user name bridge; prefer BRIDGE_PASSWORD, which lists of processes do not show",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.set_defaults(run=run)
@@ -39,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise ConfigError(f"`bridge explore` needs {error.name}; pip install gradio plotly") from None
     if not arguments.password and not _is_here(arguments.host):
-        logger.warning("--host %s: whoever reaches this address can look and upload; --password asks for one", arguments.host)
+        logger.warning(
+            "--host %s: anyone who reaches this address can view and upload; set --password to require a password", arguments.host
+        )
     serve(arguments.host, arguments.port, password=arguments.password, open_browser=arguments.open)
     return 0
 

@@ -37,9 +37,9 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     options.add_batch(parser)
     options.add_replicas(parser)
     parser.add_argument("--number-format", choices=(*BASES, *RECIPES),
-                        help="shows the work by number format, as if it ran in this format or recipe")  # fmt: skip
-    parser.add_argument("--device-name", metavar="NAME", help="the device of the ideal time: a name from `bridge devices`")
-    parser.add_argument("--explain", action="store_true", help="show every matmul as an equation, with the fields behind it")
+                        help="show the work by number format, as if it ran in this format or recipe")  # fmt: skip
+    parser.add_argument("--device-name", metavar="NAME", help="device for the ideal time: a name from `bridge devices`")
+    parser.add_argument("--explain", action="store_true", help="show every matmul as an equation, with the fields it uses")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def _show_equations(console: Output, report: PricedBatch, origins: list[Origin])
     for row, origin in zip(report.rows, origins, strict=True):
         passes = " + ".join(column for column in COLUMNS["hardware"] if getattr(row, column)) or "nothing in this batch"
         console.print(f"[bold]{row.component} {row.name}[/] {report.share(row):.1%}, {passes}")
-        console.print(f"  {_equation(row, values[row.rows])} FLOP a pass", soft_wrap=True)
+        console.print(f"  {_equation(row, values[row.rows])} FLOP per pass", soft_wrap=True)
         numbers = (row.k, row.n, row.times, *statistics[row.rows].sizes)
         formulas = (origin.k, origin.n, origin.times, *origin.rows)
         lines = [f"{number} = {formula}" for number, formula in zip(numbers, formulas, strict=True) if formula != str(number)]
@@ -186,5 +186,5 @@ def _show_pipeline(console: Output, report: PricedBatch) -> None:
     console.show(table)
     console.print(
         f"max/mean work of the stages {bound.imbalance:.3f}; with {count(bound.micro_batches, 'micro-batch', 'micro-batches')} "
-        f"a step at least {bound.bubble:.1%} of the devices' time is idle"
+        f"per step at least {bound.bubble:.1%} of the devices' time is idle"
     )

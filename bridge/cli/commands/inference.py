@@ -25,33 +25,40 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "inference",
         run,
-        "Count FLOPs and bytes of a request, prefill and decode apart. With a device, the bound that its peak and its memory "
-        "bandwidth set on time to first token and tokens per second.",
+        "Count FLOPs and bytes of a request, separately for prefill and decode. With a device, also show the bounds that its "
+        "peak and its memory bandwidth set on time to first token and tokens per second.",
     )
     options.add_model(parser)
     parser.add_argument("--prompt", type=options.length, required=True, metavar="N", help="tokens of the prompt")
     parser.add_argument("--generate", type=options.length, required=True, metavar="N",
-                        help="tokens of the answer; the first comes out of the pass over the prompt")  # fmt: skip
+                        help="tokens of the answer; the pass over the prompt gives the first one")  # fmt: skip
     parser.add_argument("--batch", "--batch-size", type=options.positive, default=1, metavar="N",
                         help="equal requests that run together (default 1)")  # fmt: skip
-    parser.add_argument("--no-kv-cache", action="store_true", help="every token runs the whole sequence again")
+    parser.add_argument("--no-kv-cache", action="store_true", help="recompute the whole sequence for every token")
     parser.add_argument("--image-patches", type=options.lengths, default=(), metavar="N,N,...", help="patches of each image")
     parser.add_argument("--logits-to-keep", type=options.length, default=0, metavar="N",
-                        help="positions of the prompt the output layer runs on (default all; engines keep 1)")  # fmt: skip
+                        help="positions of the prompt that the output layer computes (default all; engines keep 1)")  # fmt: skip
     parser.add_argument(
         "--latents", choices=tuple(LATENTS), help="what MLA's decode steps do with the cached latents (default once)"
     )
     parser.add_argument("--cached-prompt", type=options.length, default=0, metavar="N",
-                        help="first tokens of the prompt that stand in a cache already (prefix caching)")  # fmt: skip
+                        help="leading tokens of the prompt that are already cached (prefix caching)")  # fmt: skip
     parser.add_argument("--draft", metavar="MODEL", help="a small model that proposes tokens (speculative decoding)")
-    parser.add_argument("--proposals", type=options.positive, default=4, metavar="N", help="of the draft a pass (default 4)")
-    parser.add_argument("--acceptance", type=options.fraction, metavar="FRACTION", help="of the proposals, for example 0.8")
+    parser.add_argument(
+        "--proposals", type=options.positive, default=4, metavar="N", help="proposals of the draft per pass (default 4)"
+    )
+    parser.add_argument(
+        "--acceptance",
+        type=options.fraction,
+        metavar="FRACTION",
+        help="fraction of proposals that the model accepts, for example 0.8",
+    )
     options.add_counting(parser, "exact")
-    parser.add_argument("--weight-bytes", type=options.number, default=2, metavar="N", help="bytes of a weight (default 2)")
-    parser.add_argument("--cache-bytes", type=options.number, default=2, metavar="N", help="bytes of a cached number (default 2)")
+    parser.add_argument("--weight-bytes", type=options.number, default=2, metavar="N", help="bytes per weight (default 2)")
+    parser.add_argument("--cache-bytes", type=options.number, default=2, metavar="N", help="bytes per cached number (default 2)")
     options.add_device(parser, options.positive, 1)
     parser.add_argument(
-        "--bandwidth", type=options.byte_rate, metavar="BYTE/S", help="of one device's memory, instead of the table's"
+        "--bandwidth", type=options.byte_rate, metavar="BYTE/S", help="memory bandwidth of one device, overriding the table"
     )
 
 
@@ -108,7 +115,7 @@ def _speculation(config: Config, arguments: argparse.Namespace) -> Speculation |
     if arguments.draft is None:
         return None
     if arguments.acceptance is None:
-        raise ConfigError("--acceptance is missing: the fraction of the draft's proposals that the model would have made too")
+        raise ConfigError("--acceptance is missing: give the fraction of the draft's proposals that the model accepts")
     target, draft = (
         InferencePlan(cfg, arguments.convention, latents=arguments.latents)
         for cfg in (config, options.read_config(arguments.draft))
@@ -149,7 +156,7 @@ def _speculation_as_json(speculation: Speculation, arguments: argparse.Namespace
 def _show_speculation(console: Output, speculation: Speculation, arguments: argparse.Namespace) -> None:
     time = _decode_time(speculation, arguments)
     console.print(
-        f"with a draft: {significant(speculation.tokens_per_pass)} tokens a pass, {count(speculation.passes, 'pass', 'passes')}, "
+        f"with a draft: {significant(speculation.tokens_per_pass)} tokens per pass, {count(speculation.passes, 'pass', 'passes')}, "
         f"{with_unit(speculation.flops, 'FLOP')} after the prompt" + ("" if time is None else f", at best {significant(time)} s")
     )
 

@@ -15,10 +15,15 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "integrations",
         run,
-        "List the training loops that the callback works in, with the versions that are installed here. With a name: the lines "
-        "that put it into a script of that framework.",
+        "List the training loops that the callback supports, with the versions that are installed here. With a name, print the "
+        "lines that add it to a script of that framework.",
     )
-    parser.add_argument("name", nargs="?", metavar="FRAMEWORK", help="for example Megatron-LM, accelerate, lightning_trainer")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="FRAMEWORK",
+        help="a framework or adapter, for example Megatron-LM, accelerate, lightning_trainer",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +49,7 @@ def _named(name: str) -> Adapter:
             return adapter
     known = ", ".join(adapter.framework for adapter in ADAPTERS)
     meant = options.hint(name, [adapter.framework for adapter in ADAPTERS])
-    raise ConfigError(f"{name!r} is no framework with an adapter{meant}; known are {known}")
+    raise ConfigError(f"{name!r} is not a framework with an adapter{meant}; choose from {known}")
 
 
 def _spelling(name: str) -> str:

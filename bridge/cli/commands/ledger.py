@@ -42,30 +42,32 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "ledger",
         run,
         "Count the additions, multiplications, divisions, exponentiations and square roots of a forward pass. Costs are "
-        "weighted: an exponentiation and a square root count ten, everything else one. Then the share of a budget that "
+        "weighted: an exponentiation or a square root counts ten, any other operation one. Then show the share of a budget that "
         "training, evaluation and generation use.",
     )
     parser.add_argument("recipe", help="a recipe, a config.json, or the exercise on Qwen2.5-0.5B with LoRA: 'notebook' as it "
                                        "simplifies the model, 'true' as the model is")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
     parser.add_argument("--tokens", type=options.length, metavar="N",
-                        help=f"of a sequence (default model.seq_length; {EXERCISE_TOKENS} in the exercise)")  # fmt: skip
+                        help=f"tokens per sequence (default model.seq_length; {EXERCISE_TOKENS} in the exercise)")  # fmt: skip
     parser.add_argument(
-        "--lora-rank", type=options.positive, default=0, metavar="N", help="rank of the adapters (default no LoRA)"
+        "--lora-rank", type=options.positive, default=0, metavar="N", help="rank of the adapters (default: no LoRA)"
     )
-    parser.add_argument("--batch-size", type=options.positive, default=1, metavar="N", help="sequences of a step (default 1)")
-    parser.add_argument("--steps", type=options.positive, default=0, metavar="N", help="training steps to spend")
-    parser.add_argument("--evaluations", type=options.positive, default=0, metavar="N", help="evaluated batches to spend")
-    parser.add_argument("--generate", type=options.length, default=0, metavar="N", help="generated tokens to spend")
+    parser.add_argument("--batch-size", type=options.positive, default=1, metavar="N", help="sequences per step (default 1)")
+    parser.add_argument("--steps", type=options.positive, default=0, metavar="N", help="training steps to charge")
+    parser.add_argument("--evaluations", type=options.positive, default=0, metavar="N", help="evaluated batches to charge")
+    parser.add_argument("--generate", type=options.length, default=0, metavar="N", help="generated tokens to charge")
     parser.add_argument(
         "--stochastic", action="store_true", help="draw tokens from a softmax instead of taking the largest logit"
     )
-    parser.add_argument("--budget", type=options.number, default=float(BUDGET), metavar="COST", help="allowance (default 1e17)")
-    parser.add_argument("--spent", type=options.number, default=0, metavar="COST", help="of it, before this")
+    parser.add_argument("--budget", type=options.number, default=float(BUDGET), metavar="COST", help="the budget (default 1e17)")
+    parser.add_argument("--spent", type=options.number, default=0, metavar="COST", help="cost already spent")
     parser.add_argument("--convention", choices=_CONVENTIONS,
                         help="attention over the whole square or over the pairs that are seen (default that of the recipe's "
                              "callback if it is one of these, else executed)")  # fmt: skip
-    parser.add_argument("--differences", action="store_true", help="where the exercise's architecture and the true one differ")
+    parser.add_argument(
+        "--differences", action="store_true", help="show where the exercise's architecture differs from the true one"
+    )
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _show(console: Output, bill: Bill, budget: Budget, items: Sequence[Differenc
 
 
 def _show_differences(console: Output, items: Sequence[Difference]) -> None:
-    console.print("\nWhere the true architecture differs")
+    console.print("\nDifferences of the true architecture")
     table = make_table(("work",), ("notebook", "true", "change"))
     table.add_column("because of")
     for item in items:

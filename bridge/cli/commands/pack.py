@@ -21,13 +21,13 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "pack",
         run,
-        "Pack the instruction data of a recipe and write the rows as NeMo's packed data has them. Train on them with "
+        "Pack a recipe's instruction data and write the rows in NeMo's format. Train on them with "
         "data.packed_sequence_specs.packed_train_data_path=FILE.",
     )
     parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`; its data.kind is instructions")
-    parser.add_argument("file", help="where to write: .npy or .parquet")
+    parser.add_argument("file", help="output file: .npy or .parquet")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
-    parser.add_argument("--evaluation", metavar="FILE", help="write the rows that are kept for evaluation too")
+    parser.add_argument("--evaluation", metavar="FILE", help="also write the rows that are kept for evaluation")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load_recipe(arguments.recipe, arguments.overrides, validate=False)
     if config.data.kind != "instructions":
-        raise ConfigError(f"{arguments.recipe}: data.kind={config.data.kind} is not packed; add data.kind=instructions")
+        raise ConfigError(f"{arguments.recipe}: data.kind={config.data.kind} cannot be packed; add data.kind=instructions")
     for file in filter(None, (arguments.file, arguments.evaluation)):
         check_ending(file)
     parts = zip((arguments.file, arguments.evaluation), pack_instructions(config), strict=True)

@@ -16,15 +16,17 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "peak",
         run,
-        "Run the linear layers of a recipe in their own shapes, as micro-batch and layout cut them, on this device: with "
-        "nothing else to do this is the most that MFU can be. Attention's products, norms and communication are not in it.",
+        "Run a recipe's linear layers on this device, in the shapes that micro-batch and layout give them. If nothing else "
+        "ran, this would be the highest possible MFU. Attention's products, norms and communication are left out.",
     )
     options.add_model(parser)
-    parser.add_argument("--number-format", default="bf16", choices=("bf16", "fp16", "fp32"), help="of the matmuls (default bf16)")
     parser.add_argument(
-        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of the device, instead of the table's"
+        "--number-format", default="bf16", choices=("bf16", "fp16", "fp32"), help="format of the matmuls (default bf16)"
     )
-    parser.add_argument("--seconds", type=options.seconds, default=0.2, metavar="S", help="for each shape (default 0.2)")
+    parser.add_argument(
+        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of the device, overriding the table"
+    )
+    parser.add_argument("--seconds", type=options.seconds, default=0.2, metavar="S", help="seconds per shape (default 0.2)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     cfg = options.read_config(arguments.recipe, arguments.overrides)
     parallel = cfg.parallel
     if not cfg.model.seq_length:
-        raise ConfigError(f"{arguments.recipe} does not say how long its sequences are: add model.seq_length=4096")
+        raise ConfigError(f"{arguments.recipe} does not set a sequence length: add model.seq_length=4096")
     tokens = cfg.train.micro_batch_size * cfg.model.seq_length // parallel.context_parallel_size
     plan = compile_plan(cfg, "exact")
     found = matmuls(plan, tokens, tensor=parallel.tensor_model_parallel_size, experts=cfg.model.num_moe_experts)

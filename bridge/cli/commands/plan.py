@@ -43,25 +43,26 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "plan",
         run,
-        "Plan a training run: FLOPs, days, device-hours, energy and cost of so many tokens, or the tokens that a budget buys. "
-        "Every number may be a range, such as --mfu 0.35-0.45; then so are the results. Several devices, as --device-name "
-        "H100,B200, stand side by side. With --global-batch-size and neither --tokens nor --budget: which layouts of the model "
-        "fit so many devices, the fastest first, with reasons.",
+        "Plan a training run: FLOPs, days, device-hours, energy and cost of a number of tokens, or the tokens that a budget "
+        "buys. Every number may be a range, such as --mfu 0.35-0.45; the results are then ranges too. Several devices, such as "
+        "--device-name H100,B200, are shown side by side. With --global-batch-size and neither --tokens nor --budget, list the "
+        "layouts that fit on the devices, fastest first, with reasons.",
     )
     options.add_model(parser)
     amount = parser.add_mutually_exclusive_group()
-    amount.add_argument("--tokens", type=options.counts, metavar="N", help="to train on, for example 15T")
+    amount.add_argument("--tokens", type=options.counts, metavar="N", help="tokens to train on, for example 15T")
     amount.add_argument("--budget", type=_budget, metavar="N[UNIT]",
-                        help="what there is: FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M")  # fmt: skip
+                        help="available FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M")  # fmt: skip
     amount.add_argument("--global-batch-size", type=options.positive, metavar="N",
-                        help="sequences of a step: search layouts for it")  # fmt: skip
+                        help="sequences per step; search layouts for it")  # fmt: skip
     options.add_device(parser, options.counts)
     parser.add_argument("--mfu", type=options.fractions, metavar="FRACTION",
-                        help="of the peak, for example 0.4 (default: what published runs reach, with its source)")  # fmt: skip
-    parser.add_argument("--price", type=options.money, metavar="MONEY", help="of one device for an hour")
+                        help="fraction of the peak, for example 0.4 (default: what published runs reach, with the "
+                             "source)")  # fmt: skip
+    parser.add_argument("--price", type=options.money, metavar="MONEY", help="price per device-hour")
     parser.add_argument("--power", type=options.watts, metavar="W",
-                        help="of one device, with host and cooling (default: the device alone at its limit)")  # fmt: skip
-    parser.add_argument("--carbon", type=options.amount, metavar="KG", help="CO2 of one kWh, for example 0.4")
+                        help="power per device, with host and cooling (default: the power limit of the device)")  # fmt: skip
+    parser.add_argument("--carbon", type=options.amount, metavar="KG", help="CO2 per kWh, for example 0.4")
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--batch-size", type=options.positive, metavar="N",
                        help="sequences per step (default: the batch of lowest loss by arXiv:2401.02954)")  # fmt: skip
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.global_batch_size:
         return plan_layouts.run(arguments, config)
     if not arguments.tokens and not arguments.budget:
-        raise ConfigError("give --tokens or --budget for a run, or --global-batch-size for the layouts that fit")
+        raise ConfigError("give --tokens or --budget to plan a run, or --global-batch-size to list the layouts that fit")
     for devices in (arguments.devices.low, arguments.devices.high):
         check_devices(config, int(devices))
     plan = compile_plan(config, options.convention_of(arguments, config), framework=arguments.framework)
@@ -144,7 +145,7 @@ def _cluster(name: str, plan: Plan, arguments: argparse.Namespace) -> tuple[Clus
     if mfu is None:
         typical = typical_mfu(bool(plan.model.shape.num_moe_experts), arguments.number_format)
         if typical is None:
-            raise ConfigError(f"--mfu is missing: nothing is published here for {arguments.number_format}")
+            raise ConfigError(f"--mfu is missing: there are no published runs for {arguments.number_format}")
         mfu, source = typical.mfu, typical.source
     machine = find_machine(name) if name else None
     power = arguments.power or (Range.of(machine.power) if machine else None)
@@ -237,7 +238,7 @@ def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevic
             table.add_row(label, *(cell or "not known" for cell in cells), style="bold" if label == "days" else None)
     console.show(table)
     for source in dict.fromkeys(column.mfu_source for column in columns if column.mfu_source != "as given"):
-        console.print(f"MFU: {source}; give --mfu for your own")
+        console.print(f"MFU: {source}; give --mfu to use your own")
     for sentence in plan.not_counted:
         console.print(f"[yellow]not counted:[/] {sentence}")
     for sentence in layout_problems(config):
@@ -294,7 +295,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
         ("memory", lambda column: _memory(plan, column)[1]),
         ("batch", batch),
         ("steps", lambda column: f"{_whole(column.schedule.steps)} of {_number(column.schedule.seconds)} s"),
-        ("tokens a parameter", a_parameter),
+        ("tokens per parameter", a_parameter),
         ("compute-optimal", optimal),
     ]
 

@@ -22,18 +22,18 @@ SHOWN = 10
 def add_to(parser: options.Parser) -> None:
     """Its options beside those of ``bridge plan``."""
     parser.add_argument("--sequence-length", type=options.length, metavar="N",
-                        help="tokens of every sequence (default model.seq_length)")  # fmt: skip
+                        help="tokens per sequence (default model.seq_length)")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     """Search, and print what was found for each device."""
     length, convention = arguments.sequence_length or config.model.seq_length, options.convention_of(arguments, config)
     if length is None:
-        raise ConfigError("--sequence-length is missing: the model says none")
+        raise ConfigError("--sequence-length is missing, and the model sets none")
     if not arguments.device_name:
         raise ConfigError("--device-name is missing: name one from `bridge devices` whose machine is known")
     if not arguments.devices.is_known:
-        raise ConfigError("--devices must be one number where layouts are searched")
+        raise ConfigError("--devices must be a single number when layouts are searched")
     devices, found = int(arguments.devices.low), []
     for name in arguments.device_name.split(","):
         machine = known_machine(name.strip())
@@ -63,13 +63,13 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
 
 def _show(console: Output, devices: int, machine: Machine, result: Search) -> None:
     if not result.candidates and not result.too_large:
-        console.print(f"no layout of {devices:,} x {machine.name} shares the sequences of a step evenly\n")
+        console.print(f"no layout of {devices:,} x {machine.name} divides the sequences of a step evenly\n")
         return
     if not result.candidates:
         lacks = ""
         if result.nearest is not None:
             layout, needed = result.nearest
-            lacks = f": the nearest, {layout}, needs {gib(needed)} of {gib(USABLE * machine.capacity)} a device"
+            lacks = f": the nearest, {layout}, needs {gib(needed)} of {gib(USABLE * machine.capacity)} per device"
         console.print(f"does not fit on {devices:,} x {machine.name}{lacks}\n")
         return
     table = make_table(
@@ -94,7 +94,10 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
     for sentence in result.candidates[0].needs.unknown:
         console.print(f"[yellow]memory:[/] {sentence}")
     best = result.candidates[0]
-    console.print(f"At least: everything overlaps; the first is bound by {best.time.binds}. tokens/s are of one device.\n")
+    console.print(
+        f"Lower bounds assume that everything overlaps; the first layout is bound by {best.time.binds}. tokens/s are "
+        "per device.\n"
+    )
 
 
 def _as_json(config: Config, devices: int, length: int, batch: int, machine: Machine, result: Search) -> dict[str, Any]:

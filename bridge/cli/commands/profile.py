@@ -34,14 +34,18 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "profile",
         run,
-        "Train a few steps under torch's profiler and hold the time of each module against its FLOPs. One process, or as many as "
-        "torchrun starts, of which the first is profiled. Nothing is loaded or saved; the weights are random.",
+        "Train a few steps under torch's profiler and compare the time of each module with its FLOPs. Run one process, or "
+        "several with torchrun; the first is profiled. Nothing is loaded or saved; the weights are random.",
     )
     parser.add_argument("recipe", metavar="RUN or recipe", help="a run's folder, a YAML file, or a name from `bridge recipes`")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
-    parser.add_argument("--steps", type=options.positive, default=3, metavar="N", help="that are profiled (default 3)")
-    parser.add_argument("--warm-up", type=options.positive, default=3, metavar="N", help="steps before them (default 3)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the trace and the table (default runs/NAME-profile)")
+    parser.add_argument("--steps", type=options.positive, default=3, metavar="N", help="profiled steps (default 3)")
+    parser.add_argument(
+        "--warm-up", type=options.positive, default=3, metavar="N", help="steps before the profiled ones (default 3)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for the trace and the table (default runs/NAME-profile)"
+    )
     parser.add_argument("--convention", default="exact", choices=tuple(CONVENTIONS), help="how to count (default exact)")
 
 
@@ -87,7 +91,7 @@ def _show(found: dict[str, Any]) -> None:
     rest = whole - sum(row["seconds"] for row in found["rows"])
     table.add_row("(none of these)", significant(1e3 * rest / steps, 3), f"{rest / whole:.1%}")
     console.show(table)
-    console.print(f"\n{found['trace']}: open it at https://ui.perfetto.dev; modules carry their FLOPs")
+    console.print(f"\n{found['trace']}: open it at https://ui.perfetto.dev; its modules carry their FLOPs")
 
 
 def _is_whole(found: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         commands,
         "recipes",
         run,
-        "List the recipes: those that `bridge train` runs, and the bare models they build on.",
+        "List the recipes: those that `bridge train` runs, and the models they build on.",
     )
 
 

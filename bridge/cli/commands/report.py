@@ -10,19 +10,20 @@ from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
 from bridge.metrics.why import why
 
-_NO_PARTS = "The run has no throughput/time/ keys: its ThroughputCallback had detail=0, or its loop's passes could not be marked."
+_NO_PARTS = "The run has no throughput/time/ keys: its callback had detail=0, or its loop could not be measured."
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "report",
         help=COMMANDS["report"],
-        description="Write what a run measured as one HTML file that needs no network: throughput and utilization, where the "
-        "work goes, padding and data wait, balance, totals. Several runs lie over each other.",
+        description="Write a run's measurements as one HTML file that needs no network: throughput and utilization, where the "
+        "work goes, padding and data wait, balance, totals. Several runs are overlaid.",
     )
     add_run(parser, several=True)
-    parser.add_argument("--beside", type=Path, metavar="LOG", help="show the rates that Megatron gave itself in the (first) run: "
-                        "the job's standard output, its offline W&B run or its TensorBoard files")  # fmt: skip
+    parser.add_argument("--beside", type=Path, metavar="LOG", help="also show the rates that Megatron reported for the (first) "
+                                                                   "run: LOG is the job's standard output, its offline W&B run "
+                                                                   "or its TensorBoard files")  # fmt: skip
     parser.add_argument(
         "-o",
         "--output",
@@ -30,7 +31,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="FILE",
         help="where to write (default: report.html in the run's folder, reports.html in the first of several)",
     )
-    parser.add_argument("--why", action="store_true", help="say in a sentence where the time of a step goes, and write nothing")
+    parser.add_argument("--why", action="store_true", help="print in a sentence where the time of a step goes, and write nothing")
     parser.set_defaults(run=run)
 
 

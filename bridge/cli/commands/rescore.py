@@ -18,12 +18,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser(
         "rescore",
         help=COMMANDS["rescore"],
-        description="Price a finished run again: its rows hold the statistics of their batches, and beside them stands what each "
-        "convention charges for them. Integers are those that a run in that convention would have written.",
+        description="Price a finished run again, from the statistics of its batches and the prices of each convention that the "
+        "run has recorded. The integers equal those that a run in that convention would have written.",
     )
     add_run(parser)
     parser.add_argument("--convention", choices=list(CONVENTIONS), required=True, help="how to count")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the rows there, as JSON lines")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the rows to this file, as JSON lines")
     parser.set_defaults(run=run)
 
 

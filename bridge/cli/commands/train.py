@@ -53,13 +53,15 @@ def _check_version(package: str) -> None:
     """Whether a package is there and new enough; one without a version, such as a checkout on the path, is believed."""
     needed = OLDEST[package]
     if find_spec(package.partition("-")[0]) is None:
-        raise ConfigError(f"training needs {package} {needed} or newer, which is not installed; pip install {package}")
+        raise ConfigError(f"training needs {package} {needed} or newer, but it is not installed; pip install {package}")
     try:
         found = metadata.version(package)
     except metadata.PackageNotFoundError:
         return
     if _numbers(found) < _numbers(needed):
-        raise ConfigError(f"training needs {package} {needed} or newer, {found} is installed; pip install --upgrade {package}")
+        raise ConfigError(
+            f"training needs {package} {needed} or newer, but {found} is installed; pip install --upgrade {package}"
+        )
 
 
 def _numbers(version: str) -> list[int]:

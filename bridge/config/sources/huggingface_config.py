@@ -101,7 +101,7 @@ def _traced(values: Mapping[str, Any], model_type: str, unread: Unread) -> Huggi
     """
     try:
         if not set(values) - {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype"}:
-            raise ConfigError("the file has no field of a model's, so there is nothing to trace")
+            raise ConfigError("the file has no fields of a model, so there is nothing to trace")
         traced = importlib.import_module(TRACING).trace(dict(values))
     except ConfigError as error:
         raise ConfigError(f"{unread}; {error}") from error
@@ -211,7 +211,9 @@ def _as_mapping(config: Any) -> Mapping[str, Any]:
         return _load(Path(config))
     if callable(getattr(config, "to_dict", None)):
         return config.to_dict()  # a transformers config object
-    raise ConfigError(f"a Hugging Face config is a mapping, a transformers config object or a path, not {type(config).__name__}")
+    raise ConfigError(
+        f"a Hugging Face config must be a mapping, a transformers config object or a path, not {type(config).__name__}"
+    )
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -236,6 +238,6 @@ def _load(path: Path) -> Mapping[str, Any]:
 def _check_regular(file: Path) -> None:
     """Opening a pipe or a device could wait for ever."""
     if file.exists() and not file.is_file():
-        raise ConfigError(f"{file} is no regular file; give a config.json or a folder that holds one")
+        raise ConfigError(f"{file} is not a regular file; give a config.json or a folder that holds one")
     if file.exists() and file.stat().st_size > MAX_FILE_SIZE:
         raise ConfigError(f"{file} has more than {MAX_FILE_SIZE} bytes; give the config.json of a Hugging Face model")

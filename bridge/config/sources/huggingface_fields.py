@@ -180,7 +180,7 @@ class Fields:
         self._read.add(name)
         given = self._values.get(name)
         if given is not None and given != built:
-            self.report(name, f"transformers builds {short(built)}, which is counted")
+            self.report(name, f"transformers builds {short(built)}, and that is counted")
 
     def sentences(self) -> list[str]:
         """What was reported, then the fields that are set, that nobody read and that are not known to be neutral."""

@@ -106,7 +106,9 @@ def _read(model: Any) -> HuggingFaceConfig:
         adapter = _ADAPTER.search(name) is not None
         if name not in fixed and parameter.requires_grad != (adapter or result.peft is None):
             state = "trains" if parameter.requires_grad else "is frozen"
-            raise ConfigError(f"{name} {state}: read are models that train in full or by LoRA adapters alone. {_REMEDY}")
+            raise ConfigError(
+                f"{name} {state}: only models that train in full or with LoRA adapters alone can be read. {_REMEDY}"
+            )
     if fixed and result.peft is None:
         result.peft = PeftConfig(kind="freeze", freeze=[_FIXED_TABLE_PATH])
     return result
@@ -120,7 +122,8 @@ def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:
         return
     if len(again) < len(layers):
         raise ConfigError(
-            f"{len(again)} of {len(layers)} layers are recomputed: read are models that recompute all or none. {_REMEDY}"
+            f"{len(again)} of {len(layers)} layers are recomputed: only models that recompute all layers or none can be read. "
+            f"{_REMEDY}"
         )
     result.model.recompute_granularity, result.model.recompute_method, result.model.recompute_num_layers = "full", "uniform", 1
     if getattr(again[0]._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
@@ -136,7 +139,7 @@ def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
         ranks |= {module.r[adapter] for adapter in module.active_adapters}
         place = _LAYER.search(name)
         if place is None or place[2] not in LINEAR_LAYERS or len(module.active_adapters) != 1:
-            raise ConfigError(f"the adapter on {name} is not one that can be priced. {_REMEDY}")
+            raise ConfigError(f"the adapter on {name} cannot be priced. {_REMEDY}")
         path = LINEAR_LAYERS[place[2]]
         if latent and path == "self_attention.linear_q":
             path = "self_attention.linear_q_proj"  # latent attention with whole queries
@@ -144,5 +147,5 @@ def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
     if not targets:
         return None
     if len(ranks) > 1:
-        raise ConfigError(f"adapters of ranks {sorted(ranks)}: one rank for all is read. {_REMEDY}")
+        raise ConfigError(f"adapters of ranks {sorted(ranks)}: all adapters must have the same rank to be read. {_REMEDY}")
     return PeftConfig(dim=ranks.pop(), target_modules=targets)

@@ -29,7 +29,10 @@ UNLESS: dict[str, tuple[Callable[[_Options], bool], str]] = {
         lambda options: bool(options.get("load_in_8bit")),
         "forward passes multiply in INT8, for which there is no peak",
     ),
-    "compressed-tensors": (lambda options: bool(options.get("use_optimized_inference")), "its FP8 kernels only infer"),
+    "compressed-tensors": (
+        lambda options: bool(options.get("use_optimized_inference")),
+        "its FP8 kernels only support inference",
+    ),
     "quanto": (lambda options: options.get("activations") is not None, "activations are quantized too"),
     "torchao": (lambda options: not _weight_only(options), "activations may be quantized too"),
 }
@@ -52,7 +55,7 @@ def _quantised(options: _Options) -> Formats:
     if method == "fp8" and options.get("expert_dtype", "fp8") == "fp8":
         return _fine_grained(options)
     if method not in STORED:
-        return _unknown(f"quant_method={short(method)}: what runs in it is not known")
+        return _unknown(f"quant_method={short(method)}: the formats of its matmuls are unknown")
     differs, reason = UNLESS.get(method, (lambda options: False, ""))
     return _unknown(f"quant_method={method}: {reason}") if differs(options) else NOT_TOLD
 
@@ -104,7 +107,7 @@ def formats_of_layers(model: Any, paths: Iterable[str]) -> Optional[Formats]:
     found = {name: next((path for path in (name, plan_path(name)) if path in known), "") for name in layers}
     lost = next((name for name, path in found.items() if not path or name in others), "")
     if lost:
-        return Formats(unknown=f"{lost} is a {type(layers[lost]).__name__} of torchao: what runs in which format is not known")
+        return Formats(unknown=f"{lost} is a {type(layers[lost]).__name__} of torchao: the formats of its matmuls are unknown")
     kept = {_kept(module.config) for module in layers.values()}
     if len(kept) > 1:
         return Formats(unknown="torchao converted layers in several ways")

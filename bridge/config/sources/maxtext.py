@@ -125,7 +125,7 @@ class _Options:
         self.values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         self.block = self["decoder_block"]
         if self.block not in _BLOCKS:
-            raise ConfigError(f"decoder_block={self.block!r} is not known; known are {', '.join(sorted(_BLOCKS))}")
+            raise ConfigError(f"decoder_block={self.block!r} is unknown; choose from {', '.join(sorted(_BLOCKS))}")
 
     def __getitem__(self, name: str) -> Any:
         value = self.values.get(name)
@@ -299,7 +299,7 @@ class _Options:
         if not layers:
             return {}
         if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self.layers for i in layers):
-            raise ConfigError(f"engram_layers={layers!r} must be numbers of layers, from 0 to {self.layers - 1}")
+            raise ConfigError(f"engram_layers={layers!r} must be layer numbers from 0 to {self.layers - 1}")
         sizes, heads, bases = self.needed("engram_max_ngram_size", "Engram"), self.needed("engram_num_heads", "Engram"), []
         if len(self.several("engram_vocab_bases")) == sizes - 1:
             bases = self.several("engram_vocab_bases")
@@ -359,7 +359,7 @@ class _Options:
         if self["use_dpo"] and "orpo" in (reading.get(self["dpo"], "algo"), self.values.get("algo")):
             yield "dpo.algo='orpo': ORPO has no reference model, but its forward pass is counted, as MaxText does"
         if self.block in ("simple", "simple_mlp"):
-            yield f"decoder_block={self.block!r}: is priced as a transformer, as MaxText does"
+            yield f"decoder_block={self.block!r}: priced as a transformer, as MaxText does"
         for name in self.values:
             if name not in _KNOWN:
                 near = difflib.get_close_matches(str(name), _KNOWN, n=1, cutoff=0.8)
@@ -489,7 +489,8 @@ def _qwen3_custom_moe(options: _Options) -> Fields:
     )
     if narrow != inside:
         raise ConfigError(
-            f"attention_output_dim={narrow} and moe_expert_input_dim={inside} must be equal: attention writes what experts read"
+            f"attention_output_dim={narrow} and moe_expert_input_dim={inside} must be equal, because experts read what "
+            "attention writes"
         )
     return {"attention_output_size": narrow}
 
@@ -594,7 +595,7 @@ def _check_sized(values: Mapping[str, Any], place: str) -> None:
 def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's options over those of its base_config; base.yml's are known without the file."""
     if path.resolve() in above:
-        raise ConfigError(f"{path}: base_config leads back to itself; remove one of them")
+        raise ConfigError(f"{path}: base_config forms a circle; remove one of them")
     values = _load(path)
     base = values.get("base_config")
     if not base:
@@ -623,5 +624,5 @@ def _beside(path: Path, name: str) -> Path | None:
 def _load(path: Path) -> dict[str, Any]:
     values = yaml_file.read_foreign(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no options; give a YAML file of MaxText's options, one `name: value` a line")
+        raise ConfigError(f"{path} holds no options; give a YAML file of MaxText's options, one `name: value` per line")
     return values

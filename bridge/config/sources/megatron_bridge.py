@@ -36,7 +36,8 @@ def _precision(chosen: Any) -> Options:
             from megatron.bridge.training.mixed_precision import get_mixed_precision_config
         except ImportError as error:
             raise ConfigError(
-                f"mixed_precision={short(chosen)} names a record of Megatron-Bridge's: {error}; give the record"
+                f"mixed_precision={short(chosen)} names a record of Megatron-Bridge that cannot be read: {error}; pass the "
+                "record itself"
             ) from error
         chosen = get_mixed_precision_config(chosen)
     return {name: getattr(chosen, name) for name in formats.FIELDS if hasattr(chosen, name)}
@@ -74,7 +75,7 @@ def _left_out(provider: Any) -> list[str]:
         builder = get(provider, name)
         module = getattr(getattr(builder, "func", builder), "__module__", None) or ""
         if builder is not None and not module.startswith("megatron."):
-            found.append(f"{name}={short(builder)}: layers that it builds are counted as megatron-core's own")
+            found.append(f"{name}={short(builder)}: the layers that it builds are counted as megatron-core's")
     if get(provider, "vision_model_type") is not None:
         found.append(f"vision_model_type={short(get(provider, 'vision_model_type'))}: the vision tower is not counted")
     return found

@@ -126,7 +126,7 @@ def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
             continue
         if name in HARDWARE:
             if value not in HARDWARE[name]:
-                found.hardware_unknown.append(f"{name}={short(value)}: what it runs again or pads is not known")
+                found.hardware_unknown.append(f"{name}={short(value)}: its recomputation or padding is unknown")
         elif name in REPORTED:
             harmless, consequence = REPORTED[name]
             if value not in harmless:

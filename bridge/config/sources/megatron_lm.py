@@ -91,12 +91,12 @@ def _left_out(args: Any) -> list[str]:
     tokenizer, tower = get(args, "tokenizer_type"), get(args, "vision_model_type")
     if isinstance(tokenizer, str) and tokenizer.startswith("BertWordPiece"):
         found.append(
-            f"tokenizer_type={tokenizer!r}: counted is a causal decoder; BERT attends to both sides and has a head of its own"
+            f"tokenizer_type={tokenizer!r}: a causal decoder is counted, but BERT attends to both sides and has its own head"
         )
     if tower is not None:
         found.append(f"vision_model_type={short(tower)}: the vision tower and its projector are not counted")
     if _stack(args) not in ("", *_KNOWN_SPECS, *_GATED_DELTA_PRODUCT):
-        found.append(f"spec={short(get(args, 'spec'))}: layers that are built by a spec are counted as megatron-core's own")
+        found.append(f"spec={short(get(args, 'spec'))}: the layers that it builds are counted as megatron-core's")
     return found
 
 

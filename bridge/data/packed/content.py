@@ -204,7 +204,7 @@ def _read_npy(path: str) -> list[Callable[[], PackedRow]]:
 
 def _values(row: Any, name: str) -> Any:
     if not isinstance(row, dict) or name not in row:
-        raise ValueError(f"it is no dictionary with {name}")
+        raise ValueError(f"it is not a dictionary with {name}")
     if not isinstance(row[name], (List, Array)):
         raise ValueError(f"{name} must be a list or an array")
     return row[name].values()
@@ -239,11 +239,11 @@ def _checked(row: dict[str, Any]) -> PackedRow:
     if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in (tokens, starts, mask)):
         raise ValueError(f"{', '.join(_FIELDS)} must hold integers")
     if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) <= _LARGEST_TOKEN:
-        raise ValueError(f"input_ids of {tokens.min()} to {tokens.max()} are no tokens")
+        raise ValueError(f"input_ids of {tokens.min()} to {tokens.max()} are not tokens")
     if len(mask) != len(tokens):
         raise ValueError(f"{len(tokens)} input_ids have a loss_mask of {len(mask)}")
     if not len(starts) or starts[0] != 0 or (np.diff([*starts, len(tokens)]) < 0).any():
-        raise ValueError(f"{len(tokens)} input_ids, and seq_start_id {starts[:8].tolist()} must rise from 0 up to that")
+        raise ValueError(f"{len(tokens)} input_ids, and seq_start_id {starts[:8].tolist()} must rise from 0 up to their number")
     found = PackedRow(tokens.astype(np.int32), starts.astype(np.int64), mask.astype(np.bool_))
     if not found.segments():
         raise ValueError("no sequence has two tokens")

@@ -33,13 +33,13 @@ def read(path: str) -> Iterator[Rows]:
     with open(path, "rb") as file:
         head = file.read(_HEADER.size)
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-        raise ValueError("it is not an index of megatron-core")
+        raise ValueError("it is not an index file of megatron-core")
     _, version, code, sequences, bounds = _HEADER.unpack(head)
     if version != 1 or code not in _TOKEN_BYTES or not bounds:
-        raise ValueError(f"its version {version} with dtype {code} and {bounds} document bounds is not known")
+        raise ValueError(f"its version {version} with dtype {code} and {bounds} document bounds is unknown")
     wanted, size = _HEADER.size + 12 * sequences + 8 * bounds, os.path.getsize(path)
     if size < wanted:
-        raise ValueError(f"it is torn: {size} of {wanted} bytes")
+        raise ValueError(f"it is truncated: {size} of {wanted} bytes")
     lengths = np.memmap(path, np.dtype("<i4"), "r", _HEADER.size, (sequences,)) if sequences else np.empty(0, np.int32)
     documents = np.memmap(path, np.dtype("<i8"), "r", _HEADER.size + 12 * sequences, (bounds,))
     if documents[0] != 0 or documents[-1] != sequences:
@@ -60,4 +60,4 @@ def _check_bin(path: str, wanted: int) -> None:
     """The tokens themselves need not be on this machine; where they are, all of them should be."""
     tokens = path.removesuffix(".idx") + ".bin"
     if os.path.exists(tokens) and os.path.getsize(tokens) < wanted:
-        raise ValueError(f"{tokens} is torn: {os.path.getsize(tokens)} of {wanted} bytes")
+        raise ValueError(f"{tokens} is truncated: {os.path.getsize(tokens)} of {wanted} bytes")

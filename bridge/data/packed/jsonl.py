@@ -41,9 +41,9 @@ def _parse(number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"line {number} is no JSON: {error}") from None
+        raise ValueError(f"line {number} is not valid JSON: {error}") from None
     if not isinstance(row, dict):
-        raise ValueError(f"line {number} is no JSON object")
+        raise ValueError(f"line {number} is not a JSON object")
     return row
 
 

@@ -56,7 +56,7 @@ def _rows(batch: list[Any], first_row: int, share: float) -> Rows:
         try:
             tokens, begins = row["input_ids"], row["seq_start_id"]
         except (KeyError, TypeError):
-            raise ValueError(f"row {number} is no dictionary with input_ids and seq_start_id") from None
+            raise ValueError(f"row {number} is not a dictionary with input_ids and seq_start_id") from None
         if not isinstance(tokens, (List, Array)) or not isinstance(begins, (List, Array)):
             raise ValueError(f"input_ids and seq_start_id of row {number} must be lists or arrays")
         here = begins.values()

@@ -101,7 +101,7 @@ class _DataType:
 
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or not re.fullmatch(r"O8|O4|b1|[iuf][1248]", code):
-            raise pickle.UnpicklingError(f"it holds an array of type {code!r}, and only integers, floats and booleans are read")
+            raise pickle.UnpicklingError(f"it holds an array of type {code!r}, but only integers, floats and booleans are read")
         self.dtype = np.dtype(code)
 
     def build(self, state: tuple[Any, ...]) -> None:
@@ -200,7 +200,7 @@ class RowReader:
         start, self.position = self.position, self.position + size
         taken: bytes = self.data[start : self.position]
         if len(taken) < size:
-            raise pickle.UnpicklingError(f"the pickle in it is torn at byte {len(self.data)}")
+            raise pickle.UnpicklingError(f"the pickle in it is truncated at byte {len(self.data)}")
         return taken
 
     def _number(self, size: int) -> int:
@@ -324,7 +324,7 @@ class RowReader:
     def _function(self, module: Any, name: Any) -> None:
         if (module, name) not in _FUNCTIONS:
             raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, and only lists, dictionaries, numbers and numpy arrays are read"
+                f"it holds {module}.{name}, but only lists, dictionaries, numbers and numpy arrays are read"
             )
         self._stack.append(_FUNCTIONS[module, name])
 

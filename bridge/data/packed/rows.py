@@ -68,7 +68,8 @@ class Rows:
             begin = int(sequences[:row].sum())
             found = starts[begin : begin + int(sequences[row])][:8].tolist()
             raise ValueError(
-                f"row {first_row + row} has {totals[row]} input_ids, and its seq_start_id {found} must rise from 0 up to that"
+                f"row {first_row + row} has {totals[row]} input_ids, and its seq_start_id {found} must rise from 0 up to their "
+                "number"
             )
         return cls(np.maximum(tokens - 1, 0), sequences, share)
 

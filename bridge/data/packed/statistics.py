@@ -180,7 +180,7 @@ def _tabulate(
         read += shard.size or 0
     if not counted and waiting:
         raise ConfigError(
-            f"packed file {dataset_file}: {waiting} rows make no full global batch of {global_batch_size}; "
+            f"packed file {dataset_file}: {waiting} rows do not fill a global batch of {global_batch_size}; "
             "lower train.global_batch_size or add data"
         )
     if not lengths:

@@ -128,7 +128,7 @@ def _ratio(shape: ModelShape, number: int, in_mtp: bool) -> int:
         raise ConfigError("model.csa_compress_ratios is missing: give one of 0, 4, 128 for each layer, MTP layers included")
     if len(ratios) != count:
         raise ConfigError(
-            f"model.csa_compress_ratios has {len(ratios)} entries, but num_layers + mtp_num_layers is {count}: give one a layer"
+            f"model.csa_compress_ratios has {len(ratios)} entries, but num_layers + mtp_num_layers is {count}: give one per layer"
         )
     ratio = ratios[number - 1 + before * in_mtp]
     if ratio not in RATIOS:

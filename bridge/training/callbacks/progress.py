@@ -207,7 +207,7 @@ class ProgressCallback(Callback):
         except (OSError, ValueError) as error:  # a full disk, a reader that is gone, a closed stream
             self._prints = False
             _release(out)
-            logger.warning("the console cannot be written (%s); training goes on in silence", error)
+            logger.warning("the console cannot be written (%s); training continues without output", error)
 
 
 def _release(out: TextIO) -> None:

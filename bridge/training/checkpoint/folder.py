@@ -126,7 +126,7 @@ def problem_in(path: Path, files: Mapping[str, list[int]], rank: int = 0, world_
             if size != files[name][0]:
                 return f"{name} has {size} bytes instead of {files[name][0]}"
             if _checksum(path / name) != files[name]:
-                return f"{name} has other content than was saved"
+                return f"{name} has changed since it was saved"
         except OSError as error:
             return f"{name}: {error.strerror}"
     return None

@@ -58,7 +58,7 @@ def problem_of(path: Path) -> Optional[str]:
     except OSError as error:
         return f".metadata: {error.strerror}"
     except _Refused as error:
-        return f".metadata {error}: it is more than data, and is not loaded"
+        return f".metadata {error}: it holds more than data and is not loaded"
     except Exception as error:  # torn bytes raise what they like
         return f".metadata cannot be read: {type(error).__name__}"
     return None

@@ -110,7 +110,7 @@ def _only_first(groups: Groups, action: Any) -> None:
 
 def _see(path: Path) -> None:
     if not path.is_dir():
-        raise RunError(f"{path} is not there; multi-node runs need a shared disk")
+        raise RunError(f"{path} does not exist; multi-node runs need a shared disk")
 
 
 def _write_tensors(path: Path, tensors: ShardedStateDict, groups: Groups) -> None:
@@ -179,7 +179,7 @@ def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Optional[Che
         problems.append(f"{path.name} is damaged ({problem})")
     if problems:
         raise RunError(
-            f"{option}={str(folder)!r}: no checkpoint in it is whole: {'; '.join(problems)}. Give another folder"
+            f"{option}={str(folder)!r}: it holds no complete checkpoint: {'; '.join(problems)}. Give another folder"
             + (", or leave checkpoint.load out to start a new run." if option == LOAD else "."),
             shared=True,
         )
@@ -222,15 +222,15 @@ def find_base(folder: Path, groups: Groups, known: Optional[Base] = None) -> tup
     found, notes = find(place, groups, BASE) if place is not None else (None, [])
     if found is None:
         raise RunError(
-            f"{BASE}={str(folder)!r}: the base of these adapters, {known.path}, is not there any more, and they are nothing "
-            f"without it. Put it back, or name the folder it is in now.",
+            f"{BASE}={str(folder)!r}: the base of these adapters, {known.path}, no longer exists, and the adapters need it. "
+            "Put it back, or name its new folder.",
             shared=True,
         )
     if found.fingerprint != known.fingerprint:
         raise RunError(
             f"{BASE}={str(folder)!r}: {found.path} is not the base that these adapters were trained on (content "
-            f"{found.fingerprint}, expected {known.fingerprint}). Put that one back, name the folder it is in now, or start "
-            f"a new run without {LOAD}.",
+            f"{found.fingerprint}, expected {known.fingerprint}). Put that base back, name its new folder, or start a new run "
+            f"without {LOAD}.",
             shared=True,
         )
     return found, notes

@@ -94,8 +94,8 @@ def check_trainable(cfg: Config) -> None:
         value = getattr(cfg.model, option)
         if value != without and (value or without is True):
             raise ConfigError(
-                f"model.{option}={value!r} can be counted (bridge flops) but not trained: megatron-core's GPTModel has "
-                "no such part. Choose another model for training."
+                f"model.{option}={value!r} can be counted (bridge flops) but not trained, because megatron-core's GPTModel "
+                "does not have it. Choose another model for training."
             )
     check_vision(cfg)
     if cfg.peft is not None:

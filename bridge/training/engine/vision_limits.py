@@ -74,13 +74,13 @@ def check_vision(cfg: Config) -> None:
     for name in ("num_heads", "mlp_size", "hidden_size"):
         if getattr(vision, name) % size:
             raise ConfigError(
-                f"model.vision_config: {name} {getattr(vision, name)} does not divide over "
-                f"parallel.tensor_model_parallel_size={size}; lower that."
+                f"model.vision_config: {name} {getattr(vision, name)} is not divisible by "
+                f"parallel.tensor_model_parallel_size={size}; lower that size."
             )
     if parallel.context_parallel_size > 1:
         raise ConfigError(
-            f"parallel.context_parallel_size={parallel.context_parallel_size}: images cannot be cut over context-parallel ranks "
-            "here. Use parallel.context_parallel_size=1."
+            f"parallel.context_parallel_size={parallel.context_parallel_size}: images cannot be split over context-parallel "
+            "ranks. Use parallel.context_parallel_size=1."
         )
     if parallel.virtual_pipeline_model_parallel_size is not None:
         raise ConfigError(

@@ -48,8 +48,8 @@ def run(action: Callable[[], None], *, rank: int) -> int:
         if any(text in str(error) for text in _SILENT_PEER):
             said = str(error).splitlines()[0].rpartition("] ")[2]  # without the place in gloo's source
             return _fail(
-                f"another rank did not answer within train.distributed_timeout_minutes ({said}): its machine is cut off, gone "
-                "or much slower. Look there, then start the job again; checkpoint.load continues it",
+                f"another rank did not answer within train.distributed_timeout_minutes ({said}): its machine is cut off, has "
+                "failed or is much slower. Check that machine, then restart the job; checkpoint.load continues it",
                 EXIT_RUN, rank=rank, speaks=True)  # fmt: skip
         if any(text in str(error) for text in _LOST_PEER):
             # Not the cause: the rank that is gone has said, or torchrun will say, why.

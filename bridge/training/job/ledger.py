@@ -123,7 +123,7 @@ class JobLedger:
 
     def _fail(self, error: OSError) -> None:
         self._failed = True
-        logger.warning("%s cannot be written (%s): the job's goodput is not known from here on", FILE, error.strerror)
+        logger.warning("%s cannot be written (%s): the job's goodput is unknown from here on", FILE, error.strerror)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 

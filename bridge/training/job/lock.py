@@ -41,7 +41,7 @@ class JobLock(contextlib.ExitStack):
             host, pid = _owner(folder)
             if not _is_gone(host, pid):
                 raise RunError(
-                    f"{folder}: another job runs there (host {host}, process {pid}). Wait for it, end it, or give this one "
+                    f"{folder}: another job is running there (host {host}, process {pid}). Wait for it, end it, or give this one "
                     "another logger.dir and checkpoint.save."
                 ) from None
             return

@@ -79,9 +79,9 @@ def test_columns_of_several_conventions_are_of_one(capsys: pytest.CaptureFixture
         ("flops llama3-8b --image-size 1024x768", "--image-size has no effect"),
         ("check llama3-8b --image-patches 256", "image_patches has no effect"),
         ("inference llama3-8b --prompt 9 --generate 2 --image-patches 256", "--image-patches has no effect"),
-        ("flops llama3-8b --devices 3 parallel.tensor_model_parallel_size=2", "--devices 3 is no multiple of 2"),
-        (f"plan llama3-8b parallel.context_parallel_size=3 {' '.join(RUN)}", "--devices 1024 is no multiple of 3"),
-        ("check llama3-8b --devices 3 parallel.tensor_model_parallel_size=2", "devices=3 is no multiple of the 2"),
+        ("flops llama3-8b --devices 3 parallel.tensor_model_parallel_size=2", "--devices 3 is not a multiple of 2"),
+        (f"plan llama3-8b parallel.context_parallel_size=3 {' '.join(RUN)}", "--devices 1024 is not a multiple of 3"),
+        ("check llama3-8b --devices 3 parallel.tensor_model_parallel_size=2", "devices=3 is not a multiple of the 2"),
     ],
 )
 def test_what_cannot_be_is_refused(words: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,4 +28,4 @@ def test_the_row_that_a_name_means(capsys):
 
 def test_an_unknown_name(capsys):
     assert main(["devices", "h10"]) == 2
-    assert "device 'h10' is not known or means several (did you mean h100?)" in capsys.readouterr().err
+    assert "device 'h10' is unknown or ambiguous (did you mean h100?)" in capsys.readouterr().err

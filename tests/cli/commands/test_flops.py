@@ -24,7 +24,7 @@ def counted(capsys, *arguments: str) -> dict:
 
 def test_what_has_no_effect_is_refused_or_said(capsys):
     assert main(["flops", "llama3-8b", "--image-patches", "1024"]) == 2
-    assert "--image-patches has no effect: this model has no vision tower" in capsys.readouterr().err
+    assert "--image-patches has no effect because this model has no vision tower" in capsys.readouterr().err
     assert main(["flops", "llama3-8b", "parallel.tensor_model_parallel_size=3"]) == 0
     assert "cannot be built: model.num_attention_heads=32 is not divisible" in " ".join(capsys.readouterr().out.split())
     assert main(["flops", "llama3-8b", "--sequence-length", "2k", "--sequence-lengths", "1k"]) == 2
@@ -241,14 +241,14 @@ def test_the_pipeline_for_people(capsys):
     assert main(["flops", "train_deepseek_v3", "--devices", "1024", "--convention", "megatron"]) == 0
     out = capsys.readouterr().out
     assert "   15  80.88 TFLOP  7.59%\n" in out
-    assert "max/mean work of the stages 1.215; with 128 micro-batches a step at least 24.8% of the devices' time is idle" in out
+    assert "max/mean work of the stages 1.215; with 128 micro-batches per step at least 24.8% of the devices' time is idle" in out
 
 
 def test_equations(capsys):
     assert main(["flops", "gemma3-4b", "--convention", "exact", "--explain"]) == 0
     out = capsys.readouterr().out
     assert (
-        "  2 x 4,096 tokens x 2560 x 20480 x 34 layers = 14,602,888,806,400 FLOP a pass\n"
+        "  2 x 4,096 tokens x 2560 x 20480 x 34 layers = 14,602,888,806,400 FLOP per pass\n"
         "  2560 = hidden_size\n"
         "  20480 = 2*ffn_hidden_size\n"
         "  shaped by gated_linear_unit\n"
@@ -260,11 +260,11 @@ def test_equations(capsys):
 def test_equations_hold(capsys):
     """Every printed product is the product of its printed factors, and the row's work."""
     assert main(["flops", "deepseek-v3.2", "--explain", "--sequence-lengths", "8192"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FLOP a pass")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FLOP per pass")]
     report = counted(capsys, "deepseek-v3.2", "--sequence-lengths", "8192")
     assert len(lines) == len(report["table"])
     for line, row in zip(lines, report["table"], strict=True):
-        product, _, work = line.removesuffix(" FLOP a pass").replace(",", "").partition(" = ")
+        product, _, work = line.removesuffix(" FLOP per pass").replace(",", "").partition(" = ")
         factors = [Fraction(factor.split()[0]) for factor in product.strip().split(" x ")]
         assert prod(factors) == int(work) == (row["forward"] or row["dgrad"])
 
@@ -302,10 +302,10 @@ def test_encoders_have_lengths_of_their_own(capsys):
         (["llama3-8b", "model.seq_length=null"], "model.seq_length is not set"),
         (["llama3-8b", "--passes", "backward"], "invalid choice: 'backward'"),
         (["llama3-8b", "--josn"], "unknown argument --josn (did you mean --json?)"),
-        (["llama3-8b", "--devices", "6", "parallel.pipeline_model_parallel_size=4"], "--devices 6 is no multiple of 4"),
+        (["llama3-8b", "--devices", "6", "parallel.pipeline_model_parallel_size=4"], "--devices 6 is not a multiple of 4"),
         (
             ["llama3-8b", "--devices", "64", "parallel.pipeline_model_parallel_size=4"],
-            "8 is no multiple of train.micro_batch_size=1 x 16",
+            "8 is not a multiple of train.micro_batch_size=1 x 16",
         ),
         (["llama3-8b", "parallel.pipeline_model_parallel_size=5"], "32 layers do not split"),
         (["llama3-8b", "model.hidden_size=null"], "model.hidden_size"),

@@ -110,7 +110,7 @@ def test_a_cached_prompt_and_a_draft(capsys):
     assert speculation["target_flops"] == plan.decode(900, 100)
     assert speculation["decode_time"] < report["roofline"]["decode_time"]
     assert main([*options, *draft]) == 0
-    assert "with a draft: 5 tokens a pass, 20 passes" in capsys.readouterr().out
+    assert "with a draft: 5 tokens per pass, 20 passes" in capsys.readouterr().out
     assert main([*options, *draft[:2]]) == 2
     assert "--acceptance is missing" in capsys.readouterr().err
 

@@ -91,7 +91,7 @@ def test_the_table(capsys):
     assert rows["device-hours"] == "481,684 to 619,308"
     assert rows["energy"] == "578 MWh to 743.2 MWh"
     assert rows["cost"] == "963,367 to 1,238,615"
-    assert rows["tokens a parameter"] == "1,868, 93.4 times Chinchilla's 20"
+    assert rows["tokens per parameter"] == "1,868, 93.4 times Chinchilla's 20"
     assert rows["compute-optimal"] == "80.2 billion dense parameters on 1.6 trillion tokens"
 
 
@@ -108,11 +108,11 @@ def test_the_table(capsys):
         (["--tokens", "1T", "--devices", "8", "--mfu", "40", "--device-name", "h100"], "a fraction of 1"),
         (["--tokens", "1T", "--devices", "8", "--mfu", "0.4", "--device-name", "h1000"], "(did you mean h100?)"),
         (["--tokens", "1T", "--budget", "1e20", *CLUSTER], "not allowed with argument"),
-        ([*CLUSTER], "give --tokens or --budget for a run, or --global-batch-size for the layouts that fit"),
+        ([*CLUSTER], "give --tokens or --budget to plan a run, or --global-batch-size to list the layouts that fit"),
         (["--global-batch-size", "8", "--tokens", "1T", *CLUSTER], "not allowed with argument"),
         (["--global-batch-size", "8", "--devices", "8-16", "--device-name", "h100"], "--devices must be one number"),
         (["--global-batch-size", "8", "--devices", "8"], "--device-name is missing"),
-        (["--global-batch-size", "8", "--devices", "8", "--device-name", "v100"], "neither its memory nor its links are known"),
+        (["--global-batch-size", "8", "--devices", "8", "--device-name", "v100"], "its memory and its links are unknown"),
         (
             ["--global-batch-size", "8", "--devices", "8", "--device-name", "a100 80gb", "--number-format", "fp8"],
             "device 'a100 80gb' has no fp8 peak",
@@ -159,7 +159,7 @@ def test_a_typical_mfu_has_its_source(capsys, model, low, high):
     assert report["mfu"] == [low, high]
     assert "H100" in report["mfu_source"]
     assert main(["plan", model, "--tokens", "1T", "--devices", "8", "--device-name", "H100"]) == 0
-    assert f"MFU: {report['mfu_source']}; give --mfu for your own" in " ".join(capsys.readouterr().out.split())
+    assert f"MFU: {report['mfu_source']}; give --mfu to use your own" in " ".join(capsys.readouterr().out.split())
 
 
 def test_layouts(capsys):
@@ -188,7 +188,7 @@ def test_short_and_odd_sequences(capsys):
 
 def test_a_batch_that_no_layout_shares(capsys):
     assert main(["plan", "tiny", "--devices", "1024", "--device-name", "H100", "--global-batch-size", "7"]) == 0
-    assert "no layout of 1,024 x h100 shares the sequences of a step evenly" in capsys.readouterr().out
+    assert "no layout of 1,024 x h100 divides the sequences of a step evenly" in capsys.readouterr().out
 
 
 def test_four_bits_fit_where_sixteen_do_not(capsys):

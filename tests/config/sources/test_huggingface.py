@@ -224,7 +224,7 @@ def test_only_regular_files_of_a_size_are_opened(tmp_path: Path) -> None:
     """A pipe or a device would be waited for, or read without end."""
     os.mkfifo(tmp_path / "pipe.json")
     for file in (tmp_path / "pipe.json", Path("/dev/zero")):
-        with pytest.raises(ConfigError, match="is no regular file"):
+        with pytest.raises(ConfigError, match="is not a regular file"):
             from_huggingface(file)
     with (tmp_path / "config.json").open("w") as large:
         large.truncate(MAX_FILE_SIZE + 1)
@@ -444,7 +444,7 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
         ({"model_type": "qwen2_5_vl", "vision_config": "x"}, "vision_config='x' in the Hugging Face config must be an object"),
         (
             {"model_type": "falcon_h1", "hidden_size": 64, "num_hidden_layers": 15_000},
-            "30000 layers are more than any model has",
+            "30000 layers are more than the maximum",
         ),
     ],
 )

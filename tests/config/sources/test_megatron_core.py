@@ -34,7 +34,7 @@ def test_a_field_away_from_its_default_is_named():
         "moe_expert_capacity_factor=2.0: tokens that experts drop are counted, padding that they add is not"
     ]
     again = dataclasses.make_dataclass("Config", [("moe_layer_recompute", bool, True)])()
-    assert audit(again).hardware_unknown == ["moe_layer_recompute=True: what it runs again or pads is not known"]
+    assert audit(again).hardware_unknown == ["moe_layer_recompute=True: its recomputation or padding is unknown"]
 
 
 def test_a_field_that_is_its_default_is_not_named():
@@ -96,8 +96,8 @@ def test_no_inner_width_is_no_mlp():
         ({"num_moe_experts": 2, "moe_router_topk": 3}, "model.moe_router_topk=3 is larger than model.num_moe_experts=2"),
         ({"kimi_kda_layers": [1, 3]}, "model.kimi_kda_layers has the layer 3"),
         ({"kimi_kda_layers": [0]}, "model.kimi_kda_layers has the layer 0"),
-        ({"num_layers": 20_001}, "20001 layers are more than any model has"),
-        ({"num_layers": None, "hybrid_layer_pattern": "M*-" * 40_000}, "120000 layers are more than any model has"),
+        ({"num_layers": 20_001}, "20001 layers are more than the maximum"),
+        ({"num_layers": None, "hybrid_layer_pattern": "M*-" * 40_000}, "120000 layers are more than the maximum"),
         ({"hidden_size": 10**30}, "model.hidden_size=1000000000000000000000000000000 must be a positive integer and at most"),
         ({"hidden_size": 10**5000}, "model.hidden_size=<int> must be a positive integer"),
         ({"hidden_size": "64"}, "model.hidden_size='64' must be a positive integer"),

@@ -184,14 +184,14 @@ def test_sequences_that_do_not_fill_their_row(tmp_path, ending, starts, message)
 
 def test_pickled_rows_of_another_kind(tmp_path):
     for rows, message in {
-        ((1, 2),): "row 0 is no dictionary",
-        (("input_ids",),): "row 0 is no dictionary",
+        ((1, 2),): "row 0 is not a dictionary",
+        (("input_ids",),): "row 0 is not a dictionary",
     }.items():
         save_npy(tmp_path / "rows.npy", list(rows))
         with pytest.raises(ConfigError, match=message):
             lengths_and_rows(tmp_path / "rows.npy")
     for row, message in (
-        ({"input_ids": [1, 2]}, "row 0 is no dictionary with input_ids and seq_start_id"),
+        ({"input_ids": [1, 2]}, "row 0 is not a dictionary with input_ids and seq_start_id"),
         ({"input_ids": 5, "seq_start_id": [0]}, "of row 0 must be lists or arrays"),
         ({"input_ids": [1, 2], "seq_start_id": [0.5]}, "seq_start_id must hold integers"),
         ({"input_ids": [1, 2], "seq_start_id": [[0]]}, "seq_start_id must hold integers"),
@@ -267,8 +267,8 @@ def test_torn_indexed_datasets(indexed, tmp_path):
     content, tokens = (indexed.with_suffix(ending).read_bytes() for ending in (".idx", ".bin"))
     path = tmp_path / "corpus.idx"
     for damaged, message in (
-        (b"", "not an index of megatron-core"),
-        (b"x" + content[1:], "not an index of megatron-core"),
+        (b"", "not an index file of megatron-core"),
+        (b"x" + content[1:], "not an index file of megatron-core"),
         (content[:-1], "it is torn"),
         (content[:9] + struct.pack("<Q", 2) + content[17:], "version 2"),
         (content[:-8] + struct.pack("<q", 99), "its documents end at sequence 99"),

@@ -66,7 +66,7 @@ def test_tables_are_the_sums_over_the_rows(tmp_path_factory, packs, batch, drop,
             patch.setattr("bridge.data.packed.parquet._TOKENS_AT_A_TIME", at_a_time)
             patch.setattr("bridge.data.packed.jsonl._ROWS_AT_A_TIME", at_a_time)
             if not kept:
-                with pytest.raises(ConfigError, match="make no full global batch"):
+                with pytest.raises(ConfigError, match="do not fill a global batch"):
                     calculate_avg_seqlen(str(folder / f"rows.{ending}"), batch, 64, drop)
                 continue
             table = calculate_avg_seqlen(str(folder / f"rows.{ending}"), batch, 64, drop)

@@ -70,5 +70,5 @@ def test_a_schedule_of_its_own_is_refused_by_name(caplog: pytest.LogCaptureFixtu
     callback = ThroughputCallback("exact", log_interval=1, peak_flops=1e15, compute_time=False, energy=False)
     cfg = driver.config(hybrid_context_parallel=True)
     driver.Loop([callback], driver.state(cfg), iter(map(driver.packed, LENGTHS))).start().steps(2).end()
-    assert "hybrid_context_parallel=True: its schedule gives each context rank sequences of its own" in caplog.text
+    assert "hybrid_context_parallel=True: its schedule gives each context rank its own sequences" in caplog.text
     assert "throughput/total_flops" not in callback.latest

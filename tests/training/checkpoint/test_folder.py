@@ -61,7 +61,7 @@ def test_each_rank_sums_its_own_files_and_the_first_the_rest(tmp_path):
     ("name", "content", "problem"),
     [
         ("__0_0.distcp", b"zer", "__0_0.distcp has 3 bytes instead of 4"),
-        ("__1_0.distcp", b"onE", "__1_0.distcp has other content than was saved"),
+        ("__1_0.distcp", b"onE", "__1_0.distcp has changed since it was saved"),
         ("common.pt", None, "common.pt: No such file or directory"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_real_checkpoint_is_data(folder: Path) -> None:
 def test_what_a_pickle_would_run_is_refused(folder: Path, tmp_path: Path, protocol: int) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "planted"), protocol))
     seal(folder)
-    with pytest.raises(RunError, match=r"\.metadata names (posix|nt|os)\.system: it is more than data"):
+    with pytest.raises(RunError, match=r"\.metadata names (posix|nt|os)\.system: it holds more than data"):
         find(folder, Groups())
     # Also where the list of files leaves it out.
     (folder / ".metadata").rename(tmp_path / "aside")

@@ -8,7 +8,10 @@ from torch.utils.data import DataLoader, Dataset
 from bridge.training.errors import ConfigError, on_this_rank
 from bridge.training.job import ending
 
-SILENT = "another rank did not answer within train.distributed_timeout_minutes ({}): its machine is cut off, gone or much slower."
+SILENT = (
+    "another rank did not answer within train.distributed_timeout_minutes ({}): "
+    "its machine is cut off, has failed or is much slower."
+)
 LOST = "the connection to another rank was lost; see that rank"
 
 

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, caplog: 
     ledger.close()
     assert ledger.job() is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"{FILE} cannot be written (File exists): the job's goodput is not known from here on"
+        f"{FILE} cannot be written (File exists): the job's goodput is unknown from here on"
     ]
 
 

@@ -45,7 +45,7 @@ def holder(tmp_path):
 
 
 def test_the_second_job_is_told_who_is_there_and_a_dead_ones_folder_is_taken_over(tmp_path, holder):
-    says = f"another job runs there (host {socket.gethostname()}, process {holder.pid})"
+    says = f"another job is running there (host {socket.gethostname()}, process {holder.pid})"
     with JobLock() as lock, pytest.raises(RunError, match=re.escape(says)):
         lock.take([tmp_path / "other", tmp_path])
     os.kill(holder.pid, signal.SIGKILL)

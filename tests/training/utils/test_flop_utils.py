@@ -241,7 +241,7 @@ def test_averages_of_packed_files(packed, name):
     assert flop_utils.calculate_avg_seqlen(str(packed / name), 1, 4096, drop_remainder=True) == EVERY_ROW
     assert flop_utils.calculate_avg_seqlen(str(packed / name), 2, 4096, drop_remainder=True) == FIRST_TWO
     assert flop_utils.calculate_avg_seqlen(str(packed / name), 2, 4096, drop_remainder=False) == EVERY_ROW
-    with pytest.raises(ConfigError, match="3 rows make no full global batch of 8"):
+    with pytest.raises(ConfigError, match="3 rows do not fill a global batch of 8"):
         flop_utils.calculate_avg_seqlen(str(packed / name), 8, 4096, drop_remainder=True)
 
 
