@@ -12,7 +12,7 @@ Plan(convention='exact', 8,030,261,248 parameters, statistics: tokens, causal_pa
 >>> found.fits[0].name
 'megatron'
 
-The names below are imported when they are first asked for; none but ``ThroughputCallback`` needs torch.
+The names below are imported on first use; only ``ThroughputCallback`` and ``trace`` need torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every option of a run, once: its name, type, default, unit and meaning.
+"""The one declaration of every option of a run: its name, type, default, unit and meaning.
 
 Names are megatron-core's wherever it has one.  The classes are plain dataclasses; OmegaConf checks the types
-when a recipe is merged into them (see :mod:`bridge.config.loader`), and :mod:`bridge.config.validation` checks what a
-type cannot say.  ``None`` means "not set"; each doc string says what happens then.
+when a recipe is merged into them (see :mod:`bridge.config.loader`), and :mod:`bridge.config.validation` checks what
+types cannot express.  ``None`` means "not set"; each docstring says what happens then.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from bridge.flops.transforms import DEFAULT_TARGETS
 
 
 def _one_of(*choices: str, default: Optional[str]) -> Any:
-    """An option that is one of a few texts. OmegaConf below 2.4 knows no ``Literal``: the loader holds values against these."""
+    """An option with a fixed set of strings. The loader checks them, because OmegaConf below 2.4 has no ``Literal``."""
     return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(kw_only=True)
 class ModelConfig(ModelShape):
-    """The model: everything that is counted (:class:`ModelShape`) and what training needs beside it.
+    """The model: everything that is counted (:class:`ModelShape`), and what training also needs.
 
     ``tensor_model_parallel_size`` is an option of ``parallel``; the loader copies it here, where readers of
     megatron-core's configurations look for it.
@@ -29,17 +29,17 @@ class ModelConfig(ModelShape):
 
     # ---- numerics -------------------------------------------------------------------------------------------------
     bf16: Optional[bool] = None
-    """bfloat16 weights and activations. Unset: on CUDA yes, on a CPU no (float32)."""
+    """bfloat16 weights and activations. Unset: bfloat16 on CUDA, float32 on a CPU."""
     fp8: Optional[str] = _one_of("e4m3", "hybrid", default=None)
     """FP8 matmuls (needs Transformer Engine). Unset: none."""
     transformer_impl: Optional[str] = _one_of("local", "transformer_engine", default=None)
-    """Layer implementation. Unset: Transformer Engine where it is installed, megatron-core's own otherwise."""
+    """Layer implementation. Unset: Transformer Engine if it is installed, otherwise megatron-core's own."""
     activation_func: str = _one_of("silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu", default="silu")
-    """Activation of the MLP, before the gate where ``gated_linear_unit`` is on."""
+    """Activation of the MLP; with ``gated_linear_unit``, of its gate."""
     glu_linear_offset: float = 0.0
     """Added to the linear half of a gated MLP (GPT-OSS)."""
     activation_func_clamp_value: Optional[float] = None
-    """Inputs of the activation are clamped to this size (GPT-OSS). Unset: not clamped."""
+    """Bound to which the activation's inputs are clamped (GPT-OSS). Unset: not clamped."""
     layernorm_epsilon: float = 1e-5
     """Added to the variance in every norm."""
     layernorm_zero_centered_gamma: bool = False
@@ -55,7 +55,7 @@ class ModelConfig(ModelShape):
     rotary_base: float = 10000.0
     """RoPE base frequency."""
     rotary_percent: float = 1.0
-    """Fraction of a head's channels that RoPE turns, 0 to 1."""
+    """Fraction of a head's channels that RoPE rotates, 0 to 1."""
     rope_scaling: bool = False
     """Llama 3.1's scaling of the RoPE frequencies for long contexts."""
     rope_scaling_factor: float = 8.0
@@ -63,33 +63,33 @@ class ModelConfig(ModelShape):
 
     # ---- images ---------------------------------------------------------------------------------------------------
     image_token_id: Optional[int] = None
-    """Token that holds the place of a merged patch of an image. Needed to train a model with a vision_config."""
+    """Placeholder token for each merged patch of an image. Required to train a model with a vision_config."""
 
     # ---- experts --------------------------------------------------------------------------------------------------
     moe_token_dispatcher_type: str = _one_of("allgather", "alltoall", "flex", default="alltoall")
-    """How tokens travel to their experts."""
+    """How tokens are sent to their experts."""
     moe_grouped_gemm: bool = False
     """One grouped matmul for all local experts (needs CUDA)."""
     moe_router_load_balancing_type: str = _one_of("aux_loss", "seq_aux_loss", "global_aux_loss", "none", default="aux_loss")
-    """How the router is kept balanced."""
+    """How the router balances the load."""
     moe_expert_capacity_factor: Optional[float] = None
-    """Rows an expert takes at most, over what it had if all had equally many; what is above is dropped. None: nothing is."""
+    """Maximum rows per expert, relative to an even distribution; rows above it are dropped. Unset: none are dropped."""
     moe_pad_expert_input_to_capacity: bool = False
-    """Every expert is filled up to its capacity."""
+    """Pad the input of every expert to its capacity."""
     moe_token_drop_policy: str = _one_of("probs", "position", default="probs")
-    """Which tokens are dropped: those of the smallest weights, or the last ones."""
+    """Which tokens are dropped: those with the smallest weights, or the last ones."""
     moe_aux_loss_coeff: float = 0.0
     """Weight of the load-balancing loss; 0 switches it off."""
     moe_z_loss_coeff: Optional[float] = None
     """Weight of the router's z-loss. Unset: none."""
     moe_router_score_function: str = _one_of("softmax", "sigmoid", default="softmax")
-    """What turns router logits into scores."""
+    """Function that turns router logits into scores."""
     moe_router_pre_softmax: bool = False
     """Softmax before the top-k choice instead of after it."""
     moe_router_num_groups: Optional[int] = None
     """Groups of experts in group-limited routing (DeepSeek-V3). Unset: no groups."""
     moe_router_group_topk: Optional[int] = None
-    """Groups a token may visit in group-limited routing."""
+    """Maximum groups per token in group-limited routing."""
     moe_router_topk_scaling_factor: Optional[float] = None
     """Factor on the routed experts' output (DeepSeek-V3). Unset: 1."""
 
@@ -100,7 +100,7 @@ class ModelConfig(ModelShape):
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """How the model is cut over the ranks. What the sizes leave over is data parallelism."""
+    """How the model is split over the ranks. The remaining factor is the data-parallel size."""
 
     tensor_model_parallel_size: int = 1
     """Ranks that share every layer's matrices (TP)."""
@@ -109,22 +109,22 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: Optional[int] = None
     """Model chunks per pipeline stage, for the interleaved schedule (VPP). Unset: one chunk."""
     num_layers_in_first_pipeline_stage: Optional[int] = None
-    """Layers of the first stage where the stages are uneven. Unset: as the others."""
+    """Layers of the first stage, if the stages are uneven. Unset: as many as in the others."""
     num_layers_in_last_pipeline_stage: Optional[int] = None
-    """Layers of the last stage where the stages are uneven. Unset: as the others."""
+    """Layers of the last stage, if the stages are uneven. Unset: as many as in the others."""
     context_parallel_size: int = 1
     """Ranks that share every sequence (CP)."""
     expert_model_parallel_size: int = 1
-    """Ranks that share the experts (EP); carved out of the data-parallel ranks."""
+    """Ranks that share the experts (EP), taken from the data-parallel ranks."""
     expert_tensor_parallel_size: Optional[int] = None
     """Ranks that share one expert's matrices (ETP). Unset: as tensor_model_parallel_size."""
     sequence_parallel: bool = False
-    """Norms and dropouts split along the sequence over the tensor-parallel ranks (SP)."""
+    """Split norms and dropouts along the sequence over the tensor-parallel ranks (SP)."""
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How long, how much at once, and how often to evaluate."""
+    """Length of the run, batch sizes, and evaluation."""
 
     train_iters: int = 100
     """Optimizer steps of the whole run."""
@@ -133,7 +133,7 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples per forward pass of one model replica."""
     rampup_batch_size: Optional[list[int]] = None
-    """``[start, increment, samples]``: the global batch grows from start by increments over so many samples."""
+    """``[start, increment, samples]``: the global batch grows from ``start`` in increments over that many samples."""
     seed: int = 1234
     """Seed of the weights and of the data order."""
     eval_interval: Optional[int] = None
@@ -144,7 +144,7 @@ class TrainConfig:
     """Steps (from 1) whose update is skipped; their batches are consumed."""
     distributed_timeout_minutes: float = 10.0
     """Minutes that a rank waits for the others in a collective before the job ends with an error; fractions are allowed.
-    More than the slowest checkpoint takes."""
+    Must exceed the time of the slowest checkpoint."""
 
 
 @dataclass(kw_only=True)
@@ -152,12 +152,12 @@ class PackedSequenceSpecs:
     """Packed fine-tuning data, with Megatron-Bridge's names."""
 
     packed_sequence_size: Optional[int] = None
-    """Most tokens of a packed row. Unset: model.seq_length."""
+    """Maximum tokens per packed row. Unset: model.seq_length."""
     packed_train_data_path: Optional[str] = None
-    """Packed rows to train on: ``.npy`` or ``.parquet``, a file, a folder of shards or a glob. Unset: examples are packed at
-    the start of the run."""
+    """Packed rows to train on: ``.npy`` or ``.parquet``, a file, a folder of shards or a glob. Unset: the run packs its
+    examples at the start."""
     packed_val_data_path: Optional[str] = None
-    """Packed rows to evaluate on. Unset: data.eval_fraction of the examples where they are packed at the start."""
+    """Packed rows to evaluate on. Unset: data.eval_fraction of the examples, if the run packs them."""
 
 
 @dataclass(kw_only=True)
@@ -165,9 +165,8 @@ class DataConfig:
     """Real text and how it becomes batches."""
 
     kind: str = _one_of("text", "instructions", "images", default="text")
-    """What the samples are: ``text``, documents whose every token is predicted from those before it; ``instructions``,
-    prompts with answers, packed, of which the answers alone are learned; ``images``, pictures of lines of text, each
-    followed by its text, which is learned."""
+    """Kind of samples. ``text``: documents, every token of which is learned. ``instructions``: packed prompts with answers;
+    only the answers are learned. ``images``: pictures of lines of text, each followed by its text, which is learned."""
     path: Any = None
     """A text file, a folder, a glob, or a list of these. Unset: the source files of Python's standard library. For
     instructions: ``.jsonl`` files with ``input`` and ``output``, or Python sources, whose functions with a docstring are
@@ -175,25 +174,25 @@ class DataConfig:
     tokenizer: str = "byte"
     """``byte`` (256 bytes and an end-of-document token) or the path of a ``tokenizers`` JSON file."""
     batching: str = _one_of("padded", "packed", "fixed", default="padded")
-    """``padded``: one document a sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
-    back, kept apart in attention; ``fixed``: slices of the concatenated stream."""
+    """``padded``: one document per sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
+    back, separated in attention; ``fixed``: slices of the concatenated stream."""
     document_separator: Optional[str] = None
-    """Text between two documents of one file. Unset: a file is one document (the standard library's sources are cut
-    at two blank lines, that is at their top-level definitions)."""
+    """Text between two documents of one file. Unset: each file is one document (the standard library's sources are split
+    at two blank lines, that is, at their top-level definitions)."""
     max_documents: Optional[int] = None
-    """Use only so many documents. Unset: all."""
+    """Maximum number of documents. Unset: all."""
     min_document_length: int = 2
     """Documents shorter than this many tokens are left out."""
     eval_fraction: float = 0.05
-    """Share of the documents that is kept for evaluation, 0 to 1."""
+    """Fraction of the documents kept for evaluation, 0 to 1."""
     num_workers: int = 0
-    """Processes that prepare batches; 0: the training process itself."""
+    """Processes that prepare batches; 0 means the training process itself."""
     images_per_sample: int = 3
-    """Images: most of them in a sample; the number is drawn, 0 included."""
+    """Images: maximum per sample; the actual number is random and may be 0."""
     longest_line: int = 24
     """Images: lines of text with more characters are left out."""
     packed_sequence_specs: Optional[PackedSequenceSpecs] = None
-    """Packed rows of instructions: their size, and files that hold them. Unset: rows of model.seq_length."""
+    """Packed rows of instructions: their size, and the files that hold them. Unset: rows of model.seq_length."""
 
 
 @dataclass(kw_only=True)
@@ -223,16 +222,16 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     use_distributed_optimizer: bool = False
-    """Optimizer states split over the data-parallel ranks."""
+    """Shard the optimizer states over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
-    """Gradients are reduced while the backward pass still runs."""
+    """Reduce gradients during the backward pass."""
     overlap_param_gather: bool = False
-    """Parameters are gathered while the next forward pass already runs (needs the distributed optimizer)."""
+    """Gather parameters during the next forward pass (needs the distributed optimizer)."""
 
 
 @dataclass(kw_only=True)
 class LoggerConfig:
-    """Where numbers go, and how often."""
+    """Where metrics go, and how often."""
 
     log_interval: int = 10
     """Steps between log points."""
@@ -249,7 +248,7 @@ class LoggerConfig:
     wandb_exp_name: Optional[str] = None
     """Name of the W&B run. Unset: the recipe's name."""
     wandb_mode: Optional[str] = _one_of("online", "offline", "disabled", default=None)
-    """Unset: online where an account is configured, offline otherwise."""
+    """Unset: online if an account is configured, otherwise offline."""
     wandb_tags: list[str] = field(default_factory=list)
     """Tags of the W&B run."""
     tensorboard_dir: Optional[str] = None
@@ -263,7 +262,7 @@ class LoggerConfig:
     mlflow_tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run."""
     trackers: list[Any] = field(default_factory=list)
-    """Further trackers: mappings with ``_target_`` (an import path) and its options, see docs/callback.md."""
+    """Further trackers: mappings with ``_target_`` (an import path) and its options, see docs/dashboards.md."""
 
 
 @dataclass(kw_only=True)
@@ -275,12 +274,12 @@ class CheckpointConfig:
     load: Optional[str] = None
     """Folder to resume from; an empty or missing folder starts a new run. Unset: no resume."""
     save_interval: Optional[int] = None
-    """Steps between checkpoints. Unset: at the end only."""
+    """Steps between checkpoints. Unset: only at the end."""
     keep: Optional[int] = None
-    """Keep the newest so many checkpoints. Unset: all."""
+    """Number of newest checkpoints to keep. Unset: all."""
     pretrained_checkpoint: Optional[str] = None
-    """Checkpoint folder of a trained model to fine-tune: a new run begins with its newest weights. Weights that stay frozen
-    are left to it and not saved again. Unset: random weights."""
+    """Checkpoint folder of a trained model to fine-tune: a new run starts from its newest weights. Frozen weights
+    stay there and are not saved again. Unset: random weights."""
 
 
 @dataclass(kw_only=True)
@@ -288,9 +287,9 @@ class PeftConfig:
     """Parameter-efficient fine-tuning: frozen weights and small trained adapters."""
 
     kind: str = _one_of("lora", "qlora", "dora", "freeze", default="lora")
-    """``lora``: low-rank adapters (arXiv:2106.09685); ``qlora``: on weights that are stored in four bits (arXiv:2305.14314;
-    counted and planned, not trained here); ``dora``: the lengths of the adapted weights' rows train too
-    (arXiv:2402.09353); ``freeze``: no adapters, the weights that ``freeze`` names are not trained."""
+    """``lora``: low-rank adapters (arXiv:2106.09685); ``qlora``: the same on weights stored in four bits
+    (arXiv:2305.14314; counted and planned, but not trained here); ``dora``: the norms of the adapted weights' rows train too
+    (arXiv:2402.09353); ``freeze``: no adapters; the weights that ``freeze`` names do not train."""
     dim: int = 8
     """Rank of the adapters."""
     alpha: float = 16.0

@@ -37,9 +37,9 @@ FLOPS_PER_MAC = 2
 
 ONE_STAGE = Layout()
 
-#: What looks into a built model needs torch, stands above, and is found by name when it is asked.
+#: Comparing a built model needs torch, so it lives on a higher floor and is imported by name on use.
 VERIFY = "bridge.training.verify"
-#: What a layout needs stands above likewise.
+#: The memory of a layout also lives on a higher floor.
 MEMORY = "bridge.planning.memory"
 
 
@@ -51,7 +51,7 @@ class Passes(Choice):
     TRAINING = "training"
     """Forward and backward, as autograd runs them."""
     HARDWARE = "hardware"
-    """The same, and what is recomputed or padded."""
+    """Training, plus recomputation and padding."""
 
 
 PASSES = {
@@ -72,16 +72,17 @@ def compile_plan(
     """Compile a configuration to a plan.
 
     Args:
-        cfg: what ``reading.read`` takes: a recipe, another framework's configuration, a mapping, or a ``Model``.
+        cfg: anything that ``reading.read`` accepts: a recipe, another framework's configuration, a mapping, or a ``Model``.
         convention: ``megatron``, ``maxtext``, ``exact``, ``executed`` or ``palm``, or a record of switches.
-        framework: a name of ``frameworks.FRAMEWORKS``: whose layers and backward passes. Unset: ``cfg.framework``, else megatron.
-        trainable: module path -> whether its weights train; overrides what ``cfg.peft`` and the freeze switches say. A
-            ``transforms.Trainable`` tells weights and biases apart (``bridge.training.trainable.trainable_from``).  Of a traced
-            model it must say what trained when it ran.
-        elementwise: keep the terms that are no matmuls, which only the operation ledger counts.
+        framework: a name from ``frameworks.FRAMEWORKS``, whose layers and backward passes are counted. The default is
+            ``cfg.framework``, else megatron.
+        trainable: maps a module path to whether its weights train; overrides ``cfg.peft`` and the freeze switches. A
+            ``transforms.Trainable`` distinguishes weights from biases (``bridge.training.trainable.trainable_from``).  For a
+            traced model it must agree with what trained when it ran.
+        elementwise: keep the terms that are not matmuls, which only the operation ledger counts.
 
     Raises:
-        ConfigError: a required field is missing or impossible; the message names it.
+        ConfigError: A required field is missing or impossible; the message names it.
 
     >>> small = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512}
     >>> compile_plan(small, "exact").flops([128, 64])
@@ -135,7 +136,7 @@ def compile_plan(
 
 
 def _check_trace(model: reading.Model, may_train: transforms.Trainable) -> None:
-    """A traced model has the passes that ran; it cannot be asked what others there would be."""
+    """Refuse a ``trainable`` that differs from what trained when the model was traced, whose passes are fixed."""
     ran = model.trainable
     other = next((term for term in model.traced if ran.parameters(term) != may_train.parameters(term)), None)
     if other is not None:
@@ -147,7 +148,7 @@ def _check_trace(model: reading.Model, may_train: transforms.Trainable) -> None:
 
 
 def _padding(model: reading.Model, record: conventions.Convention) -> list[str]:
-    """A sentence where a convention leaves padding out and the true vocabulary is not known."""
+    """A sentence if the convention leaves padding out but the unpadded vocabulary size is unknown."""
     if record.padded_vocabulary or model.true_vocabulary or model.language is None:
         return []
     return [f"padded_vocab_size={model.language.padded_vocab_size}: the size without padding is unknown, so padding is counted"]
@@ -180,7 +181,7 @@ class Coefficients:
     denominator: int
 
     def dot(self, vector: Sequence[Number]) -> Number:
-        """The weighted sum of a vector of numbers: an int wherever it is integral."""
+        """The weighted sum of a vector of numbers, as an int if it is integral."""
         if type(vector) is not list:  # numpy's and torch's products overflow
             vector = exact_vector(vector)
         try:
@@ -198,15 +199,15 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``Plan.table``: equal terms of several layers together, with the FLOPs of one batch.
+    """One row of ``Plan.table``: equal terms of several layers together, with the FLOPs of one batch.
 
     Attributes:
-        component, name: what it prices.
+        component, name: the component and the matmul.
         rows: the statistic that counts its rows.
-        k, n, times: its size, and how often each row passes.
-        layers: terms in this line.
-        forward, dgrad, wgrad, recompute: FLOPs by pass.
-        share: its part of the training FLOPs.
+        k, n, times: its size, and how often each row passes through it.
+        layers: number of terms in this row.
+        forward, dgrad, wgrad, recompute: FLOPs of each pass.
+        share: fraction of the training FLOPs.
     """
 
     component: str
@@ -224,18 +225,18 @@ class Row:
 
 
 class Plan:
-    """What a batch costs: coefficients over additive statistics.
+    """The cost of any batch, as coefficients over additive statistics.
 
     Attributes:
-        convention: the name of the way of counting.
+        convention: the name of the convention.
         terms: one matmul each, first layer first, with the passes that run.
-        statistics: what ``measure`` fills in, in this order; fixed by the configuration alone, so equal on every rank.
-        not_counted: parts of the model that are not priced, one sentence each.
-        layout: how the configuration cuts the model into pipeline stages.
-        hardware_unknown: why the ``hardware`` passes are not known, one sentence each; empty where they are.
-        formats: which matmul runs in which number format.
-        model: what it was compiled from.
-        record: the way of counting itself.
+        statistics: the entries of a ``measure`` vector, in order. The configuration alone fixes them, so all ranks agree.
+        not_counted: the parts of the model that are not priced, one sentence each.
+        layout: how the configuration splits the model into pipeline stages.
+        hardware_unknown: the reasons why the ``hardware`` passes are unknown, one sentence each; empty if they are known.
+        formats: the number format of each matmul.
+        model: the model that the plan was compiled from.
+        record: the convention's record of switches.
         trainable: what trains, by module path.
     """
 
@@ -275,7 +276,7 @@ class Plan:
     def with_terms(
         self, terms: Sequence[Term], not_counted: tuple[str, ...], hardware_unknown: Optional[tuple[str, ...]] = None
     ) -> Plan:
-        """The same plan of other terms; ``hardware_unknown`` too where it is given."""
+        """The same plan with other terms and, if given, another ``hardware_unknown``."""
         unknown = self.hardware_unknown if hardware_unknown is None else hardware_unknown
         return Plan(self.record, terms, not_counted, self.trainable, self._build, self.layout, unknown, self.formats, self.model)
 
@@ -304,12 +305,12 @@ class Plan:
 
     @cached_property
     def _places(self) -> list[int | Place]:
-        """Where the priced terms stand in a pipeline."""
+        """The positions of the priced terms in a pipeline."""
         return [term.place for term, _, _ in self._priced]
 
     @cached_property
     def _formats(self) -> dict[str, dict[str, Coefficients]]:
-        """By number format: passes of one matmul may differ in it."""
+        """Coefficients by number format, in which the passes of one matmul may differ."""
         layers = 1 + max((term.place for term in self.terms if isinstance(term.place, int)), default=-1)
         return self._summed(
             (self.formats.of(term, one, layers), one, statistic, flops)
@@ -356,18 +357,18 @@ class Plan:
         audio_frames: Iterable[int] = (),
         byte_patches: Iterable[int] = (),
     ) -> list[int]:
-        """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks add.
+        """The vector of a batch: one integer per statistic. Vectors of micro-batches, steps and ranks can be added.
 
         Args:
-            sequence_lengths: tokens of each sequence (packed: of each document).
-            image_patches: patches of each image; of each temporal frame for videos.
-            encoder_lengths: what each sequence cross-attends to, in the encoder's tokens: one entry a sequence; the
-                positions of ``audio_frames`` by default.
+            sequence_lengths: tokens of each sequence, or of each document in packed data.
+            image_patches: patches of each image, or of each temporal frame of a video.
+            encoder_lengths: encoder tokens that each sequence cross-attends to, one entry per sequence; by default the
+                positions of ``audio_frames``.
             audio_frames: mel frames of each clip.
-            byte_patches: patches of each sequence, whose length is in bytes (byte-latent transformers).
+            byte_patches: patches of each sequence of a byte-latent transformer, whose sequence lengths are in bytes.
 
         Raises:
-            ConfigError: lengths that cannot be, or a byte-latent transformer without patches.
+            ConfigError: Some lengths are impossible, or a byte-latent transformer has no patches.
         """
         lengths = batch_lengths(sequence_lengths, image_patches, encoder_lengths, audio_frames, byte_patches)
         if self._needs_byte_patches and lengths["sequences"] and not lengths["byte_patches"]:
@@ -377,7 +378,7 @@ class Plan:
         return [statistic.sum(lengths[statistic.over]) for statistic in self.statistics]
 
     def measure_moments(self, sequences: Moments, images: Moments = NOTHING, **others: Moments) -> list[Number]:
-        """The vector of a batch of which only the moments are known: see ``moments``."""
+        """The vector of a batch from its moments alone; see ``moments``."""
         if not others and images is NOTHING and self._only_sequences:
             return [estimate(sequences, *sizes) for estimate, _, sizes in self._estimates]
         if self._needs_byte_patches and sequences.number and "byte_patches" not in others:
@@ -391,7 +392,7 @@ class Plan:
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 
     def text_form(self) -> Optional[ClosedForm]:
-        """The FLOPs of training on text as a form of its moments alone; None where it is not linear in them."""
+        """The training FLOPs of a text-only batch as a function of its moments; None if they are not linear in them."""
         if self._needs_byte_patches or self.needs_lengths:
             return None
         priced = self._totals[Passes.TRAINING]
@@ -407,7 +408,7 @@ class Plan:
             passes: one of ``Passes``: ``forward``, ``training`` or ``hardware`` (training and recomputation).
 
         Raises:
-            ConfigError: ``passes`` is none of them, or it is not known what the hardware runs; see ``hardware_unknown``.
+            ConfigError: ``passes`` is unknown, or the hardware passes of this plan are; see ``hardware_unknown``.
         """
         return self._known(passes, self._totals).dot(vector)
 
@@ -425,7 +426,7 @@ class Plan:
         return {name: coefficients.dot(vector) for name, coefficients in self._known(passes, self._components).items()}
 
     def evaluate_formats(self, vector: Sequence[Number], passes: str = "training") -> dict[str, Number]:
-        """FLOPs by number format (``unknown`` where it is not known); they add up to ``evaluate``."""
+        """FLOPs by number format (``unknown`` if the format is not known); they add up to ``evaluate``."""
         return {name: coefficients.dot(vector) for name, coefficients in self._known(passes, self._formats).items()}
 
     def evaluate_stages(
@@ -442,15 +443,16 @@ class Plan:
 
         Args:
             vector: a sum of ``measure`` results.
-            layout: how the model is cut into stages; by default as its configuration says.  Or pipeline_model_parallel_size,
-                with the options below: without any, and with as many stages as the configuration has, that is the default too.
-            virtual_pipeline_model_parallel_size: chunks a stage.
+            layout: how the model is split into stages; by default the layout of its configuration.  An int is
+                pipeline_model_parallel_size, to which the options below apply; with no options and the configuration's own
+                number of stages it also means the configuration's layout.
+            virtual_pipeline_model_parallel_size: chunks per stage.
             passes: as for ``evaluate``.
             num_layers_in_first_pipeline_stage: decoder layers of an uneven first stage.
-            num_layers_in_last_pipeline_stage: and of the last.
+            num_layers_in_last_pipeline_stage: decoder layers of an uneven last stage.
 
         Raises:
-            ConfigError: the layers cannot be placed so.
+            ConfigError: The layers do not fit this layout.
         """
         if isinstance(layout, int):
             even = Layout(pipeline_model_parallel_size=layout, segments=self.layout.segments)
@@ -486,9 +488,9 @@ class Plan:
         passes: str = "training",
         **others: Iterable[int],
     ) -> Number:
-        """FLOPs of a batch given length by length: an int, a fraction only where a convention makes it one.
+        """FLOPs of a batch given by its lengths: an int, or a Fraction if the convention gives no integer.
 
-        Lengths are those of ``measure``, encoder_lengths and audio_frames by name; ``passes`` is that of ``evaluate``.
+        The lengths are those of ``measure`` (encoder_lengths and audio_frames by name); ``passes`` is that of ``evaluate``.
         """
         return self.evaluate(self.measure(sequence_lengths, image_patches, **others), passes)
 
@@ -499,11 +501,11 @@ class Plan:
         passes: str = "training",
         **others: Iterable[int],
     ) -> dict[str, Number]:
-        """FLOPs of a batch by component; they add up to ``flops``, which has the same arguments."""
+        """FLOPs of a batch by component; they add up to ``flops``, which takes the same arguments."""
         return self.evaluate_components(self.measure(sequence_lengths, image_patches, **others), passes)
 
     def table(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), **others: Iterable[int]) -> list[Row]:
-        """Every matmul of a batch, equal ones of several layers in one row; arguments as for ``measure``."""
+        """Every matmul of a batch, with equal ones of several layers in one row; the arguments are those of ``measure``."""
         return self.tabulate(self.measure(sequence_lengths, image_patches, **others))
 
     def tabulate(self, vector: Sequence[Number]) -> list[Row]:
@@ -534,7 +536,7 @@ class Plan:
         return plan_view.as_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with a ``version``: convention, parameters, statistics, and every matmul for one unit of its statistic.
+        """Plain values with a ``version``: convention, parameters, statistics, and every matmul per unit of its statistic.
 
         >>> plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
         >>> plan.to_dict()["version"], plan.to_dict()["statistics"]
@@ -545,7 +547,7 @@ class Plan:
         return plan_view.as_dict(self)
 
     def to_pandas(self) -> Any:
-        """The matmuls of ``to_dict`` as a ``pandas.DataFrame``; ImportError without pandas.
+        """The matmuls of ``to_dict`` as a ``pandas.DataFrame``; raises ImportError without pandas.
 
         >>> plan = compile_plan({"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 512})
         >>> plan.to_pandas().query("name == 'linear_fc1'")[["k", "n", "layers"]].values.tolist()
@@ -554,7 +556,7 @@ class Plan:
         return plan_view.as_frame(self)
 
     def parameters(self) -> dict[str, int]:
-        """Weights and biases of the model as it is built (vocabulary unpadded): all, those one token uses, those that train."""
+        """Parameters of the model as built (vocabulary unpadded): ``total``, ``active`` per token, and ``trainable``."""
         terms = self.built_terms()
         return {
             "total": sum(term.parameters for term in terms),
@@ -579,15 +581,15 @@ class Plan:
         return {path: entries for path, entries in found.items() if entries}
 
     def verify(self, model: Any) -> Any:
-        """Hold a built model against this plan, parameter by parameter: a ``bridge.training.verify.Verified``.
+        """Compare a built model with this plan, parameter by parameter; returns a ``bridge.training.verify.Verified``.
 
         Args:
-            model: a torch module, wrapped or not, or the chunks of a pipeline stage; then on all ranks of the pipeline together.
+            model: a torch module, wrapped or not, or the chunks of a pipeline stage; in a pipeline, call it on all ranks.
         """
         return importlib.import_module(VERIFY).verify(self, model)
 
     def memory(self, layout: Any, *optimizer: Any, **options: Any) -> Any:
-        """Bytes that the fullest rank of each pipeline stage needs: see ``bridge.planning.memory.memory``."""
+        """Bytes that the fullest rank of each pipeline stage needs; see ``bridge.planning.memory.memory``."""
         return importlib.import_module(MEMORY).memory(self, layout, *optimizer, **options)
 
 

@@ -1,7 +1,7 @@
-"""The one door of the counting floor: whatever describes a model is read here, once, into a frozen ``Model``.
+"""The entry point of the counting floor: every description of a model is read here, once, into a frozen ``Model``.
 
-A configuration in this package's own names (``shapes``) is read as it is.  Anything else, another framework's configuration or
-a live model, is translated first, by the one reader that its source has.
+A configuration with this package's own names (``shapes``) is read directly.  Anything else, such as another framework's
+configuration or a live model, is first translated by the reader for its source.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ from bridge.flops.shapes import (
 from bridge.flops.terms import Term
 from bridge.flops.transforms import Lora
 
-#: Readers of other frameworks' configurations stand a floor above and are found by name when one is needed, as plugins are.
+#: Readers of other frameworks' configurations live one floor above and are imported by name when needed, like plugins.
 SOURCES = "bridge.config.sources"
-#: And what finds a configuration by its name.
+#: The loader, which finds a configuration by its name.
 NAMES = "bridge.config.named"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Everything about a model, and about what trains in it, that decides how many operations a batch costs.
+    """Everything about a model, and about what trains in it, that determines how many operations a batch costs.
 
     Attributes:
-        language: the language model; None for a vision tower alone, a diffusion or a byte-latent transformer.
-        vision, audio, diffusion, byte_latent: the other parts; None where there is none.
+        language: the language model; None for a lone vision tower, a diffusion or a byte-latent transformer.
+        vision, audio, diffusion, byte_latent: the other parts, each None if absent.
         adapters: low-rank adapters on the model's linear layers.
-        freeze, train: patterns of what does not train, and of what trains all the same.
-        framework: whose layers and backward passes run.
+        freeze, train: patterns of frozen modules, and of modules that train nevertheless.
+        framework: the framework whose layers and backward passes run.
         teacher: a model that runs forward beside this one (distillation).
         reference: the model itself runs forward once more (preference losses).
         adapted: parameter-efficient fine-tuning is on.
-        layout: what stands on which pipeline stage.
-        sequence_length: the nominal one, in tokens.
-        true_vocabulary: whether the vocabulary's size without padding is known.
-        not_counted: what the model has and the plan does not price, one sentence each.
-        hardware_unknown: what may run again or be padded and the plan has no terms for, one sentence each.
-        formats: which matmul runs in which number format.
-        traced: the terms of a module that was run (``bridge.tracing``), with the passes that ran; no other part is then given.
+        layout: the assignment of layers to pipeline stages.
+        sequence_length: the nominal sequence length in tokens.
+        true_vocabulary: whether the unpadded vocabulary size is known.
+        not_counted: the parts of the model that the plan does not price, one sentence each.
+        hardware_unknown: possible recomputation or padding for which the plan has no terms, one sentence each.
+        formats: the number format of each matmul.
+        traced: the terms of a module that was run (``bridge.tracing``), with the passes that ran; all other parts are then None.
     """
 
     language: Optional[ModelShape] = None
@@ -148,14 +148,14 @@ class Description:
 
 
 def get(source: Any, name: str) -> Any:
-    """A field of a mapping or of an object; None where it is missing."""
+    """A field of a mapping or of an object; None if it is missing."""
     if isinstance(source, Mapping):
         return source.get(name)
     return getattr(source, name, None)
 
 
 def model_of(cfg: Any) -> Any:
-    """``cfg.model`` where there is one, else ``cfg`` itself."""
+    """``cfg.model`` if it exists, else ``cfg`` itself."""
     model = get(cfg, "model")
     return cfg if model is None else model
 
@@ -164,11 +164,11 @@ def read(cfg: Any) -> Model:
     """Read and check a configuration.
 
     Args:
-        cfg: anything with ``.model``, a model's configuration, a mapping of its fields, or a live model; a recipe's name or a
-            file; or a ``Model``.
+        cfg: anything with ``.model``, a model's configuration, a mapping of its fields, a live model, a recipe's name, a file,
+            or a ``Model``.
 
     Raises:
-        ConfigError: a required field is missing, or a value cannot be what it is.
+        ConfigError: A required field is missing, or a value is impossible.
     """
     if isinstance(cfg, Model):
         return cfg
@@ -180,7 +180,7 @@ def read(cfg: Any) -> Model:
 
 
 def read_vision(cfg: Any) -> VisionShape | None:
-    """The vision tower of a configuration, whatever it says, or does not say, about the rest of the model."""
+    """The vision tower of a configuration, regardless of the rest of the model."""
     alone = cfg if isinstance(cfg, Model) else Model(vision=_vision(model_of(_described(cfg))))
     return alone.vision
 
@@ -503,7 +503,7 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     if peft is None:
         return None, (), (), []
     if get(peft, "kind") is None and get(peft, "dim") is None:
-        # Some other library's object, for a method that adds and freezes nobody knows what.
+        # Another library's object for a method whose adapters and frozen parts are unknown.
         return None, (), (), [f"peft: {type(peft).__name__} has no dim; it is priced as training in full, without adapters"]
     unpriced = [
         f"peft.{name}={short(get(peft, name))}: adapters are priced without it" for name in _UNPRICED_PEFT if get(peft, name)

@@ -1,11 +1,11 @@
-"""Megatron-Bridge's own bookkeeping of a step, for a training loop that prices its steps itself.
+"""Megatron-Bridge's bookkeeping of a step, for a training loop that prices its steps itself.
 
-Its forward steps add what they see of a micro-batch to the loop's state, its loop sums that over the data-parallel ranks and
-prices the sums.  The names, arguments and state attributes are those of its ``training.utils.flop_utils`` at commit 067f987
-(August 2026); ``bridge.training.utils.flop_utils`` shows them.  A state is any object that attributes can be set on.
+Its forward steps add the statistics of each micro-batch to the loop's state; its loop sums them over the data-parallel ranks
+and prices the sums.  The names, arguments and state attributes are those of its ``training.utils.flop_utils`` at commit 067f987
+(August 2026); ``bridge.training.utils.flop_utils`` exports them.  A state is any object that accepts attributes.
 
-Sums stay where they are made: of tensors on a device they are tensors on that device, of everything else ints.  Only the
-``resolve`` functions, once a step, wait for a device.
+Sums of tensors on a device are tensors on that device; all other sums are ints.  Only the ``resolve`` functions, called once
+per step, wait for a device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Scalar: TypeAlias = "int | torch.Tensor"
 
-#: Fields of the statistics, and the attribute of the state that gathers each, in the order in which ranks sum them.
+#: Fields of the statistics with the attribute of the state that accumulates each, in the order in which ranks sum them.
 _TEXT = {
     "seqlen_sum": "_flops_seqlen_sum",
     "seqlen_squared_sum": "_flops_seqlen_sq_sum",
@@ -45,23 +45,24 @@ _CROSS = {
     "cross_seqlen_product_sum": "_flops_cross_seqlen_product_sum",
 }
 _EVERY = _TEXT | _IMAGES | _VISION | _CROSS
-#: Set where ranks may have seen different lengths; without it every rank has seen the same.
+#: Set if ranks may have seen different lengths; otherwise all ranks have seen the same lengths.
 _DIFFERS = "_flops_requires_global_reduce"
 
 
 @dataclass(frozen=True)
 class GlobalFlopsRuntimeStats:
-    """What one training step ran, summed over all data-parallel ranks.
+    """The statistics of one training step, summed over all data-parallel ranks.
 
     Attributes:
-        seqlen_sum: tokens, padding included: what every matmul but the attention core runs on; None if nothing was seen.
-        seqlen_squared_sum: squared lengths of the sequences, padding excluded; None if nothing was seen.
-        num_vision_patches: patches of all images, where only their number is known.
-        vision_patch_sum: patches of all images and video frames, where each of them is known.
-        vision_patch_squared_sum: squared patches of each image and each video frame.
-        vision_merged_token_sum: tokens that the language model gets for them.
-        cross_seqlen_sum: keys and values of cross attention, padding included; None if there were none.
-        cross_seqlen_product_sum: queries x keys of each sequence, padding excluded; None if there were none.
+        seqlen_sum: number of tokens including padding, on which every matmul except the attention core runs; None if no
+            micro-batch was seen.
+        seqlen_squared_sum: sum of the squared sequence lengths without padding; None if no micro-batch was seen.
+        num_vision_patches: number of patches of all images, if only their total is known.
+        vision_patch_sum: number of patches of all images and video frames, if each of them is known.
+        vision_patch_squared_sum: sum of the squared patch counts of each image and each video frame.
+        vision_merged_token_sum: number of tokens that the language model receives for them.
+        cross_seqlen_sum: number of keys and values of cross attention including padding; None if there were none.
+        cross_seqlen_product_sum: sum of queries x keys of each sequence without padding; None if there were none.
     """
 
     seqlen_sum: int | None
@@ -75,7 +76,7 @@ class GlobalFlopsRuntimeStats:
 
     @property
     def has_exact_vision_stats(self) -> bool:
-        """Whether images and frames were seen one by one, so that ``num_vision_patches`` is not needed."""
+        """Whether each image and frame is known, so that ``num_vision_patches`` is not needed."""
         return self.vision_patch_sum > 0
 
 
@@ -97,24 +98,25 @@ def accumulate_flops_metadata(
     num_vision_patches: Scalar | None = None,
     vision_patch_stats: tuple[Scalar, Scalar, Scalar] | None = None,
 ) -> None:
-    """Add one micro-batch to ``state``; no device is waited for.
+    """Add one micro-batch to ``state`` without waiting for a device.
 
     Args:
-        state: gets the sums, in attributes beginning with ``_flops_``.
-        tokens: [b, s] or [b, s, ...], of which the shape counts; None (a pipeline stage without data) adds nothing.
-        vp_stage: of the chunk that runs. Every chunk sees every micro-batch: the first one, 0 or None, adds it.
-        config_seq_len: length of a row of a dense batch, of which context parallelism may have left this rank a part.
-        cu_seqlens: offsets [n + 1] or [1, n + 1] of packed sequences, padding of each included; None in a dense batch.
-        cu_seqlens_argmin: how many of these offsets there are, where more follow that mean nothing.
-        cu_seqlens_unpadded: offsets of the same sequences without padding; these drive the squares where they are given.
-        cu_seqlens_unpadded_argmin: how many of these there are.
-        cross_cu_seqlens: offsets of what each sequence cross-attends to, padding included.
+        state: receives the sums, in attributes beginning with ``_flops_``.
+        tokens: [b, s] or [b, s, ...]; only the shape matters. None (a pipeline stage without data) adds nothing.
+        vp_stage: virtual stage of the chunk that runs. Every chunk sees every micro-batch; the first one (0 or None) adds it.
+        config_seq_len: row length of a dense batch, because context parallelism may have left only a part of it on this rank.
+        cu_seqlens: offsets [n + 1] or [1, n + 1] of packed sequences including their padding; None in a dense batch.
+        cu_seqlens_argmin: number of valid offsets, if meaningless ones follow.
+        cu_seqlens_unpadded: offsets of the same sequences without padding; if given, they determine the squares.
+        cu_seqlens_unpadded_argmin: number of valid offsets among these.
+        cross_cu_seqlens: offsets of the sequences that each sequence cross-attends to, including padding.
         cross_cu_seqlens_unpadded: the same without padding.
-        num_vision_patches: patches of all images, where no more is known of them.
-        vision_patch_stats: see ``vision_patch_stats_from_grid_thw``. Where one rank gives them all do, (0, 0, 0) for no image.
+        num_vision_patches: number of patches of all images, if nothing more is known about them.
+        vision_patch_stats: see ``vision_patch_stats_from_grid_thw``. If one rank passes them, all ranks must; pass (0, 0, 0)
+            for a micro-batch without images.
 
     Raises:
-        ValueError: there are not as many sequences of keys as of queries, or not three sums of patches.
+        ValueError: The numbers of key and query sequences differ, or ``vision_patch_stats`` does not hold three sums.
     """
     if tokens is None or vp_stage not in (None, 0):
         return

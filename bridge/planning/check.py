@@ -1,8 +1,8 @@
-"""Hold a reported throughput against every way of counting: which convention it was counted in, or which usual mistake it shows.
+"""Compare a reported throughput with every convention: find the one it was counted in, or the usual mistake behind it.
 
-    tokens per second and device x FLOPs per token = FLOP/s of a device;  over the dense peak: MFU
+    tokens per second and device x FLOPs per token = FLOP/s per device;  divided by the dense peak: MFU
 
-The tokens per second are measured; the FLOPs per token are a convention.  So a reported number says which one was used.
+The tokens per second are measured; the FLOPs per token depend on a convention.  So a reported number reveals its convention.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from bridge.planning.counting_rules import RULES, WAYS, Case, Priced, Rule
 from bridge.planning.quantities import Quantity
 from bridge.text import significant
 
-#: A count agrees with a reported number that is no further away, or no further than that was rounded.
+#: A count agrees with a reported number within this fraction, or within the number's rounding.
 TOLERANCE = 0.01
-#: The convention that differences are told against.
+#: The convention that differences are relative to.
 OURS = "megatron"
 
 
 @dataclass(frozen=True)
 class Way:
-    """The same run counted in one way.
+    """The run counted in one way.
 
     Attributes:
-        convention: its name.
-        rules: names of ``counting_rules.RULES`` that were applied to it.
-        flops_per_token: training FLOPs, or those that the hardware ran where the report is about those.
-        flops_per_second: of one device, FLOP/s; None where no speed is known.
-        utilisation: of the dense peak; None where no peak or no speed is known.
-        ratio: over the reported number; None where there is none.
+        convention: name of the convention.
+        rules: names from ``counting_rules.RULES`` that were applied to it.
+        flops_per_token: training FLOPs per token, or hardware FLOPs if the report includes recomputation.
+        flops_per_second: FLOP/s per device; None if no speed is known.
+        utilisation: fraction of the dense peak; None if no peak or no speed is known.
+        ratio: this count over the reported number; None if nothing was reported.
     """
 
     convention: str
@@ -60,12 +60,12 @@ class Way:
 
     @property
     def says(self) -> tuple[str, ...]:
-        """What its rules do, for people."""
+        """Descriptions of its rules."""
         return tuple(RULES[name].says for name in self.rules)
 
     @property
     def distance(self) -> float:
-        """How far it is from the reported number, as a fraction of that; infinite where there is none."""
+        """Distance from the reported number as a fraction of it; infinite if nothing was reported."""
         return float("inf") if self.ratio is None else abs(self.ratio - 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,16 +75,16 @@ class Way:
 
 @dataclass(frozen=True)
 class Check:
-    """A run, what was reported of it, and what every way of counting gives; counts are made when they are asked for.
+    """A run, what was reported about it, and the result of every way of counting; counts are computed on demand.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         case: what ran.
         assumed: rules that every count starts from.
-        tokens_per_second: of one device; None where it is not known.
-        rounding: how far that may be off as it was printed, as a fraction of it.
-        reported: with its unit; None where nothing was.
-        reported_parameters: likewise.
+        tokens_per_second: tokens per second per device; None if unknown.
+        rounding: possible rounding error of that speed, as a fraction of it.
+        reported: the reported number with its unit; None if nothing was reported.
+        reported_parameters: the reported number of parameters; None if not reported.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Check:
     # ---- counting --------------------------------------------------------------------------------
 
     def under(self, convention: str | Convention, *rules: str) -> Way:
-        """The run as a convention counts it, with ``counting_rules`` on top of those that are assumed."""
+        """The run counted by a convention, with ``counting_rules`` in addition to the assumed ones."""
         return self._way(counting_rules.way(convention), tuple(map(counting_rules.get, rules)))
 
     def _way(self, convention: Convention, rules: Sequence[Rule]) -> Way:
@@ -127,12 +127,12 @@ class Check:
 
     @cached_property
     def conventions(self) -> tuple[Way, ...]:
-        """Every convention, and PaLM's rule without the input embedding."""
+        """The run by every convention, and by PaLM's rule without the input embedding."""
         return tuple(self._way(convention, ()) for convention in WAYS)
 
     @cached_property
     def mistakes(self) -> tuple[Way, ...]:
-        """Every usual mistake on top of each convention, where it changes anything."""
+        """The run by every usual mistake on top of each convention, where it changes anything."""
         return tuple(self._mistakes())
 
     def _mistakes(self) -> Iterator[Way]:
@@ -151,12 +151,12 @@ class Check:
 
     @property
     def tolerance(self) -> float:
-        """How far a count may be from the reported number: a hundredth, or what both numbers were rounded by."""
+        """How far a count may be from the reported number: one percent, or the rounding of both numbers."""
         rounding = 0.0 if self.reported is None else float(self.reported.rounding / self.reported.number)
         return max(TOLERANCE, rounding + self.rounding)
 
     def agrees(self, way: Way) -> bool:
-        """Whether the reported number is this count."""
+        """Whether the reported number agrees with this count."""
         return way.distance <= self.tolerance
 
     @property
@@ -174,21 +174,21 @@ class Check:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Of the model: ``total``, ``active`` and ``trainable``."""
+        """The model's parameters: ``total``, ``active`` and ``trainable``."""
         return compile_plan(self.case.model, "exact").parameters()
 
     @property
     def parameters_agree(self) -> bool | None:
-        """Whether the reported number of parameters is the model's, as it was rounded; None where there is none."""
+        """Whether the reported number of parameters is the model's, within its rounding; None if not reported."""
         if self.reported_parameters is None:
             return None
         rounding = self.reported_parameters.rounding
         away = abs(Fraction(self.parameters["total"]) - Fraction(self.reported_parameters.number))
-        return away <= (rounding if rounding > Fraction(1, 2) else 0)  # all digits are to be equal where all were told
+        return away <= (rounding if rounding > Fraction(1, 2) else 0)  # a number given with all digits must match exactly
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         return " ".join(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
@@ -222,7 +222,7 @@ class Check:
         )
 
     def components(self, way: Way) -> dict[str, float]:
-        """FLOPs per token by component; what a rule adds without a component is ``added``."""
+        """FLOPs per token by component; ``added`` is what a rule adds outside the components."""
         priced = Priced(self.case, self.case.model, counting_rules.way(way.convention), self.case.passes)
         for name in way.rules:
             priced = RULES[name].applied(priced)
@@ -231,7 +231,7 @@ class Check:
         return parts | ({"added": beside} if abs(beside) > 1e-9 * float(way.flops_per_token) else {})
 
     def gaps(self, way: Way, to: Way) -> dict[str, float]:
-        """What a way counts more than another by component, as a fraction of the other's total, largest first."""
+        """How much one way counts beyond another by component, as fractions of the other's total, largest first."""
         ours, theirs = self.components(to), self.components(way)
         total = float(to.flops_per_token)
         found = {name: (theirs.get(name, 0.0) - ours.get(name, 0.0)) / total for name in {**ours, **theirs}}
@@ -251,7 +251,7 @@ class Check:
         return f"{significant(way.flops_per_second / 1e12)} TFLOP/s"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in plain values: FLOP/s of one device, utilizations as fractions."""
+        """Everything as plain values: FLOP/s per device, utilizations as fractions."""
         reported, parameters = self.reported, self.reported_parameters
         return {
             "name": self.name,
@@ -281,12 +281,12 @@ def shown_quantity(quantity: Quantity) -> str:
 
 
 def _nearness(way: Way) -> float:
-    """What is equally near stays in its order."""
+    """A rounded distance, so that equally near ways keep their order."""
     return round(way.distance, 3)
 
 
 def _told_apart(way: Way, plain: Way) -> bool:
-    """Whether a rule changes anything: the ratio where something was reported."""
+    """Whether a rule changes the result: the ratio, if something was reported."""
     if way.ratio is not None:
         return way.ratio != plain.ratio
     return way.flops_per_token != plain.flops_per_token or way.utilisation != plain.utilisation
@@ -318,28 +318,29 @@ def check(
     whole_job: bool = False,
     assume: Sequence[str] = (),
 ) -> Check:
-    """Hold what was reported of a run against every way of counting it.
+    """Compare what was reported about a run with every way of counting it.
 
     Args:
-        cfg: what ``compile_plan`` takes, a recipe's name among it.
-        sequence_length: tokens of a row; by default the configuration's.
-        sequence_lengths: instead of it, the tokens of each document of a batch.
+        cfg: anything that ``compile_plan`` accepts, such as a recipe's name.
+        sequence_length: tokens per row; by default the configuration's.
+        sequence_lengths: tokens of each document of a batch, instead of ``sequence_length``.
         image_patches: patches of each image of that batch.
-        tokens_per_second: of one device; text says by its digits how it was rounded, and so does a step's time.
-        step_time: instead of it, the seconds of a step of ``global_batch_size`` rows on all ``devices``.
-        global_batch_size: rows of a step.
-        devices: of the whole job.
+        tokens_per_second: tokens per second per device. The digits of a string tell how the number was rounded; this also
+            holds for ``step_time``.
+        step_time: seconds per step of ``global_batch_size`` rows on all ``devices``, instead of ``tokens_per_second``.
+        global_batch_size: rows per step.
+        devices: devices of the whole job.
         device_name: as ``bridge devices`` or torch names it; only a utilization needs it.
-        number_format: whose dense peak a utilization is held against.
-        peak_flops: that peak, FLOP/s, instead of the table's.
-        reported: ``800TFLOP/s`` or ``41%``, with all digits that were printed.
-        parameters: that were reported, ``3.6B`` or all digits.
-        recompute: ``full`` or ``selective`` where the reported number counts recomputation too (HFU).
-        whole_job: tokens_per_second and a reported FLOP/s are those of all devices together.
-        assume: names of ``counting_rules.RULES`` that the report is known to follow.
+        number_format: the number format whose dense peak a utilization refers to.
+        peak_flops: that peak in FLOP/s, overriding the table.
+        reported: ``800TFLOP/s`` or ``41%``, with all the digits that were printed.
+        parameters: the reported number of parameters, ``3.6B`` or all digits.
+        recompute: ``full`` or ``selective`` if the reported number includes recomputation (HFU).
+        whole_job: whether tokens_per_second and a reported FLOP/s are totals over all devices.
+        assume: names from ``counting_rules.RULES`` that the report is known to follow.
 
     Raises:
-        ConfigError: something is missing or cannot be; the message names it.
+        ConfigError: Something is missing or impossible; the message names it.
 
     >>> found = check("llama3-8b", tokens_per_second=13812, reported="711TFLOP/s")
     >>> found.verdict
@@ -438,7 +439,7 @@ def _speed(
 
 
 def _measured(name: str, value: Any) -> tuple[Fraction, float]:
-    """A number above zero, and what it was rounded by, as a fraction of it: known of text alone."""
+    """A number above zero, and its rounding as a fraction of it, which is known only for strings."""
     if isinstance(value, (str, Quantity)):
         value = _quantity(name, value, ("", "s") if name == "step_time" else ("",))
     found = Fraction(value.number if isinstance(value, Quantity) else exact(name, value))

@@ -1,7 +1,7 @@
 """FLOPs of a global batch, with the names and signatures of Megatron-Bridge's ``training.utils.flop_utils``.
 
-The arithmetic lives in ``bridge.flops``; this module only turns the arguments into statistics.  Units are floating-point
-operations of one training step: forward and backward as they run, two per multiply-accumulate.
+``bridge.flops`` does the arithmetic; this module only turns the arguments into statistics.  All numbers are floating-point
+operations of one training step: the forward and backward passes that run, with two operations per multiply-accumulate.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ _packed_file = Locator()
 
 
 class _Known(NamedTuple):
-    """What a configuration says, read once and kept while it is unchanged."""
+    """The content of a configuration, read once and kept until the configuration changes."""
 
     plan: Plan | None
     own_price: Callable[..., Any] | None
-    """How a model prices itself; such a model needs no plan."""
+    """The price function of a model that has its own; such a model needs no plan."""
     nominal: int | None
     """model.seq_length."""
     adapted: bool
-    """PEFT is on."""
+    """Whether PEFT is on."""
     by_pass: bool
-    """Some of the work runs once in a forward pass, whatever is in it (DoRA)."""
+    """Whether some of the work runs once per forward pass, regardless of the tokens (DoRA)."""
     text: ClosedForm | None
-    """The price of text from its moments alone."""
+    """The price of a text-only batch from its moments."""
 
 
 def _read(cfg: Any, convention: str) -> _Known:
@@ -103,25 +103,27 @@ def num_floating_point_operations(
     """FLOPs of one training step over a global batch.
 
     Args:
-        cfg: a configuration with ``.model`` (and, where they exist, ``.peft``, ``.train``, ``.dataset``), a model config, or
-            a mapping; megatron-core's field names.
-        batch_size: sequences in the global batch; ``cfg.train.micro_batch_size`` of them, or all, are one forward pass.
-        seqlen_sum: sum of their lengths in tokens; when None: batch_size x model.seq_length or, with PEFT and a packed file
-            (``cfg.dataset.packed_sequence_specs``), what batch_size rows of that file hold on average.
-        seqlen_squared_sum: sum of their squared lengths, which drives the attention core; all of the mean length when None.
-        num_vision_patches: patches of all images of the batch, before merging.
-        cross_seqlen_sum: sum of the key/value lengths, for cross attention.
-        cross_seqlen_product_sum: sum of query x key/value lengths, for cross attention.
-        convention: ``megatron``, ``exact`` or ``executed``; sums of lengths only estimate what windows and top-k need, so
-            prefer ``compile_plan(cfg).flops(sequence_lengths=...)`` where the lengths are known.
+        cfg: a configuration with ``.model`` (and optionally ``.peft``, ``.train`` and ``.dataset``), a model configuration, or
+            a mapping, with megatron-core's field names.
+        batch_size: number of sequences in the global batch. One forward pass has ``cfg.train.micro_batch_size`` of them, or
+            all of them if that is not set.
+        seqlen_sum: sum of the sequence lengths in tokens. The default is batch_size x model.seq_length or, with PEFT and a
+            packed file (``cfg.dataset.packed_sequence_specs``), the average of batch_size rows of that file.
+        seqlen_squared_sum: sum of the squared sequence lengths, which determines the attention core. By default all sequences
+            have the mean length.
+        num_vision_patches: number of patches of all images in the batch, before merging.
+        cross_seqlen_sum: sum of the key/value lengths of cross attention, in tokens.
+        cross_seqlen_product_sum: sum of query length x key/value length of cross attention.
+        convention: ``megatron``, ``maxtext``, ``exact``, ``executed`` or ``palm``. Sums of lengths only estimate the work of
+            windows and top-k, so prefer ``compile_plan(cfg).flops(sequence_lengths=...)`` if you know the lengths.
 
     Returns:
-        An int; a Fraction where the convention itself is not integral.
+        The FLOPs as an int, or as a Fraction if the convention gives no integer.
 
     Raises:
-        ConfigError: a required field is missing or impossible; a sum is no number, or one that no lengths have.
+        ConfigError: A required field is missing or impossible, a sum is not a number, or no lengths have these sums.
     """
-    # Text alone is the common case, and this is called every step.
+    # Text-only batches are the common case, and this function is called every step.
     if type(batch_size) is type(seqlen_sum) is type(seqlen_squared_sum) is int and cross_seqlen_sum is None:
         if not num_vision_patches and batch_size > 0 and 0 <= seqlen_sum <= seqlen_squared_sum <= seqlen_sum * seqlen_sum:
             known = _known.get(convention)
@@ -164,7 +166,7 @@ def num_floating_point_operations(
 
 
 def _own_price(model: Any) -> Callable[..., Any] | None:
-    """How a model prices itself; None for the others.  Its hook with runtime sums wins over the one without."""
+    """The price function of a model that has its own, else None; a hook with runtime sums takes precedence."""
     with_sums = getattr(model, "_get_num_floating_point_operations_with_runtime_stats", None)
     if callable(with_sums):
         return lambda batch_size, *sums: with_sums(batch_size=batch_size, **dict(zip(_SUMS, map(_sum, _SUMS, sums), strict=True)))
@@ -177,7 +179,7 @@ def _sum(name: str, value: Any) -> int | Fraction | None:
 
 
 def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple[Any, Any, Any, Any] | None:
-    """The averages of the packed file that a configuration trains on; None where it has none."""
+    """The averages of the packed file that a configuration trains on; None if there is no such file."""
     found = _packed_file(cfg)
     if found is None:
         return None
@@ -195,10 +197,10 @@ def _packed_averages(cfg: Any, batch_size: int, seq_length: int | None) -> tuple
 def _price_of_rows(
     plan: Plan, averages: tuple[Any, Any, Any, Any], rows: int, nominal: int | None, others: dict[str, Moments]
 ) -> int | Fraction:
-    """FLOPs of a batch of packed rows: exact from a table of lengths, estimated from bare averages."""
+    """FLOPs of a batch of packed rows, exact with a table of lengths and estimated with averages alone."""
     if not isinstance(averages, SequenceTable):
         number, total, _, squares = (rows * Fraction(average) for average in averages)
-        # Not ``Moments.of``: the mean of rows' squares can be more than the square of their mean.
+        # ``Moments.of`` would refuse these: the mean of the rows' squares can exceed the square of their mean.
         typical = nominal or (total / number if number else 0)
         return plan.evaluate(plan.measure_moments(Moments(number, total, squares, typical), **others))
     flops = rows * averages.price(plan)
