@@ -2,7 +2,7 @@
 
 Three rules keep a wrong peak out:
 
-1. Names are compared word by word, so an L40S is no L4, a GH200 no H200 and an A100 no A10.
+1. Names are compared word by word, so an L40S does not match L4, a GH200 H200 or an A100 A10.
 2. The entry with the most matching words wins (``H100 PCIe`` over ``H100``); a tie between different devices is unknown.
 3. A part of a device (a MIG slice, a vGPU, a shared one) or a namesake (laptop, Ti, D) is unknown, not the whole device.
 
@@ -25,18 +25,18 @@ class Peak:
     """One row of a datasheet."""
 
     words: str
-    """Words a device's name must contain, lower case."""
+    """Words that a device's name must contain, in lower case."""
     tflops: Mapping[str, float]
     """Dense matmul rate in TFLOP/s by number format, FP32 accumulation."""
     bandwidth: float | None
-    """Memory bandwidth in TB/s; None where devices of this name differ."""
+    """Memory bandwidth in TB/s; None if devices of this name differ."""
     source: str
     """The vendor's document."""
     also: tuple[str, ...] = ()
     """Other names of the same device, as ``words``."""
 
     def matches(self, words: set[str]) -> int:
-        """How many words of a device's name are those of this one; 0 where it is another device."""
+        """How many words of a device's name match this row; 0 if it is another device."""
         names = (set(name.split()) for name in (self.words, *self.also))
         return max((len(name) for name in names if name <= words and not (words & _NAMESAKES) - name), default=0)
 
@@ -142,7 +142,7 @@ _VGPU_PROFILE = re.compile(r"\d+[abcq]")
 
 
 def find_peak(device_name: str) -> Peak | None:
-    """The row for a device as torch, nvidia-smi, ROCm or a Kubernetes label names it, None where it is unknown or ambiguous."""
+    """The row for a device as torch, nvidia-smi, ROCm or a Kubernetes label names it; None if unknown or ambiguous."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     if any(map(_VGPU_PROFILE.fullmatch, words)):
         return None
@@ -153,7 +153,7 @@ def find_peak(device_name: str) -> Peak | None:
 
 
 def peak_flops(device_name: str, number_format: str = "bf16") -> float | None:
-    """Dense peak of one device in FLOP/s, None where it is unknown or the device does not have the number format.
+    """Dense peak of one device in FLOP/s; None if it is unknown or the device lacks the number format.
 
     Args:
         device_name: as torch reports it, for example ``NVIDIA H100 80GB HBM3``.
@@ -167,14 +167,14 @@ def peak_flops(device_name: str, number_format: str = "bf16") -> float | None:
 
 
 def mixed_peak(flops: Mapping[str, Any], peaks: Mapping[str, float | None]) -> float | None:
-    """What a device reaches at most on work of several number formats: the work over the sum of FLOPs / peak.
+    """The highest rate of a device on work in several number formats: the work over the sum of FLOPs / peak.
 
     Args:
-        flops: by number format; any unit.
-        peaks: by number format, FLOP/s.
+        flops: work by number format, in any unit.
+        peaks: peaks by number format in FLOP/s.
 
     Returns:
-        FLOP/s, with one format simply its peak; None where there is no work or a peak is missing.
+        The rate in FLOP/s, which is the peak if there is only one format; None if there is no work or a peak is missing.
     """
     used = {name: amount for name, amount in flops.items() if amount}
     if not used or not all(peaks.get(name) for name in used):
@@ -185,7 +185,7 @@ def mixed_peak(flops: Mapping[str, Any], peaks: Mapping[str, float | None]) -> f
 
 
 def peak_bandwidth(device_name: str) -> float | None:
-    """Memory bandwidth of one device in byte/s, None where it is unknown."""
+    """Memory bandwidth of one device in byte/s; None if unknown."""
     peak = find_peak(device_name)
     return None if peak is None or peak.bandwidth is None else peak.bandwidth * 1e12
 

@@ -1,6 +1,6 @@
 """Configurations: dataclasses with megatron-core's field names, YAML recipes and command-line overrides.
 
-What is named here is imported when it is first asked for: readers of other frameworks' configurations do not need YAML.
+The names below are imported on first use: readers of other frameworks' configurations do not need YAML.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a recipe's name to a checked :class:`Config`: defaults < base recipes < recipe < ``key=value`` overrides.
 
-A recipe is a YAML file that holds only what differs from the defaults.  ``base:`` names one recipe or several to build
-on, relative to the file or by name.  Unknown keys are rejected with the nearest known name; every error is one
+A recipe is a YAML file that holds only what differs from the defaults.  ``base:`` names one or several recipes to build
+on, by name or relative to the file.  Unknown keys are rejected with the closest known name; every error is one
 :class:`ConfigError` that names the option, its value and a remedy.
 """
 
@@ -36,13 +36,13 @@ _LIST_INDEX = re.compile(r"\[\d+\]")
 
 
 def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, validate: bool = True) -> Config:
-    """Read a recipe, by path or by name, and lay ``section.option=value`` overrides over it.
+    """Read a recipe by path or by name and apply ``section.option=value`` overrides.
 
-    ``validate=False`` leaves out the checks that only training needs (divisibility by the parallel layout and the
-    like); key and type errors are always raised.
+    ``validate=False`` skips the checks that only training needs (such as divisibility by the parallel layout);
+    key and type errors are always raised.
 
     Raises:
-        ConfigError: one sentence naming the file or option, its value and the remedy.
+        ConfigError: The message is one sentence that names the file or option, its value and the remedy.
     """
     path = find_recipe(recipe)
     config = _lay(Config(name=path.stem), [*_read_with_bases(path), *map(_read_override, overrides)], str(recipe))
@@ -52,17 +52,17 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), *, validate: 
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A copy of a configuration with ``section.option=value`` overrides laid over it; unvalidated.
+    """A copy of a configuration with ``section.option=value`` overrides, not validated.
 
     Raises:
-        ConfigError: an override that is none, or one of a traced model's own sizes.
+        ConfigError: An override is malformed, or changes a size of a traced model.
     """
     sizes = [name for name in overrides if name.startswith("model.") and not name.startswith("model.seq_length=")]
     if sizes and getattr(config, "traced", None) is not None:
         raise ConfigError(
             f"{sizes[0]}: the model was traced, so overrides cannot change its sizes; change the config or the module"
         )
-    # What a model's own file or a trace said of it is no option: it is set aside while options are laid over each other.
+    # What a model's file or a trace found is not an option: it is set aside while options are merged.
     aside: dict[str, Any] = {name: value for name in ("traced", "formats") if (value := getattr(config, name, None)) is not None}
     nothing: dict[str, Any] = dict.fromkeys(aside)
     plain = dataclasses.replace(config, **nothing)
@@ -105,7 +105,7 @@ _WRITTEN = "_written"
 
 
 def as_written(config: Config) -> dict[str, Any]:
-    """The nested options, with ``${...}`` where a recipe has it: what a token is taken from, not the token."""
+    """The nested options with ``${...}`` unresolved: the source of a secret, not the secret."""
     values = dataclasses.asdict(config)
     for path, (text, resolved) in vars(config).get(_WRITTEN, {}).items():
         holder: Any = values
@@ -120,7 +120,7 @@ def as_written(config: Config) -> dict[str, Any]:
 
 
 def _remember_written(before: Config, merged: Any, result: Config) -> None:
-    """Beside the options, not among them: two configurations of equal values are equal."""
+    """Kept outside the options, so that configurations with equal values are equal."""
     resolved = dict(_texts(dataclasses.asdict(result)))
     defaults = dict(_texts(OmegaConf.to_container(OmegaConf.structured(Config))))
     written = dict(vars(before).get(_WRITTEN, {}))
@@ -143,19 +143,19 @@ def _texts(values: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
 
 
 def recipe_folders() -> list[Path]:
-    """Where recipes are looked up by name: the shipped ones, training recipes before bare models."""
+    """Folders in which recipes are looked up by name: the shipped ones, training recipes before models."""
     inside, beside = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
     root = inside if inside.is_dir() else beside
     return [root, root / "models"]
 
 
 def list_recipes() -> list[Path]:
-    """Every shipped recipe, in the order of the look-up."""
+    """Every shipped recipe, in the order of the lookup."""
     return [path for folder in recipe_folders() for path in sorted(folder.glob("*.yaml"))]
 
 
 def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
-    """The file a recipe's path or name means. In names ``-``, ``_`` and ``.`` are alike, ``.yaml`` may be left out."""
+    """The file of a recipe's path or name. In names ``-``, ``_`` and ``.`` are equivalent, and ``.yaml`` is optional."""
     given = Path(recipe)
     path = given if relative_to is None else relative_to / given
     try:
@@ -335,7 +335,7 @@ def _siblings(option: str) -> list[str]:
 
 
 def _nearest_option(option: str) -> str | None:
-    """The option of the same section that is spelled most alike; else the same name in another section."""
+    """The option of the same section with the most similar name; else the same name in another section."""
     name = option.rpartition(".")[2]
     siblings = {known.rpartition(".")[2]: known for known in _siblings(option)}
     elsewhere = {known.rpartition(".")[2]: known for known in reversed(list(_all_options()))}
@@ -367,7 +367,7 @@ def _merge(config: Any, layer: _Layer) -> Any:
 
 
 def _hint_of(option: str) -> Any:
-    """The declared type of a dotted option, None where it has none of its own."""
+    """The declared type of a dotted option; None if it has none."""
     hint: Any = Config
     for name in _LIST_INDEX.sub("", option).split("."):
         section = _dataclass_in(hint)
@@ -400,5 +400,5 @@ def _in_words(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML would have it: null and true, not None and True."""
+    """A value in YAML's notation: null and true, not None and True."""
     return json.dumps(value, default=str)

@@ -1,6 +1,6 @@
 """From the moments of a batch (count, sum, sum of squares) to the statistics of a plan: the only place that estimates.
 
-Counts, sums and sums of squares are exact.  For the rest the rules are Megatron's, which take every sequence to have the mean
+Counts, sums and sums of squares are exact.  The rest follows Megatron's rules, which assume that every sequence has the mean
 length; they are exact when all sequences are equally long and longer than the window.
 """
 
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
         """From any numbers; without ``squares`` every length is the mean, without ``nominal`` that is the mean too.
 
         Raises:
-            ConfigError: what are no numbers, or sums that no lengths have.
+            ConfigError: An argument is not a number, or no lengths have these sums.
         """
         if type(number) is int and type(total) is type(squares) is int and number > 0 and 0 <= total <= squares <= total * total:
             # Every step of a run comes by here; this is cls(...) in half the time.

@@ -1,7 +1,7 @@
 """Terms: one matmul each, named after the weight it prices, with what flows into it and out of it.
 
-A model is an ordered list of terms.  ``inputs`` and ``outputs`` name values (``hidden`` is the residual stream), which is
-all that is needed to know where autograd goes: see ``transforms.differentiate``.
+A model is an ordered list of terms.  ``inputs`` and ``outputs`` name values (``hidden`` is the residual stream), which
+determines the backward pass: see ``transforms.differentiate``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Shape, Statistic
 
 
 class Place(enum.Enum):
-    """Where a term runs that belongs to no decoder layer."""
+    """The place of a term that belongs to no decoder layer."""
 
     FIRST = "first"
     """Before the decoder: embeddings, towers, encoders."""
     MTP = "mtp"
     """After it: multi-token prediction."""
     LAST = "last"
-    """At the end: the output layers, those of multi-token prediction too."""
+    """At the end: the output layers, including those of multi-token prediction."""
 
 
 class Pass(enum.Flag):
-    """What runs of one matmul."""
+    """The passes of one matmul."""
 
     NONE = 0
     FORWARD = enum.auto()
@@ -38,7 +38,7 @@ class Pass(enum.Flag):
     RECOMPUTE = enum.auto()
     """The forward pass once more, inside the backward pass (activation checkpointing)."""
     PADDING = enum.auto()
-    """All passes of rows that only fill experts up: what the devices do, and nobody asked for."""
+    """All passes of rows that only pad experts: executed, but not requested."""
     BACKWARD = DGRAD | WGRAD
     TRAINING = FORWARD | DGRAD | WGRAD
 
@@ -55,10 +55,10 @@ class Kind(enum.Enum):
     CONVOLUTION = "convolution"
     """Depthwise: k taps on n channels."""
     SCAN = "scan"
-    """Per-row work that is no matmul: the recurrence of a state-space layer or of the delta rule."""
+    """Per-row work that is not a matmul: the recurrence of a state-space layer or of the delta rule."""
     PATCH_EMBEDDING = "patch_embedding"
     NORM = "norm"
-    """A vector of weights: no matmul, but its parameters count and it may train."""
+    """A vector of weights: not a matmul, but its parameters count and it may train."""
     LATENT_NORM = "latent_norm"
     """The norms inside MLA and before the MTP projection, which Megatron prices as k x 1 matmuls."""
     TABLE = "table"
@@ -67,13 +67,13 @@ class Kind(enum.Enum):
     STREAM_MIXING = "stream_mixing"
     """The weighted sums of hyper-connections' streams."""
     JOIN = "join"
-    """No work: a value made of others without a weight, which needs a gradient where any of them does."""
+    """No work: a value made from others without a weight, which needs a gradient if any of them does."""
     ELEMENTWISE = "elementwise"
-    """No matmul: ``operations`` on each row, which only the operation ledger counts."""
+    """Not a matmul: ``operations`` on each row, which only the operation ledger counts."""
 
 
 class Role(enum.Flag):
-    """What a term is to those who ask a plan, so that nobody matches names or paths; an adapter has its layer's roles."""
+    """The role of a term, so that users of a plan need not match names or paths; an adapter has its layer's roles."""
 
     NONE = 0
     EMBEDDING = enum.auto()
@@ -83,21 +83,21 @@ class Role(enum.Flag):
     OUTPUT = enum.auto()
     """The projection to the vocabulary."""
     IMAGES = enum.auto()
-    """Runs only where there are images."""
+    """Runs only if there are images."""
     ENCODER = enum.auto()
-    """Runs only where an encoder has something to read: in it, or on its states."""
+    """Runs in an encoder or on its states, only if the encoder has input."""
     LATENT_UP = enum.auto()
-    """MLA's way from a latent to the keys and values of all heads."""
+    """MLA's projection from a latent to the keys and values of all heads."""
     LATENT_KEYS = enum.auto()
     """The product of MLA's queries with those keys."""
     LATENT_VALUES = enum.auto()
-    """And that of the scores with those values."""
+    """The product of the scores with those values."""
     TRAINING_ONLY = enum.auto()
-    """Does not run where a model generates."""
+    """Does not run in generation."""
     TEACHER = enum.auto()
-    """Of the teacher, whose number format is its own."""
+    """Belongs to the teacher, which has its own number format."""
     ONLOOKER = enum.auto()
-    """Of a second model, whose parameters do not count."""
+    """Belongs to a second model, whose parameters do not count."""
     MLP = enum.auto()
     EXPERTS = enum.auto()
     """A block of experts, whole."""
@@ -181,7 +181,7 @@ class Term:
 
     @property
     def has_weight(self) -> bool:
-        """Whether there is anything to train in it."""
+        """Whether it has anything to train."""
         return self.weight or bool(self.bias)
 
     @property
@@ -304,5 +304,5 @@ def table(name: str, component: str, rows: int, n: int = 1, *, to: tuple[str, ..
 
 
 def join(*inputs: str, to: str) -> Term:
-    """A value made of others without a matmul (activation, concatenation, sum)."""
+    """A value made from others without a matmul (activation, concatenation, sum)."""
     return Term("join", "", 0, 0, inputs=inputs, outputs=(to,), kind=Kind.JOIN, weight=False)

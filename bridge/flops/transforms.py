@@ -1,4 +1,4 @@
-"""Training modes are transforms of terms: they add adapters and set passes, they never touch a formula."""
+"""Training modes are transforms of terms: they add adapters and set passes, and never change a formula."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def differentiate(
     below them trains, the weight if it trains.  Terms are in forward order, so one walk is enough.
 
     Args:
-        terms: a model, first term first.
-        trainable: module path -> whether its weights train.
-        framework: whose rules.
-        input_gradient: the embedding's output is made to need a gradient, whatever trains; both frameworks do so where layers
-            are recomputed, since a function that is run again may have a backward pass only if its input needs one.
+        terms: the terms of a model in forward order.
+        trainable: maps a module path to whether its weights train.
+        framework: the framework whose rules apply.
+        input_gradient: whether the embedding's output always needs a gradient; both frameworks require this if layers
+            are recomputed, because a recomputed function has a backward pass only if its input needs a gradient.
     """
     trainable = Trainable.of(trainable)
     needs: dict[str, bool] = {}
@@ -169,7 +169,7 @@ class Lora:
         return tuple(filter(named, parts))
 
     def check(self, layers: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """Raise ConfigError where a target is none of a model's linear layers: (path, parts) of each."""
+        """Raise ConfigError if a target matches none of a model's linear layers, given as (path, parts)."""
         layers = list(layers)
 
         def hits(target: str) -> bool:
@@ -189,10 +189,10 @@ _SCALED_SUM = Operations(additions=1, multiplications=1)
 
 
 def with_adapters(terms: Sequence[Term], lora: Lora, framework: Framework) -> list[Term]:
-    """Two matmuls beside every target, k -> r -> n, on the target's rows.
+    """Add two matmuls beside every target, k -> r -> n, on the target's rows.
 
     Raises:
-        ConfigError: a target is the name of no linear layer.
+        ConfigError: A target matches no linear layer.
     """
     result = []
     linear = (term for term in terms if term.kind is Kind.LINEAR and term.weight)
@@ -260,7 +260,7 @@ def a_third(terms: Iterable[Term]) -> list[Term]:
 
 
 def forward_only(terms: Iterable[Term], component: str, role: Role = Role.NONE) -> list[Term]:
-    """A model that only looks on: a teacher (distillation), or the reference of a preference loss (DPO, arXiv:2305.18290).
+    """A model that only runs forward: a teacher (distillation), or the reference of a preference loss (DPO, arXiv:2305.18290).
 
     Its FLOPs are one line of the breakdown; its parameters do not count.
     """
@@ -277,9 +277,9 @@ def forward_only(terms: Iterable[Term], component: str, role: Role = Role.NONE) 
 def with_recompute(terms: Sequence[Term], shape: ModelShape, framework: Framework) -> list[Term]:
     """Add the forward passes that activation checkpointing runs again (HFU; model FLOPs do not change).
 
-    ``full``/``uniform`` runs every layer again, ``full``/``block`` the decoder's first recompute_num_layers, ``selective`` the
-    named modules.  A region without a backward pass is not run again; any other is run to its end, or where the framework
-    stops early, to the last tensor that the backward pass asks for.
+    ``full``/``uniform`` recomputes every layer, ``full``/``block`` the decoder's first recompute_num_layers, ``selective`` the
+    named modules.  A region without a backward pass is not recomputed; any other runs to its end or, if the framework
+    stops early, to the last tensor that the backward pass needs.
     """
     if shape.recompute_granularity is None:
         return list(terms)
@@ -341,7 +341,7 @@ def unknown_recompute(terms: Iterable[Term], shape: ModelShape) -> tuple[str, ..
 
 
 def _modules(shape: ModelShape) -> tuple[Any, ...]:
-    """The modules that selective recomputation runs again."""
+    """The modules that selective recomputation reruns."""
     return tuple(shape.recompute_modules or ("core_attn",)) if shape.recompute_granularity == "selective" else ()
 
 
@@ -398,13 +398,13 @@ _TOWER = (
 
 
 def trainable_of(shape: ModelShape, lora: Lora | None, freeze: Sequence[str], train: Sequence[str] = ()) -> Trainable:
-    """What trains: everything, or the adapters only; less what is frozen by pattern or by a model's switches.
+    """What trains: everything, or only the adapters, without what patterns or the model's switches freeze.
 
     Args:
-        shape: for its switches.
+        shape: the model's shape, for its switches.
         lora: the adapters, whose base model is frozen.
-        freeze: patterns of what is frozen: modules, or ``....weight`` and ``....bias`` of them.
-        train: patterns of what trains in spite of all that.
+        freeze: patterns of frozen modules, or of their ``....weight`` and ``....bias``.
+        train: patterns of what trains nevertheless.
     """
     frozen = list(freeze)
     if shape.freeze_language_model:

@@ -1,4 +1,4 @@
-"""How many bytes a rank sends and receives in a step, by parallel dimension.
+"""The bytes that a rank sends and receives per step, by parallel dimension.
 
 Every linear layer that is cut brings its collectives with it, so the terms of a plan say what travels between tensor-parallel
 ranks; the rest follows from the layout.  Bytes are those of the larger of a collective's two buffers; what crosses a rank's link
@@ -97,16 +97,16 @@ def communication(
     tokens is left out.
 
     Args:
-        plan: of the model.
-        layout: how it is cut, and the batch.
-        optimizer: whose gradients are reduced.
-        sequence_length: of every sequence, in tokens.
+        plan: the plan of the model.
+        layout: how the model and the batch are split.
+        optimizer: the optimizer whose gradients are reduced.
+        sequence_length: tokens per sequence.
         stage: pipeline stage, from 0.
         local: megatron-core's own layers with this package's attention, instead of Transformer Engine's.
         dispatcher: megatron-core's ``moe_token_dispatcher_type``: ``alltoall`` or ``allgather``.
 
     Raises:
-        ConfigError: the dispatcher is not known.
+        ConfigError: The dispatcher is unknown.
     """
     if dispatcher not in ("alltoall", "allgather"):
         raise ConfigError(f"moe_token_dispatcher_type={dispatcher!r}: its communication is unknown; choose alltoall or allgather")

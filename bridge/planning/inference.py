@@ -1,8 +1,8 @@
-"""Inference: what a request costs, by the rule of thumb and exactly.
+"""Inference: the cost of a request, by the rule of thumb and exactly.
 
-``estimate_flops`` and ``estimate_flops_no_kv_cache`` know the number of parameters and nothing else.  ``prefill_and_decode``
-takes the terms of a plan, forward only.  A decode step has no formulas of its own: with a KV cache it costs what one more token
-adds to a sequence, so it is the growth of the plan's statistics from n to n + 1 tokens.
+``estimate_flops`` and ``estimate_flops_no_kv_cache`` use only the number of parameters.  ``prefill_and_decode`` uses the forward
+terms of a plan.  A decode step needs no separate formulas: with a KV cache it costs what one more token adds to a sequence, that
+is, the growth of the plan's statistics from n to n + 1 tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bridge.planning.kv_cache import entries_after, entries_read, entries_writte
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of a published model: all, and those that one token uses."""
+    """Parameters of a published model: all, and those active per token."""
 
     total: float
     active: float
@@ -48,7 +48,7 @@ MODELS: Mapping[str, Parameters] = {
     "llama-3.1-70b": _dense(70e9),
     "llama-3.1-8b": _dense(8e9),
     "mistral-7b": _dense(7e9),
-    # Two of eight experts a token (arXiv:2401.04088): 47 billion parameters, 13 billion active.
+    # Two of eight experts per token (arXiv:2401.04088): 47 billion parameters, 13 billion active.
     "mixtral-8x7b": Parameters(47e9, 13e9),
 }
 
@@ -56,8 +56,8 @@ MODELS: Mapping[str, Parameters] = {
 def find_parameters(model: str) -> Parameters | None:
     """Parameters of a model by name; None for an unknown one.
 
-    Names are compared word by word, whatever stands around them (``Qwen/Qwen3-8B``, ``llama-3.1-8b-instruct``); the entry
-    with the most words wins.  Another size of a known family is unknown.
+    Names are compared word by word and may have more words (``Qwen/Qwen3-8B``, ``llama-3.1-8b-instruct``); the entry
+    with the most matching words wins.  Another size of a known family is unknown.
     """
     words = _words(model)
     matches = [name for name in MODELS if _contains(words, _words(name))]
@@ -77,9 +77,9 @@ def estimate_flops(model: str, input_tokens: int, output_tokens: int, *, active:
 
     Args:
         model: a name that ``find_parameters`` knows; an unknown one gives zeros.
-        input_tokens: the whole prompt, also what an engine had cached of it.
-        output_tokens: generated tokens.
-        active: count the parameters that one token uses instead of all (they differ for mixtures of experts).
+        input_tokens: tokens of the whole prompt, including any that an engine has cached.
+        output_tokens: number of generated tokens.
+        active: count the parameters active per token instead of all (they differ for mixtures of experts).
     """
     parameters, tokens = find_parameters(model), input_tokens + output_tokens
     if parameters is None or tokens <= 0:
@@ -89,7 +89,7 @@ def estimate_flops(model: str, input_tokens: int, output_tokens: int, *, active:
 
 
 def estimate_flops_no_kv_cache(model: str, input_tokens: int, output_tokens: int, *, active: bool = False) -> tuple[float, float]:
-    """FLOPs when every token runs everything before it again, and per token: P N (N + 1) for N tokens.
+    """FLOPs if every token recomputes all tokens before it, and per token: P N (N + 1) for N tokens.
 
     The arguments are those of ``estimate_flops``.
     """
@@ -123,9 +123,9 @@ class Memory:
     """Bytes of a number, by where it lives.
 
     Attributes:
-        weight: of a weight (2 for bfloat16, 1 for FP8, 0.5 for 4-bit formats).
-        cache: of a key, value or latent.
-        state: of the state of a recurrence, which kernels keep in float32.
+        weight: bytes per weight (2 for bfloat16, 1 for FP8, 0.5 for 4-bit formats).
+        cache: bytes per number of a key, value or latent.
+        state: bytes per number of a recurrent state, which kernels keep in float32.
     """
 
     weight: float = 2
@@ -135,15 +135,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The shortest time a device allows, when nothing but its peak and its memory bandwidth limits it.
+    """The shortest time that a device allows if only its peak and its memory bandwidth limit it.
 
     Attributes:
-        time_to_first_token: s, the prefill.
-        decode_time: s, all steps after it.
-        tokens_per_second: generated after the first, over all requests of the batch; None without a step.
-        mfu: FLOPs over peak x time, a fraction: of prefill, of decode, of both.
-        mbu: bytes over bandwidth x time, a fraction, likewise.
-        prefill_bound, decode_bound: ``compute`` or ``memory``, whichever takes the most time.
+        time_to_first_token: time of the prefill in s.
+        decode_time: time of all steps after it in s.
+        tokens_per_second: tokens generated per second after the first, over all requests of the batch; None without such steps.
+        mfu: FLOPs over peak x time, as fractions for prefill, decode and both.
+        mbu: bytes over bandwidth x time, likewise.
+        prefill_bound, decode_bound: ``compute`` or ``memory``, whichever takes more time.
     """
 
     time_to_first_token: float
@@ -162,21 +162,21 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Generation:
-    """What it costs to read a prompt and to write an answer.  FLOPs and bytes are of the whole batch.
+    """The cost of reading a prompt and writing an answer.  FLOPs and bytes are those of the whole batch.
 
     The pass over the prompt yields the first token, so ``generated_tokens`` need one pass fewer after it.
 
     Attributes:
-        prompt_tokens, generated_tokens: of each request.
-        batch_size: requests that run together.
-        kv_cache: False where every pass runs everything again.
+        prompt_tokens, generated_tokens: tokens of each request.
+        batch_size: number of requests that run together.
+        kv_cache: False if every pass recomputes the whole sequence.
         convention: how FLOPs were counted.
         prefill: FLOPs of the pass over the prompt.
         steps: FLOPs of each pass after it.
-        prefill_bytes: what that pass moves: weights read, cache written.
-        step_bytes: what each later pass moves: weights and cache read, cache written.
-        weight_bytes: all weights.
-        cache_bytes: what the cache holds in the end.
+        prefill_bytes: bytes that the prefill moves: weights read, cache written.
+        step_bytes: bytes that each later pass moves: weights and cache read, cache written.
+        weight_bytes: bytes of all weights.
+        cache_bytes: bytes of the cache at the end.
         not_counted: parts of the model that are not priced.
     """
 
@@ -205,7 +205,7 @@ class Generation:
 
     @property
     def per_step(self) -> Number | float:
-        """FLOPs of a pass after the first, on average; 0 where there is none."""
+        """Mean FLOPs of the passes after the first; 0 if there are none."""
         return self.decode / len(self.steps) if self.steps else 0
 
     @property
@@ -222,16 +222,16 @@ class Generation:
         peak_flops: float | None = None,
         bandwidth: float | None = None,
     ) -> Roofline:
-        """The bound that a device sets: every pass takes as long as its FLOPs or its bytes, whichever is longer.
+        """The bound that a device sets: every pass takes as long as its FLOPs or its bytes require, whichever is longer.
 
         Args:
             device_name: as torch reports it.
-            number_format: of the matmuls.
-            num_devices: devices that share every pass, without loss.
-            peak_flops, bandwidth: FLOP/s and byte/s of one device, instead of the table's.
+            number_format: format of the matmuls.
+            num_devices: number of devices that share every pass without loss.
+            peak_flops, bandwidth: FLOP/s and byte/s of one device, overriding the table.
 
         Raises:
-            ConfigError: the device or one of its rates is unknown.
+            ConfigError: The device or one of its rates is unknown.
         """
         if num_devices <= 0:
             raise ConfigError(f"num_devices={num_devices} must be positive")
@@ -270,12 +270,12 @@ class Generation:
 class InferencePlan:
     """A model that generates: forward passes over whole sequences, and over one more token.
 
-    Without what only training runs: multi-token prediction, teachers and reference models.
+    It leaves out what runs only in training: multi-token prediction, teachers and reference models.
 
     Attributes:
         full: the plan of a pass over whole sequences.
-        step: the plan whose statistics grow by what one more token costs.
-        caches: what each decoder layer keeps.
+        step: the plan whose statistics grow by the cost of one more token.
+        caches: the cache of each decoder layer.
     """
 
     def __init__(self, cfg: Any, convention: str = "exact", *, latents: str | None = None):
@@ -284,8 +284,8 @@ class InferencePlan:
         Args:
             cfg: as for ``compile_plan``.
             convention: ``exact``, or ``executed`` for what a dense kernel with a KV cache runs, or any other.
-            latents: what a decode step does with the cached latents of latent attention, a key of ``LATENTS``; when None
-                ``expanded`` under ``executed``, as transformers does, and ``once`` elsewhere.
+            latents: how a decode step uses the cached latents of latent attention, a key of ``LATENTS``; by default
+                ``expanded`` under ``executed``, as in transformers, and ``once`` otherwise.
         """
         model = reading.read(cfg)
         shape, cfg = model.shape, model
@@ -308,31 +308,31 @@ class InferencePlan:
 
         Args:
             tokens: its length.
-            logits_to_keep: the output layer runs on so many last positions; 0 for all of them.
-            inputs: ``image_patches`` and whatever else ``Plan.measure`` takes.
+            logits_to_keep: number of last positions that the output layer computes; 0 for all.
+            inputs: ``image_patches`` and other arguments of ``Plan.measure``.
         """
         skipped = max(tokens - logits_to_keep, 0) if logits_to_keep else 0
         return self.full.evaluate(self.full.measure([tokens], **inputs), "forward") - skipped * self._head
 
     def prefill_behind(self, cached: int, new: int, *, logits_to_keep: int = 0) -> Number:
-        """FLOPs of a pass over ``new`` tokens whose ``cached`` predecessors stand in a KV cache already (prefix caching).
+        """FLOPs of a pass over ``new`` tokens after ``cached`` tokens that are already in a KV cache (prefix caching).
 
-        The output layer runs on the last ``logits_to_keep`` of the new positions; 0 for all of them.
+        The output layer computes the last ``logits_to_keep`` of the new positions; 0 means all.
         """
         skipped = max(new - logits_to_keep, 0) if logits_to_keep else 0
         return self.decode(cached, new) - skipped * self._head
 
     def decode(self, cached: int, new: int = 1, **inputs: Iterable[int]) -> Number:
-        """FLOPs of ``new`` tokens, one after the other, behind ``cached`` ones in a KV cache."""
+        """FLOPs of ``new`` tokens, one after the other, after ``cached`` ones in a KV cache."""
         before, after = (self.step.measure([n], **inputs) for n in (cached, cached + new))
         return self.step.evaluate(list(map(sub, after, before)), "forward")
 
     def weight_entries(self, tokens: int | None = None, *, images: bool = True, encoder: bool | None = None) -> float:
-        """Numbers of weights that a pass over ``tokens`` tokens of all requests reads; all weights when None.
+        """How many weights a pass over ``tokens`` tokens of all requests reads; all weights if ``tokens`` is None.
 
-        Of routed experts those that so many tokens can be expected to meet if every expert is as likely; of embeddings the
-        rows that are looked up.  Without ``images`` not the vision tower, without ``encoder`` (as ``images`` when None) not
-        the encoder nor what makes keys and values of its states.
+        Routed experts count by the expected number that this many tokens reach if all experts are equally likely, embeddings
+        by the rows that are looked up.  Without ``images`` the vision tower is left out; without ``encoder`` (default:
+        ``images``) so are the encoder and the projections of its states to keys and values.
         """
         skipped = Role.NONE if images else Role.IMAGES
         if not (images if encoder is None else encoder):
@@ -340,7 +340,7 @@ class InferencePlan:
         return sum(_entries(term, tokens) for term in self._built if not term.roles & skipped)
 
     def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
-        """Bytes that one request's cache holds after so many tokens."""
+        """Bytes of one request's cache after ``tokens`` tokens."""
         return sum(entries_after(cache, tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
 
     def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
@@ -371,22 +371,23 @@ def prefill_and_decode(
 
     Args:
         cfg: as for ``compile_plan``.
-        prompt_tokens: tokens of the prompt, those of its images included.
-        generated_tokens: tokens of the answer; the first comes out of the pass over the prompt.
-        kv_cache: False runs the whole sequence again for every token.
-        batch_size: equal requests that run together and share the reading of the weights.
+        prompt_tokens: tokens of the prompt, including those of its images.
+        generated_tokens: tokens of the answer; the pass over the prompt gives the first one.
+        kv_cache: if False, every token recomputes the whole sequence.
+        batch_size: number of equal requests that run together and share the reading of the weights.
         image_patches: patches of each image in the prompt.
-        encoder_tokens: what an encoder reads before the decoder starts (T5); the positions of ``audio_frames`` by default.
+        encoder_tokens: tokens that an encoder reads before the decoder starts (T5); by default the positions of
+            ``audio_frames``.
         audio_frames: mel frames of each clip.
         convention: how to count FLOPs; ``executed`` is what a dense kernel runs.
-        logits_to_keep: positions of the prompt the output layer runs on; 0 for all, 1 is what engines do.
-        latents: what MLA's decode steps do with the cached latents, a key of ``LATENTS``: ``once`` counts the model's FLOPs,
+        logits_to_keep: positions of the prompt that the output layer computes; 0 for all, 1 as in engines.
+        latents: how MLA's decode steps use the cached latents, a key of ``LATENTS``: ``once`` counts the model's FLOPs;
             engines run ``absorbed``, transformers ``expanded`` (the default under ``executed``).
-        memory: bytes of weights, cache and states.
-        cached_tokens: first tokens of the prompt whose keys and values an engine still has (prefix caching).
+        memory: bytes per number of weights, cache and states.
+        cached_tokens: leading tokens of the prompt whose keys and values an engine has cached (prefix caching).
 
     Raises:
-        ConfigError: a number is impossible, or the model does not generate.
+        ConfigError: A number is impossible, or the model does not generate.
     """
     _check_cached(cached_tokens, prompt_tokens, kv_cache, bool(image_patches or encoder_tokens or audio_frames))
     for name, value, least in (
@@ -423,7 +424,7 @@ def prefill_and_decode(
     if cached_tokens:
         new = prompt_tokens - cached_tokens
         prefill = plan.prefill_behind(cached_tokens, new, logits_to_keep=logits_to_keep)
-        moved = plan.cache_bytes(prompt_tokens, memory)  # what was there is read, the rest is written
+        moved = plan.cache_bytes(prompt_tokens, memory)  # cached entries are read, the rest are written
         prefill_bytes = memory.weight * plan.weight_entries(batch_size * new, images=False) + batch_size * moved
     return Generation(
         prompt_tokens=prompt_tokens,
@@ -455,7 +456,7 @@ def _check_cached(cached: int, prompt: int, kv_cache: bool, other_inputs: bool) 
 
 
 def _forward_plan(cfg: Any, record: Convention, edit: Callable[[list[Term]], list[Term]] = list) -> Plan:
-    """The plan of what runs when nothing is trained."""
+    """The plan of what runs without training."""
     whole = compile_plan(cfg, record)
     terms = edit([term for term in whole.terms if _runs(term)])
     return Plan(record, terms, whole.not_counted, transforms.everything, lambda how: terms)
@@ -510,7 +511,7 @@ def _entries(term: Term, tokens: int | None) -> float:
 
 
 def experts_met(experts: int, topk: int, tokens: int) -> float:
-    """Different experts that so many tokens meet, on average, if all are equally likely; exactly top-k for one token."""
+    """Expected number of different experts for a number of tokens, if all are equally likely; top-k for one token."""
     return topk if tokens == 1 or topk == experts else experts * (1 - (1 - topk / experts) ** tokens)
 
 

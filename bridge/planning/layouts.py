@@ -1,4 +1,4 @@
-"""How devices share a model and a batch: megatron-core's parallel sizes, its order of ranks, and who stands where.
+"""How devices share a model and a batch: megatron-core's parallel sizes, its order of ranks, and each rank's place.
 
 Ranks are numbered as megatron-core numbers them, tensor parallelism fastest, then context, expert and data parallelism, and
 pipeline stages slowest.
@@ -19,7 +19,7 @@ ONE_STAGE = Pipeline()
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Parallel sizes in megatron-core's names, and the batch that is shared."""
+    """Parallel sizes with megatron-core's names, and the batch."""
 
     devices: int = 1
     """Ranks of the whole job."""
@@ -36,9 +36,9 @@ class Layout:
     pipeline: Pipeline = ONE_STAGE
     """Stages and chunks (PP, VPP)."""
     micro_batch_size: int = 1
-    """Sequences of one forward pass of a replica."""
+    """Sequences per forward pass of a replica."""
     global_batch_size: int | None = None
-    """Sequences of a step. Unset: one micro-batch a replica."""
+    """Sequences per step. Unset: one micro-batch per replica."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -57,7 +57,7 @@ class Layout:
 
     @classmethod
     def of(cls, cfg: Any, devices: int | None = None) -> Layout:
-        """What a recipe's ``parallel`` and ``train`` sections say, on so many devices (unset: as few as hold it)."""
+        """The layout of a recipe's ``parallel`` and ``train`` sections on ``devices`` (unset: as few as possible)."""
         parallel, train = get(cfg, "parallel"), get(cfg, "train")
         sources = {item.name: (parallel, train) for item in fields(cls) if item.name not in ("devices", "pipeline")}
         given = {name: get(parallel, name) or get(train, name) for name in sources}

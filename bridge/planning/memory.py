@@ -1,4 +1,4 @@
-"""How many bytes a rank needs: weights, gradients, optimizer states, activations, logits, buffers of the collectives.
+"""The bytes that a rank needs: weights, gradients, optimizer states, activations, logits, buffers of the collectives.
 
 Weights, gradients and states are those that megatron-core allocates, to the byte; activations are those of one implementation's
 kernels (``activations``), as many of them at a time as the pipeline's schedule keeps (``schedules``).
@@ -22,7 +22,7 @@ from bridge.planning.shards import Shard, chunks, terms_for, terms_of, unknown
 
 DEFAULT_OPTIMIZER = Optimizer()
 
-#: Fraction of a device's memory that a plan fills: the rest is for the context, the libraries' own buffers and fragments.
+#: Fraction of a device's memory that a plan may fill; the rest is for the context, the libraries' buffers and fragmentation.
 USABLE = 0.94
 
 
@@ -48,7 +48,7 @@ class States:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the fullest rank of a pipeline stage when it needs most.
+    """Peak bytes of the fullest rank of a pipeline stage.
 
     Attributes:
         stage: from 0.
@@ -94,7 +94,7 @@ class Memory:
         }
 
     def fits(self, capacity: int) -> bool:
-        """Whether a device of so many bytes holds it, with ``USABLE`` of them for it."""
+        """Whether it fits on a device with this many bytes, of which the fraction ``USABLE`` is available."""
         return self.total <= USABLE * capacity
 
 
@@ -110,15 +110,15 @@ def memory(
     """What the fullest rank of each pipeline stage needs.
 
     Args:
-        plan: of the model.
-        layout: how it is cut, and the batch.
-        optimizer: what optimizes it.
-        sequence_length: of every sequence, in tokens; the model's nominal one by default.
-        implementation: whose kernels keep activations: ``transformer_engine``, or megatron-core's own (``local``).
-        stages: of the pipeline, from 0; all by default.
+        plan: the plan of the model.
+        layout: how the model and the batch are split.
+        optimizer: the optimizer.
+        sequence_length: tokens per sequence; by default the model's nominal length.
+        implementation: the kernels that keep activations: ``transformer_engine``, or megatron-core's own (``local``).
+        stages: pipeline stages, numbered from 0; by default all.
 
     Raises:
-        ConfigError: sizes that do not fit together, no sequence length, or an unknown implementation.
+        ConfigError: Sizes do not fit together, the sequence length is missing, or the implementation is unknown.
     """
     length = sequence_length or plan.model.sequence_length
     if length is None:

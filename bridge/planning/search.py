@@ -1,7 +1,7 @@
-"""Which layouts of a model fit so many devices, and which of them are fast: every one with its reasons.
+"""Which layouts of a model fit on a number of devices, and which of them are fast, with reasons.
 
-All of tensor, pipeline, context and expert parallelism, chunks, micro-batch size and recomputation that megatron-core takes are
-tried; ``step_time`` ranks those that fit.
+The search tries every combination of tensor, pipeline, context and expert parallelism, chunks, micro-batch size and
+recomputation that megatron-core accepts; ``step_time`` ranks those that fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bridge.planning.step_time import StepTime, peak_of, step_time
 #: megatron-core's way of training at scale.
 OPTIMIZER = Optimizer(overlap_grad_reduce=True, overlap_param_gather=True)
 _POWERS = tuple(2**exponent for exponent in range(11))
-#: A part of a sequence that is shorter keeps no device busy.
+#: A shorter part of a sequence does not keep a device busy.
 LEAST_PART = 1024
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "": {"recompute_granularity": None},
@@ -40,12 +40,12 @@ class Candidate:
     """A layout that fits.
 
     Attributes:
-        layout: how the model is cut.
+        layout: how the model is split.
         recompute: ``full``, or empty.
-        needs: what the fullest rank holds.
-        time: of a step.
-        tokens_per_second: of one device, by the estimate.
-        mfu: model FLOPs over the peak, by the estimate.
+        needs: the memory of the fullest rank.
+        time: the time of a step.
+        tokens_per_second: estimated tokens per second per device.
+        mfu: estimated model FLOPs over the peak.
     """
 
     layout: Layout
@@ -70,9 +70,9 @@ class Search:
     """What a search found.
 
     Attributes:
-        candidates: layouts that fit, the fastest first.
-        too_large: how many more do not fit.
-        nearest: of these the one that lacks least, and the bytes that its fullest rank needs at least; None where there is none.
+        candidates: layouts that fit, fastest first.
+        too_large: number of layouts that do not fit.
+        nearest: the one of these that comes closest, and a lower bound on the bytes of its fullest rank; None if there is none.
     """
 
     candidates: tuple[Candidate, ...]
@@ -94,17 +94,17 @@ def search(
     """Try every layout.
 
     Args:
-        cfg: what ``compile_plan`` takes; its own layout and recomputation do not matter.
-        machine: what trains.
-        devices: how many.
-        sequence_length: of every sequence, in tokens.
-        global_batch_size: sequences of a step.
+        cfg: anything that ``compile_plan`` accepts; its own layout and recomputation are ignored.
+        machine: the machine that trains.
+        devices: number of devices.
+        sequence_length: tokens per sequence.
+        global_batch_size: sequences per step.
         convention: how model FLOPs are counted.
-        optimizer: what optimizes it.
-        number_format: of the matmuls; empty: those that the configuration says.
+        optimizer: the optimizer.
+        number_format: format of the matmuls; if empty, the configuration decides.
 
     Raises:
-        ConfigError: the model is none of language.
+        ConfigError: The model is not a language model.
     """
     model = reading.read(cfg)
     shape = model.language

@@ -1,6 +1,6 @@
-"""Planning arithmetic: how long a training run takes, what it costs, what a budget buys, what a pipeline wastes.
+"""Planning arithmetic: how long a training run takes, what it costs, what a budget buys, and what a pipeline wastes.
 
-Inputs may be ranges (an MFU between 0.35 and 0.45); every result then is one.  Compute-optimal sizes follow Hoffmann et al.
+Inputs may be ranges (an MFU between 0.35 and 0.45); every result is then a range.  Compute-optimal sizes follow Hoffmann et al.
 (arXiv:2203.15556, "Chinchilla"), batch sizes DeepSeek-AI (arXiv:2401.02954), pipeline bubbles Narayanan et al.
 (arXiv:2104.04473).
 """
@@ -81,11 +81,11 @@ class Cluster:
     """Devices that train together.
 
     Attributes:
-        devices: how many.
-        peak_flops: dense peak of one in FLOP/s.
+        devices: number of devices.
+        peak_flops: dense peak per device in FLOP/s.
         mfu: the fraction of it that becomes model FLOPs.
-        price: of one device for an hour, in any currency; None where it does not matter.
-        power: of one device in W, with its share of the host and the cooling; None likewise.
+        price: price per device-hour in any currency; None if not needed.
+        power: power per device in W, with its share of the host and the cooling; None if not needed.
     """
 
     devices: Range
@@ -112,9 +112,9 @@ class TrainingRun:
     """What it takes to train on a number of tokens.
 
     Attributes:
-        flops_per_token: training FLOPs, from a plan.
-        tokens: how many are trained on.
-        cluster: what trains.
+        flops_per_token: training FLOPs per token, from a plan.
+        tokens: number of training tokens.
+        cluster: the devices that train.
     """
 
     flops_per_token: Number
@@ -143,7 +143,7 @@ class TrainingRun:
 
     @property
     def cost(self) -> Range | None:
-        """In the currency of the price."""
+        """Cost in the currency of the price."""
         return None if self.cluster.price is None else self.device_hours * self.cluster.price
 
 
@@ -173,10 +173,10 @@ def within_budget(flops_per_token: Number, budget: Range, unit: str, cluster: Cl
     """The longest run that a budget pays for.
 
     Args:
-        flops_per_token: training FLOPs, from a plan.
-        budget: how much of ``unit`` there is.
+        flops_per_token: training FLOPs per token, from a plan.
+        budget: the budget in ``unit``.
         unit: a key of :data:`BUDGETS`.
-        cluster: what trains.
+        cluster: the devices that train.
     """
     if unit not in BUDGETS:
         raise ConfigError(f"budget in {unit!r} is not known; give it in one of {', '.join(BUDGETS)}")
@@ -185,7 +185,7 @@ def within_budget(flops_per_token: Number, budget: Range, unit: str, cluster: Cl
 
 
 def steps(tokens: Range, tokens_per_step: int) -> Range:
-    """Optimizer steps that train on so many tokens; the last one may be smaller."""
+    """Optimizer steps that train on this many tokens; the last one may be smaller."""
     return tokens.map(lambda value: ceil(_divide(value, tokens_per_step)))
 
 
@@ -227,7 +227,7 @@ def chinchilla_tokens(parameters: int) -> int:
 
 @dataclass(frozen=True)
 class PipelineBound:
-    """What a pipeline can reach at best, when FLOPs alone take time.
+    """The best that a pipeline can reach if only FLOPs take time.
 
     Attributes:
         imbalance: work of the largest stage over the mean.

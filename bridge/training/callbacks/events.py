@@ -40,7 +40,7 @@ EVENTS = (
 
 @dataclass
 class CallbackContext:
-    """What a callback may look at. Changing it is at the callback's own risk.
+    """What a callback may read. Changing it is at the callback's own risk.
 
     ======================  =====================================
     field                   available at
@@ -65,35 +65,35 @@ class CallbackContext:
     optimizer: Optional[Any] = None
     scheduler: Optional[Any] = None
     loss_dict: Optional[dict[str, Any]] = None
-    """Losses of the step by name, scalar tensors; empty where there is no last pipeline stage."""
+    """Losses of the step by name, as scalar tensors; empty on ranks without the last pipeline stage."""
     grad_norm: Optional[float] = None
     skipped_iter: Optional[bool] = None
-    """Whether the step ended without an update of the weights."""
+    """Whether the step ended without updating the weights."""
     total_loss_dict: Optional[dict[str, Any]] = None
     """Losses of a whole evaluation."""
 
 
 class Callback:
-    """Base class: override the events you want. It is a convenience; any object with such methods will do.
+    """Base class: override the events you want. It is a convenience; any object with such methods works.
 
     A callback may also have ``observe(data_iterator)``, which returns an iterator to be used instead, and
     ``state_dict()`` with ``load_state_dict(state)``, kept in checkpoints.
     """
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """The model is in training mode, the first step comes next."""
+        """The model is in training mode, and the first step comes next."""
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """A training step begins."""
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """A training step is over, weights included."""
+        """A training step is over, including the update of the weights."""
 
     def on_train_end(self, context: CallbackContext) -> None:
-        """No more steps."""
+        """Training is over."""
 
     def on_eval_start(self, context: CallbackContext) -> None:
-        """The model is in evaluation mode, the evaluation begins."""
+        """The model is in evaluation mode, and an evaluation begins."""
 
     def on_eval_step_start(self, context: CallbackContext) -> None:
         """An evaluation step begins."""
@@ -102,7 +102,7 @@ class Callback:
         """An evaluation step is over."""
 
     def on_eval_end(self, context: CallbackContext) -> None:
-        """The evaluation is over, the model not yet back in training mode."""
+        """The evaluation is over, and the model is not yet back in training mode."""
 
     def on_test_start(self, context: CallbackContext) -> None:
         """As on_eval_start, for the test set."""
@@ -137,7 +137,7 @@ class CallbackManager:
 
     @property
     def user_state(self) -> dict[str, Any]:
-        """The dictionary that all callbacks share; give it to every ``CallbackContext``."""
+        """The dictionary that all callbacks share; pass it to every ``CallbackContext``."""
         return self._user_state
 
     @property
@@ -151,7 +151,7 @@ class CallbackManager:
         return frozenset(EVENTS)
 
     def add(self, callback: Union[Any, Sequence[Any]]) -> None:
-        """Register an object, or a list of objects, for each event it has a method for."""
+        """Register an object, or a list of objects, for each event that it has a method for."""
         for one in callback if isinstance(callback, (list, tuple)) else [callback]:
             self._callbacks.append(one)
             for event in EVENTS:
@@ -200,11 +200,11 @@ class CallbackManager:
         return data_iterator
 
     def state_dict(self) -> dict[str, Any]:
-        """What the callbacks want kept in a checkpoint, by class name; after ``on_checkpoint_save`` on all ranks."""
+        """The callbacks' state for a checkpoint, by class name; call it after ``on_checkpoint_save`` on all ranks."""
         return {name: callback.state_dict() for name, callback in self._named() if hasattr(callback, "state_dict")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give back what :meth:`state_dict` returned, before ``on_train_start``; callbacks that are new get nothing."""
+        """Restore what :meth:`state_dict` returned, before ``on_train_start``; new callbacks receive nothing."""
         for name, callback in self._named():
             if name in state and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(state[name])
@@ -221,7 +221,7 @@ class CallbackManager:
 
 
 def normalize_callbacks(callbacks: Union[Sequence[Any], CallbackManager, None]) -> Optional[CallbackManager]:
-    """A manager of whatever was given: a list of callbacks, a manager, or nothing."""
+    """A manager for a list of callbacks, a manager, or nothing."""
     if callbacks is None or isinstance(callbacks, CallbackManager):
         return callbacks
     return CallbackManager(callbacks)

@@ -1,8 +1,8 @@
 """The console: a table at the start, a line per log point, a summary at the end. One rank prints.
 
 On a terminal the output is colored; elsewhere (a pipe, a log file) it is plain lines.  Rates come from
-``ThroughputCallback`` where it is on, which must be registered first; a line waits for its report, which arrives a step
-later.  Losses are read only then, when the device has long computed them.
+``ThroughputCallback``, if there is one; it must be registered first.  A line waits for its report, which arrives a step
+later.  Losses are read only then, when the device has computed them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _short = partial(with_unit, digits=3)
 
 @dataclass(frozen=True)
 class _Line:
-    """A log point that is not printed yet."""
+    """A log point that has not been printed yet."""
 
     step: int
     losses: Mapping[str, Any]
@@ -46,11 +46,11 @@ class _Line:
 
 
 class ProgressCallback(Callback):
-    """Prints how training goes.
+    """Prints the progress of training.
 
     Args:
-        log_interval: steps between lines; None: ``cfg.logger.log_interval``.
-        stream: where to print; None: standard output.
+        log_interval: steps between lines; by default ``cfg.logger.log_interval``.
+        stream: where to print; by default standard output.
     """
 
     def __init__(self, log_interval: Optional[int] = None, stream: Optional[TextIO] = None) -> None:
@@ -81,7 +81,7 @@ class ProgressCallback(Callback):
             self._table("training", start_table(state, context.user_state.get(FACTS)))
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Lines whose numbers are there."""
+        """Print the lines whose numbers have arrived."""
         self._step += 1
         if not self._prints:
             return
@@ -105,7 +105,7 @@ class ProgressCallback(Callback):
             self._print(f"step {self._step}  evaluation  {losses}")
 
     def on_train_end(self, context: CallbackContext) -> None:
-        """What is left, and the summary."""
+        """Print the remaining lines and the summary."""
         if not self._prints:
             return
         self._print_open(context.user_state, everything=True)
@@ -211,13 +211,13 @@ class ProgressCallback(Callback):
 
 
 def _release(out: TextIO) -> None:
-    """Send what the stream still holds nowhere; else Python would try again at its exit, and fail with code 120."""
+    """Discard what the stream still holds; otherwise Python would try again at exit and fail with code 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What is about to run, for people."""
+    """A description of the run for the start table."""
     cfg, facts = state.cfg, facts or {}
     model = cfg.model
     rows = [("run", str(getattr(cfg, "name", "")))] if getattr(cfg, "name", None) else []
@@ -263,7 +263,7 @@ def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[st
 
 
 def _goodput(job: Mapping[str, Any]) -> str:
-    """Of the job's life so far: what was productive, what was kept, how often it broke off."""
+    """The job so far: productive time, FLOPs kept, and interruptions."""
     parts = [f"{job['goodput']:.1%} of the job's time"]
     if "goodput/flops" in job:
         parts.append(f"{job['goodput/flops']:.1%} of its FLOPs kept")
@@ -273,7 +273,7 @@ def _goodput(job: Mapping[str, Any]) -> str:
 
 
 def _rate(row: Mapping[str, Any]) -> str:
-    """FLOP/s of a device and, where something is frozen, what 6 x parameters x tokens would have claimed."""
+    """FLOP/s per device and, if something is frozen, the rate by 6 x parameters x tokens."""
     rate = f"{row['throughput/tflops/device']:.4g} TFLOP/s/device"
     claimed = row.get("throughput/tflops/device_6nd")
     return rate if claimed is None else f"{rate} (6ND: {claimed:.4g})"
