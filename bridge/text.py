@@ -15,7 +15,7 @@ _GIB = 2**30
 
 
 def significant(value: Number, digits: int = 4) -> str:
-    """At most so many significant digits: ``1,235,000``, ``0.03497``; powers of ten only below 0.0001 and from 1e16 on."""
+    """At most this many significant digits: ``1,235,000``, ``0.03497``; powers of ten only below 0.0001 and from 1e16 on."""
     rounded = float(f"{float(value):.{digits - 1}e}")
     if not math.isfinite(rounded) or not 1e-4 <= abs(rounded) < 1e16:
         return f"{rounded:.{digits}g}"

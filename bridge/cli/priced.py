@@ -78,7 +78,7 @@ def _known(length: int | None) -> int:
 
 
 def patches_of(config: Config, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Patches of images of so many pixels: each side is rounded to whole merged patches, as towers for any size do."""
+    """Patches of images of this many pixels: each side is rounded to whole merged patches, as towers for any size do."""
     vision = read_vision(config) if sizes else None
     if not sizes:
         return []
@@ -207,7 +207,7 @@ class PricedBatch:
 
 
 def check_devices(config: Config, devices: int) -> None:
-    """Raise ConfigError where so many devices hold no whole number of replicas."""
+    """Raise ConfigError if the devices do not hold a whole number of replicas."""
     parallel = config.parallel
     one = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if devices % one:

@@ -34,7 +34,7 @@ def find_target(spec: Mapping[str, Any], option: str) -> tuple[Callable[..., Any
     """What a spec names, and the arguments it writes.
 
     Raises:
-        ConfigError: it is no spec, or its target cannot be imported.
+        ConfigError: it is not a spec, or its target cannot be imported.
     """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
         raise ConfigError(f"{option}={spec!r} must be a mapping with `_target_` (an import path) and arguments")

@@ -211,7 +211,7 @@ class _Layer:
     """The key, where it points into a list (``callbacks.0.convention``): merging would replace the list."""
 
 
-#: A recipe builds on at most so many others, theirs included.
+#: A recipe builds on at most this many others, theirs included.
 _MAX_BASES = 64
 
 

@@ -23,7 +23,7 @@ def read_config(source: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: one sentence naming the file or option, its value and the remedy.
     """
     path = Path(source)
-    if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is no error here
+    if os.path.isdir(path) and (path / "config.json").is_file():  # a name too long for a file is not an error here
         path /= "config.json"
     # Readers are imported where they are chosen: a recipe needs none of them.
     if path.suffix == ".json":

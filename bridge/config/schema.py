@@ -299,7 +299,7 @@ class PeftConfig:
     target_modules: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
     """Linear layers that get an adapter: megatron-core's names, whole paths, or wildcards such as
     ``decoder.layers.[0-3].*.linear_qkv``. ``linear_q``, ``linear_k``, ``linear_v``, ``linear_fc1_gate`` and ``linear_fc1_up``
-    are parts of the fused layers, with adapters of their own."""
+    are parts of the fused layers, with their own adapters."""
     freeze: list[str] = field(default_factory=list)
     """Without adapters: modules that do not train, by name, path or wildcard; ``....weight`` or ``....bias`` for one of
     their parameters. Under adapters the model's own weights never train."""
@@ -309,7 +309,7 @@ class PeftConfig:
 
 @dataclass(kw_only=True)
 class HardwareConfig:
-    """What the run's speed is held against."""
+    """What the run's speed is compared with."""
 
     device_name: Optional[str] = None
     """Name for the peak table, for example ``NVIDIA H100 80GB HBM3``. Unset: what the device reports."""

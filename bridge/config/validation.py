@@ -94,12 +94,12 @@ def validate(cfg: Config) -> None:
 
 
 def validate_layout(cfg: Config, world_size: int) -> None:
-    """Raise :class:`ConfigError` where the parallel layout or the batch does not fit so many ranks."""
+    """Raise :class:`ConfigError` where the parallel layout or the batch does not fit this number of ranks."""
     _raise_first(cfg, (lambda cfg: _layout(cfg, world_size),))
 
 
 def layout_problems(cfg: Config) -> list[str]:
-    """What keeps a model from being built on its parallel layout, one sentence each; its FLOPs can be counted all the same."""
+    """What keeps a model from being built on its parallel layout, one sentence each; its FLOPs can be counted nevertheless."""
     return [problem for rule in (_tensor_parallel, _context_parallel, _experts) for problem in rule(cfg)]
 
 

@@ -1,4 +1,4 @@
-"""A YAML file as options, whatever it holds: what is no YAML, no text, no file, endless or too deep is one sentence."""
+"""A YAML file as options; one sentence says if it is not YAML, not text, not a file, too large or too deep."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def sentences(source: str, invalid: Callable[[yaml.MarkedYAMLError], str]) -> It
 
     Args:
         source: what the error is about.
-        invalid: the sentence about text that is no YAML.
+        invalid: the sentence about text that is not YAML.
     """
     try:
         yield

@@ -34,7 +34,7 @@ Collate = Callable[[Sequence[list[Segment]]], MicroBatch]
 
 
 def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: bool) -> MicroBatch:
-    """One sample a row, padded on the right to the longest one, rounded up to ``multiple_of`` tokens.
+    """One sample per row, padded on the right to the longest one, rounded up to ``multiple_of`` tokens.
 
     ``masked``: add the attention mask (batches of one length everywhere need none).
     """

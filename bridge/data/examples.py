@@ -34,10 +34,10 @@ def read_examples(path: Any = None, max_examples: Optional[int] = None) -> list[
     Args:
         path: as for :func:`bridge.data.text.find_files`; files ending in ``.jsonl`` hold examples, ``.py`` Python sources,
             others are left aside. None: the sources of the running Python's standard library.
-        max_examples: stop after so many.
+        max_examples: stop after this many.
 
     Raises:
-        ConfigError: a file cannot be read, a line is no example, or there is none.
+        ConfigError: a file cannot be read, a line is not an example, or there is none.
     """
     examples = list(islice((example for file in find_files(path) for example in _read(file)), max_examples))
     if not examples:

@@ -90,7 +90,7 @@ def read_documents(path: Any = None, separator: Optional[str] = None, max_docume
         path: as for :func:`find_files`.
         separator: text that stands between two documents of one file; None means one document per file, and for the
             standard library :data:`STANDARD_LIBRARY_SEPARATOR`.
-        max_documents: stop after so many.
+        max_documents: stop after this many.
 
     Raises:
         ConfigError: nothing is there, or a file cannot be read.

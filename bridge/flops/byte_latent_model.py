@@ -1,6 +1,6 @@
 """The byte-latent transformer (Pagnoni et al., arXiv:2412.09871) on the same terms as every other model.
 
-Its cost follows from two numbers a sequence: how many bytes it has, and into how many patches they fall
+Its cost follows from two numbers per sequence: how many bytes it has, and into how many patches they fall
 (``planning.byte_patches``).
 """
 

@@ -4,7 +4,7 @@
 ``maxtext``   compares with MaxText.
 ``exact``     what the mathematics needs: causal triangles to the pair, backward passes only where they run.
 ``executed``  what a dense kernel executes: equal to ``torch.utils.flop_counter.FlopCounterMode`` on the real model.
-``palm``      compares with papers and most PyTorch frameworks: six FLOPs a parameter, and the whole square of attention.
+``palm``      compares with papers and most PyTorch frameworks: six FLOPs per parameter, and the whole square of attention.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ CONVENTIONS = {convention.name: convention for convention in (MEGATRON, MAXTEXT,
 
 
 def get(name: str | Convention) -> Convention:
-    """The convention of that name, or a record of one's own as it is; ConfigError names the known ones."""
+    """The convention of that name; a record is returned unchanged. ConfigError names the known conventions."""
     if isinstance(name, Convention):
         return name
     try:

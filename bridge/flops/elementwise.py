@@ -1,4 +1,4 @@
-"""Work that is no matmul, operation by operation: what norms, activations, softmax and positions do to a vector or a pair.
+"""Work that is not a matmul, operation by operation: what norms, activations, softmax and positions do to a vector or a pair.
 
 Counts are of the textbook form of each function.  What a subtraction, a negation or a comparison does is free or an addition;
 a logarithm, a hyperbolic tangent's or an error function's exponential is one exponentiation.

@@ -1,4 +1,4 @@
-"""Number formats are data: which matmuls run in what, as one record a recipe of megatron-core's and Transformer Engine's.
+"""Number formats are data: which matmuls run in which format, one record per recipe of megatron-core's and Transformer Engine's.
 
 In a recipe's format run the matmuls of a layer that belong to Transformer Engine.  Outside stay embeddings, output
 layers, routers, gates, scans and convolutions, adapters, and attention's products unless they are asked for.
@@ -15,7 +15,7 @@ from bridge.flops.shapes import ConfigError, short
 from bridge.flops.terms import Kind, Pass, Place, Role, Term
 from bridge.flops.transforms import ADAPTERS, matches
 
-#: The format of what nobody has told; it has no peak.
+#: The format of matmuls whose format is unknown; it has no peak.
 UNKNOWN = "unknown"
 #: Formats of whole models.
 BASES = ("bf16", "fp16", "fp32")
@@ -71,7 +71,7 @@ FIELDS = (
     "fp8_multi_head_attention", "fp8_output_proj", "first_last_layers_bf16", "num_layers_at_start_in_bf16",
     "num_layers_at_end_in_bf16", "transformer_impl", "quant_recipe", "te_precision_config_file", "use_kitchen",
 )  # fmt: skip
-#: Fields by which every module has a format of its own.
+#: Fields by which every module has its own format.
 _BY_MODULE = ("quant_recipe", "te_precision_config_file", "use_kitchen")
 #: The defaults of fp8_recipe and fp4_recipe.
 _DEFAULTS = {"fp8": "delayed", "fp4": "nvfp4"}
@@ -85,7 +85,7 @@ class Formats:
         base: of all that is not quantized; None where the configuration does not say.
         recipe: how the rest is; None where nothing is.
         unknown: why the formats are not known; empty where they are.
-        first, last: so many layers at either end stay in ``base``.
+        first, last: number of layers at either end that stay in ``base``.
         attention: attention's products are quantized.
         output_layer: output layers are.
         kept: passes that stay in ``base`` in every layer.
@@ -165,7 +165,7 @@ class Formats:
             return UNKNOWN if self.unknown else base
         if not self._may_run_in(self.recipe, term, one):
             return base
-        if term.place is Place.FIRST:  # towers and encoders have configurations of their own
+        if term.place is Place.FIRST:  # towers and encoders have their own configurations
             return UNKNOWN
         return self.recipe.format if self._holds_at(self.recipe, term.place, layers) else base
 

@@ -1,4 +1,4 @@
-"""Options that say which layers are of one kind: every Nth, or a list with one entry a layer."""
+"""Options that say which layers are of one kind: every Nth, or a list with one entry per layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def flagged(shape: ModelShape, option: str, holds: Callable[[int, int], bool], c
 
     Args:
         shape: the model.
-        option: its field with an int N, or a list with one entry a layer.
+        option: its field with an int N, or a list with one entry per layer.
         holds: (number of a layer, from 1; N) -> whether it is one of them.
         count: how many layers there are; unset: the decoder's.
 

@@ -35,7 +35,7 @@ def blocks(shape: ModelShape) -> list[Block]:
     """The blocks of a model's decoder layers, first to last, where it has ``block_configs``.
 
     Raises:
-        ConfigError: there is not one a layer, or one of them cannot be.
+        ConfigError: There is not one per layer, or one of them is impossible.
     """
     configs, count = shape.block_configs, shape.num_layers or 0
     if not isinstance(configs, (list, tuple)) or not all(isinstance(config, Mapping) for config in configs):

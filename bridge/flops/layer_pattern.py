@@ -83,7 +83,7 @@ def _hybrid_kinds(shape: ModelShape, pattern: str) -> list[tuple[str, str]]:
     """The (mixer, channel mixer) of each symbol."""
     taken = {row.takes: row for row in MIXERS.values() if row.takes and getattr(shape, row.option)}
     if shape.hybrid_mla_symbol != "*" or "+" in (shape.hybrid_layer_pattern or ""):
-        taken.pop("*", None)  # MLA has a symbol of its own
+        taken.pop("*", None)  # MLA has its own symbol
     rows = [taken.get(symbol) or SYMBOLS[symbol] for symbol in pattern]
     return [(row.name, "") if isinstance(row, Mixer) else ("", row.name) for row in rows]
 
@@ -128,7 +128,7 @@ def pattern_from_ratios(shape: ModelShape) -> str:
 
 
 def _spread(pattern: str, symbol: str, run: float) -> str:
-    """``symbol`` in place of the ``M`` that stands after each run of so many of them, which need not be a whole number."""
+    """``symbol`` in place of the ``M`` that stands after each run of this many of them, which need not be a whole number."""
     left, spread = run, ""
     for old in pattern:
         if old == "M":

@@ -30,7 +30,7 @@ def exact(name: str, value: Any) -> int | Fraction:
     """A number of any library (numpy scalar, tensor [], float, Decimal) as the int, or else the Fraction, that it is.
 
     Raises:
-        ConfigError: it is none, or not finite.
+        ConfigError: It is not a number, or not finite.
     """
     try:
         plain = value.item() if hasattr(value, "item") else value
@@ -73,7 +73,7 @@ def whole_lengths(name: str, lengths: Any) -> Any:
         lengths: a list, tuple, range, iterator, or one-dimensional array or tensor.
 
     Raises:
-        ConfigError: anything else, or a length that is negative, a fraction, a bool or no number.
+        ConfigError: Anything else, or a length that is negative, a fraction, a bool or not a number.
     """
     if type(lengths) is not list and type(lengths) is not tuple:
         lengths = _listed(name, lengths)
@@ -83,7 +83,7 @@ def whole_lengths(name: str, lengths: Any) -> Any:
 
 
 def _listed(name: str, lengths: Any) -> Any:
-    """A list of whatever is iterable, or a numpy int64 array of many."""
+    """A list of any iterable, or a numpy int64 array of a long one."""
     dimensions = getattr(lengths, "ndim", 1)
     if dimensions != 1 or isinstance(lengths, _NO_LISTS) or not hasattr(lengths, "__iter__"):
         form = f"an array of {dimensions} dimensions" if dimensions != 1 else short(lengths)
@@ -128,7 +128,7 @@ def batch_lengths(
     """The lengths of a batch by what statistics sum over; the arguments are those of ``Plan.measure``.
 
     Raises:
-        ConfigError: what are no lengths, or encoder_lengths that are not one a sequence.
+        ConfigError: Some lengths are invalid, or encoder_lengths does not have one entry per sequence.
     """
     sequences, audio = whole_lengths("sequence_lengths", sequence_lengths), whole_lengths("audio_frames", audio_frames)
     encoder = whole_lengths("encoder_lengths", encoder_lengths)

@@ -232,7 +232,7 @@ def audio_terms(build: Build, audio: AudioShape) -> list[Term]:
 
 
 def _mtp_terms(build: Build, layers: list[Layer], depth: int) -> Iterator[Term]:
-    """One depth: from the states of the depth before (0: the decoder) to states of its own."""
+    """One depth: from the states of the depth before (0: the decoder) to its own states."""
     shape, size = build.shape, build.hidden_size
     projected = build.convention.mtp_projection and (build.convention.hybrid_mtp_projection or not shape.is_hybrid)
     if build.convention.plain_mtp_layer and not shape.is_hybrid:

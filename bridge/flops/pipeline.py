@@ -99,7 +99,7 @@ class Layout:
         return Placement(stages, self._around(self._sizes(num_layers)), 0, stages - 1, stages - 1)
 
     def _around(self, sizes: Iterable[int]) -> tuple[int, ...]:
-        """The stage of each layer, where consecutive chunks of so many layers go around the stages."""
+        """The stage of each layer, where consecutive chunks of this many layers go around the stages."""
         stages = self.pipeline_model_parallel_size
         return tuple(chunk % stages for chunk, size in enumerate(sizes) for _ in range(size))
 

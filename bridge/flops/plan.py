@@ -340,7 +340,7 @@ class Plan:
         }
 
     def _coefficients(self, amounts: Mapping[tuple[Pass, Statistic], Number], flags: Sequence[Pass]) -> Coefficients:
-        """Of FLOPs a pass by the passes that run and the statistic."""
+        """Coefficients from FLOPs per pass, by the passes that run and the statistic."""
         sums = [Fraction(0)] * len(self.statistics)
         for (passes, statistic), flops in amounts.items():
             sums[self._index[statistic]] += flops * sum(flag in passes for flag in flags)

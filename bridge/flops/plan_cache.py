@@ -44,7 +44,7 @@ def _fields(node: Any) -> dict[str, Any] | None:
     return None if any(not name.startswith("__") for name in own) else fields
 
 
-#: From so many fields on, values are compared without their names.
+#: From this many fields on, values are compared without their names.
 MANY = 32
 
 

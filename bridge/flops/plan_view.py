@@ -24,7 +24,7 @@ def as_text(plan: Plan) -> str:
 
 
 def rows(plan: Plan) -> list[dict[str, Any]]:
-    """A mapping a line of ``Plan.table``: FLOPs for one unit of the statistic that counts its rows."""
+    """A mapping per line of ``Plan.table``: FLOPs for one unit of the statistic that counts its rows."""
     found = [vars(row) for row in plan.tabulate([1] * len(plan.statistics))]
     return [{name: _plain(row[name]) for name in _COLUMNS} for row in found]
 

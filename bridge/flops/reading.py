@@ -280,7 +280,7 @@ _REQUIRED = {
 
 
 def _fill(kind: type, source: Any, prefix: str, aliases: Mapping[str, tuple[str, ...]] = {}) -> Any:
-    """A shape from the fields that ``source`` has, held against their ranges; None means the default."""
+    """A shape from the fields of ``source``, checked against their ranges; None means the default."""
     values = {}
     for item in dataclasses.fields(kind):
         for name in (item.name, *aliases.get(item.name, ())):
@@ -495,7 +495,7 @@ _UNPRICED_PEFT = (
 
 
 def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], list[str]]:
-    """The adapters that ``peft`` asks for, patterns of what it freezes and of what trains all the same, and what is not priced.
+    """The adapters that ``peft`` asks for, patterns of what it freezes and what trains nevertheless, and what is not priced.
 
     Ours has ``kind``, ``dim``, ``target_modules``, ``freeze`` and ``train``; Megatron-Bridge's LoRA and DoRA objects have the
     same ``dim`` and ``target_modules``.
@@ -530,5 +530,5 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
 
 
 def peft_of(cfg: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...]]:
-    """The adapters of ``cfg.peft``, the patterns of what it freezes and of what trains all the same; (None, (), ()) without."""
+    """The adapters of ``cfg.peft``, the patterns of what it freezes and of what trains nevertheless; (None, (), ()) without."""
     return _peft(get(cfg, "peft"))[:3]

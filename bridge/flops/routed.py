@@ -1,7 +1,7 @@
 """Experts as they were routed: a plan that counts the assignments of tokens to experts that routers made.
 
 From a configuration alone every token visits its top-k experts.  With a capacity some are dropped, or experts are filled up with
-rows that nobody asked for: what ran is known to the routers alone, and from the configuration there is a bound.
+rows that no token requested: only the routers know what ran, and the configuration gives a bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bridge.flops.statistics import Over, Statistic
 from bridge.flops.terms import Pass, Place, Role, Term
 
 _EXPERTS = ".experts."
-#: What is no longer left out once routers tell.
+#: What routers' counts no longer leave out.
 _TOLD = ("moe_expert_capacity_factor=", "moe_pad_expert_input_to_capacity=", "moe_token_dropping=")
 
 _PADDED = "padded positions of a batch go through experts like tokens, and their work is counted"
@@ -89,8 +89,8 @@ class Bound:
     """Rows that the experts of a layer compute.
 
     Attributes:
-        rows: at most so many.
-        exact: surely so many, however tokens are routed.
+        rows: at most this many.
+        exact: whether the number is exact for any routing.
     """
 
     rows: int
@@ -102,7 +102,7 @@ def bound(tokens: int, topk: int, experts: int, capacity_factor: float | None = 
 
     Args:
         tokens: that one rank routes: of its micro-batch, with sequence parallelism its part of it.
-        topk: experts a token asks for.
+        topk: experts requested per token.
         experts: of the layer.
         capacity_factor: megatron-core's ``moe_expert_capacity_factor``; None or negative: nothing is dropped.
         pad: every expert is filled up to its capacity (``moe_pad_expert_input_to_capacity``).

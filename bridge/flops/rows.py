@@ -37,7 +37,7 @@ class Cache:
 
 
 def recurrent(state: int, convolved: int, kernel: int) -> list[Cache]:
-    """What a recurrence keeps: its state, and the last inputs of a short convolution over so many channels."""
+    """What a recurrence keeps: its state, and the last inputs of a short convolution over this many channels."""
     return [Cache("state", state, is_state=True), Cache("convolution_inputs", (kernel - 1) * convolved)]
 
 

@@ -1,4 +1,4 @@
-"""What decides how many operations a model costs: every field, its default and its meaning, once.
+"""Everything that determines how many operations a model costs: each field, its default and its meaning, in one place.
 
 Field names are megatron-core's (``TransformerConfig``, ``MLATransformerConfig``, ``GPTModel``); where megatron-core
 has no field the name of Megatron-Bridge or of the Hugging Face config is used.
@@ -13,12 +13,12 @@ from typing import Any, Optional
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be priced: the message names the field, its value and the remedy."""
+    """A configuration cannot be priced; the message names the field, its value and the remedy."""
 
 
 #: More layers than this are a mistake; they are counted before anything is built.
 MAX_LAYERS = 20_000
-#: No size of a model has more digits.
+#: No size of a model has more digits than this.
 _MOST = 10**15
 
 
@@ -108,7 +108,7 @@ _NAMES: dict[Any, str] = {bool: "true or false", str: "text", (int, float): "a n
 
 @dataclass(kw_only=True)
 class ModelShape:
-    """Everything about a model that decides how many operations a token costs.
+    """Everything about a model that determines how many operations are needed per token.
 
     Defaults are megatron-core's, except where a default only changes the parameter count and published open models
     agree on another value (``normalization``, ``add_bias_linear``).  ``None`` means "not set".
@@ -132,7 +132,7 @@ class ModelShape:
     vocab_size: Optional[int] = size()
     """Tokens in the vocabulary, unpadded. Required, unless padded_vocab_size is given."""
     padded_vocab_size: Optional[int] = size(off=True)
-    """Rows of the embedding as the host has built it; unset: padded as the next three fields say."""
+    """Rows of the embedding as the host built it; unset: padded by the next three fields."""
     make_vocab_size_divisible_by: int = size(128)
     """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
     should_pad_vocab: bool = True
@@ -140,7 +140,7 @@ class ModelShape:
     tensor_model_parallel_size: int = size(1)
     """Only for the padding of the vocabulary."""
     seq_length: Optional[int] = size()
-    """Tokens of a sequence when no lengths are given."""
+    """Tokens per sequence when no lengths are given."""
     gated_linear_unit: bool = False
     """SwiGLU/GeGLU: the up projection is twice as wide."""
     mtp_num_layers: Optional[int] = size(off=True)
@@ -193,7 +193,7 @@ class ModelShape:
     window_attn_skip_freq: Any = None
     """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
     interleaved_attn_pattern: Any = entries(int)
-    """(local, global): so many local layers, then so many global ones, repeated (Gemma 2 and 3)."""
+    """(local, global): numbers of local layers and of global layers after them, repeated (Gemma 2 and 3)."""
     attention_chunk_size: Optional[int] = size(off=True)
     """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
     no_rope_freq: Any = None
@@ -207,9 +207,9 @@ class ModelShape:
     attention_k_eq_v: bool = False
     """All layers do so (MaxText's share_kv_projections)."""
     attention_output_size: Optional[int] = size(off=True)
-    """Attention ends in this width, the experts work in it, and a projection of its own leads back (MaxText's custom Qwen3)."""
+    """Attention ends in this width, the experts work in it, and a separate projection leads back (MaxText's custom Qwen3)."""
     num_kv_shared_layers: Optional[int] = size(off=True)
-    """The last so many layers reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
+    """Number of last layers that reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
     use_double_wide_mlp: bool = False
     """The layers that share keys and values have an MLP twice as wide (Gemma 4 E2B)."""
     hidden_size_per_layer_input: Optional[int] = size(off=True)
@@ -235,9 +235,9 @@ class ModelShape:
     num_moe_experts: Optional[int] = size(off=True)
     """Routed experts of a MoE layer; unset: a dense model."""
     moe_layer_freq: Any = 1
-    """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry a layer."""
+    """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry per layer."""
     moe_router_topk: int = size(2, when="has_experts")
-    """Experts a token visits."""
+    """Experts per token."""
     moe_ffn_hidden_size: Optional[int] = size(off=True, when="has_experts")
     """Inner width of one routed expert; ffn_hidden_size when unset."""
     moe_shared_expert_intermediate_size: Optional[int] = size(least=0, when="has_experts")
@@ -247,7 +247,7 @@ class ModelShape:
     moe_latent_size: Optional[int] = size(off=True, when="has_experts")
     """Routed experts work in a latent space of this width (Nemotron 3)."""
     moe_branch_norms: bool = False
-    """Norms of their own before and after the routed experts and after the shared ones, scales on the router (Gemma 4)."""
+    """Separate norms before and after the routed experts and after the shared ones, and scales on the router (Gemma 4)."""
     moe_router_enable_expert_bias: bool = False
     """A correction bias per expert (DeepSeek-V3)."""
 
@@ -309,7 +309,7 @@ class ModelShape:
     """Copies of the residual stream (hyper-connections)."""
 
     block_configs: Any = None
-    """Blocks that differ from layer to layer (Nemotron Super and Ultra): one mapping a layer, with ``attention`` and ``ffn``,
+    """Blocks that differ from layer to layer (Nemotron Super and Ultra): one mapping per layer, with ``attention`` and ``ffn``,
     each with ``no_op``, ``replace_with_linear`` and a size (see ``heterogeneous``)."""
     # ---- n-gram memory (Engram) --------------------------------------------------------------------
     engram_layers: Any = entries(int)
@@ -328,7 +328,7 @@ class ModelShape:
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
     hybrid_layer_pattern: Optional[str] = None
-    """One symbol a layer: ``M`` Mamba, ``*`` attention, ``+`` MLA, ``-`` MLP, ``E`` MoE, ``G`` GDN, ``D`` DeepSeek sparse
+    """One symbol per layer: ``M`` Mamba, ``*`` attention, ``+`` MLA, ``-`` MLP, ``E`` MoE, ``G`` GDN, ``D`` DeepSeek sparse
     attention, ``P`` attention and Mamba in parallel.
 
     ``|`` ends a pipeline stage, ``/`` starts a multi-token-prediction depth. Unset: made from the two ratios below.
@@ -500,7 +500,7 @@ class VisionShape:
     fullatt_block_indexes: Any = entries(int, ())
     """Layers that see the whole image where the others have windows."""
     deepstack_visual_indexes: Any = entries(int, ())
-    """Layers whose output goes through a merger of its own (Qwen3-VL)."""
+    """Layers whose output goes through its own merger (Qwen3-VL)."""
     num_position_embeddings: int = size(0, least=0)
     """Rows of a learned position table (Qwen3-VL, SigLIP, CLIP)."""
     class_token: bool = False
@@ -576,7 +576,7 @@ class DiffusionShape:
     guidance_embeds: bool = False
     """The guidance scale is embedded like the time step (Flux dev)."""
     num_embeds_ada_norm: int = size(0, least=0)
-    """Classes (DiT). diffusers gives each block an embedder of its own; the last layer uses the first block's again."""
+    """Classes (DiT). diffusers gives each block its own embedder; the last layer uses the first block's again."""
 
 
 @dataclass(kw_only=True)

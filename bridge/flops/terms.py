@@ -153,7 +153,7 @@ class Term:
         tied: shares the weight of the module with this path; its parameters count there.
         allowed: passes that can ever run: forward only for what is detached from the loss.
         passes: the passes that do run, set by ``transforms``.
-        operations: of one row, for work that is no matmul.
+        operations: of one row, for work that is not a matmul.
         roles: what it is to those who ask.
     """
 
@@ -247,7 +247,7 @@ def norm(
 
 
 def elementwise(name: str, component: str, operations: Operations, *on: str, rows: Rows = TOKENS) -> Term:
-    """Work on values that is no matmul, so many operations a row."""
+    """Work on values that is not a matmul, given as operations per row."""
     return Term(name, component, 0, 0, rows, inputs=on, outputs=on, kind=Kind.ELEMENTWISE, weight=False, operations=operations)
 
 
@@ -259,7 +259,7 @@ def softmax(
     Args:
         component: line of the breakdown.
         pairs: query-key pairs.
-        heads: heads, each with scores of its own.
+        heads: heads, each with its own scores.
         value_size: width of what is summed up for one head.
         tokens: queries.
         on: the value that holds the scores.

@@ -1,4 +1,4 @@
-"""Other people's training loops: the throughput callback in them, one thin adapter a file; none imports another's framework.
+"""The throughput callback in other training loops: one thin adapter per file; none imports another's framework.
 
 ``catalogue``             which adapter serves which framework, with the lines to paste
 ``megatron_lm``           Megatron-LM's scripts, as they are
@@ -11,7 +11,7 @@
 ``torchtitan_trainer``    torchtitan's ``Trainer``
 ``composer_trainer``      Composer's ``Trainer``
 ``verl_flops``            verl's counter
-``plain``                 a loop of one's own
+``plain``                 your own loop
 and what they share: ``wrapping`` (events of a loop that has none), ``sidecar`` (totals beside checkpoints that have no
 place for them), ``trl_phases`` (what TRL runs without gradients)
 """

@@ -1,4 +1,4 @@
-"""Hugging Face accelerate: a loop of one's own around an ``Accelerator``, in one line after ``prepare``.
+"""Hugging Face accelerate: your own loop around an ``Accelerator``, in one line after ``prepare``.
 
 ::
 

@@ -73,7 +73,7 @@ def _stage(model: Any) -> Any:
 
 
 def _watch(throughput: ThroughputCallback) -> None:
-    """Be told where the loop begins, saves and exits; the last callback that asked is told."""
+    """Hook the loop's start, save and exit for the callback that was registered last."""
     loop = sys.modules.get(_LOOP)
     if loop is None:  # a loop of another kind
         return

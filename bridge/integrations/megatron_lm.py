@@ -4,7 +4,7 @@ Without a change of anybody's script::
 
     torchrun ... -m bridge.integrations.megatron_lm pretrain_gpt.py <its flags> --bridge-convention exact
 
-or in a script of one's own, before ``pretrain``::
+or in your own script, before ``pretrain``::
 
     attach(ThroughputCallback("exact"))
 
@@ -81,7 +81,7 @@ class _Events:
                 sidecar.load(throughput, args.load, args.iteration)
             throughput.on_train_start(self._context)
             self._trained = True
-        except Exception as error:  # training goes on without numbers
+        except Exception as error:  # training continues without numbers
             throughput.fail(error)
         try:
             result = call()

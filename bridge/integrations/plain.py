@@ -1,4 +1,4 @@
-"""A loop of your own: two lines in it, or one where model and optimizer are torch's.
+"""Your own loop: two lines in it, or one where model and optimizer are torch's.
 
 ::
 
@@ -134,7 +134,7 @@ class Throughput:
         self.callback.on_train_start(context)
         return context
 
-    # ---- what is no step --------------------------------------------------------------------------------------------
+    # ---- what is not a step ------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

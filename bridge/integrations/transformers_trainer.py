@@ -116,7 +116,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             state.log_history[-1].update(row)
 
     def watch(self, trainer: Trainer) -> None:
-        """What a trainer of TRL's runs without gradients has numbers of its own."""
+        """A TRL trainer's passes without gradients have their own numbers."""
         self._phases = trl_phases.watch(trainer, self._read, self.throughput.convention)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

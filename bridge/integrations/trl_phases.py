@@ -74,7 +74,7 @@ class Phases:
     def _safely(self, note: Callable[[], None]) -> None:
         try:
             note()
-        except Exception as error:  # training goes on without these numbers
+        except Exception as error:  # training continues without these numbers
             logger.warning("what is run without gradients is not reported: %s", error)
             self._failed = True
 
@@ -103,7 +103,7 @@ def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Optional
         return None
     try:
         return Phases(trainer, read(trainer.model), convention)
-    except Exception as error:  # training goes on without these numbers
+    except Exception as error:  # training continues without these numbers
         logger.warning("what is run without gradients is not reported, its passes cannot be priced: %s", error)
         return None
 

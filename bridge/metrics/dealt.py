@@ -31,7 +31,7 @@ def is_dealer(data: Any) -> bool:
 
 def place_of_dealt(place: Place) -> Place:
     """The place of a process whose samples are dealt out over all data and context ranks; as it was without megatron-core's
-    groups, since then nobody tells.
+    groups, because then it is unknown.
 
     Args:
         place: as the groups alone have it.

@@ -2,7 +2,7 @@
 
 Tokens go where routers send them, so that a rank computes other assignments than those of its own batches.  With ``f`` the
 part of a stage's work that experts do, ``r`` what a rank's experts were given over the mean of all ranks, and ``d`` the work
-of its own batches over the mean, its work is ``1 + f (r / d - 1)`` times what it would be with experts of its own.
+of its own batches over the mean, its work is ``1 + f (r / d - 1)`` times what it would be with its own experts.
 """
 
 from __future__ import annotations

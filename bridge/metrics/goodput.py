@@ -216,7 +216,7 @@ def _recoveries(events: Sequence[Event]) -> list[float]:
 
 
 def to_redo(events: Iterable[Event], step: int) -> list[int]:
-    """Steps after ``step`` at which a process was killed, and whose total FLOPs nobody has said yet."""
+    """Steps after ``step`` at which a process was killed, and whose total FLOPs are not known yet."""
     own = _of_last_job(list(events))
     # The process that asks has not said yet that it begins.
     asks = {"event": "training", "step": step}

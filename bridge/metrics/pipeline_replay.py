@@ -1,6 +1,6 @@
 """What a pipeline's schedule makes of the times of its passes, if nothing had to be sent: replayed, not estimated.
 
-Stages do their forward and backward passes in megatron-core's order (1F1B, interleaved with several chunks a stage); each
+Stages do their forward and backward passes in megatron-core's order (1F1B, interleaved with several chunks per stage); each
 pass starts when the one it depends on is over.  A formula holds for equal stages only: (m + (p - 1) / v) t.
 """
 

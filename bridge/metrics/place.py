@@ -1,7 +1,7 @@
 """The place of a process in the job: who speaks for which batches, and over which ranks numbers are summed.
 
 A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh`` or a process group of those
-that see different batches, or from the user.  Where nobody says anything, each rank is a data-parallel replica.
+that see different batches, or from the user.  Without either, each rank is a data-parallel replica.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def check_dimensions(mesh: Any, data_parallel: Any) -> tuple[str, ...]:
     """The dimensions of ``mesh`` that ``data_parallel`` names; none without a mesh.
 
     Raises:
-        ConfigError: the mesh has not got them, or there is no mesh.
+        ConfigError: The mesh does not have them, or there is no mesh.
     """
     if mesh is None:
         if isinstance(data_parallel, (str, list, tuple)):

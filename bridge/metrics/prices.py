@@ -1,7 +1,7 @@
 """What a plan charges for each statistic of a batch: kept with a run, so that its rows can be priced again in any convention.
 
 FLOPs are coefficients times statistics, in every convention; rows hold the statistics of their interval, of all conventions.
-So a price list is all that is needed later, whatever was frozen, adapted or traced: no model, and no plan.
+So a price list is all that is needed later, regardless of what was frozen, adapted or traced: neither model nor plan.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ In most steps nothing is marked but the end of the step and, on a GPU, what batc
 steps.  On a CPU what batches took is known without marks.
 
 Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream, which
-nobody waits for: a step is read when the device is through with it.
+nothing waits for: a step is read once the device has finished it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Spans:
         self._every_step = every_step
         self._thread = threading.get_ident()
         self.running = False
-        """Whether training goes on."""
+        """Whether training continues."""
         self._error: Optional[Exception] = None
         self.sampled = every_step
         """Whether everything is seen in the step that runs now."""
@@ -126,7 +126,7 @@ class Spans:
     # ---- in the step ------------------------------------------------------------------------------------------------
 
     def push(self, name: str) -> None:
-        """Something begins; a name that is no span is left out."""
+        """Something begins; a name that is not a span is left out."""
         if self.running and (self.sampled or name == DATA) and (phase := PHASES.get(name)) is not None:
             self._open(name, phase)
 
@@ -156,11 +156,11 @@ class Spans:
         self._stack.clear()
 
     def begin_wait(self) -> bool:
-        """A wait begins, unless it is part of another or of a step that is no sample; whether it does."""
+        """A wait begins, unless it is part of another or of a step that is not a sample; whether it does."""
         if not (self.sampled and self.running):
             return False
         phase = self._stack[-1][1] if self._stack else Phase.SCHEDULE
-        if phase is not Phase.COMPUTE and threading.get_ident() != self._thread:  # backward passes have threads of their own
+        if phase is not Phase.COMPUTE and threading.get_ident() != self._thread:  # backward passes have their own threads
             return False
         if self._stack and self._stack[-1][0] == WAIT:
             return False
@@ -180,12 +180,12 @@ class Spans:
     # ---- between steps ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Training goes on. Running already: nothing happens."""
+        """Training continues. Does nothing if it is already running."""
         if not self.running and self._error is None:
             self.running, self._since, self._waited_before = True, self._mark(), waited[0]
 
     def pause(self) -> None:
-        """What comes now is no training. Paused already: nothing happens."""
+        """Training pauses. Does nothing if it is already paused."""
         if self.running:
             self._stretches.append((self._since, self._mark()))
             self._waited += waited[0] - self._waited_before
@@ -256,7 +256,7 @@ _listening: Optional[Listener] = None
 
 
 def listen(spans: Optional[Listener], *, waits: bool = True) -> None:
-    """From now on tell these spans of batches and, unless ``waits`` is false, of waits; None: nobody."""
+    """Report batches and, unless ``waits`` is false, waits to these spans from now on; to none with None."""
     global _listening
     _listening = spans
     _see_waits(spans is not None and waits)

@@ -79,7 +79,7 @@ class ComputeTimer(Instrument):
         self._handles: list[Any] = []
 
     def run(self) -> None:
-        """Training goes on: from here on there are hooks on the model."""
+        """Training continues: from here on there are hooks on the model."""
         self._active = self._error is None
         if not self._handles:
             self._handles = [
@@ -92,7 +92,7 @@ class ComputeTimer(Instrument):
             ]
 
     def pause(self) -> None:
-        """What comes now is no training, and the model is as it was."""
+        """Training pauses, and the hooks are removed from the model."""
         self._active = False
         for handle in self._handles:
             handle.remove()
@@ -201,7 +201,7 @@ class ComputeTime:
     """Compute time of all ranks in an interval.
 
     Attributes:
-        mean, slowest: seconds a step: mean over the ranks, and of the slowest one.
+        mean, slowest: seconds per step: mean over the ranks, and of the slowest one.
         rank: the slowest. place: its index in each parallel dimension, by name.
         data: work of its data-parallel replica over the mean replica's; None if unknown.
         stage: work of its pipeline stage over the mean stage's; None if unknown.
@@ -278,7 +278,7 @@ class ComputeTimes(Kind):
     Args:
         place: of this process.
         model: the chunks on this rank.
-        experts: what tells how full each rank's are; None: nobody does.
+        experts: the load of each rank's experts; None if unknown.
     """
 
     what = COMPUTE_TIME

@@ -51,7 +51,7 @@ class TimeMarks(Instrument):
         shape: of all ranks' entries.
         stage: pipeline stage of this rank.
         every_step: whether each step is a sample.
-        each_lap: whether the step after a lap is one too: for loops that tell nobody when the next lap comes.
+        each_lap: whether the step after a lap is one too, for loops that do not announce the next lap.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TimeMarks(Instrument):
         self._undo: list[Undo] = []
 
     def run(self) -> None:
-        """Training goes on."""
+        """Training continues."""
         self.spans.run()
         if self.spans.sampled:
             self.start_sample()
@@ -87,12 +87,12 @@ class TimeMarks(Instrument):
         self.spans.sample()
         if self.spans.running and not self._undo:
             self._listen(waits=True)
-            # One by one: what is marked before one that cannot be is unmarked all the same.
+            # One by one: what is marked before one that cannot be is unmarked nevertheless.
             for undo in mark(self.spans, self._model, self._optimizer):
                 self._undo.append(undo)
 
     def pause(self) -> None:
-        """What comes now is no training: model, optimizer and loop are as they were."""
+        """Training pauses: the hooks are removed from model, optimizer and loop."""
         self.spans.pause()
         self._unmark()
 
@@ -214,7 +214,7 @@ class TimeParts:
     lengths: tuple[float, ...] = ()
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Each part in seconds a step and as a fraction, and how the steps' lengths are spread."""
+        """Each part in seconds per step and as a fraction, and how the steps' lengths are spread."""
         step_time = interval.seconds / interval.timed.steps
         parts = time_parts(step_time, self.found, **self._at_peak(interval))
         metrics: Metrics = {f"throughput/time/{name}": seconds for name, seconds in parts.items()}

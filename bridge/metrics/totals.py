@@ -2,7 +2,7 @@
 
 The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, whatever
 the log interval and the number of ranks were.  Only where a restart changes the model itself are the FLOPs so far
-carried as a number of their own, since the new plan cannot price the old work.
+carried as a separate number, since the new plan cannot price the old work.
 """
 
 from __future__ import annotations

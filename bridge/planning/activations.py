@@ -116,7 +116,7 @@ def working(
     return max(most, chunk.cut * batch.width * vocabulary) // chunk.unit
 
 
-#: Products of attention that are known; others, of indexers and the like, keep what nobody here has looked up.
+#: Products of attention that are known; what others, such as those of indexers, keep is unknown.
 _PRODUCTS = ("query_key", "scores_value")
 #: Work whose kernels keep what is not known either.
 _KERNELS = (Kind.SCAN, Kind.CONVOLUTION, Kind.HYPER_CONNECTION, Kind.STREAM_MIXING)

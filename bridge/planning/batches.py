@@ -13,7 +13,7 @@ Number = int | Fraction
 
 
 def equal_sequences(plan: Plan, number: int, length: int, image_patches: Sequence[int] = ()) -> list[Number]:
-    """The vector of so many sequences of one length, by the rules of the public function."""
+    """The vector of this many sequences of one length, by the rules of the public function."""
     tokens = number * length
     sequences = plan.measure_moments(Moments.of(number, tokens, tokens * length, length))
     return list(map(add, sequences, plan.measure((), image_patches)))

@@ -1,4 +1,4 @@
-"""The usual ways to count differently: each changes the model, the convention, the FLOPs, or what they are held against.
+"""The usual ways to count differently: each changes the model, the convention, the FLOPs, or what they are compared with.
 
 A rule that changes nothing (gated layers in a model without any) does not apply.  Rules compose: a report that left out
 windows and took gated layers for plain ones is counted with both.
@@ -34,7 +34,7 @@ class Case:
         devices: of the whole job.
         ranks: sizes of its tensor, pipeline and context parallelism, by name.
         peaks: dense peak of one device by number format, in FLOP/s.
-        number_format: the one that the run is held against.
+        number_format: the one that the run is compared with.
         plans: those that were compiled before.
     """
 
@@ -324,7 +324,7 @@ RULES = {
 }  # fmt: skip
 
 
-#: Ways of counting that have a name of their own in tables: torchtitan's and nanoGPT's N.
+#: Ways of counting that have their own name in tables: torchtitan's and nanoGPT's N.
 PALM_WITHOUT_EMBEDDING = replace(PALM, name="palm_without_embedding", parameters=Parameters.WITHOUT_EMBEDDING)
 WAYS = (*CONVENTIONS.values(), PALM_WITHOUT_EMBEDDING)
 

@@ -17,7 +17,7 @@ def in_four_bits(plan: Plan, term: Term) -> bool:
 
 
 def stored_bytes(numel: int) -> int:
-    """Of so many weights: 4.127 bits each.
+    """Bytes of ``numel`` weights at 4.127 bits each.
 
     >>> stored_bytes(64 * 256)
     8452

@@ -35,7 +35,7 @@ def seen(context: Context, position: int) -> int:
 
 
 def entries_after(cache: Cache, tokens: int, encoder_tokens: int = 0) -> int:
-    """Numbers held after so many tokens."""
+    """Numbers held after this many tokens."""
     return cache.entries * _tokens(cache.kept, tokens, encoder_tokens) if cache.owned and tokens else 0
 
 

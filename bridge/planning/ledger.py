@@ -83,7 +83,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Priced:
-    """One term: so many operations for each unit of a statistic."""
+    """One term: its operations per unit of a statistic."""
 
     term: Term
     statistic: Statistic

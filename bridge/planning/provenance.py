@@ -222,7 +222,7 @@ def _traced(shape: Any, prefix: str) -> Any:
 
 
 def _sized(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and len(value) <= 2:  # a window, not a list with an entry a layer
+    if isinstance(value, (list, tuple)) and len(value) <= 2:  # a window, not a list with an entry per layer
         return type(value)(_sized(f"{name}[{i}]", entry) for i, entry in enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _traced(value, f"{name}.")

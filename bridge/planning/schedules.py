@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 def passes(stage: int, stages: int, micro_batches: int, chunks: int = 1) -> Iterator[tuple[int, int]]:
     """The passes of one stage in order: (1, chunk) forward, (-1, chunk) backward.
 
-    One forward pass and one backward pass in turn, after so many forward passes that every stage has work; with several chunks
+    One forward pass and one backward pass in turn, after enough forward passes that every stage has work; with several chunks
     each is run for ``stages`` micro-batches before the next (Narayanan et al., arXiv:2104.04473).
 
     Args:

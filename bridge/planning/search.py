@@ -152,7 +152,7 @@ class _Tried:
     bounded: tuple[Layout, int] | None = None
 
     def fits(self, layout: Layout, needed: int, *, last: bool = True, bound: bool = False) -> bool:
-        """Whether so many bytes fit; where they do not, that is noted.
+        """Whether this many bytes fit; where they do not, that is noted.
 
         Args:
             layout: that needs them.
@@ -256,7 +256,7 @@ def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
 
 
 def _chunks(layers: int) -> list[int | None]:
-    """None, and of all numbers of chunks that so many layers make the least, a middle one and the largest."""
+    """None, then the smallest, a middle and the largest number of chunks that the layers allow."""
     sizes = [size for size in range(2, layers + 1) if layers % size == 0]
     return [None, *sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]} if sizes else ())]
 

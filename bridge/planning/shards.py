@@ -59,7 +59,7 @@ class Shard:
         numel: entries that the rank holds.
         expert: an expert's, whose gradients are added up over other ranks than those of the rest.
         trains: has a gradient.
-        alone: a copy of a weight that two stages share: it has a bucket of its own in the distributed optimizer.
+        alone: a copy of a weight that two stages share: it has its own bucket in the distributed optimizer.
         four_bits: it is stored so (``quantised``).
     """
 
@@ -114,7 +114,7 @@ def _chunks(plan: Plan, layout: Layout, stage: int, local: bool) -> list[list[Sh
 
 
 def terms_of(plan: Plan, layout: Layout, stage: int) -> list[list[Term]]:
-    """Terms of a stage, model chunk by model chunk, with the copies of shared weights that stages of their own need."""
+    """Terms of a stage, model chunk by model chunk, with the copies of shared weights that other stages need."""
     found = _placed(plan, layout.tensor_model_parallel_size, layout.pipeline)
     return [found.get((stage, chunk), []) for chunk in range(layout.chunks)]
 

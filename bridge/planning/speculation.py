@@ -14,7 +14,7 @@ from bridge.flops.moments import Number
 from bridge.flops.shapes import ConfigError, whole
 from bridge.planning.inference import InferencePlan, Memory
 
-#: Weights and cache of two bytes a number.
+#: Weights and cache of two bytes per number.
 HALF = Memory()
 
 

@@ -123,7 +123,7 @@ def _formats(plan: Plan, vector: Sequence[int], number_format: str) -> dict[str,
 
 
 def peak_of(plan: Plan, vector: Sequence[int], device_name: str, number_format: str = "") -> float:
-    """FLOP/s of a device on a batch, in the number formats that its matmuls run in; those that nobody has told run in bf16.
+    """FLOP/s of a device on a batch, in the number formats that its matmuls run in; those of unknown format count as bf16.
 
     Raises:
         ConfigError: the device lacks one of them.

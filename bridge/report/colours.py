@@ -21,7 +21,7 @@ PALETTE = {
     "teal": "#4db6ac",
 }
 
-#: The same part has the same color in every figure: what a component's row says, and what is no component.
+#: The same part has the same color in every figure: the components' from their rows, and those that are not components.
 COLOURS = {
     name: PALETTE[colour]
     for name, colour in {

@@ -1,4 +1,4 @@
-"""What Megatron-LM and Megatron-Bridge say of their own speed, from a finished job's log, to stand beside what was counted.
+"""The speed that Megatron-LM and Megatron-Bridge report, read from a finished job's log, for comparison with the counts.
 
 Read are lines of the standard output, ``iteration  10/ 100 | ... | elapsed time per iteration (ms): 812.3 | throughput per GPU
 (TFLOP/s/GPU): 401.2 |``, offline W&B runs and TensorBoard's event files, where Megatron-LM logs ``throughput`` and

@@ -12,7 +12,7 @@ from bridge.report.colours import colours
 from bridge.report.panels import Panel
 from bridge.report.run_file import RecordedRun
 
-#: Kinds of panels that can lie upon each other; others stand one a run.
+#: Kinds of panels that can lie upon each other; others stand one per run.
 _LINES = ("lines", "points")
 #: More could not be told apart by their colors.
 MOST_RUNS = 5
@@ -34,7 +34,7 @@ def named(runs: Sequence[RecordedRun], sources: Sequence[str]) -> dict[str, Reco
 
 
 def charts(panel: Panel, runs: Mapping[str, RecordedRun]) -> list[Chart]:
-    """The charts of a panel: one of all runs, or one a run; empty where no run has any of its keys."""
+    """The charts of a panel: one of all runs, or one per run; empty where no run has any of its keys."""
     filled = {name: chart for name, run in runs.items() if (chart := fill(panel, run))}
     if len(runs) == 1 or not filled:
         return list(filled.values())

@@ -34,7 +34,7 @@ def flex_as_products(recorder: Any) -> Iterator[None]:
 
 
 def _products(recorder: Any, query: Any, key: Any, value: Any, score: Any, blocks: Any, *_: Any) -> tuple[Any, Any, Any]:
-    """The output, and two numbers for each query that nobody reads."""
+    """The output, and two unused numbers for each query."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     sees = blocks[-1]

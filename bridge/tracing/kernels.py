@@ -146,7 +146,7 @@ if find_spec("torch.nn.attention.varlen"):
     KERNELS[torch.ops.torch_attn._varlen_attn] = _varlen
     KERNELS[torch.ops.torch_attn._varlen_attn_backward] = _varlen_backward
 
-#: Questions about a tensor; they are no work.
+#: Questions about a tensor; they do no work.
 QUESTIONS = frozenset({
     aten.sym_is_contiguous.default, aten.is_contiguous.default, aten.is_contiguous.memory_format,
     aten.is_strides_like_format.default, aten.is_non_overlapping_and_dense.default, aten.size.default, aten.sym_size.default,

@@ -175,7 +175,7 @@ class Recorder(TorchDispatchMode):
             if passes is Pass.RECOMPUTE:
                 op.forward = self._original(op)
             self.ops.append(op)
-        # An operation without a node of its own repeats the number of the one before: the first one is meant.
+        # An operation without its own node repeats the number of the one before: the first one is meant.
         self._numbers.setdefault(torch.autograd._get_sequence_nr() - 1, list(range(first, len(self.ops))))
 
     def _original(self, again: Op) -> int | None:

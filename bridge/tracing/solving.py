@@ -1,6 +1,6 @@
 """From numbers at a few points to exact formulas: each dimension of an operation as a function of the lengths.
 
-Everything is a ``Fraction``: what is solved is equal at the points that were not used, or it is no solution.
+Everything is a ``Fraction``: what is solved is equal at the points that were not used, or it is not a solution.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names, 
 
 
 def unread(solved: list[Solved]) -> list[str]:
-    """A sentence for each kind of module in which queries see keys that nobody knows."""
+    """A sentence for each kind of module in which the keys that queries see are unknown."""
     cores = [one.op for one in solved if one.passes & Pass.FORWARD and _SQUARE in one.work.coefficients]
     paths = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", op.path) for op in cores if not op.weight and op.context is None)
     return [f"{path or 'the model'}: which keys a query sees was not read, so all pairs are counted" for path in paths]

@@ -54,7 +54,7 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
             take them, and token ids as the first argument of any other module.
 
     Returns:
-        What ``compile_plan`` takes.  ``not_counted`` names the modules whose work is no function of the lengths that was found.
+        What ``compile_plan`` takes.  ``not_counted`` names modules whose work is no known function of the lengths.
 
     Raises:
         ConfigError: it cannot be built, or not be run.
@@ -70,7 +70,7 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What does not run in one way is tried in the next: nobody needs to read of it."""
+    """Silences the output of a failed attempt, because another way is tried next."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:

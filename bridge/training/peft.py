@@ -282,7 +282,7 @@ def _device(layer: Any) -> Any:
 
 def _parameter(layer: Any, *shape: int) -> Parameter:
     parameter = Parameter(torch.empty(*shape, device=_device(layer), dtype=layer.config.params_dtype))
-    # Experts have data-parallel ranks of their own.
+    # Experts have their own data-parallel ranks.
     parameter.allreduce = not (layer.is_expert and layer.expert_parallel)
     return parameter
 
@@ -297,7 +297,7 @@ def _replicated(layer: Any, *shape: int) -> Parameter:
 
 
 def _split(layer: Any, rows: int) -> Parameter:
-    """A parameter with this rank's part of so many rows."""
+    """A parameter with this rank's part of this many rows."""
     parameter = _parameter(layer, rows // layer.tp_group.size())
     set_tensor_model_parallel_attributes(parameter, True, 0, _stride(layer))
     return parameter

@@ -1,7 +1,7 @@
 """A few steps of a training under ``torch.profiler``, with the plan beside: what each module does and how fast.
 
 A callback, on the first rank: ranges around every module, with the plan's names, and around the phases of a step; after the
-last step the trace goes to ``trace.json`` and the table to ``profile.json``.  What a trace means is told in
+last step the trace goes to ``trace.json`` and the table to ``profile.json``.  The meaning of a trace is explained in
 :mod:`bridge.metrics.profiled`.
 """
 
@@ -202,7 +202,7 @@ class Ranges:
         stack: list[tuple[str, Any]] = self._threads.stack
         return stack
 
-    # As a listener to the phases of a step; of names that are no phases nothing is told.
+    # As a listener to the phases of a step; names that are not phases are ignored.
 
     def push(self, name: str) -> None:
         """A phase begins."""

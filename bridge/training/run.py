@@ -352,7 +352,7 @@ class Run:
         changed = [name for name, value in self._data_identity().items() if saved["data"].get(name) != value]
         if changed:
             notes.append(
-                f"the data has changed since the checkpoint ({', '.join(changed)}): training goes on at sample "
+                f"the data has changed since the checkpoint ({', '.join(changed)}): training continues at sample "
                 f"{state.consumed_samples} of the new order"
             )
         if self.cfg.checkpoint.save and found.path.parent == Path(self.cfg.checkpoint.save):
@@ -438,7 +438,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             _write_for_us(folder / "config.yaml", dump_config(cfg, without_secrets))
         except OSError as error:
-            self._warn(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training goes on without it")
+            self._warn(f"logger.dir={cfg.logger.dir!r} cannot be written: {error.strerror}; training continues without it")
         run_id = state.wandb_run_id or restart.known_run_id(Path(cfg.logger.dir))
         state.trackers = open_trackers(cfg.logger, name=cfg.name, step=state.step, run_id=run_id, config=as_written(cfg))
         restart.remember_run_id(Path(cfg.logger.dir), state.trackers.run_id)

@@ -166,8 +166,8 @@ class StepSums:
 def add_over_ranks(reports: Sequence[dict[str, Tensor]], groups: Groups, device: torch.device, stop: bool = False) -> StepSums:
     """Sum the losses of all micro-batches, replicas and sequence parts; every rank gets the same totals.
 
-    One all-reduce of three numbers a step. The wish to stop (a signal on any rank) rides along, so that all ranks
-    stop after the same step without a collective of its own.
+    One all-reduce of three numbers per step. The wish to stop (a signal on any rank) rides along, so that all ranks
+    stop after the same step without its own collective.
     """
     values = torch.zeros(3, dtype=torch.float64, device=device)
     if reports and groups.tensor_rank == 0:  # the last stage has reports, and its tensor ranks have the same ones

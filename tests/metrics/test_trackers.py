@@ -106,7 +106,7 @@ def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(caplog):
     assert [step for step, _ in broken.rows] == [1]
     assert (broken.facts, broken.closed) == ({}, 1)
     assert [record.getMessage() for record in caplog.records] == [
-        "Recorder stopped: [Errno 28] No space left on device. Training goes on without it."
+        "Recorder stopped: [Errno 28] No space left on device. Training continues without it."
     ]
 
 
@@ -289,7 +289,7 @@ def test_a_wandb_service_that_dies_or_hangs_is_one_warning(no_account, tmp_path,
     assert "Traceback" not in text
     (warning,) = [line for line in text.splitlines() if line.startswith("WARNING")]
     assert says in warning
-    assert warning.endswith("Training goes on without it.")
+    assert warning.endswith("Training continues without it.")
     assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == list(range(1, 31))
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     written = [record for record in inspect(folder) if record["type"] == "history"]

@@ -67,7 +67,7 @@ class Compared:
 
     @property
     def measure(self) -> Fraction:
-        """What columns are held against each other by: FLOPs per byte where they are known, else per token."""
+        """What columns are compared by: FLOPs per byte where they are known, else per token."""
         return self.report.flops_per_token if self.flops_per_byte is None else self.flops_per_byte
 
 

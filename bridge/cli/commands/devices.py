@@ -1,4 +1,4 @@
-"""``bridge devices``: the peaks that utilization is held against, and where they come from."""
+"""``bridge devices``: the peaks that utilization is compared with, and where they come from."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _experts_reached(config: Config, tokens: int) -> float | None:
-    """Different experts of a layer that so many tokens choose, if all are equally likely; None without experts."""
+    """Different experts of a layer that this many tokens choose, if all are equally likely; None without experts."""
     shape = read(config).shape
     return None if shape.num_moe_experts is None else experts_met(shape.num_moe_experts, shape.moe_router_topk, tokens)
 

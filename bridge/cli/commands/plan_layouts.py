@@ -1,4 +1,4 @@
-"""``bridge plan`` with a global batch: which layouts of a model fit so many devices, and which of them are fast."""
+"""``bridge plan`` with a global batch: which layouts of a model fit on a number of devices, and which of them are fast."""
 
 from __future__ import annotations
 

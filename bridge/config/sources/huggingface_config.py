@@ -34,7 +34,7 @@ class HuggingFaceConfig(Config):
     """Whose matmuls are counted: transformers projects q, k and v apart, megatron-core in one matmul."""
     not_counted: tuple[str, ...] = ()
     """One sentence each: a field and what the counts leave out because of it; and, beginning with ``not recognized:``, fields
-    that nobody here knows."""
+    that are unknown."""
     formats: Any = NOT_TOLD  # of Formats, which OmegaConf cannot hold
     """Which matmul runs in which number format, as far as that is known."""
     traced: reading.Model | None = None

@@ -94,7 +94,7 @@ _NAMES = {
     OBJECTS: "block_configs",
     OBJECT: """text_config vision_config audio_config encoder_config decoder_config global_config patcher_config rope_parameters
               rope_scaling compress_rates per_layer_config full_attention""",
-    # One number or one entry a layer.
+    # One number or one entry per layer.
     SIZE | INDEXES: "moe_layer_freq image_size patch_size",
     SIZE | TEXT: "mamba_d_head sliding_window_pattern mamba_dt_rank",
     FLAG | TEXT: "use_bidirectional_attention",
@@ -147,7 +147,7 @@ class Fields:
         return {name: self.get(name) for name in names if name in self._values}
 
     def skip(self, *names: str) -> None:
-        """Fields that cannot change the work in this family, whatever they hold."""
+        """Fields that cannot change the work in this family, whatever their value."""
         self._skipped.update(names)
 
     def part(self, name: str) -> Fields:
@@ -166,7 +166,7 @@ class Fields:
             raise Unread(f"{self.place}{name}={short(given)} is not read")
 
     def group(self, *names: str) -> Fields:
-        """The fields of an object that is no configuration (``rope_parameters``); empty where there is none."""
+        """The fields of an object that is not a configuration (``rope_parameters``); empty where there is none."""
         return Fields(self.get(*names, kind=OBJECT) or {}, "", f"{self.place}{names[0]}.")
 
     def report(self, names: str | tuple[str, ...], consequence: str) -> None:
@@ -183,7 +183,7 @@ class Fields:
             self.report(name, f"transformers builds {short(built)}, and that is counted")
 
     def sentences(self) -> list[str]:
-        """What was reported, then the fields that are set, that nobody read and that are not known to be neutral."""
+        """What was reported, then the fields that are set, not read, and not known to be neutral."""
         return self.not_counted + [
             f"not recognized: {self.place}{name}={short(value)} may change the work; if it does, that is not counted"
             for name, value in self._unread()

@@ -20,7 +20,7 @@ from bridge.flops.shapes import ConfigError
 #: A table that transformers itself never trains (Whisper's sinusoids), and the plan's name for it.
 _FIXED_TABLE = re.compile(r"(^|\.)encoder\.embed_positions\.weight$")
 _FIXED_TABLE_PATH = "audio_model.embed_positions"
-#: A linear layer of the language model: towers and encoders have layers of their own, which are not read.
+#: A linear layer of the language model: towers and encoders have their own layers, which are not read.
 _LAYER = re.compile(r"(?:^|\.)model\.(?:language_model\.|decoder\.)?layers\.(\d+)\.(\w+\.\w+)$")
 #: A weight of an adapter, and the adapter's name.
 _ADAPTER = re.compile(r"\.lora_[AB]\.(\w+)\.")
@@ -56,7 +56,7 @@ def from_huggingface_model(model: Any) -> HuggingFaceConfig:
 
 
 def traced_model(model: Any) -> HuggingFaceConfig:
-    """A transformers model as it runs, whatever its configuration says.
+    """A transformers model as it runs, regardless of its configuration.
 
     Raises:
         ConfigError: it cannot be traced.

@@ -267,7 +267,7 @@ class _Options:
         return groups if said or not groups or self.whole("num_query_heads") % groups == 0 else None
 
     def experts(self) -> Fields:
-        """Any num_experts above 1 is a mixture; layers that are dense all the same follow from the block."""
+        """Any num_experts above 1 is a mixture; layers that are dense nevertheless follow from the block."""
         if not self.has_experts:
             return {}
         layers, width = range(self.layers), self.needed("moe_mlp_dim", f"num_experts={self['num_experts']}")

@@ -106,7 +106,7 @@ def describe(cfg: Any, options: Options, notes: Audit, *, freeze: Any = None) ->
 
 @dataclasses.dataclass
 class Audit:
-    """What nobody read: sentences about the count, and about what the hardware runs beside it."""
+    """The unread fields: sentences about the count, and about what else the hardware runs."""
 
     not_counted: list[str] = dataclasses.field(default_factory=list)
     hardware_unknown: list[str] = dataclasses.field(default_factory=list)
@@ -137,7 +137,7 @@ def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
 
 
 def _fields(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name, value and default of every field; a default that nobody declared is None."""
+    """Name, value and default of every field; an undeclared default is None."""
     if isinstance(model, Mapping):
         for name, value in model.items():
             yield str(name), value, None
@@ -155,7 +155,7 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 
 
 def _is_set(value: Any) -> bool:
-    """More than zero, false or empty; functions and modules are no fields."""
+    """More than zero, false or empty; functions and modules are not fields."""
     if value is None or value is False or callable(value):
         return False
     try:

@@ -15,7 +15,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Read under a name of its own, or by a rule in ``megatron_core``, ``megatron_lm`` or ``megatron_bridge``.
+#: Read under its own name, or by a rule in ``megatron_core``, ``megatron_lm`` or ``megatron_bridge``.
 READ = _names(
     """
 num_experts swiglu squared_relu quick_geglu openai_gelu group_query_attention untie_embeddings_and_output_weights

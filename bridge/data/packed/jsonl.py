@@ -23,7 +23,7 @@ def read(path: str) -> Iterator[Rows]:
     """The rows of a file, some thousands at a time.
 
     Raises:
-        ValueError, OSError: a line is no JSON object, or has none of the known fields.
+        ValueError, OSError: a line is not a JSON object, or has none of the known fields.
     """
     size, found, read_fields = os.path.getsize(path), 0, None
     with open(path, "rb") as file:

@@ -108,7 +108,7 @@ def cross_attention(
         hidden_size, num_attention_heads, num_query_groups: of the local model.
         multiplicity: vectors that stand for one patch.
         from_patches: the queries are the patches.
-        dense: every byte is held against every patch, and masked afterwards.
+        dense: every byte is compared with every patch, and masked afterwards.
         source: the value that asks, which the result is added to.
         keys: the value that is looked at.
         to: the value that is written.

@@ -51,7 +51,7 @@ def modulation(name: str, hidden_size: int, vectors: int) -> Term:
 
 
 def joint_block(*, hidden_size: int, num_attention_heads: int, ffn_hidden_size: int, head_norm: bool, text: bool) -> list[Term]:
-    """One block of attention and MLP; with ``text`` the text has weights of its own and both attend together (Flux, MM-DiT).
+    """One block of attention and MLP; with ``text`` the text has its own weights and both attend together (Flux, MM-DiT).
 
     Args:
         hidden_size: width of both streams.
@@ -163,7 +163,7 @@ def _embedders(shape: DiffusionShape, hidden: int) -> list[Term]:
 
 
 def _blocks(shape: DiffusionShape, hidden: int) -> Iterator[Term]:
-    """All blocks; in DiT each with embedders of its own."""
+    """All blocks; in DiT each with its own embedders."""
     heads, ffn, first = shape.num_attention_heads or 0, shape.mlp_ratio * hidden, shape.num_layers or 0
     own = (
         [

@@ -33,7 +33,7 @@ def gated_delta_product(
 
     Args:
         hidden_size: width of the residual stream.
-        num_householder: steps per token, each with a key, a value and a strength of its own.
+        num_householder: steps per token, each with its own key, value and strength.
         head_dim, num_heads: the value heads; each holds a state of state_dim x head_dim.
         state_dim, num_groups: the query/key heads.
         conv_kernel_dim: taps of the depthwise convolution over values, keys and queries.

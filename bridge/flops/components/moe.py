@@ -42,7 +42,7 @@ def moe(
     Args:
         hidden_size: width of the residual stream.
         num_experts: routed experts.
-        topk: experts a token visits.
+        topk: experts per token.
         ffn_hidden_size: inner width of one routed expert.
         gated: gated experts (shared ones too).
         shared_ffn_hidden_size: inner width of the shared experts together, 0 for none.
@@ -55,7 +55,7 @@ def moe(
         expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
         activation: of one number.
         sigmoid_scores: the router's scores are sigmoids instead of a softmax.
-        branch_norms: the router and the routed experts read the residual stream, each through a norm of its own; their output
+        branch_norms: the router and the routed experts read the residual stream, each through its own norm; their output
             and that of the shared experts have norms too (Gemma 4).
     """
     width = latent_size or hidden_size

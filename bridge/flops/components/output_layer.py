@@ -1,4 +1,4 @@
-"""Embedding and output layer: one is a look-up and costs nothing, the other a matmul over every position."""
+"""Embedding and output layer: one is a lookup and costs nothing, the other a matmul over every position."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "", bias: boo
         hidden_size: width of the residual stream.
         vocab_size: columns, padded or not as the convention says.
         tied: module path of the weight where it is another module's: the word embedding, or the main output layer.
-        bias: a bias of its own.
+        bias: its own bias.
     """
     return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied,
                 bias=vocab_size * bias, path=OUTPUT_LAYER, roles=Role.OUTPUT)  # fmt: skip

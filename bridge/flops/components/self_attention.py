@@ -150,7 +150,7 @@ def terms(build: Build, layer: Layer) -> list[Term]:
 
 
 def caches(shape: ModelShape, layer: Layer) -> list[Cache]:
-    """Keys and values. Shared projections make keys and values of their own: norms and RoPE tell them apart."""
+    """Keys and values. Shared projections still give separate keys and values, which norms and RoPE distinguish."""
     groups, head_size = _heads(shape, layer)
     entries = groups * (head_size + (shape.v_channels or head_size))
     return [Cache("keys_and_values", entries, layer.context, owned=not layer.shares_kv)]

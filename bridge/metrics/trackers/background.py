@@ -1,4 +1,4 @@
-"""A tracker that talks to another process or machine: its work is done in a thread of its own."""
+"""A tracker that talks to another process or machine: its work is done in its own thread."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class MlflowTracker(BackgroundTracker):
         import mlflow
         from mlflow import entities
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the making of a database is no news
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the making of a database is not news
         self._entities = entities
         self._uri = self._uri or mlflow.get_tracking_uri()
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)

@@ -150,7 +150,7 @@ def open_trackers(
             trackers.append(kind.open(start))
         except (ImportError, OSError) as error:
             logger.warning(
-                "logger.%s=%s cannot start: %s. Training goes on without it; logger.%s=null silences this.",
+                "logger.%s=%s cannot start: %s. Training continues without it; logger.%s=null silences this.",
                 kind.option,
                 without_login(str(value)),
                 first_line(error),
@@ -161,5 +161,5 @@ def open_trackers(
         try:
             trackers.append(instantiate(spec, option, start=start))
         except (ImportError, OSError) as error:
-            logger.warning("%s cannot start: %s. Training goes on without it.", option, first_line(error))
+            logger.warning("%s cannot start: %s. Training continues without it.", option, first_line(error))
     return Trackers(trackers, run_id=start.run_id if trackers else None)

@@ -62,7 +62,7 @@ class OtlpTracker(BackgroundTracker):
         self._put(lambda: self._send(numbers))
 
     def summary(self, facts: Metrics) -> None:
-        """Facts are no metrics; the numbers among them are sent."""
+        """Facts are not metrics; the numbers among them are sent."""
         numbers = doubles(dict(flat(plain(facts))))
         self._put(lambda: self._send({f"bridge.run.{name}": number for name, number in numbers.items()}))
 
@@ -107,7 +107,7 @@ class OtlpTracker(BackgroundTracker):
         self.lost += result is not self._success
         if self.lost == 1 and result is not self._success:
             where = without_login(self._endpoint or "the collector")
-            logger.warning("OpenTelemetry: %s did not take a row. Training goes on without it.", where)
+            logger.warning("OpenTelemetry: %s did not take a row. Training continues without it.", where)
 
     def _release(self) -> None:
         self._exporter.shutdown()  # or the provider would send the last row again

@@ -32,7 +32,7 @@ def metric_of(key: str) -> str:
 
 
 def label_of(key: Optional[Key]) -> Optional[str]:
-    """What tells the members of a family apart; None: it is no family."""
+    """What tells the members of a family apart; None: it is not a family."""
     return key.name.partition("<")[2].rstrip(">") if key and key.prefix else None
 
 
@@ -71,7 +71,7 @@ class PrometheusTracker(BackgroundTracker):
         self._put(lambda: self._show(numbers))
 
     def summary(self, facts: Metrics) -> None:
-        """Facts are no metrics; the results among them were in the last row."""
+        """Facts are not metrics; the results among them were in the last row."""
 
     def how_to_look(self) -> list[str]:
         return [f"Prometheus: {self._file}"] if self._file else []

@@ -86,7 +86,7 @@ class Trackers:
             except Exception as error:
                 self._trackers.remove(tracker)
                 said = without_login(first_line(error))
-                logger.warning("%s stopped: %s. Training goes on without it.", type(tracker).__name__, said)
+                logger.warning("%s stopped: %s. Training continues without it.", type(tracker).__name__, said)
                 quietly(lambda broken=tracker: broken.close())
 
 
@@ -95,7 +95,7 @@ def _log(tracker: Tracker, row: Metrics, step: int) -> None:
 
 
 def quietly(call: Callable[[], Any]) -> None:
-    """Call something whose failure interests nobody any more."""
+    """Call something whose failure no longer matters."""
     try:
         call()
     except Exception:

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run of our own, or one that another loop has started."""
+"""Weights & Biases: our own run, or one that another loop has started."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class AttachedWandb:
     """
 
     STEP = PREFIX + STEP
-    """A step of its own: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
+    """A separate step: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

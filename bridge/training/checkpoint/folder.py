@@ -5,13 +5,13 @@
     <folder>/
         latest                  name of the newest whole checkpoint
         step_0000060/
-            __0_0.distcp ...    weights and optimizer, one file a rank, cut by megatron-core's sharding
+            __0_0.distcp ...    weights and optimizer, one file per rank, cut by megatron-core's sharding
             .metadata, common.pt, metadata.json
-            random_0.pt ...     random number state, one file a rank
+            random_0.pt ...     random number state, one file per rank
             state.json          counters, callbacks, data, layout, and the size and CRC-32 of every other file
 
 A checkpoint is written into a hidden folder, flushed to the disk, and renamed; only then ``latest`` names it.  Whatever
-happens in between, what was saved before stays as it was.  On the way back every file is held against ``state.json``;
+happens in between, what was saved before stays as it was.  On the way back every file is compared with ``state.json``;
 if one differs, the checkpoint before it is taken, with a message.
 """
 
@@ -72,7 +72,7 @@ class Base:
 
 
 def make_empty(path: Path) -> None:
-    """A new empty folder, whatever was there."""
+    """A new empty folder in place of any old one."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 

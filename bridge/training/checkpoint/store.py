@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written and read by all ranks together.
 
 A checkpoint is written into a hidden folder, flushed to the disk, and renamed; only then ``latest`` names it.  Whatever
-happens in between, what was saved before stays as it was.  On the way back every file is held against ``state.json``;
+happens in between, what was saved before stays as it was.  On the way back every file is compared with ``state.json``;
 if one differs, the checkpoint before it is taken, with a message.
 
 Fine-tuning begins with the weights of another checkpoint, its base.  Frozen weights are not written again: the state names
@@ -75,7 +75,7 @@ def save(
         tensors: from :func:`sharded_state`.
         state: plain data for ``state.json``; the first rank's counts.
         groups: the layout.
-        keep: delete all but the newest so many afterwards; None keeps all.
+        keep: number of newest checkpoints to keep; None keeps all.
 
     Raises:
         RunError: on every rank, if any of them could not write. Older checkpoints are untouched.

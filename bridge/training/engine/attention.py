@@ -141,7 +141,7 @@ class SegmentAttention(MegatronModule):
         if self.dropout and self.training:
             arguments["dropout_p"] = self.dropout
             if not self.config.sequence_parallel:
-                # Heads are split over the tensor-parallel ranks: each draws numbers of its own.
+                # Heads are split over the tensor-parallel ranks: each draws its own numbers.
                 with tensor_parallel.get_cuda_rng_tracker().fork():
                     return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
         return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)

@@ -122,7 +122,7 @@ def shut_down(*, leave: bool) -> None:
     from megatron.core.transformer.moe import moe_utils
 
     leave_groups()
-    # A process-wide list of auxiliary losses, one entry a layer: it would not fit the next model.
+    # A process-wide list of auxiliary losses, one entry per layer: it would not fit the next model.
     moe_utils.get_moe_layer_wise_logging_tracker().clear()
     if leave and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

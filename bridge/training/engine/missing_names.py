@@ -1,4 +1,4 @@
-"""megatron-core without Transformer Engine: two names that it uses all the same.
+"""megatron-core without Transformer Engine: two names that it uses nevertheless.
 
 Both are faults of the library rather than matters of the device, so they are defined with and without a GPU.
 """

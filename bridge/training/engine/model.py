@@ -177,7 +177,7 @@ def transformer_config(cfg: Config) -> TransformerConfig:
     }
     if model.multi_latent_attention:
         derived["rope_type"] = "rope"
-        derived["num_query_groups"] = None  # every head has keys and values of its own
+        derived["num_query_groups"] = None  # every head has its own keys and values
     try:
         return cls(**{**copied, **derived})
     except (ValueError, AssertionError, NotImplementedError) as error:

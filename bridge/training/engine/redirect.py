@@ -80,7 +80,7 @@ def _redirect_torch() -> None:
     cuda.manual_seed = torch.manual_seed
     cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    # The all-to-all dispatcher of the experts copies split sizes on a stream of its own.
+    # The all-to-all dispatcher of the experts copies split sizes on its own stream.
     cuda.Stream = _NoStream
     cuda.current_stream = lambda *args, **kwargs: _NoStream()
 
@@ -90,7 +90,7 @@ def _redirect_megatron() -> None:
     from megatron.core.transformer.moe import token_dispatcher
 
     megatron_random: Any = random
-    # The random number tracker reads and writes CUDA generators by functions of its own.
+    # The random number tracker reads and writes CUDA generators by its own functions.
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     # Split sizes are turned into numpy arrays only when they come from a GPU; gloo needs them as well.

@@ -32,7 +32,7 @@ _ROTARY_BASE = 10000.0
 
 
 def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerConfig:
-    """The tower as megatron-core sees it: numerics and tensor parallelism of the language model, sizes of its own."""
+    """The tower as megatron-core sees it: numerics and tensor parallelism of the language model, its own sizes."""
     return TransformerConfig(
         num_layers=vision.depth,
         hidden_size=vision.hidden_size,
@@ -115,7 +115,7 @@ class VisionModel(MegatronModule):
         self.decoder = TransformerBlock(
             config=config,
             spec=TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers),
-            post_layer_norm=False,  # the merger has a norm of its own
+            post_layer_norm=False,  # the merger has its own norm
         )
         self.deepstack_merger_list = Mergers(config, vision)
         self.merger = PatchMerger(config, vision)
@@ -218,7 +218,7 @@ def _blocks_in(order: Tensor, patches: Tensor, merge: int) -> Tensor:
 
 
 def packed(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
-    """megatron-core's description of segments of so many patches, side by side."""
+    """megatron-core's description of segments of this many patches, side by side."""
     bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)

@@ -19,7 +19,7 @@ def everywhere(action: Callable[[], T], what: str) -> T:
     """Call ``action`` on this rank, wait for all ranks, and return its result.
 
     All ranks must call it (a collective).  If the action raised on any rank, every rank raises the same
-    :class:`RunError`, which begins with ``what``; so nobody waits for a rank that has given up.
+    :class:`RunError`, which begins with ``what``; so no rank waits for one that has given up.
     """
     result, problem = None, None
     try:

@@ -1,6 +1,6 @@
 """How a training process ends: the exit code, one message for the whole job, and signals.
 
-torchrun ends a job as soon as its first process exits with an error, and prints a summary of its own.  So the rank that
+torchrun ends a job as soon as its first process exits with an error, and prints its own summary.  So the rank that
 speaks exits at once, the others wait a little before they follow, and the message also goes into the file that torchrun
 quotes in its summary.
 """

@@ -3,7 +3,7 @@
 ``job.jsonl`` stands beside the checkpoints, since these outlive a process.  Each event is one write of a whole line; a step is
 one write of a few bytes in place (``job.beat``), which the next process takes into the ledger as the last sign of life of the
 one before.  A process that is killed loses none of it; a machine that is lost may lose what was not synced, which is done at
-checkpoints.  What cannot be written is one warning, and training goes on.
+checkpoints.  What cannot be written is one warning, and training continues.
 """
 
 from __future__ import annotations

@@ -299,8 +299,8 @@ def test_jsonl_with_lengths(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"lengths": [1, 2]}\n{"lengths": [1,', "line 2 is no JSON"),
-        ('{"lengths": [1, 2]}\n\n\n[3]', "line 4 is no JSON object"),
+        ('{"lengths": [1, 2]}\n{"lengths": [1,', "line 2 is not valid JSON"),
+        ('{"lengths": [1, 2]}\n\n\n[3]', "line 4 is not a JSON object"),
         ('{"text": "a"}', "neither lengths, nor length"),
         ('{"lengths": [1]}\n{"length": 1}', "a row from number 0 on has no field lengths"),
         ('{"lengths": [1]}\n{"lengths": [-1]}', "row 1 has a sequence of -1 tokens"),
@@ -308,7 +308,7 @@ def test_jsonl_with_lengths(tmp_path, monkeypatch):
         ('{"lengths": ["1"]}', "lengths must hold integers"),
         ('{"length": true}', "length must hold integers"),
         ('{"lengths": 5}', "cannot be read"),
-        ("\xff", "line 1 is no JSON"),
+        ("\xff", "line 1 is not valid JSON"),
     ],
 )
 def test_jsonl_of_another_kind(tmp_path, lines, message):

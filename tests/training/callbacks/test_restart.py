@@ -131,7 +131,7 @@ def test_kill_and_resume_on_another_layout_ends_at_the_same_integers(unbroken, t
 
 @pytest.mark.slow
 def test_a_full_disk_and_an_unreachable_wandb_cost_two_warnings(unbroken):
-    lost = "JsonlTracker stopped: [Errno 28] No space left on device. Training goes on without it."
+    lost = "JsonlTracker stopped: [Errno 28] No space left on device. Training continues without it."
     assert unbroken.count(lost) == 1
     assert unbroken.count("W&B cannot be reached") == 1
     assert f"step {STEPS}/{STEPS}" in unbroken
