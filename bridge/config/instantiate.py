@@ -16,11 +16,11 @@ def instantiate(spec: Mapping[str, Any], option: str = "callbacks", **given: Any
 
     Args:
         spec: for example ``{"_target_": "bridge.training.callbacks.ThroughputCallback", "convention": "exact"}``.
-        option: how an error calls the place of the spec in the recipe.
-        given: further arguments, that no recipe has to write.
+        option: the spec's place in the recipe, for error messages.
+        given: further arguments that a recipe need not set.
 
     Raises:
-        ConfigError: the target cannot be imported or does not take these arguments.
+        ConfigError: The target cannot be imported or does not accept these arguments.
     """
     target, arguments = find_target(spec, option)
     _check_arguments(target, spec["_target_"], {**arguments, **given}, option)
@@ -31,7 +31,7 @@ def instantiate(spec: Mapping[str, Any], option: str = "callbacks", **given: Any
 
 
 def find_target(spec: Mapping[str, Any], option: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What a spec names, and the arguments it writes.
+    """The target of a spec, and its arguments.
 
     Raises:
         ConfigError: it is not a spec, or its target cannot be imported.

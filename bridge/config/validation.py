@@ -1,4 +1,4 @@
-"""What a type cannot say: ranges, options that exclude each other, sizes that must divide.
+"""Checks that types cannot express: ranges, options that exclude each other, sizes that must divide.
 
 Each rule is a generator of sentences; the first sentence becomes the error.  A sentence names option, value and remedy.
 """
@@ -88,23 +88,23 @@ _NEEDED_TO_TRAIN = (
 
 
 def validate(cfg: Config) -> None:
-    """Raise :class:`ConfigError` for the first rule that a configuration breaks, whatever the number of ranks."""
+    """Raise :class:`ConfigError` for the first rule that a configuration breaks, for any number of ranks."""
     _raise_first(cfg, (_ranges, _required, _tensor_parallel, _pipeline_parallel, _context_parallel, _experts, _batch,
                        _evaluation, _instructions, _optimizer, _recompute, _callbacks))  # fmt: skip
 
 
 def validate_layout(cfg: Config, world_size: int) -> None:
-    """Raise :class:`ConfigError` where the parallel layout or the batch does not fit this number of ranks."""
+    """Raise :class:`ConfigError` if the parallel layout or the batch does not fit this number of ranks."""
     _raise_first(cfg, (lambda cfg: _layout(cfg, world_size),))
 
 
 def layout_problems(cfg: Config) -> list[str]:
-    """What keeps a model from being built on its parallel layout, one sentence each; its FLOPs can be counted nevertheless."""
+    """Reasons why a model cannot be built on its parallel layout, one sentence each; its FLOPs can still be counted."""
     return [problem for rule in (_tensor_parallel, _context_parallel, _experts) for problem in rule(cfg)]
 
 
 def data_parallel_size(cfg: Config, world_size: int) -> int:
-    """Model replicas: what tensor, pipeline and context parallelism leave over of the ranks."""
+    """Model replicas: the ranks divided by tensor, pipeline and context parallelism."""
     parallel = cfg.parallel
     return world_size // (
         parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
@@ -132,7 +132,7 @@ def _divisors(number: int, limit: int = 64) -> str:
 
 
 def _indivisible(cfg: Config, number: str, by: str, factor: int = 1) -> Iterator[str]:
-    """Complain where one option is not divisible by another (times a fixed factor)."""
+    """Complain if one option is not divisible by another (times a fixed factor)."""
     value, divisor = _get(cfg, number), _get(cfg, by)
     if value is not None and divisor is not None and int(value) % (int(divisor) * factor):
         times = f"{factor} x " if factor > 1 else ""

@@ -39,7 +39,7 @@ def read(path: Path) -> DictConfig:
 
 
 def read_foreign(path: Path) -> Any:
-    """What a file of another program holds, as YAML itself has it: neither references nor options of ours.
+    """The plain YAML content of another program's file, without our references and options.
 
     Raises:
         ConfigError: one sentence with the place and the fault.
@@ -70,7 +70,7 @@ def _text(path: Path) -> str:
 
 
 def check(text: str, source: str) -> None:
-    """Refuse what would take long to read, before it is read."""
+    """Refuse text that would take long to parse, before parsing it."""
     depth = references = 0
     for event in yaml.parse(text, _LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -84,7 +84,7 @@ def check(text: str, source: str) -> None:
 
 @contextmanager
 def sentences(source: str, invalid: Callable[[yaml.MarkedYAMLError], str]) -> Iterator[None]:
-    """Whatever reading YAML raises, as one ConfigError.
+    """Turn every error of reading YAML into a ConfigError.
 
     Args:
         source: what the error is about.
@@ -114,11 +114,11 @@ def _place(error: yaml.MarkedYAMLError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error message."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def plain(values: DictConfig) -> Any:
-    """Options as dictionaries and lists, references as they stand."""
+    """Options as dictionaries and lists, with unresolved references."""
     return OmegaConf.to_container(values, resolve=False)

@@ -5,16 +5,16 @@ key                shape, type                 meaning
 =================  ==========================  =========================================================================
 tokens             [b, s] int64                inputs
 labels             [b, s] int64                the same, one token later
-loss_mask          [b, s] float32              1 where the label is learned, 0 on padding and where it is given (a prompt)
+loss_mask          [b, s] float32              1 where the label is learned, 0 on padding and in prompts
 padding_mask       [b, s] bool                 True on padding
 position_ids       [b, s] int64                from 0 in every document
-attention_mask     [b, s] bool, or None        padded batches: True on real tokens; else None (causal alone)
-cu_seqlens         [n + 1] int32               packed batches: where documents begin and end, padding left out
-cu_seqlens_padded  [n + 1] int32               packed batches with padding: where they lie in ``tokens``
-max_seqlen         [] int32                    packed batches: longest document, padding included
+attention_mask     [b, s] bool, or None        padded batches: True on real tokens; else None (causal only)
+cu_seqlens         [n + 1] int32               packed batches: offsets of the documents, without padding
+cu_seqlens_padded  [n + 1] int32               packed batches with padding: their offsets in ``tokens``
+max_seqlen         [] int32                    packed batches: length of the longest document with padding
 =================  ==========================  =========================================================================
 
-Padding is always on the right: with causal attention a real token never looks at it.
+Padding is always on the right, so with causal attention a real token never attends to it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Collate = Callable[[Sequence[list[Segment]]], MicroBatch]
 def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: bool) -> MicroBatch:
     """One sample per row, padded on the right to the longest one, rounded up to ``multiple_of`` tokens.
 
-    ``masked``: add the attention mask (batches of one length everywhere need none).
+    ``masked``: add the attention mask (batches in which all samples have the same length need none).
     """
     segments = [segment for (segment,) in samples]
     lengths = np.asarray([len(inputs) for inputs, *_ in segments])
@@ -59,10 +59,10 @@ def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: 
 
 
 def collate_packed(samples: Sequence[list[Segment]], *, multiple_of: int, segment_multiple_of: int) -> MicroBatch:
-    """All segments of all samples back to back in one row (THD layout), so b = 1 whatever the micro-batch size.
+    """All segments of all samples back to back in one row (THD layout), so b = 1 for any micro-batch size.
 
-    ``segment_multiple_of``: each segment is padded to such a multiple (context parallelism cuts each one);
-    ``multiple_of``: the row is, behind its last segment (sequence parallelism cuts the row).
+    ``segment_multiple_of``: each segment is padded to a multiple of this (context parallelism splits each one);
+    ``multiple_of``: the row is padded to a multiple of this after its last segment (sequence parallelism splits the row).
     """
     segments = [segment for sample in samples for segment in sample]
     lengths = np.asarray([len(inputs) for inputs, *_ in segments], dtype=np.int64)
@@ -108,7 +108,7 @@ def build_collate(
         batching: ``padded``, ``packed`` or ``fixed``.
         tensor_parallel_sequence: ranks that share the sequence under sequence parallelism, else 1.
         context_parallel_size: ranks that share the sequence under context parallelism; each takes two chunks of
-            every sequence, one from the front and one from the back, so that causal work is even.
+            every sequence, one from the front and one from the back, to balance the causal work.
         alignment: tokens per rank are a multiple of this (16 for FP8 matmuls).
     """
     chunks = 2 * context_parallel_size if context_parallel_size > 1 else 1

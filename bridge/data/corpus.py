@@ -46,7 +46,7 @@ class Corpus:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def fingerprint(self) -> str:
-        """Equal for equal documents in equal order; compared between ranks and between a checkpoint and its resume."""
+        """A text that is equal for equal documents in equal order; ranks compare it, and so does a resume."""
         checksum = zlib.crc32(self.offsets.tobytes(), zlib.crc32(np.ascontiguousarray(self.tokens).tobytes()))
         return f"{len(self)} documents, {int(self.offsets[-1])} tokens, crc32 {checksum:08x}"
 
@@ -59,10 +59,10 @@ def load_corpus(
     max_documents: Optional[int] = None,
     min_document_length: int = 2,
 ) -> Corpus:
-    """Read and tokenize the documents that ``data.path`` names; documents that are too short are left out.
+    """Read and tokenize the documents of ``data.path``, leaving out those that are too short.
 
     Raises:
-        ConfigError: nothing is there, a file cannot be read, or no document is long enough.
+        ConfigError: The path does not exist, a file cannot be read, or no document is long enough.
     """
     documents = read_documents(path, separator, max_documents)
     kept = [tokens for tokens in tokenizer.encode(documents) if len(tokens) >= max(min_document_length, 1)]
@@ -77,7 +77,7 @@ def load_corpus(
 def split(count: int, eval_fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose the documents for training and for evaluation: two arrays of document numbers, each in file order.
 
-    The choice follows from the seed alone.  With a fraction above 0 and two documents or more, both get at least one.
+    The choice depends only on the seed.  With a fraction above 0 and at least two documents, both get at least one.
     """
     held = min(max(round(count * eval_fraction), 1 if eval_fraction > 0 else 0), count - 1)
     order = np.random.default_rng([seed, 0xE7A1]).permutation(count)

@@ -1,8 +1,8 @@
 """Prompts with answers, from real text: functions of Python sources, or the ``input`` and ``output`` of JSON lines.
 
-From a Python source every function with a docstring gives one example: signature and docstring are the prompt, the rest of
-the body is the answer.  The order is that of the files, and of the lines in a file: the same on every machine with the same
-sources.
+Every function with a docstring in a Python source gives one example: signature and docstring are the prompt, the rest of
+the body is the answer.  Examples follow the order of the files and of the lines in a file, so the order is the same on every
+machine with the same sources.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def read_examples(path: Any = None, max_examples: Optional[int] = None) -> list[
 
     Args:
         path: as for :func:`bridge.data.text.find_files`; files ending in ``.jsonl`` hold examples, ``.py`` Python sources,
-            others are left aside. None: the sources of the running Python's standard library.
-        max_examples: stop after this many.
+            other files are ignored. None: the sources of the running Python's standard library.
+        max_examples: stop after this number of examples.
 
     Raises:
-        ConfigError: a file cannot be read, a line is not an example, or there is none.
+        ConfigError: A file cannot be read, a line is not an example, or there are no examples.
     """
     examples = list(islice((example for file in find_files(path) for example in _read(file)), max_examples))
     if not examples:

@@ -1,9 +1,9 @@
-"""``data.kind=images``: lines of real text as pictures, to be read aloud.
+"""``data.kind=images``: lines of real text as pictures, with their text to learn.
 
-A sample is a row of pictures, each followed by its text, which is what is learned; now and then it is text alone.  A picture
-is a few lines of type, broken at a width drawn for it, so that pictures differ in height and width.  The line of text is
-one of the documents (``data.path``, by default the standard library's sources); what a picture shows, its width and how many
-a sample has follow from (seed, sample number) and nothing else.
+A sample is a row of pictures, each followed by its text, which is learned; some samples are only text.  A picture
+holds a few lines of type, wrapped at a random width, so that pictures differ in height and width.  The lines of text come
+from the documents (``data.path``, by default the standard library's sources); what a picture shows, its width and the number of
+pictures per sample depend only on (seed, sample number).
 
 Micro-batches are those of :mod:`bridge.data.batching` with two more keys:
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _WORD = re.compile(r"\w+|[^\w\s]+")
 _COLUMNS = (2, 6)
-"""Fewest and most characters beside each other in a picture."""
+"""Minimum and maximum characters per line in a picture."""
 _DRAW = 0x1A6E
 _SHORTEST = 3
 """Characters of the shortest line that is worth a picture."""
@@ -64,7 +64,7 @@ class ImageSamples:
         self, lines: Sequence[str], tokenizer: Tokenizer, vision: VisionShape, *, image_token_id: int, seq_length: int,
         images_per_sample: int, seed: int,
     ) -> None:  # fmt: skip
-        """``lines``: what there is to show; ``images_per_sample``: most images of a sample."""
+        """``lines``: the text to show; ``images_per_sample``: maximum images per sample."""
         self.lines = lines
         self.vision = vision
         self._tokenizer = tokenizer
@@ -86,7 +86,7 @@ class ImageSamples:
         return self.lines[int(self._order[1][place])]
 
     def __getitem__(self, index: int) -> ImageSample:
-        """Sample ``index``: the first words of a line, each behind its picture; or the line without pictures."""
+        """Sample ``index``: the first words of a line, each after its picture; or the line without pictures."""
         line = self._line(index)
         draw = np.random.default_rng([self._seed, _DRAW, index])
         count = int(draw.integers(0, self._most + 1))
@@ -115,10 +115,10 @@ class ImageData:
     """Training and evaluation images of a run."""
 
     def __init__(self, cfg: Config) -> None:
-        """Read the text; images are drawn when their sample is asked for.
+        """Read the text; images are drawn when their sample is requested.
 
         Raises:
-            ConfigError: no tower, no placeholder, no text that can be shown, or too little of it.
+            ConfigError: There is no tower or placeholder, or not enough text that can be shown.
         """
         from bridge.data.loader import collate_for, schedule_for  # which finds this module by its name
 

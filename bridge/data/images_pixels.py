@@ -14,7 +14,7 @@ from bridge.flops.shapes import ConfigError, VisionShape
 Pixels = NDArray[np.uint8]
 
 _MEAN, _DEVIATION = 0.5, 0.5
-"""Normalisation of pixel values between 0 and 1, for every channel alike: to -1 ... 1."""
+"""Normalization of pixel values from 0 ... 1 to -1 ... 1, the same for every channel."""
 
 
 def wrap(text: str, width: int) -> list[str]:
@@ -23,9 +23,9 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def render(lines: Sequence[str], cell: int) -> Pixels:
-    """Draw text as on a typewriter, each character in a square of ``cell`` pixels: [rows x cell, longest line x cell].
+    """Draw text in a fixed grid, each character in a square of ``cell`` pixels: [rows x cell, longest line x cell].
 
-    Dark on light, in the font that Pillow brings with it, so that every machine draws the same pixels.
+    The text is dark on light in Pillow's bundled font, so that every machine draws the same pixels.
     """
     page = np.full((len(lines) * cell, max(map(len, lines)) * cell), 255, dtype=np.uint8)
     for row, line in enumerate(lines):
@@ -61,10 +61,10 @@ def _pillow(cell: int) -> Any:
 
 
 def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-    """Cut an image into the patches that a tower takes.
+    """Split an image into the patches that a tower takes.
 
     Args:
-        pixels: uint8 [height, width] or [height, width, channels]; a gray image stands for every channel.  Height and width are
+        pixels: uint8 [height, width] or [height, width, channels]; a gray image is used for every channel.  Height and width are
             multiples of patch_size x spatial_merge_size.
         vision: the tower.
 

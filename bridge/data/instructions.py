@@ -1,4 +1,4 @@
-"""``data.kind=instructions``: packed prompts with answers, of which the answers alone are learned."""
+"""``data.kind=instructions``: packed prompts with answers; only the answers are learned."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRAIN, _VAL = f"{_SPECS}.packed_train_data_path", f"{_SPECS}.packed_val_data_pa
 
 
 class PackedRows:
-    """Packed rows as an endless sequence of samples: in epoch e in the order drawn from (seed, e)."""
+    """Packed rows as an endless sequence of samples, in epoch e in a random order from (seed, e)."""
 
     def __init__(self, rows: Sequence[PackedRow], cfg: Config) -> None:
         assert cfg.model.seq_length is not None
@@ -65,7 +65,7 @@ class InstructionData:
         """Read everything.
 
         Raises:
-            ConfigError: no examples or rows, none that fits, or too few for one global batch.
+            ConfigError: There are no examples or rows, none fits, or there are too few for one global batch.
         """
         from bridge.data.loader import collate_for, schedule_for  # torch, which packing a file does not need
 
@@ -88,10 +88,10 @@ class InstructionData:
 
 
 def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
-    """The rows to train on and those to evaluate on, from the examples that a configuration names.
+    """The rows to train on and those to evaluate on, from the configuration's examples.
 
     Raises:
-        ConfigError: there are no examples, or none fits into a row.
+        ConfigError: There are no examples, or none fits into a row.
     """
     if cfg.model.seq_length is None or cfg.model.vocab_size is None:
         raise ConfigError("model.seq_length and model.vocab_size must be set: the longest sequence, and the number of tokens")
@@ -115,7 +115,7 @@ def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
 
 
 def packed_sequence_size(cfg: Config) -> int:
-    """Most tokens of a row."""
+    """Maximum tokens per row."""
     specs = cfg.data.packed_sequence_specs
     assert cfg.model.seq_length is not None
     return (specs and specs.packed_sequence_size) or cfg.model.seq_length

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 class SampleSource(Protocol):
-    """An endless sequence of samples, a function of the seed and the sample number alone."""
+    """An endless sequence of samples that depends only on the seed and the sample number."""
 
     def __getitem__(self, index: int) -> Any:
-        """What the collate function takes of sample ``index``."""
+        """Sample ``index``, as the collate function takes it."""
 
     def samples_per_epoch(self) -> int:
-        """Samples before one comes up again, in the first epoch."""
+        """Number of samples in the first epoch, before any repeats."""
 
 
 class RunData(Protocol):
-    """Training and evaluation data of a run; knows nothing of ranks."""
+    """Training and evaluation data of a run, independent of ranks."""
 
     training: SampleSource
     evaluation: Optional[SampleSource]
     schedule: BatchSchedule
     collate: Collate
     fingerprint: str
-    """Equal where and only where the same samples come."""
+    """A text that is equal if and only if the samples are the same."""
 
 
 #: ``data.kind`` -> the class that reads it: its module and its name.
@@ -50,10 +50,10 @@ KINDS_OF_DATA = {
 
 
 def open_data(cfg: Config) -> RunData:
-    """The data that ``data.kind`` names.
+    """The data of ``data.kind``.
 
     Raises:
-        ConfigError: what is configured is not there, or is not enough for one global batch.
+        ConfigError: The configured data does not exist, or is not enough for one global batch.
     """
     module, name = KINDS_OF_DATA[cfg.data.kind]
     data: RunData = getattr(import_module(module), name)(cfg)
@@ -61,7 +61,7 @@ def open_data(cfg: Config) -> RunData:
 
 
 def schedule_for(cfg: Config) -> BatchSchedule:
-    """The configuration's batch size over the run."""
+    """The batch size of the configuration over the run."""
     ramp = cfg.train.rampup_batch_size
     return BatchSchedule(cfg.train.global_batch_size, (ramp[0], ramp[1], ramp[2]) if ramp else None)
 
@@ -73,7 +73,7 @@ class TextData:
         """Read and tokenize everything.
 
         Raises:
-            ConfigError: no text, a vocabulary larger than the model's, or too few documents for one global batch.
+            ConfigError: There is no text, its vocabulary is too large, or there are too few documents for one global batch.
         """
         seq_length = cfg.model.seq_length
         if seq_length is None or seq_length < 1:
@@ -129,7 +129,7 @@ class _Samples(Dataset[Any]):
 
 
 def collate_for(cfg: Config) -> Collate:
-    """The collate function that suits the configuration's batching and parallel layout."""
+    """The collate function for the configuration's batching and parallel layout."""
     parallel = cfg.parallel
     return build_collate(
         cfg.data.batching,
@@ -149,7 +149,7 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """An endless iterator of this replica's micro-batches, on the CPU.
 
-    Worker processes keep the order.  The iterator draws nothing from torch's global random numbers.
+    Worker processes keep the order.  The iterator does not use torch's global random state.
     """
     return iter(
         DataLoader(

@@ -1,8 +1,8 @@
-"""Where text comes from: files on disk, or the source files of the running Python, which are always there.
+"""Where text comes from: files on disk, or the source files of the running Python, which always exist.
 
-A document is the unit that is never mixed with another one in attention.  A file is one document, unless
-``data.document_separator`` cuts it; the standard library's sources are cut at two blank lines, that is at their
-top-level definitions, which gives tens of thousands of documents from a few bytes to tens of thousands.
+Documents are never mixed in attention.  A file is one document unless ``data.document_separator`` splits it; the
+standard library's sources are split at two blank lines, that is, at their top-level definitions, which gives tens of
+thousands of documents of a few to tens of thousands of bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Optional
 from bridge.flops.shapes import ConfigError
 
 STANDARD_LIBRARY_SEPARATOR = "\n\n\n"
-"""Two blank lines: what PEP 8 puts between top-level definitions."""
+"""Two blank lines, which PEP 8 puts between top-level definitions."""
 
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -25,7 +25,7 @@ _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 def find_files(path: Any) -> Iterator[Path]:
     """Yield the text files that ``data.path`` names, in an order that is the same on every machine.
 
-    ``path`` is a file, a folder (searched to the bottom, hidden entries left out), a glob, or a sequence of these.
+    ``path`` is a file, a folder (searched recursively without hidden entries), a glob, or a sequence of these.
     None means the sources of the running Python's standard library.
 
     Raises:
@@ -88,9 +88,9 @@ def read_documents(path: Any = None, separator: Optional[str] = None, max_docume
 
     Args:
         path: as for :func:`find_files`.
-        separator: text that stands between two documents of one file; None means one document per file, and for the
+        separator: text between two documents of one file; None means one document per file, and for the
             standard library :data:`STANDARD_LIBRARY_SEPARATOR`.
-        max_documents: stop after this many.
+        max_documents: stop after this number of documents.
 
     Raises:
         ConfigError: nothing is there, or a file cannot be read.

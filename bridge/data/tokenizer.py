@@ -14,14 +14,14 @@ from bridge.flops.shapes import ConfigError
 Tokens = NDArray[np.integer]
 
 END_OF_DOCUMENT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[SEP]", "[EOS]")
-"""What published tokenizers call the token that ends a document, the more specific first."""
+"""Names of the end-of-document token in published tokenizers, most specific first."""
 
 
 class Tokenizer(Protocol):
-    """What the data pipeline asks of a tokenizer."""
+    """What the data pipeline needs from a tokenizer."""
 
     vocab_size: int
-    """Number of different tokens, the end-of-document token included."""
+    """Number of different tokens, including the end-of-document token."""
     eod: int
     """The token that ends a document."""
 
@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """The 256 bytes, and 256 as the end of a document."""
+    """The 256 byte values, and token 256 as the end of a document."""
 
     vocab_size = 257
     eod = 256
@@ -71,7 +71,7 @@ class JsonTokenizer:
         self.vocab_size: int = max(size, self.eod + 1)
 
     def encode(self, documents: Sequence[bytes]) -> list[Tokens]:
-        """Decode as UTF-8 (what is no UTF-8 becomes the replacement character) and tokenize."""
+        """Decode as UTF-8 (invalid bytes become the replacement character) and tokenize."""
         texts = [document.decode("utf-8", errors="replace") for document in documents]
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded]

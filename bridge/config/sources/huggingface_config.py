@@ -47,7 +47,7 @@ class HuggingFaceConfig(Config):
 
 
 def read_config(config: Any) -> HuggingFaceConfig:
-    """Read a mapping, a transformers config object, or a file, or trace its model where no row describes it.
+    """Read a mapping, a transformers config object, or a file; trace its model if no row describes it.
 
     See ``bridge.config.from_huggingface``.
     """
@@ -94,7 +94,7 @@ TRACING = "bridge.tracing"
 
 
 def _traced(values: Mapping[str, Any], model_type: str, unread: Unread) -> HuggingFaceConfig:
-    """A model that no row describes, as transformers runs it.
+    """A model that no row describes, traced as transformers runs it.
 
     Raises:
         ConfigError: neither does transformers know it, or it is not installed; and how the known ones are spelt.
@@ -122,7 +122,7 @@ NOMINAL_LENGTH = 4096
 
 
 def nominal_length(values: Mapping[str, Any]) -> int:
-    """Tokens of a sequence where a batch does not say."""
+    """Tokens per sequence if a batch does not say."""
     parts = [values, *(values.get(name) for name in ("text_config", "decoder_config"))]
     found = (part.get(name) for part in parts if isinstance(part, Mapping) for name in _POSITIONS)
     return next((value for value in found if isinstance(value, int) and value > 0), NOMINAL_LENGTH)

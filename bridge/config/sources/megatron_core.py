@@ -29,7 +29,7 @@ Options = dict[str, Any]
 
 
 def recognises(model: Any) -> bool:
-    """Whatever no other reader knows: its fields have megatron-core's names, or are named as not recognized."""
+    """The fallback reader: fields have megatron-core's names, or are reported as not recognized."""
     return True
 
 
