@@ -1,4 +1,4 @@
-"""What a training loop offers the callback: an adapter makes one of these, and nothing behind it asks the loop again."""
+"""What a training loop offers the callback: an adapter creates a ``Host``, and nothing else queries the loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bridge.metrics.place import Place
 from bridge.metrics.trackers import Trackers, attached
 
-#: Steps between log points in a loop that says nothing of it.
+#: Steps between log points in a loop that does not set them.
 LOG_INTERVAL = 10
 
 
@@ -20,16 +20,16 @@ class Host:
     """A training loop, as the callback sees it.
 
     Attributes:
-        config: describes the model, see :func:`bridge.flops.compile_plan`; None: it cannot be priced.
-        step: the completed optimizer steps of the loop itself, asked when a step begins.
-        log_interval: steps between log points; None: the loop asks for each row by ``ThroughputCallback.report``.
-        trackers: where rows go; they are the loop's and are not closed here.
-        number_format: of what the configuration does not say to be quantized; None: the configuration says it.
-        device: where the model computes; None: where numbers are summed, the GPU if there is one.
-        model: what was built, on this rank: its chunks. None: it is not at hand on every rank.
-        place: of this process; None: it is found, see :func:`bridge.metrics.place.find_place`.
-        hardware: options ``peak_flops`` and ``device_name``, if there are any.
-        train: options ``train_iters`` and ``global_batch_size``, if there are any.
+        config: describes the model, see :func:`bridge.flops.compile_plan`; None if it cannot be priced.
+        step: returns the loop's completed optimizer steps; called when a step begins.
+        log_interval: steps between log points; None if the loop requests each row with ``ThroughputCallback.report``.
+        trackers: where rows go; they belong to the loop and are not closed here.
+        number_format: format of the matmuls that are not quantized; None if the configuration says it.
+        device: where the model computes; by default where numbers are summed, the GPU if there is one.
+        model: the model's chunks on this rank; None if it is not available on every rank.
+        place: the place of this process; by default that of :func:`bridge.metrics.place.find_place`.
+        hardware: has the options ``peak_flops`` and ``device_name``, if set.
+        train: has the options ``train_iters`` and ``global_batch_size``, if set.
     """
 
     config: Any
@@ -45,7 +45,7 @@ class Host:
 
 
 def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
-    """The host behind ``context.state``: itself, our loop's state, or one shaped like Megatron-Bridge's.
+    """The host for ``context.state``: a ``Host``, our loop's state, or one like Megatron-Bridge's.
 
     Args:
         state: ``cfg``, ``train_state.step``, and perhaps ``trackers``, ``wandb_logger``, ``number_format``.

@@ -1,8 +1,8 @@
-"""What one device could do at most, and where that number comes from.
+"""The peak of one device, and where that number comes from.
 
 On an accelerator: the configuration's ``hardware.peak_flops``, else the datasheet table; an unknown device has no peak.
-A CPU has no datasheet rate worth dividing by, so it is measured: the best of a few matmuls, labeled as measured.  What else
-runs on the machine makes a measurement slower, never faster: so the fastest that this machine has shown is kept in a file.
+A CPU has no useful datasheet rate, so its peak is measured: the best of a few matmuls, labeled as measured.  Other load can
+only make a measurement slower, so a file keeps the fastest measurement of this machine.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
 
 @dataclass(frozen=True)
 class Peak:
-    """What one device reaches at most.
+    """The most that one device can reach.
 
     Attributes:
-        flops: dense FLOP/s, whatever the number format; None if unknown.
-        by_format: the same by number format, where a run has more than one; instead of ``flops``.
+        flops: dense FLOP/s for every number format; None if unknown.
+        by_format: dense FLOP/s by number format, instead of ``flops``, if a run has several.
     """
 
     flops: Optional[float] = None
     by_format: Mapping[str, Optional[float]] = field(default_factory=dict)
 
     def of(self, formats: Mapping[str, int]) -> Optional[float]:
-        """On work of these number formats, FLOP/s; None if unknown."""
+        """The peak in FLOP/s for work in these number formats; None if unknown."""
         return mixed_peak(formats, self.by_format) if self.by_format else self.flops
 
 
@@ -45,10 +45,10 @@ class DevicePeak:
     """Peak of one device.
 
     Attributes:
-        device: its name.
-        number_format: of the matmuls, one of ``hardware.NUMBER_FORMATS``, or ``unknown``.
+        device: name of the device.
+        number_format: format of the matmuls, one of ``hardware.NUMBER_FORMATS``, or ``unknown``.
         flops: dense FLOP/s; None if unknown.
-        source: where ``flops`` comes from, for people.
+        source: a description of where ``flops`` comes from.
     """
 
     device: str
@@ -60,13 +60,13 @@ class DevicePeak:
 def device_peak(
     number_format: str, *, device_name: Optional[str] = None, configured: Optional[float] = None, device: Any = None
 ) -> DevicePeak:
-    """The peak to hold a run against.
+    """The peak to compare a run with.
 
     Args:
-        number_format: of the matmuls.
-        device_name: ``hardware.device_name``; None: what the device reports.
-        configured: ``hardware.peak_flops``; wins over everything.
-        device: the torch device that computes; None: CUDA if there is one.
+        number_format: format of the matmuls.
+        device_name: ``hardware.device_name``; by default the name that the device reports.
+        configured: ``hardware.peak_flops``, which takes precedence.
+        device: the torch device that computes; by default CUDA if available.
     """
     import torch
 
@@ -91,7 +91,7 @@ def device_peak(
     return DevicePeak(name, number_format, None, f"unknown: {name!r} {reason}; set hardware.peak_flops")
 
 
-#: What a CPU multiplies in.
+#: Number formats in which a CPU multiplies.
 _CPU_TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -114,14 +114,14 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
     )
 
 
-#: Measured now below so much of the fastest, something else is running.
+#: A measurement below this fraction of the fastest indicates other load.
 _BUSY = 0.7
 
 
 def fastest(name: str, number_format: str, now: tuple[float, str]) -> tuple[float, str]:
-    """The larger of a measurement and the fastest that was kept of this processor, torch and number of threads.
+    """The larger of a measurement and the fastest recorded one for this processor, torch and number of threads.
 
-    They are kept in ``peaks.json`` of ``bridge.config.caches.cache_folder``; deleting it begins anew.
+    The records are in ``peaks.json`` of ``bridge.config.caches.cache_folder``; delete the file to start over.
     """
     import torch
 

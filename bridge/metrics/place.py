@@ -1,4 +1,4 @@
-"""The place of a process in the job: who speaks for which batches, and over which ranks numbers are summed.
+"""The place of a process in the job: which rank contributes which batches, and over which ranks numbers are summed.
 
 A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh`` or a process group of those
 that see different batches, or from the user.  Without either, each rank is a data-parallel replica.
@@ -19,7 +19,7 @@ from bridge.flops.shapes import ConfigError
 
 @dataclass(frozen=True)
 class Dimension:
-    """One parallel dimension: ranks that differ in its index alone are ``stride`` apart."""
+    """One parallel dimension: ranks that differ only in its index are ``stride`` apart."""
 
     name: str
     size: int
@@ -35,14 +35,14 @@ class Place:
     """One process among those that train together.
 
     Attributes:
-        rank, world: this process and how many there are, in ``group``.
+        rank, world: this process and the number of processes, in ``group``.
         replica, replicas: data-parallel rank and size.
-        contributes: whether this rank speaks for its replica; all others see the same batches and add nothing.
+        contributes: whether this rank contributes its replica's batches; the others see the same batches and add nothing.
         pipeline, virtual, tensor, context, expert: sizes of the other dimensions.
         dimensions: those of more than one rank, in which a rank is placed.
-        group: the ranks that are summed over; None: all of the job.
-        told: whether somebody said so; else it is a guess, see :mod:`bridge.metrics.sharing`.
-        dealt: samples are dealt out to ranks by a schedule, and several ranks may share one (:mod:`bridge.metrics.dealt`).
+        group: the ranks that are summed over; None for all ranks of the job.
+        told: whether the place was specified; otherwise it is a guess, see :mod:`bridge.metrics.sharing`.
+        dealt: whether a schedule assigns samples to ranks, several of which may share one (:mod:`bridge.metrics.dealt`).
     """
 
     rank: int = 0
@@ -64,7 +64,7 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that speaks to the user."""
+        """Whether this is the rank that reports to the user."""
         return self.rank == 0
 
     @property
@@ -93,11 +93,11 @@ def find_place(
         mesh: a ``torch.distributed.device_mesh.DeviceMesh`` over all ranks that train together, with names.
         data_parallel: the dimension or dimensions of ``mesh`` along which batches differ; without a mesh the process group
             of such ranks that this one is in.
-        contributes: whether this rank speaks for its batches. Every rank must say so, since it takes a collective.
-        process_group: the ranks that train together, where others of the job do not; None: all.
+        contributes: whether this rank contributes its batches. Every rank must pass it, because it needs a collective.
+        process_group: the ranks that train together, if other ranks of the job do not; by default all.
 
     Raises:
-        ConfigError: dimensions that the mesh has not, or options that do not go together.
+        ConfigError: The mesh lacks a dimension, or options contradict each other.
     """
     data = check_dimensions(mesh, data_parallel)
     if mesh is not None:

@@ -1,7 +1,7 @@
 """From the totals of an interval to the logged keys: pure arithmetic, without clock, tensor or trainer.
 
-Rates need a length of time that makes sense: without one (a first interval that was all warm-up, a clock that stepped
-back, NaN) they are left out, and the totals remain.  MFU and HFU need a peak: without one they are left out.
+Rates need a valid duration: without one (a first interval that was all warm-up, a clock that stepped back, NaN) they are
+left out, and the totals remain.  MFU and HFU need a peak and are left out without one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TERA = 1e12
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the whole job did in some stretch of training; integers, summed over all ranks.
+    """The work of the whole job over some steps, as integers summed over all ranks.
 
     Attributes:
         steps: optimizer steps.
@@ -60,8 +60,8 @@ class Interval:
         timed: the part of it that ``seconds`` covers: all but the warm-up step.
         seconds: duration of the timed part, without evaluation and checkpoints.
         components: FLOPs of ``work`` by component; they add up to ``work.flops``.
-        total_flops, total_tokens: since the first step ever; None if unknown.
-        lower_bound: whether these miss work that could not be read.
+        total_flops, total_tokens: since the first step of training; None if unknown.
+        lower_bound: whether these totals miss work that could not be read.
         world_size: ranks. peak: of one device.
         overhead_seconds: what counting and reporting itself cost this rank in the timed part.
         measured: what instruments say of the timed part, by what they measure; what is not known is absent.
@@ -128,7 +128,7 @@ def _rates(timed: Work, seconds: float, world_size: int) -> Metrics:
 
 
 def _utilisation(interval: Interval) -> Metrics:
-    """FLOP/s over what the devices reach at most: the time that the work takes at the peaks of its formats, over the time."""
+    """The time that the work takes at the peaks of its formats, over the time it took."""
     timed, measured = interval.timed, interval.measured.values()
     work = {
         "mfu": _with(interval.peak, timed.flops, timed.formats, [getattr(one, "model_flops", {}) for one in measured]),
@@ -166,7 +166,7 @@ def _with(
 
 
 def _imbalance(name: str, work: Sequence[int]) -> Metrics:
-    """Largest over mean; nothing to say about fewer than two parts or no work."""
+    """Max/mean; None for fewer than two parts or no work."""
     if len(work) < 2 or not any(work):
         return {}
     return {f"throughput/imbalance/{name}": max(work) * len(work) / sum(work)}
@@ -177,7 +177,7 @@ def _positive(number: Optional[float]) -> bool:
 
 
 def doubts(metrics: Mapping[str, Union[int, float]]) -> list[str]:
-    """What cannot be true about these numbers, with the likely causes; empty if nothing is wrong."""
+    """A sentence on what cannot be true about these numbers, with the likely causes; empty if nothing is wrong."""
     above = [name for name in ("mfu", "hfu") if metrics.get(f"throughput/{name}", 0) > 1]
     if not above:
         return []

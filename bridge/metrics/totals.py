@@ -1,7 +1,7 @@
-"""What a job has done since its first step ever: kept in checkpoints, continued after a restart.
+"""The totals of a job since its first step: kept in checkpoints, continued after a restart.
 
-The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, whatever
-the log interval and the number of ranks were.  Only where a restart changes the model itself are the FLOPs so far
+The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, for any
+log interval and number of ranks.  Only where a restart changes the model itself are the FLOPs so far
 carried as a separate number, since the new plan cannot price the old work.
 """
 

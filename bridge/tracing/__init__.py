@@ -1,4 +1,4 @@
-"""Any module as a plan: what no reader knows is run without memory, and every matrix product becomes a term.
+"""Any module as a plan: a model that no reader knows runs on the meta device, and every matrix product becomes a term.
 
 Importing this package does not import torch; ``trace`` does.
 """

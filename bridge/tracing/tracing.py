@@ -46,18 +46,18 @@ _CHUNKED = (64, 133, 259, 515, 1100)
 
 
 def trace(model: Any, inputs: Inputs | None = None) -> Model:
-    """The plan of a module, or of a Hugging Face config, by running it without memory.
+    """The plan of a module, or of a Hugging Face config, by running it on the meta device.
 
     Args:
-        model: a ``torch.nn.Module``, which stays as it is and where it is; or a Hugging Face config as a mapping.
-        inputs: ``solving.Point`` -> keyword arguments of ``forward``; by default text, images or sound, as transformers' models
-            take them, and token ids as the first argument of any other module.
+        model: a ``torch.nn.Module``, which is not changed or moved, or a Hugging Face config as a mapping.
+        inputs: maps a ``solving.Point`` to keyword arguments of ``forward``; by default text, images or sound in the form of
+            transformers' models, and token ids as the first argument of any other module.
 
     Returns:
-        What ``compile_plan`` takes.  ``not_counted`` names modules whose work is no known function of the lengths.
+        A configuration for ``compile_plan``.  ``not_counted`` names modules whose work is no known function of the lengths.
 
     Raises:
-        ConfigError: it cannot be built, or not be run.
+        ConfigError: The model cannot be built or run.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     if not isinstance(model, torch.nn.Module):

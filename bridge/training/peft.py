@@ -1,15 +1,15 @@
 """Fine-tuning: adapters on the linear layers of a built model, and which of its weights train.
 
 LoRA (Hu et al., arXiv:2106.09685) adds ``alpha / dim * B A x`` to a frozen layer's ``W x``; DoRA (Liu et al., arXiv:2402.09353)
-also trains the length of every row of ``W + alpha / dim * B A``.  B starts at zero, so a model starts as it was.
+also trains the norm of every row of ``W + alpha / dim * B A``.  B starts at zero, so training starts from the unchanged model.
 
 Under tensor parallelism one matrix of an adapter is split as the layer it belongs to and the other one is whole on every rank::
 
     column-parallel layer   x -> A (whole)                    -> B (its rows, as those of W)
     row-parallel layer      x -> A (its columns, as those of W), summed over the ranks -> B (whole)
 
-What travels between the ranks is as wide as the rank of the adapter.  Layers keep their class's interface and their names: an
-adapter is the submodule ``adapter`` of its layer (``decoder.layers.0.mlp.linear_fc1.adapter.linear_in.weight``).
+Communication between the ranks is only as wide as the rank of the adapter.  Layers keep their class's interface and their
+names: an adapter is the submodule ``adapter`` of its layer (``decoder.layers.0.mlp.linear_fc1.adapter.linear_in.weight``).
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ def _sharded(module: Any, prefix: str, axes: dict[str, int], sharded_offsets: An
 
 
 def check_peft(cfg: Config, transformer_engine: bool) -> None:
-    """Raise ConfigError for what ``cfg.peft`` asks for and this model has not, or megatron-core's layers cannot do."""
+    """Raise ConfigError if this model or megatron-core's layers do not support ``cfg.peft``."""
     lora, _, _ = peft_of(cfg)
     if lora is not None and lora.four_bits:
         raise ConfigError("peft.kind=qlora: megatron-core's layers hold no weights in four bits; train with peft.kind=lora")
@@ -342,17 +342,17 @@ def check_peft(cfg: Config, transformer_engine: bool) -> None:
 
 
 def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[ModelShape] = None, seed: int = 0) -> None:
-    """Put adapters on the linear layers that ``peft`` names, and leave only what it trains with a gradient.
+    """Add adapters to the linear layers that ``peft`` names, and require gradients only for what trains.
 
     Args:
         model: megatron-core's model or a pipeline stage of it, on its device, not yet wrapped for data parallelism.
         peft: what is adapted and what is frozen; a target is a layer's name, its whole path or a wildcard for either.
-            None: only what ``shape`` freezes.
-        shape: the model's, for its own switches (``freeze_language_model``, ...).
-        seed: of the adapters' weights; the same seed gives the same adapters on every parallel layout.
+            With None, only ``shape`` freezes anything.
+        shape: the model's shape, for its own switches (``freeze_language_model``, ...).
+        seed: seed of the adapters' weights; the same seed gives the same adapters on every parallel layout.
 
     Raises:
-        ConfigError: a whole model has no layer of a target's name, or it is of a class that adapters cannot be put on.
+        ConfigError: A whole model has no layer of a target's name, or the layer's class does not support adapters.
     """
     lora, freeze, train = peft_of({"peft": peft})
     place = global_names(model)
@@ -380,10 +380,10 @@ def reset_magnitudes(model: Module) -> None:
 
 
 def merge_adapters(model: Module) -> None:
-    """Write every adapter into the weight it adapts and take it away: an ordinary model that computes the same.
+    """Merge every adapter into its weight and remove it, which leaves an ordinary model that computes the same.
 
     Raises:
-        ValueError: an adapter sits on an output layer that shares its weight with the embedding; nothing was changed.
+        ValueError: An adapter is on an output layer that shares its weight with the embedding; nothing was changed.
     """
     layers = list(_adapted_layers(model))
     if any(layer.weight is None for layer in layers):

@@ -1,4 +1,4 @@
-"""A few steps of a training under ``torch.profiler``, with the plan beside: what each module does and how fast.
+"""A few training steps under ``torch.profiler``, compared with the plan: the work of each module and its speed.
 
 A callback, on the first rank: ranges around every module, with the plan's names, and around the phases of a step; after the
 last step the trace goes to ``trace.json`` and the table to ``profile.json``.  The meaning of a trace is explained in
@@ -36,12 +36,12 @@ TRACE, TABLE = "trace.json.gz", "profile.json"
 
 
 class ProfileCallback(Callback):
-    """Profiles steps of our loop.
+    """A callback that profiles steps of our loop.
 
     Args:
-        folder: where the files go.
-        steps: how many are profiled.
-        warm_up: steps before them.
+        folder: the output folder.
+        steps: number of profiled steps.
+        warm_up: number of steps before them.
         convention: how FLOPs are counted.
     """
 

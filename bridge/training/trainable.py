@@ -1,4 +1,4 @@
-"""What a built model is made of, and what of it trains, by the names that a plan has for its modules."""
+"""The parameters of a built model, and which of them train, under the plan's names for its modules."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _uncounted(parameter: Parameter) -> str:
 
 
 def trainable_from(model: Module | Iterable[Module], otherwise: Optional[Trainable] = None) -> Trainable:
-    """What trains of a built model, for ``compile_plan``: from ``requires_grad`` of its parameters.
+    """What trains in a built model, from ``requires_grad`` of its parameters, for ``compile_plan``.
 
     Args:
         model: megatron-core's model, wrapped or not, the chunks of a pipeline stage, or what is ``Built`` of them.

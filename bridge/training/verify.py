@@ -1,4 +1,4 @@
-"""The built model is the judge of a plan: its parameters, module by module, must be the plan's."""
+"""Compares a built model with its plan: the parameters must be equal, module by module."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _TOLD = 8
 
 @dataclass(frozen=True)
 class Verified:
-    """What a built model says of a plan.
+    """The result of comparing a built model with its plan.
 
     Attributes:
-        equal: the parameters are the plan's.
-        differences: one sentence for each module that is not, with both numbers, the largest first.
-        reason: why nothing, or no more than a total, could be compared; empty where every module was.
-        by: what was compared: ``parameters``, or with ``by_trace`` the ``trace`` too.
+        equal: whether the parameters are equal.
+        differences: one sentence for each module that differs, with both numbers, largest first.
+        reason: why nothing, or only a total, could be compared; empty if every module was.
+        by: what was compared: ``parameters``, or with ``by_trace`` also the ``trace``.
     """
 
     equal: bool = False
@@ -47,7 +47,7 @@ class Verified:
 
 
 def verify(plan: Plan, model: Any) -> Verified:
-    """Compare; see ``Plan.verify``. Never raises: what cannot be compared is a reason."""
+    """Compare; see ``Plan.verify``. Never raises: if a comparison is impossible, ``reason`` says why."""
     return compare(plan, built_over_stages(model))
 
 
