@@ -156,7 +156,8 @@ def _speculation_as_json(speculation: Speculation, arguments: argparse.Namespace
 def _show_speculation(console: Output, speculation: Speculation, arguments: argparse.Namespace) -> None:
     time = _decode_time(speculation, arguments)
     console.print(
-        f"with a draft: {significant(speculation.tokens_per_pass)} tokens per pass, {count(speculation.passes, 'pass', 'passes')}, "
+        f"with a draft: {significant(speculation.tokens_per_pass)} tokens per pass, "
+        f"{count(speculation.passes, 'pass', 'passes')}, "
         f"{with_unit(speculation.flops, 'FLOP')} after the prompt" + ("" if time is None else f", at best {significant(time)} s")
     )
 

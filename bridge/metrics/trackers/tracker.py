@@ -87,11 +87,15 @@ class Trackers:
                 self._trackers.remove(tracker)
                 said = without_login(first_line(error))
                 logger.warning("%s stopped: %s. Training continues without it.", type(tracker).__name__, said)
-                quietly(lambda broken=tracker: broken.close())
+                quietly(functools.partial(_close, tracker))
 
 
 def _log(tracker: Tracker, row: Metrics, step: int) -> None:
     tracker.log(row, step)
+
+
+def _close(tracker: Tracker) -> None:
+    tracker.close()
 
 
 def quietly(call: Callable[[], Any]) -> None:
