@@ -111,7 +111,7 @@ def judge(name):
         except Exception as error:
             refused = refused or error
     else:
-        return ["read" if name in FAMILIES else "not run", _told(refused)]
+        return ["read" if name in FAMILIES and not FAMILIES[name].inner else "not run", _told(refused)]
     found = from_huggingface(values)
     plan = compile_plan(found, "executed", framework=None)
     equal = [[plan.flops(passes=one, **lengths) for one in ("forward", "training")] == wanted for lengths, *wanted in runs]

@@ -88,6 +88,13 @@ _ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|wg|classifier)(\.|$)", re.I)
 #: The norms of latent attention, which one convention prices.
 _LATENT_NORM = re.compile(r"\.(q|kv)_a_(layer)?norm$")
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
+#: An expert for all tokens that stands beside the block of the others (Granite).
+_SHARED = re.compile(r"\.shared_mlp(\.|$)")
+
+
+def _inside(path: str, block: str) -> bool:
+    """Whether a module is of a block of experts; where that is a whole layer (Gemma 4), its attention is not."""
+    return path == block or (path.startswith(block + ".") and not _ATTENTION.search(path[len(block) :]))
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Names:
             return "audio_model"
         if self._is_output(path):
             return "output_layer"
-        if any(path == block or path.startswith(block + ".") for block in self.blocks):
+        if any(_inside(path, block) for block in self.blocks) or self._is_shared(path):
             return "moe"
         if _CROSS.search(path):
             return "cross_attention"
@@ -133,6 +140,10 @@ class Names:
         if _LAYER.search(path):
             return "core_attention" if core else "mlp"
         return "embedding" if _EMBEDDING.search(path) else "output_layer"
+
+    def _is_shared(self, path: str) -> bool:
+        beside = _SHARED.search(path)
+        return beside is not None and any(block.startswith(path[: beside.start() + 1]) for block in self.blocks)
 
     def _is_output(self, path: str) -> bool:
         return bool(self.output) and (path == self.output or path.startswith(self.output + "."))

@@ -55,7 +55,8 @@ def test_a_family_without_a_reader_is_traced_by_itself():
 @pytest.mark.all(but=["gemma3_text", "deepseek_v3"])
 def test_a_language_model_from_inside_another_has_no_output_layer():
     """Inside of Qwen2-VL it is read, with the output layer that stands there."""
-    small = {**READ["llama"], "model_type": "qwen2_vl_text"}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    small = {**READ["llama"], "model_type": "qwen2_vl_text", "rope_parameters": rope}
     outer = {"model_type": "qwen2_vl", "text_config": small, "tie_word_embeddings": False}
     alone, inside = from_huggingface(small), from_huggingface(outer)
     assert (alone.source, inside.source) == ("traced", "read")
