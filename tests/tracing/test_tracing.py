@@ -52,7 +52,6 @@ def test_a_family_without_a_reader_is_traced_by_itself():
     assert compile_plan(found, "exact").flops([30], passes="forward") == wanted
 
 
-@pytest.mark.all(but=["gemma3_text", "deepseek_v3"])
 def test_a_language_model_from_inside_another_has_no_output_layer():
     """Inside of Qwen2-VL it is read, with the output layer that stands there."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
@@ -63,9 +62,10 @@ def test_a_language_model_from_inside_another_has_no_output_layer():
     inside.model.vision_config = None
     lines = [compile_plan(found, "exact").breakdown([50, 7]) for found in (alone, inside)]
     assert lines[1].pop("output_layer") == 6 * 57 * 64 * 128
-    assert lines[0] == lines[1]
+    assert lines[0] == {name: value for name, value in lines[1].items() if value}
 
 
+@pytest.mark.all(but=["gemma3_text", "deepseek_v3"])
 @pytest.mark.parametrize("family", READ)
 def test_traced_and_read_plans_are_equal(family):
     traced, read = trace(READ[family]), from_huggingface(READ[family])
