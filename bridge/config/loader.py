@@ -30,6 +30,8 @@ from bridge.flops.shapes import ConfigError, short
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
+#: Options that an error lists; a section may have hundreds.
+_MOST_NAMED = 40
 # Options that another section owns: the loader writes them, a recipe must not.
 _OWNED_ELSEWHERE = {"model.tensor_model_parallel_size": "parallel.tensor_model_parallel_size"}
 _LIST_INDEX = re.compile(r"\[\d+\]")
@@ -284,13 +286,19 @@ def _check_keys(layer: _Layer) -> None:
         raise ConfigError(f"{layer.source}: {problem}")
 
 
+def _named_siblings(option: str) -> str:
+    names = _siblings(option)
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _key_problems(values: Mapping[Any, Any], schema: type, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
         option = f"{prefix}{key}"
         if key not in hints or option in _OWNED_ELSEWHERE:
             hint = _OWNED_ELSEWHERE.get(option) or _nearest_option(option)
-            remedy = f"did you mean {hint}?" if hint else f"choose from {', '.join(_siblings(option))}"
+            remedy = f"did you mean {hint}?" if hint else f"choose from {_named_siblings(option)}"
             yield f"unknown option {option}; {remedy}"
         elif section := _dataclass_in(hints[key]):
             if isinstance(value, Mapping):

@@ -185,7 +185,7 @@ def test_a_circle_of_bases_is_shown(write):
         ("train.num_layers=5", "unknown option train.num_layers; did you mean model.num_layers?"),
         ("modle.num_layers=5", "unknown option modle; did you mean model?"),
         ("model.tensor_model_parallel_size=2", "did you mean parallel.tensor_model_parallel_size?"),
-        ("data.qqqqqq=1", "unknown option data.qqqqqq; known are data.kind, data.path, data.tokenizer"),
+        ("data.qqqqqq=1", "unknown option data.qqqqqq; choose from data.kind, data.path, data.tokenizer"),
         ("train.train_iters=abc", 'train.train_iters="abc" must be an integer'),
         ("train.train_iters=null", "train.train_iters=null must be an integer"),
         ("model.num_layers=2.5", "model.num_layers=2.5 must be an integer or null"),
@@ -220,3 +220,11 @@ def test_a_choice_may_refer_to_another_and_is_held_against_its_own():
 def test_an_unknown_key_in_a_file_is_named_with_the_file(write):
     path = write("typo.yaml", "model: {num_layer: 2}\n")
     assert rejection(path) == f"{path}: unknown option model.num_layer; did you mean model.num_layers?"
+
+
+def test_an_unknown_option_of_a_large_section_names_some_of_it():
+    with pytest.raises(
+        ConfigError, match=r"unknown option model\.zzzzzzzz; choose from model\.num_layers, .* and \d+ more$"
+    ) as error:
+        load_recipe("tiny", ["model.zzzzzzzz=1"])
+    assert len(str(error.value)) < 2000
