@@ -116,7 +116,7 @@ def test_a_tracker_without_its_methods_is_one_warning_too(caplog):
     trackers.summary({"done": True})
     trackers.close()
     assert [record.getMessage().partition(" stopped: ")[2] for record in caplog.records] == [
-        "'types.SimpleNamespace' object has no attribute 'summary'. Training goes on without it."
+        "'types.SimpleNamespace' object has no attribute 'summary'. Training continues without it."
     ]
 
 

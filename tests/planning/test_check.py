@@ -208,7 +208,7 @@ def test_plain_values():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"reported": "41%", "tokens_per_second": 1}, "share of a peak: give device_name or peak_flops"),
+        ({"reported": "41%", "tokens_per_second": 1}, "fraction of a peak: give device_name or peak_flops"),
         ({"reported": "800TFLOP/s"}, "give tokens_per_second, or step_time and global_batch_size"),
         ({"reported": "800", "tokens_per_second": 1}, "must be given as 800TFLOP/s or 41%"),
         ({"step_time": 1}, "step_time needs global_batch_size"),

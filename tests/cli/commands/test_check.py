@@ -62,7 +62,7 @@ def test_without_a_report(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--reported", "41%", "--tokens-per-second", "1"], "share of a peak: give device_name or peak_flops"),
+        (["--reported", "41%", "--tokens-per-second", "1"], "fraction of a peak: give device_name or peak_flops"),
         (["--reported", "fast"], "'fast' must be a number such as"),
         (["--sequence-length", "0"], "must be a positive integer"),
         (["--assume", "full_sqare"], "did you mean full_square?"),

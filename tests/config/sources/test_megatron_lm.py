@@ -84,7 +84,7 @@ def test_padding_that_the_host_decided_wins():
     args.vocab_size = None
     assert compile_plan(args, "exact").breakdown([1])["output_layer"] == 6 * h * 50304
     (sentence,) = compile_plan(args, "exact").not_counted
-    assert sentence.startswith("padded_vocab_size=50304: the size without padding is not known")
+    assert sentence.startswith("padded_vocab_size=50304: the size without padding is unknown")
     assert compile_plan(args, "megatron").not_counted == ()
 
 
