@@ -199,8 +199,11 @@ def quantisation_methods() -> str:
             [f"with some options of these ({unless})", "unknown", "unknown"],
             ["any, with `dequantize: true`", "as the activations are", "as the activations are"],
             ["`fp8`", "fp8, except for the modules in `modules_to_not_convert` (by default the output layer)", "bf16"],
-            ["layers of `torchao.float8` in a live model", "fp8", "fp8; bf16 for what a recipe leaves out "
-                                                                  "(`rowwise_with_gw_hp`)"],
+            [
+                "layers of `torchao.float8` in a live model",
+                "fp8",
+                "fp8; bf16 for what a recipe leaves out (`rowwise_with_gw_hp`)",
+            ],
             ["any other", "unknown", "unknown"],
         ],
     )

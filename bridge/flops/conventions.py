@@ -194,4 +194,4 @@ def get(name: str | Convention) -> Convention:
     try:
         return CONVENTIONS[name]
     except KeyError:
-        raise ConfigError(f"convention={name!r} is unknown; choose one of {', '.join(CONVENTIONS)}") from None
+        raise ConfigError(f"convention={name!r} is not known; choose one of {', '.join(CONVENTIONS)}") from None

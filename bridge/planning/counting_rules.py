@@ -337,5 +337,5 @@ def way(name: str | Convention) -> Convention:
 def get(name: str) -> Rule:
     """The rule of that name; ConfigError names the known ones."""
     if name not in RULES:
-        raise ConfigError(f"rule {name!r} is unknown; choose from {', '.join(RULES)}")
+        raise ConfigError(f"rule {name!r} is not known; choose from {', '.join(RULES)}")
     return RULES[name]

@@ -239,7 +239,7 @@ class Generation:
         rate = hardware.peak_bandwidth(device_name) if bandwidth is None else bandwidth
         for value, what, option in ((peak, f"{number_format} peak", "peak_flops"), (rate, "memory bandwidth", "bandwidth")):
             if not value or value <= 0:
-                raise ConfigError(f"device_name={device_name!r}: its {what} is unknown; give {option}")
+                raise ConfigError(f"device_name={device_name!r}: its {what} is not known; give {option}")
         assert peak is not None
         assert rate is not None
         peak, rate = peak * num_devices, rate * num_devices

@@ -110,9 +110,9 @@ def test_an_exact_name_wins_over_one_that_is_only_punctuated_alike():
     folder = list_recipes()[0].parent
     assert find_recipe("llama3-8b").parent.name == "models"
     assert find_recipe("train_llama3_8b").parent.name == "recipes"
-    with pytest.warns(FutureWarning, match="recipe llama3_8b is called train_llama3_8b now"):
+    with pytest.warns(FutureWarning, match="recipe llama3_8b is now called train_llama3_8b"):
         assert find_recipe("llama3_8b") == folder / "train_llama3_8b.yaml"
-    with pytest.warns(FutureWarning, match="is called train_deepseek_v3 now"):
+    with pytest.warns(FutureWarning, match="is now called train_deepseek_v3"):
         assert find_recipe(folder / "deepseek_v3.yaml") == folder / "train_deepseek_v3.yaml"
 
 

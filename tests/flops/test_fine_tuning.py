@@ -57,7 +57,7 @@ def test_names_of_hugging_face() -> None:
 
 @pytest.mark.parametrize("target", ["linear_qvk", "decoder.layers.7.*", "router"])
 def test_a_target_that_is_none_is_named_with_what_there_is(target: str) -> None:
-    with pytest.raises(ConfigError, match="target_modules.*there are linear_fc1, .*linear_qkv") as error:
+    with pytest.raises(ConfigError, match="target_modules.*choose from linear_fc1, .*linear_qkv") as error:
         plan(dim=2, target_modules=["linear_fc2", target])
     assert repr(target) in str(error.value)
 

@@ -55,7 +55,7 @@ def test_the_command(capsys):
 
 def test_an_unknown_framework_is_one_sentence(capsys):
     assert main(["integrations", "megatron"]) == 2
-    assert "'megatron' is not a framework with an adapter (did you mean Megatron-LM?); known are" in capsys.readouterr().err
+    assert "'megatron' is not a framework with an adapter (did you mean Megatron-LM?); choose from" in capsys.readouterr().err
 
 
 def test_versions(monkeypatch):

@@ -216,7 +216,7 @@ def test_plain_values():
         ({"tokens_per_second": -1}, "tokens_per_second=-1 must be above zero"),
         ({"sequence_length": 0}, "sequence_length=0 must be a positive integer"),
         ({"sequence_length": 4, "sequence_lengths": [4]}, "exclude each other"),
-        ({"device_name": "H101"}, "device_name='H101' is not known"),
+        ({"device_name": "H101"}, "device_name='H101' is unknown"),
         ({"device_name": "A100", "number_format": "fp8"}, "has no fp8 peak"),
         ({"number_format": "fp7"}, "number_format='fp7' is not known"),
         ({"recompute": "some"}, "recompute='some' must be full or selective"),

@@ -61,7 +61,7 @@ def test_narrow_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"acceptance": 1.5}, "acceptance=1.5 is a fraction of the proposals"),
+        ({"acceptance": 1.5}, "acceptance=1.5 must be a fraction of the proposals"),
         ({"proposals": 0}, "proposals=0 must be a positive integer"),
     ],
 )

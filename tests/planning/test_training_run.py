@@ -158,7 +158,7 @@ def simulate(forward, backward, micro_batches):
     [
         (lambda: Range(2, 1), "2-1 is not a range"),
         (lambda: Cluster(Range.of(0), 1e15, Range.of(0.4)), "devices=0 must be positive"),
-        (lambda: Cluster(Range.of(1), 1e15, Range(0.4, 40)), "mfu=40 is a fraction"),
+        (lambda: Cluster(Range.of(1), 1e15, Range(0.4, 40)), "mfu=40 must be a fraction"),
         (lambda: pipeline_bound([1], 0), "micro_batches=0 must be a positive integer"),
     ],
 )

@@ -330,7 +330,7 @@ def test_the_first_panel_is_the_waterfall_and_the_sentence_stands_on_top(tmp_pat
         "200 ms (40%)"
     )
     assert text.index("<h1>") < text.index(sentence) < text.index("<main>") < text.index('<figure class="still">')
-    assert text.index('<figure class="still">') < text.index("FLOP/s of a device</b>")
+    assert text.index('<figure class="still">') < text.index("FLOP/s per device</b>")
     assert [bar.name for bar in bars(PARTS)] == ["step", "communication", "kernels", "host", "ideal"]
     drawn = bars(PARTS)
     assert [(round(bar.start, 9), bar.length) for bar in drawn[1:]] == [(0.3, 0.2), (0.15, 0.15), (0.1, 0.05), (0, 0.1)]

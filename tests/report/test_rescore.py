@@ -60,7 +60,7 @@ def test_numbers_that_do_not_come_out_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="has prices for"):
         list(rescore(run, "mine"))
     run.facts["prices"]["megatron"]["components"]["mlp"]["tokens"] += 1
-    with pytest.raises(ConfigError, match="throughput/flops/mlp is .*, and its own megatron prices make"):
+    with pytest.raises(ConfigError, match="throughput/flops/mlp is .*, and its own megatron prices give"):
         list(rescore(run, "exact"))
     run.facts["prices"]["megatron"]["components"]["mlp"] = {"unheard of": 1}
     with pytest.raises(ConfigError, match="do not fit its rows"):

@@ -125,7 +125,7 @@ class _Options:
         self.values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         self.block = self["decoder_block"]
         if self.block not in _BLOCKS:
-            raise ConfigError(f"decoder_block={self.block!r} is unknown; choose from {', '.join(sorted(_BLOCKS))}")
+            raise ConfigError(f"decoder_block={self.block!r} is not known; choose from {', '.join(sorted(_BLOCKS))}")
 
     def __getitem__(self, name: str) -> Any:
         value = self.values.get(name)

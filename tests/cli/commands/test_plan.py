@@ -110,7 +110,7 @@ def test_the_table(capsys):
         (["--tokens", "1T", "--budget", "1e20", *CLUSTER], "not allowed with argument"),
         ([*CLUSTER], "give --tokens or --budget to plan a run, or --global-batch-size to list the layouts that fit"),
         (["--global-batch-size", "8", "--tokens", "1T", *CLUSTER], "not allowed with argument"),
-        (["--global-batch-size", "8", "--devices", "8-16", "--device-name", "h100"], "--devices must be one number"),
+        (["--global-batch-size", "8", "--devices", "8-16", "--device-name", "h100"], "--devices must be a single number"),
         (["--global-batch-size", "8", "--devices", "8"], "--device-name is missing"),
         (["--global-batch-size", "8", "--devices", "8", "--device-name", "v100"], "its memory and its links are unknown"),
         (

@@ -72,7 +72,7 @@ def test_dense_and_mixture_layers(name):
 
 
 def test_an_unknown_block_is_named():
-    with pytest.raises(ConfigError, match="decoder_block='gpt5' is not known; known are deepseek"):
+    with pytest.raises(ConfigError, match="decoder_block='gpt5' is not known; choose from deepseek"):
         from_maxtext({"decoder_block": "gpt5"})
 
 

@@ -269,7 +269,7 @@ def test_torn_indexed_datasets(indexed, tmp_path):
     for damaged, message in (
         (b"", "not an index file of megatron-core"),
         (b"x" + content[1:], "not an index file of megatron-core"),
-        (content[:-1], "it is torn"),
+        (content[:-1], "it is truncated"),
         (content[:9] + struct.pack("<Q", 2) + content[17:], "version 2"),
         (content[:-8] + struct.pack("<q", 99), "its documents end at sequence 99"),
         (content[:-24] + struct.pack("<q", 99) + content[-16:], "its documents are not in order"),
