@@ -280,7 +280,7 @@ def test_torn_indexed_datasets(indexed, tmp_path):
     path.write_bytes(content)
     assert lengths_and_rows(path)  # the tokens may be elsewhere
     path.with_suffix(".bin").write_bytes(tokens[:-1])
-    with pytest.raises(ConfigError, match=r"corpus.bin is torn"):
+    with pytest.raises(ConfigError, match=r"corpus.bin is truncated"):
         lengths_and_rows(path)
 
 
