@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Optional
 
 #: A chart is about as many pixels wide.
 MOST_POINTS = 800
+#: Values from here on are worth an import.
+_LONG = 256
+
+
+@cache
+def _numpy() -> Any:
+    """None where it is not installed."""
+    return import_module("numpy") if find_spec("numpy") else None
 
 
 def is_whole(column: Sequence[Any]) -> bool:
@@ -44,6 +55,9 @@ def extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int]
     """Where the smallest and the largest value of a stretch stand."""
     if isinstance(part, range):
         values = column[part.start : part.stop]
+        if isinstance(values, array) and len(values) >= _LONG and (numpy := _numpy()):
+            numbers = numpy.frombuffer(values, values.typecode)
+            return {part.start + int(numbers.argmin()), part.start + int(numbers.argmax())}
         if is_whole(values):
             return {part.start + values.index(extreme(values)) for extreme in (min, max)}  # type: ignore[type-var]
     there = [(value, i) for i in part if (value := column[i]) is not None]

@@ -239,7 +239,7 @@ def test_tabs_and_sliders_work_from_the_keyboard(browser):
     browser.until(lambda: browser.fact("flops"))
     names, focused = set(), "return document.activeElement"
     browser.script("document.body.focus()")
-    for _ in range(60):
+    for _ in range(80):
         browser.driver.switch_to.active_element.send_keys(Keys.TAB)
         element = browser.script(focused)
         names.add(element.get_attribute("aria-label") or element.text)

@@ -17,6 +17,8 @@ from bridge.planning.search import Candidate, Search, search
 from bridge.text import gib, significant
 
 SHOWN = 10
+#: Every rank has its slice of the optimizer, which takes its time.
+MOST_DEVICES = 2**17
 
 
 def add_to(parser: options.Parser) -> None:
@@ -35,6 +37,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     if not arguments.devices.is_known:
         raise ConfigError("--devices must be a single number when layouts are searched")
     devices, found = int(arguments.devices.low), []
+    if devices > MOST_DEVICES:
+        raise ConfigError(f"--devices {devices:,}: layouts are searched for at most {MOST_DEVICES:,}")
     for name in arguments.device_name.split(","):
         machine = known_machine(name.strip())
         options.known_peak(name.strip(), arguments.number_format)

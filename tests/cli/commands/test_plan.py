@@ -111,6 +111,8 @@ def test_the_table(capsys):
         ([*CLUSTER], "give --tokens or --budget to plan a run, or --global-batch-size to list the layouts that fit"),
         (["--global-batch-size", "8", "--tokens", "1T", *CLUSTER], "not allowed with argument"),
         (["--global-batch-size", "8", "--devices", "8-16", "--device-name", "h100"], "--devices must be a single number"),
+        (["--global-batch-size", "8", "--devices", "300k", "--device-name", "h100"], "searched for at most 131,072"),
+        (["--tokens", "1T", "--devices", "8.5", "--device-name", "h100"], "'8.5' must be a whole number"),
         (["--global-batch-size", "8", "--devices", "8"], "--device-name is missing"),
         (["--global-batch-size", "8", "--devices", "8", "--device-name", "v100"], "its memory and its links are unknown"),
         (
