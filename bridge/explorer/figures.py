@@ -43,7 +43,7 @@ def styled(figure: Figure, title: str, *, x: str = "", y: str = "", height: int 
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": -0.2 if x else -0.1,
+            "y": -0.2 if x else -0.16,
             "yanchor": "top",
             "traceorder": "normal",
             "bgcolor": "rgba(0, 0, 0, 0)",

@@ -70,7 +70,7 @@ def _steps(axes: _Axes) -> list[str]:
     """The numbers of steps below a chart."""
     below = HEIGHT - BOTTOM + 17
     numbers = [_text(axes.x(step), below, tick_text(step), "middle") for step in ticks(axes.first, axes.last, whole=True)]
-    return [_text(LEFT - 8, below, "step", "end"), *numbers]
+    return [_text(LEFT - 8, below, "step", "end", "tick axis"), *numbers]
 
 
 def _heat(chart: Chart) -> list[str]:
@@ -125,8 +125,8 @@ def _across(kind: str, y: float) -> str:
     return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _points(axes: _Axes, steps: Sequence[float], values: Values) -> list[str]:
