@@ -25,7 +25,7 @@ window.bridge = {
 };
 
 // Plots are stops of the keyboard, with a name; the table of each one's numbers is folded below the tab's own.
-const name = (plot) => plot.querySelector(".gtitle")?.textContent;
+const name = (plot) => plot.layout?.title?.text?.replaceAll("<br>", " ");
 new MutationObserver(() => {
   for (const plot of document.querySelectorAll(".js-plotly-plot:not([role])")) {
     if (!name(plot)) continue;
