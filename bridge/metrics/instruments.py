@@ -135,7 +135,8 @@ class Instruments:
         self._sampled = [pair for pair in self._opened if pair not in self._always]
         self._ending = [pair for pair in self._always if type(pair[1]).end_step is not Instrument.end_step]
         self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
-        self._counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
+        self.counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
+        """Those that count beside the batches."""
         self._running = False
 
     @property
@@ -177,7 +178,7 @@ class Instruments:
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
         """What instruments counted in a step goes into the sums of its micro-batches. May raise: work hangs on it."""
-        for instrument in self._counting:
+        for instrument in self.counting:
             instrument.add_counts(batch, skipped=skipped)
 
     def lap(self) -> dict[str, Any]:

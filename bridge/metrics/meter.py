@@ -32,7 +32,7 @@ from bridge.metrics.interval import Intervals, Sums
 from bridge.metrics.peak import UNKNOWN, Peak
 from bridge.metrics.place import Place
 from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
-from bridge.metrics.snapshots import snapshot
+from bridge.metrics.snapshots import Snapshots
 from bridge.metrics.stragglers import ranked
 from bridge.metrics.throughput import Interval
 from bridge.metrics.timing import Clock, HostClock, IntervalTimer, Lap
@@ -129,6 +129,7 @@ class Meter:
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
         self.needs_images = self._batch.needs_images
         """Whether batches are looked through for images."""
+        self._snapshots = Snapshots(images=self.needs_images)
         self.totals = Totals(plan, layout)
         self._timer = IntervalTimer(clock or HostClock())
         self.overhead_ns = 0
@@ -159,7 +160,7 @@ class Meter:
         if self._failed or not self.place.contributes:
             return
         try:
-            kept = snapshot(batch, images=self.needs_images)
+            kept = self._snapshots.of(batch)
         except Exception:  # whoever reads it says what is wrong
             kept = None
         if kept is None:
@@ -226,7 +227,8 @@ class Meter:
             self.fail(error)
 
     def _close_step(self, skipped: bool, *, warm_up: bool) -> None:
-        self._instruments.add_counts(self._batch, skipped=skipped)
+        if self._instruments.counting:
+            self._instruments.add_counts(self._batch, skipped=skipped)
         if skipped:
             self._batch.mark_unlearned()
         # What is taken from here on belongs to the next step.

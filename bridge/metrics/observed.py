@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import time
 from collections.abc import Callable, Mapping
+from time import perf_counter_ns
 from typing import Any
 
-from bridge.metrics.spans import DATA, listening, waited
+from bridge.metrics import spans as marks
+from bridge.metrics.spans import DATA, waited
 
 Observer = Callable[[Any, int], None]
 """Called with a batch and the nanoseconds that its loader took."""
@@ -74,17 +75,17 @@ class _Proxy:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _itself, (self.__data,)
 
-    def _tell(self, take: Callable[..., Any], *arguments: Any) -> Any:
-        spans, before, start = listening(), waited[0], time.perf_counter_ns()
+    def _tell(self, take: Callable[[Any], Any], argument: Any) -> Any:
+        spans, before, start = marks.listener, waited[0], perf_counter_ns()
         if spans is None:
-            batch = take(*arguments)
+            batch = take(argument)
         else:
             spans.push(DATA)
             try:
-                batch = take(*arguments)
+                batch = take(argument)
             finally:
                 spans.pop(DATA)
-        took = time.perf_counter_ns() - start
+        took = perf_counter_ns() - start
         waited[0] = before + took  # what a proxy inside this one has added is part of it
         self.__observer(batch, took)
         return batch
@@ -116,7 +117,7 @@ def _send(self: Any, value: Any) -> Any:
 
 
 def _throw(self: Any, *error: Any) -> Any:
-    return self._tell(self._Proxy__data.throw, *error)
+    return self._tell(lambda error: self._Proxy__data.throw(*error), error)
 
 
 #: Methods that hand out batches.

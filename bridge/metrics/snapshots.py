@@ -8,7 +8,7 @@ version counter sees.  What needs more than that (a mask, positions, images, ano
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
@@ -45,16 +45,21 @@ class Packed(NamedTuple):
 
     def plain(self) -> Optional[list[int]]:
         """The offsets without their filler, where one row holds all and nothing is strange at first sight; else None."""
-        offsets, end = self.offsets, len(self.offsets)
-        if type(offsets) is not list or self.argmin is not None or not end or len(self.shape) != 1 + (self.shape[:-1] == (1,)):
+        shape, offsets, end = self.shape, self.offsets, len(self.offsets)
+        if len(shape) != 1 and (len(shape) != 2 or shape[0] != 1):
+            return None
+        if type(offsets) is not list or self.argmin is not None or not end:
             return None
         if type(offsets[0]) is not int or offsets[0] != 0:  # of one array: all are of one type
             return None
         while end > 1 and offsets[end - 1] <= 0:
             end -= 1
-        if offsets[end - 1] > self.shape[-1]:
+        if offsets[end - 1] > shape[-1]:
             return None
         return offsets if end == len(offsets) else offsets[:end]
+
+
+_packed: Callable[[tuple[Any, ...]], Packed] = functools.partial(tuple.__new__, Packed)  # without a Python frame
 
 
 def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Optional[Any]:
@@ -74,49 +79,64 @@ Snapshot = Union[Shape, Packed]
 """The shape of tokens that nothing else is said of, or offsets."""
 
 
-def snapshot(batch: Any, *, images: bool) -> Optional[Snapshot]:
-    """What ``read_lengths`` reads of a batch, detached from it; None: it must be read now.
+class Snapshots:
+    """Takes what ``read_lengths`` reads of a batch, detached from it.
+
+    Which of its names decide is found out once: in a run nearly all batches have the names and types of the one before.
 
     Args:
-        batch: a micro-batch.
         images: whether images are looked for.
     """
-    if type(batch) is not dict:
-        return None
-    form = _form(tuple([name for name, value in batch.items() if value is not None]), images)
-    if form is None:
-        return None
-    tokens, name, argmin_name = form
-    shape = getattr(batch[tokens], "shape", None)
-    if not shape or type(shape[-1]) is not int:  # rows of different lengths
-        return None
-    if name is None:
-        return shape
-    offsets = _copied(batch[name])
-    argmin = None if argmin_name is None else _copied(batch[argmin_name])
-    return None if offsets is None or (argmin_name and argmin is None) else Packed(shape, name, offsets, argmin)
+
+    def __init__(self, *, images: bool) -> None:
+        self._images = images
+        self._names: tuple[Any, ...] = ()
+        self._types: tuple[type, ...] = ()
+        self._form: Optional[_Form] = None
+
+    def of(self, batch: Any) -> Optional[Snapshot]:
+        """The snapshot of a micro-batch; None: it must be read now."""
+        if type(batch) is not dict:
+            return None
+        names, types = tuple(batch), tuple(map(type, batch.values()))
+        if names != self._names or types != self._types:
+            self._names, self._types = names, types
+            self._form = _form(batch, images=self._images)
+        if self._form is None:
+            return None
+        tokens, name, argmin_name = self._form
+        shape = batch[tokens].shape
+        if not shape or type(shape[-1]) is not int:  # rows of different lengths
+            return None
+        if name is None:
+            return shape
+        offsets = _copied(batch[name])
+        argmin = None if argmin_name is None else _copied(batch[argmin_name])
+        return None if offsets is None or (argmin_name and argmin is None) else _packed((shape, name, offsets, argmin))
 
 
 #: Names of what is kept of a micro-batch: tokens, offsets, where these end.
 _Form = tuple[str, Optional[str], Optional[str]]
 
 
-@functools.lru_cache(maxsize=256)
-def _form(names: tuple[Any, ...], images: bool) -> Optional[_Form]:
-    """What is kept where these names hold something, which in a run are nearly always the same; None: it must be read now."""
+def _form(batch: dict[Any, Any], *, images: bool) -> Optional[_Form]:
+    """What is kept where these names hold something of these types; None: it must be read now."""
+    names = {name for name, value in batch.items() if value is not None}
     tokens = next((name for name in TOKEN_NAMES if name in names), None)
-    if tokens is None or "packed_seq_params" in names or (images and not set(IMAGE_NAMES).isdisjoint(names)):
+    if tokens is None or "packed_seq_params" in names or (images and not names.isdisjoint(IMAGE_NAMES)):
+        return None
+    if not isinstance(batch[tokens], (torch.Tensor, np.ndarray)):
         return None
     for offsets in OFFSET_NAMES:
         if offsets in names:
             argmin = offsets + "_argmin"
             return tokens, offsets, argmin if argmin in names else None
     decisive = ("attention_mask", FLATTENED, *(() if "tokens" in names else POSITION_NAMES))
-    return (tokens, None, None) if set(decisive).isdisjoint(names) else None
+    return (tokens, None, None) if names.isdisjoint(decisive) else None
 
 
 def _copied(value: Any) -> Any:
-    """Numbers on the host; None where there are none to copy. Nested tensors raise."""
+    """Several numbers on the host; None where there are none to copy. Nested tensors raise."""
     if isinstance(value, torch.Tensor):
         if not value.is_cpu:
             return None
@@ -124,9 +144,9 @@ def _copied(value: Any) -> Any:
             return value.detach().numpy().copy()
         copied = value.tolist()
         if type(copied) is not list:
-            return [copied]
+            return None
         return copied[0] if len(copied) == 1 and type(copied[0]) is list else copied
-    return value.copy() if isinstance(value, np.ndarray) else None
+    return value.copy() if isinstance(value, np.ndarray) and value.ndim else None
 
 
 def restored(kept: Snapshot) -> dict[str, Any]:

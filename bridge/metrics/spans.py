@@ -251,20 +251,20 @@ class Listener(Protocol):
     def begin_wait(self) -> bool: ...
 
 
-_listening: Optional[Listener] = None
+listener: Optional[Listener] = None
 """Who hears of waits and of batches: the spans of the training that this process runs."""
 
 
 def listen(spans: Optional[Listener], *, waits: bool = True) -> None:
     """Report batches and, unless ``waits`` is false, waits to these spans from now on; to none with None."""
-    global _listening
-    _listening = spans
+    global listener
+    listener = spans
     _see_waits(spans is not None and waits)
 
 
 def listening() -> Optional[Listener]:
     """Who hears of them."""
-    return _listening
+    return listener
 
 
 _wait: list[Any] = []
@@ -285,7 +285,7 @@ def _see_waits(see: bool) -> None:
 
     @wraps(wait)
     def seen(self: Any, *arguments: Any, **options: Any) -> Any:
-        spans = _listening
+        spans = listener
         if spans is None or not spans.begin_wait():
             return wait(self, *arguments, **options)
         try:

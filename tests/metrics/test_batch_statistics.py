@@ -14,7 +14,7 @@ from bridge.metrics import batch_statistics
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.reduction import join
-from bridge.metrics.snapshots import snapshot
+from bridge.metrics.snapshots import Snapshots
 from bridge.metrics.vector import Layout
 
 STATISTICS = (
@@ -231,6 +231,10 @@ def test_tokens_of_skipped_steps():
 
 
 # ---- what is kept and summed later -------------------------------------------------------------------------------
+
+
+def snapshot(batch, *, images):
+    return Snapshots(images=images).of(batch)
 
 
 def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():

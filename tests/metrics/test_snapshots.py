@@ -32,6 +32,8 @@ def offsets(draw):
     longest = max(map(len, rows)) + draw(st.integers(0, 2))
     padded = [[*row, *[filler] * (longest - len(row))] for row in rows]
     values = torch.tensor(padded if len(rows) > 1 or draw(st.booleans()) else padded[0], dtype=draw(DTYPES))
+    if draw(st.integers(0, 19)) == 0:
+        values = values.reshape(-1)[0].clone()
     return values.numpy() if draw(st.booleans()) else values
 
 

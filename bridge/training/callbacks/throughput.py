@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter_ns
 from typing import Any, Optional, Union
 
 import torch
@@ -86,13 +86,13 @@ def _hook(method: _Hook) -> _Hook:
 
     @functools.wraps(method)
     def guarded(self: ThroughputCallback, context: CallbackContext) -> None:
-        start = time.perf_counter_ns()
+        start = perf_counter_ns()
         try:
             method(self, context)
         except Exception as error:
             self.fail(error)
         if self._meter is not None:
-            self._meter.overhead_ns += time.perf_counter_ns() - start
+            self._meter.overhead_ns += perf_counter_ns() - start
 
     return guarded
 
@@ -191,6 +191,8 @@ class ThroughputCallback(Callback):
         self._trackers, self._own_trackers = Trackers(), Trackers()
         self._step = self._hosts_step = 0
         self._evaluating = False
+        self._aside = False
+        """Whether batches are not read as they pass."""
         self._waits = False
         """Whether the time spent waiting for batches is seen: through ``observe``, not through ``count``."""
         self._failed = False
@@ -217,7 +219,7 @@ class ThroughputCallback(Callback):
         dealer = is_dealer(data_iterator)
         if data_iterator is None or not (dealer or self._contributes()):
             return self._waited_for(data_iterator)
-        counter = self._count_dealt if dealer else self._count_taken
+        counter = self._count_dealt if dealer else self._count
         if not dealer and may_replay(data_iterator):
             counter = functools.partial(self._count_once, data_iterator)
         try:
@@ -229,14 +231,21 @@ class ThroughputCallback(Callback):
     def _count_once(self, data: Any, batch: Any, waited_ns: int) -> None:
         """A batch that megatron-core takes a second time, to check a result, is no further work of the model."""
         if not is_replayed(data):
-            self._count_taken(batch, waited_ns)
+            self._count(batch, waited_ns)
         elif self._reruns is not None and not self._evaluating:
             images = self._meter is not None and self._meter.needs_images
             self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
 
-    def _count_taken(self, batch: Any, waited_ns: int) -> None:
-        place = self._place
-        (self._count_dealt if place is not None and place.dealt else self._count)(batch, waited_ns)
+    def _count(self, batch: Any, waited_ns: int) -> None:
+        """A batch that passes."""
+        meter = self._meter
+        if meter is None or self._aside or self._evaluating:
+            dealt = self._place is not None and self._place.dealt
+            (self._count_dealt if dealt else self._count_one)(batch, waited_ns)
+            return
+        start = perf_counter_ns()
+        meter.add_batch(batch, waited_ns)
+        meter.overhead_ns += perf_counter_ns() - start
 
     def _count_dealt(self, item: Any, waited_ns: int) -> None:
         """Of samples that a schedule deals out, those that this rank counts."""
@@ -248,7 +257,7 @@ class ThroughputCallback(Callback):
             self.fail(error)
             return
         for number, batch in enumerate(own):
-            self._count(batch, 0 if number else waited_ns)
+            self._count_one(batch, 0 if number else waited_ns)
 
     def _waited_for(self, data_iterator: Any) -> Any:
         """Of which nothing is counted but the time that it takes."""
@@ -262,7 +271,7 @@ class ThroughputCallback(Callback):
     def count(self, batch: Any) -> None:
         """Count one training micro-batch, in loops that show their batches but not their iterator."""
         if self._contributes():
-            self._count(batch, 0)
+            self._count_one(batch, 0)
 
     def _contributes(self) -> bool:
         if self._place is not None:
@@ -278,7 +287,7 @@ class ThroughputCallback(Callback):
             return False
         return self._place.contributes
 
-    def _count(self, batch: Any, waited_ns: int) -> None:
+    def _count_one(self, batch: Any, waited_ns: int) -> None:
         if self._evaluating:
             return
         meter = self._meter
@@ -286,12 +295,12 @@ class ThroughputCallback(Callback):
             if not self._failed:
                 self._keep(batch, waited_ns)
             return
-        start = time.perf_counter_ns()
+        start = perf_counter_ns()
         if self._read is None:
             meter.add_batch(batch, waited_ns)
         else:
             meter.add_lengths(lambda: read_lengths(self._readable(batch), images=meter.needs_images), waited_ns)
-        meter.overhead_ns += time.perf_counter_ns() - start
+        meter.overhead_ns += perf_counter_ns() - start
 
     def _readable(self, batch: Any) -> Any:
         """What ``read`` makes of a batch."""
@@ -329,6 +338,7 @@ class ThroughputCallback(Callback):
         self._host = host = host_of(context.state, context.model)
         found_place = host.place or self._find_place()
         self._place = place = place_of_dealt(found_place) if get(model_of(host.config), FIELD) else found_place
+        self._aside = place.dealt or self._read is not None
         self._step = self._hosts_step = host.step()
         self._log_interval = self._log_interval or host.log_interval
         self._refuse_mixture(context.user_state)
