@@ -466,9 +466,11 @@ class Meter:
         work, timed = self._work, self._timed
         sampled = self._sampled if self._instruments.samples else timed
         steps, timed_steps, totals = self._work_steps, self._timed_steps_done, copy.copy(self.totals)
+        seconds = self.attempt(launch.lap.seconds)  # here: another thread would ask another device
+        if seconds is None:
+            return None
 
         def price() -> Interval:
-            assert launch.lap is not None
             sums = Sums(
                 work=work,
                 timed=timed,
@@ -476,7 +478,7 @@ class Meter:
                 maxima=launch.sum.maxima(),
                 steps=steps,
                 timed_steps=timed_steps,
-                seconds=launch.lap.seconds(),
+                seconds=seconds,
                 overhead_seconds=launch.overhead_ns / 1e9,
             )
             return self._intervals.interval(sums, totals)

@@ -633,6 +633,7 @@ class ThroughputCallback(Callback):
         """
         if self._meter is None:
             return
+        self._publish(context)  # the instruments go on when the rows that need them are made
         if self._meter.unreported_steps:
             self._meter.launch(self._step)
         self._publish(context, wait=True)
