@@ -172,7 +172,8 @@ class Instruments:
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        self._each(self._ending, _end_step)
+        if self._ending:
+            self._each(self._ending, _end_step)
         if sampled:
             self._each(self._sampled, _end_sample)
 

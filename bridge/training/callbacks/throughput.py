@@ -91,8 +91,9 @@ def _hook(method: _Hook) -> _Hook:
             method(self, context)
         except Exception as error:
             self.fail(error)
-        if self._meter is not None:
-            self._meter.overhead_ns += perf_counter_ns() - start
+        meter = self._meter
+        if meter is not None:
+            meter.overhead_ns += perf_counter_ns() - start
 
     return guarded
 
@@ -548,25 +549,27 @@ class ThroughputCallback(Callback):
         """Time runs again after an evaluation or a checkpoint. In a loop that has no on_train_start, this is the start."""
         if self._meter is None and not self._failed:
             self._start(context)
-        if self._meter is not None and self._host is not None:
-            if (step := self._host.step()) != self._hosts_step:  # one that never counts is counted for
+        meter, host = self._meter, self._host
+        if meter is not None and host is not None:
+            if (step := host.step()) != self._hosts_step:  # one that never counts is counted for
                 self._step = self._hosts_step = step
-            self._meter.start_step()
+            meter.start_step()
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Take what has arrived, publish it with a later step; at a log point send the sums on their way. No device sync."""
         self._step += 1
-        if self._meter is None:
+        meter = self._meter
+        if meter is None:
             return
-        self._meter.end_step(self._step, skipped=bool(context.skipped_iter))
+        meter.end_step(self._step, skipped=bool(context.skipped_iter))
         # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
         # happens here, the launch comes next: the other ranks are about to do the same.
         due = self._log_interval is not None and self._step % self._log_interval == 0
-        if self._meter.awaits or self._rows.open:
-            self._meter.attempt(lambda: self._publish(context, beside=not due))
+        if self._rows.open or meter.awaits:
+            meter.attempt(lambda: self._publish(context, beside=not due))
         if due:
-            self._meter.launch(self._step)
+            meter.launch(self._step)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
