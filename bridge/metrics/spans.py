@@ -267,21 +267,22 @@ def listening() -> Optional[Listener]:
     return listener
 
 
-_wait: list[Any] = []
-"""``Work.wait`` as torch has it, while another stands in its place."""
+_waits: list[Any] = []
+"""``Work.wait`` as it was and what stands in its place, while it does."""
 
 
 def _see_waits(see: bool) -> None:
     import torch
 
-    if see == bool(_wait) or not torch.distributed.is_available():
+    if see == bool(_waits) or not torch.distributed.is_available():
         return
     work = torch._C._distributed_c10d.Work
     if not see:
-        work.wait = _wait.pop()
+        if vars(work)["wait"] is _waits[1]:  # not where somebody has put his own around it
+            work.wait, _ = _waits
+            _waits.clear()
         return
     wait = work.wait
-    _wait.append(vars(work)["wait"])  # which knows that it is a method
 
     @wraps(wait)
     def seen(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -293,6 +294,7 @@ def _see_waits(see: bool) -> None:
         finally:
             spans.pop(WAIT)
 
+    _waits[:] = vars(work)["wait"], seen  # the first of which knows that it is a method
     work.wait = seen
 
 
