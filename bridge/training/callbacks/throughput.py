@@ -72,6 +72,7 @@ logger = logging.getLogger(__name__)
 #: the run's medians and totals.
 FACTS, ROWS, SUMMARY = "throughput/facts", "throughput/rows", "throughput/summary"
 _ROWS_KEPT = 4
+_MAKES_ROWS = "rows of throughput"
 _EARLY_KEPT = 1024
 
 
@@ -186,7 +187,7 @@ class ThroughputCallback(Callback):
         """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
         self._lost = 0
         """How many came after these."""
-        self._rows = Beside(self._row, "rows of throughput")
+        self._rows = Beside(self._row, _MAKES_ROWS)
         self._facts: dict[str, Any] = {}
         self._restored: Optional[Mapping[str, Any]] = None
         self._trackers, self._own_trackers = Trackers(), Trackers()
@@ -617,7 +618,6 @@ class ThroughputCallback(Callback):
     def _leave(self) -> None:
         """The last row is out: results to the summary, before anybody closes what it is written to."""
         self.close()
-        self._rows.close()
         self._summarise(self._summary.values())
         self._own_trackers.close()
 
@@ -625,6 +625,8 @@ class ThroughputCallback(Callback):
         """Leave the model as it was. For loops that start again after a training that broke off, without its end."""
         if self._meter is not None:
             self._meter.close()
+        self._rows.close()
+        self._rows = Beside(self._row, _MAKES_ROWS)
 
     # ---- reports --------------------------------------------------------------------------------------------------
 
