@@ -129,7 +129,7 @@ def test_recipe_and_layout(command: Command, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.all
 @pytest.mark.slow
-def test_training(somewhere: Path) -> None:
+def test_training(somewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What can run here runs, two steps each, one after the other as a reader would type it."""
     lines = [
         list(c.words[c.words.index("train") + 1 :])
@@ -137,6 +137,10 @@ def test_training(somewhere: Path) -> None:
         if TRAINS_HERE in c.words[c.words.index("train") + 1] and _ranks(c.words) == 2 and "--nnodes" not in c.words
     ]
     assert lines
+    monkeypatch.chdir(somewhere)
+    for command in BRIDGE:
+        if command.words[1] == "pack":  # before it is trained on
+            assert main(list(command.words[1:])) == 0
     done = torchrun(2, str(Path(__file__).parent / "run_commands.py"), str(somewhere), json.dumps(lines))
     assert done.returncode == 0, done.stdout + done.stderr
 
