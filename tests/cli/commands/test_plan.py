@@ -150,7 +150,7 @@ def test_devices_side_by_side(capsys):
     assert h100["state_bytes"] == 18 * h100["parameters"]["total"]
     assert (h100["fits"], b200["fits"]) == (False, True)
     assert main(["plan", *options, "--device-name", "H100,B200"]) == 0
-    rows = {line[:20].strip(): line[20:] for line in capsys.readouterr().out.splitlines()}
+    rows = {line[:20].strip(): line[20:].strip() for line in capsys.readouterr().out.splitlines()}
     assert rows["memory"].split("  ")[0] == "1.27 TB of states, does not fit in 8 x 79 GiB"
     assert rows["memory"].strip().endswith("1.27 TB of states, fits in 8 x 178 GiB")
 
@@ -203,5 +203,5 @@ def test_four_bits_fit_where_sixteen_do_not(capsys):
 def test_what_does_not_fit(capsys):
     assert main(["plan", "llama3-70b", "--devices", "8", "--device-name", "H100", "--global-batch-size", "8"]) == 0
     assert (
-        "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 GiB of 74.4 GiB a device" in capsys.readouterr().out
+        "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 GiB of 74.4 GiB per device" in capsys.readouterr().out
     )
