@@ -120,7 +120,7 @@ def test_a_version_that_is_too_old_is_one_sentence(monkeypatch, capsys, package,
     installed = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: found if name == package else installed(name))
     assert main(["train", "tiny"]) == 2
-    said = f"training needs {package} {needed} or newer, {found} is installed; pip install --upgrade {package}"
+    said = f"training needs {package} {needed} or newer, but {found} is installed; pip install --upgrade {package}"
     assert capsys.readouterr().err.endswith(f"bridge: error: {said}\n")
 
 
