@@ -208,10 +208,7 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
     recipe = _recipe(kind, field)
     if recipe is None:
         chosen = short(_plain(field(f"{kind}_recipe")))
-        return Formats(
-            base,
-            unknown=f"{kind}_recipe={chosen}: the formats of its matmuls are unknown; known recipes are {', '.join(RECIPES)}",
-        )
+        return Formats(base, unknown=f"{kind}_recipe={chosen}: its formats are unknown; known are {', '.join(RECIPES)}")
     if hybrid and not recipe.hybrid:
         return Formats(base, unknown=f"{kind}_recipe='{recipe.name}': some releases leave out the layers of a hybrid pattern")
     return Formats(

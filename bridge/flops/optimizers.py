@@ -88,7 +88,7 @@ def of_config(get: Callable[[str], Any]) -> Optional[Optimizer]:
     if rule not in RULES:
         if multiplies(name):
             raise ConfigError(
-                f"optimizer={short(name)}: the matrices that it multiplies are unknown; known optimizers are {', '.join(RULES)}"
+                f"optimizer={short(name)}: the matrices that it multiplies are unknown; known are {', '.join(RULES)}"
             )
         return None
     steps, kl = get("muon_num_ns_steps"), get("soap_use_kl_shampoo")

@@ -203,5 +203,6 @@ def test_four_bits_fit_where_sixteen_do_not(capsys):
 def test_what_does_not_fit(capsys):
     assert main(["plan", "llama3-70b", "--devices", "8", "--device-name", "H100", "--global-batch-size", "8"]) == 0
     assert (
-        "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 GiB of 74.4 GiB per device" in capsys.readouterr().out
+        "does not fit on 8 x h100: the nearest, TP 4 + SP, PP 2, needs 147.9 GiB of 74.4 GiB per device"
+        in capsys.readouterr().out
     )
