@@ -80,7 +80,7 @@ class _Snapshot:
         self._seen.add(id(node))
         if isinstance(node, (list, tuple)):
             if isinstance(node, list):
-                self.small.append((node, list(node)))
+                self._copy(node)
             children = list(node)
         else:
             fields = _fields(node)
@@ -103,6 +103,9 @@ class _Snapshot:
         self.copies.append(node.copy())
 
 
+_NOTHING: Any = object(), (), (), (), None
+
+
 class PlanCache(Generic[T]):
     """The latest results of a function of one configuration object.
 
@@ -118,10 +121,7 @@ class PlanCache(Generic[T]):
 
     def of(self, cfg: Any) -> T:
         """``function(cfg)``, remembered."""
-        entry = self._entries.get(id(cfg))
-        if entry is None:
-            return self._renew(cfg)
-        known, small, copies, large, result = entry
+        known, small, copies, large, result = self._entries.get(id(cfg), _NOTHING)
         if known is not cfg or small != copies:
             return self._renew(cfg)
         for fields, values, copy, last in large:
