@@ -638,7 +638,8 @@ class ThroughputCallback(Callback):
         """
         if self._meter is None:
             return
-        self._publish(context)  # the instruments go on when the rows that need them are made
+        # First the rows that are being made: they read the instruments. Whatever happens here, the launch comes next.
+        self._meter.attempt(lambda: self._publish(context))
         if self._meter.unreported_steps:
             self._meter.launch(self._step)
         self._publish(context, wait=True)
