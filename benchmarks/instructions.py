@@ -18,8 +18,8 @@ from benchmarks.rows import Row, Unavailable
 
 FEW, MANY = 300, 1500
 """Steps; two runs of the same differ by 5,000 instructions a step where the difference is below 1,000 steps."""
-TARGET, GUARD = 100_000, 145_000
-"""What is wanted, and what it has come down to from 180,000."""
+TARGET, GUARD = 100_000, 95_000
+"""The goal, and just above the count today (180,000 once)."""
 
 
 def loop(steps: int, callback: bool) -> None:
