@@ -219,7 +219,8 @@ def four(folder: Path) -> dict[str, Any]:
         for name, (m, seconds, more) in cases.items()
     }
     results["dp2pp2"] = run(
-        folder, "dp2pp2", "parallel.pipeline_model_parallel_size=2", "train.train_iters=11", "train.global_batch_size=4",
+        folder, "dp2pp2", "parallel.pipeline_model_parallel_size=2", "model.num_layers=2",
+        "train.train_iters=11", "train.global_batch_size=4",
         where="forward", rank=1, seconds=DELAY,
     )  # fmt: skip
     return results
