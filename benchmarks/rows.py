@@ -9,7 +9,7 @@ import importlib
 import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 
 class Unavailable(Exception):
@@ -31,12 +31,12 @@ class Row:
     name: str
     value: float
     unit: str
-    target: Optional[float] = None
+    target: float | None = None
     note: str = ""
-    guard: Optional[float] = None
+    guard: float | None = None
 
     @property
-    def met(self) -> Optional[bool]:
+    def met(self) -> bool | None:
         """Whether the target is met; None without one."""
         return None if self.target is None else self.value < self.target
 

@@ -260,6 +260,7 @@ PRINTED = {
         "llama3-8b",
         "llama3-8b --explain --device-name H100 --number-format delayed",
         "tiny_moe --batch-size 2 --convention exact model.moe_expert_capacity_factor=1.0",
+        "qwen2.5-vl-7b --passes forward",
     ),
     "compare": ("llama3-8b qwen3-8b", "gemma3-4b --bytes-per-token 4.25 --convention maxtext"),
     "check": (

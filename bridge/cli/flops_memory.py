@@ -1,4 +1,4 @@
-"""What a rank holds while a batch of ``bridge flops`` trains: by the recipe's own layout and optimizer."""
+"""The memory that a rank needs to train a batch of ``bridge flops``, with the recipe's own layout and optimizer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Held:
         return max(self.stages, key=lambda one: one.total)
 
     def text(self) -> str:
-        """One line, largest parts first."""
+        """Two lines, largest parts first."""
         parts = sorted(self.fullest.parts.items(), key=lambda part: -part[1])
         told = ", ".join(f"{name} {_size(size)}" for name, size in parts if size >= self.fullest.total / 1000)
         where = f"of stage {self.fullest.stage} " if len(self.stages) > 1 else ""
-        return f"memory of the fullest rank {where}({self.layout}): {_size(self.fullest.total)}: {told}"
+        return f"memory of the fullest rank {where}({self.layout}): {_size(self.fullest.total)}\n  {told}"
 
     def as_json(self) -> dict[str, Any]:
         """Bytes."""
@@ -43,7 +43,7 @@ def _size(size: int) -> str:
 
 
 def held(config: Config, plan: Plan, devices: int | None, length: int | None) -> Held | None:
-    """None where the model is none of language, or its sizes do not fit together, which is said elsewhere."""
+    """None for a model without a language model, or whose sizes do not fit together (``layout_problems`` says so)."""
     if plan.model.language is None:
         return None
     try:

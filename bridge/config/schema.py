@@ -8,13 +8,13 @@ types cannot express.  ``None`` means "not set"; each docstring says what happen
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.shapes import ModelShape
 from bridge.flops.transforms import DEFAULT_TARGETS
 
 
-def _one_of(*choices: str, default: Optional[str]) -> Any:
+def _one_of(*choices: str, default: str | None) -> Any:
     """An option with a fixed set of strings. The loader checks them, because OmegaConf below 2.4 has no ``Literal``."""
     return field(default=default, metadata={"choices": choices})
 
@@ -28,17 +28,17 @@ class ModelConfig(ModelShape):
     """
 
     # ---- numerics -------------------------------------------------------------------------------------------------
-    bf16: Optional[bool] = None
+    bf16: bool | None = None
     """bfloat16 weights and activations. Unset: bfloat16 on CUDA, float32 on a CPU."""
-    fp8: Optional[str] = _one_of("e4m3", "hybrid", default=None)
+    fp8: str | None = _one_of("e4m3", "hybrid", default=None)
     """FP8 matmuls (needs Transformer Engine). Unset: none."""
-    transformer_impl: Optional[str] = _one_of("local", "transformer_engine", default=None)
+    transformer_impl: str | None = _one_of("local", "transformer_engine", default=None)
     """Layer implementation. Unset: Transformer Engine if it is installed, otherwise megatron-core's own."""
     activation_func: str = _one_of("silu", "gelu", "gelu_tanh", "relu", "squared_relu", "quick_gelu", default="silu")
     """Activation of the MLP; with ``gated_linear_unit``, of its gate."""
     glu_linear_offset: float = 0.0
     """Added to the linear half of a gated MLP (GPT-OSS)."""
-    activation_func_clamp_value: Optional[float] = None
+    activation_func_clamp_value: float | None = None
     """Bound to which the activation's inputs are clamped (GPT-OSS). Unset: not clamped."""
     layernorm_epsilon: float = 1e-5
     """Added to the variance in every norm."""
@@ -62,7 +62,7 @@ class ModelConfig(ModelShape):
     """Factor of that scaling."""
 
     # ---- images ---------------------------------------------------------------------------------------------------
-    image_token_id: Optional[int] = None
+    image_token_id: int | None = None
     """Placeholder token for each merged patch of an image. Required to train a model with a vision_config."""
 
     # ---- experts --------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class ModelConfig(ModelShape):
     """One grouped matmul for all local experts (needs CUDA)."""
     moe_router_load_balancing_type: str = _one_of("aux_loss", "seq_aux_loss", "global_aux_loss", "none", default="aux_loss")
     """How the router balances the load."""
-    moe_expert_capacity_factor: Optional[float] = None
+    moe_expert_capacity_factor: float | None = None
     """Maximum rows per expert, relative to an even distribution; rows above it are dropped. Unset: none are dropped."""
     moe_pad_expert_input_to_capacity: bool = False
     """Pad the input of every expert to its capacity."""
@@ -80,17 +80,17 @@ class ModelConfig(ModelShape):
     """Which tokens are dropped: those with the smallest weights, or the last ones."""
     moe_aux_loss_coeff: float = 0.0
     """Weight of the load-balancing loss; 0 switches it off."""
-    moe_z_loss_coeff: Optional[float] = None
+    moe_z_loss_coeff: float | None = None
     """Weight of the router's z-loss. Unset: none."""
     moe_router_score_function: str = _one_of("softmax", "sigmoid", default="softmax")
     """Function that turns router logits into scores."""
     moe_router_pre_softmax: bool = False
     """Softmax before the top-k choice instead of after it."""
-    moe_router_num_groups: Optional[int] = None
+    moe_router_num_groups: int | None = None
     """Groups of experts in group-limited routing (DeepSeek-V3). Unset: no groups."""
-    moe_router_group_topk: Optional[int] = None
+    moe_router_group_topk: int | None = None
     """Maximum groups per token in group-limited routing."""
-    moe_router_topk_scaling_factor: Optional[float] = None
+    moe_router_topk_scaling_factor: float | None = None
     """Factor on the routed experts' output (DeepSeek-V3). Unset: 1."""
 
     # ---- multi-token prediction -------------------------------------------------------------------------------------
@@ -106,17 +106,17 @@ class ParallelConfig:
     """Ranks that share every layer's matrices (TP)."""
     pipeline_model_parallel_size: int = 1
     """Pipeline stages (PP)."""
-    virtual_pipeline_model_parallel_size: Optional[int] = None
+    virtual_pipeline_model_parallel_size: int | None = None
     """Model chunks per pipeline stage, for the interleaved schedule (VPP). Unset: one chunk."""
-    num_layers_in_first_pipeline_stage: Optional[int] = None
+    num_layers_in_first_pipeline_stage: int | None = None
     """Layers of the first stage, if the stages are uneven. Unset: as many as in the others."""
-    num_layers_in_last_pipeline_stage: Optional[int] = None
+    num_layers_in_last_pipeline_stage: int | None = None
     """Layers of the last stage, if the stages are uneven. Unset: as many as in the others."""
     context_parallel_size: int = 1
     """Ranks that share every sequence (CP)."""
     expert_model_parallel_size: int = 1
     """Ranks that share the experts (EP), taken from the data-parallel ranks."""
-    expert_tensor_parallel_size: Optional[int] = None
+    expert_tensor_parallel_size: int | None = None
     """Ranks that share one expert's matrices (ETP). Unset: as tensor_model_parallel_size."""
     sequence_parallel: bool = False
     """Split norms and dropouts along the sequence over the tensor-parallel ranks (SP)."""
@@ -132,11 +132,11 @@ class TrainConfig:
     """Samples per optimizer step, over all ranks."""
     micro_batch_size: int = 1
     """Samples per forward pass of one model replica."""
-    rampup_batch_size: Optional[list[int]] = None
+    rampup_batch_size: list[int] | None = None
     """``[start, increment, samples]``: the global batch grows from ``start`` in increments over that many samples."""
     seed: int = 1234
     """Seed of the weights and of the data order."""
-    eval_interval: Optional[int] = None
+    eval_interval: int | None = None
     """Steps between evaluations. Unset: none."""
     eval_iters: int = 0
     """Batches per evaluation."""
@@ -151,12 +151,12 @@ class TrainConfig:
 class PackedSequenceSpecs:
     """Packed fine-tuning data, with Megatron-Bridge's names."""
 
-    packed_sequence_size: Optional[int] = None
+    packed_sequence_size: int | None = None
     """Maximum tokens per packed row. Unset: model.seq_length."""
-    packed_train_data_path: Optional[str] = None
+    packed_train_data_path: str | None = None
     """Packed rows to train on: ``.npy`` or ``.parquet``, a file, a folder of shards or a glob. Unset: the run packs its
     examples at the start."""
-    packed_val_data_path: Optional[str] = None
+    packed_val_data_path: str | None = None
     """Packed rows to evaluate on. Unset: data.eval_fraction of the examples, if the run packs them."""
 
 
@@ -176,10 +176,10 @@ class DataConfig:
     batching: str = _one_of("padded", "packed", "fixed", default="padded")
     """``padded``: one document per sample, padded to the longest of the micro-batch; ``packed``: whole documents back to
     back, separated in attention; ``fixed``: slices of the concatenated stream."""
-    document_separator: Optional[str] = None
+    document_separator: str | None = None
     """Text between two documents of one file. Unset: each file is one document (the standard library's sources are split
     at two blank lines, that is, at their top-level definitions)."""
-    max_documents: Optional[int] = None
+    max_documents: int | None = None
     """Maximum number of documents. Unset: all."""
     min_document_length: int = 2
     """Documents shorter than this many tokens are left out."""
@@ -191,7 +191,7 @@ class DataConfig:
     """Images: maximum per sample; the actual number is random and may be 0."""
     longest_line: int = 24
     """Images: lines of text with more characters are left out."""
-    packed_sequence_specs: Optional[PackedSequenceSpecs] = None
+    packed_sequence_specs: PackedSequenceSpecs | None = None
     """Packed rows of instructions: their size, and the files that hold them. Unset: rows of model.seq_length."""
 
 
@@ -209,7 +209,7 @@ class OptimizerConfig:
     """Shape of the decay."""
     lr_warmup_iters: int = 0
     """Steps of linear warm-up."""
-    lr_decay_iters: Optional[int] = None
+    lr_decay_iters: int | None = None
     """Steps after which min_lr is reached. Unset: train.train_iters."""
     weight_decay: float = 0.1
     """Decoupled weight decay."""
@@ -239,25 +239,25 @@ class LoggerConfig:
     """The console shows warnings and errors alone."""
     dir: str = "runs/${name}"
     """Folder of the run: effective configuration, metrics and the W&B files."""
-    metrics_file: Optional[str] = "${logger.dir}/metrics.jsonl"
+    metrics_file: str | None = "${logger.dir}/metrics.jsonl"
     """JSON lines, one object per log point. null: none."""
-    wandb_project: Optional[str] = "${oc.env:WANDB_PROJECT,bridge}"
+    wandb_project: str | None = "${oc.env:WANDB_PROJECT,bridge}"
     """W&B project. null: no W&B."""
-    wandb_entity: Optional[str] = None
+    wandb_entity: str | None = None
     """W&B team or user. Unset: the account's default."""
-    wandb_exp_name: Optional[str] = None
+    wandb_exp_name: str | None = None
     """Name of the W&B run. Unset: the recipe's name."""
-    wandb_mode: Optional[str] = _one_of("online", "offline", "disabled", default=None)
+    wandb_mode: str | None = _one_of("online", "offline", "disabled", default=None)
     """Unset: online if an account is configured, otherwise offline."""
     wandb_tags: list[str] = field(default_factory=list)
     """Tags of the W&B run."""
-    tensorboard_dir: Optional[str] = None
+    tensorboard_dir: str | None = None
     """Folder of TensorBoard's event files. Unset: no TensorBoard."""
-    mlflow_experiment: Optional[str] = None
+    mlflow_experiment: str | None = None
     """MLflow experiment. Unset: no MLflow."""
-    mlflow_run_name: Optional[str] = None
+    mlflow_run_name: str | None = None
     """Name of the MLflow run. Unset: the recipe's name."""
-    mlflow_tracking_uri: Optional[str] = None
+    mlflow_tracking_uri: str | None = None
     """``https://...`` or ``sqlite:///...``. Unset: MLflow's own setting."""
     mlflow_tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run."""
@@ -269,15 +269,15 @@ class LoggerConfig:
 class CheckpointConfig:
     """Saving and resuming."""
 
-    save: Optional[str] = None
+    save: str | None = None
     """Folder to save checkpoints in. Unset: none are saved."""
-    load: Optional[str] = None
+    load: str | None = None
     """Folder to resume from; an empty or missing folder starts a new run. Unset: no resume."""
-    save_interval: Optional[int] = None
+    save_interval: int | None = None
     """Steps between checkpoints. Unset: only at the end."""
-    keep: Optional[int] = None
+    keep: int | None = None
     """Number of newest checkpoints to keep. Unset: all."""
-    pretrained_checkpoint: Optional[str] = None
+    pretrained_checkpoint: str | None = None
     """Checkpoint folder of a trained model to fine-tune: a new run starts from its newest weights. Frozen weights
     stay there and are not saved again. Unset: random weights."""
 
@@ -311,9 +311,9 @@ class PeftConfig:
 class HardwareConfig:
     """What the run's speed is compared with."""
 
-    device_name: Optional[str] = None
+    device_name: str | None = None
     """Name for the peak table, for example ``NVIDIA H100 80GB HBM3``. Unset: what the device reports."""
-    peak_flops: Optional[float] = None
+    peak_flops: float | None = None
     """Dense peak of one device in FLOP/s; overrides the table."""
 
 
@@ -330,7 +330,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    peft: Optional[PeftConfig] = None
+    peft: PeftConfig | None = None
     """Unset: every weight is trained."""
     callbacks: list[Any] = field(default_factory=list)
     """Objects to call at the events of training: mappings with ``_target_`` (an import path) and its arguments."""

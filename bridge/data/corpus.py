@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,8 @@ def load_corpus(
     path: Any,
     tokenizer: Tokenizer,
     *,
-    separator: Optional[str] = None,
-    max_documents: Optional[int] = None,
+    separator: str | None = None,
+    max_documents: int | None = None,
     min_document_length: int = 2,
 ) -> Corpus:
     """Read and tokenize the documents of ``data.path``, leaving out those that are too short.

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from bridge.data.text import find_files
 from bridge.flops.shapes import ConfigError
@@ -28,7 +28,7 @@ class Example(NamedTuple):
     answer: bytes
 
 
-def read_examples(path: Any = None, max_examples: Optional[int] = None) -> list[Example]:
+def read_examples(path: Any = None, max_examples: int | None = None) -> list[Example]:
     """The examples in the files that ``data.path`` names.
 
     Args:

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class ImageData:
         )  # fmt: skip
         evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
         self.training: ImageSamples = samples([lines[number] for number in training])
-        self.evaluation: Optional[ImageSamples] = samples([lines[number] for number in evaluation]) if evaluates else None
+        self.evaluation: ImageSamples | None = samples([lines[number] for number in evaluation]) if evaluates else None
         self.schedule = schedule_for(cfg)
         self.collate: Collate = partial(collate_images, rows=collate_for(cfg), vision=vision)
         self.fingerprint = f"{len(lines)} lines, crc32 {zlib.crc32(chr(10).join(lines).encode()):08x}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class InstructionData:
         self.schedule = schedule_for(cfg)
         self.collate = collate_for(cfg)
         self.training = PackedRows(training, cfg)
-        self.evaluation: Optional[PackedRows] = PackedRows(evaluation, cfg) if evaluates else None
+        self.evaluation: PackedRows | None = PackedRows(evaluation, cfg) if evaluates else None
         have, need = len(training), self.schedule.global_batch_size
         if have < need:
             raise ConfigError(
@@ -121,7 +121,7 @@ def packed_sequence_size(cfg: Config) -> int:
     return (specs and specs.packed_sequence_size) or cfg.model.seq_length
 
 
-def _named(cfg: Config) -> Optional[PackedSequenceSpecs]:
+def _named(cfg: Config) -> PackedSequenceSpecs | None:
     """The packed files to read, if there are any."""
     specs = cfg.data.packed_sequence_specs
     return None if specs is None or specs.packed_train_data_path is None else specs

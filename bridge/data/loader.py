@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -34,7 +34,7 @@ class RunData(Protocol):
     """Training and evaluation data of a run, independent of ranks."""
 
     training: SampleSource
-    evaluation: Optional[SampleSource]
+    evaluation: SampleSource | None
     schedule: BatchSchedule
     collate: Collate
     fingerprint: str
@@ -98,7 +98,7 @@ class TextData:
         self.schedule = schedule_for(cfg)
         self.collate = collate_for(cfg)
         self.training: Samples = kind(corpus, training, seq_length, cfg.train.seed)
-        self.evaluation: Optional[Samples] = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates else None
+        self.evaluation: Samples | None = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates else None
         self._check(cfg, len(corpus))
 
     def _check(self, cfg: Config, documents: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class BatchSchedule:
     """
 
     global_batch_size: int
-    rampup: Optional[tuple[int, int, int]] = None
+    rampup: tuple[int, int, int] | None = None
 
     def size(self, consumed_samples: int) -> int:
         """Samples of the step that begins after ``consumed_samples``."""

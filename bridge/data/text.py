@@ -12,7 +12,7 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.shapes import ConfigError
 
@@ -83,7 +83,7 @@ def _standard_library() -> Iterator[Path]:
         raise ConfigError(f"data.path is unset, and {root} holds no Python sources. Set data.path to a folder of text.")
 
 
-def read_documents(path: Any = None, separator: Optional[str] = None, max_documents: Optional[int] = None) -> list[bytes]:
+def read_documents(path: Any = None, separator: str | None = None, max_documents: int | None = None) -> list[bytes]:
     """Read all documents, as bytes, in file order.
 
     Args:
@@ -112,6 +112,6 @@ def read_documents(path: Any = None, separator: Optional[str] = None, max_docume
     return documents
 
 
-def _cut(content: bytes, separator: Optional[bytes]) -> Sequence[bytes]:
+def _cut(content: bytes, separator: bytes | None) -> Sequence[bytes]:
     parts = (content,) if separator is None else (part.strip(b"\n") for part in content.split(separator))
     return [part for part in parts if part]

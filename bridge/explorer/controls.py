@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Union
+from typing import Any
 
 from bridge.flops import ConfigError
 
@@ -142,7 +142,7 @@ class Toggle(_Control):
         return "1" if value else "0"
 
 
-Control = Union[Slider, Choice, Choices, Toggle]
+Control = Slider | Choice | Choices | Toggle
 Values = dict[str, Any]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from bridge.flops.statistics import Statistic
 
@@ -31,7 +30,7 @@ class ClosedForm:
     forms: tuple[tuple[int, int, int], ...]
     denominator: int
 
-    def flops(self, number: int, total: int, squares: int) -> Optional[int]:
+    def flops(self, number: int, total: int, squares: int) -> int | None:
         """The FLOPs, where they are integral; else None. ``number`` is positive."""
         windows = self.windows
         a, b, c = self.forms[bisect_left(windows, -(-total // number)) if windows else 0]
@@ -39,7 +38,7 @@ class ClosedForm:
         return None if rest else flops
 
 
-def closed_form(statistics: Sequence[Statistic], values: Sequence[int], denominator: int) -> Optional[ClosedForm]:
+def closed_form(statistics: Sequence[Statistic], values: Sequence[int], denominator: int) -> ClosedForm | None:
     """The form of what prices these statistics; None where some of them have none.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.components.self_attention import CORE
 from bridge.flops.shapes import ConfigError, short
@@ -94,8 +94,8 @@ class Formats:
         teacher: formats of a teacher that runs beside the model; None: the same.
     """
 
-    base: Optional[str] = None
-    recipe: Optional[Recipe] = None
+    base: str | None = None
+    recipe: Recipe | None = None
     unknown: str = ""
     first: int = 0
     last: int = 0
@@ -103,8 +103,8 @@ class Formats:
     output_layer: bool = False
     kept: Pass = Pass.NONE
     left_out: tuple[str, ...] = ()
-    modules: Optional[frozenset[str]] = None
-    teacher: Optional[Formats] = None
+    modules: frozenset[str] | None = None
+    teacher: Formats | None = None
 
     @property
     def name(self) -> str:
@@ -222,13 +222,13 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
     )
 
 
-def _base(field: Callable[[str], Any]) -> Optional[str]:
+def _base(field: Callable[[str], Any]) -> str | None:
     """What is not quantized runs in; None where a configuration says nothing of it."""
     low = next((name for name in ("bf16", "fp16") if field(name)), None)
     return low or (None if field("bf16") is None else "fp32")
 
 
-def _recipe(kind: str, field: Callable[[str], Any]) -> Optional[Recipe]:
+def _recipe(kind: str, field: Callable[[str], Any]) -> Recipe | None:
     name = _plain(field(f"{kind}_recipe")) or _DEFAULTS[kind]
     table: Mapping[str, Recipe] = RECIPES if field("fp8_output_proj") is None else {**RECIPES, **NEWER}
     recipe = table.get(name) if isinstance(name, str) else None

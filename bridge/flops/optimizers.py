@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.plan import FLOPS_PER_MAC, Plan
 from bridge.flops.shapes import ConfigError, short
@@ -74,7 +74,7 @@ RULES: dict[str, Callable[[Optimizer, int, int], int]] = {"muon": _muon, "shampo
 _ALIASES = {"adaptive_muon": "muon", "muon_hyperball": "muon", "dist_muon": "muon", "rekls": "soap"}
 
 
-def of_config(get: Callable[[str], Any]) -> Optional[Optimizer]:
+def of_config(get: Callable[[str], Any]) -> Optimizer | None:
     """The optimizer that a configuration asks for; None where it multiplies no matrices.
 
     Args:

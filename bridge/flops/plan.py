@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cached_property
 from math import lcm
 from operator import mul
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from bridge.flops import conventions, frameworks, layer_pattern, plan_view, reading, transforms
 from bridge.flops.choices import Choice
@@ -274,7 +274,7 @@ class Plan:
         self._stages: dict[Layout, dict[str, list[Coefficients]]] = {}
 
     def with_terms(
-        self, terms: Sequence[Term], not_counted: tuple[str, ...], hardware_unknown: Optional[tuple[str, ...]] = None
+        self, terms: Sequence[Term], not_counted: tuple[str, ...], hardware_unknown: tuple[str, ...] | None = None
     ) -> Plan:
         """The same plan with other terms and, if given, another ``hardware_unknown``."""
         unknown = self.hardware_unknown if hardware_unknown is None else hardware_unknown
@@ -391,7 +391,7 @@ class Plan:
         known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 
-    def text_form(self) -> Optional[ClosedForm]:
+    def text_form(self) -> ClosedForm | None:
         """The training FLOPs of a text-only batch as a function of its moments; None if they are not linear in them."""
         if self._needs_byte_patches or self.needs_lengths:
             return None

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops import formats, frameworks, shapes, transforms
 from bridge.flops.components.registry import PROJECTORS, SYMBOLS, VARIANTS
@@ -62,20 +62,20 @@ class Model:
         traced: the terms of a module that was run (``bridge.tracing``), with the passes that ran; all other parts are then None.
     """
 
-    language: Optional[ModelShape] = None
-    vision: Optional[VisionShape] = None
-    audio: Optional[AudioShape] = None
-    diffusion: Optional[DiffusionShape] = None
-    byte_latent: Optional[ByteLatentShape] = None
-    adapters: Optional[Lora] = None
+    language: ModelShape | None = None
+    vision: VisionShape | None = None
+    audio: AudioShape | None = None
+    diffusion: DiffusionShape | None = None
+    byte_latent: ByteLatentShape | None = None
+    adapters: Lora | None = None
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     framework: Framework = frameworks.MEGATRON
-    teacher: Optional[Model] = None
+    teacher: Model | None = None
     reference: bool = False
     adapted: bool = False
     layout: Layout = Layout()
-    sequence_length: Optional[int] = None
+    sequence_length: int | None = None
     true_vocabulary: bool = True
     not_counted: tuple[str, ...] = ()
     hardware_unknown: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class Description:
     parallel: Any = None
     teacher: Any = None
     reference_model: Any = False
-    framework: Optional[str] = None
+    framework: str | None = None
     not_counted: Sequence[str] = ()
     hardware_unknown: Sequence[str] = ()
 
@@ -422,7 +422,7 @@ def _audio(model: Any) -> tuple[AudioShape | None, list[str]]:
     return audio, []
 
 
-def _unknown_variant(shape: Optional[ModelShape]) -> list[str]:
+def _unknown_variant(shape: ModelShape | None) -> list[str]:
     variant = shape.experimental_attention_variant if shape else None
     if not variant or variant in VARIANTS:
         return []
@@ -494,7 +494,7 @@ _UNPRICED_PEFT = (
 )  # fmt: skip
 
 
-def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], list[str]]:
+def _peft(peft: Any) -> tuple[Lora | None, tuple[str, ...], tuple[str, ...], list[str]]:
     """The adapters that ``peft`` asks for, patterns of what it freezes and what trains nevertheless, and what is not priced.
 
     Ours has ``kind``, ``dim``, ``target_modules``, ``freeze`` and ``train``; Megatron-Bridge's LoRA and DoRA objects have the
@@ -529,6 +529,6 @@ def _peft(peft: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...], 
     return lora, freeze, train, unpriced
 
 
-def peft_of(cfg: Any) -> tuple[Optional[Lora], tuple[str, ...], tuple[str, ...]]:
+def peft_of(cfg: Any) -> tuple[Lora | None, tuple[str, ...], tuple[str, ...]]:
     """The adapters of ``cfg.peft``, the patterns of what it freezes and of what trains nevertheless; (None, (), ()) without."""
     return _peft(get(cfg, "peft"))[:3]

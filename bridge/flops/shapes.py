@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Optional
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -22,7 +22,7 @@ MAX_LAYERS = 20_000
 _MOST = 10**15
 
 
-def size(default: Optional[int] = None, *, least: int = 1, off: bool = False, when: str = "") -> Any:
+def size(default: int | None = None, *, least: int = 1, off: bool = False, when: str = "") -> Any:
     """A field that holds a whole number.
 
     Args:
@@ -102,7 +102,7 @@ def _allowed(shape: Any, item: Field[Any], value: Any, name: str) -> Any:
     return value
 
 
-_KINDS: dict[str, Any] = {"bool": bool, "str": str, "Optional[str]": str, "float": (int, float), "Optional[float]": (int, float)}
+_KINDS: dict[str, Any] = {"bool": bool, "str": str, "str | None": str, "float": (int, float), "float | None": (int, float)}
 _NAMES: dict[Any, str] = {bool: "true or false", str: "text", (int, float): "a number"}
 
 
@@ -115,23 +115,23 @@ class ModelShape:
     """
 
     # ---- the transformer -------------------------------------------------------------------------
-    num_layers: Optional[int] = size()
+    num_layers: int | None = size()
     """Decoder layers, without the multi-token-prediction layers. Required, unless a hybrid pattern is given."""
-    hidden_size: Optional[int] = size()
+    hidden_size: int | None = size()
     """Width of the residual stream. Required."""
-    ffn_hidden_size: Optional[int] = size(least=0)
+    ffn_hidden_size: int | None = size(least=0)
     """Inner width of a dense MLP; 4 x hidden_size when unset."""
-    num_attention_heads: Optional[int] = size(off=True)
+    num_attention_heads: int | None = size(off=True)
     """Query heads. Required."""
-    num_query_groups: Optional[int] = size(off=True)
+    num_query_groups: int | None = size(off=True)
     """Key/value heads (GQA); num_attention_heads when unset."""
-    kv_channels: Optional[int] = size(off=True)
+    kv_channels: int | None = size(off=True)
     """Width of one head; hidden_size // num_attention_heads when unset."""
-    v_channels: Optional[int] = size(off=True)
+    v_channels: int | None = size(off=True)
     """Width of a value head where it is not kv_channels (MiMo-V2)."""
-    vocab_size: Optional[int] = size()
+    vocab_size: int | None = size()
     """Tokens in the vocabulary, unpadded. Required, unless padded_vocab_size is given."""
-    padded_vocab_size: Optional[int] = size(off=True)
+    padded_vocab_size: int | None = size(off=True)
     """Rows of the embedding as the host built it; unset: padded by the next three fields."""
     make_vocab_size_divisible_by: int = size(128)
     """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
@@ -139,11 +139,11 @@ class ModelShape:
     """Whether the padding above is applied by the conventions that know it."""
     tensor_model_parallel_size: int = size(1)
     """Only for the padding of the vocabulary."""
-    seq_length: Optional[int] = size()
+    seq_length: int | None = size()
     """Tokens per sequence when no lengths are given."""
     gated_linear_unit: bool = False
     """SwiGLU/GeGLU: the up projection is twice as wide."""
-    mtp_num_layers: Optional[int] = size(off=True)
+    mtp_num_layers: int | None = size(off=True)
     """Multi-token-prediction depths (DeepSeek-V3)."""
     share_embeddings_and_output_weights: bool = False
     """Tied embeddings: one matrix for both ends."""
@@ -182,7 +182,7 @@ class ModelShape:
     """Fraction of a head's channels that RoPE turns."""
     position_embedding_type: str = "rope"
     """``learned_absolute`` adds max_position_embeddings x hidden_size parameters."""
-    max_position_embeddings: Optional[int] = size(off=True)
+    max_position_embeddings: int | None = size(off=True)
     """Rows of a learned position table."""
 
     # ---- attention shape -------------------------------------------------------------------------
@@ -194,33 +194,33 @@ class ModelShape:
     """int N: every Nth layer is global; list: 1 is local; unset: all layers are local."""
     interleaved_attn_pattern: Any = entries(int)
     """(local, global): numbers of local layers and of global layers after them, repeated (Gemma 2 and 3)."""
-    attention_chunk_size: Optional[int] = size(off=True)
+    attention_chunk_size: int | None = size(off=True)
     """Llama 4: tokens attend inside chunks, except in layers that no_rope_freq leaves without RoPE."""
     no_rope_freq: Any = None
     """int N: every Nth layer has no RoPE; list: 1 is without."""
-    global_kv_channels: Optional[int] = size(off=True)
+    global_kv_channels: int | None = size(off=True)
     """Head width of the global layers where it differs (Gemma 4)."""
-    global_num_query_groups: Optional[int] = size(off=True)
+    global_num_query_groups: int | None = size(off=True)
     """Key/value heads of the global layers where they differ (Gemma 4)."""
     global_attention_k_eq_v: bool = False
     """Global layers project keys once and use them as values (Gemma 4)."""
     attention_k_eq_v: bool = False
     """All layers do so (MaxText's share_kv_projections)."""
-    attention_output_size: Optional[int] = size(off=True)
+    attention_output_size: int | None = size(off=True)
     """Attention ends in this width, the experts work in it, and a separate projection leads back (MaxText's custom Qwen3)."""
-    num_kv_shared_layers: Optional[int] = size(off=True)
+    num_kv_shared_layers: int | None = size(off=True)
     """Number of last layers that reuse the keys and values of an earlier layer (Gemma 3n, Gemma 4 E2B/E4B)."""
     use_double_wide_mlp: bool = False
     """The layers that share keys and values have an MLP twice as wide (Gemma 4 E2B)."""
-    hidden_size_per_layer_input: Optional[int] = size(off=True)
+    hidden_size_per_layer_input: int | None = size(off=True)
     """Width of the per-layer embeddings (Gemma 3n, Gemma 4 E2B/E4B)."""
-    vocab_size_per_layer_input: Optional[int] = size(off=True)
+    vocab_size_per_layer_input: int | None = size(off=True)
     """Rows of the per-layer embedding table; vocab_size when unset."""
 
     # ---- multi-head latent attention -------------------------------------------------------------
     multi_latent_attention: bool = False
     """MLA (DeepSeek-V2 and later)."""
-    q_lora_rank: Optional[int] = size(off=True)
+    q_lora_rank: int | None = size(off=True)
     """Rank of the query compression; unset: queries are projected directly."""
     kv_lora_rank: int = size(512, when="has_latent_keys")
     """Rank of the key/value compression."""
@@ -232,19 +232,19 @@ class ModelShape:
     """Width of a value head."""
 
     # ---- experts ---------------------------------------------------------------------------------
-    num_moe_experts: Optional[int] = size(off=True)
+    num_moe_experts: int | None = size(off=True)
     """Routed experts of a MoE layer; unset: a dense model."""
     moe_layer_freq: Any = 1
     """int N: layer i (from 0) is MoE when i % N == 0; a list holds 1 for MoE, one entry per layer."""
     moe_router_topk: int = size(2, when="has_experts")
     """Experts per token."""
-    moe_ffn_hidden_size: Optional[int] = size(off=True, when="has_experts")
+    moe_ffn_hidden_size: int | None = size(off=True, when="has_experts")
     """Inner width of one routed expert; ffn_hidden_size when unset."""
-    moe_shared_expert_intermediate_size: Optional[int] = size(least=0, when="has_experts")
+    moe_shared_expert_intermediate_size: int | None = size(least=0, when="has_experts")
     """Inner width of the shared experts together."""
     moe_shared_expert_gate: bool = False
     """A sigmoid gate (hidden_size x 1) on the shared experts."""
-    moe_latent_size: Optional[int] = size(off=True, when="has_experts")
+    moe_latent_size: int | None = size(off=True, when="has_experts")
     """Routed experts work in a latent space of this width (Nemotron 3)."""
     moe_branch_norms: bool = False
     """Separate norms before and after the routed experts and after the shared ones, and scales on the router (Gemma 4)."""
@@ -252,7 +252,7 @@ class ModelShape:
     """A correction bias per expert (DeepSeek-V3)."""
 
     # ---- sparse and linear attention -------------------------------------------------------------
-    experimental_attention_variant: Optional[str] = None
+    experimental_attention_variant: str | None = None
     """The name of a mixer: ``gdn`` (old name ``gated_delta_net``), ``gdn2``, ``dsa``, ``dsv4_hybrid`` (``registry.VARIANTS``)."""
     linear_attention_freq: Any = None
     """int N: layer i (from 1) is attention when i % N == 0, else linear; list: 1 is linear."""
@@ -263,8 +263,8 @@ class ModelShape:
     linear_num_value_heads: int = size(32, when="has_delta_net")
     kimi_kda_layers: Any = entries(int)
     """Numbers (from 1) of the layers with Kimi delta attention; the others are MLA."""
-    kimi_linear_num_heads: Optional[int] = size(off=True)
-    kimi_linear_head_dim: Optional[int] = size(off=True)
+    kimi_linear_num_heads: int | None = size(off=True)
+    kimi_linear_head_dim: int | None = size(off=True)
     kimi_linear_low_rank_gate: bool = False
     """The output gate goes through kimi_linear_head_dim channels (Hugging Face's Kimi Linear), not straight."""
     kimi_linear_conv_kernel_size: int = size(4, when="kimi_kda_layers")
@@ -276,11 +276,11 @@ class ModelShape:
     """Biases on it and on its two projections."""
     selective_scan_layers: Any = entries(int)
     """A list with 1 for each layer that is a first-generation Mamba, 0 for attention (Jamba)."""
-    selective_scan_inner_size: Optional[int] = size(when="selective_scan_layers")
+    selective_scan_inner_size: int | None = size(when="selective_scan_layers")
     """Width inside."""
     selective_scan_state_dim: int = size(16, when="selective_scan_layers")
     """State entries per channel."""
-    selective_scan_dt_rank: Optional[int] = size(when="selective_scan_layers")
+    selective_scan_dt_rank: int | None = size(when="selective_scan_layers")
     """Width that the step sizes are projected from."""
     selective_scan_kernel: int = size(4, when="selective_scan_layers")
     """Taps of its convolution."""
@@ -290,10 +290,10 @@ class ModelShape:
     """Biases on the projections into the block and out of it."""
     selective_scan_norms: bool = False
     """Norms on the step sizes' latent and on both matrices of the state (Jamba)."""
-    dsa_indexer_n_heads: Optional[int] = None
-    dsa_indexer_head_dim: Optional[int] = None
-    dsa_indexer_topk: Optional[int] = None
-    dsa_indexer_loss_coeff: Optional[float] = None
+    dsa_indexer_n_heads: int | None = None
+    dsa_indexer_head_dim: int | None = None
+    dsa_indexer_topk: int | None = None
+    dsa_indexer_loss_coeff: float | None = None
     dsa_indexer_use_sparse_loss: bool = False
     dsa_indexer_topk_freq: int = size(1)
     dsa_indexer_skip_topk_offset: int = size(0, least=0)
@@ -303,9 +303,9 @@ class ModelShape:
     csa_window_size: int = size(128)
     csa_compress_ratios: Any = entries(int)
     """One of 0, 4 or 128 for each layer, MTP layers included (DeepSeek-V4)."""
-    o_groups: Optional[int] = size(off=True)
-    o_lora_rank: Optional[int] = size(off=True)
-    hc_mult: Optional[int] = size(off=True)
+    o_groups: int | None = size(off=True)
+    o_lora_rank: int | None = size(off=True)
+    hc_mult: int | None = size(off=True)
     """Copies of the residual stream (hyper-connections)."""
 
     block_configs: Any = None
@@ -327,7 +327,7 @@ class ModelShape:
 
     # ---- hybrid models ---------------------------------------------------------------------------
     is_hybrid_model: bool = False
-    hybrid_layer_pattern: Optional[str] = None
+    hybrid_layer_pattern: str | None = None
     """One symbol per layer: ``M`` Mamba, ``*`` attention, ``+`` MLA, ``-`` MLP, ``E`` MoE, ``G`` GDN, ``D`` DeepSeek sparse
     attention, ``P`` attention and Mamba in parallel.
 
@@ -336,14 +336,14 @@ class ModelShape:
     hybrid_mla_symbol: str = "*"
     """What MLA is called in patterns: ``*`` with multi_latent_attention (megatron-core 0.16), or ``+`` alone (later). A pattern
     with a ``+`` in it means the latter."""
-    mtp_hybrid_override_pattern: Optional[str] = None
+    mtp_hybrid_override_pattern: str | None = None
     """Symbols of each of the mtp_num_layers depths, where hybrid_layer_pattern has no ``/``."""
     hybrid_attention_ratio: float = 0.0
     hybrid_mlp_ratio: float = 0.0
     mamba_state_dim: int = size(128, when="is_hybrid")
     mamba_head_dim: int = size(64, when="is_hybrid")
     mamba_num_groups: int = size(8, when="is_hybrid")
-    mamba_num_heads: Optional[int] = size(off=True)
+    mamba_num_heads: int | None = size(off=True)
     gated_delta_product: bool = False
     """Every ``M`` of a pattern is a gated delta product layer of Mamba's sizes (Megatron-LM's gdp_stack_spec)."""
     gdp_num_householder: int = size(3, when="gated_delta_product")
@@ -352,13 +352,13 @@ class ModelShape:
     """A norm on what the scan returns (Falcon-H1 can do without)."""
 
     # ---- encoders -----------------------------------------------------------------------------------
-    encoder_num_layers: Optional[int] = size(off=True)
+    encoder_num_layers: int | None = size(off=True)
     """Layers of an encoder the decoder cross-attends to (T5, Whisper); unset: a decoder alone."""
-    encoder_ffn_hidden_size: Optional[int] = size(off=True)
+    encoder_ffn_hidden_size: int | None = size(off=True)
     """Inner width of the encoder's MLPs; ffn_hidden_size when unset."""
-    encoder_num_attention_heads: Optional[int] = size(off=True)
+    encoder_num_attention_heads: int | None = size(off=True)
     """Heads of the encoder; num_attention_heads when unset."""
-    relative_attention_num_buckets: Optional[int] = size(off=True)
+    relative_attention_num_buckets: int | None = size(off=True)
     """Rows of T5's table of relative positions (one column a head), one table for the encoder and one for the decoder."""
     add_key_bias: bool = True
     """False: keys have no bias where queries and values have one (Whisper)."""
@@ -382,11 +382,11 @@ class ModelShape:
     """The vision tower, with Hugging Face's field names."""
 
     # ---- recomputation ---------------------------------------------------------------------------
-    recompute_granularity: Optional[str] = None
+    recompute_granularity: str | None = None
     """``full`` or ``selective``."""
-    recompute_method: Optional[str] = None
+    recompute_method: str | None = None
     """``uniform`` or ``block`` (full recomputation)."""
-    recompute_num_layers: Optional[int] = size(off=True)
+    recompute_num_layers: int | None = size(off=True)
     recompute_modules: Any = entries(str)
     """Selective recomputation: ``core_attn``, ``mlp``, ``moe``, ``shared_experts``, ``mla_up_proj``, ..."""
     freeze_language_model: bool = False
@@ -477,16 +477,16 @@ class ModelShape:
 class VisionShape:
     """A vision tower, with the names of Hugging Face's vision configs."""
 
-    depth: Optional[int] = size()
+    depth: int | None = size()
     """Layers."""
     num_heads: int = 16
     """Heads of its attention; they share the width, so that only the operation ledger tells them apart."""
-    hidden_size: Optional[int] = size()
+    hidden_size: int | None = size()
     """Width of the tower."""
-    intermediate_size: Optional[int] = size(off=True)
+    intermediate_size: int | None = size(off=True)
     """Inner width of the MLP; mlp_ratio x hidden_size when unset."""
     mlp_ratio: int = size(4)
-    out_hidden_size: Optional[int] = size()
+    out_hidden_size: int | None = size()
     """Width the merger projects to; the language model's when unset."""
     spatial_merge_size: int = size(2)
     """Patches merged into one token along each side."""
@@ -519,10 +519,10 @@ class VisionShape:
     """Biases on what follows the attention and in the MLP."""
     patch_norm: bool = False
     """A norm of patches before their positions are added (GLM-4.1V)."""
-    projector_input_dim: Optional[int] = size()
-    projector_output_dim: Optional[int] = size()
+    projector_input_dim: int | None = size()
+    projector_output_dim: int | None = size()
     """Widths inside Llama 4's pixel-shuffle MLP; intermediate_size goes in. The first is ``gated_merger``'s inner width, too."""
-    vision_output_dim: Optional[int] = size()
+    vision_output_dim: int | None = size()
     """What Llama 4's projector reads; projector_output_dim when unset."""
 
     @property
@@ -555,17 +555,17 @@ class VisionShape:
 class DiffusionShape:
     """A diffusion transformer, with the names of diffusers' configs; sequence lengths are latent tokens of the images."""
 
-    num_layers: Optional[int] = size()
+    num_layers: int | None = size()
     """Blocks; in Flux those that keep text and image apart."""
     num_single_layers: int = size(0, least=0)
     """Flux's later blocks, where text and image are one sequence."""
-    num_attention_heads: Optional[int] = size()
-    attention_head_dim: Optional[int] = size()
+    num_attention_heads: int | None = size()
+    attention_head_dim: int | None = size()
     """Width of a head; heads x width is the model's."""
     mlp_ratio: int = size(4)
-    in_channels: Optional[int] = size()
+    in_channels: int | None = size()
     """Channels of the latents (Flux: of a packed latent token)."""
-    out_channels: Optional[int] = size(off=True)
+    out_channels: int | None = size(off=True)
     """Channels of the prediction; in_channels when unset."""
     patch_size: int = size(1)
     """Side of a patch of latents."""
@@ -583,11 +583,11 @@ class DiffusionShape:
 class AudioShape:
     """A Whisper-style audio encoder, with the names of Hugging Face's configs."""
 
-    d_model: Optional[int] = size()
+    d_model: int | None = size()
     """Width."""
-    encoder_layers: Optional[int] = size()
-    encoder_attention_heads: Optional[int] = size()
-    encoder_ffn_dim: Optional[int] = size()
+    encoder_layers: int | None = size()
+    encoder_attention_heads: int | None = size()
+    encoder_ffn_dim: int | None = size()
     """Inner width of the MLPs."""
     num_mel_bins: int = size(80)
     """Channels of the spectrogram."""
@@ -595,7 +595,7 @@ class AudioShape:
     """Rows of the position table."""
     pooling: int = size(2)
     """Positions averaged into one token of the language model (Qwen2-Audio)."""
-    output_dim: Optional[int] = size()
+    output_dim: int | None = size()
     """Width it is projected to; the language model's when unset."""
 
 
@@ -606,8 +606,8 @@ class StackShape:
     num_hidden_layers: int = size()
     hidden_size: int = size()
     num_attention_heads: int = size()
-    num_key_value_heads: Optional[int] = size(off=True)
-    intermediate_size: Optional[int] = size(off=True)
+    num_key_value_heads: int | None = size(off=True)
+    intermediate_size: int | None = size(off=True)
     """Inner width of the MLP; 8/3 x hidden_size when unset."""
 
 
@@ -624,7 +624,7 @@ class ByteLatentShape:
     decoder_config: StackShape = field(
         default_factory=lambda: StackShape(num_hidden_layers=9, hidden_size=1024, num_attention_heads=16, intermediate_size=2816)
     )
-    patcher_config: Optional[StackShape] = field(
+    patcher_config: StackShape | None = field(
         default_factory=lambda: StackShape(num_hidden_layers=14, hidden_size=768, num_attention_heads=12, intermediate_size=2048)
     )
     """The entropy model; None where patches come from elsewhere (fixed strides, spaces)."""
@@ -634,9 +634,9 @@ class ByteLatentShape:
     """Vectors of the local width that stand for one patch."""
     encoder_cross_attn_all_layers: bool = False
     decoder_cross_attn_all_layers: bool = True
-    local_attention_window_len: Optional[int] = size(512, off=True)
+    local_attention_window_len: int | None = size(512, off=True)
     """Window of the local models in bytes; None for none."""
-    patcher_sliding_window: Optional[int] = size(512, off=True)
+    patcher_sliding_window: int | None = size(512, off=True)
     encoder_hash_byte_group_size: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     """Lengths of the byte n-grams that are hashed into tables."""
     encoder_hash_byte_group_vocab: int = size(500002)

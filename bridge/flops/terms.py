@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Union
+from typing import Any
 
 from bridge.flops.elementwise import NOTHING, Operations
 from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Shape, Statistic
@@ -128,7 +128,7 @@ class Context:
 
 CAUSAL = Context("causal")
 
-Rows = Union[Statistic, Context]
+Rows = Statistic | Context
 
 
 @dataclass(frozen=True)

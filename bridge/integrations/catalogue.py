@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Optional
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Adapter:
     imports: str
     lines: str
 
-    def version(self) -> Optional[str]:
+    def version(self) -> str | None:
         """Of the framework as it is installed here; empty where it does not say; None where it is not installed."""
         try:
             if find_spec(self.imports) is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops import ConfigError
 from bridge.integrations.host_loggers import HostLoggers
@@ -41,7 +41,7 @@ class ThroughputLightningCallback(Callback):
         options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is ``log_every_n_steps`` if unset.
     """
 
-    def __init__(self, config: Any, read: Optional[Callable[[Any], Any]] = None, **options: Any) -> None:
+    def __init__(self, config: Any, read: Callable[[Any], Any] | None = None, **options: Any) -> None:
         self.throughput = ThroughputCallback(**options)
         self._config, self._read, self._options = config, read, options
         self._context = CallbackContext(state=None, model=[])

@@ -29,7 +29,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops import ConfigError, conventions
 from bridge.integrations import sidecar
@@ -41,7 +41,7 @@ from bridge.planning.quantities import single
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 
-def attach(throughput: Optional[ThroughputCallback] = None) -> None:
+def attach(throughput: ThroughputCallback | None = None) -> None:
     """Count what ``pretrain`` trains on from now on; rows go to Megatron-LM's W&B run every ``log_interval`` iterations.
 
     Args:
@@ -62,10 +62,10 @@ def attach(throughput: Optional[ThroughputCallback] = None) -> None:
 class _Events:
     """One job's, each named as the function that it is read off."""
 
-    def __init__(self, given: Optional[ThroughputCallback], variables: ModuleType) -> None:
+    def __init__(self, given: ThroughputCallback | None, variables: ModuleType) -> None:
         self._given, self._variables = given, variables
         self._throughput = given or ThroughputCallback()
-        self._context: Optional[CallbackContext] = None
+        self._context: CallbackContext | None = None
         """Of the training that runs; None outside of one."""
         self._trained = False
         self._step = 0
@@ -158,7 +158,7 @@ class _Events:
 # ---- without a change of the script --------------------------------------------------------------------------------------
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a training script of Megatron-LM with its flags and ours."""
     sys.argv = list(sys.argv[1:] if argv is None else argv)
     if not sys.argv or not Path(sys.argv[0]).is_file():

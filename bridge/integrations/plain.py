@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -52,7 +52,7 @@ class Throughput:
         model: Any = None,
         config: Any = None,
         *,
-        number_format: Optional[str] = None,
+        number_format: str | None = None,
         wandb: Any = None,
         trackers: Sequence[Tracker] = (),
         **options: Any,
@@ -62,7 +62,7 @@ class Throughput:
         """Completed optimizer steps of all jobs."""
         self._model, self._config, self._number_format = model, config, number_format
         self._trackers = Trackers([*trackers, *attached(wandb)])
-        self._context: Optional[CallbackContext] = None
+        self._context: CallbackContext | None = None
         self._inside = False
         self._hooks: list[Any] = []
 
@@ -189,6 +189,6 @@ def _read(model: Any) -> Any:
         return None
 
 
-def _format(model: Any) -> Optional[str]:
+def _format(model: Any) -> str | None:
     weight = next(iter(model.parameters()), None) if model is not None else None
     return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(getattr(weight, "dtype", None))

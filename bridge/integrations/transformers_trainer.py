@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -47,7 +47,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         self._config, self._options = config, options
         self.throughput = self._new()
         self._hook: Any = None
-        self._phases: Optional[trl_phases.Phases] = None
+        self._phases: trl_phases.Phases | None = None
         self.totals: dict[str, Any] = {}
         """Those of the checkpoint that training went on from."""
 
@@ -149,7 +149,7 @@ def _traced(config: Any, model: Any) -> Any:
     return traced if _is_readable(traced, model) else config
 
 
-def _problem(args: Any, model: Any) -> Optional[str]:
+def _problem(args: Any, model: Any) -> str | None:
     """Why the batches of the ranks do not add up to the work of the devices, if so."""
     if args.n_gpu > 1:
         return f"{args.n_gpu} GPUs share this process (DataParallel); start one process per GPU with torchrun or accelerate"

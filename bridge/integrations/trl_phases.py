@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
 from bridge.config import from_huggingface
 from bridge.integrations.wrapping import Arguments, Call, wrap
-from bridge.metrics.reduction import PendingSum, collective_device, split
+from bridge.metrics.reduction import PendingSum, collective_device, to_limbs
 from bridge.planning.inference import InferencePlan
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Phases:
         ours: Counter[str] = Counter()
         self._safely(lambda: self._add_to(ours))
         self._sequences.clear()
-        limbs = split([*(ours[phase] for phase in PHASES), int(self._failed)])
+        limbs = to_limbs([*(ours[phase] for phase in PHASES), int(self._failed)])
         *summed, failed = PendingSum(limbs, device=collective_device()).wait()
         return {} if failed else {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
 
@@ -97,7 +97,7 @@ class Phases:
         return int(plan.prefill(tokens, logits_to_keep=last) + (plan.decode(tokens, generated) if generated else 0))
 
 
-def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Optional[Phases]:
+def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Phases | None:
     """The phases of a trainer that has them, its model priced as ``read`` reads it; None for every other."""
     if not hasattr(trainer, "_generate_single_turn"):
         return None

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
@@ -36,8 +36,8 @@ class FlopsCounter:
         config: Any,
         convention: str = "exact",
         *,
-        peak: Optional[float] = None,
-        device_name: Optional[str] = None,
+        peak: float | None = None,
+        device_name: str | None = None,
         number_format: str = "bf16",
     ) -> None:
         described = from_huggingface(config) if hasattr(config, "model_type") or isinstance(config, dict) else config
@@ -60,13 +60,13 @@ class FlopsCounter:
         achieved = float(self.plan.flops(batch_seqlens)) / delta_time / _TERA
         return achieved, peak / _TERA if peak else float("inf")
 
-    def _find_peak(self) -> Optional[float]:
+    def _find_peak(self) -> float | None:
         name = self._device_name or _gpu()
         self._peak = peak_flops(name, self._number_format) if name else None
         return self._peak
 
 
-def _gpu() -> Optional[str]:
+def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

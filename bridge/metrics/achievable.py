@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.plan import Plan, Row
 
@@ -52,7 +52,7 @@ class Measured:
     rate: float
 
 
-def matmuls(plan: Plan, tokens: int, *, tensor: int = 1, experts: Optional[int] = None) -> list[Matmul]:
+def matmuls(plan: Plan, tokens: int, *, tensor: int = 1, experts: int | None = None) -> list[Matmul]:
     """The linear layers of a micro-batch, largest work first.
 
     Args:
@@ -68,7 +68,7 @@ def matmuls(plan: Plan, tokens: int, *, tensor: int = 1, experts: Optional[int] 
     return sorted(found, key=lambda one: -one.flops)
 
 
-def _of_row(row: Row, tokens: int, tensor: int, experts: Optional[int]) -> Iterable[Matmul]:
+def _of_row(row: Row, tokens: int, tensor: int, experts: int | None) -> Iterable[Matmul]:
     k = row.k // tensor if row.name in _SHARED_INPUT else row.k
     n = row.n // tensor if row.name in _SHARED_OUTPUT else row.n
     m = max(1, round(tokens * row.times / (experts or 1))) if row.times != 1 else tokens

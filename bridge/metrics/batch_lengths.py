@@ -27,7 +27,7 @@ On the CPU everything is numpy, without a copy.  Tensors on a device are never r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,12 +70,12 @@ class BatchLengths(NamedTuple):
     """
 
     sequences: Array
-    positions: Union[int, Any]
-    image_patches: Optional[Array] = None
-    image_frames: Optional[Array] = None
+    positions: int | Any
+    image_patches: Array | None = None
+    image_frames: Array | None = None
     unmeasured_images: bool = False
-    unread: Optional[Any] = None
-    number_of_images: Optional[int] = None
+    unread: Any | None = None
+    number_of_images: int | None = None
 
     @property
     def on_host(self) -> bool:
@@ -83,7 +83,7 @@ class BatchLengths(NamedTuple):
         return all(isinstance(one, (np.ndarray, int, type(None))) for one in (*self[:4], self.unread))
 
 
-def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:
+def read_lengths(batch: Any, *, images: bool = True) -> BatchLengths | None:
     """The lengths in ``batch``.
 
     Args:
@@ -110,7 +110,7 @@ def read_lengths(batch: Any, *, images: bool = True) -> Optional[BatchLengths]:
     raise NoLengths(f"a {type(batch).__name__} without any of {known}")
 
 
-def _several(batch: Sequence[Any], images: bool) -> Optional[BatchLengths]:
+def _several(batch: Sequence[Any], images: bool) -> BatchLengths | None:
     """A list of samples; a tuple of inputs and what is only compared with, which holds no tokens of its own."""
     if not batch:
         return None
@@ -140,12 +140,12 @@ def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
     )
 
 
-def _sum_of_images(found: Sequence[BatchLengths]) -> Optional[int]:
+def _sum_of_images(found: Sequence[BatchLengths]) -> int | None:
     numbers = [one.number_of_images for one in found if one.number_of_images is not None]
     return sum(numbers) if numbers and len(numbers) == len(found) else None
 
 
-def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
+def _packed(get: Callable[[str], Any]) -> BatchLengths | None:
     """What offsets say in the names of Megatron; None without any."""
     packed = get("packed_seq_params")
     offsets_in = get if packed is None else _getter(packed)
@@ -160,7 +160,7 @@ def _packed(get: Callable[[str], Any]) -> Optional[BatchLengths]:
     return None
 
 
-def _rows(get: Callable[[str], Any]) -> Optional[BatchLengths]:
+def _rows(get: Callable[[str], Any]) -> BatchLengths | None:
     """What masks, positions and shapes say; None without any."""
     mask, tokens = get("attention_mask"), _first(get, TOKEN_NAMES)
     if tokens is None and _first(get, _SOUND) is not None:
@@ -319,7 +319,7 @@ def _segments_on_device(offsets: Any, bound: Any) -> BatchLengths:
     return BatchLengths(lengths, positions, unread=unread)
 
 
-def _last_offset(offsets: Array) -> Union[int, Any]:
+def _last_offset(offsets: Array) -> int | Any:
     """Positions of a packed batch without tokens: the last padded offset of each row."""
     if isinstance(offsets, np.ndarray):
         return int(offsets.max(axis=-1, initial=0).sum())
@@ -342,7 +342,7 @@ def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
     }
 
 
-def _number_of_images(pixels: Sequence[Any]) -> Optional[int]:
+def _number_of_images(pixels: Sequence[Any]) -> int | None:
     """Of pixels [n, channels, height, width]; None for any other form."""
     if not all(getattr(one, "ndim", 0) == 4 for one in pixels):
         return None

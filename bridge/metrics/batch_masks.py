@@ -17,7 +17,7 @@ of 8 x 4,096.  A mask that fits none of these is refused by name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class NoLengths(ValueError):
 _HIDES = -9_999.0
 
 
-def mask_lengths(mask: Array, shape: Optional[tuple[int, int]]) -> Array:
+def mask_lengths(mask: Array, shape: tuple[int, int] | None) -> Array:
     """Real tokens of each sequence, int64 [n].
 
     Args:
@@ -58,7 +58,7 @@ def mask_lengths(mask: Array, shape: Optional[tuple[int, int]]) -> Array:
     return np.tile(_seen(views), shape[0] // views.shape[0])
 
 
-def _strange(mask: Array, shape: Optional[tuple[int, int]]) -> NoLengths:
+def _strange(mask: Array, shape: tuple[int, int] | None) -> NoLengths:
     beside = "without tokens" if shape is None else f"beside tokens {list(shape)}"
     return NoLengths(f"attention_mask {list(mask.shape)} {beside}; known are [b, s], [s, s], [b, s, s] and [b, h, s, s]")
 
@@ -147,7 +147,7 @@ def _runs(real: np.ndarray, joined: np.ndarray) -> np.ndarray:
 # ---- where positions begin again ------------------------------------------------------------------------------------
 
 
-def position_lengths(positions: Array, shape: tuple[int, int]) -> Optional[Array]:
+def position_lengths(positions: Array, shape: tuple[int, int]) -> Array | None:
     """Lengths of the documents in rows [b, s] whose positions begin again; None where none does, or nothing is said.
 
     Raises:
@@ -181,7 +181,7 @@ def _positions_on_device(rises: Any, shape: tuple[int, int]) -> Any:
 # ---- rows of different lengths --------------------------------------------------------------------------------------
 
 
-def ragged_lengths(tokens: Any) -> Optional[tuple[Array, int]]:
+def ragged_lengths(tokens: Any) -> tuple[Array, int] | None:
     """Lengths and positions of a nested tensor, or of lists of different lengths; None for a regular array."""
     if isinstance(tokens, (list, tuple)):
         return _list_lengths(tokens)
@@ -195,7 +195,7 @@ def ragged_lengths(tokens: Any) -> Optional[tuple[Array, int]]:
     return (lengths.numpy() if lengths.is_cpu else lengths), tokens.values().shape[0]
 
 
-def _list_lengths(rows: Any) -> Optional[tuple[np.ndarray, int]]:
+def _list_lengths(rows: Any) -> tuple[np.ndarray, int] | None:
     if not rows or not all(hasattr(row, "__len__") and not isinstance(row, (str, Mapping)) for row in rows):
         return None
     if len(widths := [len(row) for row in rows]) and len(set(widths)) == 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class StatisticSums:
         """The same for a tensor on a device: int64 tensors [], computed there."""
         return [(self._masked(statistic, lengths) * times).sum() for statistic in self.statistics]
 
-    def exact(self, lengths: Sequence[int], times: Optional[Sequence[int]] = None) -> list[int]:
+    def exact(self, lengths: Sequence[int], times: Sequence[int] | None = None) -> list[int]:
         """The same in Python integers, for lengths of any size."""
         weights = times if times is not None else [1] * len(lengths)
         weighted = [(length, weight) for length, weight in zip(lengths, weights, strict=True) if length]
@@ -111,15 +111,15 @@ class BatchStatistics:
         self._device_tokens_before: Any = None
         self._prices: dict[Snapshot, list[tuple[int, int]]] = {}
         """Slots and amounts of micro-batches of one shape."""
-        self.unread: Optional[NoLengths] = None
+        self.unread: NoLengths | None = None
         """Why the last one could not be read that could not."""
         self.values: list[int] = layout.zeros()
-        self.device_values: Optional[Any] = None
+        self.device_values: Any | None = None
         """Limbs [2, len(layout.names)] on the device, once a batch was there already."""
 
     # ---- adding ---------------------------------------------------------------------------------------------------
 
-    def keep(self, kept: Union[Snapshot, BatchLengths]) -> None:
+    def keep(self, kept: Snapshot | BatchLengths) -> None:
         """Count a micro-batch later."""
         self._kept.append(kept)
         if len(self._kept) >= _MOST_KEPT or (type(kept) is Packed and len(kept.offsets) >= _MUCH):
@@ -133,7 +133,7 @@ class BatchStatistics:
             self._kept_before, self._tokens_before = 0, self.values[self._tokens]
         self._sum(kept[before:])
 
-    def _sum(self, kept: Sequence[Union[Snapshot, BatchLengths]]) -> None:
+    def _sum(self, kept: Sequence[Snapshot | BatchLengths]) -> None:
         shapes: list[Any] = []
         joined: list[Packed] = []
         offsets: list[int] = []
@@ -152,7 +152,7 @@ class BatchStatistics:
         if joined:
             self._add_joined(joined, joined_lengths(offsets, ends))
 
-    def _add_joined(self, rows: Sequence[Packed], lengths: Optional[np.ndarray]) -> None:
+    def _add_joined(self, rows: Sequence[Packed], lengths: np.ndarray | None) -> None:
         """Packed micro-batches as one; without lengths one by one, which tells what is wrong with which."""
         if lengths is not None:
             self.add(BatchLengths(lengths, sum(row.shape[-1] for row in rows)), len(rows))
@@ -167,7 +167,7 @@ class BatchStatistics:
             self.unread = error
             self.count("unread_micro_batches", micro_batches)
 
-    def _add_one(self, kept: Union[Snapshot, BatchLengths]) -> None:
+    def _add_one(self, kept: Snapshot | BatchLengths) -> None:
         lengths = kept if isinstance(kept, BatchLengths) else read_lengths(restored(kept), images=self.needs_images)
         if lengths is not None:
             self.add(lengths)
@@ -291,7 +291,7 @@ class BatchStatistics:
             added = self.device_values[:, self._tokens] - (0 if before is None else before)
             self.device_values[:, self.layout.index["unlearned_tokens"]] += added
 
-    def drain(self) -> tuple[list[int], Optional[Any]]:
+    def drain(self) -> tuple[list[int], Any | None]:
         """The sums since the last drain, host and device part, and start again from zero."""
         self.reduce()
         drained = self.values, self.device_values

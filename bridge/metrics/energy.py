@@ -11,11 +11,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridge.metrics.instruments import ENERGY, Instrument, Kind, Summed
+from bridge.metrics.instruments import ENERGY, Instrument, Measurement, Summed
 from bridge.metrics.vector import Slice
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Joules:
         return metrics
 
 
-class Energy(Kind):
+class Energy(Measurement):
     """Energy of all devices.
 
     Args:
@@ -57,7 +57,7 @@ class Energy(Kind):
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def open(self) -> Optional[EnergyMeter]:
+    def open(self) -> EnergyMeter | None:
         return open_energy_meter(self._device)
 
     def measured(self, summed: Summed) -> Joules:
@@ -72,8 +72,8 @@ class EnergyMeter(Instrument):
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
-        self._since: Optional[int] = None
-        self._spent: Optional[int] = 0
+        self._since: int | None = None
+        self._spent: int | None = 0
 
     def run(self) -> None:
         """Start, or go on after a pause."""
@@ -91,7 +91,7 @@ class EnergyMeter(Instrument):
         if self._since is not None and isinstance(self._counter, PowerIntegral):
             self._read()
 
-    def lap(self) -> Optional[int]:
+    def lap(self) -> int | None:
         """Millijoules since the last lap, pauses left out; None if they are not known."""
         if self._since is not None:
             self._read()
@@ -128,7 +128,7 @@ class PowerIntegral:
         return round(self._sum)
 
 
-def open_energy_meter(device: torch.device) -> Optional[EnergyMeter]:
+def open_energy_meter(device: torch.device) -> EnergyMeter | None:
     """The meter of a CUDA device of this process; None where there is no reading."""
     if device.type != "cuda":
         return None
@@ -142,7 +142,7 @@ def open_energy_meter(device: torch.device) -> Optional[EnergyMeter]:
     return counter and EnergyMeter(counter)
 
 
-def nvml_counter(nvml: Any, uuid: str) -> Optional[Counter]:
+def nvml_counter(nvml: Any, uuid: str) -> Counter | None:
     """The energy counter of one device.
 
     Args:

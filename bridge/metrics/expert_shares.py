@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 from bridge.flops.plan import Number, Plan
 from bridge.flops.routed import assignment_flops, expert_count, expert_places
@@ -41,7 +41,7 @@ class ExpertShares:
     ranks: int
     even: bool = False
 
-    def factor(self, summed: Summed, work: Work, stands: Mapping[str, int], data: float) -> Optional[float]:
+    def factor(self, summed: Summed, work: Work, stands: Mapping[str, int], data: float) -> float | None:
         """Work of a rank with what its experts were given, over its work with the mean; of all replicas of these experts.
 
         Args:
@@ -73,7 +73,7 @@ class ExpertShares:
         return blocks
 
 
-def shares_of(plan: Plan, place: Place, even: bool = False) -> Optional[ExpertShares]:
+def shares_of(plan: Plan, place: Place, even: bool = False) -> ExpertShares | None:
     """The shares of a model whose experts are spread over ranks; None where they are not, or their stages are not known.
 
     Args:

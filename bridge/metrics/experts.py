@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from bridge.flops.plan import Plan
 from bridge.flops.routed import assignments, padding
-from bridge.metrics.instruments import Instrument, Kind, Summed
+from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.totals import whole
 from bridge.metrics.vector import Layout, Slice
 
@@ -35,7 +35,7 @@ class ExpertCounter(Instrument):
 
     def __init__(self, routing: Any) -> None:
         self._routing = routing
-        self._positions: Optional[torch.Tensor] = None
+        self._positions: torch.Tensor | None = None
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool = False) -> None:
         """Add what was counted since the last call to the sums of this rank: it ran, whatever became of the step.
@@ -76,7 +76,7 @@ class ExpertCounter(Instrument):
         self._routing.close()
 
 
-class Experts(Kind):
+class Experts(Measurement):
     """Dropped tokens and the balance of experts.
 
     Args:
@@ -86,14 +86,14 @@ class Experts(Kind):
 
     what = EXPERTS
 
-    def __init__(self, routing: Any, plan: Optional[Plan] = None) -> None:
+    def __init__(self, routing: Any, plan: Plan | None = None) -> None:
         self._routing, self._plan = routing, plan
         self.slices = (Slice(REQUESTS), Slice(LOADS, routing.layers * routing.experts))
 
     def open(self) -> ExpertCounter:
         return ExpertCounter(self._routing)
 
-    def measured(self, summed: Summed) -> Optional[ExpertLoads]:
+    def measured(self, summed: Summed) -> ExpertLoads | None:
         requested, flat, width = summed[REQUESTS][0], summed[LOADS], self._routing.experts
         if not requested:
             return None
@@ -121,7 +121,7 @@ class ExpertLoads:
     layers: Sequence[Sequence[int]]
     ranks: int = 1
     world: int = 1
-    nominal_flops: Optional[int] = None
+    nominal_flops: int | None = None
 
     def metrics(self, interval: Interval) -> Metrics:
         """Keys and values to log."""

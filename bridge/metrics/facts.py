@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.plan import Plan
 from bridge.flops.reading import get, model_of
@@ -40,10 +40,10 @@ class Known:
     """
 
     host: Host
-    plan: Optional[Plan]
+    plan: Plan | None
     convention: str
     place: Place
-    device_peak: Optional[DevicePeak] = None
+    device_peak: DevicePeak | None = None
     peak: Peak = UNKNOWN
     verified: Mapping[str, Any] = field(default_factory=dict)
     prices: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Fact:
 
     name: str
     meaning: str
-    of: Optional[Callable[[Known], Any]]
+    of: Callable[[Known], Any] | None
 
 
 def _of_plan(value: Callable[[Plan], Any]) -> Callable[[Known], Any]:
@@ -76,7 +76,7 @@ def _said(name: str) -> Callable[[Known], Any]:
     return lambda known: known.verified.get(name, _ABSENT)
 
 
-def _recipe(known: Known) -> Optional[str]:
+def _recipe(known: Known) -> str | None:
     return known.plan.formats.recipe.name if known.plan and known.plan.formats.recipe else None
 
 
@@ -93,7 +93,7 @@ def _not_counted(known: Known) -> list[str]:
 _BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
 
 
-def _full_length(known: Known) -> Optional[int]:
+def _full_length(known: Known) -> int | None:
     """Tokens of a full sequence, where its tokens alone decide the work."""
     beside = known.plan is None or any(statistic.over in _BESIDE_TOKENS for statistic in known.plan.statistics)
     return None if beside else get(model_of(known.host.config), "seq_length")
@@ -107,7 +107,7 @@ def _at_full_length(value: Callable[[Known, Plan, int], Any]) -> Callable[[Known
     return of
 
 
-def planned_flops(known: Known, plan: Plan, seq_length: int) -> Optional[int]:
+def planned_flops(known: Known, plan: Plan, seq_length: int) -> int | None:
     """FLOPs of the whole run if every sample is full (padding and packing stay below that); None if unknown."""
     train = known.host.train
     steps, samples = getattr(train, "train_iters", None), getattr(train, "global_batch_size", None)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Optional
+from typing import Any
 
 Event = Mapping[str, Any]
 """``event`` (its name), ``time`` (seconds since 1970), and facts."""
@@ -66,8 +66,8 @@ class Job:
     processes: int = 0
     steps: int = 0
     lost_steps: int = 0
-    flops: Optional[int] = None
-    lost_flops: Optional[int] = 0
+    flops: int | None = None
+    lost_flops: int | None = 0
     recoveries: list[float] = field(default_factory=list)
 
     @property
@@ -81,12 +81,12 @@ class Job:
         return max(0, self.processes - 1)
 
     @property
-    def goodput(self) -> Optional[float]:
+    def goodput(self) -> float | None:
         """Productive time over wall time."""
         return self.seconds["productive"] / self.wall if self.wall > 0 else None
 
     @property
-    def flops_kept(self) -> Optional[float]:
+    def flops_kept(self) -> float | None:
         """FLOPs that were kept over all FLOPs; None if unknown."""
         if not self.flops or self.lost_flops is None:
             return None
@@ -103,7 +103,7 @@ class Job:
         return numbers
 
 
-def job_of(events: Iterable[Event], now: Optional[float] = None) -> Job:
+def job_of(events: Iterable[Event], now: float | None = None) -> Job:
     """The last job of a ledger.
 
     Args:
@@ -148,7 +148,7 @@ class _Span:
         return iter((self.part, self.seconds, self.start))
 
 
-def _spans(events: Sequence[Event], now: Optional[float]) -> list[_Span]:
+def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
     """What follows each event; productive time without what was waited for batches."""
     spans = []
     last = {"event": "beat", "time": events[-1]["time"] if now is None else now, "data": events[-1].get("data", 0.0)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -34,17 +34,17 @@ class Host:
 
     config: Any
     step: Callable[[], int] = lambda: 0
-    log_interval: Optional[int] = LOG_INTERVAL
+    log_interval: int | None = LOG_INTERVAL
     trackers: Trackers = field(default_factory=Trackers)
-    number_format: Optional[str] = None
+    number_format: str | None = None
     device: Any = None
-    model: Optional[Sequence[Any]] = None
-    place: Optional[Place] = None
+    model: Sequence[Any] | None = None
+    place: Place | None = None
     hardware: Any = None
     train: Any = None
 
 
-def host_of(state: Any, model: Optional[Sequence[Any]]) -> Host:
+def host_of(state: Any, model: Sequence[Any] | None) -> Host:
     """The host for ``context.state``: a ``Host``, our loop's state, or one like Megatron-Bridge's.
 
     Args:

@@ -4,7 +4,7 @@ A kind of measurement is declared by the configuration, the same on every rank: 
 to open an instrument on this rank, and what the sums of all ranks mean.  Its instrument is read once per log interval and the
 reading rides in the sum.  One that breaks is one warning and its keys are absent: all else goes on.
 
-To add one: a subclass of :class:`Kind` in a file of its own, its keys in ``keys.py``, a line in ``ThroughputCallback``.
+To add one: a subclass of :class:`Measurement` in a file of its own, its keys in ``keys.py``, a line in ``ThroughputCallback``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bridge.metrics.place import Place
 from bridge.metrics.vector import Layout, Slice
@@ -42,8 +42,8 @@ class Instrument:
     def end_step(self) -> None:
         """A training step is over."""
 
-    def lap(self) -> Optional[Any]:
-        """The reading since the last lap, as ``Kind.entries`` takes it; None if it is not known."""
+    def lap(self) -> Any | None:
+        """The reading since the last lap, as ``Measurement.entries`` takes it; None if it is not known."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Summed:
         return self.layout.get(self.timed if self.layout.is_summed(name) else self.maxima, name)
 
 
-class Kind:
+class Measurement:
     """A kind of measurement.
 
     Attributes:
@@ -100,7 +100,7 @@ class Kind:
     sampled: bool = False
     has_samples: bool = False
 
-    def open(self) -> Optional[Instrument]:
+    def open(self) -> Instrument | None:
         """The instrument of this rank; None where there is none to read. May raise."""
         raise NotImplementedError
 
@@ -108,7 +108,7 @@ class Kind:
         """A reading by slice: a number, or a list of one for each entry. For one number: that is the first slice."""
         return {self.slices[0].name: reading}
 
-    def measured(self, summed: Summed) -> Optional[Measured]:
+    def measured(self, summed: Summed) -> Measured | None:
         """What the sums mean, where every rank had a reading; None if they say nothing."""
         raise NotImplementedError
 
@@ -126,7 +126,7 @@ class Instruments:
         every: one step of so many is a sampled one; 1: each of them.
     """
 
-    def __init__(self, kinds: Iterable[Kind] = (), *, every: int = 1) -> None:
+    def __init__(self, kinds: Iterable[Measurement] = (), *, every: int = 1) -> None:
         self.kinds = tuple(kinds)
         self.every = every
         self._broken: set[str] = set()
@@ -186,7 +186,7 @@ class Instruments:
         """Readings by slice, of the instruments that have one."""
         readings: dict[str, Any] = {}
 
-        def read(kind: Kind, instrument: Instrument) -> None:
+        def read(kind: Measurement, instrument: Instrument) -> None:
             if (reading := instrument.lap()) is not None:
                 readings.update(kind.entries(reading), **{kind.readings: 1})
 
@@ -208,7 +208,7 @@ class Instruments:
         """No more steps."""
         self._each(self._opened, lambda instrument: instrument.close())
 
-    def attempt(self, what: str, call: Callable[[], Optional[T]]) -> Optional[T]:
+    def attempt(self, what: str, call: Callable[[], T | None]) -> T | None:
         """What ``call`` returns; if it raises, one warning, and None from then on."""
         if what in self._broken:
             return None
@@ -223,7 +223,7 @@ class Instruments:
         logger.warning("%s is not reported from here on: %s: %s", what, type(error).__name__, error)
         logger.debug("the exception", exc_info=error)
 
-    def _each(self, instruments: Iterable[tuple[Kind, Instrument]], call: Callable[[Instrument], Any]) -> None:
+    def _each(self, instruments: Iterable[tuple[Measurement, Instrument]], call: Callable[[Instrument], Any]) -> None:
         for kind, instrument in instruments:
             if kind.what not in self._broken:
                 try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
 
 from bridge.flops.pipeline import Layout as Stages
 from bridge.flops.plan import Coefficients, Plan
@@ -54,7 +53,7 @@ class Intervals:
         peak: of one device.
     """
 
-    def __init__(self, plan: Optional[Plan], place: Place, layout: Layout, instruments: Instruments, peak: Peak) -> None:
+    def __init__(self, plan: Plan | None, place: Place, layout: Layout, instruments: Instruments, peak: Peak) -> None:
         self._plan, self._place, self._layout, self._instruments, self._peak = plan, place, layout, instruments, peak
         self._size = len(plan.statistics) if plan else 0
         self._stages = _stages(plan, place)
@@ -134,7 +133,7 @@ def pipeline_stages(plan: Plan, place: Place) -> Stages:
     return replace(plan.layout, pipeline_model_parallel_size=place.pipeline, virtual_pipeline_model_parallel_size=chunks)
 
 
-def _stages(plan: Optional[Plan], place: Place) -> list[Coefficients]:
+def _stages(plan: Plan | None, place: Place) -> list[Coefficients]:
     """What prices the pipeline stages; none if it is not known what stands on them."""
     if plan is None or place.pipeline < 2:
         return []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional
 
 STEP = "step"
 """Optimizer steps since the first step of training: the axis of every chart."""
@@ -43,7 +42,7 @@ class Key:
     meaning: str
 
     @property
-    def prefix(self) -> Optional[str]:
+    def prefix(self) -> str | None:
         """The common beginning of a family's keys; None for a single key."""
         return self.name.partition("<")[0] if "<" in self.name else None
 
@@ -195,7 +194,7 @@ KEYS = (*THROUGHPUT, *TRAINING, *JOB, *HOST)
 _BY_NAME = {key.name: key for key in KEYS}
 
 
-def find_key(logged: str) -> Optional[Key]:
+def find_key(logged: str) -> Key | None:
     """The declaration of a logged key; None if it is not ours."""
     return _BY_NAME.get(logged) or next((key for key in KEYS if key.matches(logged)), None)
 

@@ -9,11 +9,11 @@ import resource
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridge.metrics.instruments import MEMORY, Instrument, Kind, Summed
+from bridge.metrics.instruments import MEMORY, Instrument, Measurement, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.vector import MAX_ENTRIES, Reduce, Slice
 
@@ -52,7 +52,7 @@ class Held:
     """
 
     peaks: Mapping[str, Peak]
-    retries: Optional[int] = None
+    retries: int | None = None
 
     @property
     def fullest(self) -> Peak:
@@ -69,7 +69,7 @@ class Held:
         return metrics
 
 
-class MemoryPeaks(Kind):
+class MemoryPeaks(Measurement):
     """The fullest rank.
 
     Args:

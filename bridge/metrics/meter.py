@@ -19,7 +19,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,7 +31,7 @@ from bridge.metrics.instruments import Instruments
 from bridge.metrics.interval import Intervals, Sums
 from bridge.metrics.peak import UNKNOWN, Peak
 from bridge.metrics.place import Place
-from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, split
+from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, to_limbs
 from bridge.metrics.snapshots import Snapshots
 from bridge.metrics.stragglers import ranked
 from bridge.metrics.throughput import Interval
@@ -56,10 +56,10 @@ class Report:
     """
 
     step: int
-    price: Optional[Callable[[], Optional[Interval]]] = None
+    price: Callable[[], Interval | None] | None = None
 
     @functools.cached_property
-    def interval(self) -> Optional[Interval]:
+    def interval(self) -> Interval | None:
         """The numbers for ``throughput``, computed when they are asked for, in any thread; None where there are none."""
         return self.price and self.price()
 
@@ -73,8 +73,8 @@ class _Launch:
     step: int
     steps: int
     timed_steps: int
-    report_step: Optional[int]
-    lap: Optional[Lap]
+    report_step: int | None
+    lap: Lap | None
     overhead_ns: int
 
     def arrived(self) -> bool:
@@ -107,10 +107,10 @@ class Meter:
 
     def __init__(
         self,
-        plan: Optional[Plan],
-        place: Optional[Place] = None,
-        clock: Optional[Clock] = None,
-        instruments: Optional[Instruments] = None,
+        plan: Plan | None,
+        place: Place | None = None,
+        clock: Clock | None = None,
+        instruments: Instruments | None = None,
         device: torch.device = CPU,
         peak: Peak = UNKNOWN,
         beside: Sequence[Statistic] = (),
@@ -142,11 +142,11 @@ class Meter:
         self._warm = self._launched = self._paused = False
         self._steps = self._timed_steps = 0
         self._waited_ns = 0
-        self._own_work: Optional[int] = 0
+        self._own_work: int | None = 0
         """Work of this rank's replica, for the heaviest; None: it is on the device."""
         # Over all ranks since the last report.
         self._start_interval()
-        self._pending: Optional[_Launch] = None
+        self._pending: _Launch | None = None
         self._reports: list[Report] = []
 
     def _start_interval(self) -> None:
@@ -172,7 +172,7 @@ class Meter:
         except Exception as error:
             self.fail(error)
 
-    def add_lengths(self, read: Callable[[], Optional[BatchLengths]], waited_ns: int = 0) -> None:
+    def add_lengths(self, read: Callable[[], BatchLengths | None], waited_ns: int = 0) -> None:
         """Count the micro-batch whose lengths ``read`` returns; if it raises NoLengths, one that could not be read."""
         if self._failed or not self.place.contributes:
             return
@@ -206,7 +206,7 @@ class Meter:
         if self._part is _SAMPLED:
             self._instruments.start_sample()
 
-    def end_step(self, step: Optional[int] = None, *, skipped: bool = False) -> None:
+    def end_step(self, step: int | None = None, *, skipped: bool = False) -> None:
         """A step is over.
 
         The first one is warm-up: from here on time is measured.
@@ -267,7 +267,7 @@ class Meter:
         """No more steps."""
         self._instruments.close()
 
-    def attempt(self, call: Callable[[], T]) -> Optional[T]:
+    def attempt(self, call: Callable[[], T]) -> T | None:
         """What ``call`` returns; if it raises, a failure of this rank, and None."""
         try:
             return call()
@@ -283,7 +283,7 @@ class Meter:
 
     # ---- over all ranks: every rank calls these at the same steps -------------------------------------------------
 
-    def launch(self, report_step: Optional[int]) -> None:
+    def launch(self, report_step: int | None) -> None:
         """Start to sum what was counted since the last launch; at most one sum is under way.
 
         Args:
@@ -320,7 +320,7 @@ class Meter:
         """Whether there is a report, or there will be one."""
         return self._pending is not None or bool(self._reports)
 
-    def poll(self, *, wait: bool = False) -> Optional[Report]:
+    def poll(self, *, wait: bool = False) -> Report | None:
         """The next report that is complete, if any. Does not wait unless told to."""
         if self._pending is not None and (wait or self.attempt(self._pending.arrived)):
             self._receive()
@@ -332,7 +332,7 @@ class Meter:
             self.launch(None)
         self._receive()
 
-    def _lose(self, why: str, report_step: Optional[int]) -> None:
+    def _lose(self, why: str, report_step: int | None) -> None:
         """From here on nobody knows what the other ranks do: no total, rather than this rank's alone."""
         if not self._lost:
             self._lost = True
@@ -362,7 +362,7 @@ class Meter:
         for name, reading in readings.items():
             if self.layout.is_summed(name):
                 self.layout.add(host, name, reading)
-        limbs = split([value for host, _ in drained.values() for value in host])
+        limbs = to_limbs([value for host, _ in drained.values() for value in host])
         devices = [device for _, device in drained.values()]
         if all(device is None for device in devices):
             return limbs, None
@@ -378,7 +378,7 @@ class Meter:
         vectors = {part: self.layout.zeros() for part in parts}
         vectors[_OTHER][self.layout.index["failures"]] = 1
         self._add_pairing(vectors[_OTHER])
-        return split([value for vector in vectors.values() for value in vector])
+        return to_limbs([value for vector in vectors.values() for value in vector])
 
     def _add_replica_work(self, host: list[int], device: Any) -> None:
         """Fill this replica's slot with its FLOPs (without a plan: its tokens)."""
@@ -459,7 +459,7 @@ class Meter:
             return f"the sum of step {step} met sums of other steps (their mean is {mean:g}): ranks logged at different steps"
         return ""
 
-    def _pricing(self, launch: _Launch) -> Optional[Callable[[], Optional[Interval]]]:
+    def _pricing(self, launch: _Launch) -> Callable[[], Interval | None] | None:
         """What makes the interval of what has arrived, whatever arrives meanwhile."""
         if not self.totals.complete or launch.lap is None:
             return None

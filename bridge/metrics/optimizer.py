@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bridge.metrics.instruments import Instrument, Kind, Summed
+from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.vector import Slice
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OptimizerCounter(Instrument):
         return 0
 
 
-class OptimizerWork(Kind):
+class OptimizerWork(Measurement):
     """What optimizers multiply.
 
     Args:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config.caches import cache_folder, replace_json
 from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
@@ -29,10 +29,10 @@ class Peak:
         by_format: dense FLOP/s by number format, instead of ``flops``, if a run has several.
     """
 
-    flops: Optional[float] = None
-    by_format: Mapping[str, Optional[float]] = field(default_factory=dict)
+    flops: float | None = None
+    by_format: Mapping[str, float | None] = field(default_factory=dict)
 
-    def of(self, formats: Mapping[str, int]) -> Optional[float]:
+    def of(self, formats: Mapping[str, int]) -> float | None:
         """The peak in FLOP/s for work in these number formats; None if unknown."""
         return mixed_peak(formats, self.by_format) if self.by_format else self.flops
 
@@ -53,12 +53,12 @@ class DevicePeak:
 
     device: str
     number_format: str
-    flops: Optional[float]
+    flops: float | None
     source: str
 
 
 def device_peak(
-    number_format: str, *, device_name: Optional[str] = None, configured: Optional[float] = None, device: Any = None
+    number_format: str, *, device_name: str | None = None, configured: float | None = None, device: Any = None
 ) -> DevicePeak:
     """The peak to compare a run with.
 

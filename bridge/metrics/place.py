@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,7 +84,7 @@ class Place:
 def find_place(
     mesh: Any = None,
     data_parallel: Any = None,
-    contributes: Optional[bool] = None,
+    contributes: bool | None = None,
     process_group: Any = None,
 ) -> Place:
     """The place of this process, as the user describes it; else megatron-core's; else each rank is a replica.
@@ -229,7 +229,7 @@ def _of_mesh(mesh: Any, data: tuple[str, ...], group: Any) -> Place:
     )
 
 
-def _dimension(name: str, indices: Sequence[int]) -> Optional[Dimension]:
+def _dimension(name: str, indices: Sequence[int]) -> Dimension | None:
     """The dimension in which ranks have these indices; None for one of a single index, or in no regular order."""
     size = max(indices) + 1
     dimension = Dimension(name, size, indices.index(1)) if size > 1 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, Union
+from typing import Any
 
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_statistics import READ
@@ -16,12 +16,12 @@ from bridge.metrics.batch_statistics import READ
 STATISTIC = "throughput/statistics/"
 
 #: component -> statistic -> FLOPs for one of it; a fraction is a text, ``1/2``.
-Prices = Mapping[str, Mapping[str, Union[int, str]]]
+Prices = Mapping[str, Mapping[str, int | str]]
 
 
 def prices_of(plan: Plan, passes: str = "training") -> Prices:
     """The list of a plan, of what batches are read for."""
-    found: dict[str, dict[str, Union[int, str]]] = {}
+    found: dict[str, dict[str, int | str]] = {}
     size = len(plan.statistics)
     for place, statistic in enumerate(plan.statistics):
         if statistic.over not in READ:

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.moments import Number
 
@@ -54,7 +54,7 @@ class Region:
     kernels: list[tuple[float, float]] = field(default_factory=list)
 
 
-def regions(events: Iterable[Event], repeats: Optional[Mapping[str, int]] = None) -> list[Region]:
+def regions(events: Iterable[Event], repeats: Mapping[str, int] | None = None) -> list[Region]:
     """The regions of a trace, in the order of their beginnings; ``repeats``: names of several modules -> how many."""
     found: list[Region] = []
     threads: dict[tuple[Any, Any], list[Region]] = defaultdict(list)
@@ -121,7 +121,7 @@ class Row:
     forward_flops: Number = 0
     backward_flops: Number = 0
     ranks: int = 1
-    ideal_seconds: Optional[float] = None
+    ideal_seconds: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -134,7 +134,7 @@ class Row:
         return self.forward_flops + self.backward_flops
 
     @property
-    def rate(self) -> Optional[float]:
+    def rate(self) -> float | None:
         """FLOP/s of one rank; None where nothing was counted, or nothing timed."""
         return float(self.flops) / self.ranks / self.seconds if self.flops and self.seconds else None
 
@@ -153,9 +153,7 @@ class Row:
         }
 
 
-def rows(
-    found: Iterable[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: Optional[float] = None
-) -> list[Row]:
+def rows(found: Iterable[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: float | None = None) -> list[Row]:
     """Time and FLOPs together, the largest loss first; without the steps themselves.
 
     Args:
@@ -190,7 +188,7 @@ def _seconds(region: Region, on_device: bool) -> float:
 
 
 def with_flops(
-    found: Sequence[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: Optional[float] = None
+    found: Sequence[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: float | None = None
 ) -> list[dict[str, Any]]:
     """Trace events of the modules' passes with FLOPs as arguments: two tracks above those of the profiler, for Perfetto."""
     on_device = any(region.kernels for region in found)

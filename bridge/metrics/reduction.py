@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ LIMB_MASK = (1 << LIMB_BITS) - 1
 _HIGHEST = 1 << LIMB_BITS
 
 
-def split(values: Sequence[int]) -> list[list[int]]:
+def to_limbs(values: Sequence[int]) -> list[list[int]]:
     """Low and high limbs of integers from -2^80 to 2^80: a list [2][n]. Statistics are not negative, numbers may be.
 
     Raises:
@@ -37,7 +37,7 @@ def split(values: Sequence[int]) -> list[list[int]]:
     return [[value & LIMB_MASK for value in values], high]
 
 
-def join(limbs: Sequence[Sequence[int]]) -> list[int]:
+def from_limbs(limbs: Sequence[Sequence[int]]) -> list[int]:
     """The integers of two rows of (summed) limbs."""
     return [(high << LIMB_BITS) + low for low, high in zip(*limbs, strict=True)]
 
@@ -46,7 +46,7 @@ class PendingSum:
     """A sum on its way; ``ready`` asks, ``wait`` waits. Without torch.distributed it is this rank's own numbers.
 
     Args:
-        limbs: this rank's integers, :func:`split`; as many on every rank.
+        limbs: this rank's integers, :func:`to_limbs`; as many on every rank.
         device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
         maxima: integers of which the largest over all ranks is wanted; as many on every rank, none: no such collective.
         device: where the collectives run, see :func:`collective_device`.
@@ -56,7 +56,7 @@ class PendingSum:
     def __init__(
         self,
         limbs: Sequence[Sequence[int]],
-        device_limbs: Optional[torch.Tensor] = None,
+        device_limbs: torch.Tensor | None = None,
         *,
         maxima: Sequence[int] = (),
         device: torch.device = CPU,
@@ -74,7 +74,7 @@ class PendingSum:
         if _distributed():
             self._works = _start(self._host, self._maxima, group)
 
-    def _start_on_cuda(self, device: torch.device, device_limbs: Optional[torch.Tensor], group: Any) -> None:
+    def _start_on_cuda(self, device: torch.device, device_limbs: torch.Tensor | None, group: Any) -> None:
         self._host = self._host.pin_memory()
         self._maxima = self._maxima.pin_memory() if self._maxima.numel() else self._maxima
         current, side = torch.cuda.current_stream(device), _side_stream(device)
@@ -106,7 +106,7 @@ class PendingSum:
             self._event.synchronize()
         for work in self._works:
             work.wait()
-        return join(self._host.tolist())
+        return from_limbs(self._host.tolist())
 
     def maxima(self) -> list[int]:
         """The largest over all ranks; after :meth:`wait`."""

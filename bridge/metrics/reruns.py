@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bridge.flops.plan import Plan
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths
 from bridge.metrics.batch_statistics import BatchStatistics
-from bridge.metrics.instruments import Instrument, Kind, Summed
-from bridge.metrics.reduction import join
+from bridge.metrics.instruments import Instrument, Measurement, Summed
+from bridge.metrics.reduction import from_limbs
 from bridge.metrics.totals import whole
 from bridge.metrics.vector import Layout, Slice
 
@@ -58,7 +58,7 @@ class RerunCounter(Instrument):
             return
         values, device = sums.drain()
         if device is not None:
-            values = [host + there for host, there in zip(values, join(device.tolist()), strict=True)]
+            values = [host + there for host, there in zip(values, from_limbs(device.tolist()), strict=True)]
         vector = values[: len(self._plan.statistics)]
         for name, flops in self._plan.evaluate_formats(vector, "hardware").items():
             self._flops[name] += whole(flops)
@@ -74,7 +74,7 @@ def formats_of(plan: Plan) -> tuple[str, ...]:
     return tuple(plan.evaluate_formats([0] * len(plan.statistics), "hardware"))
 
 
-class Reruns(Kind):
+class Reruns(Measurement):
     """What ran again.
 
     Args:

@@ -6,7 +6,7 @@ import functools
 from array import array
 from collections.abc import Mapping
 from statistics import fmean, median
-from typing import Any, Optional, Union
+from typing import Any
 
 from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
@@ -23,7 +23,7 @@ _TYPICAL = ("throughput/",)
 
 
 @functools.cache
-def _kind(key: str) -> Optional[tuple[str, ...]]:
+def _kind(key: str) -> tuple[str, ...] | None:
     return next((prefixes for prefixes in (_ADDED, _LAST, _TYPICAL) if key.startswith(prefixes)), None)
 
 
@@ -32,7 +32,7 @@ class RunSummary:
 
     def __init__(self) -> None:
         self._values: dict[str, array[float]] = {}
-        self._exact: dict[str, Union[int, float]] = {}
+        self._exact: dict[str, int | float] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One more row."""
@@ -45,7 +45,7 @@ class RunSummary:
             elif kind is _TYPICAL:
                 self._values.setdefault(key, array("d")).append(value)
 
-    def values(self) -> dict[str, Union[int, float]]:
+    def values(self) -> dict[str, int | float]:
         """Medians, sums and totals by key; the parts of a step as means, so that they add up."""
         medians = {key: median(values) for key, values in self._values.items() if not key.startswith((PREFIX, _FRACTION))}
         parts = self.parts()

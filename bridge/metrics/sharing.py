@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch.nn import Module
@@ -20,7 +20,7 @@ _REMEDY = (
 )
 
 
-def shared_batches(model: Optional[Sequence[Any]], world: int) -> Optional[str]:
+def shared_batches(model: Sequence[Any] | None, world: int) -> str | None:
     """Why ranks share their batches, as a sentence with its remedy; None: nothing says so.
 
     Args:
@@ -66,7 +66,7 @@ def _replicas_of(module: Any) -> int:
     return size
 
 
-def _sequence_groups() -> Optional[str]:
+def _sequence_groups() -> str | None:
     """DeepSpeed's, where it is set up."""
     groups = sys.modules.get("deepspeed.utils.groups")
     size = getattr(groups, "_get_sequence_parallel_world_size", None)

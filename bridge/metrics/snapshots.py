@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Packed(NamedTuple):
     offsets: Any
     argmin: Any = None
 
-    def plain(self) -> Optional[list[int]]:
+    def plain(self) -> list[int] | None:
         """The offsets without their filler, where one row holds all and nothing is strange at first sight; else None."""
         shape, offsets, end = self.shape, self.offsets, len(self.offsets)
         if len(shape) != 1 and (len(shape) != 2 or shape[0] != 1):
@@ -62,7 +62,7 @@ class Packed(NamedTuple):
 _packed: Callable[[tuple[Any, ...]], Packed] = functools.partial(tuple.__new__, Packed)  # without a Python frame
 
 
-def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Optional[Any]:
+def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Any | None:
     """Lengths of rows of plain offsets one behind the other, int64 [n], with zeros at the seams; None where a row decreases.
 
     Args:
@@ -75,7 +75,7 @@ def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Optional[Any]
     return lengths if not lengths.size or lengths.item(lengths.argmin()) >= 0 else None
 
 
-Snapshot = Union[Shape, Packed]
+Snapshot = Shape | Packed
 """The shape of tokens that nothing else is said of, or offsets."""
 
 
@@ -92,9 +92,9 @@ class Snapshots:
         self._images = images
         self._names: tuple[Any, ...] = ()
         self._types: tuple[type, ...] = ()
-        self._form: Optional[_Form] = None
+        self._form: _Form | None = None
 
-    def of(self, batch: Any) -> Optional[Snapshot]:
+    def of(self, batch: Any) -> Snapshot | None:
         """The snapshot of a micro-batch; None: it must be read now."""
         if type(batch) is not dict:
             return None
@@ -116,10 +116,10 @@ class Snapshots:
 
 
 #: Names of what is kept of a micro-batch: tokens, offsets, where these end.
-_Form = tuple[str, Optional[str], Optional[str]]
+_Form = tuple[str, str | None, str | None]
 
 
-def _form(batch: dict[Any, Any], *, images: bool) -> Optional[_Form]:
+def _form(batch: dict[Any, Any], *, images: bool) -> _Form | None:
     """What is kept where these names hold something of these types; None: it must be read now."""
     names = {name for name, value in batch.items() if value is not None}
     tokens = next((name for name in TOKEN_NAMES if name in names), None)

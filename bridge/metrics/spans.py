@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import wraps
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 from bridge.metrics.timing import Clock, HostClock
 
@@ -110,7 +110,7 @@ class Spans:
         self._thread = threading.get_ident()
         self.running = False
         """Whether training continues."""
-        self._error: Optional[Exception] = None
+        self._error: Exception | None = None
         self.sampled = every_step
         """Whether everything is seen in the step that runs now."""
         self._stack: list[tuple[str, Phase, Any]] = []
@@ -251,18 +251,18 @@ class Listener(Protocol):
     def begin_wait(self) -> bool: ...
 
 
-listener: Optional[Listener] = None
+listener: Listener | None = None
 """Who hears of waits and of batches: the spans of the training that this process runs."""
 
 
-def listen(spans: Optional[Listener], *, waits: bool = True) -> None:
+def listen(spans: Listener | None, *, waits: bool = True) -> None:
     """Report batches and, unless ``waits`` is false, waits to these spans from now on; to none with None."""
     global listener
     listener = spans
     _see_waits(spans is not None and waits)
 
 
-def listening() -> Optional[Listener]:
+def listening() -> Listener | None:
     """Who hears of them."""
     return listener
 
@@ -308,7 +308,7 @@ class Timers:
         inner: the loop's own timers, which go on as before.
     """
 
-    def __init__(self, spans: Listener, inner: Optional[Callable[..., Any]] = None) -> None:
+    def __init__(self, spans: Listener, inner: Callable[..., Any] | None = None) -> None:
         self.spans, self.inner = spans, inner
         self._marks: dict[str, _Mark] = {}
 
@@ -316,7 +316,7 @@ class Timers:
         """What is copied or stored with a configuration are the loop's own timers."""
         return _itself, (self.inner,)
 
-    def __call__(self, name: str, log_level: Optional[int] = None) -> Any:
+    def __call__(self, name: str, log_level: int | None = None) -> Any:
         inner = self.inner(name, log_level=log_level) if self.inner is not None else None
         mark = self._marks.get(name)
         if mark is None or mark.inner is not inner:

@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bridge.metrics.instruments import COMPUTE_TIME, Instrument, Kind, Summed
+from bridge.metrics.instruments import COMPUTE_TIME, Instrument, Measurement, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.timing import Clock, CudaClock, ThreadClock
 from bridge.metrics.vector import HEAVIEST, MAX_ENTRIES, REPLICA_WORK, Reduce, Slice
@@ -70,7 +70,7 @@ class ComputeTimer(Instrument):
         self._active = False
         self.overhead_ns = 0
         """Nanoseconds spent in the hooks."""
-        self._error: Optional[Exception] = None
+        self._error: Exception | None = None
         self._depth = 0
         self._since: Any = None
         self._step: list[tuple[Any, Any]] = []
@@ -107,7 +107,7 @@ class ComputeTimer(Instrument):
         self._step, self._depth = [], 0
         self._read()
 
-    def lap(self) -> Optional[int]:
+    def lap(self) -> int | None:
         """Mean nanoseconds of the steps that the device has finished; None if there are none. Those it has not are dropped."""
         self._read()
         seconds, steps = self._seconds, self._steps
@@ -158,7 +158,7 @@ class ComputeTimer(Instrument):
             torch.autograd.Variable._execution_engine.queue_callback(self._leave)  # called when this backward pass is over
 
 
-def open_compute_timer(model: Any) -> Optional[ComputeTimer]:
+def open_compute_timer(model: Any) -> ComputeTimer | None:
     """The timer of a rank's model chunks; None where their passes cannot be timed."""
     chunks = [chunk for chunk in (model if isinstance(model, (list, tuple)) else [model]) if isinstance(chunk, torch.nn.Module)]
     devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
@@ -170,7 +170,7 @@ def open_compute_timer(model: Any) -> Optional[ComputeTimer]:
     return ComputeTimer(clocks[devices.pop()](), chunks)
 
 
-def differentiable(output: Any) -> Optional[torch.Tensor]:
+def differentiable(output: Any) -> torch.Tensor | None:
     """Some tensor in a module's output that a backward pass starts from."""
     if isinstance(output, torch.Tensor):
         return output if output.requires_grad else None
@@ -213,9 +213,9 @@ class ComputeTime:
     slowest: float
     rank: int
     place: Mapping[str, int] = field(default_factory=dict)
-    data: Optional[float] = 1.0
-    stage: Optional[float] = 1.0
-    experts: Optional[float] = 1.0
+    data: float | None = 1.0
+    stage: float | None = 1.0
+    experts: float | None = 1.0
     at_most: bool = False
 
     @property
@@ -224,19 +224,19 @@ class ComputeTime:
         return self.slowest / self.mean
 
     @property
-    def work(self) -> Optional[float]:
+    def work(self) -> float | None:
         """The part of it that its work explains."""
         if not self.data or not self.stage or not self.experts:
             return None
         return self.data * self.stage * self.experts
 
     @property
-    def device(self) -> Optional[float]:
+    def device(self) -> float | None:
         """The part of it that its work does not explain."""
         return None if not self.work else self.imbalance / self.work
 
     @property
-    def cause(self) -> Optional[str]:
+    def cause(self) -> str | None:
         """The largest factor: ``longer data``, ``heavier pipeline stage``, ``fuller experts``, ``slow device``; None: no
         straggler, or unknown."""
         if self.imbalance < _WORTH_TELLING or not self.data or not self.stage or not self.experts or not self.device:
@@ -272,7 +272,7 @@ class ComputeTime:
         )
 
 
-class ComputeTimes(Kind):
+class ComputeTimes(Measurement):
     """Compute time of every rank, and why the slowest one is.
 
     Args:
@@ -284,12 +284,12 @@ class ComputeTimes(Kind):
     what = COMPUTE_TIME
     sampled = True
 
-    def __init__(self, place: Place, model: Any = None, experts: Optional[ExpertShares] = None) -> None:
+    def __init__(self, place: Place, model: Any = None, experts: ExpertShares | None = None) -> None:
         self._place, self._model, self._experts = place, model, experts
         each = Slice("rank_compute_ns", place.world) if place.world <= MAX_ENTRIES else Slice("slowest_rank", reduce=Reduce.MAX)
         self.slices = (Slice("compute_ns"), each)
 
-    def open(self) -> Optional[ComputeTimer]:
+    def open(self) -> ComputeTimer | None:
         return open_compute_timer(self._model)
 
     def entries(self, reading: int) -> dict[str, Any]:
@@ -309,10 +309,10 @@ class ComputeTimes(Kind):
         stands = place.indices(rank)
         work = summed.price(summed.sampled)
         data, at_most = _data(summed, work, stands.get("data_parallel"))
-        stage: Optional[float] = 1.0
+        stage: float | None = 1.0
         if place.pipeline > 1:
             stage = ratio_to_mean(work.stage_work, stands.get("pipeline"))
-        experts: Optional[float] = 1.0
+        experts: float | None = 1.0
         if place.expert > 1:
             experts = self._experts.factor(summed, work, stands, data) if self._experts and data else None
         return ComputeTime(
@@ -320,7 +320,7 @@ class ComputeTimes(Kind):
         )
 
 
-def _data(summed: Summed, work: Work, replica: Optional[int]) -> tuple[Optional[float], bool]:
+def _data(summed: Summed, work: Work, replica: int | None) -> tuple[float | None, bool]:
     """Work of a replica over the mean replica's, None if unknown, and whether it is an upper bound: that of the heaviest."""
     place = summed.place
     if place.replicas < 2:
@@ -336,7 +336,7 @@ def _data(summed: Summed, work: Work, replica: Optional[int]) -> tuple[Optional[
     return heaviest * place.replicas / total, who != replica
 
 
-def ratio_to_mean(values: Sequence[int], index: Optional[int]) -> Optional[float]:
+def ratio_to_mean(values: Sequence[int], index: int | None) -> float | None:
     """One value over the mean of all; None if there is nothing to compare."""
     total = sum(values)
     return values[index] * len(values) / total if total > 0 and index is not None else None

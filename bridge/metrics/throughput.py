@@ -10,12 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
 
 from bridge.metrics.instruments import Measured
 from bridge.metrics.peak import UNKNOWN, Peak
 
-Metrics = dict[str, Union[int, float]]
+Metrics = dict[str, int | float]
 
 TERA = 1e12
 
@@ -37,9 +36,9 @@ class Work:
     """
 
     steps: int
-    flops: Optional[int]
-    tokens: Optional[int]
-    hardware_flops: Optional[int] = None
+    flops: int | None
+    tokens: int | None
+    hardware_flops: int | None = None
     formats: Mapping[str, int] = field(default_factory=dict)
     hardware_formats: Mapping[str, int] = field(default_factory=dict)
     positions: int = 0
@@ -72,12 +71,12 @@ class Interval:
     timed: Work
     seconds: float
     world_size: int
-    total_flops: Optional[int]
-    total_tokens: Optional[int]
+    total_flops: int | None
+    total_tokens: int | None
     lower_bound: bool = False
     components: Mapping[str, int] = field(default_factory=dict)
     peak: Peak = UNKNOWN
-    overhead_seconds: Optional[float] = None
+    overhead_seconds: float | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict)
     statistics: Mapping[str, int] = field(default_factory=dict)
 
@@ -151,8 +150,8 @@ def _utilisation(interval: Interval) -> Metrics:
 
 
 def _with(
-    peak: Peak, flops: Optional[int], formats: Mapping[str, int], others: Sequence[Mapping[str, int]]
-) -> tuple[Optional[int], Optional[float]]:
+    peak: Peak, flops: int | None, formats: Mapping[str, int], others: Sequence[Mapping[str, int]]
+) -> tuple[int | None, float | None]:
     """Work of the model and what instruments saw beside it, by number format, and the peak of all."""
     beside: Counter[str] = Counter()
     for one in others:
@@ -172,11 +171,11 @@ def _imbalance(name: str, work: Sequence[int]) -> Metrics:
     return {f"throughput/imbalance/{name}": max(work) * len(work) / sum(work)}
 
 
-def _positive(number: Optional[float]) -> bool:
+def _positive(number: float | None) -> bool:
     return number is not None and math.isfinite(number) and number > 0
 
 
-def doubts(metrics: Mapping[str, Union[int, float]]) -> list[str]:
+def doubts(metrics: Mapping[str, int | float]) -> list[str]:
     """A sentence on what cannot be true about these numbers, with the likely causes; empty if nothing is wrong."""
     above = [name for name in ("mfu", "hfu") if metrics.get(f"throughput/{name}", 0) > 1]
     if not above:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bridge.metrics import spans as marks
-from bridge.metrics.instruments import Instrument, Kind, Summed
+from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Listener, Spans, Timers
 from bridge.metrics.stragglers import differentiable
@@ -116,7 +116,7 @@ class TimeMarks(Instrument):
         if self.spans.unread >= _MOST_UNREAD:
             self.times.add(self.spans.steps())
 
-    def lap(self) -> Optional[tuple[list[int], list[int]]]:
+    def lap(self) -> tuple[list[int], list[int]] | None:
         """What this rank sends of the steps since the last lap; None if there is nothing yet."""
         self.times.add(self.spans.steps())
         if self._each_lap:
@@ -138,7 +138,7 @@ def _cost_of_a_span(clock: Clock, repeats: int = 100) -> int:
     return (time.perf_counter_ns() - start) // repeats
 
 
-class Times(Kind):
+class Times(Measurement):
     """Where the seconds of all ranks' steps go.
 
     Args:
@@ -159,13 +159,13 @@ class Times(Kind):
         self.has_samples = not every_step
         self._shape = Shape(place.pipeline, place.virtual)
         self._stage = place.indices(place.rank).get("pipeline", 0)
-        self._marks: Optional[TimeMarks] = None
+        self._marks: TimeMarks | None = None
         self.slices = (
             Slice(_SUMS, len(self._shape.entries)),
             Slice(_LEAST, self._shape.minima, Reduce.MAX),  # of negative numbers: the least
         )
 
-    def open(self) -> Optional[TimeMarks]:
+    def open(self) -> TimeMarks | None:
         """The marks of this rank; None where passes cannot be marked."""
         given = self._model if isinstance(self._model, (list, tuple)) else [self._model]
         chunks = [chunk for chunk in given if isinstance(chunk, torch.nn.Module)]
@@ -182,7 +182,7 @@ class Times(Kind):
         sums, least = reading
         return {_SUMS: sums, _LEAST: [-value for value in least]}
 
-    def measured(self, summed: Summed) -> Optional[TimeParts]:
+    def measured(self, summed: Summed) -> TimeParts | None:
         """Seconds by part, mean over the ranks."""
         if self._marks is None:
             return None
@@ -191,7 +191,7 @@ class Times(Kind):
         return None if found is None else TimeParts(found, _on_padding(summed), tuple(self._marks.times.lengths))
 
 
-def _on_padding(summed: Summed) -> Optional[int]:
+def _on_padding(summed: Summed) -> int | None:
     """FLOPs of the linear layers on padded positions; None: not known."""
     (positions,), (tokens,) = summed["positions"], summed["tokens"]
     vector = summed.layout.zeros()
@@ -210,7 +210,7 @@ class TimeParts:
     """
 
     found: Measured
-    padding: Optional[int] = None
+    padding: int | None = None
     lengths: tuple[float, ...] = ()
 
     def metrics(self, interval: Interval) -> Metrics:
@@ -225,7 +225,7 @@ class TimeParts:
             metrics["throughput/step_time/p95"] = ordered[math.ceil(0.95 * len(ordered)) - 1]
         return metrics
 
-    def _at_peak(self, interval: Interval) -> dict[str, Optional[float]]:
+    def _at_peak(self, interval: Interval) -> dict[str, float | None]:
         """Seconds a step of a device for the counted FLOPs, and for those beside them."""
         timed, peak = interval.timed, interval.peak.of(interval.timed.formats)
         hardware_peak = interval.peak.of(timed.hardware_formats)

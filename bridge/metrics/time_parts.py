@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Optional
 
 from bridge.metrics.pipeline_replay import Durations, Replay, arranged, replay
 from bridge.metrics.spans import BACKWARD, FORWARD, Phase, Step
@@ -110,7 +109,7 @@ class RankTimes:
         """Steps that are read."""
         self._steps += steps
 
-    def take(self) -> Optional[tuple[list[int], list[int]]]:
+    def take(self) -> tuple[list[int], list[int]] | None:
         """The integers to sum and those to find the least of; None without a sample."""
         steps, self._steps = self._steps, []
         sample = next((step for step in reversed(steps) if step.sampled), None)
@@ -204,7 +203,7 @@ class Measured:
     data: float = 0.0
 
 
-def measured(shape: Shape, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> Optional[Measured]:
+def measured(shape: Shape, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> Measured | None:
     """What all ranks sent; None where a rank sent nothing.
 
     Args:
@@ -251,7 +250,7 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> Optional[float]:
+def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> float | None:
     """Seconds of a step's collectives without waiting, mean over the stages; None where ranks of a stage differ."""
     before = sum(2 + kept for _, kept in takewhile(lambda item: item[0] is not phase, WAITS_KEPT.items()))
     found = 0.0
@@ -264,7 +263,7 @@ def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> Optional[float]
     return found
 
 
-def _replayed(shape: Shape, own: RankTimes, entry: Mapping[str, int]) -> Optional[Replay]:
+def _replayed(shape: Shape, own: RankTimes, entry: Mapping[str, int]) -> Replay | None:
     """The pipeline without transfers, of the mean times of each stage's ranks; None if not all stages sent theirs."""
     count = own.micro_batches
     durations: list[Durations] = []
@@ -285,9 +284,9 @@ def time_parts(
     step_time: float,
     found: Measured,
     *,
-    ideal: Optional[float] = None,
-    padding: Optional[float] = None,
-    recompute: Optional[float] = None,
+    ideal: float | None = None,
+    padding: float | None = None,
+    recompute: float | None = None,
 ) -> dict[str, float]:
     """Seconds of each of ``PARTS``, which add up to ``step_time``; empty without a length of time.
 

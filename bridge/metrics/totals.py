@@ -8,7 +8,7 @@ carried as a separate number, since the new plan cannot price the old work.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.plan import Plan
 from bridge.metrics.vector import Layout
@@ -27,11 +27,11 @@ class Totals:
         layout: what the entries of the vectors to come mean.
     """
 
-    def __init__(self, plan: Optional[Plan], layout: Layout) -> None:
+    def __init__(self, plan: Plan | None, layout: Layout) -> None:
         self._plan = plan
         self._layout = layout
         self._values = layout.zeros()
-        self._carried_flops: Optional[int] = 0
+        self._carried_flops: int | None = 0
         """None: what was done before was counted in another convention, so that there is no total in this one."""
         self._carried_tokens = 0
         self._carried_unread = False
@@ -57,14 +57,14 @@ class Totals:
         return self.lower_bound and not self["micro_batches"] and not self._carried_tokens
 
     @property
-    def flops(self) -> Optional[int]:
+    def flops(self) -> int | None:
         """Model FLOPs since the first step; None if some of what was done cannot be priced, or nothing could be read."""
         if self._plan is None or self._unknown or self._carried_flops is None:
             return None
         return self._carried_flops + whole(self._plan.evaluate(self._values[: len(self._plan.statistics)]))
 
     @property
-    def tokens(self) -> Optional[int]:
+    def tokens(self) -> int | None:
         """Real tokens since the first step; None if nothing could be read."""
         return None if self._unknown else self._carried_tokens + self["tokens"]
 
@@ -96,7 +96,7 @@ class Totals:
             "failed": True,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Optional[str]:
+    def load_state_dict(self, state: Mapping[str, Any]) -> str | None:
         """Continue from a checkpoint, whatever layout, log interval, convention or model it was written with.
 
         Returns:

@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any
 
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 from bridge.metrics.place import Place
@@ -78,7 +78,7 @@ class Layout:
         ValueError: two slices of one name.
     """
 
-    def __init__(self, statistics: Sequence[Statistic] = (), place: Optional[Place] = None, slices: Iterable[Slice] = ()) -> None:
+    def __init__(self, statistics: Sequence[Statistic] = (), place: Place | None = None, slices: Iterable[Slice] = ()) -> None:
         self.statistics = tuple(dict.fromkeys((*statistics, SEQUENCES, TOKENS)))
         self.slices = (
             *(Slice(statistic.name, kept=True) for statistic in self.statistics),
@@ -135,7 +135,7 @@ class Layout:
         return [value / _UNIT for value in values] if self._slices[name].reduce is Reduce.FLOAT else values
 
 
-def _fixed(number: Union[int, float], name: str) -> int:
+def _fixed(number: int | float, name: str) -> int:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}")
     return round(number * _UNIT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from statistics import fmean
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.time_parts import PARTS
 from bridge.text import seconds
@@ -37,7 +37,7 @@ def waterfall(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: fmean(row[name] for row in whole) for name in PARTS if name in names} if whole else {}
 
 
-def why(parts: Mapping[str, float]) -> Optional[str]:
+def why(parts: Mapping[str, float]) -> str | None:
     """One or two sentences; None if there are no parts."""
     step = sum(parts.values())
     if not parts or step <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.keys import FRACTION
 from bridge.report.colours import colours
@@ -16,7 +16,7 @@ from bridge.report.thin import is_whole, kept
 #: Most of a plan that may be left open for its line to be drawn: more would press the curve to the bottom.
 _PLAN_IN_SIGHT = 20
 
-Values = Sequence[Optional[float]]
+Values = Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Chart:
     series: dict[str, Values]
     colours: dict[str, str]
     scale: Scale
-    plan: Optional[float] = None
+    plan: float | None = None
 
     @property
     def edges(self) -> list[tuple[Values, Values]]:
@@ -53,7 +53,7 @@ class Chart:
         return edges
 
 
-def fill(panel: Panel, run: RecordedRun) -> Optional[Chart]:
+def fill(panel: Panel, run: RecordedRun) -> Chart | None:
     """The chart of a run; None where it has none of the panel's keys."""
     labels = panel.matching(run.names())
     steps: Sequence[Any] = run.series("step")
@@ -94,17 +94,17 @@ def _shares(columns: Sequence[Sequence[float]]) -> list[list[float]]:
 
 def _coinciding(names: Sequence[str], columns: Sequence[Values]) -> tuple[list[str], list[Values]]:
     """Lines that would hide each other, as one: MFU and HFU are the same where nothing is computed twice."""
-    groups: dict[tuple[Optional[float], ...], list[str]] = {}
+    groups: dict[tuple[float | None, ...], list[str]] = {}
     for name, column in zip(names, columns, strict=True):
         groups.setdefault(tuple(column), []).append(name)
     return [" = ".join(group) for group in groups.values()], [list(column) for column in groups]
 
 
-def _scaled(column: Values, scale: Scale) -> list[Optional[float]]:
+def _scaled(column: Values, scale: Scale) -> list[float | None]:
     return [None if value is None else float(value) * scale.factor for value in column]
 
 
-def _plan(panel: Panel, run: RecordedRun, largest: float) -> Optional[float]:
+def _plan(panel: Panel, run: RecordedRun, largest: float) -> float | None:
     planned = run.facts.get(panel.plan) if panel.plan else None
     if not isinstance(planned, (int, float)) or not 0 < planned < _PLAN_IN_SIGHT * largest:
         return None

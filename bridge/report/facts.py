@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.keys import LAYOUT
 from bridge.report.run_file import RecordedRun
@@ -138,7 +138,7 @@ def _layout(run: RecordedRun) -> str:
     return f"{world:,} rank{'s' if world > 1 else ''}" + (f": {' x '.join(parts)}" if parts else "")
 
 
-def _number(run: RecordedRun, name: str) -> Optional[Any]:
+def _number(run: RecordedRun, name: str) -> Any | None:
     value = run.facts.get(name)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300 else None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Optional
 
 from bridge.flops import ConfigError
 from bridge.report.chart import Chart, Values, fill
@@ -57,5 +56,5 @@ def _together(panel: Panel, filled: Mapping[str, Chart]) -> Chart:
     return Chart(panel, steps, series, colours(list(series)), scale)
 
 
-def _times(value: Optional[float], factor: float) -> Optional[float]:
+def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from bridge.metrics.keys import KEYS, Key
 
@@ -32,8 +32,8 @@ class Panel:
     title: str
     names: tuple[str, ...]
     kind: Kind = "lines"
-    least: Optional[float] = 0.0
-    plan: Optional[str] = None
+    least: float | None = 0.0
+    plan: str | None = None
 
     @property
     def keys(self) -> list[Key]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, Union
+from typing import Any, BinaryIO
 
 from bridge.flops import ConfigError
 from bridge.metrics.keys import PREFIX
@@ -52,7 +52,7 @@ class RecordedRun:
     torn: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
     name: str = ""
-    whole: Optional[Thinned] = None
+    whole: Thinned | None = None
 
     @property
     def count(self) -> int:
@@ -214,7 +214,7 @@ def _jsonl(file: BinaryIO, most: float, stretches: Stretches, rough: bool) -> Re
     return run
 
 
-def _of_one_form(lines: Sequence[bytes], forms: Sequence[_Form], rough: bool) -> Optional[dict[str, Any]]:
+def _of_one_form(lines: Sequence[bytes], forms: Sequence[_Form], rough: bool) -> dict[str, Any] | None:
     """The columns of lines that all are of the usual form; None where one is not."""
     text = b"".join(lines)
     for form in forms[:1]:
@@ -270,7 +270,7 @@ def _learn(forms: list[_Form], line: bytes) -> None:
             forms.append(new)
 
 
-def _parsed(run: RecordedRun, line: bytes) -> Optional[Row]:
+def _parsed(run: RecordedRun, line: bytes) -> Row | None:
     """The numbers of a line; what is none is counted."""
     if not line.strip():
         return None
@@ -281,7 +281,7 @@ def _parsed(run: RecordedRun, line: bytes) -> Optional[Row]:
     return _kept(run, row)
 
 
-def parse(text: Union[bytes, str]) -> Any:
+def parse(text: bytes | str) -> Any:
     """The value of a JSON text, or None where it is none."""
     try:
         return json.loads(text)

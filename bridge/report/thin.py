@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Optional
+from typing import Any
 
 #: A chart is about as many pixels wide.
 MOST_POINTS = 800
@@ -26,7 +26,7 @@ def is_whole(column: Sequence[Any]) -> bool:
     return isinstance(column, array) or None not in column
 
 
-def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) -> list[int]:
+def kept(columns: Sequence[Sequence[float | None]], most: int = MOST_POINTS) -> list[int]:
     """Which rows to draw: all of a short run; of a long one the first, the last, and the extremes of every stretch.
 
     Only points that were measured are drawn, and no peak is lost.
@@ -51,7 +51,7 @@ def kept(columns: Sequence[Sequence[Optional[float]]], most: int = MOST_POINTS) 
     return sorted(chosen)
 
 
-def extremes(column: Sequence[Optional[float]], part: Sequence[int]) -> set[int]:
+def extremes(column: Sequence[float | None], part: Sequence[int]) -> set[int]:
     """Where the smallest and the largest value of a stretch stand."""
     if isinstance(part, range):
         values = column[part.start : part.stop]

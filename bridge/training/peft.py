@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class Update(Module):
     Subclasses say how it acts on x and which matrix it is.
     """
 
-    magnitude: Optional[Parameter]
+    magnitude: Parameter | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Update(Module):
         split = isinstance(layer, ColumnParallelLinear)
         self.magnitude = _split(layer, _rows(layer)) if split else _replicated(layer, _rows(layer))
 
-    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+    def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
         """x, as the layer takes it -> what is added to the layer's output."""
         raise NotImplementedError
 
@@ -148,7 +148,7 @@ class LowRank(Update):
             self.linear_in.weight.copy_(values)
             self.linear_out.weight.zero_()
 
-    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+    def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
         if self.dropout and self.training:
             with get_cuda_rng_tracker().fork() if self.forks else nullcontext():
                 x = F.dropout(x, self.dropout)
@@ -163,7 +163,7 @@ class LowRank(Update):
 class Split(Update):
     """Adapters of their own for the parts of a fused layer (canonical LoRA), put where the fused weight has their rows."""
 
-    def __init__(self, layer: Module, parts: Mapping[str, Optional[LowRank]], widths: Mapping[str, int]) -> None:
+    def __init__(self, layer: Module, parts: Mapping[str, LowRank | None], widths: Mapping[str, int]) -> None:
         """``parts``: in the fused layer's order, None for a part without; ``widths``: rows of each, over all ranks."""
         super().__init__()
         for name, part in parts.items():
@@ -173,7 +173,7 @@ class Split(Update):
         # Queries, keys and values lie group by group, gate and values one after the other.
         self.groups = layer.config.num_query_groups // ranks if "linear_q" in parts else 1
 
-    def forward(self, x: Tensor, gather_output: Optional[bool] = None) -> Tensor:
+    def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
         return self._arrange(lambda part: part(x, gather_output))
 
     def matrix(self) -> Tensor:
@@ -196,9 +196,9 @@ class _Adapted(Module):
     adapter: Update
     config: Any
     tp_group: Any
-    bias: Optional[Tensor]
+    bias: Tensor | None
 
-    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Optional[Tensor]]:
+    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """As the layer without an adapter."""
         output, bias = super().forward(input_, *args, **kwargs)
         gather_output = kwargs.get("runtime_gather_output")
@@ -254,7 +254,7 @@ _ADAPTED: Mapping[type, type] = {
 
 
 @torch.no_grad()
-def row_lengths(layer: Any, weight: Tensor, update: Optional[Update] = None) -> Tensor:
+def row_lengths(layer: Any, weight: Tensor, update: Update | None = None) -> Tensor:
     """|W + update|, row by row, for this rank's rows. No gradient: DoRA takes it for a constant (its section 4.3)."""
     whole = weight if update is None else weight + update.matrix()
     squares = whole.float().square().sum(dim=1)
@@ -341,7 +341,7 @@ def check_peft(cfg: Config, transformer_engine: bool) -> None:
         )
 
 
-def add_adapters(model: Module, peft: Optional[PeftConfig], *, shape: Optional[ModelShape] = None, seed: int = 0) -> None:
+def add_adapters(model: Module, peft: PeftConfig | None, *, shape: ModelShape | None = None, seed: int = 0) -> None:
     """Add adapters to the linear layers that ``peft`` names, and require gradients only for what trains.
 
     Args:
@@ -462,7 +462,7 @@ def _is_whole(model: Any) -> bool:
 def _let_biases_learn(model: Module) -> None:
     """Add biases that train outside of layers whose weights do not: megatron-core's kernel forgets their gradient there."""
 
-    def add(layer: Module, arguments: Any, output: tuple[Tensor, Optional[Tensor]]) -> tuple[Tensor, None]:
+    def add(layer: Module, arguments: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, None]:
         return output[0] + output[1], None
 
     for layer in model.modules():

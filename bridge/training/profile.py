@@ -13,7 +13,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -49,8 +49,8 @@ class ProfileCallback(Callback):
         self._folder, self._steps, self._warm_up, self._convention = Path(folder), steps, warm_up, convention
         self._ranges = Ranges()
         self._undo: list[Callable[[], None]] = []
-        self._profiler: Optional[profile] = None
-        self._plan: Optional[Plan] = None
+        self._profiler: profile | None = None
+        self._plan: Plan | None = None
         self._batches: list[Any] = []
 
     def observe(self, data: Any) -> Any:
@@ -228,7 +228,7 @@ def _modules(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
             yield path, module
 
 
-def _module_of(term: Term, modules: set[str]) -> Optional[str]:
+def _module_of(term: Term, modules: set[str]) -> str | None:
     """The module that multiplies a term; None: none on this rank."""
     above = term.path.rpartition(".")[0]
     candidates = (term.path, f"{above}.{term.component}", above, above.rpartition(".")[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,13 +45,13 @@ class Routing:
         """Assignments that tokens asked for: top-k each."""
         self.found: set[int] = set()
         """Layers that this rank counts."""
-        self._useful: Optional[Tensor] = None
+        self._useful: Tensor | None = None
         """[layers, experts] assignments that were asked for and not dropped."""
-        self._rows: Optional[Tensor] = None
+        self._rows: Tensor | None = None
         """[layers, experts] rows given out, with those that only fill experts up."""
-        self._error: Optional[Exception] = None
+        self._error: Exception | None = None
         self._handles: list[Any] = []
-        self._now: Optional[tuple[int, Any]] = None
+        self._now: tuple[int, Any] | None = None
         """The router that runs, and what it asked for before anything was dropped."""
         for chunk in chunks:
             for number, name, module in _routers(chunk, layers):
@@ -125,7 +125,7 @@ class Routing:
         self._useful[number] += useful
         self._rows[number] += rows
 
-    def take(self) -> Optional[tuple[int, Tensor, Tensor]]:
+    def take(self) -> tuple[int, Tensor, Tensor] | None:
         """Requested assignments, useful ones and rows [layers, experts] since the last call; None for nothing.
 
         Raises:
@@ -160,7 +160,7 @@ def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, st
             yield layers[path], name, module
 
 
-def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Optional[Routing]:
+def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Routing | None:
     """The counts of a job whose routers are all found, on one rank or another; None where some are not. A collective.
 
     Args:
@@ -171,7 +171,7 @@ def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Optional
     layers, chunks = expert_layers(plan), list(chunks)
     try:
         # Hooks would be compiled too, and say so in a language that a compiler does not take.
-        own: Optional[Routing] = None if _compiled(chunks) else Routing(chunks, layers, expert_count(plan))
+        own: Routing | None = None if _compiled(chunks) else Routing(chunks, layers, expert_count(plan))
     except Exception:  # any framework's model, of any shape
         own = None
     said: list[Any] = [own and own.found]

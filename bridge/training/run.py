@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from megatron.core.utils import get_model_config
@@ -104,10 +104,10 @@ class Run:
         self.stepper = Stepper(cfg, self.model, self.optimizer, self.scheduler, groups, device)
         # Weights that do not train are left to the checkpoint they come from.
         self._has_base = cfg.checkpoint.pretrained_checkpoint is not None and sharding.has_frozen(self.model)
-        self._base: Optional[Base] = None
+        self._base: Base | None = None
         self._skipped = frozenset(cfg.train.skip_iterations)
-        self._saved_step: Optional[int] = None
-        self._previous: Optional[StepSums] = None
+        self._saved_step: int | None = None
+        self._previous: StepSums | None = None
         self._stops = False
         self._redone: list[int] = []
         """Steps to come after which a process before this one was killed: what was lost with it is known there."""
@@ -189,7 +189,7 @@ class Run:
         if state.step in self._redone:
             self.ledger.mark("steps", step=state.step, flops=self._total_flops())
 
-    def _due(self, interval: Optional[int]) -> bool:
+    def _due(self, interval: int | None) -> bool:
         return interval is not None and self.state.step % interval == 0
 
     # ---- data -------------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ class Run:
             frozen=not self._has_base,
         )
 
-    def _take_base(self, known: Optional[Base] = None) -> None:
+    def _take_base(self, known: Base | None = None) -> None:
         """Weights of ``checkpoint.pretrained_checkpoint``, if it is set; ``known``: only of this one."""
         folder = self.cfg.checkpoint.pretrained_checkpoint
         if folder is None:
@@ -395,7 +395,7 @@ class Run:
 
     # ---- reports ----------------------------------------------------------------------------------------------------
 
-    def _total_flops(self) -> Optional[int]:
+    def _total_flops(self) -> int | None:
         """Of all steps so far, if a callback counts them; all ranks together."""
         counters = (callback.total_flops for callback in self.callbacks.callbacks if hasattr(callback, "total_flops"))
         return next((count() for count in counters), None)
@@ -415,7 +415,7 @@ class Run:
             context.optimizer, context.scheduler = self.optimizer, self.scheduler
         self.callbacks.fire(event, context)
 
-    def _log(self, loss_dict: dict[str, torch.Tensor], grad_norm: Optional[float]) -> None:
+    def _log(self, loss_dict: dict[str, torch.Tensor], grad_norm: float | None) -> None:
         """The loop's own numbers of this step; the row is completed by the callbacks."""
         state = self.state
         if not state.groups.writes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -93,11 +93,11 @@ class TrainState:
     num_microbatches: int = 0
     """Micro-batches of the current step on this replica."""
 
-    resumed_from: Optional[str] = None
+    resumed_from: str | None = None
     """The checkpoint this process started from."""
     trackers: Trackers = field(default_factory=Trackers)
     """Where rows of metrics go (``log``, ``summary``, ``close``); nowhere on ranks that do not write."""
-    wandb_run_id: Optional[str] = None
+    wandb_run_id: str | None = None
     """Kept in the checkpoint, so that a resumed run continues its W&B run."""
 
     @property

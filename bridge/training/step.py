@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import parallel_state
@@ -35,7 +35,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
-def packed_params(batch: MicroBatch, device: torch.device) -> Optional[PackedSeqParams]:
+def packed_params(batch: MicroBatch, device: torch.device) -> PackedSeqParams | None:
     """megatron-core's description of a packed batch, or None for other batches.
 
     Padding counts as the end of its segment: it lies on the right, where causal attention never looks from.
@@ -70,7 +70,7 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     return {**batch, **{key: value[:, index] for key, value in rows.items()}}
 
 
-def padding_mask_for(model: torch.nn.Module, mask: Tensor) -> Optional[Tensor]:
+def padding_mask_for(model: torch.nn.Module, mask: Tensor) -> Tensor | None:
     """True on padding, [b, s]: the router's balance must not depend on it. None for models without experts."""
     config = get_model_config(model)
     if config.num_moe_experts is None:
@@ -132,8 +132,8 @@ class StepSums:
     """
 
     values: Tensor
-    copy: Optional[Tensor] = None
-    copied: Optional[torch.cuda.Event] = None
+    copy: Tensor | None = None
+    copied: torch.cuda.Event | None = None
 
     @classmethod
     def of(cls, values: Tensor) -> StepSums:
@@ -192,7 +192,7 @@ class Stepper:
         self._schedule = get_forward_backward_func()
         _connect(get_model_config(model[0]), model, optimizer)
 
-    def train(self, data: DataIterator, num_microbatches: int, stop: bool = False) -> tuple[StepSums, bool, Optional[float]]:
+    def train(self, data: DataIterator, num_microbatches: int, stop: bool = False) -> tuple[StepSums, bool, float | None]:
         """One optimizer step over ``num_microbatches``; returns (totals, whether the weights changed, gradient norm)."""
         for chunk in self.model:
             chunk.zero_grad_buffer()
@@ -235,5 +235,5 @@ def _connect(config: Any, model: list[Any], optimizer: Any) -> None:
         config.param_sync_func = per_chunk([chunk.start_param_sync for chunk in model])
 
 
-def _number(value: Any) -> Optional[float]:
+def _number(value: Any) -> float | None:
     return None if value is None else float(value)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch.nn import Module, Parameter, UninitializedParameter
@@ -164,7 +164,7 @@ def _uncounted(parameter: Parameter) -> str:
     return "" if plain and not hasattr(parameter, "quant_state") else "its weights are quantized"
 
 
-def trainable_from(model: Module | Iterable[Module], otherwise: Optional[Trainable] = None) -> Trainable:
+def trainable_from(model: Module | Iterable[Module], otherwise: Trainable | None = None) -> Trainable:
     """What trains in a built model, from ``requires_grad`` of its parameters, for ``compile_plan``.
 
     Args:
@@ -185,7 +185,7 @@ def trainable_from(model: Module | Iterable[Module], otherwise: Optional[Trainab
 def built_over_stages(model: Any) -> Built:
     """What is built of the whole model: every stage of a pipeline says what it has, in one collective if there is one."""
     try:
-        own: Optional[Built] = what_is_built(model)
+        own: Built | None = what_is_built(model)
     except Exception:  # any framework's model, of any shape
         own = None
     state = parallel_state()

@@ -16,7 +16,7 @@ from bridge.planning.memory import memory
 
 def printed(capsys, *words):
     assert main(["flops", *words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)["memory"]
+    return json.loads(capsys.readouterr().out)["rank_memory"]
 
 
 @pytest.mark.parametrize(("recipe", "devices"), [("tiny", None), ("tiny_moe", 4), ("train_llama3_8b", 64)])

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from megatron.core import num_microbatches_calculator
@@ -159,7 +159,7 @@ def train_step(
     opt_param_scheduler: Any,
     config: Any,
     forward_backward_func: Any,
-    iteration: Optional[int] = None,
+    iteration: int | None = None,
 ) -> tuple[Any, ...]:
     for chunk in model:
         chunk.zero_grad_buffer()

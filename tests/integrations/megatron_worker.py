@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import documented
 import torch
@@ -211,7 +211,7 @@ def megatron_lm(folder: Path) -> dict[str, Any]:
 
 
 def _megatron_lm(
-    job: Job, rows: Path, flags: list[str], more: Optional[dict[str, Any]] = None, *, old: bool = True
+    job: Job, rows: Path, flags: list[str], more: dict[str, Any] | None = None, *, old: bool = True
 ) -> dict[str, Any]:
     """``python -m bridge.integrations.megatron_lm pretrain_double.py FLAGS``, in this process."""
     spec = importlib.util.spec_from_file_location("megatron.training.training", HERE / "megatron_lm_double.py")

@@ -218,7 +218,7 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
     """The report of a job whose ranks have these times; ranks of a replica are the pipeline stages. Summed by hand."""
     from bridge.metrics import meter as module
     from bridge.metrics import stragglers, vector
-    from bridge.metrics.reduction import PendingSum, join, split
+    from bridge.metrics.reduction import PendingSum, from_limbs, to_limbs
 
     for one in (vector, stragglers):
         monkeypatch.setattr(one, "MAX_ENTRIES", ranks_in_vector)
@@ -226,11 +226,11 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
 
     class Kept(PendingSum):
         def __init__(self, limbs, device_limbs=None, *, maxima=(), **options):
-            sent.append((join(limbs), list(maxima)))
+            sent.append((from_limbs(limbs), list(maxima)))
             self.limbs, self.largest = limbs, maxima
 
         def wait(self):
-            return join(self.limbs)
+            return from_limbs(self.limbs)
 
         def maxima(self):
             return self.largest
@@ -261,7 +261,7 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
     summed = [sum(column) for column in zip(*(values for values, _ in sent), strict=True)]
     reports = []
     for meter in meters:
-        meter._pending.sum.limbs = split(summed)
+        meter._pending.sum.limbs = to_limbs(summed)
         meter._pending.sum.largest = [max(column) for column in zip(*(maxima for _, maxima in sent), strict=True)]
         reports.append(meter.poll(wait=True).interval)
     assert all(report.measured == reports[0].measured for report in reports)

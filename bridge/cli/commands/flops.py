@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     length = arguments.sequence_length or max(arguments.sequence_lengths, default=None)
     needs = None if arguments.passes == "forward" else held(config, plan, arguments.devices, length)
     if arguments.json:
-        values = report.as_json() | {"memory": needs and needs.as_json()}
+        values = report.as_json() | {"rank_memory": needs and needs.as_json()}
         for row, origin in zip(values["table"], origins, strict=False):
             row["origin"] = {name: value for name, value in asdict(origin).items() if name != "row"}
         print_json(values)

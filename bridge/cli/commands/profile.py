@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
@@ -99,11 +99,11 @@ def _is_whole(found: dict[str, Any]) -> bool:
     return sum(row["flops"] for row in found["rows"]) == found["flops"]
 
 
-def _numbers(row: dict[str, Any], steps: int, whole: float, peak: Optional[float]) -> list[str]:
-    def rate(flops: int, took: float) -> Optional[float]:
+def _numbers(row: dict[str, Any], steps: int, whole: float, peak: float | None) -> list[str]:
+    def rate(flops: int, took: float) -> float | None:
         return flops / row["ranks"] / took if flops and took else None
 
-    def share(value: Optional[float]) -> str:
+    def share(value: float | None) -> str:
         return "" if value is None or not peak else f"{value / peak:.1%}"
 
     ideal = "" if row["ideal_seconds"] is None or not row["flops"] else significant(1e3 * row["ideal_seconds"] / steps, 3)

@@ -43,7 +43,7 @@ class Family:
     framework: str = "transformers"
     inner: bool = False
 
-    def but(
+    def plus(
         self,
         *rules: Rule,
         fields: Mapping[str, Any] | None = None,
@@ -1136,8 +1136,8 @@ _DECODER = Family(
     },
     rules=(_head_size, _vocabulary, _activation, _rope, _next_token_depths),
 )
-_SWIGLU = _DECODER.but(fixed={"gated_linear_unit": True})
-_LATENT = _SWIGLU.but(
+_SWIGLU = _DECODER.plus(fixed={"gated_linear_unit": True})
+_LATENT = _SWIGLU.plus(
     _latent_head_size,
     _experts,
     _latent_biases,
@@ -1151,15 +1151,15 @@ _LATENT = _SWIGLU.but(
     fixed={"multi_latent_attention": True, "qk_layernorm": True, "num_query_groups": None},
     ignored="head_dim qk_head_dim num_key_value_heads indexer_rope_interleave",
 )
-_DEEPSEEK_V3 = _LATENT.but(_group_limited_routing)
-_QWEN2 = _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True})
+_DEEPSEEK_V3 = _LATENT.plus(_group_limited_routing)
+_QWEN2 = _SWIGLU.plus(_windows(_upper_layers), fixed={"add_qkv_bias": True})
 _QWEN2_VL_TEXT = replace(_QWEN2, inner=True)
-_QWEN3 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": True})
-_QWEN3_NEXT = _QWEN3.but(
+_QWEN3 = _SWIGLU.plus(_attention_bias, fixed={"qk_layernorm": True})
+_QWEN3_NEXT = _QWEN3.plus(
     _linear_attention, fixed={"attention_output_gate": True}, ignored="attn_output_gate mtp_use_dedicated_embeddings"
 )
-_GEMMA = _SWIGLU.but(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True}, ignored="num_image_tokens")
-_OLMO2 = _SWIGLU.but(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
+_GEMMA = _SWIGLU.plus(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True}, ignored="num_image_tokens")
+_OLMO2 = _SWIGLU.plus(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
 _T5 = Family(
     fields={
         "hidden_size": ("d_model", "hidden_size"),
@@ -1229,7 +1229,7 @@ _WHISPER = Family(
                mask_feature_prob mask_feature_length mask_feature_min_masks""",
 )  # fmt: skip
 _LAYER_NORM = {"normalization": "LayerNorm"}
-_COHERE = _SWIGLU.but(_attention_bias, fixed={"layernorm_placement": "shared"})
+_COHERE = _SWIGLU.plus(_attention_bias, fixed={"layernorm_placement": "shared"})
 _GPT2 = Family(
     fields={
         "num_layers": ("n_layer", "num_hidden_layers"),
@@ -1249,18 +1249,18 @@ _GPT2 = Family(
 )
 _VISION_LANGUAGE = Family(fields={"share_embeddings_and_output_weights": "tie_word_embeddings"})
 
-_LFM2 = _SWIGLU.but(
+_LFM2 = _SWIGLU.plus(
     _lfm2,
     fields={"share_embeddings_and_output_weights": ("tie_embedding", "tie_word_embeddings")},
     fixed={"qk_layernorm": True, "activation_func": "silu"},
 )
 _DENSE_EXPERTS = "transformers_dense_experts"
-_GRANITE_MOE = _SWIGLU.but(_attention_bias, _experts, _shared_width)
+_GRANITE_MOE = _SWIGLU.plus(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
-    "apertus": _DECODER.but(_attention_bias, fixed={"qk_layernorm": True}, ignored="qk_norm post_norm mlp_bias"),
-    "arcee": _DECODER.but(_attention_bias, _mlp_bias),
-    "bamba": _SWIGLU.but(_bamba, _attention_bias, _mlp_bias, ignored="z_loss_coefficient layer_types layers_block_type"),
+    "apertus": _DECODER.plus(_attention_bias, fixed={"qk_layernorm": True}, ignored="qk_norm post_norm mlp_bias"),
+    "arcee": _DECODER.plus(_attention_bias, _mlp_bias),
+    "bamba": _SWIGLU.plus(_bamba, _attention_bias, _mlp_bias, ignored="z_loss_coefficient layer_types layers_block_type"),
     "bert": _BERT,
     "bloom": Family(
         fields={
@@ -1286,24 +1286,26 @@ FAMILIES: dict[str, Family] = {
                    max_patch_length""",
     ),
     "camembert": _BERT,
-    "cohere": _COHERE.but(_full_norm("use_qk_norm")),
-    "cohere2": _COHERE.but(_windows(_every(4)), ignored="head_dim"),
-    "cwm": _SWIGLU.but(_windows(_all_but_each_fourth), _mlp_bias),
+    "cohere": _COHERE.plus(_full_norm("use_qk_norm")),
+    "cohere2": _COHERE.plus(_windows(_every(4)), ignored="head_dim"),
+    "cwm": _SWIGLU.plus(_windows(_all_but_each_fourth), _mlp_bias),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _DEEPSEEK_V3,
-    "deepseek_v32": _DEEPSEEK_V3.but(_indexer, ignored="layer_types"),
-    "deepseek_v4": _SWIGLU.but(
+    "deepseek_v32": _DEEPSEEK_V3.plus(_indexer, ignored="layer_types"),
+    "deepseek_v4": _SWIGLU.plus(
         _deepseek_v4,
         fields={"q_lora_rank": "q_lora_rank", "o_groups": "o_groups", "o_lora_rank": "o_lora_rank", "hc_mult": "hc_mult"},
         ignored="""num_key_value_heads hc_sinkhorn_iters hc_eps compress_rope_theta scoring_func norm_topk_prob swiglu_limit
                    routed_scaling_factor attention_bias mlp_bias rms_norm_eps""",
     ),
-    "dots1": _QWEN3.but(_windows(_layers_from_max_window_layers), _experts, _group_limited_routing, ignored="use_sliding_window"),
-    "ernie4_5": _SWIGLU.but(_biases("use_bias"), ignored="compression_ratio freq_allocation"),
-    "ernie4_5_moe": _SWIGLU.but(_ernie_experts, ignored="moe_norm_min moe_capacity moe_use_aux_free moe_gate"),
-    "exaone4": _QWEN3.but(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
-    "exaone_moe": _QWEN3.but(_windows(_every(4)), _experts, _group_limited_routing, ignored="is_moe_layer"),
-    "falcon": _DECODER.but(
+    "dots1": _QWEN3.plus(
+        _windows(_layers_from_max_window_layers), _experts, _group_limited_routing, ignored="use_sliding_window"
+    ),
+    "ernie4_5": _SWIGLU.plus(_biases("use_bias"), ignored="compression_ratio freq_allocation"),
+    "ernie4_5_moe": _SWIGLU.plus(_ernie_experts, ignored="moe_norm_min moe_capacity moe_use_aux_free moe_gate"),
+    "exaone4": _QWEN3.plus(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
+    "exaone_moe": _QWEN3.plus(_windows(_every(4)), _experts, _group_limited_routing, ignored="is_moe_layer"),
+    "falcon": _DECODER.plus(
         _falcon,
         _activation_in("activation"),
         fields={
@@ -1313,16 +1315,16 @@ FAMILIES: dict[str, Family] = {
         },
         fixed=_LAYER_NORM,
     ),
-    "falcon_h1": _SWIGLU.but(
+    "falcon_h1": _SWIGLU.plus(
         _side_by_side,
         ignored="layers_block_type layer_types attn_layer_indices mlp_expansion_factor mamba_use_mlp",
     ),
     "gemma": _GEMMA,
-    "gemma2": _GEMMA.but(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
-    "gemma3": _VISION_LANGUAGE.but(_siglip_tower, text="gemma3_text"),
-    "gemma3_text": _GEMMA.but(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
-    "gemma4": _VISION_LANGUAGE.but(_uncounted_tower(_gemma4_tower), text="gemma4_text", ignored="vision_soft_tokens_per_image"),
-    "gemma4_text": _GEMMA.but(
+    "gemma2": _GEMMA.plus(_windows(_every(2)), fixed={"layernorm_placement": "sandwich"}),
+    "gemma3": _VISION_LANGUAGE.plus(_siglip_tower, text="gemma3_text"),
+    "gemma3_text": _GEMMA.plus(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
+    "gemma4": _VISION_LANGUAGE.plus(_uncounted_tower(_gemma4_tower), text="gemma4_text", ignored="vision_soft_tokens_per_image"),
+    "gemma4_text": _GEMMA.plus(
         _windows(_every(6)),
         _gemma4,
         fields={
@@ -1333,125 +1335,126 @@ FAMILIES: dict[str, Family] = {
         },
         fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
     ),
-    "glm": _SWIGLU.but(_qkv_bias("attention_bias")),
-    "glm4": _SWIGLU.but(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
-    "glm4_moe": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
-    "glm4_moe_lite": _DEEPSEEK_V3.but(_first_layer_dense),
-    "glm4v": _VISION_LANGUAGE.but(_glm_tower, text="glm4v_text"),
-    "glm4v_moe": _VISION_LANGUAGE.but(_glm_tower, text="glm4v_moe_text"),
-    "glm4v_moe_text": replace(_SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias")), inner=True),
-    "glm4v_text": replace(_SWIGLU.but(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
-    "glm_moe_dsa": _DEEPSEEK_V3.but(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
+    "glm": _SWIGLU.plus(_qkv_bias("attention_bias")),
+    "glm4": _SWIGLU.plus(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
+    "glm4_moe": _SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "glm4_moe_lite": _DEEPSEEK_V3.plus(_first_layer_dense),
+    "glm4v": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_text"),
+    "glm4v_moe": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_moe_text"),
+    "glm4v_moe_text": replace(_SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias")), inner=True),
+    "glm4v_text": replace(_SWIGLU.plus(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
+    "glm_moe_dsa": _DEEPSEEK_V3.plus(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2.but(_one_key_head, ignored="num_key_value_heads"),
-    "gpt_neox": _DECODER.but(_attention_bias, _beside, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"),
-    "gpt_oss": _SWIGLU.but(
+    "gpt_bigcode": _GPT2.plus(_one_key_head, ignored="num_key_value_heads"),
+    "gpt_neox": _DECODER.plus(_attention_bias, _beside, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"),
+    "gpt_oss": _SWIGLU.plus(
         _windows(_every(2)),
         _experts,
         _attention_bias,
         fields={"activation_func_clamp_value": "swiglu_limit"},
         fixed={"add_mlp_bias": True, "softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
-    "granite": _SWIGLU.but(_attention_bias, _mlp_bias),
-    "granite_swa": _SWIGLU.but(
+    "granite": _SWIGLU.plus(_attention_bias, _mlp_bias),
+    "granite_swa": _SWIGLU.plus(
         _attention_bias,
         _mlp_bias,
         _windows(_all_but_each_fourth),
         fixed={"softmax_type": "learnable"},
         ignored="layer_rope_theta",
     ),
-    "granitemoe": _SWIGLU.but(_attention_bias, _experts),
-    "granitemoe_swa": _GRANITE_MOE.but(
+    "granitemoe": _SWIGLU.plus(_attention_bias, _experts),
+    "granitemoe_swa": _GRANITE_MOE.plus(
         _windows(_all_but_each_fourth), fixed={"softmax_type": "learnable"}, ignored="layer_rope_theta"
     ),
-    "granitemoehybrid": _SWIGLU.but(_granite_hybrid, _attention_bias),
+    "granitemoehybrid": _SWIGLU.plus(_granite_hybrid, _attention_bias),
     "granitemoeshared": _GRANITE_MOE,
     # The published files list what larger models of the house have.
-    "hunyuan_v1_dense": _QWEN3.but(
+    "hunyuan_v1_dense": _QWEN3.plus(
         ignored="""add_classification_head anyres_pooling_size attention_head_dim cla_share_factor class_num dense_list
                    enable_lm_head_fp32 mask_init_id moe_drop_tokens moe_layer_num_skipped moe_topk norm_type num_experts
                    num_media_embeds num_shared_expert org_vocab_size pad_id pool_type position_embedding_xdrope text_end_id
                    text_start_id im_start_id im_end_id im_newline_id use_qk_norm use_rotary_pos_emb"""
     ),
-    "hy_v3": _QWEN3.but(
+    "hy_v3": _QWEN3.plus(
         _experts,
         _first_layer_dense,
         _unbiased_experts("mlp_bias"),
         fixed={"moe_router_score_function": "sigmoid"},
         ignored="router_scaling_factor enable_moe_fp32_combine",
     ),
-    "hyperclovax": _SWIGLU.but(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
-    "idefics3": _VISION_LANGUAGE.but(_idefics3("idefics3", "idefics3_vision"), text="llama"),
-    "internlm3": _SWIGLU.but(_internlm3),
-    "internvl": _VISION_LANGUAGE.but(_internvl, text="qwen2"),
-    "iquestcoder": _SWIGLU.but(_attention_bias, _mlp_bias),
-    "jais2": _DECODER.but(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
-    "jamba": _SWIGLU.but(_jamba, fixed={"position_embedding_type": "none", "selective_scan_norms": True}),
+    "hyperclovax": _SWIGLU.plus(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
+    "idefics3": _VISION_LANGUAGE.plus(_idefics3("idefics3", "idefics3_vision"), text="llama"),
+    "internlm3": _SWIGLU.plus(_internlm3),
+    "internvl": _VISION_LANGUAGE.plus(_internvl, text="qwen2"),
+    "iquestcoder": _SWIGLU.plus(_attention_bias, _mlp_bias),
+    "jais2": _DECODER.plus(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
+    "jamba": _SWIGLU.plus(_jamba, fixed={"position_embedding_type": "none", "selective_scan_norms": True}),
     "kimi_k2": _DEEPSEEK_V3,
-    "kimi_linear": _DEEPSEEK_V3.but(
+    "kimi_linear": _DEEPSEEK_V3.plus(
         _kimi_linear,
         fixed={"share_embeddings_and_output_weights": False},  # transformers ties nothing
         ignored="""tie_word_embeddings moe_layer_freq moe_renormalize num_expert_group use_grouped_topk mla_use_nope
                    moe_router_activation_func""",
     ),
-    "lfm2": _LFM2.but(_lfm2_width),
-    "lfm2_moe": _LFM2.but(_lfm2_experts),
-    "llama": _SWIGLU.but(_attention_bias, _mlp_bias),
-    "llama4": replace(_VISION_LANGUAGE.but(_llama4_tower, text="llama4_text"), framework=_DENSE_EXPERTS),
+    "lfm2": _LFM2.plus(_lfm2_width),
+    "lfm2_moe": _LFM2.plus(_lfm2_experts),
+    "llama": _SWIGLU.plus(_attention_bias, _mlp_bias),
+    "llama4": replace(_VISION_LANGUAGE.plus(_llama4_tower, text="llama4_text"), framework=_DENSE_EXPERTS),
     "llama4_text": replace(
-        _SWIGLU.but(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"), framework=_DENSE_EXPERTS
+        _SWIGLU.plus(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
+        framework=_DENSE_EXPERTS,
     ),
-    "llava_onevision": _VISION_LANGUAGE.but(_llava_onevision, text="qwen2"),
-    "mamba2": _DECODER.but(_pure_mamba, ignored="time_step_rank"),
-    "mimo": _SWIGLU.but(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
-    "mimo_v2_flash": _SWIGLU.but(
+    "llava_onevision": _VISION_LANGUAGE.plus(_llava_onevision, text="qwen2"),
+    "mamba2": _DECODER.plus(_pure_mamba, ignored="time_step_rank"),
+    "mimo": _SWIGLU.plus(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
+    "mimo_v2_flash": _SWIGLU.plus(
         _group_limited_routing, _mimo_v2, fields={"layernorm_epsilon": ("rms_norm_eps", "layernorm_epsilon")}
     ),
-    "minicpm3": _LATENT.but(_value_heads, ignored="scale_emb scale_depth dim_model_base"),
-    "minimax_m2": _SWIGLU.but(
+    "minicpm3": _LATENT.plus(_value_heads, ignored="scale_emb scale_depth dim_model_base"),
+    "minimax_m2": _SWIGLU.plus(
         _experts,
         fixed={"qk_layernorm": "full", "moe_router_score_function": "sigmoid"},
         ignored="""rotary_dim use_qk_norm qk_norm_type use_routing_bias attn_type_list mtp_transformer_layers
                    shared_intermediate_size""",
     ),
-    "ministral": _SWIGLU.but(_windows(_all_layers)),
-    "ministral3": _SWIGLU.but(_window),
-    "mistral": _SWIGLU.but(_window),
-    "mistral3": _VISION_LANGUAGE.but(
+    "ministral": _SWIGLU.plus(_windows(_all_layers)),
+    "ministral3": _SWIGLU.plus(_window),
+    "mistral": _SWIGLU.plus(_window),
+    "mistral3": _VISION_LANGUAGE.plus(
         _uncounted_tower(_pixtral),
         text="mistral",
         ignored="projector_hidden_act vision_feature_layer spatial_merge_size multimodal_projector_bias",
     ),
     "mistral4": _LATENT,
-    "mixtral": _SWIGLU.but(_window, _experts),
-    "nemotron": _DECODER.but(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
-    "nemotron-nas": _SWIGLU.but(_blocks, _attention_bias, _mlp_bias),
-    "nemotron_h": _DECODER.but(
+    "mixtral": _SWIGLU.plus(_window, _experts),
+    "nemotron": _DECODER.plus(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
+    "nemotron-nas": _SWIGLU.plus(_blocks, _attention_bias, _mlp_bias),
+    "nemotron_h": _DECODER.plus(
         _hybrid,
         _attention_bias,
         fields={"mamba_num_heads": "mamba_num_heads", "mamba_head_dim": "mamba_head_dim"},
         fixed={"share_embeddings_and_output_weights": False},
         ignored="mtp_layers_block_type mtp_hybrid_override_pattern",
     ),
-    "olmo": _SWIGLU.but(_attention_bias, fixed={**_LAYER_NORM, "layernorm_learned": False}),
+    "olmo": _SWIGLU.plus(_attention_bias, fixed={**_LAYER_NORM, "layernorm_learned": False}),
     "olmo2": _OLMO2,
-    "olmo3": _OLMO2.but(_windows(_every(4))),
-    "olmoe": _SWIGLU.but(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
-    "opt": _DECODER.but(
+    "olmo3": _OLMO2.plus(_windows(_every(4))),
+    "olmoe": _SWIGLU.plus(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
+    "opt": _DECODER.plus(
         _opt,
         _activation_in("activation_function"),
         fields={"ffn_hidden_size": "ffn_dim", "num_query_groups": (), "init_method_std": "init_std"},
         fixed={**_LAYER_NORM, "position_embedding_type": "learned_absolute"},
         ignored="layerdrop activation_dropout",
     ),
-    "paligemma": _VISION_LANGUAGE.but(_paligemma, text="gemma"),
-    "phi": _DECODER.but(
+    "paligemma": _VISION_LANGUAGE.plus(_paligemma, text="gemma"),
+    "phi": _DECODER.plus(
         _head_norm("qk_layernorm"),
         fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
     ),
-    "phi3": replace(_SWIGLU.but(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
+    "phi3": replace(_SWIGLU.plus(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
     # Its router takes two experts, whatever num_experts_per_tok says.
-    "phimoe": _SWIGLU.but(
+    "phimoe": _SWIGLU.plus(
         _window,
         _attention_bias,
         _experts,
@@ -1463,38 +1466,38 @@ FAMILIES: dict[str, Family] = {
     "qwen2_audio": Family(
         rules=(_qwen2_audio,), fixed={"share_embeddings_and_output_weights": False}, text="qwen2", ignored="tie_word_embeddings"
     ),  # fmt: skip
-    "qwen2_5_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen2_5_vl_text"),
+    "qwen2_5_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen2_5_vl_text"),
     "qwen2_5_vl_text": _QWEN2_VL_TEXT,
-    "qwen2_moe": _SWIGLU.but(
+    "qwen2_moe": _SWIGLU.plus(
         _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}
     ),
-    "qwen2_vl": _VISION_LANGUAGE.but(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
+    "qwen2_vl": _VISION_LANGUAGE.plus(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
     "qwen2_vl_text": _QWEN2_VL_TEXT,
-    "qwen3": _QWEN3.but(_windows(_upper_layers)),
-    "qwen3_5": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_text"),
-    "qwen3_5_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_5_moe_text"),
-    "qwen3_5_moe_text": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
+    "qwen3": _QWEN3.plus(_windows(_upper_layers)),
+    "qwen3_5": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_5_text"),
+    "qwen3_5_moe": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_5_moe_text"),
+    "qwen3_5_moe_text": _QWEN3_NEXT.plus(_experts, fixed={"moe_shared_expert_gate": True}),
     "qwen3_5_text": _QWEN3_NEXT,
-    "qwen3_moe": _QWEN3.but(_optional_window, _experts, ignored="max_window_layers"),
-    "qwen3_next": _QWEN3_NEXT.but(_experts, fixed={"moe_shared_expert_gate": True}),
-    "qwen3_vl": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_text"),
-    "qwen3_vl_moe": _VISION_LANGUAGE.but(_qwen_tower(), text="qwen3_vl_moe_text"),
-    "qwen3_vl_moe_text": replace(_QWEN3.but(_experts), inner=True),
+    "qwen3_moe": _QWEN3.plus(_optional_window, _experts, ignored="max_window_layers"),
+    "qwen3_next": _QWEN3_NEXT.plus(_experts, fixed={"moe_shared_expert_gate": True}),
+    "qwen3_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_text"),
+    "qwen3_vl_moe": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_moe_text"),
+    "qwen3_vl_moe_text": replace(_QWEN3.plus(_experts), inner=True),
     "qwen3_vl_text": replace(_QWEN3, inner=True),
     "roberta": _BERT,
-    "seed_oss": _SWIGLU.but(_attention_bias, _proj_bias, _mlp_bias),
-    "smolvlm": _VISION_LANGUAGE.but(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),
-    "smollm3": _SWIGLU.but(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
-    "solar_open": _SWIGLU.but(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
-    "stablelm": _SWIGLU.but(_qkv_bias("use_qkv_bias"), _parallel, fixed=_LAYER_NORM),
-    "starcoder2": _DECODER.but(
+    "seed_oss": _SWIGLU.plus(_attention_bias, _proj_bias, _mlp_bias),
+    "smolvlm": _VISION_LANGUAGE.plus(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),
+    "smollm3": _SWIGLU.plus(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
+    "solar_open": _SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "stablelm": _SWIGLU.plus(_qkv_bias("use_qkv_bias"), _parallel, fixed=_LAYER_NORM),
+    "starcoder2": _DECODER.plus(
         _window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}, ignored="activation_function mlp_type norm_type"
     ),
     "siglip": Family(rules=(_siglip,), ignored="initializer_factor"),
     "siglip_vision_model": Family(rules=(_siglip_alone,)),
     "t5": _T5,
-    "vaultgemma": _GEMMA.but(_windows(_every(2))),
+    "vaultgemma": _GEMMA.plus(_windows(_every(2))),
     "whisper": _WHISPER,
     "xlm-roberta": _BERT,
-    "youtu": _LATENT.but(ignored="embedding_initializer_range"),
+    "youtu": _LATENT.plus(ignored="embedding_initializer_range"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config.schema import ModelConfig, PeftConfig
 from bridge.config.sources.huggingface_config import TRACING, HuggingFaceConfig, read_by_row
@@ -130,7 +130,7 @@ def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:
         result.framework += "_reentrant"
 
 
-def _adapters(model: Any, *, latent: bool) -> Optional[PeftConfig]:
+def _adapters(model: Any, *, latent: bool) -> PeftConfig | None:
     """peft's LoRA adapters, one target a layer; None without any."""
     ranks, targets = set(), []
     for name, module in model.named_modules():

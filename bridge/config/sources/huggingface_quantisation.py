@@ -6,7 +6,7 @@ Most methods store weights in few bits and multiply in the format of the activat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config.sources.huggingface_names import plan_path
 from bridge.flops.components.output_layer import OUTPUT_LAYER
@@ -93,7 +93,7 @@ def _path(name: str) -> str:
 # ---- layers of a live model -------------------------------------------------------------------------
 
 
-def formats_of_layers(model: Any, paths: Iterable[str]) -> Optional[Formats]:
+def formats_of_layers(model: Any, paths: Iterable[str]) -> Formats | None:
     """What the linear layers of torchao say that a model was given to train in FP8; None where it has none.
 
     Args:

@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
 from bridge.flops import formats
@@ -65,7 +65,7 @@ _BLOCKS = {
 _LARGEST_DESCRIPTION = 1 << 24
 
 
-def _block_configs(model: Any) -> Optional[list[Any]]:
+def _block_configs(model: Any) -> list[Any] | None:
     """Blocks that differ from layer to layer, from megatron-core's records, its JSON text or its file; None where unreadable."""
     built, text = get(model, "per_block_parameters"), get(model, "heterogeneous_layers_config_encoded_json")
     if isinstance(built, list) and built and all(map(dataclasses.is_dataclass, built)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from bridge.explorer import charts
 from bridge.explorer.controls import Values
 from bridge.explorer.figures import Figure
@@ -43,7 +41,7 @@ def view(path: str, values: Values) -> View:
     )
 
 
-def _waterfall(run: RecordedRun) -> Optional[Figure]:
+def _waterfall(run: RecordedRun) -> Figure | None:
     parts = waterfall.parts_of(run)
     return charts.falling(waterfall.bars(parts), waterfall.TITLE) if parts else None
 

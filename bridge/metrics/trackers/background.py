@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.trackers.tracker import quietly
 
@@ -26,8 +26,8 @@ class BackgroundTracker:
 
     def __init__(self) -> None:
         self._opened = threading.Event()
-        self._error: Optional[BaseException] = None
-        self._calls: queue.SimpleQueue[Optional[Callable[[], Any]]] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=self.service, daemon=True)
         self._thread.start()
 

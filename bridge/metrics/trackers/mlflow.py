@@ -11,7 +11,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.plain import doubles, flat, plain
@@ -48,10 +48,10 @@ class MlflowTracker(BackgroundTracker):
         *,
         experiment: str,
         run_id: str,
-        tracking_uri: Optional[str] = None,
-        name: Optional[str] = None,
-        tags: Optional[Mapping[str, str]] = None,
-        config: Optional[Metrics] = None,
+        tracking_uri: str | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        config: Metrics | None = None,
     ) -> None:
         self._experiment, self._uri, self._name = experiment, tracking_uri or "", name
         self._tags = {RUN_ID_TAG: run_id, **(tags or {})}

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Optional
+from typing import Any
 
 from bridge.config.instantiate import find_target, instantiate
 from bridge.flops.shapes import ConfigError
@@ -30,7 +30,7 @@ class Start:
     name: str
     step: int
     run_id: str
-    config: Optional[Mapping[str, Any]]
+    config: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class TrackerType:
 
     option: str
     open: Callable[[Start], Tracker]
-    package: Optional[str] = None
-    install: Optional[str] = None
+    package: str | None = None
+    install: str | None = None
 
 
 def _wandb(start: Start) -> Tracker:
@@ -128,8 +128,8 @@ def open_trackers(
     *,
     name: str = "run",
     step: int = 0,
-    run_id: Optional[str] = None,
-    config: Optional[Mapping[str, Any]] = None,
+    run_id: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Trackers:
     """The trackers that ``logger`` of the configuration asks for; one that cannot start is one warning.
 

@@ -13,7 +13,7 @@ Headers with a login belong into ``OTEL_EXPORTER_OTLP_HEADERS``, not into the co
 from __future__ import annotations
 
 import logging
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.keys import find_key
 from bridge.metrics.trackers.background import BackgroundTracker
@@ -51,7 +51,7 @@ class OtlpTracker(BackgroundTracker):
 
     service, package, extra = "OpenTelemetry", "opentelemetry.exporter.otlp.proto.http", "opentelemetry"
 
-    def __init__(self, start: Start, endpoint: Optional[str] = None, timeout: float = 5.0) -> None:
+    def __init__(self, start: Start, endpoint: str | None = None, timeout: float = 5.0) -> None:
         self._start, self._endpoint, self._timeout = start, endpoint, timeout
         self._gauges: dict[str, Any] = {}
         self.sent = self.lost = 0

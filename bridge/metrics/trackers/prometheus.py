@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Optional
+from typing import Any
 
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.keys import Key, find_key
@@ -31,7 +31,7 @@ def metric_of(key: str) -> str:
     return "bridge_" + _STRANGE.sub("_", key.partition("<")[0].strip("/"))
 
 
-def label_of(key: Optional[Key]) -> Optional[str]:
+def label_of(key: Key | None) -> str | None:
     """What tells the members of a family apart; None: it is not a family."""
     return key.name.partition("<")[2].rstrip(">") if key and key.prefix else None
 
@@ -54,9 +54,9 @@ class PrometheusTracker(BackgroundTracker):
     def __init__(
         self,
         start: Start,
-        port: Optional[int] = None,
+        port: int | None = None,
         address: str = "127.0.0.1",
-        textfile_directory: Optional[str] = None,
+        textfile_directory: str | None = None,
     ) -> None:
         if port is None and textfile_directory is None:
             raise ConfigError("PrometheusTracker needs port (to be scraped) or textfile_directory")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.opening import Start
@@ -41,9 +41,9 @@ class SwanLabTracker(BackgroundTracker):
         self,
         start: Start,
         project: str = "bridge",
-        mode: Optional[str] = None,
-        directory: Optional[str] = None,
-        workspace: Optional[str] = None,
+        mode: str | None = None,
+        directory: str | None = None,
+        workspace: str | None = None,
     ) -> None:
         self._start, self._project, self._workspace = start, project, workspace
         self._mode = mode or ("online" if os.environ.get("SWANLAB_API_KEY") else "offline")

@@ -13,7 +13,7 @@ import os
 import shlex
 import socket
 import time
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.keys import find_key
 from bridge.metrics.trackers.background import BackgroundTracker
@@ -38,7 +38,7 @@ class TensorBoardTracker(BackgroundTracker):
 
     service = "TensorBoard"
 
-    def __init__(self, directory: str, *, step: int = 0, config: Optional[Metrics] = None) -> None:
+    def __init__(self, directory: str, *, step: int = 0, config: Metrics | None = None) -> None:
         self._directory = directory
         self._step = step
         self._config = without_secrets(plain(config or {}))
@@ -96,10 +96,10 @@ class TensorBoardTracker(BackgroundTracker):
             )
         return self._summaries.Summary.Value(tag=tag, **content)
 
-    def _write(self, step: int, values: list[Any], wall_time: Optional[float] = None) -> None:
+    def _write(self, step: int, values: list[Any], wall_time: float | None = None) -> None:
         self._record(wall_time, step=step, summary=self._summaries.Summary(value=values))
 
-    def _record(self, wall_time: Optional[float] = None, **fields: Any) -> None:
+    def _record(self, wall_time: float | None = None, **fields: Any) -> None:
         event = self._events.Event(wall_time=time.time() if wall_time is None else wall_time, **fields)
         self._records.write(event.SerializeToString())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 from bridge.metrics.trackers.secrets import without_login
 
@@ -40,7 +40,7 @@ class Trackers:
     part says ``commit`` or when a later step needs the room.
     """
 
-    def __init__(self, trackers: Sequence[Tracker] = (), *, run_id: Optional[str] = None) -> None:
+    def __init__(self, trackers: Sequence[Tracker] = (), *, run_id: str | None = None) -> None:
         self._trackers = list(trackers)
         self._rows: dict[int, dict[str, Any]] = {}
         self.run_id = run_id

@@ -13,7 +13,7 @@ A token belongs in ``HF_TOKEN``, not into the configuration.
 from __future__ import annotations
 
 import shlex
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.trackers.background import BackgroundTracker
 from bridge.metrics.trackers.opening import Start
@@ -33,7 +33,7 @@ class TrackioTracker(BackgroundTracker):
 
     service, package, extra = "Trackio", "trackio", "trackio"
 
-    def __init__(self, start: Start, project: str = "bridge", space_id: Optional[str] = None) -> None:
+    def __init__(self, start: Start, project: str = "bridge", space_id: str | None = None) -> None:
         self._start, self._project, self._space = start, project, space_id
         super().__init__()
 

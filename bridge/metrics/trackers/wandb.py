@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import urlsplit
 
 from bridge.flops.shapes import ConfigError
@@ -49,11 +49,11 @@ class WandbTracker(BackgroundTracker):
         project: str,
         directory: str,
         run_id: str,
-        name: Optional[str] = None,
-        entity: Optional[str] = None,
+        name: str | None = None,
+        entity: str | None = None,
         tags: Sequence[str] = (),
-        mode: Optional[str] = None,
-        config: Optional[Mapping[str, Any]] = None,
+        mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         import wandb  # here, so that a broken package is this tracker's failure alone
 
@@ -166,7 +166,7 @@ class AttachedWandb:
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        self._logged_at: Optional[int] = None
+        self._logged_at: int | None = None
         define_metrics(self._run, self.STEP, groups=(PREFIX + "*",))
 
     def log(self, metrics: Metrics, step: int) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any
 
 EVENTS = (
     "on_train_start",
@@ -62,14 +62,14 @@ class CallbackContext:
     """Model chunks of this rank; more than one under virtual pipelining."""
     user_state: dict[str, Any] = field(default_factory=dict)
     """Shared by all callbacks, from event to event."""
-    optimizer: Optional[Any] = None
-    scheduler: Optional[Any] = None
-    loss_dict: Optional[dict[str, Any]] = None
+    optimizer: Any | None = None
+    scheduler: Any | None = None
+    loss_dict: dict[str, Any] | None = None
     """Losses of the step by name, as scalar tensors; empty on ranks without the last pipeline stage."""
-    grad_norm: Optional[float] = None
-    skipped_iter: Optional[bool] = None
+    grad_norm: float | None = None
+    skipped_iter: bool | None = None
     """Whether the step ended without updating the weights."""
-    total_loss_dict: Optional[dict[str, Any]] = None
+    total_loss_dict: dict[str, Any] | None = None
     """Losses of a whole evaluation."""
 
 
@@ -150,7 +150,7 @@ class CallbackManager:
         """Names of all events."""
         return frozenset(EVENTS)
 
-    def add(self, callback: Union[Any, Sequence[Any]]) -> None:
+    def add(self, callback: Any | Sequence[Any]) -> None:
         """Register an object, or a list of objects, for each event that it has a method for."""
         for one in callback if isinstance(callback, (list, tuple)) else [callback]:
             self._callbacks.append(one)
@@ -220,13 +220,13 @@ class CallbackManager:
         return named
 
 
-def normalize_callbacks(callbacks: Union[Sequence[Any], CallbackManager, None]) -> Optional[CallbackManager]:
+def normalize_callbacks(callbacks: Sequence[Any] | CallbackManager | None) -> CallbackManager | None:
     """A manager for a list of callbacks, a manager, or nothing."""
     if callbacks is None or isinstance(callbacks, CallbackManager):
         return callbacks
     return CallbackManager(callbacks)
 
 
-def should_fire(callback_manager: Optional[CallbackManager], event_name: str) -> bool:
+def should_fire(callback_manager: CallbackManager | None, event_name: str) -> bool:
     """Whether there is a manager that has something to call at this event."""
     return callback_manager is not None and callback_manager.has_callbacks(event_name)

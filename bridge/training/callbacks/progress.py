@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional, TextIO
+from typing import Any, TextIO
 
 from bridge.metrics.keys import LAYOUT
 from bridge.metrics.place import find_place
@@ -40,8 +40,8 @@ class _Line:
 
     step: int
     losses: Mapping[str, Any]
-    grad_norm: Optional[float]
-    learning_rate: Optional[float]
+    grad_norm: float | None
+    learning_rate: float | None
     skipped: bool
 
 
@@ -53,15 +53,15 @@ class ProgressCallback(Callback):
         stream: where to print; by default standard output.
     """
 
-    def __init__(self, log_interval: Optional[int] = None, stream: Optional[TextIO] = None) -> None:
+    def __init__(self, log_interval: int | None = None, stream: TextIO | None = None) -> None:
         self._log_interval = log_interval
         self._stream = stream
         self._prints = False
         self._open: list[_Line] = []
         self._step = self._first_step = 0
-        self._steps: Optional[int] = None
+        self._steps: int | None = None
         self._started = 0.0
-        self._loss: Optional[float] = None
+        self._loss: float | None = None
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ def _release(out: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
-def start_table(state: Any, facts: Optional[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def start_table(state: Any, facts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """A description of the run for the start table."""
     cfg, facts = state.cfg, facts or {}
     model = cfg.model
@@ -289,6 +289,6 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _learning_rate(context: CallbackContext) -> Optional[float]:
+def _learning_rate(context: CallbackContext) -> float | None:
     groups = getattr(context.optimizer, "param_groups", None)
     return float(groups[0]["lr"]) if groups else None

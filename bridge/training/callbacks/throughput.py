@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter_ns
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 
@@ -41,7 +41,7 @@ from bridge.metrics.expert_shares import ExpertShares, shares_of
 from bridge.metrics.experts import Experts
 from bridge.metrics.facts import INCOMPLETE, Known, constants
 from bridge.metrics.host import Host, host_of
-from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Kind
+from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Measurement
 from bridge.metrics.interval import never_read
 from bridge.metrics.memory import MemoryPeaks
 from bridge.metrics.meter import Meter, Report, warn_of
@@ -138,14 +138,14 @@ class ThroughputCallback(Callback):
     def __init__(
         self,
         convention: str = "megatron",
-        log_interval: Optional[int] = None,
-        peak_flops: Optional[float] = None,
-        metrics_file: Optional[str] = None,
-        read: Optional[Callable[[Any], Any]] = None,
+        log_interval: int | None = None,
+        peak_flops: float | None = None,
+        metrics_file: str | None = None,
+        read: Callable[[Any], Any] | None = None,
         *,
         mesh: Any = None,
         data_parallel: Any = None,
-        contributes: Optional[bool] = None,
+        contributes: bool | None = None,
         process_group: Any = None,
         compute_time: int = COMPUTE_TIME_EVERY,
         energy: bool = True,
@@ -177,19 +177,19 @@ class ThroughputCallback(Callback):
         self._compute_time, self._energy, self._optimizer_in_mfu = compute_time, energy, optimizer_in_mfu
         self._detail = detail
         self._memory = memory
-        self._host: Optional[Host] = None
-        self._place: Optional[Place] = None
-        self._meter: Optional[Meter] = None
-        self._reruns: Optional[RerunCounter] = None
+        self._host: Host | None = None
+        self._place: Place | None = None
+        self._meter: Meter | None = None
+        self._reruns: RerunCounter | None = None
         """Where megatron-core may run iterations again."""
         self._read = read
-        self._early: list[tuple[Callable[[], Optional[BatchLengths]], int]] = []
+        self._early: list[tuple[Callable[[], BatchLengths | None], int]] = []
         """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
         self._lost = 0
         """How many came after these."""
         self._rows = Beside(self._row, _MAKES_ROWS)
         self._facts: dict[str, Any] = {}
-        self._restored: Optional[Mapping[str, Any]] = None
+        self._restored: Mapping[str, Any] | None = None
         self._trackers, self._own_trackers = Trackers(), Trackers()
         self._step = self._hosts_step = 0
         self._evaluating = False
@@ -200,9 +200,9 @@ class ThroughputCallback(Callback):
         self._failed = False
         self._reported_failure = False
         self._doubted = False
-        self._stragglers: set[tuple[str, Optional[int]]] = set()
+        self._stragglers: set[tuple[str, int | None]] = set()
         """What was told about slow ranks."""
-        self._all_parameters: Optional[int] = None
+        self._all_parameters: int | None = None
         """Where some are frozen."""
 
     # ---- data -----------------------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ class ThroughputCallback(Callback):
         peak = self._peaks(host, device, plan, found)
         clock: Clock = CudaClock() if device.type == "cuda" else HostClock()
         routing, as_routed = self._routing(host, plan, place)
-        kinds: list[Kind] = [] if routing is None else [Experts(routing, plan if as_routed is not plan else None)]
+        kinds: list[Measurement] = [] if routing is None else [Experts(routing, plan if as_routed is not plan else None)]
         if multiplies_matrices(context.optimizer):
             as_routed = self._count_optimizer(context.optimizer, as_routed, kinds)
         if plan is not None and not plan.hardware_unknown and may_rerun():
@@ -398,7 +398,7 @@ class ThroughputCallback(Callback):
                 "conventions have no place under one key; keep one callback, and price the finished run in the other one"
             )
 
-    def _routing(self, host: Host, plan: Optional[Plan], place: Place) -> tuple[Optional[Routing], Optional[Plan]]:
+    def _routing(self, host: Host, plan: Plan | None, place: Place) -> tuple[Routing | None, Plan | None]:
         """What the routers count, and the plan that prices it: where no expert drops anything, that is the plan as it was."""
         if plan is None or host.model is None or not expert_layers(plan) or _is_captured(model_of(host.config)):
             return None, plan
@@ -407,7 +407,7 @@ class ThroughputCallback(Callback):
         drops = found is not None and factor is not None and factor >= 0
         return found, routed(plan) if drops else plan
 
-    def _count_optimizer(self, optimizer: Any, plan: Optional[Plan], kinds: list[Kind]) -> Optional[Plan]:
+    def _count_optimizer(self, optimizer: Any, plan: Plan | None, kinds: list[Measurement]) -> Plan | None:
         """Add what the optimizer multiplies; where that is not known, nor is what the hardware does."""
         try:
             kinds.append(OptimizerWork(step_flops(optimizer), in_mfu=self._optimizer_in_mfu))
@@ -421,10 +421,10 @@ class ThroughputCallback(Callback):
         place: Place,
         device: torch.device,
         optimizer: Any,
-        more: Sequence[Kind],
-        experts: Optional[ExpertShares] = None,
+        more: Sequence[Measurement],
+        experts: ExpertShares | None = None,
     ) -> Instruments:
-        kinds: list[Kind] = list(more)
+        kinds: list[Measurement] = list(more)
         every = sampled_every(int(self._compute_time), self._log_interval)
         if self._compute_time:
             kinds.append(ComputeTimes(place, host.model, experts))
@@ -450,7 +450,7 @@ class ThroughputCallback(Callback):
             self._meter.miss(self._lost, "they came before training started")
         self._early.clear()
 
-    def _warn_of_model(self, plan: Optional[Plan]) -> None:
+    def _warn_of_model(self, plan: Plan | None) -> None:
         """What the numbers leave out, or are wrong about."""
         parameters = self._facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
@@ -462,12 +462,12 @@ class ThroughputCallback(Callback):
         for sentence in never_read(plan) if plan is not None else ():
             logger.warning("not counted: %s", sentence)
 
-    def _other_plans(self, compiler: Optional[Callable[..., Plan]]) -> list[Plan]:
+    def _other_plans(self, compiler: Callable[..., Plan] | None) -> list[Plan]:
         """What the other conventions would charge: rows can be priced again in them."""
         others = (self._compile(compiler, name) for name in conventions.CONVENTIONS if name != self.convention)
         return [plan for plan in others if plan is not None]
 
-    def _compiler(self, host: Host, built: Optional[Built]) -> Optional[Callable[..., Plan]]:
+    def _compiler(self, host: Host, built: Built | None) -> Callable[..., Plan] | None:
         """Makes the plan of what trains in a convention: of the built model where it tells, of the configuration otherwise."""
         if host.config is None or getattr(host.config, "model", host.config) is None:
             return None  # an adapter could not read the model, and said so
@@ -482,7 +482,7 @@ class ThroughputCallback(Callback):
             self._warn_unpriceable(error)
             return None
 
-    def _compile(self, compiler: Optional[Callable[..., Plan]], convention: str) -> Optional[Plan]:
+    def _compile(self, compiler: Callable[..., Plan] | None, convention: str) -> Plan | None:
         if compiler is None:
             return None
         try:
@@ -497,7 +497,7 @@ class ThroughputCallback(Callback):
         if self._is_first_rank():
             logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
 
-    def _judged(self, plan: Optional[Plan], model: Any) -> tuple[Optional[Plan], Union[Plan, str]]:
+    def _judged(self, plan: Plan | None, model: Any) -> tuple[Plan | None, Plan | str]:
         """The plan that counts, and the one of a trace where that is asked for, or a sentence why there is none."""
         if self._verify is Verify.PARAMETERS or model is None:
             return plan, ""
@@ -508,10 +508,10 @@ class ThroughputCallback(Callback):
         taken = plan is None or self._verify is Verify.USE
         return traced if taken else plan, traced
 
-    def _configured_peak(self, host: Host) -> Optional[float]:
+    def _configured_peak(self, host: Host) -> float | None:
         return self._peak_flops or getattr(host.hardware, "peak_flops", None)
 
-    def _find_peak(self, host: Host, device: torch.device, name: str) -> Optional[DevicePeak]:
+    def _find_peak(self, host: Host, device: torch.device, name: str) -> DevicePeak | None:
         """In the number format ``name``."""
         try:
             return device_peak(
@@ -524,7 +524,7 @@ class ThroughputCallback(Callback):
             logger.warning("MFU is not reported, the device's peak cannot be found: %s", error)
             return None
 
-    def _peaks(self, host: Host, device: torch.device, plan: Optional[Plan], found: Optional[DevicePeak]) -> Peak:
+    def _peaks(self, host: Host, device: torch.device, plan: Plan | None, found: DevicePeak | None) -> Peak:
         """Also by number format, where several run and nobody has configured one: those, and BF16 to compare with."""
         flops = found.flops if found else None
         if plan is None or not plan.formats.recipe or self._configured_peak(host):
@@ -723,7 +723,7 @@ class ThroughputCallback(Callback):
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
-    def total_flops(self) -> Optional[int]:
+    def total_flops(self) -> int | None:
         """Of all steps up to now, since the first ever; None: not known. Waits for all ranks: to be asked on each of them."""
         if self._meter is None:
             return None
@@ -741,7 +741,7 @@ class ThroughputCallback(Callback):
         self._restored = dict(state) if state else None
 
 
-def sampled_every(wanted: int, log_interval: Optional[int]) -> int:
+def sampled_every(wanted: int, log_interval: int | None) -> int:
     """One step of so many is sampled, as seldom as wanted (0: nobody says), so that there is one in each interval."""
     wanted = wanted or COMPUTE_TIME_EVERY
     return wanted if log_interval is None else log_interval // max(1, log_interval // wanted)
@@ -778,7 +778,7 @@ def _schedules_by_itself(host: Host, place: Place) -> str:
 _OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs and MFU are those of another one"
 
 
-def _verified(plan: Optional[Plan], built: Optional[Built], traced: Union[Plan, str]) -> Verified:
+def _verified(plan: Plan | None, built: Built | None, traced: Plan | str) -> Verified:
     """The plan held against the model, where both are there, and against its trace, or why there is none."""
     if plan is None:
         return Verified(reason="not compared: there is no plan")

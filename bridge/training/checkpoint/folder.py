@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 LOAD, BASE = "checkpoint.load", "checkpoint.pretrained_checkpoint"
 LATEST = "latest"
@@ -56,7 +56,7 @@ class Checkpoint:
         return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()[:16]
 
     @property
-    def base(self) -> Optional[Base]:
+    def base(self) -> Base | None:
         """What holds the weights that were not written here."""
         saved = self.state.get("base")
         return None if saved is None else Base(**saved)
@@ -102,7 +102,7 @@ def candidates_in(folder: Path, option: str) -> tuple[list[Path], list[str]]:
     return (saved, [note]) if saved else ([folder / (name or "?")], [])
 
 
-def read_state(path: Path) -> tuple[Optional[dict[str, Any]], Optional[str]]:
+def read_state(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The sealed content of ``state.json``, or what is wrong with it."""
     try:
         sealed = json.loads((path / STATE).read_text())
@@ -118,7 +118,7 @@ def read_state(path: Path) -> tuple[Optional[dict[str, Any]], Optional[str]]:
         return None, f"{STATE} cannot be read"
 
 
-def problem_in(path: Path, files: Mapping[str, list[int]], rank: int = 0, world_size: int = 1) -> Optional[str]:
+def problem_in(path: Path, files: Mapping[str, list[int]], rank: int = 0, world_size: int = 1) -> str | None:
     """What is wrong with a rank's share of the files; None if nothing is."""
     for name in sorted(files)[rank::world_size]:
         try:
@@ -155,7 +155,7 @@ def _checksum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def publish(partial_path: Path, final: Path, content: Mapping[str, Any], keep: Optional[int]) -> None:
+def publish(partial_path: Path, final: Path, content: Mapping[str, Any], keep: int | None) -> None:
     """First rank: the state file, then the names, each step on the disk before the next one begins."""
     text = json.dumps(content, indent=1)
     with open(partial_path / STATE, "w") as file:

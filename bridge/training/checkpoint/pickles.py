@@ -12,7 +12,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -50,7 +50,7 @@ class _DataOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def problem_of(path: Path) -> Optional[str]:
+def problem_of(path: Path) -> str | None:
     """What is wrong with ``.metadata`` in a checkpoint's folder; None if it is data alone. Nothing in it is run."""
     try:
         with open(path / ".metadata", "rb") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.mapping import (
@@ -125,7 +125,7 @@ def _begin(optimizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def _step_for_torch_adam(optimizer: Any, step: Optional[float]) -> Iterator[None]:
+def _step_for_torch_adam(optimizer: Any, step: float | None) -> Iterator[None]:
     """Let megatron-core's distributed optimizer load on top of torch's Adam.
 
     It leaves the step count out where it cuts the saved moments, then misses it where it copies them; and it gives all
@@ -156,13 +156,13 @@ def _torch_state(part: dict[str, Any]) -> dict[str, Any]:
     return part.get("optimizer", part)
 
 
-def _take_step(part: dict[str, Any]) -> Optional[float]:
+def _take_step(part: dict[str, Any]) -> float | None:
     inner = _torch_state(part)
     steps = [inner.get("state", {}).pop("common_step", None), *(group.pop("step", None) for group in inner["param_groups"])]
     return next((float(step) for step in steps if step is not None), None)
 
 
-def _give_step(part: dict[str, Any], step: Optional[float]) -> None:
+def _give_step(part: dict[str, Any], step: float | None) -> None:
     if step is None:
         return
     inner = _torch_state(part)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
@@ -65,7 +65,7 @@ def save(
     tensors: ShardedStateDict,
     state: Mapping[str, Any],
     groups: Groups,
-    keep: Optional[int] = None,
+    keep: int | None = None,
 ) -> Path:
     """Write a checkpoint, on all ranks together; the folder must be on a disk that all of them share.
 
@@ -159,7 +159,7 @@ def _write_object(path: Path, value: Any) -> None:
         flush(file)
 
 
-def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Optional[Checkpoint], list[str]]:
+def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint in a folder (or the folder itself, if it is one), checked on all ranks together.
 
     Returns the checkpoint, None if there never was one, and messages about what was passed over.
@@ -186,7 +186,7 @@ def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Optional[Che
     return None, notes
 
 
-def _problem_in(path: Path, files: Mapping[str, list[int]], groups: Groups) -> Optional[str]:
+def _problem_in(path: Path, files: Mapping[str, list[int]], groups: Groups) -> str | None:
     unsafe = problem_of(path) if groups.rank == 0 else None
     return unsafe or problem_in(path, files, groups.rank, groups.world_size)
 
@@ -206,7 +206,7 @@ def load(checkpoint: Checkpoint, tensors: ShardedStateDict, option: str = LOAD) 
         raise _does_not_fit(checkpoint, describe(error), option) from error
 
 
-def find_base(folder: Path, groups: Groups, known: Optional[Base] = None) -> tuple[Checkpoint, list[str]]:
+def find_base(folder: Path, groups: Groups, known: Base | None = None) -> tuple[Checkpoint, list[str]]:
     """The checkpoint to fine-tune: the newest in a folder or, on a resume, the one that the adapters were trained on.
 
     Raises:
@@ -244,7 +244,7 @@ def _does_not_fit(checkpoint: Checkpoint, problem: str, option: str) -> RunError
     )
 
 
-def load_random(checkpoint: Checkpoint, groups: Groups) -> Optional[str]:
+def load_random(checkpoint: Checkpoint, groups: Groups) -> str | None:
     """Restore this rank's random numbers; returns a message if the layout has changed and they start anew."""
     if dict(checkpoint.layout) != layout_of(groups):
         return "the parallel layout has changed: dropout starts with new random numbers"

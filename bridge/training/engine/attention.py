@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +73,8 @@ class SegmentAttention(MegatronModule):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
-        attention_dropout: Optional[float] = None,
-        softmax_scale: Optional[float] = None,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
@@ -83,7 +83,7 @@ class SegmentAttention(MegatronModule):
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         left = config.window_size[0] if windowed and config.window_size else -1
-        self.window: Optional[int] = left if left >= 0 else None
+        self.window: int | None = left if left >= 0 else None
         """Tokens a query sees to its left, besides itself; None: all."""
 
     def forward(
@@ -91,10 +91,10 @@ class SegmentAttention(MegatronModule):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Optional[Tensor],
-        attn_mask_type: Optional[AttnMaskType] = None,
-        attention_bias: Optional[Tensor] = None,
-        packed_seq_params: Optional[PackedSeqParams] = None,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Return the attended values with heads joined: [s, b, heads x dim], packed [t, heads x dim]."""
         if self.config.multi_latent_attention:
@@ -146,7 +146,7 @@ class SegmentAttention(MegatronModule):
                     return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
         return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
 
-    def _mask(self, local: int, whole: int, device: torch.device) -> Optional[Tensor]:
+    def _mask(self, local: int, whole: int, device: torch.device) -> Tensor | None:
         """True where a query of this rank sees a key; None where plain attention, causal or not, says it all."""
         if not self.causal or (local == whole and self.window is None):
             return None

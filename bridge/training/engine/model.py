@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -121,7 +121,7 @@ def check_trainable(cfg: Config) -> None:
             )
 
 
-def window_of(model: ModelConfig) -> tuple[Optional[tuple[int, int]], Any]:
+def window_of(model: ModelConfig) -> tuple[tuple[int, int] | None, Any]:
     """megatron-core's ``window_size`` (left and right of the token itself) and ``window_attn_skip_freq``, as they are counted."""
     if not model.window:
         return None, None
@@ -215,7 +215,7 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
     ]
 
 
-def _gpt(cfg: Config, config: TransformerConfig, vp_stage: Optional[int]) -> GPTModel:
+def _gpt(cfg: Config, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
     """One pipeline stage of the model: megatron-core's class and layer specs, our norm and core attention if local."""
     model = cfg.model
     engine = config.transformer_impl == "transformer_engine"

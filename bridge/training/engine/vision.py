@@ -9,7 +9,7 @@ height and width, all images of a micro-batch lie side by side in one packed row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -252,7 +252,7 @@ class VisionLanguageModel(GPTModel):
         super().__init__(**options, scatter_embedding_sequence_parallel=False)
         self.image_token_id = image_token_id
         self.vision = vision
-        self.vision_model: Optional[VisionModel] = None
+        self.vision_model: VisionModel | None = None
         if self.pre_process:
             self.vision_model = VisionModel(vision_config, vision, vision_layer)
             for layer in self.decoder.layers[: len(vision.deepstack_visual_indexes)]:
@@ -264,10 +264,10 @@ class VisionLanguageModel(GPTModel):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        attention_mask: Optional[Tensor],
-        pixel_values: Optional[Tensor] = None,
-        image_grid_thw: Optional[Tensor] = None,
-        padding_mask: Optional[Tensor] = None,
+        attention_mask: Tensor | None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """GPTModel's forward pass, with the images at the places of ``image_token_id``, in order.
@@ -291,7 +291,7 @@ class VisionLanguageModel(GPTModel):
         )
 
     def _embed(
-        self, input_ids: Tensor, position_ids: Tensor, pixel_values: Optional[Tensor], image_grid_thw: Optional[Tensor]
+        self, input_ids: Tensor, position_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
     ) -> list[Tensor]:
         """Words and images, and what images add inside the decoder, [s, b, hidden] each."""
         assert self.vision_model is not None
@@ -311,6 +311,6 @@ class VisionLanguageModel(GPTModel):
         """This tensor-parallel rank's part of [s, ...] under sequence parallelism."""
         return tensor_parallel.scatter_to_sequence_parallel_region(sequence) if self.config.sequence_parallel else sequence
 
-    def _add_deep(self, layer: torch.nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> Optional[tuple[Tensor, Any]]:
+    def _add_deep(self, layer: torch.nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any] | None:
         """After one of the decoder's first layers: add what the tower's layers saw."""
         return (output[0] + self._deep.pop(0), output[1]) if self._deep else None

@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Optional
 
 from bridge.training.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN, ConfigError, RunError
 
@@ -58,7 +57,7 @@ def run(action: Callable[[], None], *, rank: int) -> int:
         return _fail(f"{type(error).__name__}: {error}", EXIT_RUN, rank=rank, speaks=True, details=traceback.format_exc())
 
 
-def _fail(message: str, code: int, *, rank: int, speaks: bool, last: bool = False, details: Optional[str] = None) -> int:
+def _fail(message: str, code: int, *, rank: int, speaks: bool, last: bool = False, details: str | None = None) -> int:
     if rank > 0 or last:
         time.sleep(LINGER_S)
     with contextlib.suppress(OSError):  # the console may be a file on a full disk
@@ -87,7 +86,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received: Optional[str] = None
+        self.received: str | None = None
         """Name of the first signal, None before one came."""
         self._before: dict[signal.Signals, object] = {}
 
@@ -100,6 +99,6 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _remember(self, number: int, frame: Optional[FrameType]) -> None:
+    def _remember(self, number: int, frame: FrameType | None) -> None:
         # torchrun passes on a Ctrl-C that the terminal has sent to every process already: a second one means nothing.
         self.received = self.received or signal.Signals(number).name

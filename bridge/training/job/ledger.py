@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from bridge.metrics.goodput import Event, Job, job_of, to_redo
 from bridge.training.job import restart
@@ -34,14 +34,14 @@ class JobLedger:
         waited: seconds that this process has waited for batches so far.
     """
 
-    def __init__(self, folder: Optional[Path] = None, waited: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(self, folder: Path | None = None, waited: Callable[[], float] = lambda: 0.0) -> None:
         self.events: list[Event] = []
         self._waited = waited
         self._folder = folder
         self._files: dict[str, int] = {}
         self._before: list[tuple[str, float, dict[str, Any]]] = []
         self._failed = folder is None
-        self._step: Optional[int] = None
+        self._step: int | None = None
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class JobLedger:
         """An event before the ledger is open."""
         self._before.append((event, time.time(), facts))
 
-    def mark(self, event: str, when: Optional[float] = None, **facts: Any) -> None:
+    def mark(self, event: str, when: float | None = None, **facts: Any) -> None:
         """Something begins."""
         self._write({"event": event, "time": time.time() if when is None else when, "data": self._waited(), **facts})
 
@@ -127,7 +127,7 @@ class JobLedger:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    def job(self) -> Optional[Job]:
+    def job(self) -> Job | None:
         """The job so far; None where nothing is kept."""
         return None if self._failed else job_of(self.events, time.time())
 
@@ -148,7 +148,7 @@ def read_events(path: Path) -> list[Event]:
     return [event for line in lines if line.endswith(b"\n") and (event := _parse(line)) is not None]
 
 
-def _parse(line: bytes) -> Optional[dict[str, Any]]:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
     except ValueError:
@@ -177,7 +177,7 @@ def launcher() -> str:
     return " ".join(known) if known else f"process {os.getpid()}"
 
 
-def started(process: Optional[int] = None) -> Optional[float]:
+def started(process: int | None = None) -> float | None:
     """When a process began, seconds since 1970; None where the system does not tell. To a hundredth of a second."""
     try:
         status = Path(f"/proc/{process or 'self'}/stat").read_text()

@@ -13,7 +13,6 @@ import socket
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -23,7 +22,7 @@ _FILE = "restart.json"
 _KEY = "bridge/store"
 
 
-def known_run_id(folder: Path) -> Optional[str]:
+def known_run_id(folder: Path) -> str | None:
     """``WANDB_RUN_ID`` where it is set; else what :func:`remember_run_id` wrote under the same torchrun; None: a new run."""
     if run_id := os.environ.get("WANDB_RUN_ID"):
         return run_id
@@ -37,7 +36,7 @@ def known_run_id(folder: Path) -> Optional[str]:
         return None
 
 
-def remember_run_id(folder: Path, run_id: Optional[str]) -> None:
+def remember_run_id(folder: Path, run_id: str | None) -> None:
     """Keep the id beside the run, for workers that this torchrun may start again; on the rank that writes."""
     started_by = launcher()
     if started_by and run_id:
@@ -45,7 +44,7 @@ def remember_run_id(folder: Path, run_id: Optional[str]) -> None:
             (folder / _FILE).write_text(json.dumps({"launcher": started_by, "run_id": run_id}))
 
 
-def launcher() -> Optional[list[str]]:
+def launcher() -> list[str] | None:
     """torchrun's own process, which outlives its workers; None without torchrun."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     return [socket.gethostname(), str(os.getppid()), job] if job else None

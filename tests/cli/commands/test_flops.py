@@ -85,6 +85,7 @@ def test_llama3_8b(capsys):
         "table": report["table"],
         "not_counted": [],
         "layout_problems": [],
+        "rank_memory": report["rank_memory"],
     }
     assert sum(report["components"].values()) == LLAMA3_8B_AT_8192
     # By hand: 2 FLOPs x 3 passes x 8192 tokens x 32 layers x 3 matrices of 4096 x 14336.
@@ -189,6 +190,8 @@ output_layer                                   17.3 MFLOP   17.3 MFLOP   17.3 MF
 
 1,697,120,256 FLOP = 1.697 GFLOP
 6.629 MFLOP per token, 1.697 GFLOP per sample, 27.15 GFLOP per step of 16 samples
+memory of the fullest rank (EP 2, DP 2): 41.5 MB
+  activations 21.7 MB, optimizer 12.1 MB, gradients 4.04 MB, weights 2.02 MB, logits 1.09 MB, working 541 kB
 """
 
 
