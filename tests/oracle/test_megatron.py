@@ -19,7 +19,7 @@ CASES = cases()
 
 @cache
 def counted(shapes: str) -> dict[str, dict[str, Any]]:
-    """What megatron-core counts of half of the shapes, case by case: one process for all."""
+    """What megatron-core counts of some of the shapes, case by case: one process for all."""
     return counted_by("count_megatron", *shapes)
 
 
@@ -32,10 +32,10 @@ def plan_of(case: Case) -> Plan:
     return compile_plan(config, convention="executed", trainable=case.trains)
 
 
-@pytest.mark.all(but=["*-[01]-*"])
+@pytest.mark.all(but=["*-0-*"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_gpt_model(case: Case) -> None:
-    found = counted("01" if case.name.split("-")[1] in "01" else "23")[case.name]
+    found = counted("0" if case.name.split("-")[1] == "0" else "123")[case.name]
     assert "error" not in found, found["error"]
     plan = plan_of(case)
     lengths = [case.length] * case.batch_size
@@ -52,7 +52,7 @@ def test_gpt_model(case: Case) -> None:
 @pytest.mark.parametrize("case", trained_cases(), ids=lambda case: case.name)
 def test_what_is_trained_is_what_is_counted(case: Case) -> None:
     """The model that ``bridge train`` builds, with fused attention, costs what the plan says."""
-    found = counted("01")[f"trained-{case.name}"]
+    found = counted("0")[f"trained-{case.name}"]
     assert "error" not in found, found["error"]
     plan = plan_of(case)
     lengths = [case.length] * case.batch_size

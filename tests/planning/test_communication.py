@@ -50,6 +50,7 @@ def agree(found: list[dict[str, Any]], name: str, ranks: int) -> None:
     assert to_experts[0] == to_experts[1]
 
 
+@pytest.mark.all
 @pytest.mark.slow
 @pytest.mark.parametrize("name", built_cases.ON_TWO_RANKS)
 def test_two_ranks_carry_what_is_planned(built: Built, name: str) -> None:

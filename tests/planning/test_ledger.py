@@ -406,7 +406,7 @@ def test_multiplications_of_matmuls_are_those_of_the_plan(name):
     not_matmuls = (Kind.NORM, Kind.LATENT_NORM, Kind.ELEMENTWISE)
     got = Ledger(config).cost([70, 9], keep=lambda term: term.kind not in not_matmuls, **images)
     assert 2 * got.multiplications == compile_plan(config, "executed").flops([70, 9], passes="forward", **images)
-    assert Ledger(config).not_counted == ()
+    assert all("what runs takes whole chunks" in sentence for sentence in Ledger(config).not_counted)
 
 
 # ---- what single blocks do beside their matmuls, by the same arithmetic -----------------------------------------------

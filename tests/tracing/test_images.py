@@ -90,7 +90,7 @@ def of_sizes(grids, text):
     }  # fmt: skip
 
 
-@pytest.mark.all(but=["Qwen3VL"])
+@pytest.mark.all
 @pytest.mark.parametrize("family", ["Qwen2VL", "Qwen3VL"])
 def test_images_of_any_size(family):
     """Work as a function of patches and their squares, at sizes that were not used to find it."""

@@ -13,6 +13,7 @@ from bridge.tracing import trace
 NORMS = {"q_a_layernorm": "q_layernorm", "kv_a_layernorm": "kv_layernorm"}
 
 
+@pytest.mark.all(but=["q_a_layernorm-frozen alone"])
 @pytest.mark.parametrize("alone", [True, False], ids=["trained alone", "frozen alone"])
 @pytest.mark.parametrize("theirs", NORMS)
 def test_latent_norms(theirs, alone):

@@ -154,7 +154,7 @@ def small(tmp_path: Path, **data: Any) -> Config:
         (lambda cfg, here: setattr(cfg.model, "vocab_size", 200), "model.vocab_size=200 is smaller than the 257 tokens"),
         (lambda cfg, here: setattr(cfg.model, "seq_length", None), "model.seq_length"),
         (lambda cfg, here: setattr(cfg.data, "tokenizer", "x.json"), "data.tokenizer='x.json' is neither `byte` nor a file"),
-        (lambda cfg, here: setattr(cfg.checkpoint, "save", "/dev/null/x"), "checkpoint.save='/dev/null/x' cannot be made"),
+        (lambda cfg, here: setattr(cfg.checkpoint, "save", "/dev/null/x"), "checkpoint.save='/dev/null/x' cannot be created"),
         (lambda cfg, here: setattr(cfg.checkpoint, "load", str(here / "t.txt")), "checkpoint.load='{here}/t.txt' is a file"),
         (lambda cfg, here: setattr(cfg.parallel, "pipeline_model_parallel_size", 2), "1 ranks cannot hold whole replicas"),
         (lambda cfg, here: cfg.callbacks.append({"_target_": "nothing.Here"}), "callbacks[0]"),

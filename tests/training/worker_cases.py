@@ -51,15 +51,15 @@ REFERENCES = ("dense/padded", "dense/packed", "dense/fixed", "moe/padded", "moe/
               "mtp/padded", "window/packed", "window/padded", "tied/padded")  # fmt: skip
 
 ON_TWO_RANKS = (
-    "dense/padded/dp2", "dense/packed/dp2", "dense/padded/tp2", "dense/packed/tp2sp", "dense/padded/pp2", "dense/packed/pp2vpp2",
-    "dense/padded/cp2", "dense/fixed/pp2vpp2", "moe/padded/ep2", "moe/packed/tp2sp", "mla/padded/tp2sp", "mla/packed/cp2",
-    "mtp/packed/tp2", "mtp/padded/pp2", "window/packed/tp2", "window/padded/cp2", "tied/padded/pp2",
+    "dense/packed/dp2", "dense/padded/tp2", "dense/packed/tp2sp", "dense/fixed/pp2vpp2", "dense/padded/cp2", "moe/padded/ep2",
+    "mla/packed/cp2", "mtp/padded/pp2", "window/packed/tp2", "tied/padded/pp2",
 )  # fmt: skip
 #: The same models on further layouts.
 MORE_ON_TWO_RANKS = (
-    "dense/padded/tp2sp", "dense/packed/pp2", "dense/padded/pp2vpp2", "dense/packed/cp2", "dense/fixed/dp2", "dense/fixed/tp2sp",
-    "moe/padded/dp2", "moe/padded/pp2", "mla/padded/tp2", "mla/packed/pp2", "mtp/padded/tp2sp", "window/padded/pp2vpp2",
-    "tied/padded/tp2sp",
+    "dense/padded/dp2", "dense/padded/tp2sp", "dense/padded/pp2", "dense/packed/pp2", "dense/padded/pp2vpp2",
+    "dense/packed/pp2vpp2", "dense/packed/cp2", "dense/fixed/dp2", "dense/fixed/tp2sp", "moe/padded/dp2", "moe/padded/pp2",
+    "moe/packed/tp2sp", "mla/padded/tp2", "mla/padded/tp2sp", "mla/packed/pp2", "mtp/packed/tp2", "mtp/padded/tp2sp", "window/padded/cp2",
+    "window/padded/pp2vpp2", "tied/padded/tp2sp",
 )  # fmt: skip
 
 ON_FOUR_RANKS = (

@@ -770,7 +770,7 @@ def _schedules_by_itself(host: Host, place: Place) -> str:
     """Why no rank speaks for the others' batches, if so; follows from the configuration."""
     asked = next((name for name in _OWN_SCHEDULES if get(model_of(host.config), name) and not place.dealt), "")
     return asked and (
-        f"{asked}=True: its schedule gives each context rank sequences of its own, and the loop does not tell which; "
+        f"{asked}=True: its schedule gives each context rank its own sequences, and the loop does not say which; "
         "the work of context rank 0 is not that of all"
     )
 
