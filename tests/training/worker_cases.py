@@ -58,8 +58,8 @@ ON_TWO_RANKS = (
 MORE_ON_TWO_RANKS = (
     "dense/padded/dp2", "dense/padded/tp2sp", "dense/padded/pp2", "dense/packed/pp2", "dense/padded/pp2vpp2",
     "dense/packed/pp2vpp2", "dense/packed/cp2", "dense/fixed/dp2", "dense/fixed/tp2sp", "moe/padded/dp2", "moe/padded/pp2",
-    "moe/packed/tp2sp", "mla/padded/tp2", "mla/padded/tp2sp", "mla/packed/pp2", "mtp/packed/tp2", "mtp/padded/tp2sp", "window/padded/cp2",
-    "window/padded/pp2vpp2", "tied/padded/tp2sp",
+    "moe/packed/tp2sp", "mla/padded/tp2", "mla/padded/tp2sp", "mla/packed/pp2", "mtp/packed/tp2", "mtp/padded/tp2sp",
+    "window/padded/cp2", "window/padded/pp2vpp2", "tied/padded/tp2sp",
 )  # fmt: skip
 
 ON_FOUR_RANKS = (
