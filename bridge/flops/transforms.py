@@ -161,8 +161,10 @@ class Lora:
         parts = tuple(parts)
 
         def named(name: str) -> bool:
-            known = [name, HUGGING_FACE.get(name), None if parts or name != "linear_fc1" else HUGGING_FACE["linear_fc1_up"]]
-            return any(matches(f"{stem}.{one}" if stem else one, self.target_modules) for one in known if one)
+            # Without a gate the layer is what others call up.
+            names = (name, "linear_fc1_up") if name == leaf == "linear_fc1" and not parts else (name,)
+            known = (*names, *(HUGGING_FACE[one] for one in names if one in HUGGING_FACE))
+            return any(matches(f"{stem}.{one}" if stem else one, self.target_modules) for one in known)
 
         if named(leaf) or any(leaf in names and named(whole) for whole, names in PARTS.items()):
             return (leaf,)

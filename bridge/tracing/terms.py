@@ -77,6 +77,7 @@ class Solved:
 _CROSS = re.compile(r"(encoder_attn|cross_?attn|cross_?attention|crossattention|EncDecAttention)", re.I)
 _ATTENTION = re.compile(r"(^|\.)(?!linear)\w*(attn|attention)\w*(\.|$)", re.I)
 _RECURRENT = re.compile(r"(^|\.)(\w*mamba\w*|ssm|mixer|linear_attn|recurrent\w*|rg_lru|temporal_block|delta_net|kda)(\.|$)", re.I)
+_SHORT_CONVOLUTION = re.compile(r"\.layers\.\d+\.conv(\.|$)")
 _VISION = re.compile(r"(^|\.)(\w*vision\w*|visual|image_encoder|patch_embed\w*)(\.|$)", re.I)
 _AUDIO = re.compile(r"(^|\.)(\w*audio\w*|\w*speech\w*|feature_extractor)(\.|$)", re.I)
 _PROJECTOR = re.compile(r"(^|\.)(\w*multi_?modal_?projector|\w*connector|merger|embed_vision|mm_projector)(\.|$)", re.I)
@@ -135,6 +136,8 @@ class Names:
             return "cross_attention"
         if _RECURRENT.search(path):
             return "mamba" if "mamba" in path.lower() else "recurrence"
+        if _SHORT_CONVOLUTION.search(path):
+            return "short_convolution"
         if _ATTENTION.search(path):
             return "core_attention" if core else "self_attention"
         if _LAYER.search(path):

@@ -197,3 +197,18 @@ def test_a_first_module_takes_a_term_that_two_name():
         MEGATRON,
     )
     assert [term.passes for term in terms] == [Pass.TRAINING | Pass.RECOMPUTE] * 2
+
+
+@pytest.mark.parametrize("framework", ["megatron", "transformers"])
+@pytest.mark.parametrize(
+    ("target", "gated", "parameters"),
+    [("up_proj", True, 3 * (4 + 8)), ("linear_fc1_up", False, 3 * (4 + 8)), ("up_proj", False, 3 * (4 + 8)),
+     ("gate_up_proj", True, 3 * (4 + 16))],
+)  # fmt: skip
+def test_the_up_projection(target: str, gated: bool, parameters: int, framework: str) -> None:
+    """Rank 3: one of two input layers, the only one where there is no gate, or both; transformers has them apart."""
+    fields = SMALL | {"gated_linear_unit": gated}
+    plan = compile_plan({"model": fields, "peft": {"dim": 3, "target_modules": [target]}}, "exact", framework=framework)
+    found = plan.parameters()["trainable"]
+    apart = framework == "transformers" and target == "gate_up_proj"
+    assert found == 2 * (2 * 3 * (4 + 8) if apart else parameters)
