@@ -9,7 +9,7 @@ from bridge.config import Config
 from bridge.flops import ConfigError, Plan
 from bridge.planning.buffers import Optimizer
 from bridge.planning.layouts import Layout
-from bridge.planning.memory import Memory, memory
+from bridge.planning.memory import Memory, fullest, memory
 from bridge.text import with_unit
 
 
@@ -23,7 +23,7 @@ class Held:
     @property
     def fullest(self) -> Memory:
         """Of all stages."""
-        return max(self.stages, key=lambda one: one.total)
+        return fullest(self.stages)
 
     def text(self) -> str:
         """Two lines, largest parts first."""

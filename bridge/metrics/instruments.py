@@ -167,8 +167,8 @@ class Instruments:
 
     def start_sample(self) -> None:
         """A sampled step begins."""
-        self._each(self._sampled, lambda instrument: instrument.run())
-        self._each(self._starting, _start_sample)
+        self._each(self._sampled, methodcaller("run"))
+        self._each(self._starting, methodcaller("start_sample"))
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
@@ -233,10 +233,6 @@ class Instruments:
 
 
 _end_step = methodcaller("end_step")
-
-
-def _start_sample(instrument: Any) -> None:
-    instrument.start_sample()
 
 
 def _end_sample(instrument: Instrument) -> None:

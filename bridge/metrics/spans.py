@@ -262,11 +262,6 @@ def listen(spans: Listener | None, *, waits: bool = True) -> None:
     _see_waits(spans is not None and waits)
 
 
-def listening() -> Listener | None:
-    """Who hears of them."""
-    return listener
-
-
 _waits: list[Any] = []
 """``Work.wait`` as it was and what stands in its place, while it does."""
 

@@ -97,11 +97,11 @@ class TimeMarks(Instrument):
         self._unmark()
 
     def _listen(self, *, waits: bool) -> None:
-        if isinstance(marks.listening(), (Spans, type(None))):  # not in the place of a profiler
+        if isinstance(marks.listener, (Spans, type(None))):  # not in the place of a profiler
             marks.listen(self.spans, waits=waits)
 
     def _unmark(self) -> None:
-        if marks.listening() is self.spans:
+        if marks.listener is self.spans:
             marks.listen(self.spans if self.spans.running and self.spans.needs_data_marked else None, waits=False)
         while self._undo:
             self._undo.pop()()

@@ -134,6 +134,11 @@ def memory(
     )
 
 
+def fullest(stages: Sequence[Memory]) -> Memory:
+    """The stage whose fullest rank needs most."""
+    return max(stages, key=lambda one: one.total)
+
+
 def _of_stage(
     plan: Plan,
     layout: Layout,

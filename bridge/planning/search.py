@@ -20,7 +20,7 @@ from bridge.planning.buffers import Optimizer
 from bridge.planning.four_bits import in_four_bits
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import Machine
-from bridge.planning.memory import USABLE, Memory, memory, states
+from bridge.planning.memory import USABLE, Memory, fullest, memory, states
 from bridge.planning.shards import is_expert
 from bridge.planning.step_time import StepTime, peak_of, step_time
 
@@ -122,12 +122,12 @@ def search(
         plan = plans[recompute]
         ends = sorted({0, layout.stages - 1})
         needs = memory(plan, layout, optimizer, sequence_length=sequence_length, stages=ends)
-        fullest = max(needs, key=lambda one: one.total)
-        if not tried.fits(layout, fullest.total, last=bool(recompute)):
+        most = fullest(needs)
+        if not tried.fits(layout, most.total, last=bool(recompute)):
             return None
         time = step_time(plan, layout, optimizer, machine, needs, sequence_length=sequence_length, number_format=number_format)
         speed = sequence_length * global_batch_size / devices / time.estimate
-        return Candidate(layout, recompute, fullest, time, speed, model_flops / time.estimate)
+        return Candidate(layout, recompute, most, time, speed, model_flops / time.estimate)
 
     found: list[Candidate] = []
     weights_and_gradients = _at_least(plans[""], optimizer)

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,13 +80,10 @@ class RecordedRun:
 
     def take(self, rows: Iterable[Row]) -> None:
         """Rows in any order; later ones of a step add to it, and replace."""
-        by_step: dict[float, Row] = {}
-        for row in rows:
-            by_step.setdefault(row["step"], {}).update(row)
-        self.steps = sorted(by_step)
-        ordered = [by_step[step] for step in self.steps]
+        ordered = sorted(rows, key=itemgetter("step"))
         names = dict.fromkeys(key for row in ordered for key in row if key != "step")
-        self.columns = {name: [row.get(name) for row in ordered] for name in names}
+        steps = [row["step"] for row in ordered]
+        self.steps, self.columns = merged(steps, {name: [row.get(name) for row in ordered] for name in names})
 
 
 def read_run(path: str | Path, *, bounded: bool = True, thinned: bool = False) -> RecordedRun:
@@ -176,13 +174,12 @@ class _Form:
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.items = tuple((name, type(value)) for name, value in row.items())
-        self.line = self._pattern([_INTEGER if kind is int else _DECIMAL for _, kind in self.items])
-        rough = (_ROUGH if kind is float and "e" not in repr(row[name]) else None for name, kind in self.items)
-        self.rough = self._pattern(
-            [number or (_INTEGER if kind is int else _DECIMAL) for number, (_, kind) in zip(rough, self.items, strict=True)]
-        )
+        exact = {name: _INTEGER if kind is int else _DECIMAL for name, kind in self.items}
+        self.line = self._pattern(exact.values())
+        rough = {name: _ROUGH for name, kind in self.items if kind is float and "e" not in repr(row[name])}
+        self.rough = self._pattern((exact | rough).values())
 
-    def _pattern(self, numbers: Sequence[bytes]) -> re.Pattern[bytes]:
+    def _pattern(self, numbers: Iterable[bytes]) -> re.Pattern[bytes]:
         keys = (re.escape(json.dumps(name).encode()) for name, _ in self.items)
         items = (key + b": " + number for key, number in zip(keys, numbers, strict=True))
         return re.compile(rb"^\{" + b", ".join(items) + rb"\}\n", re.MULTILINE)

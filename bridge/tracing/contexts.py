@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bridge.flops.statistics import chunk_pairs, triangle, window_pairs
 from bridge.flops.terms import CAUSAL, Context
 
 #: The attributes by which a mask's window or chunk is looked for.
@@ -103,28 +106,19 @@ def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context
             counts = [int(torch.as_tensor(sees(first, first, torch.tensor(row), keys)).expand(length).sum()) for row in rows]
     except Exception:
         return None
-    return next((context for context in _forms(sizes) if counts == [_seen(context, row, length) for row in rows]), None)
+    for context, pairs, after in _forms(sizes):
+        seen = [pairs(row + 1) - pairs(row) + min(after, length - 1 - row) for row in rows]
+        if seen == counts:
+            return context
+    return None
 
 
-def _forms(sizes: tuple[int, ...]) -> Iterator[Context]:
-    """What is looked for, in this order."""
-    yield CAUSAL
-    yield from (Context(shape, (size,)) for shape in ("window", "chunk") for size in sizes)
-    yield Context("bidirectional")
+def _forms(sizes: tuple[int, ...]) -> Iterator[tuple[Context, Callable[[int], int], float]]:
+    """What is looked for, in this order: a context, its pairs up to the query in so many tokens, and the keys seen behind it."""
+    yield CAUSAL, triangle, 0
+    yield from ((Context("window", (size,)), partial(window_pairs, window=size), 0) for size in sizes)
+    yield from ((Context("chunk", (size,)), partial(chunk_pairs, chunk=size), 0) for size in sizes)
+    yield Context("bidirectional"), triangle, math.inf
     # Some name the distance, and some the first one that is too far.
-    yield from (Context("bidirectional_window", (size + more,)) for more in (0, 1) for size in sizes)
-
-
-def _seen(context: Context, row: int, length: int) -> int:
-    """Keys that the query in this row sees."""
-    size, before, after = (*context.sizes, 0)[0], row, length - 1 - row
-    return (
-        1
-        + {
-            "causal": lambda: before,
-            "window": lambda: min(before, size - 1),
-            "chunk": lambda: before % size,
-            "bidirectional": lambda: length - 1,
-            "bidirectional_window": lambda: min(before, size - 1) + min(after, size - 1),
-        }[context.shape]()
-    )
+    for size in (*sizes, *(size + 1 for size in sizes)):
+        yield Context("bidirectional_window", (size,)), partial(window_pairs, window=size), size - 1

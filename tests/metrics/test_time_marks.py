@@ -94,7 +94,7 @@ def test_nothing_stays_where_no_training_is():
         _, marks = opened(one, of)
         assert not one._forward_pre_hooks
         marks.run()
-        assert spans.listening() is marks.spans
+        assert spans.listener is marks.spans
         assert bool(one._forward_pre_hooks) == (one is plain)
         marks.pause()
         assert not one._forward_pre_hooks
@@ -102,7 +102,7 @@ def test_nothing_stays_where_no_training_is():
         assert not getattr(of, "_optimizer_step_pre_hooks", None)
         assert "step" not in of.__dict__ or one is plain
         assert config.timers is optimizer.config.timers is None
-        assert spans.listening() is None
+        assert spans.listener is None
         torch.save(one, io.BytesIO())
         marks.run()
         marks.close()
@@ -131,7 +131,7 @@ def test_marks_stand_in_sampled_steps_alone():
     marks.run()
     assert model.config.timers is not None
     marks.close()
-    assert (model.config.timers, optimizer.step, spans.listening()) == (None, own, None)
+    assert (model.config.timers, optimizer.step, spans.listener) == (None, own, None)
 
 
 def test_what_batches_took_is_known_without_marks_and_waits_are_torchs_own_between_samples():
@@ -152,7 +152,7 @@ def test_what_batches_took_is_known_without_marks_and_waits_are_torchs_own_betwe
         if step == 1:
             marks.start_sample()
         next(data), next(data)
-        there.append((vars(work)["wait"] is own, spans.listening() is None, len(marks.spans._ended)))
+        there.append((vars(work)["wait"] is own, spans.listener is None, len(marks.spans._ended)))
         if step == 2:
             marks.pause()
             next(data)  # of an evaluation

@@ -11,7 +11,7 @@ from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.pipeline import Layout as Pipeline
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import MACHINES, Machine, known_machine
-from bridge.planning.memory import USABLE, Memory, memory
+from bridge.planning.memory import USABLE, Memory, fullest, memory
 from bridge.planning.search import OPTIMIZER
 from bridge.planning.step_time import StepTime, step_time
 from bridge.text import gib, seconds, with_unit
@@ -49,26 +49,26 @@ class _Planned:
 
     @property
     def fullest(self) -> Memory:
-        return max(self.needs, key=lambda one: one.total)
+        return fullest(self.needs)
 
 
 def view(source: Source, values: Values) -> View:
     """The tab's contents; ConfigError where the sizes do not fit together."""
     planned = _planned(source, values)
-    fullest, time, layout = planned.fullest, planned.time, planned.layout
+    most, time, layout = planned.fullest, planned.time, planned.layout
     usable = USABLE * planned.machine.capacity
     speed = planned.length * (layout.global_batch_size or 1) / layout.devices / time.estimate
-    verdict = f"{'fits' if fullest.total <= usable else 'does not fit'} in {gib(usable)}, stage {fullest.stage}"
+    verdict = f"{'fits' if most.total <= usable else 'does not fit'} in {gib(usable)}, stage {most.stage}"
     return View(
         facts=[
-            Card("bytes", "Fullest rank", fullest.total, gib(fullest.total), verdict),
+            Card("bytes", "Fullest rank", most.total, gib(most.total), verdict),
             Card("bound", "A step takes at least", time.bound, seconds(time.bound), f"bound by {time.binds}"),
             Card("estimate", "Estimate", time.estimate, seconds(time.estimate), f"{speed:,.0f} tokens/s per device"),
             Card("micro_batches", "Micro-batches", layout.micro_batches, f"{layout.micro_batches:,}", str(layout)),
         ],
         figures=(_memory(planned), _time(planned)),
         table=_table(planned),
-        notes=[*fullest.unknown, "Activations are those of Transformer Engine in bf16, with the distributed optimizer."],
+        notes=[*most.unknown, "Activations are those of Transformer Engine in bf16, with the distributed optimizer."],
         inputs=dict(values),
     )
 

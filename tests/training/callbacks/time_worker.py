@@ -121,7 +121,7 @@ class Kept(Callback):
 
     def on_train_end(self, context: CallbackContext) -> None:
         Kept.rows |= context.user_state.get(ROWS, {})
-        Kept.left = spans.listening()
+        Kept.left = spans.listener
 
 
 class SlowWait:
