@@ -1,10 +1,10 @@
 """What the callback takes inside real steps of two ranks: on and off drawn for each step, in pairs, in one training.
 
-Processor time of the training thread.  Steps are of five kinds (a log point, the step that finds its sum, the one that publishes
-its row, the step that compute time is taken in, any other), weighted by how often each comes.  It is measured twice: summed up
-over everything through which a loop enters the callback (events, batches, hooks, marks), which a busy machine can resolve; and as
-the difference from the steps without callback, which has what the callback slows down elsewhere.  The thread that makes rows
-stands apart.  The intervals are a bootstrap's.
+Processor time of the training thread.  Steps are of six kinds (a log point, the step that starts its sum, the one that finds it,
+the one that publishes its row, the step that compute time is taken in, any other), weighted by how often each comes.  It is
+measured twice: summed up over everything through which a loop enters the callback (events, batches, hooks, marks), which a busy
+machine can resolve; and as the difference from the steps without callback, which has what the callback slows down elsewhere.  The
+threads that make sums and rows stand apart.  The intervals are a bootstrap's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ WARM_UP = 24
 INTERVAL = 10
 TARGET_US = 150.0
 """0.3% of a step of 50 ms."""
-OFF, OTHER, LAUNCH, RECEIVE, PUBLISH, SAMPLED = "off", "other", "launch", "receive", "publish", "sampled"
+OFF, OTHER, SAMPLED = "off", "other", "sampled"
+LOGGING = ("log", "send", "receive", "publish")
+"""A log point, and the steps after it."""
 OPTIONS = (
     "data.max_documents=600",
     "model.num_layers=2",
@@ -110,10 +112,12 @@ class Switched:
     """A throughput callback that is on in half of the steps; those are all the steps it knows of."""
 
     def __init__(self) -> None:
+        from bridge.metrics.meter import Meter
         from bridge.training.callbacks import ThroughputCallback
 
-        self.inside, self.rows = watched(), Inside()
+        self.inside, self.rows, self.sums = watched(), Inside(), Inside()
         self.rows.watch(ThroughputCallback, "_row")
+        self.sums.watch(Meter, "_pack")
         self.callback = ThroughputCallback("exact", peak_flops=1e12)
         self.arms, self.on, self.steps = arms(), True, 0
         self.taken: list[tuple[str, float, float]] = []
@@ -152,11 +156,12 @@ class Switched:
     def _kind(self) -> str:
         if self.callback._meter is not None and self.callback._meter._part == "sampled":
             return SAMPLED
-        return {0: LAUNCH, 1: RECEIVE, 2: PUBLISH}.get((self.steps + 1) % INTERVAL, OTHER)
+        since = (self.steps + 1) % INTERVAL
+        return LOGGING[since] if since < len(LOGGING) else OTHER
 
     def on_train_end(self, context: Any) -> None:
         self.callback.on_train_end(self.context)
-        own, beside = self.callback.latest["throughput/overhead_ms"], self.rows.net() / self.steps
+        own, beside = self.callback.latest["throughput/overhead_ms"], (self.rows.net() + self.sums.net()) / self.steps
         file = Path(os.environ["BENCH_FOLDER"], f"{os.environ['RANK']}.json")
         file.write_text(json.dumps({"taken": self.taken[WARM_UP:], "own": own, "beside": beside, "parts": self.parts}))
 
@@ -164,7 +169,7 @@ class Switched:
 def estimate(taken: Mapping[str, Sequence[float]]) -> float:
     """Microseconds a step, of seconds by kind of step; those without callback are subtracted where they are there."""
     middle = {kind: statistics.median(times) for kind, times in taken.items()}
-    rare = [kind for kind in (LAUNCH, RECEIVE, PUBLISH, SAMPLED) if kind in middle]
+    rare = [kind for kind in (*LOGGING, SAMPLED) if kind in middle]
     weights = dict.fromkeys(rare, 1 / INTERVAL) | {OTHER: 1 - len(rare) / INTERVAL}
     return sum(1e6 * weight * (middle[kind] - middle.get(OFF, 0.0)) for kind, weight in weights.items())
 
@@ -211,7 +216,7 @@ def rows() -> Iterator[Row]:
             note = f"95% interval {low:.0f} to {high:.0f}; these steps {step:.0f} ms"
             yield Row(f"steps with less those without, {where}", estimate(whole), "us/step", None, note)
             yield Row(f"by its own clock, {where}", 1e3 * found["own"], "us/step")
-            yield Row(f"in the thread that makes rows, {where}", 1e6 * found["beside"], "us/step")
+            yield Row(f"in the threads that make sums and rows, {where}", 1e6 * found["beside"], "us/step")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -34,7 +36,8 @@ class Beside(Generic[T, R]):
         """Call the function with it, some time from now."""
         if self._items is None:  # not before: until then it can be copied and pickled
             self._items, self._results = SimpleQueue(), SimpleQueue()
-            threading.Thread(target=self._work, args=(self._items, self._results), name=self._name, daemon=True).start()
+            arguments = (self._items, self._results, torch.cuda.current_device() if torch.cuda.is_initialized() else None)
+            threading.Thread(target=self._work, args=arguments, name=self._name, daemon=True).start()
         self.open += 1
         self._items.put(item)
 
@@ -57,7 +60,9 @@ class Beside(Generic[T, R]):
             self._items.put(_END)
             self._items = None
 
-    def _work(self, items: Any, results: Any) -> None:
+    def _work(self, items: Any, results: Any, device: int | None) -> None:
+        if device is not None:  # a thread starts on the first one
+            torch.cuda.set_device(device)
         while (item := items.get()) is not _END:
             try:
                 results.put((self._function(item), None))

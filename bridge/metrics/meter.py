@@ -7,8 +7,9 @@ too: sums of different steps, or of other ranks than at the start, are found out
 
 Nothing here raises but the collective itself: what goes wrong on the way is a failure of this rank, said once.
 
-Life of a step: ``start_step``, ``add_batch`` for each micro-batch, ``end_step``; at a log point ``launch(step)``; some time
-later, when the sum has arrived, ``poll`` returns a report.  Before a checkpoint ``settle`` brings the totals up to date.
+Life of a step: ``start_step``, ``add_batch`` for each micro-batch, ``end_step``; at a log point ``cut(step)``: the vector is made
+beside the step that comes next, and the sum starts at its end; some time later, when it has arrived, ``poll`` returns a report.
+``launch(step)`` starts the sum at once.  Before a checkpoint ``settle`` brings the totals up to date.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from bridge.flops.plan import Plan
 from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
+from bridge.metrics.beside import Beside
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.interval import Intervals, Sums
 from bridge.metrics.peak import UNKNOWN, Peak
 from bridge.metrics.place import Place
-from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, to_limbs
+from bridge.metrics.reduction import CPU, LIMB_BITS, PendingSum, integers, to_limbs
 from bridge.metrics.snapshots import Snapshots
 from bridge.metrics.stragglers import ranked
 from bridge.metrics.throughput import Interval
@@ -64,22 +66,49 @@ class Report:
         return self.price and self.price()
 
 
-@dataclass
-class _Launch:
-    """A sum on its way, and what its reader needs to know."""
+@dataclass(frozen=True)
+class _Cut:
+    """What was counted up to a step, and what the reader of its sum needs to know."""
 
-    sum: PendingSum
-    segments: tuple[str, ...]
+    parts: Mapping[str, BatchStatistics]
+    waited_ns: int
     step: int
     steps: int
     timed_steps: int
     report_step: int | None
     lap: Lap | None
     overhead_ns: int
+    failed: bool
 
-    def arrived(self) -> bool:
+
+@dataclass(frozen=True)
+class _Packed:
+    """The vector of a cut, as it is summed."""
+
+    cut: _Cut
+    limbs: torch.Tensor
+    on_device: Any
+    maxima: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A sum on its way."""
+
+    sum: PendingSum
+    of: _Cut
+
+    def is_there(self) -> bool:
         """Whether it can be read without waiting."""
-        return self.sum.ready() and (self.lap is None or self.lap.ready())
+        return self.sum.ready() and (self.of.lap is None or self.of.lap.ready())
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """What all ranks have sent of a cut, by part."""
+
+    cut: _Cut
+    parts: Mapping[str, list[int]]
 
 
 def warn_of(error: Exception) -> None:
@@ -121,9 +150,7 @@ class Meter:
         self._device = device
         self.layout = layout = Layout((*(plan.statistics if plan else ()), *beside), place, self._instruments.slices)
         self._intervals = Intervals(plan, place, layout, self._instruments, peak)
-        self._counted = {_WARM_UP: BatchStatistics(layout), _OTHER: BatchStatistics(layout)}
-        if self._instruments.samples:
-            self._counted[_SAMPLED] = BatchStatistics(layout)
+        self._counted, self._spare = self._parts(), self._parts()
         self._every = self._instruments.every if self._instruments.samples else 0
         self._block, self._sampled_at = range(0), 0
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
@@ -144,14 +171,17 @@ class Meter:
         self._waited_ns = 0
         self._own_work: int | None = 0
         """Work of this rank's replica, for the heaviest; None: it is on the device."""
-        # Over all ranks since the last report.
-        self._start_interval()
+        self._packer = Beside(self._pack, "sums of throughput")
+        self._packed: _Packed | None = None
+        """What is to be summed from the end of this step on."""
         self._pending: _Launch | None = None
+        self._arrived: list[_Arrived] = []
+        """Since the last report."""
         self._reports: list[Report] = []
 
-    def _start_interval(self) -> None:
-        self._work, self._timed, self._sampled = self.layout.zeros(), self.layout.zeros(), self.layout.zeros()
-        self._work_steps = self._timed_steps_done = 0
+    def _parts(self) -> dict[str, BatchStatistics]:
+        names = (_WARM_UP, _OTHER, _SAMPLED) if self._instruments.samples else (_WARM_UP, _OTHER)
+        return {name: BatchStatistics(self.layout) for name in names}
 
     # ---- on this rank ---------------------------------------------------------------------------------------------
 
@@ -215,6 +245,8 @@ class Meter:
             step: the host's number of it; None: one more than the last.
             skipped: it changed no weights; its work counts, its tokens are reported apart.
         """
+        if self._packed is not None or self._packer.open:
+            self._send()
         was_warm, self._warm = self._warm, True
         self._step = self._step + 1 if step is None else step
         self._steps += 1
@@ -252,6 +284,7 @@ class Meter:
 
     def pause(self) -> None:
         """What comes now is no training: an evaluation, a checkpoint."""
+        self._join()
         self._paused = True
         self._instruments.pause()
         self.attempt(self._timer.pause)
@@ -265,6 +298,8 @@ class Meter:
 
     def close(self) -> None:
         """No more steps."""
+        self._join()
+        self._packer.close()
         self._instruments.close()
 
     def attempt(self, call: Callable[[], T]) -> T | None:
@@ -283,37 +318,59 @@ class Meter:
 
     # ---- over all ranks: every rank calls these at the same steps -------------------------------------------------
 
-    def launch(self, report_step: int | None) -> None:
-        """Start to sum what was counted since the last launch; at most one sum is under way.
+    def cut(self, report_step: int | None) -> None:
+        """End what one sum is of. Its vector is made beside the step that comes next, and the sum starts at the end of that step.
 
         Args:
-            report_step: the log point this sum completes; None: it only brings the totals up to date.
+            report_step: the log point that it completes; None: it only brings the totals up to date.
         """
-        self._receive()
-        if self._lost or not self.place.holds():
-            self._lose("the process group that training started with is gone, so ranks cannot be summed", report_step)
-            return
-        parts = tuple(part for part in self._counted if part is not _WARM_UP or not self._launched)
-        self._launched = True
-        lap = self.attempt(self._timer.lap) if report_step is not None else None
-        readings = self._instruments.lap() if report_step is not None else {}
-        payload = None if self._failed else self.attempt(lambda: self._payload(parts, readings))
-        limbs, on_device = payload or (self._failure(parts), None)
-        maxima = self._maxima(readings) if report_step is not None else ()
-        self._pending = _Launch(
-            PendingSum(limbs, on_device, maxima=maxima, device=self._device, group=self.place.group),
-            parts,
-            self._step,
-            self._steps,
-            self._timed_steps,
-            report_step,
-            lap,
-            self.overhead_ns + self._instruments.overhead_ns,
+        self._send()
+        parts = {name: part for name, part in self._counted.items() if name is not _WARM_UP or not self._launched}
+        cut = _Cut(
+            parts=parts,
+            waited_ns=self._waited_ns,
+            step=self._step,
+            steps=self._steps,
+            timed_steps=self._timed_steps,
+            report_step=report_step,
+            lap=self.attempt(self._timer.lap) if report_step is not None else None,
+            overhead_ns=self.overhead_ns + self._instruments.overhead_ns,
+            failed=self._failed,
         )
-        self._steps = self._timed_steps = 0
+        self._launched = True
+        self._counted, self._spare = self._spare, self._counted
+        self._batch = self._counted[self._part]
+        self._waited_ns = self._steps = self._timed_steps = 0
         if report_step is not None:
             self.unreported_steps = 0
             self.overhead_ns = -self._instruments.overhead_ns  # which only grows
+        if any(part.device_values is not None for part in parts.values()):
+            self._packed = self._pack(cut)  # in the order of this thread's stream
+        else:
+            self._packer.put(cut)
+
+    def launch(self, report_step: int | None) -> None:
+        """End what one sum is of, and start the sum at once."""
+        self.cut(report_step)
+        self._send()
+
+    def _send(self) -> None:
+        """Start the sum of what was cut, if anything was; at most one is under way."""
+        self._join()
+        packed, self._packed = self._packed, None
+        if packed is None:
+            return
+        self._receive()
+        if self._lost or not self.place.holds():
+            self._lose("the process group that training started with is gone, so ranks cannot be summed", packed.cut.report_step)
+            return
+        started = PendingSum(packed.limbs, packed.on_device, maxima=packed.maxima, device=self._device, group=self.place.group)
+        self._pending = _Launch(started, packed.cut)
+
+    def _join(self) -> None:
+        """Wait for the vector that is made beside this thread, if there is one; the instruments are its maker's until then."""
+        for packed in self._packer.results():
+            self._packed = packed
 
     @property
     def awaits(self) -> bool:
@@ -322,14 +379,22 @@ class Meter:
 
     def poll(self, *, wait: bool = False) -> Report | None:
         """The next report that is complete, if any. Does not wait unless told to."""
-        if self._pending is not None and (wait or self.attempt(self._pending.arrived)):
+        if wait:
+            self._send()
+        if self._pending is not None and (wait or self.attempt(self._pending.is_there)):
             self._receive()
         return self._reports.pop(0) if self._reports else None
+
+    def hurry(self) -> None:
+        """The next step never ends: start the sum of what was cut nevertheless, where it takes no other rank."""
+        if self.place.world == 1:
+            self._send()
 
     def settle(self) -> None:
         """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
         if self._steps:
-            self.launch(None)
+            self.cut(None)
+        self._send()
         self._receive()
 
     def _lose(self, why: str, report_step: int | None) -> None:
@@ -338,27 +403,32 @@ class Meter:
             self._lost = True
             self.fail(RuntimeError(why))
         self.totals.complete = False
-        self._steps = self._timed_steps = 0
         if report_step is not None:
-            self.overhead_ns = self.unreported_steps = 0
             self._reports.append(Report(report_step))
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
-    def _payload(self, parts: Sequence[str], readings: Mapping[str, Any]) -> tuple[list[list[int]], Any]:
+    def _pack(self, cut: _Cut) -> _Packed:
+        """What this rank sends; in any thread."""
+        readings = self._instruments.lap() if cut.report_step is not None else {}
+        payload = None if cut.failed else self.attempt(lambda: self._payload(cut, readings))
+        limbs, on_device = payload or (self._failure(cut), None)
+        maxima = self._maxima(readings, counted=payload is not None) if cut.report_step is not None else ()
+        return _Packed(cut, limbs, on_device, integers(maxima))
+
+    def _payload(self, cut: _Cut, readings: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
         """Limbs of the host's and of the device's part; the readings belong to the timed part."""
-        drained = {part: self._counted[part].drain() for part in parts}
+        drained = {name: part.drain() for name, part in cut.parts.items()}
         if self.place.contributes:
             self._add_own_work(drained)
             for host, device in drained.values():
                 self._add_replica_work(host, device)
-        for part in parts:
-            if self._counted[part].unread is not None:
-                self._tell_unread(self._counted[part].unread)
+        for part in cut.parts.values():
+            if part.unread is not None:
+                self._tell_unread(part.unread)
         host = drained[_OTHER][0]
-        host[self.layout.index["data_wait_ns"]] += self._waited_ns
-        self._waited_ns = 0
-        self._add_pairing(host)
+        host[self.layout.index["data_wait_ns"]] += cut.waited_ns
+        self._add_pairing(host, cut.step)
         for name, reading in readings.items():
             if self.layout.is_summed(name):
                 self.layout.add(host, name, reading)
@@ -369,15 +439,15 @@ class Meter:
         example = next(device for device in devices if device is not None)
         return limbs, torch.cat([torch.zeros_like(example) if device is None else device for device in devices], dim=1)
 
-    def _add_pairing(self, values: list[int]) -> None:
+    def _add_pairing(self, values: list[int], step: int) -> None:
         index = self.layout.index
-        values[index[STEP]], values[index[SQUARED_STEP]], values[index[RANKS]] = self._step, self._step**2, 1
+        values[index[STEP]], values[index[SQUARED_STEP]], values[index[RANKS]] = step, step**2, 1
 
-    def _failure(self, parts: Sequence[str]) -> list[list[int]]:
+    def _failure(self, cut: _Cut) -> torch.Tensor:
         """What a rank sends that cannot count: nothing but this fact, and at which step."""
-        vectors = {part: self.layout.zeros() for part in parts}
+        vectors = {part: self.layout.zeros() for part in cut.parts}
         vectors[_OTHER][self.layout.index["failures"]] = 1
-        self._add_pairing(vectors[_OTHER])
+        self._add_pairing(vectors[_OTHER], cut.step)
         return to_limbs([value for vector in vectors.values() for value in vector])
 
     def _add_replica_work(self, host: list[int], device: Any) -> None:
@@ -404,12 +474,12 @@ class Meter:
         host, device = drained[_SAMPLED if _SAMPLED in drained else _OTHER]
         self._own_work = None if device is not None else self._own_work + self._intervals.priced(host)
 
-    def _maxima(self, readings: Mapping[str, Any]) -> Sequence[int]:
+    def _maxima(self, readings: Mapping[str, Any], *, counted: bool) -> Sequence[int]:
         """This rank's entries of those whose largest is wanted."""
         values = [0] * len(self.layout.maxima)
         if HEAVIEST in self.layout:
             work, self._own_work = self._own_work, 0
-            known = math.inf if work is None or self._failed else float(min(work, _MOST_WORK))
+            known = float(min(work, _MOST_WORK)) if counted and work is not None else math.inf
             readings = {**readings, HEAVIEST: ranked(known, self.place.replica)}
         for name, reading in readings.items():
             if not self.layout.is_summed(name):
@@ -423,30 +493,27 @@ class Meter:
         launch, self._pending = self._pending, None
         if launch is None:
             return
+        cut = launch.of
         try:
             summed = launch.sum.wait()
         except Exception:
             if self.place.holds():
                 raise  # the job itself is in trouble
-            self._lose("the process group was destroyed while ranks were summed", launch.report_step)
+            self._lose("the process group was destroyed while ranks were summed", cut.report_step)
             return
         width = len(self.layout.names)
-        parts = {part: summed[start * width : (start + 1) * width] for start, part in enumerate(launch.segments)}
-        if why := self._mispaired(parts[_OTHER], launch.step):
-            self._lose(why, launch.report_step)
+        parts = {part: summed[start * width : (start + 1) * width] for start, part in enumerate(cut.parts)}
+        if why := self._mispaired(parts[_OTHER], cut.step):
+            self._lose(why, cut.report_step)
             return
-        for part, values in parts.items():
+        for values in parts.values():
             self.totals.add(values)
-            self._work = _add(self._work, values)
-            self._timed = self._timed if part is _WARM_UP else _add(self._timed, values)
-            self._sampled = _add(self._sampled, values) if part is _SAMPLED else self._sampled
-        self._work_steps += launch.steps
-        self._timed_steps_done += launch.timed_steps
-        if self._work[self.layout.index["failures"]]:
+        if parts[_OTHER][self.layout.index["failures"]]:
             self.totals.complete = False
-        if launch.report_step is not None:
-            self._reports.append(Report(launch.report_step, self._pricing(launch)))
-            self._start_interval()
+        self._arrived.append(_Arrived(cut, parts))
+        if cut.report_step is not None:
+            self._reports.append(Report(cut.report_step, self._pricing(launch)))
+            self._arrived = []
 
     def _mispaired(self, values: Sequence[int], step: int) -> str:
         """Why this is not the sum of all ranks at this step, if so: sum of (theirs - step)^2 is 0 only if all are equal."""
@@ -461,33 +528,32 @@ class Meter:
 
     def _pricing(self, launch: _Launch) -> Callable[[], Interval | None] | None:
         """What makes the interval of what has arrived, whatever arrives meanwhile."""
-        if not self.totals.complete or launch.lap is None:
+        if not self.totals.complete or launch.of.lap is None:
             return None
-        work, timed = self._work, self._timed
-        sampled = self._sampled if self._instruments.samples else timed
-        steps, timed_steps, totals = self._work_steps, self._timed_steps_done, copy.copy(self.totals)
-        seconds = self.attempt(launch.lap.seconds)  # here: another thread would ask another device
+        arrived, totals = self._arrived, copy.copy(self.totals)
+        seconds = self.attempt(launch.of.lap.seconds)  # here: another thread would ask another device
         if seconds is None:
             return None
 
+        def summed(*parts: str) -> list[int]:
+            vectors = (one.parts[part] for one in arrived for part in parts if part in one.parts)
+            return [sum(entries) for entries in zip(self.layout.zeros(), *vectors, strict=True)]
+
         def price() -> Interval:
+            timed = summed(_SAMPLED, _OTHER)
             sums = Sums(
-                work=work,
+                work=summed(_WARM_UP, _SAMPLED, _OTHER),
                 timed=timed,
-                sampled=sampled,
+                sampled=summed(_SAMPLED) if self._instruments.samples else timed,
                 maxima=launch.sum.maxima(),
-                steps=steps,
-                timed_steps=timed_steps,
+                steps=sum(one.cut.steps for one in arrived),
+                timed_steps=sum(one.cut.timed_steps for one in arrived),
                 seconds=seconds,
-                overhead_seconds=launch.overhead_ns / 1e9,
+                overhead_seconds=launch.of.overhead_ns / 1e9,
             )
             return self._intervals.interval(sums, totals)
 
         return lambda: self.attempt(price)
-
-
-def _add(left: Sequence[int], right: Sequence[int]) -> list[int]:
-    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _mixed(number: int) -> int:

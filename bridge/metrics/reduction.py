@@ -23,8 +23,8 @@ LIMB_MASK = (1 << LIMB_BITS) - 1
 _HIGHEST = 1 << LIMB_BITS
 
 
-def to_limbs(values: Sequence[int]) -> list[list[int]]:
-    """Low and high limbs of integers from -2^80 to 2^80: a list [2][n]. Statistics are not negative, numbers may be.
+def to_limbs(values: Sequence[int]) -> torch.Tensor:
+    """Low and high limbs of integers from -2^80 to 2^80: int64 [2, n]. Statistics are not negative, numbers may be.
 
     Raises:
         OverflowError: a value is too large.
@@ -34,36 +34,40 @@ def to_limbs(values: Sequence[int]) -> list[list[int]]:
         if not -_HIGHEST <= most < _HIGHEST:
             value = values[high.index(most)]
             raise OverflowError(f"{value} is outside -2^{2 * LIMB_BITS} .. 2^{2 * LIMB_BITS}, the range of a sum on one rank")
-    return [[value & LIMB_MASK for value in values], high]
+    return integers([*(value & LIMB_MASK for value in values), *high]).view(2, -1)
 
 
-def from_limbs(limbs: Sequence[Sequence[int]]) -> list[int]:
-    """The integers of two rows of (summed) limbs."""
-    return [(high << LIMB_BITS) + low for low, high in zip(*limbs, strict=True)]
+def from_limbs(limbs: torch.Tensor) -> list[int]:
+    """The integers of (summed) limbs [2, n]."""
+    return [(high << LIMB_BITS) + low for low, high in zip(*limbs.tolist(), strict=True)]
+
+
+def integers(values: Sequence[int]) -> torch.Tensor:
+    """int64 [n]; torch reads an array in a fraction of the time that it takes for a list."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64) if values else torch.empty(0, dtype=torch.int64)
 
 
 class PendingSum:
     """A sum on its way; ``ready`` asks, ``wait`` waits. Without torch.distributed it is this rank's own numbers.
 
     Args:
-        limbs: this rank's integers, :func:`to_limbs`; as many on every rank.
+        limbs: this rank's integers, :func:`to_limbs`; as many on every rank. The sum is made in their place.
         device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
-        maxima: integers of which the largest over all ranks is wanted; as many on every rank, none: no such collective.
+        maxima: int64 [n], of each the largest over all ranks is wanted; as many on every rank, none: no such collective.
         device: where the collectives run, see :func:`collective_device`.
         group: the ranks that are summed over; None: all of the job.
     """
 
     def __init__(
         self,
-        limbs: Sequence[Sequence[int]],
+        limbs: torch.Tensor,
         device_limbs: torch.Tensor | None = None,
         *,
-        maxima: Sequence[int] = (),
+        maxima: torch.Tensor | None = None,
         device: torch.device = CPU,
         group: Any = None,
     ) -> None:
-        self._host = _tensor([value for row in limbs for value in row]).view(len(limbs), -1)
-        self._maxima = _tensor(maxima)
+        self._host, self._maxima = limbs, integers([]) if maxima is None else maxima
         self._works: list[Any] = []
         self._event: Any = None
         if device.type == "cuda":
@@ -106,16 +110,11 @@ class PendingSum:
             self._event.synchronize()
         for work in self._works:
             work.wait()
-        return from_limbs(self._host.tolist())
+        return from_limbs(self._host)
 
     def maxima(self) -> list[int]:
         """The largest over all ranks; after :meth:`wait`."""
         return self._maxima.tolist()
-
-
-def _tensor(values: Sequence[int]) -> torch.Tensor:
-    """int64 [n]; torch reads an array in a fraction of the time that it takes for a list."""
-    return torch.frombuffer(array("q", values), dtype=torch.int64) if values else torch.empty(0, dtype=torch.int64)
 
 
 def _start(sums: torch.Tensor, maxima: torch.Tensor, group: Any) -> list[Any]:

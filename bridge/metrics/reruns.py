@@ -58,7 +58,7 @@ class RerunCounter(Instrument):
             return
         values, device = sums.drain()
         if device is not None:
-            values = [host + there for host, there in zip(values, from_limbs(device.tolist()), strict=True)]
+            values = [host + there for host, there in zip(values, from_limbs(device), strict=True)]
         vector = values[: len(self._plan.statistics)]
         for name, flops in self._plan.evaluate_formats(vector, "hardware").items():
             self._flops[name] += whole(flops)

@@ -168,11 +168,6 @@ class Spans:
         return True
 
     @property
-    def marked(self) -> int:
-        """Spans that have ended in this step so far."""
-        return len(self._ended)
-
-    @property
     def unread(self) -> int:
         """Steps that were not read yet."""
         return len(self._unread)
@@ -192,8 +187,11 @@ class Spans:
         self.running = False
         self._stack.clear()
 
-    def end_step(self) -> None:
+    def end_step(self) -> int:
         """A step is over.
+
+        Returns:
+            How many spans have ended in it.
 
         Raises:
             Exception: what the clock has raised in it.
@@ -208,7 +206,9 @@ class Spans:
             self._stack.clear()
             self._since, self._waited_before = end, taken
             self.sampled = self._every_step
+        marked = len(self._ended)
         self._ended, self._stretches, self._waited = [], [], 0
+        return marked
 
     def sample(self) -> None:
         """In the step that comes now everything is seen."""

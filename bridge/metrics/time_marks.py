@@ -108,13 +108,13 @@ class TimeMarks(Instrument):
 
     def end_step(self) -> None:
         """A training step is over."""
-        self.overhead_ns += self._cost_ns * self.spans.marked
         sampled = self.spans.sampled
-        self.spans.end_step()
-        if sampled and not self.spans.sampled:
-            self._unmark()
-        if self.spans.unread >= _MOST_UNREAD:
-            self.times.add(self.spans.steps())
+        self.overhead_ns += self._cost_ns * self.spans.end_step()
+        if sampled:
+            if not self.spans.sampled:
+                self._unmark()
+            if self.spans.unread >= _MOST_UNREAD:
+                self.times.add(self.spans.steps())
 
     def lap(self) -> tuple[list[int], list[int]] | None:
         """What this rank sends of the steps since the last lap; None if there is nothing yet."""

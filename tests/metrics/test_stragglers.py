@@ -225,9 +225,9 @@ def job(times, lengths, *, stages=1, monkeypatch=None, ranks_in_vector=64):
     sent = []
 
     class Kept(PendingSum):
-        def __init__(self, limbs, device_limbs=None, *, maxima=(), **options):
-            sent.append((from_limbs(limbs), list(maxima)))
-            self.limbs, self.largest = limbs, maxima
+        def __init__(self, limbs, device_limbs=None, *, maxima, **options):
+            self.limbs, self.largest = limbs, maxima.tolist()
+            sent.append((from_limbs(limbs), self.largest))
 
         def wait(self):
             return from_limbs(self.limbs)

@@ -558,19 +558,19 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Take what has arrived, publish it with a later step; at a log point send the sums on their way. No device sync."""
+        """Take what has arrived, publish it with a later step; at a log point end what a sum is of. No device sync."""
         self._step += 1
         meter = self._meter
         if meter is None:
             return
         meter.end_step(self._step, skipped=bool(context.skipped_iter))
-        # Before the launch: a report is published with a later step, when the loop has logged its own numbers. Whatever
-        # happens here, the launch comes next: the other ranks are about to do the same.
+        # Before the cut: a report is published with a later step, when the loop has logged its own numbers. Whatever
+        # happens here, the cut comes next: the other ranks are about to do the same.
         due = self._log_interval is not None and self._step % self._log_interval == 0
         if self._rows.open or meter.awaits:
             meter.attempt(lambda: self._publish(context, beside=not due))
         if due:
-            meter.launch(self._step)
+            meter.cut(self._step)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
@@ -612,6 +612,8 @@ class ThroughputCallback(Callback):
     def abandon(self, context: CallbackContext) -> None:
         """The run breaks off on this rank: publish what has arrived, and wait for nobody."""
         with contextlib.suppress(Exception):
+            if self._meter is not None:
+                self._meter.hurry()
             self._publish(context)
         self._leave()
 
