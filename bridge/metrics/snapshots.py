@@ -105,7 +105,7 @@ class Snapshots:
             return None
         tokens, kind, name, argmin_name, absent = self._form
         held, offsets = batch[tokens], None if name is None else batch[name]
-        if type(held) is not kind or (name and offsets is None) or any(batch[one] is not None for one in absent):
+        if type(held) is not kind or (name and offsets is None) or (absent and any(batch[one] is not None for one in absent)):
             self._look(batch)
             return None
         shape = held.shape
