@@ -310,6 +310,7 @@ WRITTEN = {
         ],
     },
     "dashboard": {"required": ["title", "panels"]},
+    "goodput": {"required": ["goodput", "goodput/interruptions"]},
 }
 SCHEMA = "bridge.schema.json"
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "explore": "open the interactive page",
     "report": "write a run's charts as one HTML file",
     "rescore": "price a finished run again in another convention",
+    "goodput": "show where the time of a job went, restarts included",
     "dashboard": "save a workspace of charts in a W&B project",
     "pack": "write packed fine-tuning data",
     "recipes": "list the recipes",

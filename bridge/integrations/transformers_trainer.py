@@ -34,6 +34,9 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
+#: What may stand in a JSON file, as the Trainer's state.
+_PLAIN = (str, int, float, list, type(None))
+
 
 class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     """Exact FLOPs, MFU and token rates in the Trainer's logs; totals in its checkpoints.
@@ -47,6 +50,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         self._config, self._options = config, options
         self.throughput = self._new()
         self._hook: Any = None
+        self._evaluates = False
         self._phases: trl_phases.Phases | None = None
         self.totals: dict[str, Any] = {}
         """Those of the checkpoint that training went on from."""
@@ -56,7 +60,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in ``trainer_state.json``."""
-        plain = {name: value for name, value in self._options.items() if not callable(value)}  # it goes into a JSON file
+        plain = {name: value for name, value in self._options.items() if isinstance(value, _PLAIN)}
         return {"args": plain, "attributes": {"totals": self.throughput.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
@@ -96,6 +100,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             self.throughput.count(kwargs)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._evaluate(False)
         self.throughput.on_train_step_start(self._context)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -105,6 +110,22 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if control.should_save or control.should_evaluate:  # the best model is saved after the evaluation
             self.throughput.on_checkpoint_save(self._context)
+        self._evaluate(control.should_evaluate)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._evaluate(True)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._evaluates:
+            self._evaluate(False)
+            if control.should_save:
+                self.throughput.on_checkpoint_save(self._context)
+
+    def _evaluate(self, does: bool) -> None:
+        """An evaluation within the training begins, or is over."""
+        if self._hook is not None and does != self._evaluates:
+            self._evaluates = does
+            (self.throughput.on_eval_start if does else self.throughput.on_eval_end)(self._context)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs or "train_loss" in logs:  # not those of an evaluation
@@ -126,6 +147,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     def _leave_model(self) -> None:
         if self._hook is not None:
             self._hook.remove()
+        self._hook, self._evaluates = None, False
         self.throughput.close()
 
 

@@ -2,16 +2,25 @@
 
 A process of the job writes an event at every turn (:mod:`bridge.training.job.ledger`).  What follows an event belongs to one
 part, until the next event; so the parts are the wall time, whatever happened.  A process that is killed writes nothing more:
-its last sign of life ends its part, and what follows is down time.
+its last sign of life ends its part, and what follows is down time.  A loop that is not ours tells less: what it does not tell
+apart is one part, or ``unknown``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
+from operator import itemgetter
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+FILE, BEATS = "job.jsonl", "job.beat"
+"""The events of a ledger, and beside it the last signs of life: ``BEAT`` bytes for each of so many steps, in turn."""
+BEAT, BEATS_KEPT = 128, 4096
 
 Event = Mapping[str, Any]
 """``event`` (its name), ``time`` (seconds since 1970), and facts."""
@@ -21,6 +30,7 @@ PARTS = {
     "import": "loading the interpreter, libraries, configuration and data",
     "groups": "rendezvous of the ranks and creation of the process groups",
     "load": "building the model and reading the checkpoint",
+    "start_up": "all that comes before training, in a loop that does not tell the three above apart",
     "first_step": "the first step of each process, with its compilation and allocation",
     "productive": "steps that were kept, without their waits for data",
     "data": "waits for batches in the steps that were kept",
@@ -28,6 +38,7 @@ PARTS = {
     "checkpoint": "saving, as far as training waits for it",
     "lost": "steps that were repeated after a restart",
     "down": "from the last sign of life of one process to the start of the next",
+    "unknown": "in loops that are not ours: between steps, where the loop does not say what it does",
     "end": "the time after the last step",
 }
 """The parts of a job's wall time, and what they mean."""
@@ -38,6 +49,7 @@ _FOLLOWS = {
     "imported": "groups",
     "groups": "load",
     "training": "first_step",
+    "warming": "first_step",
     "steps": "productive",
     "evaluation": "evaluation",
     "checkpoint": "checkpoint",
@@ -46,6 +58,11 @@ _FOLLOWS = {
     "end": "down",
 }
 """What begins with an event."""
+
+#: Within steps, by what events know of them so far; the rest is productive.
+_WITHIN = ("data", "unknown")
+#: Parts that only our loop always tells of.
+_TOLD_BY_OURS = ("import", "groups", "load", "data", "evaluation", "checkpoint")
 
 
 @dataclass(kw_only=True)
@@ -60,6 +77,7 @@ class Job:
         flops: total of the steps that were kept; None if unknown.
         lost_flops: total of the lost steps; None if unknown.
         recoveries: for each interruption that is over, the seconds from the last sign of life to the next step.
+        unknown: parts that nobody has told of, in loops that are not ours; they are in other parts, and ``flops`` in none.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -69,6 +87,7 @@ class Job:
     flops: int | None = None
     lost_flops: int | None = 0
     recoveries: list[float] = field(default_factory=list)
+    unknown: tuple[str, ...] = ()
 
     @property
     def wall(self) -> float:
@@ -92,14 +111,16 @@ class Job:
             return None
         return self.flops / (self.flops + self.lost_flops)
 
-    def metrics(self) -> dict[str, float]:
-        """The keys to log; unknown values are left out."""
+    def metrics(self) -> dict[str, Any]:
+        """The keys to log; unknown values are left out, and named."""
         known = {"goodput": self.goodput, "goodput/flops": self.flops_kept}
-        numbers = {f"goodput/seconds/{part}": seconds for part, seconds in self.seconds.items() if seconds}
+        numbers: dict[str, Any] = {f"goodput/seconds/{part}": seconds for part, seconds in self.seconds.items() if seconds}
         numbers |= {name: value for name, value in known.items() if value is not None}
         numbers["goodput/interruptions"] = self.interruptions
         if self.recoveries:
             numbers["goodput/mean_time_to_recover"] = fmean(self.recoveries)
+        if self.unknown:
+            numbers["goodput/unknown"] = list(self.unknown)
         return numbers
 
 
@@ -110,7 +131,7 @@ def job_of(events: Iterable[Event], now: float | None = None) -> Job:
         events: in the order they were written.
         now: the present time of a running process; None if the last event is the end.
     """
-    own = _of_last_job(list(events))
+    own = _with_kept(_of_last_job(list(events)))
     job = Job(processes=sum(event["event"] == "process" for event in own))
     if not own:
         return job
@@ -122,6 +143,10 @@ def job_of(events: Iterable[Event], now: float | None = None) -> Job:
     job.steps = max((event["step"] for event in _lived(own) if "step" in event), default=0)
     job.flops = totals.get(max(totals)) if totals else None
     job.recoveries = _recoveries(own)
+    if any(event.get("host") for event in own):
+        untold = {part: not job.seconds[part] for part in _TOLD_BY_OURS}
+        untold |= {"lost": job.lost_steps > 0 and not job.seconds["lost"], "flops": job.flops_kept is None}
+        job.unknown = tuple(part for part, is_untold in untold.items() if is_untold)
     return job
 
 
@@ -138,6 +163,12 @@ def _of_last_job(events: list[Event]) -> list[Event]:
     return events[first:]
 
 
+def _with_kept(events: list[Event]) -> list[Event]:
+    """When the step was reached that a process went back to, as that process has found it, is an event at its time."""
+    kept = [{**event["kept"], "event": "steps"} for event in events if event["event"] == "training" and "kept" in event]
+    return sorted([*events, *(event for event in kept if event["time"] > events[0]["time"])], key=itemgetter("time"))
+
+
 @dataclass
 class _Span:
     part: str
@@ -149,16 +180,18 @@ class _Span:
 
 
 def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
-    """What follows each event; productive time without what was waited for batches."""
+    """What follows each event; productive time without what was waited for batches, and what is unknown."""
     spans = []
-    last = {"event": "beat", "time": events[-1]["time"] if now is None else now, "data": events[-1].get("data", 0.0)}
+    last = {**events[-1], "event": "beat", "time": events[-1]["time"] if now is None else now}
     known = [event for event in events if event["event"] in _FOLLOWS]
     for event, following in pairwise([*known, last]):
         part, seconds = _FOLLOWS[event["event"]], following["time"] - event["time"]
-        if part == "productive":
-            data = min(seconds, max(0.0, following.get("data", 0.0) - event.get("data", 0.0)))
-            spans.append(_Span("data", data, event["time"]))
-            seconds -= data
+        if event["event"] == "process" and following["event"] != "imported":
+            part = "start_up"
+        for other in _WITHIN if part == "productive" else ():
+            taken = min(seconds, max(0.0, following.get(other, 0.0) - event.get(other, 0.0)))
+            spans.append(_Span(other, taken, event["time"]))
+            seconds -= taken
         spans.append(_Span(part, seconds, event["time"]))
     return spans
 
@@ -179,18 +212,23 @@ def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
     totals = {0: 0, **_totals(events)}
     for place, reached, resumed in _losses(events):
         job.lost_steps += reached - resumed
-        kept = _time_of_checkpoint(events[:place], resumed)
+        kept, lost = _times_of(events[:place], resumed)
         for span in spans:
-            if kept <= span.start < events[place]["time"] and span.part in ("productive", "data"):
-                span.part = "lost"
+            if kept <= span.start < events[place]["time"] and span.part in ("productive", *_WITHIN):
+                span.part = "lost" if span.start >= lost else "unknown"
         if job.lost_flops is not None:
             known = reached in totals and resumed in totals
             job.lost_flops = job.lost_flops + totals[reached] - totals[resumed] if known else None
 
 
-def _time_of_checkpoint(events: Sequence[Event], step: int) -> float:
-    """When the checkpoint of a step was begun, the last time; before the first one: always."""
-    return max((event["time"] for event in events if event["event"] == "checkpoint" and event["step"] == step), default=0.0)
+def _times_of(events: Sequence[Event], step: int) -> tuple[float, float]:
+    """Until when all was done up to a step, and from when on all came after it: the same, where an event is of this step."""
+    if not step:
+        return 0.0, 0.0
+    if exact := [event["time"] for event in events if event.get("step") == step]:
+        return max(exact), max(exact)
+    before = max((event["time"] for event in events if event.get("step", step) < step), default=0.0)
+    return before, min((event["time"] for event in events if event.get("step", 0) > step and event["time"] > before), default=inf)
 
 
 def _totals(events: Iterable[Event]) -> dict[int, int]:
@@ -221,3 +259,41 @@ def to_redo(events: Iterable[Event], step: int) -> list[int]:
     # The process that asks has not said yet that it begins.
     asks = {"event": "training", "step": step}
     return sorted({reached for _, reached, _ in _losses([*own, asks]) if reached > step} - _totals(own).keys())
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a ledger; a last line without its end, and lines that are none, are left out. Empty without a file."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [event for line in lines if line.endswith(b"\n") and (event := event_of(line)) is not None]
+
+
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None where it is none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("time"), (int, float))
+    return event if whole else None
+
+
+def read_beats(path: Path) -> dict[int, Event]:
+    """The last signs of life, by their steps. Empty without a file."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return {}
+    found = (event_of(text[place : place + BEAT]) for place in range(0, len(text), BEAT))
+    return {event["step"]: event for event in found if event is not None and "step" in event}
+
+
+def last_beat(events: Sequence[Event], beats: Mapping[int, Event]) -> list[Event]:
+    """The last sign of life, where it came after the last event."""
+    newest = sorted(beats.values(), key=itemgetter("time"))[-1:]
+    return [beat for beat in newest if not events or beat["time"] > events[-1]["time"]]

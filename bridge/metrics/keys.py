@@ -171,17 +171,18 @@ TRAINING = (
     Key("skipped-iterations", "steps", "steps without an update since the first step of training"),
 )
 
-#: The life of the job, restarts included, in the summary of a run of our loop.
+#: The life of the job, restarts included, in the summary of a run.
 JOB = (
     Key("goodput", FRACTION, "productive time over the wall time of the job"),
     Key("goodput/flops", FRACTION, "FLOPs of the steps that were kept, over the FLOPs of all steps"),
     Key(
         "goodput/seconds/<part>",
         "s",
-        "launch, import, groups, load, first_step, productive, data, evaluation, checkpoint, lost, down, end",
+        "launch, import, groups, load, start_up, first_step, productive, data, evaluation, checkpoint, lost, down, unknown, end",
     ),
     Key("goodput/interruptions", "count", "how often the job was restarted"),
     Key("goodput/mean_time_to_recover", "s", "from the last sign of life to the next step"),
+    Key("goodput/unknown", "names", "in loops that are not ours: what nobody has told of"),
 )
 
 #: What a report also shows for a loop that prints its own rates.

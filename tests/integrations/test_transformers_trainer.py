@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E4
 from bridge.config import PeftConfig, from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
 from bridge.integrations.transformers_trainer import ThroughputTrainerCallback, add_throughput  # noqa: E402
+from bridge.metrics.goodput import FILE, job_of, read_events  # noqa: E402
 from bridge.training.callbacks.throughput import FACTS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_measurement")
@@ -161,6 +163,53 @@ def test_a_training_after_one_that_broke_off_is_counted_once(tmp_path):
     trainer.train()
     assert throughput.throughput.latest["throughput/total_flops"] == flops(trainer.seen)
     assert [len(model._forward_pre_hooks), len(model._forward_hooks)] == hooks
+
+
+class Slow(Recorded):
+    """Takes a known time for what is no training."""
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.05)
+        return super().prediction_step(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.1)
+        super()._save_checkpoint(*args, **kwargs)
+
+
+def test_the_life_of_a_job_that_breaks_off(tmp_path):
+    """Evaluated at 2 and 4, saved at 3, broken off in step 6; then from 3 on evaluated at 4, 6 and 7, saved at 6 and 7."""
+
+    class Breaks(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    def train(callbacks: list[Any], **options: Any) -> Slow:
+        args = arguments(tmp_path, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=5)
+        texts = {"train_dataset": tiny_llama.texts(40), "eval_dataset": tiny_llama.texts(5, seed=1)}
+        trainer = Slow(tiny_llama.model(), args, data_collator=tiny_llama.collate, callbacks=callbacks, **texts)
+        told = add_throughput(trainer, **PEAK, ledger=str(tmp_path / "life"))
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        else:
+            trainer.train(**options)
+            assert told.throughput.job.wall == pytest.approx(job_of(read_events(tmp_path / "life" / FILE)).wall, abs=0.05)
+        return trainer
+
+    seen = train([Breaks()]).seen
+    resumed = train([], resume_from_checkpoint=str(tmp_path / "checkpoint-3")).seen
+    events = read_events(tmp_path / "life" / FILE)
+    job = job_of(events)
+    assert job.wall == pytest.approx(events[-1]["time"] - events[0]["time"])
+    assert (job.steps, job.lost_steps, job.interruptions) == (STEPS, 2, 1)
+    assert (job.flops, job.lost_flops) == (flops([*seen[:9], *resumed]), flops(seen[9:15]))
+    evaluations = [event["step"] for event in events if event["event"] == "evaluation"]
+    assert evaluations == [2, 4, 4, 6, 7]
+    assert 5 * 0.05 <= job.seconds["evaluation"] < 5 * 0.05 + 0.5
+    assert job.seconds["checkpoint"] >= 3 * 0.1
+    assert job.unknown == ("import", "groups", "load", "data")
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])

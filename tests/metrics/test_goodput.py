@@ -102,3 +102,57 @@ def test_a_requeued_job_goes_on():
 def test_an_empty_ledger():
     assert job_of([]).wall == 0
     assert job_of([]).goodput is None
+
+
+HOST = ledger(
+    (0, "process", {}),
+    (10, "training", {"step": 0, "launcher": "a", "flops": 0, "host": True}),
+    (12, "steps", {"step": 1, "data": 1.0, "unknown": 0.0}),
+    (30, "beat", {"step": 9, "data": 3.0, "unknown": 4.0}),
+)
+
+
+def again(**facts):
+    return ledger(
+        (35, "process", {}),
+        (40, "training", {"step": 5, "launcher": "a", "flops": 500, "host": True, **facts}),
+        (41, "steps", {"step": 6}),
+        (45, "finishing", {"step": 8, "flops": 800}),
+        (46, "end", {"step": 8}),
+    )
+
+
+def test_a_loop_that_tells_only_of_steps():
+    job = job_of([*HOST, *again(kept={"time": 20.0, "step": 5, "data": 2.0, "unknown": 1.0})])
+    assert {part: seconds for part, seconds in job.seconds.items() if seconds} == {
+        "start_up": 10 + 5,
+        "first_step": 2 + 1,
+        "productive": (8 - 1 - 1) + 4,
+        "data": 1,
+        "unknown": 1,
+        "lost": 10,
+        "down": 5,
+        "end": 1,
+    }
+    assert (job.wall, job.lost_steps, job.lost_flops) == (46, 4, None)
+    assert job.unknown == ("import", "groups", "load", "evaluation", "checkpoint", "flops")
+    assert job.metrics()["goodput/unknown"] == list(job.unknown)
+    assert "goodput/flops" not in job.metrics()
+
+
+def test_where_nobody_knows_when_a_step_was_reached_the_time_around_it_is_unknown():
+    """But what came after a later event was lost."""
+    later = ledger(
+        (24, "evaluation", {"step": 7, "data": 2.0, "unknown": 2.0}), (26, "steps", {"step": 7, "data": 2.0, "unknown": 2.0})
+    )
+    job = job_of([*HOST[:-1], *later, HOST[-1], *again()])
+    assert (job.seconds["unknown"], job.seconds["lost"], job.seconds["productive"]) == (12, 4, 4)
+    assert "lost" not in job.unknown
+    job = job_of([*HOST, *again()])
+    assert (job.seconds["unknown"], job.seconds["lost"], job.wall) == (18, 0, 46)
+    assert "lost" in job.unknown
+
+
+def test_our_loop_has_nothing_unknown():
+    assert job_of([*FIRST, *SECOND]).unknown == ()
+    assert "goodput/unknown" not in job_of([*FIRST, *SECOND]).metrics()

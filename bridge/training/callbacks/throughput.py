@@ -20,7 +20,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from time import perf_counter_ns
+from time import perf_counter_ns, time
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from bridge.metrics.energy import Energy
 from bridge.metrics.expert_shares import ExpertShares, shares_of
 from bridge.metrics.experts import Experts
 from bridge.metrics.facts import INCOMPLETE, Known, constants
+from bridge.metrics.goodput import Job
 from bridge.metrics.host import Host, host_of
 from bridge.metrics.instruments import COMPUTE_TIME, Instruments, Measurement
 from bridge.metrics.interval import never_read
@@ -61,6 +62,7 @@ from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.totals import Totals
 from bridge.metrics.trackers import JsonlTracker, Trackers
 from bridge.training.callbacks.events import Callback, CallbackContext
+from bridge.training.job.host_ledger import HostLedger
 from bridge.training.optimizer_work import multiplies_matrices, step_flops
 from bridge.training.routing import Routing, find_routing
 from bridge.training.trainable import Built, built_over_stages, trainable_from
@@ -130,6 +132,8 @@ class ThroughputCallback(Callback):
         detail: of where the seconds of a step go: 0: nothing; 1: waiting for data in every step, all else in the steps that
             compute time is taken in; 2: all in every step.
         memory: whether the memory of the fullest rank is.
+        ledger: folder where the life of the job is kept over restarts (``job.jsonl``), the same on every rank; for loops that
+            are not ours, which keeps its own. None: nowhere.
 
     Raises:
         ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
@@ -153,6 +157,7 @@ class ThroughputCallback(Callback):
         detail: int = 1,
         memory: bool = True,
         verify: str = "parameters",
+        ledger: str | None = None,
     ) -> None:
         conventions.get(convention)
         self._verify = Verify(verify)
@@ -163,6 +168,9 @@ class ThroughputCallback(Callback):
         check_dimensions(mesh, data_parallel)
         self.convention = convention
         self._summary = RunSummary()
+        self._job = HostLedger(ledger)
+        self.job: Job | None = None
+        """The life of the job, once training is over, on the last rank; None without ``ledger``."""
         self.latest: dict[str, Any] = {}
         """The newest row, equal on every rank in all that is counted; empty before the first."""
         self.verified = Verified()
@@ -337,6 +345,12 @@ class ThroughputCallback(Callback):
         self._start(context)
 
     def _start(self, context: CallbackContext) -> None:
+        try:
+            self._prepare(context)
+        finally:
+            self._job.begin(self._place, self._step, self._known_flops())
+
+    def _prepare(self, context: CallbackContext) -> None:
         self._host = host = host_of(context.state, context.model)
         found_place = host.place or self._find_place()
         self._place = place = place_of_dealt(found_place) if get(model_of(host.config), FIELD) else found_place
@@ -555,11 +569,13 @@ class ThroughputCallback(Callback):
             if (step := host.step()) != self._hosts_step:  # one that never counts is counted for
                 self._step = self._hosts_step = step
             meter.start_step()
+        self._job.enter_step(self._step)
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Take what has arrived, publish it with a later step; at a log point end what a sum is of. No device sync."""
         self._step += 1
+        self._job.leave_step(self._step)
         meter = self._meter
         if meter is None:
             return
@@ -571,11 +587,13 @@ class ThroughputCallback(Callback):
             meter.attempt(lambda: self._publish(context, beside=not due))
         if due:
             meter.cut(self._step)
+        self._job.tell(self._step, self.total_flops)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
         """An evaluation is no training: neither its time nor its batches count."""
         self._evaluating = True
+        self._job.aside("evaluation", self._step)
         if self._meter is not None:
             self._meter.pause()
 
@@ -583,6 +601,7 @@ class ThroughputCallback(Callback):
     def on_eval_end(self, context: CallbackContext) -> None:
         """Time goes on at the next step."""
         self._evaluating = False
+        self._job.back(self._step)
 
     def on_test_start(self, context: CallbackContext) -> None:
         """A test is an evaluation."""
@@ -595,19 +614,28 @@ class ThroughputCallback(Callback):
     @_hook
     def on_checkpoint_save(self, context: CallbackContext) -> None:
         """Totals include every step up to now, on all ranks, before ``state_dict`` is read. Saving takes no time."""
+        begun = time()
         if self._meter is not None:
             self._meter.pause()
             self._meter.settle()
+        self._job.aside("checkpoint", self._step, begun, self._known_flops())
 
     @_hook
     def on_train_end(self, context: CallbackContext) -> None:
         """The last report, also of an interval that is not full."""
-        if self._meter is None:
-            return
-        self._meter.pause()
-        self.report(context)
-        context.user_state[SUMMARY] = self._summary.values()
-        self._leave()
+        if self._meter is not None:
+            self._meter.pause()
+            self.report(context)
+            context.user_state[SUMMARY] = self._summary.values()
+        self._end_job()
+        if self._meter is not None:
+            self._leave()
+
+    def _end_job(self) -> None:
+        self.job = self._job.end(self._step, self._known_flops()) or self.job
+        self._job.close(self._step)
+        if self.job is not None:
+            self._summarise(self.job.metrics())
 
     def abandon(self, context: CallbackContext) -> None:
         """The run breaks off on this rank: publish what has arrived, and wait for nobody."""
@@ -627,6 +655,7 @@ class ThroughputCallback(Callback):
         """Leave the model as it was. For loops that start again after a training that broke off, without its end."""
         if self._meter is not None:
             self._meter.close()
+        self._job.close(self._step)
         self._rows.close()
         self._rows = Beside(self._row, _MAKES_ROWS)
 
@@ -730,7 +759,12 @@ class ThroughputCallback(Callback):
         if self._meter is None:
             return None
         self._meter.settle()
-        return self._meter.totals.flops if self._meter.totals.complete else None
+        return self._known_flops()
+
+    def _known_flops(self) -> int | None:
+        """Of all steps that were summed, since the first ever; None where any of it is missing."""
+        totals = self._meter.totals if self._meter is not None else None
+        return totals.flops if totals is not None and totals.complete and not totals.lower_bound else None
 
     def state_dict(self) -> dict[str, Any]:
         """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""

@@ -1,9 +1,10 @@
 """Writes down the life of a job, so that it can be read after any end: an append-only file of JSON lines, on one rank.
 
 ``job.jsonl`` stands beside the checkpoints, since these outlive a process.  Each event is one write of a whole line; a step is
-one write of a few bytes in place (``job.beat``), which the next process takes into the ledger as the last sign of life of the
-one before.  A process that is killed loses none of it; a machine that is lost may lose what was not synced, which is done at
-checkpoints.  What cannot be written is one warning, and training continues.
+one write of a few bytes in place (``job.beat``, where the last steps have their places in turn), of which the next process takes
+into the ledger the last sign of life of the one before, and when that had reached the step that training goes on from.  A
+process that is killed loses none of it; a machine that is lost may lose what was not synced, which is done at checkpoints.  What
+cannot be written is one warning, and training continues.
 """
 
 from __future__ import annotations
@@ -12,18 +13,32 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
-from bridge.metrics.goodput import Event, Job, job_of, to_redo
+from bridge.metrics.goodput import (
+    BEAT,
+    BEATS,
+    BEATS_KEPT,
+    FILE,
+    Event,
+    Job,
+    job_of,
+    last_beat,
+    read_beats,
+    read_events,
+    to_redo,
+)
 from bridge.training.job import restart
 
 logger = logging.getLogger(__name__)
 
-FILE, BEAT = "job.jsonl", "job.beat"
-#: Characters of a sign of life.
-_BEAT = 128
+#: How often this process has opened each ledger, and who writes it: the last one, since a training may break off without a word.
+_opened: Counter[Path] = Counter()
+_writing: WeakValueDictionary[Path, JobLedger] = WeakValueDictionary()
 
 
 class JobLedger:
@@ -37,36 +52,42 @@ class JobLedger:
     def __init__(self, folder: Path | None = None, waited: Callable[[], float] = lambda: 0.0) -> None:
         self.events: list[Event] = []
         self._waited = waited
-        self._folder = folder
+        self._path = folder and (folder / FILE).absolute()
         self._files: dict[str, int] = {}
         self._before: list[tuple[str, float, dict[str, Any]]] = []
         self._failed = folder is None
         self._step: int | None = None
+        self._beats: dict[int, Event] = {}
+        self.unknown = 0.0
+        """Seconds between steps so far of which the loop has told nothing; of this process."""
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Read what is there, take over the last sign of life, and write what this process has remembered so far."""
-        if self._folder is None:
+        if self._path is None:
             return
+        if (before := _writing.get(self._path)) is not None:
+            before.close()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / FILE
-            self.events = read_events(path)
-            for name, flags in ((FILE, os.O_APPEND), (BEAT, 0)):
-                self._files[name] = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | flags, 0o644)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.events = read_events(self._path)
+            self._beats = read_beats(self._path.with_name(BEATS))
+            for name, flags in ((FILE, os.O_APPEND), (BEATS, 0)):
+                self._files[name] = os.open(self._path.with_name(name), os.O_RDWR | os.O_CREAT | flags, 0o644)
             _mend(self._files[FILE])
-            beat = _parse(os.pread(self._files[BEAT], _BEAT, 0))
-            os.ftruncate(self._files[BEAT], 0)
         except OSError as error:
             self._fail(error)
             return
-        if beat and (not self.events or beat["time"] > self.events[-1]["time"]):
-            self._write(beat)
+        _opened[self._path] += 1
+        _writing[self._path] = self
+        for beat in last_beat(self.events, self._beats):
+            self._write(dict(beat))
         launched = started(os.getppid()) if restart.launcher() else None
         if launched is not None and not _knows(self.events, launched):
             self.mark("launched", launched)
-        self.mark("process", started() or _IMPORTED)
+        # Of a second training in this process, the beginning is what came before it.
+        self.mark("process", max([started() or _IMPORTED, *(event["time"] for event in self.events[-1:])]))
         for event, when, facts in self._before:
             self.mark(event, when, **facts)
         self._before.clear()
@@ -77,22 +98,35 @@ class JobLedger:
 
     def mark(self, event: str, when: float | None = None, **facts: Any) -> None:
         """Something begins."""
-        self._write({"event": event, "time": time.time() if when is None else when, "data": self._waited(), **facts})
+        self._write({"event": event, "time": time.time() if when is None else when, **self._sums(), **facts})
+
+    def _sums(self) -> dict[str, float]:
+        """Seconds within steps so far, by the part that they are of."""
+        return {"data": self._waited()} | ({"unknown": self.unknown} if self.unknown else {})
 
     def begin(self, step: int, **facts: Any) -> None:
         """Training begins after ``step``."""
         self._step = step
-        self.mark("training", step=step, launcher=launcher(), **facts)
+        if step in self._beats and not any(event.get("step") == step for event in self.events):
+            facts["kept"] = self._beats[step]
+        self.mark("training", step=step, launcher=self._launcher(), **facts)
+
+    def _launcher(self) -> str:
+        """What started this training; a second one in a process is not its first one, started again."""
+        number = _opened[self._path] if self._path else 0
+        return launcher() + (f", training {number}" if number > 1 else "")
 
     def beat(self, step: int) -> None:
         """A step is over."""
-        if self._failed or BEAT not in self._files:
+        if self._failed or BEATS not in self._files:
             return
         if self._step is not None:  # the first of this process
             self._step = None
             self.mark("steps", step=step)
-        line = json.dumps({"event": "beat", "time": time.time(), "step": step, "data": self._waited()})
-        self._attempt(lambda: os.pwrite(self._files[BEAT], f"{line:<{_BEAT - 1}}\n".encode(), 0))
+        sums = {part: round(seconds, 6) for part, seconds in self._sums().items()}
+        line = json.dumps({"event": "beat", "time": time.time(), "step": step, **sums})
+        place = step % BEATS_KEPT * BEAT
+        self._attempt(lambda: os.pwrite(self._files[BEATS], f"{line:<{BEAT - 1}}\n".encode(), place))
 
     def sync(self) -> None:
         """Keep what was written, whatever happens to the machine."""
@@ -137,24 +171,6 @@ class JobLedger:
 
 
 _IMPORTED = time.time()
-
-
-def read_events(path: Path) -> list[Event]:
-    """The events of a ledger; a last line without its end, and lines that are none, are left out. Empty without a file."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError:
-        return []
-    return [event for line in lines if line.endswith(b"\n") and (event := _parse(line)) is not None]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("time"), (int, float))
-    return event if whole else None
 
 
 def _mend(number: int) -> None:

@@ -12,8 +12,8 @@ import pytest
 from counted import totals
 from launch import torchrun
 
-from bridge.metrics.goodput import job_of
-from bridge.training.job.ledger import FILE, JobLedger, read_events, started
+from bridge.metrics.goodput import FILE, job_of, read_events
+from bridge.training.job.ledger import JobLedger, started
 
 STEPS = 14
 SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64", "model.seq_length=128",

@@ -1,0 +1,123 @@
+"""The life of a job whose loop is not ours, from the events that it fires: the same ledger, with less in it.
+
+What a loop does between steps, and says nothing of, is ``unknown``; what it does before its training starts is one part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from bridge.metrics.goodput import Job
+from bridge.metrics.observed import waited_seconds
+from bridge.metrics.place import Place
+from bridge.training.job.ledger import JobLedger
+
+
+class HostLedger:
+    """Writes on the last rank; without a folder nothing is written.
+
+    Args:
+        folder: of ``job.jsonl``, the same on every rank and in every start of the job.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder
+        self._ledger: JobLedger | None = None
+        self._begun = self._stepped = False
+        self._aside = ""
+        """What the loop does instead of training."""
+        self._left: tuple[float, float] | None = None
+        """When the loop left a step, and the seconds that it had waited for batches by then."""
+        self.redone: list[int] = []
+        """Steps to come whose total FLOPs are wanted, on every rank."""
+
+    def begin(self, place: Place | None, step: int, flops: int | None) -> None:
+        """Training starts after ``step``, with so many FLOPs done before. Waits for all ranks."""
+        if self._folder is None or self._begun or place is None or place.rank < 0:
+            return
+        self._begun = True
+        wanted: list[int] = []
+        if place.is_last:
+            self._ledger = JobLedger(Path(self._folder), waited_seconds)
+            self._ledger.open()
+            wanted = self._ledger.to_redo(step)
+            self._ledger.begin(step, flops=flops, host=True)
+        self.redone = _from_last(wanted, place)
+
+    def enter_step(self, step: int) -> None:
+        """A step begins after ``step`` others."""
+        if self._ledger is None:
+            return
+        if self._aside:
+            self.back(step)
+        self._count_between()
+
+    def leave_step(self, step: int) -> None:
+        """It is over: ``step`` are done."""
+        if self._ledger is not None:
+            self._stepped = True
+            self._ledger.beat(step)
+            self._leave()
+
+    def tell(self, step: int, total: Callable[[], int | None]) -> None:
+        """After a step, on every rank: the total FLOPs, where a process before this one was killed."""
+        if step in self.redone:
+            flops = total()
+            if self._ledger is not None:
+                self._ledger.mark("steps", step=step, flops=flops)
+
+    def aside(self, what: str, step: int, when: float | None = None, flops: int | None = None) -> None:
+        """An ``evaluation`` or a ``checkpoint`` begins."""
+        if self._ledger is not None and what != self._aside:
+            self._count_between()
+            self._aside = what
+            self._ledger.mark(what, when, step=step, **({} if flops is None else {"flops": flops}))
+
+    def back(self, step: int) -> None:
+        """It is over."""
+        if self._ledger is not None and self._aside:
+            self._aside = ""
+            self._ledger.mark("steps" if self._stepped else "warming", step=step)
+            self._ledger.sync()
+            self._leave()
+
+    def end(self, step: int, flops: int | None) -> Job | None:
+        """Training is over; the job so far, on the rank that knows it."""
+        if self._ledger is None:
+            return None
+        self._count_between()
+        self._ledger.mark("finishing", step=step, flops=flops)
+        return self._ledger.job()
+
+    def close(self, step: int) -> None:
+        """The training of this process is over, or has broken off."""
+        if self._ledger is not None:
+            self._count_between()
+            self._ledger.mark("end", step=step)
+            self._ledger.close()
+            self._ledger = None
+
+    def _leave(self) -> None:
+        self._left = time.time(), waited_seconds()
+
+    def _count_between(self) -> None:
+        """What has passed since the last step, but for the batches that were waited for, is not known."""
+        if self._left is not None and self._ledger is not None:
+            left, waited = self._left
+            self._ledger.unknown += max(0.0, time.time() - left - (waited_seconds() - waited))
+        self._left = None
+
+
+def _from_last(value: Any, place: Place) -> Any:
+    """The last rank's value, on every rank."""
+    if place.world == 1:
+        return value
+    last = place.world - 1 if place.group is None else dist.get_global_rank(place.group, place.world - 1)
+    values = [value]
+    dist.broadcast_object_list(values, src=last, group=place.group)
+    return values[0]
