@@ -39,6 +39,14 @@ class Killed(Accident):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Vanished(Accident):
+    """The machine is gone: all that ran on it at once, torchrun too."""
+
+    def happen(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class CutOff(Accident):
     """The machine (a network namespace) loses its network."""
 

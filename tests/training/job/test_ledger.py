@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from counted import totals
-from launch import torchrun
+from launch import torchrun, two_machines
 
 from bridge.metrics.goodput import FILE, job_of, read_events
 from bridge.training.job.ledger import JobLedger, started
@@ -24,16 +25,23 @@ SMALL = ("model.num_layers=2", "model.hidden_size=32", "model.ffn_hidden_size=64
 
 @pytest.mark.all
 @pytest.mark.slow
-def test_a_job_that_is_killed_in_a_step_in_a_checkpoint_and_in_a_step(tmp_path: Path) -> None:
+def test_a_job_whose_machine_vanishes_and_that_is_killed_in_a_checkpoint_and_in_a_step(tmp_path: Path) -> None:
+    """The first accident ends the job, which its scheduler starts again; after the others torchrun starts the workers again."""
     folders = (f"logger.dir={tmp_path}/run", f"checkpoint.save={tmp_path}/saved", f"checkpoint.load={tmp_path}/saved")
-    accidents = (
-        "callbacks=[{_target_: bridge.training.callbacks.ThroughputCallback, convention: megatron},"
-        "{_target_: accidents.Killed, steps: [6, 99, 11], rank: 1},"
-        "{_target_: accidents.KilledInSave, steps: [99, 8], rank: 0},"
-        f"{{_target_: accidents.Times, file: {tmp_path}/times}}]"
-    )
+    training = ("-m", "bridge", "train", "tiny", *SMALL, *folders)
+
+    def with_accidents(*accidents: str) -> str:
+        counting = "{_target_: bridge.training.callbacks.ThroughputCallback, convention: megatron}"
+        record = f"{{_target_: accidents.Times, file: {tmp_path}/times}}"
+        return f"callbacks=[{','.join([counting, *accidents, record])}]"
+
     begun = time.time()
-    result = torchrun(2, "--max-restarts=3", "-m", "bridge", "train", "tiny", *SMALL, *folders, accidents, timeout=300)
+    codes, said = two_machines(*training, with_accidents("{_target_: accidents.Vanished, steps: [6], rank: 1}"))
+    assert (codes[0] != 0, codes[1]) == (True, -signal.SIGKILL), said[-4000:]
+    accidents = with_accidents(
+        "{_target_: accidents.KilledInSave, steps: [8], rank: 0}", "{_target_: accidents.Killed, steps: [99, 11], rank: 1}"
+    )
+    result = torchrun(2, "--max-restarts=2", *training, accidents, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
 
     job = job_of(read_events(tmp_path / "saved" / FILE))
@@ -52,7 +60,7 @@ def test_a_job_that_is_killed_in_a_step_in_a_checkpoint_and_in_a_step(tmp_path: 
     counted = job.seconds["productive"] + job.seconds["data"] + job.seconds["lost"]
     assert in_steps <= counted + 0.05
 
-    # Killed after 6 and resumed at 4, killed saving 8 and resumed at 4, killed after 11 and resumed at 8.
+    # Gone after 6 and resumed at 4, killed saving 8 and resumed at 4, killed after 11 and resumed at 8.
     lost = [(4, 6), (4, 8), (8, 11)]
     assert job.lost_steps == sum(end - start for start, end in lost)
     flops = {step: totals(SMALL, step)["throughput/total_flops"] for step in {*sum(lost, ()), STEPS}}
