@@ -21,6 +21,7 @@ from typing import Any
 import published_rows
 
 from bridge.cli.console import JSON_VERSION
+from bridge.cli.flops_memory import held
 from bridge.cli.main import main
 from bridge.config import load_recipe
 from bridge.config.sources.huggingface_quantisation import STORED, UNLESS
@@ -38,10 +39,11 @@ from bridge.planning.check import Check, check
 from bridge.planning.other_counters import COUNTERS, Counter
 from bridge.planning.quantities import spread
 from bridge.planning.typical import TYPICAL
-from bridge.text import percent
+from bridge.text import percent, with_unit
 
 DOCS = Path(__file__).parent
 MODELS = sorted(path.stem for path in (DOCS.parent / "recipes" / "models").glob("*.yaml"))
+TRAINED = sorted(path.stem for path in (DOCS.parent / "recipes").glob("*.yaml"))
 SIDE_BY_SIDE = ("llama3-8b", "gemma3-4b", "llama4-scout-17b-16e", "gpt-oss-20b", "deepseek-v3-mtp", "deepseek-v3.2",
                 "qwen3-next-80b-a3b", "nemotron-h-8b", "qwen2.5-vl-7b")  # fmt: skip
 LENGTH = 8192
@@ -137,6 +139,29 @@ def all_models() -> str:
         per_token = (float(Fraction(total["one_sequence_of_4096"])) / 4096 / 1e9 for total in totals)
         rows.append([f"`{name}`", f"{count['total']:,}", f"{count['active']:,}", *(f"{value:,.2f}" for value in per_token)])
     return table(["recipe", "parameters", "active", *(f"{name}, GFLOPs/token" for name in CONVENTIONS)], rows)
+
+
+#: A rank's memory, by columns of the table.
+_HELD = {
+    "weights": ("weights",),
+    "gradients": ("gradients",),
+    "optimizer": ("optimizer",),
+    "activations": ("activations", "logits", "working"),
+}
+
+
+def training_recipes() -> str:
+    """What the fullest rank of each training recipe holds, in the layout that the recipe says."""
+    rows = []
+    for name in TRAINED:
+        cfg = load_recipe(name)
+        found = held(cfg, compile_plan(cfg), None, None)
+        assert found is not None, name
+        full = found.fullest
+        sizes = (with_unit(sum(full.parts[part] for part in parts), "B", 3) for parts in _HELD.values())
+        total = f"{'at least ' if full.unknown else ''}{with_unit(full.total, 'B', 3)}"
+        rows.append([f"`{name}`", str(found.layout), found.layout.devices, total, *sizes])
+    return table(["recipe", "layout", "devices, at least", "fullest rank", *_HELD], rows)
 
 
 #: What `python -m tests.model_types` finds of a model type -> what it is called.
@@ -489,6 +514,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         convention_gaps,
         attention_square,
         all_models,
+        training_recipes,
         model_types,
         number_formats,
         quantisation_methods,

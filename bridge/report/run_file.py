@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,7 +91,7 @@ def read_run(path: str | Path, *, bounded: bool = True, thinned: bool = False) -
     Args:
         path: the file.
         bounded: whether to refuse what is too large for a page that serves others.
-        thinned: for what draws it: 15 digits of a number, and of a long run the extremes of every stretch.
+        thinned: for what draws it: of a long run the extremes of every stretch.
 
     Raises:
         ConfigError: too large, neither kind, or without a row.
@@ -122,7 +121,7 @@ def _read(file: BinaryIO, most: float, thinned: bool) -> RecordedRun:
         _check_rows(len(rows), most)
         run.take(rows)
         return run
-    return _jsonl(file, most, Stretches(MOST_HELD if thinned else math.inf), rough=thinned)
+    return _jsonl(file, most, Stretches(MOST_HELD if thinned else math.inf))
 
 
 def _check_rows(rows: int, most: float) -> None:
@@ -156,54 +155,16 @@ def _is_number(value: Any) -> bool:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-#: A number that needs no further look: neither NaN nor too large or small to be drawn.
-_INTEGER = rb"(-?[0-9]{1,200})"
-_DECIMAL = rb"(-?[0-9]{1,40}(?:\.[0-9]{1,40}(?:[eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2}))"
-#: The digits of one that a drawing has: a machine reads 15 of them in half the time that 17 take.
-_ROUGH = rb"(-?[0-9]{1,40}\.[0-9]{1,13})[0-9]{0,40}"
-#: Forms of lines that are known at once, and bytes of lines that are read together: what a processor keeps near.
-_MOST_FORMS, _BYTES_OF_LINES = 8, 256 * 1024
+#: Bytes of lines that are read together: what a processor keeps near.
+_BYTES_OF_LINES = 256 * 1024
+#: Texts without which no number is too small to be drawn.
+_SMALL = (b"e-2", b"e-3", b"E")
 
 
-class _Form:
-    """Lines that have the same keys, read without a parser: a run repeats few forms many times.
-
-    Args:
-        row: the numbers of the first such line, in its order.
-    """
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.items = tuple((name, type(value)) for name, value in row.items())
-        exact = {name: _INTEGER if kind is int else _DECIMAL for name, kind in self.items}
-        self.line = self._pattern(exact.values())
-        rough = {name: _ROUGH for name, kind in self.items if kind is float and "e" not in repr(row[name])}
-        self.rough = self._pattern((exact | rough).values())
-
-    def _pattern(self, numbers: Iterable[bytes]) -> re.Pattern[bytes]:
-        keys = (re.escape(json.dumps(name).encode()) for name, _ in self.items)
-        items = (key + b": " + number for key, number in zip(keys, numbers, strict=True))
-        return re.compile(rb"^\{" + b", ".join(items) + rb"\}\n", re.MULTILINE)
-
-    def columns(self, rows: Sequence[tuple[bytes, ...]]) -> dict[str, Any]:
-        """The values of what a pattern found in lines."""
-        texts = zip(*rows, strict=True)
-        return {name: _column(kind, column) for (name, kind), column in zip(self.items, texts, strict=True)}
-
-
-def _column(kind: type, texts: Sequence[Any]) -> Sequence[Any]:
-    """Values of one type; integers of more than 64 bits as a list."""
-    values, code = list(map(kind, texts)), "d" if kind is float else "q"
-    try:
-        return array(code, struct.pack(f"{len(values)}{code}", *values))  # an array by itself takes one by one, slowly
-    except struct.error:
-        return values
-
-
-def _jsonl(file: BinaryIO, most: float, stretches: Stretches, rough: bool) -> RecordedRun:
+def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
     run = RecordedRun("metrics.jsonl")
-    forms: list[_Form] = []
     while lines := file.readlines(_BYTES_OF_LINES):
-        stretches.add(_of_one_form(lines, forms, rough) or _mixed(run, lines, forms))
+        stretches.add(_columns(run, _at_once(lines) or _one_by_one(run, lines)))
         _check_rows(stretches.count, most)
     stretches.give(run)
     if any(later <= step for step, later in pairwise(run.steps)):
@@ -211,43 +172,69 @@ def _jsonl(file: BinaryIO, most: float, stretches: Stretches, rough: bool) -> Re
     return run
 
 
-def _of_one_form(lines: Sequence[bytes], forms: Sequence[_Form], rough: bool) -> dict[str, Any] | None:
-    """The columns of lines that all are of the usual form; None where one is not."""
-    text = b"".join(lines)
-    for form in forms[:1]:
-        for pattern in (form.rough, form.line)[not rough :]:
-            if len(found := pattern.findall(text)) == len(lines):
-                return form.columns(found)
-    return None
+def _at_once(lines: Sequence[bytes]) -> list[Row] | None:
+    """What lines hold of which each is a usual row: a parser that is called once takes three quarters of the time."""
+    text = b",".join(lines)
+    if max(map(len, lines)) > _MOST_BYTES_A_ROW or any(small in text for small in _SMALL):
+        return None
+    rows = parse(b"[%b]" % text)
+    whole = isinstance(rows, list) and len(rows) == len(lines) and set(map(type, rows)) == {dict}
+    return rows if whole and max(map(len, rows)) <= _KEYS_A_ROW else None
 
 
-def _mixed(run: RecordedRun, lines: Sequence[bytes], forms: list[_Form]) -> dict[str, Any]:
-    """The columns of any lines, each form by itself; the one that most have becomes the usual one."""
-    by_form: dict[_Form, list[int]] = {}
-    others = []
-    for place, line in enumerate(lines):
-        form = next((form for form in forms if form.line.match(line)), None)
-        if form is None:
-            others.append(place)
-            _learn(forms, line)
-        else:
-            by_form.setdefault(form, []).append(place)
+def _one_by_one(run: RecordedRun, lines: Iterable[bytes]) -> list[Row]:
+    """The numbers of every line that has some."""
+    return [row for line in lines if (row := _parsed(run, line)) is not None]
+
+
+def _columns(run: RecordedRun, rows: Sequence[Row]) -> dict[str, Any]:
+    """The columns of rows, those with the same keys together: a run repeats few forms many times."""
+    forms: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        forms.setdefault(tuple(row), []).append(place)
+    if len(forms) == 1 and (whole := _of_one_form(rows)):
+        return whole
     columns: dict[str, Any] = {}
-    for form, places in by_form.items():
-        matches = [form.line.match(lines[place]) for place in places]
-        _put(columns, places, form.columns([match.groups() for match in matches if match]), len(lines))
-    rows = {place: row for place in sorted(others) if (row := _parsed(run, lines[place])) is not None}
-    for place, row in rows.items():
-        _put(columns, [place], {name: [value] for name, value in row.items()}, len(lines))
-    forms.sort(key=lambda form: -len(by_form.get(form, ())))
+    for places in forms.values():
+        alike = [rows[place] for place in places]
+        if found := _of_one_form(alike):
+            _put(columns, places, found, len(rows))
+            continue
+        for place, row in zip(places, alike, strict=True):
+            numbers = _kept(run, row) or {}
+            _put(columns, [place], {name: [value] for name, value in numbers.items()}, len(rows))
     there = [place for place, step in enumerate(columns.get("step", ())) if step is not None]
     return {name: _tight([column[place] for place in there]) for name, column in columns.items()}
 
 
+def _of_one_form(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The columns of rows with the same keys, if each holds numbers of one type that can be drawn."""
+    if "step" not in rows[0]:
+        return None
+    columns = {}
+    for name, values in zip(rows[0], zip(*map(dict.values, rows), strict=True), strict=True):
+        kinds = set(map(type, values))
+        if kinds == {float} and math.isfinite(sum(values)) and min(values) > -_MOST and max(values) < _MOST:
+            columns[name] = _packed("d", values)
+        elif kinds == {int} and min(values) > -_MOST and max(values) < _MOST:
+            columns[name] = _packed("q", values)
+        else:
+            return None
+    return columns
+
+
+def _packed(code: str, values: Sequence[Any]) -> Sequence[Any]:
+    """Numbers without their objects; integers of more than 64 bits as a list."""
+    try:
+        return array(code, struct.pack(f"{len(values)}{code}", *values))  # an array by itself takes one by one, slowly
+    except struct.error:
+        return list(values)
+
+
 def _tight(column: list[Any]) -> Sequence[Any]:
-    """Numbers of one type without their objects."""
+    """The same for a column of any numbers, where all are of one type."""
     kinds = set(map(type, column))
-    return _column(kinds.pop(), column) if len(kinds) == 1 else column
+    return _packed("d" if kinds == {float} else "q", column) if kinds in ({float}, {int}) else column
 
 
 def _put(columns: dict[str, Any], places: Sequence[int], values: Mapping[str, Sequence[Any]], count: int) -> None:
@@ -255,16 +242,6 @@ def _put(columns: dict[str, Any], places: Sequence[int], values: Mapping[str, Se
         column = columns.setdefault(name, [None] * count)
         for place, value in zip(places, found, strict=True):
             column[place] = value
-
-
-def _learn(forms: list[_Form], line: bytes) -> None:
-    """A form of which there will be more."""
-    row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
-    numbers = _numbers(row)
-    if row is not None and numbers == row and len(row) > 1 and "step" in row and len(forms) < _MOST_FORMS:
-        new = _Form(row)
-        if new.line.match(line) and new.items not in [form.items for form in forms]:
-            forms.append(new)
 
 
 def _parsed(run: RecordedRun, line: bytes) -> Row | None:

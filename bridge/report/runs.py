@@ -18,7 +18,7 @@ def open_run(path: str | Path, *, thinned: bool = False) -> RecordedRun:
 
     Args:
         path: what names it.
-        thinned: for what draws it: 15 digits of a number, and of a long run the extremes of every stretch.
+        thinned: for what draws it: of a long run the extremes of every stretch.
 
     Raises:
         ConfigError: there is no run, or it has no rows.
