@@ -176,6 +176,7 @@ def _add_flags(parser: ArgumentParser) -> ArgumentParser:
     group.add_argument("--bridge-convention", choices=sorted(conventions.CONVENTIONS), default="megatron",
                        help="how FLOPs are counted")  # fmt: skip
     group.add_argument("--bridge-metrics-file", metavar="FILE", help="JSON lines, one object per log point")
+    group.add_argument("--bridge-ledger", metavar="FOLDER", help="keep the life of the job there, restarts included")
     group.add_argument("--bridge-peak-flops", type=_flops_rate, metavar="FLOP/S",
                        help="dense peak of one device, for example 989.4TFLOP/s (default: the table)")  # fmt: skip
     return parser
@@ -189,7 +190,12 @@ def _flops_rate(text: str) -> float:
 
 
 def _from_flags(args: Any) -> ThroughputCallback:
-    return ThroughputCallback(args.bridge_convention, metrics_file=args.bridge_metrics_file, peak_flops=args.bridge_peak_flops)
+    return ThroughputCallback(
+        args.bridge_convention,
+        metrics_file=args.bridge_metrics_file,
+        peak_flops=args.bridge_peak_flops,
+        ledger=args.bridge_ledger,
+    )
 
 
 def _module(name: str) -> ModuleType:

@@ -157,8 +157,6 @@ def _is_number(value: Any) -> bool:
 
 #: Bytes of lines that are read together: what a processor keeps near.
 _BYTES_OF_LINES = 256 * 1024
-#: Texts without which no number is too small to be drawn.
-_SMALL = (b"e-2", b"e-3", b"E")
 
 
 def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
@@ -174,12 +172,10 @@ def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
 
 def _at_once(lines: Sequence[bytes]) -> list[Row] | None:
     """What lines hold of which each is a usual row: a parser that is called once takes three quarters of the time."""
-    text = b",".join(lines)
-    if max(map(len, lines)) > _MOST_BYTES_A_ROW or any(small in text for small in _SMALL):
+    rows = parse(b"[%b]" % b",".join(lines)) if max(map(len, lines)) <= _MOST_BYTES_A_ROW else None
+    if not isinstance(rows, list) or len(rows) != len(lines) or set(map(type, rows)) != {dict}:
         return None
-    rows = parse(b"[%b]" % text)
-    whole = isinstance(rows, list) and len(rows) == len(lines) and set(map(type, rows)) == {dict}
-    return rows if whole and max(map(len, rows)) <= _KEYS_A_ROW else None
+    return rows if max(map(len, rows)) <= _KEYS_A_ROW else None
 
 
 def _one_by_one(run: RecordedRun, lines: Iterable[bytes]) -> list[Row]:
@@ -214,13 +210,21 @@ def _of_one_form(rows: Sequence[Row]) -> dict[str, Any] | None:
     columns = {}
     for name, values in zip(rows[0], zip(*map(dict.values, rows), strict=True), strict=True):
         kinds = set(map(type, values))
-        if kinds == {float} and math.isfinite(sum(values)) and min(values) > -_MOST and max(values) < _MOST:
+        if kinds == {float} and _can_be_drawn(values):
             columns[name] = _packed("d", values)
         elif kinds == {int} and min(values) > -_MOST and max(values) < _MOST:
             columns[name] = _packed("q", values)
         else:
             return None
     return columns
+
+
+def _can_be_drawn(values: Sequence[float]) -> bool:
+    """Whether ``_is_number`` holds for all, each looked at only where the smallest and the largest do not tell."""
+    least, most = min(values), max(values)
+    if not math.isfinite(sum(values)) or least <= -_MOST or most >= _MOST:
+        return False
+    return least >= _LEAST or most <= -_LEAST or least == most == 0 or all(map(_is_number, values))
 
 
 def _packed(code: str, values: Sequence[Any]) -> Sequence[Any]:

@@ -197,7 +197,8 @@ def megatron_lm(folder: Path) -> dict[str, Any]:
         ["--train-iters", str(STEPS)],
         ["--wandb-save-dir", str(folder / "wandb_lm")],
     )
-    ends = [*steps, "--save", save, "--save-interval", "2", "--eval-interval", str(EVALUATED), *wandb]
+    life = ["--bridge-ledger", str(folder / "life")]
+    ends = [*steps, *life, "--save", save, "--save-interval", "2", "--eval-interval", str(EVALUATED), *wandb]
     forgetful = folder / "forgetful"
     forgetful.mkdir(exist_ok=True)
     (forgetful / "latest_checkpointed_iteration.txt").write_text("3")

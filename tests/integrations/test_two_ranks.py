@@ -19,6 +19,7 @@ from launched import two_ranks
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
+from bridge.metrics.goodput import FILE, job_of, read_events
 from bridge.report.runs import open_run
 
 pytestmark = pytest.mark.slow
@@ -81,6 +82,16 @@ def test_totals_lie_beside_megatron_lms_checkpoints(ranks, folder):
     assert {name: (state["total_flops"], state["complete"]) for name, state in written.items()} == {
         f"iter_{step:07d}": (total(2, step), True) for step in (2, 3, 4, 5)
     }
+
+
+def test_the_life_of_a_job_in_megatron_lm(ranks, folder):
+    """Its loop tells of evaluations, checkpoints and waits for data; the second training goes on where the first has ended."""
+    events = read_events(folder / "life" / FILE)
+    job = job_of(events)
+    assert (job.steps, job.lost_steps, job.interruptions) == (5, 0, 1)
+    assert (job.flops, job.lost_flops, job.unknown) == (total(2), 0, ("import", "groups", "load"))
+    told = [(event["event"], event["step"]) for event in events if event["event"] in ("evaluation", "checkpoint")]
+    assert told == [("checkpoint", 2), ("evaluation", 3), ("checkpoint", 3), ("checkpoint", 4)]
 
 
 def test_a_checkpoint_without_totals_makes_them_lower_bounds(ranks):

@@ -123,8 +123,8 @@ class JobLedger:
         if self._step is not None:  # the first of this process
             self._step = None
             self.mark("steps", step=step)
-        sums = {part: round(seconds, 6) for part, seconds in self._sums().items()}
-        line = json.dumps({"event": "beat", "time": time.time(), "step": step, **sums})
+        sums = "".join(f', "{part}": {seconds:.6f}' for part, seconds in self._sums().items())
+        line = f'{{"event": "beat", "time": {time.time():.6f}, "step": {step}{sums}}}'
         place = step % BEATS_KEPT * BEAT
         self._attempt(lambda: os.pwrite(self._files[BEATS], f"{line:<{BEAT - 1}}\n".encode(), place))
 
