@@ -1,27 +1,27 @@
-"""What commands share: the options that say what is counted, and the readers of numbers as people write them."""
+"""What commands share: the options that say what is counted, and the readers of numbers as people write them.
+
+What reads and counts models is imported where a model is read: nobody who asks for help waits for it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bridge.cli import COMMANDS
 from bridge.cli.hints import hint as hint
-from bridge.config import Config, with_overrides
-from bridge.config import read_config as read_config
 from bridge.flops import ConfigError
-from bridge.flops.conventions import CONVENTIONS
-from bridge.flops.frameworks import FRAMEWORKS
-from bridge.flops.plan import PASSES
-from bridge.flops.reading import get
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
 from bridge.planning import quantities
 from bridge.planning.quantities import RANGE as RANGE
 from bridge.planning.quantities import Quantity
 from bridge.planning.training_run import Range
+
+if TYPE_CHECKING:
+    from bridge.config import Config
 
 T = TypeVar("T")
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -52,6 +52,9 @@ def add_model(parser: Parser, *, or_trace: bool = False) -> None:
 
 def add_counting(parser: Parser, convention: str | None = "megatron") -> None:
     """How to count; None: as the recipe's callback does (``convention_of``)."""
+    from bridge.flops.conventions import CONVENTIONS
+    from bridge.flops.frameworks import FRAMEWORKS
+
     default = convention or "that of the recipe's callback, else megatron"
     parser.add_argument("--convention", default=convention, choices=tuple(CONVENTIONS), help=f"how to count (default {default})")
     parser.add_argument("--framework", choices=tuple(FRAMEWORKS),
@@ -60,12 +63,16 @@ def add_counting(parser: Parser, convention: str | None = "megatron") -> None:
 
 def convention_of(arguments: argparse.Namespace, config: Config) -> str:
     """The convention that was asked for, else that of the recipe's callback, else megatron."""
+    from bridge.flops.reading import get
+
     told = (get(callback, "convention") for callback in config.callbacks)
     return str(arguments.convention or next(filter(None, told), "megatron"))
 
 
 def add_passes(parser: Parser) -> None:
     """Which passes to count."""
+    from bridge.flops.plan import PASSES
+
     parser.add_argument("--passes", default="training", choices=tuple(PASSES),
                         help="forward only, training (default), or training with recomputation")  # fmt: skip
 
@@ -114,10 +121,19 @@ def add_device(parser: Parser, devices: Callable[[str], Any], default: int | Non
 # ---- models and devices -----------------------------------------------------------------------------------------
 
 
+def read_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of ``add_model``, see ``bridge.config.read_config``."""
+    from bridge import config
+
+    return config.read_config(source, overrides)
+
+
 def read_or_traced(arguments: argparse.Namespace) -> Config:
     """The configuration of ``add_model(or_trace=True)``."""
     given = [] if arguments.recipe is None else [arguments.recipe]
     if arguments.trace:
+        from bridge.config import with_overrides
+
         factory = importlib.import_module("bridge.tracing.factory")
         return with_overrides(factory.from_factory(arguments.trace), [*given, *arguments.overrides])
     if not given:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bridge.cli.hints import hint
 from bridge.cli.parser import commands_of, make_parser
-from bridge.flops.shapes import ConfigError
+from bridge.flops.errors import ConfigError
 
 EXIT_RUN_TIME = 1
 EXIT_CONFIGURATION = 2

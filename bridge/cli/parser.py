@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from bridge import __version__
 from bridge.cli import COMMANDS
 from bridge.cli.hints import hint
-from bridge.flops.shapes import ConfigError
+from bridge.flops.errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from bridge.config.instantiate import instantiate
 
 if TYPE_CHECKING:
-    from bridge.config.loader import dump_config, find_recipe, list_recipes, load_recipe, with_overrides
+    from bridge.config.loader import dump_config, load_recipe, with_overrides
     from bridge.config.named import read_config
+    from bridge.config.recipes import find_recipe, list_recipes
     from bridge.config.schema import (
         CheckpointConfig,
         Config,
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from bridge.flops.shapes import ConfigError
 
 _MODULES = {
-    "bridge.config.loader": ("dump_config", "find_recipe", "list_recipes", "load_recipe", "with_overrides"),
+    "bridge.config.loader": ("dump_config", "load_recipe", "with_overrides"),
     "bridge.config.named": ("read_config",),
+    "bridge.config.recipes": ("find_recipe", "list_recipes"),
     "bridge.config.schema": (
         "CheckpointConfig", "Config", "DataConfig", "HardwareConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig",
         "ParallelConfig", "PeftConfig", "TrainConfig",

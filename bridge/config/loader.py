@@ -8,12 +8,10 @@ on, by name or relative to the file.  Unknown keys are rejected with the closest
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bridge.config import yaml_file
+from bridge.config.recipes import find_recipe, nearest
 from bridge.config.schema import Config
 from bridge.config.validation import validate as validate_config
 from bridge.config.yaml_file import first_line
 from bridge.flops.shapes import ConfigError, short
-
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 #: Options that an error lists; a section may have hundreds.
 _MOST_NAMED = 40
@@ -124,7 +121,7 @@ def as_written(config: Config) -> dict[str, Any]:
 def _remember_written(before: Config, merged: Any, result: Config) -> None:
     """Kept outside the options, so that configurations with equal values are equal."""
     resolved = dict(_texts(dataclasses.asdict(result)))
-    defaults = dict(_texts(OmegaConf.to_container(OmegaConf.structured(Config))))
+    defaults = dict(_texts(dataclasses.asdict(Config())))
     written = dict(vars(before).get(_WRITTEN, {}))
     for path, text in _texts(OmegaConf.to_container(merged)):
         if "${" in text and defaults.get(path) != text and path in resolved:
@@ -139,65 +136,6 @@ def _texts(values: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
             yield (*path, key), value
         else:
             yield from _texts(value, (*path, key))
-
-
-# ---- finding recipes ------------------------------------------------------------------------------------------------
-
-
-def recipe_folders() -> list[Path]:
-    """Folders in which recipes are looked up by name: the shipped ones, training recipes before models."""
-    inside, beside = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
-    root = inside if inside.is_dir() else beside
-    return [root, root / "models"]
-
-
-def list_recipes() -> list[Path]:
-    """Every shipped recipe, in the order of the lookup."""
-    return [path for folder in recipe_folders() for path in sorted(folder.glob("*.yaml"))]
-
-
-def find_recipe(recipe: str | Path, relative_to: Path | None = None) -> Path:
-    """The file of a recipe's path or name. In names ``-``, ``_`` and ``.`` are equivalent, and ``.yaml`` is optional."""
-    given = Path(recipe)
-    path = given if relative_to is None else relative_to / given
-    try:
-        if path.is_file():
-            return path
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"recipe {_named(recipe)} is not a regular file; save its content in one")
-    except OSError as error:
-        raise ConfigError(f"recipe {_named(recipe)} cannot be read: {error.strerror}") from None
-    if given.parent == Path("."):  # a bare name
-        folders = [*([relative_to] if relative_to else []), *recipe_folders()]
-    else:
-        folders = [path.parent]
-    files = [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
-    stem = given.name.removesuffix(".yaml").removesuffix(".yml")
-    if renamed := next((file for file in files if file.stem == f"train_{stem}" and file.parent == recipe_folders()[0]), None):
-        warnings.warn(
-            f"recipe {_named(recipe)} is now called {renamed.stem}; 0.3 removes the old name", FutureWarning, stacklevel=2
-        )
-        return renamed
-    for same in (lambda file: file.stem == stem, lambda file: _spelling(file.stem) == _spelling(stem)):
-        for file in files:
-            if same(file) and file.is_file():
-                return file
-    if path.is_dir():
-        raise ConfigError(f"recipe {_named(recipe)} is a folder; name a YAML file in it")
-    known = {_spelling(file.stem): file for file in [*reversed(list_recipes()), *files]}
-    hint = _nearest(_spelling(stem), known)
-    remedy = f"did you mean {known[hint].stem}?" if hint else "`bridge recipes` lists all recipes"
-    raise ConfigError(f"recipe {_named(recipe)} does not exist; {remedy}")
-
-
-def _named(recipe: str | Path) -> str:
-    """As it was given, in one line."""
-    name = str(recipe)
-    return name if name.isprintable() and len(name) <= 200 else short(name)
-
-
-def _spelling(name: str) -> str:
-    return re.sub(r"[-_.]", "-", name).lower()
 
 
 # ---- reading layers -------------------------------------------------------------------------------------------------
@@ -348,13 +286,9 @@ def _nearest_option(option: str) -> str | None:
     siblings = {known.rpartition(".")[2]: known for known in _siblings(option)}
     elsewhere = {known.rpartition(".")[2]: known for known in reversed(list(_all_options()))}
     for options, cutoff in ((elsewhere, 1.0), (siblings, 0.6), (elsewhere, 0.7)):
-        if hint := _nearest(name, options, cutoff):
+        if hint := nearest(name, options, cutoff):
             return options[hint]
     return None
-
-
-def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def _merge(config: Any, layer: _Layer) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bridge.flops.shapes import ConfigError
+from bridge.flops.errors import ConfigError
 
 if TYPE_CHECKING:
     from bridge.flops.plan import Plan, compile_plan

@@ -11,10 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A configuration cannot be priced; the message names the field, its value and the remedy."""
-
+from bridge.flops.errors import ConfigError as ConfigError
 
 #: More layers than this are a mistake; they are counted before anything is built.
 MAX_LAYERS = 20_000

@@ -18,8 +18,7 @@ import megatron_bridge_stubs
 import pytest
 import torch
 
-from bridge.config import load_recipe
-from bridge.config.loader import list_recipes
+from bridge.config import list_recipes, load_recipe
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import read_vision
 from bridge.training.utils import flop_utils

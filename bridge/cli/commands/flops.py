@@ -7,20 +7,23 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import groupby
-
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.cli.flops_memory import held
 from bridge.cli.priced import COLUMNS, PricedBatch, make_batch, micro_batches
-from bridge.config import layout_problems
+from bridge.config import Config, layout_problems
 from bridge.flops import compile_plan
 from bridge.flops.formats import BASES, RECIPES
 from bridge.flops.plan import FLOPS_PER_MAC, Row
 from bridge.flops.reading import read
-from bridge.planning.provenance import Origin, explain
 from bridge.text import count, exactly, in_words, with_unit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bridge.planning.provenance import Origin
 
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
@@ -50,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     batch = make_batch(plan, config, **options.batch_of(arguments))
     peaks = {one: rate * 1e12 for one, rate in options.known_device(name).tflops.items()} if name else {}
     report = PricedBatch(config, plan, batch, arguments.passes, micro_batches(config, arguments.devices), peaks)
-    origins = explain(config, convention, framework=arguments.framework) if arguments.explain else []
+    origins = _explained(config, convention, arguments.framework) if arguments.explain else []
     length = arguments.sequence_length or max(arguments.sequence_lengths, default=None)
     needs = None if arguments.passes == "forward" else held(config, plan, arguments.devices, length)
     if arguments.json:
@@ -88,6 +91,12 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in layout_problems(config):
         console.print(f"[yellow]cannot be built:[/] {sentence}")
     return 0
+
+
+def _explained(config: Config, convention: str, framework: str | None) -> list[Origin]:
+    from bridge.planning.provenance import explain
+
+    return explain(config, convention, framework=framework)
 
 
 def sizes(parameters: dict[str, int]) -> str:

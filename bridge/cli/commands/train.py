@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from bridge.cli import COMMANDS
 from bridge.config import Config, load_recipe
-from bridge.flops.shapes import ConfigError
+from bridge.flops.errors import ConfigError
 from bridge.metrics.trackers import check_installed
 from bridge.training.job import ending
 
