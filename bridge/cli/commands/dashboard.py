@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _show(name: str) -> None:
     from bridge.report.panels import SECTIONS
 
-    table = make_table(["section", "panel", "as", "unit", "keys"], title=f"{name} (not saved)")
+    table = make_table(["section", "panel", "as", "unit"], texts=["keys"], title=f"{name} (not saved)")
     for section in SECTIONS:
         for i, panel in enumerate(section.panels):
             table.add_row("" if i else section.title, panel.title, panel.kind, panel.unit, ", ".join(panel.names))

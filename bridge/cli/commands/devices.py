@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json([_as_json(peak) for peak in peaks])
         return 0
     formats = [name for name in NUMBER_FORMATS if any(name in peak.tflops for peak in peaks)]
-    table = make_table(("device",), (*formats, "TB/s"))
-    table.add_column("source")
+    table = make_table(("device",), (*formats, "TB/s"), ("source",))
     for peak in peaks:
         rates = (f"{peak.tflops[name]:g}" if name in peak.tflops else "" for name in formats)
         table.add_row(peak.words, *rates, "" if peak.bandwidth is None else f"{peak.bandwidth:g}", peak.source)

@@ -223,8 +223,7 @@ def _show(console: Output, bill: Bill, budget: Budget, items: Sequence[Differenc
 
 def _show_differences(console: Output, items: Sequence[Difference]) -> None:
     console.print("\nDifferences of the true architecture")
-    table = make_table(("work",), ("notebook", "true", "change"))
-    table.add_column("because of")
+    table = make_table(("work",), ("notebook", "true", "change"), ("because of",))
     for item in items:
         table.add_row(item.part, f"{item.notebook:,}", f"{item.true:,}", f"{item.change:,}", item.reason)
     sums = (sum(item.notebook for item in items), sum(item.true for item in items), sum(item.change for item in items))

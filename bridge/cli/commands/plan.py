@@ -230,7 +230,7 @@ def _show(console: Output, config: Config, plan: Plan, columns: Sequence[OnDevic
     per_token = with_unit(columns[0].planned.flops_per_token, "FLOP")
     console.print(f"sequences of {length:,} tokens; convention {plan.convention}; {per_token} per token\n")
     several = len(columns) > 1
-    table = make_table(("", *((column.name for column in columns) if several else ("",))))
+    table = make_table(("",), texts=[column.name for column in columns] if several else [""])
     table.show_header = several
     for label, value in _rows(plan, length, carbon):
         cells = [value(column) for column in columns]

@@ -77,11 +77,11 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
         console.print(f"does not fit on {devices:,} x {machine.name}{lacks}\n")
         return
     table = make_table(
-        ("layout", "micro-batch", "recompute"),
-        ("GiB", "s a step", "at least", "tokens/s", "MFU"),
+        ("layout",),
+        ("micro-batch", "recompute", "GiB", "s a step", "at least", "tokens/s", "MFU"),
+        ("where the time goes",),
         title=f"{devices:,} x {machine.name}: {len(result.candidates):,} layouts fit, {result.too_large:,} do not",
     )
-    table.add_column("where the time goes")
     for one in result.candidates[:SHOWN]:
         table.add_row(
             str(one.layout),

@@ -29,8 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     console = Output()
     for kind, title in (("training", "Training recipes"), ("model", "Models, to count or to build a recipe on")):
-        table = make_table(("name",), title=title)
-        table.add_column("hardware")
+        table = make_table(("name",), texts=("hardware",), title=title)
         for row in rows:
             if row["kind"] == kind:
                 table.add_row(row["name"], row["hardware"])

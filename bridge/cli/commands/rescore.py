@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any
 
 from bridge.cli import COMMANDS
+from bridge.cli.console import Output, make_table
 from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
+from bridge.text import digits_of
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,18 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say(found: Any, rows: list[dict[str, Any]], convention: str) -> None:
     """Both conventions side by side."""
-    print(f"{'':28}{found.facts['convention']:>32}{convention:>32}")
-    before = found.rows
+    table, before = make_table(("",), (found.facts["convention"], convention)), found.rows
+
+    def add(name: str, *values: Any) -> None:
+        texts = ("unknown" if value is None else digits_of(value, 6) for value in values)
+        table.add_row(name.removeprefix("throughput/"), *texts)
+
     for key in sorted({key for row in rows for key in row if key.startswith("throughput/flops/")}):
-        _line(key, sum(row.get(key, 0) for row in before), sum(row.get(key, 0) for row in rows))
+        add(key, sum(row.get(key, 0) for row in before), sum(row.get(key, 0) for row in rows))
     for key in ("throughput/total_flops",):
-        _line(key, *(next((row[key] for row in reversed(each) if key in row), None) for each in (before, rows)))
+        add(key, *(next((row[key] for row in reversed(each) if key in row), None) for each in (before, rows)))
     for key in ("throughput/tflops/device", "throughput/mfu", "throughput/hfu"):
         numbers = [[row[key] for row in each if key in row] for each in (before, rows)]
         if any(numbers):
-            _line(f"{key}, median", *(median(some) if some else None for some in numbers))
-
-
-def _line(name: str, *values: Any) -> None:
-    texts = ("unknown" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6g}" for value in values)
-    print(f"{name.removeprefix('throughput/'):28}" + "".join(f"{text:>32}" for text in texts))
+            add(f"{key}, median", *(median(some) if some else None for some in numbers))
+    Output().show(table)
