@@ -75,6 +75,12 @@ def duration(value: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def shortened(text: str, most: int) -> str:
+    """A text of at most this many characters: beginning and end of a longer one."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
 def _reduced(value: Number, steps: tuple[str, ...], digits: int) -> tuple[str, str]:
     """The number in the largest step in which it is at least one, after rounding."""
     number = float(f"{float(value):.{digits - 1}e}")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.planning.quantities import Quantity
-from bridge.text import count, digits_of, duration, exactly, gib, in_words, percent, seconds, significant, with_unit
+from bridge.text import count, digits_of, duration, exactly, gib, in_words, percent, seconds, shortened, significant, with_unit
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,9 @@ def test_at_most_so_many_digits_and_close_when_read_again(value, digits):
     assert len(written) <= digits
     if value < 1e20:  # prefixes that are read stop at E
         assert float(Quantity.parse(text.replace(" ", "")).number) == pytest.approx(value, rel=0.5 * 10.0 ** (1 - digits))
+
+
+def test_a_long_text_keeps_its_ends():
+    assert shortened("a" * 11, 11) == "a" * 11
+    assert shortened("abcdefghijkl", 11) == "abcd...ijkl"
+    assert len(shortened("x" * 5000, 200)) == 199  # as much of either end

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,10 +30,38 @@ Parser = argparse.ArgumentParser
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
-def add_command(commands: Commands[Parser], name: str, run: Callable[[argparse.Namespace], int], text: str) -> Parser:
-    """A command with ``--json``."""
-    parser: Parser = commands.add_parser(name, help=COMMANDS[name], description=text)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+class _Help(argparse.HelpFormatter):
+    """Breaks the lines of everything but examples, which people copy."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+_EXAMPLES = "examples:\n"
+
+
+def add_command(
+    commands: Commands[Parser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    examples: Mapping[str, str],
+    *,
+    json: bool = True,
+) -> Parser:
+    """A command.
+
+    Args:
+        commands: where it is added.
+        name, run: what it is called and does.
+        text: what it does, in a few sentences.
+        examples: what one may want, and the line to type; they end its ``--help``.
+        json: it has ``--json``.
+    """
+    shown = _EXAMPLES + "\n".join(f"  # {wish}\n  {line}" for wish, line in examples.items())
+    parser: Parser = commands.add_parser(name, help=COMMANDS[name], description=text, epilog=shown, formatter_class=_Help)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=run)
     return parser
 

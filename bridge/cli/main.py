@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -48,7 +49,14 @@ def _take_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         arguments.overrides = [*arguments.overrides, *rest]
 
 
+#: Characters of an error, and of one word in it; what was typed may have thousands.
+LONGEST_ERROR, LONGEST_WORD = 2000, 200
+
+
 def _fail(message: str, code: int) -> int:
+    from bridge.text import shortened
+
     if os.environ.get("RANK", "0") == "0":  # one message a job
-        print(f"bridge: {message}", file=sys.stderr, flush=True)
+        short = re.sub(r"\S+", lambda word: shortened(word[0], LONGEST_WORD), message)
+        print(f"bridge: {shortened(short, LONGEST_ERROR)}", file=sys.stderr, flush=True)
     return code

@@ -8,6 +8,7 @@ is, the growth of the plan's statistics from n to n + 1 tokens.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import sub
@@ -24,6 +25,9 @@ from bridge.flops.rows import Cache
 from bridge.flops.shapes import ConfigError, ModelShape, whole
 from bridge.flops.terms import CAUSAL, Pass, Role, Term
 from bridge.planning.kv_cache import entries_after, entries_read, entries_written, layer_caches
+
+#: Tokens of an answer at most: each is counted by itself.
+MOST_GENERATED = 2**17
 
 # ---- the rule of thumb ---------------------------------------------------------------------------
 
@@ -300,6 +304,7 @@ class InferencePlan:
         edit = _latent_edit(latents or ("expanded" if dense else "once"))
         self.step = _forward_plan(cfg, growing, lambda terms: edit(terms, shape))
         self.caches: list[Cache] = [cache for caches in layer_caches(shape) for cache in caches]
+        self._alike = Counter(self.caches)
         self._built = _forward_plan(cfg, conventions.EXACT).terms
         self._head = sum(FLOPS_PER_MAC * term.k * term.n for term in self.full.terms if Role.OUTPUT in term.roles)
 
@@ -341,13 +346,15 @@ class InferencePlan:
 
     def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes of one request's cache after ``tokens`` tokens."""
-        return sum(entries_after(cache, tokens, encoder_tokens) * _size(cache, memory) for cache in self.caches)
+        return sum(
+            layers * entries_after(cache, tokens, encoder_tokens) * _size(cache, memory) for cache, layers in self._alike.items()
+        )
 
     def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
         """Bytes of cache that the token at ``position`` (from 1) reads and writes."""
         return sum(
-            (entries_read(cache, position, encoder_tokens) + entries_written(cache, position)) * _size(cache, memory)
-            for cache in self.caches
+            layers * (entries_read(cache, position, encoder_tokens) + entries_written(cache, position)) * _size(cache, memory)
+            for cache, layers in self._alike.items()
         )
 
 
@@ -398,6 +405,10 @@ def prefill_and_decode(
         ("encoder_tokens", encoder_tokens, 0),
     ):
         whole(name, value, least)
+    if generated_tokens > MOST_GENERATED:
+        raise ConfigError(
+            f"generated_tokens={generated_tokens} must be at most {MOST_GENERATED}: each token is counted by itself"
+        )
     plan = InferencePlan(cfg, convention, latents=latents)
     inputs = {
         "image_patches": tuple(image_patches),

@@ -316,6 +316,7 @@ def test_unknown_devices(device, arguments, message):
     [
         ({"prompt_tokens": 0}, "prompt_tokens=0 must be a positive integer"),
         ({"generated_tokens": -1}, "generated_tokens=-1 must be an integer of at least 0"),
+        ({"generated_tokens": 2**17 + 1}, "generated_tokens=131073 must be at most 131072: each token is counted by itself"),
         ({"batch_size": 1.5}, r"batch_size=1\.5 must be a positive integer"),
         ({"convention": "mine"}, "convention='mine' is not known"),
         ({"cfg": SMALL | {"is_causal": False}}, "is_causal=False: a model whose tokens see later tokens"),

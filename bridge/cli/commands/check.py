@@ -15,6 +15,11 @@ from bridge.planning.check import Check, Way, check, shown_quantity
 from bridge.planning.counting_rules import RULES
 from bridge.text import count, with_unit
 
+_EXAMPLES = {
+    "a rate: which convention gives 711 TFLOP/s": "bridge check llama3-8b --tokens-per-second 13812 --reported 711TFLOP/s",
+    "an MFU": "bridge check llama3-8b --step-time 38s --global-batch-size 64 --device-name H100 --reported 72%",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -22,7 +27,8 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "check",
         run,
         "Compare a reported throughput with every convention: which one gives it, and what the usual mistakes would give. Give "
-        "numbers with all their printed digits: a count agrees within 1%% or within their rounding.",
+        "numbers with all their printed digits: a count agrees within 1% or within their rounding.",
+        _EXAMPLES,
     )
     options.add_model(parser)
     lengths = parser.add_mutually_exclusive_group()

@@ -19,6 +19,12 @@ from bridge.flops.reading import read
 from bridge.planning.quantities import plain
 from bridge.text import count, in_words, with_unit
 
+_EXAMPLES = {
+    "two models": "bridge compare llama3-8b qwen3-8b",
+    "one model in three conventions": "bridge compare llama3-8b --convention megatron,exact,palm",
+    "4,096 tokens in both, 8 layers in tiny": "bridge compare model.seq_length=4096 llama3-8b tiny model.num_layers=8",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -27,8 +33,8 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Compare models, layouts or conventions. Every model starts a column and the options after it belong to it; name a model "
         "again for another layout. All columns use the same sequence length: --sequence-length, or the shortest of the models' "
-        "own lengths. Options before the first model apply to all models: bridge compare model.seq_length=4096 "
-        "llama3-8b parallel.pipeline_model_parallel_size=2 llama3-8b parallel.pipeline_model_parallel_size=4 qwen3-8b",
+        "own lengths. Options before the first model apply to all models.",
+        _EXAMPLES,
     )
     parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
                         help="recipes, config.json files or names from `bridge recipes`, each with its options")  # fmt: skip

@@ -32,16 +32,23 @@ complete -o default -o bashdefault -F _bridge bridge
 """
 _PREAMBLES = {"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
 
+_EXAMPLES = {
+    "for this shell only: source <(...)": "bridge completion bash",
+    "for fish": "bridge completion fish",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
-    parser: options.Parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "completion",
-        help=COMMANDS["completion"],
-        description="Print a script that completes commands, options, recipes and configuration keys in a shell: "
+        run,
+        "Print a script that completes commands, options, recipes and configuration keys in a shell: "
         "source <(bridge completion bash)",
+        _EXAMPLES,
+        json=False,
     )
     parser.add_argument("shell", choices=(*_PREAMBLES, "fish"))
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,12 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
 from bridge.metrics.trackers import is_installed
 
+_EXAMPLES = {
+    "what would be saved": "bridge dashboard my-team/pretraining --dry-run",
+    "save it": "bridge dashboard my-team/pretraining --name throughput",
+    "the same panels for Grafana": "bridge dashboard --grafana",
+}
+
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
@@ -19,6 +25,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         run,
         "Save a workspace in a W&B project: throughput and utilization, where the work goes, padding and data wait, balance, "
         "totals. With --dry-run or --json the workspace is built and shown, and nothing is sent; saving needs a W&B account.",
+        _EXAMPLES,
     )
     parser.add_argument("project", nargs="?", default="", metavar="ENTITY/PROJECT", help="the project, as in its address")
     parser.add_argument("--grafana", action="store_true", help="print a Grafana dashboard over Prometheus instead, as JSON")

@@ -9,6 +9,11 @@ from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
 from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak
 
+_EXAMPLES = {
+    "all devices": "bridge devices",
+    "one device, by the name that torch reports": "bridge devices 'NVIDIA H100 80GB HBM3'",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -17,6 +22,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "List the devices with a known peak: dense matmul rates by number format, memory bandwidth, and the source document. "
         "With a name, as torch or nvidia-smi reports it, print only its row.",
+        _EXAMPLES,
     )
     parser.add_argument("name", nargs="?", help="a device, for example 'NVIDIA H100 80GB HBM3'")
 

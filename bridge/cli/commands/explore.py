@@ -7,19 +7,27 @@ import ipaddress
 import logging
 import os
 
-from bridge.cli import COMMANDS
+from bridge.cli import arguments as options
 from bridge.flops import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_EXAMPLES = {
+    "on this machine, in the browser": "bridge explore --open",
+    "for others, with a password in BRIDGE_PASSWORD": "bridge explore --host 0.0.0.0 --port 8080",
+}
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
         "explore",
-        help=COMMANDS["explore"],
-        description="Serve a page to explore what models cost (by component and length, side by side, fine-tuned, at "
+        run,
+        "Serve a page to explore what models cost (by component and length, side by side, fine-tuned, at "
         "inference) and what a finished run reached. It fetches nothing from the network, and by default only this "
         "machine can open it.",
+        _EXAMPLES,
+        json=False,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0: every network)")
     parser.add_argument("--port", type=_port, help="port to listen on (default: the first free port from 7860)")
@@ -29,7 +37,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="password to ask for, with the user name bridge; prefer BRIDGE_PASSWORD, which lists of processes do not show",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
     from bridge.planning.provenance import Origin
 
+_EXAMPLES = {
+    "one sequence of the model's own length, matmul by matmul": "bridge flops llama3-8b",
+    "a packed batch, counted to the last pair of tokens": "bridge flops llama3-8b --sequence-lengths 4096,512 --convention exact",
+    "where every number comes from": "bridge flops qwen3-30b-a3b --explain",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -33,6 +39,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Count the FLOPs of one batch: of --batch-size sequences of --sequence-length tokens each, or of exactly the sequences "
         "given by --sequence-lengths.",
+        _EXAMPLES,
     )
     options.add_model(parser, or_trace=True)
     options.add_counting(parser, None)

@@ -19,6 +19,12 @@ from bridge.text import count, exactly, significant, with_unit
 
 _SPANS = ("prefill", "decode", "total")
 
+_EXAMPLES = {
+    "the bounds that one device sets": "bridge inference llama3-8b --prompt 2k --generate 500 --device-name H100",
+    "32 requests together, an 8-bit cache": "bridge inference llama3-8b --prompt 2k --generate 500 --batch 32 --cache-bytes 1",
+    "with a draft model": "bridge inference llama3-70b --prompt 2k --generate 500 --draft llama3.2-1b --acceptance 0.8",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -27,6 +33,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Count FLOPs and bytes of a request, separately for prefill and decode. With a device, also show the bounds that its "
         "peak and its memory bandwidth set on time to first token and tokens per second.",
+        _EXAMPLES,
     )
     options.add_model(parser)
     parser.add_argument("--prompt", type=options.length, required=True, metavar="N", help="tokens of the prompt")

@@ -9,6 +9,11 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
 from bridge.integrations.catalogue import ADAPTERS, Adapter
 
+_EXAMPLES = {
+    "all frameworks, and which are installed": "bridge integrations",
+    "the lines for one of them": "bridge integrations accelerate",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -17,6 +22,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "List the training loops that the callback supports, with the versions that are installed here. With a name, print the "
         "lines that add it to a script of that framework.",
+        _EXAMPLES,
     )
     parser.add_argument(
         "name",

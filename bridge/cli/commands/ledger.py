@@ -35,6 +35,12 @@ _HEADINGS = ("add", "multiply", "divide", "exp", "root")
 #: Its length of a sequence.
 EXERCISE_TOKENS = 512
 
+_EXAMPLES = {
+    "every operation of a forward pass": "bridge ledger llama3-8b",
+    "what 1,000 training steps take of a budget": "bridge ledger qwen2.5-0.5b --tokens 512 --steps 1000 --budget 1e18",
+    "the exercise, and how it simplifies the model": "bridge ledger notebook --lora-rank 4 --differences",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -44,6 +50,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "Count the additions, multiplications, divisions, exponentiations and square roots of a forward pass. Costs are "
         "weighted: an exponentiation or a square root counts ten, any other operation one. Then show the share of a budget that "
         "training, evaluation and generation use.",
+        _EXAMPLES,
     )
     parser.add_argument("recipe", help="a recipe, a config.json, or the exercise on Qwen2.5-0.5B with LoRA: 'notebook' as it "
                                        "simplifies the model, 'true' as the model is")  # fmt: skip

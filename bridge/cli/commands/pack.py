@@ -15,6 +15,11 @@ from bridge.text import exactly, percent
 if TYPE_CHECKING:
     from bridge.data.packed.content import PackedRow
 
+_EXAMPLES = {
+    "the instruction data of a recipe": "bridge pack tiny_lora packed.npy",
+    "with the rows that are kept for evaluation": "bridge pack tiny_lora packed.parquet --evaluation evaluation.parquet",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -23,6 +28,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Pack a recipe's instruction data and write the rows in NeMo's format. Train on them with "
         "data.packed_sequence_specs.packed_train_data_path=FILE.",
+        _EXAMPLES,
     )
     parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`; its data.kind is instructions")
     parser.add_argument("file", help="output file: .npy or .parquet")

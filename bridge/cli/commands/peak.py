@@ -10,6 +10,11 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError, compile_plan
 from bridge.text import significant
 
+_EXAMPLES = {
+    "every matmul of a model": "bridge peak llama3-8b",
+    "more carefully, for a device that the table does not know": "bridge peak tiny --seconds 1 --peak-flops 400TFLOP/s",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -18,6 +23,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Run a recipe's linear layers on this device, in the shapes that micro-batch and layout give them. If nothing else "
         "ran, this would be the highest possible MFU. Attention's products, norms and communication are left out.",
+        _EXAMPLES,
     )
     options.add_model(parser)
     parser.add_argument(

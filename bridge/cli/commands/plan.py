@@ -37,6 +37,12 @@ from bridge.planning.training_run import (
 from bridge.planning.typical import typical_mfu
 from bridge.text import gib, in_words, significant, with_unit
 
+_EXAMPLES = {
+    "what 15 trillion tokens take and cost": "bridge plan llama3-8b --tokens 15T --devices 1024 --device-name H100 --price 2.5",
+    "what three million dollars buy": "bridge plan llama3-8b --budget '$3M' --price 2.5 --devices 1024 --device-name H100",
+    "the layouts that fit, fastest first": "bridge plan llama3-8b --global-batch-size 32 --devices 8 --device-name H100",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -47,6 +53,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "buys. Every number may be a range, such as --mfu 0.35-0.45; the results are then ranges too. Several devices, such as "
         "--device-name H100,B200, are shown side by side. With --global-batch-size and neither --tokens nor --budget, list the "
         "layouts that fit on the devices, fastest first, with reasons.",
+        _EXAMPLES,
     )
     options.add_model(parser)
     amount = parser.add_mutually_exclusive_group()

@@ -28,6 +28,11 @@ _ONLY_STEPS = (
 )  # fmt: skip
 _SHOWN = 10
 
+_EXAMPLES = {
+    "three steps of a recipe": "bridge profile tiny",
+    "more steps of a finished run's recipe": "bridge profile runs/tiny --steps 10 --out profile",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -36,6 +41,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         "Train a few steps under torch's profiler and compare the time of each module with its FLOPs. Run one process, or "
         "several with torchrun; the first is profiled. Nothing is loaded or saved; the weights are random.",
+        _EXAMPLES,
     )
     parser.add_argument("recipe", metavar="RUN or recipe", help="a run's folder, a YAML file, or a name from `bridge recipes`")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")

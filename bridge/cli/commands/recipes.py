@@ -12,6 +12,11 @@ from bridge.config import list_recipes
 
 _HARDWARE = "Hardware: "
 
+_EXAMPLES = {
+    "all names": "bridge recipes",
+    "with their paths and comments, for programs": "bridge recipes --json",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     options.add_command(
@@ -19,6 +24,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "recipes",
         run,
         "List the recipes: those that `bridge train` runs, and the models they build on.",
+        _EXAMPLES,
     )
 
 

@@ -5,20 +5,29 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bridge.cli import COMMANDS
+from bridge.cli import arguments as options
 from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
 from bridge.metrics.why import why
 
 _NO_PARTS = "The run has no throughput/time/ keys: its callback had detail=0, or its loop could not be measured."
 
+_EXAMPLES = {
+    "one run": "bridge report runs/tiny",
+    "two runs, overlaid": "bridge report runs/first runs/second -o both.html",
+    "in one sentence, where the time goes": "bridge report runs/tiny --why",
+}
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
         "report",
-        help=COMMANDS["report"],
-        description="Write a run's measurements as one HTML file that needs no network: throughput and utilization, where the "
+        run,
+        "Write a run's measurements as one HTML file that needs no network: throughput and utilization, where the "
         "work goes, padding and data wait, balance, totals. Several runs are overlaid.",
+        _EXAMPLES,
+        json=False,
     )
     add_run(parser, several=True)
     parser.add_argument("--beside", type=Path, metavar="LOG", help="also show the rates that Megatron reported for the (first) "
@@ -32,7 +41,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="where to write (default: report.html in the run's folder, reports.html in the first of several)",
     )
     parser.add_argument("--why", action="store_true", help="print in a sentence where the time of a step goes, and write nothing")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,25 +8,32 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bridge.cli import COMMANDS
+from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table
 from bridge.cli.runs import add_run
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.text import digits_of
 
+_EXAMPLES = {
+    "the run in another convention, beside its own": "bridge rescore runs/tiny --convention exact",
+    "with the rows that it would have written": "bridge rescore runs/tiny --convention palm -o palm.jsonl",
+}
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
         "rescore",
-        help=COMMANDS["rescore"],
-        description="Price a finished run again, from the statistics of its batches and the prices of each convention that the "
+        run,
+        "Price a finished run again, from the statistics of its batches and the prices of each convention that the "
         "run has recorded. The integers equal those that a run in that convention would have written.",
+        _EXAMPLES,
+        json=False,
     )
     add_run(parser)
     parser.add_argument("--convention", choices=list(CONVENTIONS), required=True, help="how to count")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the rows to this file, as JSON lines")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

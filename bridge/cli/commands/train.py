@@ -8,7 +8,7 @@ import re
 from importlib import metadata
 from importlib.util import find_spec
 
-from bridge.cli import COMMANDS
+from bridge.cli import arguments as options
 from bridge.config import Config, load_recipe
 from bridge.flops.errors import ConfigError
 from bridge.metrics.trackers import check_installed
@@ -17,17 +17,25 @@ from bridge.training.job import ending
 #: The oldest versions that the training loop runs on. The callback in another loop takes older ones too.
 OLDEST = {"torch": "2.6", "megatron-core": "0.16"}
 
+_EXAMPLES = {
+    "a small model, on this machine": "bridge train tiny",
+    "20 steps on two devices": "torchrun --nproc-per-node 2 -m bridge train tiny train.train_iters=20",
+    "a model of your own, with a log point at every step": "bridge train my_recipe.yaml logger.log_interval=1",
+}
 
-def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+
+def add_to(commands: options.Commands[options.Parser]) -> None:
+    parser = options.add_command(
+        commands,
         "train",
-        help=COMMANDS["train"],
-        description="Train a model. Start one process per device: torchrun --nproc-per-node 2 -m bridge train tiny",
+        run,
+        "Train a model. Start one process per device, with torchrun for several.",
+        _EXAMPLES,
+        json=False,
     )
     parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors alone (logger.quiet=true)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
