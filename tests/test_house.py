@@ -111,7 +111,7 @@ BUDGET = {
     "bridge/report": 1480,
     "bridge/explorer": 1900,
     "bridge/integrations": 1300,
-    "bridge/cli": 2430,
+    "bridge/cli": 2560,
 }
 
 

@@ -20,8 +20,8 @@ from bridge.cli.main import main
 from bridge.cli.parser import commands_of, make_parser
 from bridge.metrics.trackers.jsonl import summary_path
 
-#: Seconds of processor time that one line may take, and lines of a command in the default run.
-PATIENCE, LINES = 20, 8
+#: Seconds of processor time that one line may take; lines of a command in the default run, and of each further draw.
+PATIENCE, LINES, MORE_LINES = 20, 5, 40
 
 NONSENSE = [
     "", " ", "-", "=", ",", "-1", "0", "0.5", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 40, "9" * 5000, "0x10",
@@ -167,7 +167,7 @@ FURTHER = [pytest.param(seed, marks=pytest.mark.all) for seed in range(1, 6)]
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in MEASURED])
 def test_whatever_is_typed(command: str, seed: int, place: Path, light: None, capsys: pytest.CaptureFixture[str]) -> None:
     draw, wrong = random.Random(f"{command} {seed}"), {}
-    for _ in range(LINES * (5 if seed else 1)):
+    for _ in range(MORE_LINES if seed else LINES):
         words = line(draw, command)
         if said := ends(words, capsys):
             wrong[shlex.join(words)] = said
