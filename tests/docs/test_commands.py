@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, Command, commands, scripts
-from launch import torchrun
+from launch import launch
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
@@ -141,7 +141,7 @@ def test_training(somewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in BRIDGE:
         if command.words[1] == "pack":  # before it is trained on
             assert main(list(command.words[1:])) == 0
-    done = torchrun(2, str(Path(__file__).parent / "run_commands.py"), str(somewhere), json.dumps(lines))
+    done = launch(2, str(Path(__file__).parent / "run_commands.py"), str(somewhere), json.dumps(lines))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,6 +17,7 @@ import megatron_bridge_flops_worker as fed
 import megatron_bridge_stubs
 import pytest
 import torch
+from launch import launch
 
 from bridge.config import list_recipes, load_recipe
 from bridge.flops import ConfigError, compile_plan
@@ -278,9 +279,7 @@ def test_signatures():
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", fed.__file__, str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    done = launch(2, fed.__file__, str(folder), GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import megatron_bridge_stubs
 import megatron_fed as fed
 import tiny_llama
-from launched import two_ranks
+from launch import launch
 
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, Any]]:
-    return two_ranks("worker.py", folder)
+    done = launch(2, str(Path(__file__).with_name("worker.py")), str(folder), GLOO_SOCKET_IFNAME="lo")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def total(replicas: int, steps: int | Iterable[int] = fed.STEPS) -> int:

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("megatron.core")
 
 import callback_driver as driver
-from launch import torchrun
+from launch import launch
 
 from bridge.flops import compile_plan
 from bridge.metrics.dealt import own_batches, place_of_dealt
@@ -22,9 +22,9 @@ from bridge.metrics.vector import REPLICA_WORK, Layout
 WORKER = Path(__file__).with_name("dealt_worker.py")
 
 
-def launch(ranks: int, folder: Path, *layouts: str) -> list[dict[str, Any]]:
+def run(ranks: int, folder: Path, *layouts: str) -> list[dict[str, Any]]:
     """What each rank found, by layout."""
-    finished = torchrun(ranks, str(WORKER), str(folder), *layouts)
+    finished = launch(ranks, str(WORKER), str(folder), *layouts)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "does not show which; observe the input of HybridCPDataLoaderWrapper" in finished.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -46,7 +46,7 @@ def check(ranks: list[dict[str, Any]], layout: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return launch(2, tmp_path_factory.mktemp("dealt"), "1,2", "1,1")
+    return run(2, tmp_path_factory.mktemp("dealt"), "1,2", "1,1")
 
 
 @pytest.mark.parametrize("layout", ["1,2", "1,1"])
@@ -57,7 +57,7 @@ def test_each_sample_counts_once(layout: str, two: list[dict[str, Any]]) -> None
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return launch(4, tmp_path_factory.mktemp("dealt"), "1,2", "2,2", "1,4")
+    return run(4, tmp_path_factory.mktemp("dealt"), "1,2", "2,2", "1,4")
 
 
 @pytest.mark.all

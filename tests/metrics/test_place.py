@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launch import torchrun
+from launch import launch
 from place_worker import MODEL, STEPS, length
 
 from bridge.flops import ConfigError, compile_plan
@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("place_worker.py")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("place")
-    finished = torchrun(4, str(WORKER), str(folder))
+    finished = launch(4, str(WORKER), str(folder))
     assert finished.returncode == 0, finished.stderr[-4000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "training")]  # built_cases.py, sav
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
     """``built(ranks)``: case -> rank by rank, what it holds and what its collectives carried (see built_worker.py)."""
     import built_cases
-    from launch import torchrun
+    from launch import launch
 
     cases = {2: built_cases.ON_TWO_RANKS, 4: built_cases.ON_FOUR_RANKS}
     folder = tmp_path_factory.mktemp("built")
@@ -29,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str,
         if ranks not in found:
             wanted, results = folder / f"{ranks}.json", folder / f"{ranks}_results.json"
             wanted.write_text(json.dumps({name: built_cases.case(name, ranks) for name in cases[ranks]}))
-            done = torchrun(ranks, str(HERE / "built_worker.py"), str(wanted), str(results), timeout=900)
+            done = launch(ranks, str(HERE / "built_worker.py"), str(wanted), str(results), timeout=900)
             assert done.returncode == 0, done.stderr[-4000:]
             found[ranks] = json.loads(results.read_text())
         return found[ranks]
@@ -40,13 +39,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str,
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """Case -> module -> bytes that it keeps for the backward pass (see saved_worker.py)."""
-    from launch import environment
+    from launch import launch
     from saved_cases import CASES
 
     folder = tmp_path_factory.mktemp("saved")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    command = [sys.executable, str(HERE / "saved_worker.py"), str(folder / "cases.json"), str(folder / "results.json")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    done = launch(1, str(HERE / "saved_worker.py"), str(folder / "cases.json"), str(folder / "results.json"))
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, dict[str, int]] = json.loads((folder / "results.json").read_text())
     return found

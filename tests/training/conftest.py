@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # launch.py, and worke
 @pytest.fixture(scope="session")
 def scenario(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, Any]]:
     """``scenario(name, ranks)``: what the function of that name in worker.py returned."""
-    from launch import HERE, torchrun
+    from launch import HERE, launch
 
     folder = tmp_path_factory.mktemp("training")
     found: dict[str, dict[str, Any]] = {}
 
     def run(name: str, ranks: int) -> dict[str, Any]:
         if name not in found:
-            result = torchrun(ranks, str(HERE / "worker.py"), name, str(folder))
+            result = launch(ranks, str(HERE / "worker.py"), name, str(folder))
             assert result.returncode == 0, result.stderr[-4000:]
             found[name] = json.loads((folder / f"{name}.json").read_text())
         return found[name]

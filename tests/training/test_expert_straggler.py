@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("megatron.core")
 
-from launch import HERE, torchrun
+from launch import HERE, launch
 
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
@@ -21,7 +21,7 @@ def test_the_rank_with_the_tokens_is_named(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     options = ["model.moe_ffn_hidden_size=704", "model.moe_aux_loss_coeff=0", "data.batching=fixed", "train.train_iters=6",
                "train.global_batch_size=8", "logger.log_interval=5", f"logger.metrics_file={file}"]  # fmt: skip
-    result = torchrun(2, str(HERE / "expert_straggler_worker.py"), "train", "tiny_moe", *options)
+    result = launch(2, str(HERE / "expert_straggler_worker.py"), "train", "tiny_moe", *options)
     assert result.returncode == 0, result.stderr[-3000:]
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     row = next(row for row in rows if "throughput/imbalance/work" in row)

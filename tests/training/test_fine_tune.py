@@ -23,10 +23,10 @@ Results = Mapping[str, Any]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from launch import HERE, torchrun
+    from launch import HERE, launch
 
     folder = tmp_path_factory.mktemp("fine_tune")
-    result = torchrun(2, str(HERE / "fine_tune_worker.py"), str(folder))
+    result = launch(2, str(HERE / "fine_tune_worker.py"), str(folder))
     assert result.returncode == 0, result.stderr[-4000:]
     return folder
 

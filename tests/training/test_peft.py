@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("megatron.core")
 
-from launch import HERE, torchrun
+from launch import HERE, launch
 
 from bridge.config import load_recipe
 from bridge.flops.shapes import ConfigError
@@ -27,7 +27,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    result = torchrun(2, str(HERE / "peft_worker.py"))
+    result = launch(2, str(HERE / "peft_worker.py"))
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -12,7 +12,7 @@ pytest.importorskip("megatron.core")
 
 import torch
 import transformers
-from launch import HERE, torchrun
+from launch import HERE, launch, torchrun
 from oracle.counter import count
 from routing_cases import CASES
 
@@ -25,7 +25,7 @@ from bridge.training.routing import Routing, find_routing
 
 def run(tensor: int, experts: int, pipeline: int = 1) -> dict[str, Any]:
     ranks = tensor * experts * pipeline
-    result = torchrun(ranks, str(HERE / "routing_worker.py"), str(tensor), str(experts), str(pipeline))
+    result = launch(ranks, str(HERE / "routing_worker.py"), str(tensor), str(experts), str(pipeline))
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 

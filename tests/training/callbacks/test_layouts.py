@@ -7,14 +7,12 @@ length by length, without any of the machinery under test.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import callback_driver as driver
 import pytest
+from launch import launch
 
 from bridge.flops import compile_plan
 
@@ -90,16 +88,7 @@ def results(tmp_path_factory) -> list[list[dict]]:
     """What each rank saw, by case."""
     folder = tmp_path_factory.mktemp("layouts")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={RANKS}", "--standalone"]
-    paths = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
-    finished = subprocess.run(
-        [*launch, str(HERE / "layout_worker.py"), str(folder / "cases.json"), str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    finished = launch(RANKS, str(HERE / "layout_worker.py"), str(folder / "cases.json"), str(folder))
     assert finished.returncode == 0, finished.stderr[-3000:]
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     return [list(case) for case in zip(*ranks, strict=True)]

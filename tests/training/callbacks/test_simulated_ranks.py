@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import callback_driver as driver
 import pytest
+from launch import launch
 
 pytestmark = pytest.mark.all
 
@@ -26,17 +24,7 @@ CASES = [
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("simulated")
     (folder / "cases.json").write_text(json.dumps(CASES))
-    paths = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
-    command = [sys.executable, "simulated_worker.py", str(folder / "cases.json"), str(folder / "results.json")]
-    finished = subprocess.run(
-        command,
-        cwd=HERE,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    finished = launch(1, str(HERE / "simulated_worker.py"), str(folder / "cases.json"), str(folder / "results.json"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch import launch
 
 from bridge.flops import compile_plan
 from bridge.flops.pipeline import Layout
@@ -25,20 +23,7 @@ NOISE = 1.45
 def ranks(tmp_path_factory) -> list[dict]:
     """What each of two ranks saw, by case."""
     folder = tmp_path_factory.mktemp("stragglers")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    finished = subprocess.run(
-        [*launch, str(HERE / "straggler_worker.py"), str(folder)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE.parents[2]), str(HERE)]),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    finished = launch(2, str(HERE / "straggler_worker.py"), str(folder))
     assert finished.returncode == 0, finished.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

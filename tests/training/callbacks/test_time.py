@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 import time_worker
-from launch import torchrun
+from launch import launch
 
 from bridge.metrics.time_parts import PARTS
 
@@ -23,7 +23,7 @@ STRICT = 0.05
 
 
 def run(scenario: str, ranks: int, folder: Path) -> dict:
-    finished = torchrun(ranks, str(HERE / "time_worker.py"), scenario, str(folder), timeout=300)
+    finished = launch(ranks, str(HERE / "time_worker.py"), scenario, str(folder), timeout=300)
     assert finished.returncode == 0, finished.stderr[-4000:]
     return json.loads((folder / f"{scenario}.json").read_text())
 

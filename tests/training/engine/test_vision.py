@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import vision_cases as cases
-from launch import HERE, torchrun
+from launch import HERE, launch
 
 from bridge.config import load_recipe
 from bridge.data.images import ImageData
@@ -27,7 +27,7 @@ pytest.importorskip("PIL")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All trainings, in one process group of two ranks."""
     folder = tmp_path_factory.mktemp("vision")
-    found = torchrun(2, str(HERE / "vision_worker.py"), str(folder))
+    found = launch(2, str(HERE / "vision_worker.py"), str(folder))
     assert found.returncode == 0, found.stderr[-4000:]
     return json.loads((folder / "results.json").read_text())
 
