@@ -7,6 +7,7 @@ on, by name or relative to the file.  Unknown keys are rejected with the closest
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -14,6 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
-    merged = OmegaConf.structured(config)
+    merged = _structured(config)
     for layer in layers:
         _check_keys(layer)
         merged = _merge(merged, layer)
@@ -83,6 +85,25 @@ def _lay(config: Config, layers: Iterable[_Layer], source: str) -> Config:
     _remember_written(config, merged, result)
     result.model.tensor_model_parallel_size = result.parallel.tensor_model_parallel_size
     return result
+
+
+def _structured(config: Config) -> Any:
+    """A copy of the defaults costs a sixth of looking at every option's type again."""
+    if config != Config(name=config.name):
+        return OmegaConf.structured(config)
+    merged = copy.deepcopy(_defaults())
+    merged.name = config.name
+    return merged
+
+
+@cache
+def _defaults() -> Any:
+    return OmegaConf.structured(Config)
+
+
+@cache
+def _default_texts() -> dict[_Path, Any]:
+    return dict(_texts(dataclasses.asdict(Config())))
 
 
 def dump_config(config: Config, mask: Callable[[Any], Any] = lambda values: values) -> str:
@@ -120,8 +141,7 @@ def as_written(config: Config) -> dict[str, Any]:
 
 def _remember_written(before: Config, merged: Any, result: Config) -> None:
     """Kept outside the options, so that configurations with equal values are equal."""
-    resolved = dict(_texts(dataclasses.asdict(result)))
-    defaults = dict(_texts(dataclasses.asdict(Config())))
+    resolved, defaults = dict(_texts(dataclasses.asdict(result))), _default_texts()
     written = dict(vars(before).get(_WRITTEN, {}))
     for path, text in _texts(OmegaConf.to_container(merged)):
         if "${" in text and defaults.get(path) != text and path in resolved:
