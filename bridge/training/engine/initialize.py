@@ -7,9 +7,10 @@ import logging
 import os
 import random
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,8 +58,26 @@ def prepare_libraries() -> None:
 
     from bridge.training.engine import missing_names, redirect
 
-    redirect.install()
-    missing_names.define()
+    with _without_compiler():
+        redirect.install()
+        missing_names.define()
+
+
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """megatron-core decorates with torch.compile on import, which loads the compiler, a second, even where it is switched off."""
+    library: Any = torch
+    original = library.compile
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        library.compile = lambda function=None, **_: _as_it_is if function is None else function
+    try:
+        yield
+    finally:
+        library.compile = original
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
