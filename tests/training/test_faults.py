@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from counted import totals
-from launch import torchrun
+from launch import launch, torchrun
 
 from bridge.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from bridge.training.loop import train
@@ -114,7 +114,7 @@ def test_a_killed_job_ends_and_continues_to_the_same_total(tmp_path: Path) -> No
     assert time.monotonic() - start < 100
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step_0000004"
 
-    continued = torchrun(2, "-m", "bridge", "train", "tiny", *options, "train.train_iters=8")
+    continued = launch(2, "-m", "bridge", "train", "tiny", *options, "train.train_iters=8")
     assert continued.returncode == 0, continued.stderr
     assert "4 steps, 32 samples" in continued.stdout
     assert last_row(tmp_path)["step"] == 8

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def providers():
+def told():
     if megatron_bridge_stubs.root() is None:
         pytest.skip("megatron-bridge is not installed")
     command = [sys.executable, "-m", "tests.config.sources.providers"]
@@ -26,6 +26,11 @@ def providers():
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def providers(told):
+    return told["providers"]
 
 
 def test_every_field_of_every_provider_is_declared(providers):
@@ -65,36 +70,9 @@ def test_a_provider_is_the_recipes_model(providers, provider, recipe):
     assert (found["flops"], found["parameters"]) == (str(plan.flops([4096])), plan.parameters()["total"])
 
 
-MIXED_PRECISION = """
-import json
-from types import SimpleNamespace
-import megatron.core
-from tests.integrations import megatron_bridge_stubs
-megatron_bridge_stubs.install()
-from megatron.bridge.training.mixed_precision import MIXED_PRECISION_RECIPES, get_mixed_precision_config
-from bridge.flops.reading import read
-from tests.config.sources.providers import classes
-model = classes()["GPTModelProvider"](num_layers=8, hidden_size=64, num_attention_heads=4, vocab_size=96)
-found = {}
-for name in MIXED_PRECISION_RECIPES:
-    chosen = name, get_mixed_precision_config(name)
-    one, other = (read(SimpleNamespace(model=model, mixed_precision=it)).formats for it in chosen)
-    assert one == other
-    found[name] = (one.base, one.recipe and one.recipe.name, one.first, one.last)
-print("found", json.dumps(found))
-"""
-
-
-def test_mixed_precision_is_written_over_the_model():
+def test_mixed_precision_is_written_over_the_model(told):
     """Every record of the installed Megatron-Bridge, by its name and as an object."""
-    if megatron_bridge_stubs.root() is None:
-        pytest.skip("megatron-bridge is not installed")
-    command = [sys.executable, "-c", MIXED_PRECISION]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.partition("found ")[2])
+    found = told["formats"]
     assert found["bf16_mixed"] == ["bf16", None, 0, 0]
     assert found["fp16-mixed"] == ["fp16", None, 0, 0]
     assert found["bf16_with_fp8_delayed_scaling_mixed"] == ["bf16", "delayed", 0, 0]
