@@ -58,7 +58,7 @@ def two_machines(*command: str, timeout: int = 300) -> tuple[list[int], str]:
     return [process.returncode for process in started], "".join(said)
 
 
-def launch(ranks: int, *command: str, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess[str]:
+def launch(ranks: int, *command: str, cwd: Path = ROOT, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess[str]:
     """The same as :func:`torchrun` without its start: the ranks are forked from a process that has imported megatron-core.
 
     Importing takes six seconds of each rank.  What is about torchrun itself, or about a whole program, needs the real one.
@@ -81,7 +81,7 @@ def launch(ranks: int, *command: str, timeout: int = 300, **variables: str) -> s
     }
     with tempfile.TemporaryDirectory() as folder:
         places = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        processes = [server().Process(target=be_rank, args=(place, folder, command)) for place in places]
+        processes = [server().Process(target=be_rank, args=(place, cwd, folder, command)) for place in places]
         for process in processes:
             process.start()
         wait_for_all(processes, time.monotonic() + timeout)
@@ -111,14 +111,14 @@ def wait_for_all(processes: list[multiprocessing.process.BaseProcess], until: fl
         process.join()
 
 
-def be_rank(variables: dict[str, str], folder: str, command: tuple[str, ...]) -> None:
+def be_rank(variables: dict[str, str], cwd: Path, folder: str, command: tuple[str, ...]) -> None:
     """In the forked process: what ``python command`` would do in this environment, its words into ``folder``."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     multiprocessing.set_start_method(None, force=True)  # a data loader's workers start as they do under torchrun
     os.environ.clear()
     os.environ.update(variables)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     program, *arguments = command[1:] if command[0] == "-m" else command
     sys.path[:0] = [str(Path(program).parent), *variables["PYTHONPATH"].split(os.pathsep)]
     sys.argv = [program, *arguments]
