@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 train: $(VENV)/train.done
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m bridge train $(RECIPE) $(ARGS)
 
-# About thirteen minutes on two cores.
+# About ten minutes on two cores.
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(ARGS)
 

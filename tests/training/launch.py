@@ -84,9 +84,8 @@ def launch(ranks: int, *command: str, cwd: Path = ROOT, timeout: int = 300, **va
         processes = [server().Process(target=be_rank, args=(place, cwd, folder, command)) for place in places]
         for process in processes:
             process.start()
-        wait_for_all(processes, time.monotonic() + timeout)
+        code = wait_for_all(processes, time.monotonic() + timeout)
         said = [Path(folder, name).read_text(errors="replace") for name in ("stdout", "stderr")]
-    code = next((process.exitcode for process in processes if process.exitcode), 0)
     return subprocess.CompletedProcess(command, code, *said)
 
 
@@ -100,15 +99,20 @@ def server() -> ForkServerContext:
     return context
 
 
-def wait_for_all(processes: list[multiprocessing.process.BaseProcess], until: float) -> None:
-    """Until all have ended; one that fails, or the end of the time, ends the others."""
+def wait_for_all(processes: list[multiprocessing.process.BaseProcess], until: float) -> int:
+    """The code of the first one that fails, which ends the others, as the end of the time does."""
+    code = 0
     while running := [process.sentinel for process in processes if process.is_alive()]:
         wait(running, max(0, until - time.monotonic()))
-        if any(process.exitcode for process in processes) or time.monotonic() > until:
+        code = code or failed(processes)
+        if code or time.monotonic() > until:
             for process in processes:
                 process.kill()
-    for process in processes:
-        process.join()
+    return code or failed(processes)
+
+
+def failed(processes: list[multiprocessing.process.BaseProcess]) -> int:
+    return next((process.exitcode for process in processes if process.exitcode), 0)
 
 
 def be_rank(variables: dict[str, str], cwd: Path, folder: str, command: tuple[str, ...]) -> None:
