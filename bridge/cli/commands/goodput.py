@@ -10,6 +10,11 @@ from bridge.cli.console import Output, make_table, print_json
 from bridge.flops import ConfigError
 from bridge.metrics.goodput import BEATS, FILE, PARTS, job_of, last_beat, read_beats, read_events
 
+_EXAMPLES = {
+    "the job that saves its checkpoints there": "bridge goodput checkpoints/tiny",
+    "its ledger alone, for programs": "bridge goodput checkpoints/tiny/job.jsonl --json",
+}
+
 
 def add_to(commands: options.Commands[options.Parser]) -> None:
     parser = options.add_command(
@@ -18,6 +23,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         run,
         f"Show where the wall time of a job went, from its ledger ({FILE}, beside the checkpoints): start-up, steps that were "
         "kept, data, evaluations, checkpoints, lost steps, and the time between processes.",
+        _EXAMPLES,
     )
     parser.add_argument("ledger", type=Path, help=f"a {FILE}, or the folder that it is in")
 
@@ -33,8 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(numbers)
         return 0
-    console, table = Output(), make_table(("part",), ("seconds", "share"))
-    table.add_column("what it is")
+    console, table = Output(), make_table(("part",), ("seconds", "share"), ("what it is",))
     for part, seconds in job.seconds.items():
         if seconds:
             table.add_row(part, f"{seconds:,.1f}", f"{seconds / job.wall:.1%}", PARTS[part])
