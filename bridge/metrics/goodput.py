@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import inf
+from math import inf, isfinite
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -279,8 +279,9 @@ def event_of(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    whole = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("time"), (int, float))
-    return event if whole else None
+    named = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("time"), (int, float))
+    counted = named and isinstance(event.get("step", None if event["event"] == "training" else 0), int)
+    return event if counted and isfinite(event["time"]) else None
 
 
 def read_beats(path: Path) -> dict[int, Event]:

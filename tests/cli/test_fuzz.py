@@ -67,7 +67,7 @@ def value(draw: random.Random, action: argparse.Action, doubt: float) -> str:
         return draw.choice(NONSENSE)
     if action.choices:
         return str(draw.choice(list(map(str, action.choices))))
-    if action.dest in ("recipe", "draft", "trace", "file"):
+    if action.dest in ("recipe", "draft", "trace", "file", "ledger"):
         return draw.choice(RECIPES)
     if action.dest in ("sources", "source", "beside"):
         return "run"
@@ -118,6 +118,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows.parent.mkdir()
     rows.write_text('{"step": 1, "throughput/mfu": 0.4}\n{"step": 2, "throughput/mfu": NaN}\n[1]\n{"st')
     summary_path(rows).write_text('{"device": 3}')
+    events = (
+        '{"event": "process", "time": 5}',
+        '{"event": "steps", "time": 9, "step": []}',
+        '{"event": "end", "time": NaN}',
+        "[1]",
+    )
+    (tmp_path / "run" / "job.jsonl").write_text("\n".join(events) + "\n{")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.metrics.goodput import PARTS, job_of, to_redo
+from bridge.metrics.goodput import PARTS, event_of, job_of, to_redo
 
 
 def ledger(*events):
@@ -156,3 +156,10 @@ def test_where_nobody_knows_when_a_step_was_reached_the_time_around_it_is_unknow
 def test_our_loop_has_nothing_unknown():
     assert job_of([*FIRST, *SECOND]).unknown == ()
     assert "goodput/unknown" not in job_of([*FIRST, *SECOND]).metrics()
+
+
+def test_a_line_that_is_no_event_is_none():
+    assert event_of(b'{"event": "training", "time": 3, "step": 0}') == {"event": "training", "time": 3, "step": 0}
+    for line in (b"[1]", b'{"ev', b'{"event": 7}', b'{"event": "end", "time": "late"}', b'{"event": "end", "time": NaN}',
+                 b'{"event": "steps", "time": 1, "step": []}', b'{"event": "training", "time": 1}'):  # fmt: skip
+        assert event_of(line) is None
