@@ -69,15 +69,11 @@ def _without_compiler() -> Iterator[None]:
     library: Any = torch
     original = library.compile
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
-        library.compile = lambda function=None, **_: _as_it_is if function is None else function
+        library.compile = lambda function=None, **_: function or (lambda decorated: decorated)
     try:
         yield
     finally:
         library.compile = original
-
-
-def _as_it_is(function: Any) -> Any:
-    return function
 
 
 def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
