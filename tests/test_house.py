@@ -105,13 +105,13 @@ BUDGET = {
     "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,
-    "bridge/metrics": 5310,
-    "bridge/training": 4600,
+    "bridge/metrics": 5370,
+    "bridge/training": 4620,
     "bridge/tracing": 1400,
     "bridge/report": 1480,
     "bridge/explorer": 1900,
     "bridge/integrations": 1300,
-    "bridge/cli": 2560,
+    "bridge/cli": 2600,
 }
 
 
