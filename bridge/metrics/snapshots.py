@@ -150,7 +150,7 @@ class _Form(NamedTuple):
     """
 
     tokens: str
-    kind: type
+    kind: Any
     offsets: str | None
     argmin: str | None
     absent: tuple[str, ...]
