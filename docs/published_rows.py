@@ -13,7 +13,7 @@ from typing import Any
 from bridge.config import load_recipe
 from bridge.config.schema import PeftConfig
 from bridge.flops.reading import Model, read
-from bridge.planning.check import Check, Way, check
+from bridge.planning.check import Check, CountedWay, check
 from bridge.planning.quantities import Quantity
 
 DATA = json.loads((Path(__file__).parents[1] / "tests" / "data" / "published_throughput.json").read_text())
@@ -35,7 +35,7 @@ class Row:
 
     told: dict[str, Any]
     check: Check
-    way: Way
+    way: CountedWay
 
     @property
     def source(self) -> str:

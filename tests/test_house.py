@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tokenize
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from io import StringIO
 from pathlib import Path
@@ -132,3 +133,14 @@ def lines_of_code(path):
 def test_packages_stay_within_their_lines(package):
     lines = sum(map(lines_of_code, (ROOT / package).rglob("*.py")))
     assert lines <= BUDGET[package], f"{package} has {lines} lines of code: shorten it, or raise its budget with a reason"
+
+
+def test_no_two_classes_have_one_name():
+    classes = [
+        (node.name, module)
+        for module, path in MODULES.items()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    times = Counter(name for name, _ in classes if not name.startswith("_"))
+    assert [(name, module) for name, module in classes if times[name] > 1] == []

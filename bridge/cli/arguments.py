@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bridge.cli import COMMANDS
 from bridge.cli.hints import hint as hint
 from bridge.flops import ConfigError
-from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak, find_peak
+from bridge.hardware import NUMBER_FORMATS, PEAKS, DatasheetPeak, find_peak
 from bridge.planning import quantities
 from bridge.planning.quantities import RANGE as RANGE
 from bridge.planning.quantities import Quantity
@@ -169,7 +169,7 @@ def read_or_traced(arguments: argparse.Namespace) -> Config:
     return read_config(arguments.recipe, arguments.overrides)
 
 
-def known_device(name: str) -> Peak:
+def known_device(name: str) -> DatasheetPeak:
     """The row of the peak table; ConfigError with the nearest name where there is none."""
     peak = find_peak(name)
     if peak is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.config import Config, data_parallel_size, layout_problems
 from bridge.flops import ConfigError, Plan
-from bridge.flops.plan import Row
+from bridge.flops.plan import TableRow
 from bridge.flops.reading import read_vision
 from bridge.hardware import mixed_peak
 from bridge.planning.batches import equal_sequences
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Batch:
+class PricedSample:
     """What is priced: a vector of the plan's statistics and how it came about."""
 
     vector: Sequence[Number]
@@ -49,7 +49,7 @@ def make_batch(
     encoder_lengths: Sequence[int] = (),
     audio_frames: Sequence[int] = (),
     byte_patches: Sequence[int] = (),
-) -> Batch:
+) -> PricedSample:
     """The batch that ``arguments.add_batch``'s options describe: one sequence of the model's own length by default.
 
     Equal sequences go by the rules of the public function, which knows their number, sum and squares only; lengths go
@@ -66,9 +66,9 @@ def make_batch(
     if sequence_lengths or encoder_lengths or audio_frames or byte_patches or plan.needs_lengths:
         each = sequence_lengths or [_known(length)] * size
         measured = plan.measure(each, image_patches, encoder_lengths, audio_frames, byte_patches)
-        return Batch(measured, len(each), sum(each), len(image_patches))
+        return PricedSample(measured, len(each), sum(each), len(image_patches))
     vector = equal_sequences(plan, size, _known(length), image_patches)
-    return Batch(vector, size, size * _known(length), len(image_patches))
+    return PricedSample(vector, size, size * _known(length), len(image_patches))
 
 
 def _known(length: int | None) -> int:
@@ -122,7 +122,7 @@ class PricedBatch:
 
     config: Config
     plan: Plan
-    batch: Batch
+    batch: PricedSample
     passes: str
     micro_batches: int = 1
     peaks: Mapping[str, float] = field(default_factory=dict)
@@ -161,10 +161,10 @@ class PricedBatch:
         return None if peak is None else float(self.flops) / peak
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TableRow]:
         return self.plan.tabulate(self.batch.vector)
 
-    def share(self, row: Row) -> float:
+    def share(self, row: TableRow) -> float:
         """A row's part of the passes that are counted."""
         return float(sum(getattr(row, column) for column in COLUMNS[self.passes]) / self.flops) if self.flops else 0.0
 

@@ -64,7 +64,7 @@ class Slider(_Control):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(_Control):
+class Select(_Control):
     """One of several names.
 
     Attributes:
@@ -142,7 +142,7 @@ class Toggle(_Control):
         return "1" if value else "0"
 
 
-Control = Slider | Choice | Choices | Toggle
+Control = Slider | Select | Choices | Toggle
 Values = dict[str, Any]
 
 

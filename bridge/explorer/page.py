@@ -24,7 +24,7 @@ from gradio.components.plot import PlotData
 
 from bridge.config import ConfigError
 from bridge.explorer import html, link
-from bridge.explorer.controls import Choice, Choices, Control, Slider, Toggle, Values, accept
+from bridge.explorer.controls import Choices, Control, Select, Slider, Toggle, Values, accept
 from bridge.explorer.figures import Figure, with_room
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
 from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan, run
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 TITLE = "bridge explore"
 TABS = {tab.KEY: tab for tab in (model, compare, check, fine_tune, inference, plan, byte_latent, run)}
 SHARED: tuple[Control, ...] = (
-    Choice(key="model", label="Model", options=tuple(model_names()), default="llama3-8b", info="A recipe; type to search."),
-    Choice(key="save", label="The camera above a plot saves", options=("png", "svg"), default="png", buttons=True),
-    Choice(key="tab", label="Tab", options=tuple(TABS), default=model.KEY),
+    Select(key="model", label="Model", options=tuple(model_names()), default="llama3-8b", info="A recipe; type to search."),
+    Select(key="save", label="The camera above a plot saves", options=("png", "svg"), default="png", buttons=True),
+    Select(key="tab", label="Tab", options=tuple(TABS), default=model.KEY),
 )
 #: The controls of each tab; "" is shared by all.
 SECTIONS: dict[str, tuple[Control, ...]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge.flops.components.self_attention import CORE
 from bridge.flops.shapes import ConfigError, short
-from bridge.flops.terms import Kind, Pass, Place, Role, Term
+from bridge.flops.terms import Kind, Pass, Role, Term, TermPlace
 from bridge.flops.transforms import ADAPTERS, matches
 
 #: The format of matmuls whose format is unknown; it has no peak.
@@ -165,7 +165,7 @@ class Formats:
             return UNKNOWN if self.unknown else base
         if not self._may_run_in(self.recipe, term, one):
             return base
-        if term.place is Place.FIRST:  # towers and encoders have their own configurations
+        if term.place is TermPlace.FIRST:  # towers and encoders have their own configurations
             return UNKNOWN
         return self.recipe.format if self._holds_at(self.recipe, term.place, layers) else base
 
@@ -181,9 +181,9 @@ class Formats:
             return False
         return self.output_layer or Role.OUTPUT not in term.roles
 
-    def _holds_at(self, recipe: Recipe, place: int | Place, layers: int) -> bool:
-        if isinstance(place, Place):
-            return recipe.mtp or place is not Place.MTP
+    def _holds_at(self, recipe: Recipe, place: int | TermPlace, layers: int) -> bool:
+        if isinstance(place, TermPlace):
+            return recipe.mtp or place is not TermPlace.MTP
         return self.first <= place < layers - self.last
 
 

@@ -32,7 +32,7 @@ from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import decoder_layers, encoder_layers, mtp_depths, plain_layer
 from bridge.flops.reading import Model
 from bridge.flops.shapes import AudioShape, ModelShape, VisionShape
-from bridge.flops.terms import Context, Place, Role, Term, elementwise, join, norm, onto, table
+from bridge.flops.terms import Context, Role, Term, TermPlace, elementwise, join, norm, onto, table
 
 
 def root_terms(model: Model, convention: Convention, framework: Framework) -> list[Term]:
@@ -56,7 +56,7 @@ def model_terms(
     build, layers = Build(shape, convention, framework), decoder_layers(shape)
     before = _before_the_decoder(build, vision, audio, len(layers))
     return [
-        *(term.changed(place=Place.FIRST) for term in before),
+        *(term.changed(place=TermPlace.FIRST) for term in before),
         *_relative_positions(build, "decoder."),
         *_stack(build, layers, "decoder."),
         _last_norm(build, "states_0").under("decoder."),
@@ -96,7 +96,8 @@ def _after_the_decoder(build: Build) -> Iterator[Term]:
     shape, depths = build.shape, mtp_depths(build.shape)
     for depth, inner in enumerate(depths):
         yield from (
-            term.under(f"mtp.layers.{depth}.", Role.TRAINING_ONLY, place=Place.MTP) for term in _mtp_terms(build, inner, depth)
+            term.under(f"mtp.layers.{depth}.", Role.TRAINING_ONLY, place=TermPlace.MTP)
+            for term in _mtp_terms(build, inner, depth)
         )
     states = [f"states_{i}" for i in range(len(depths) + 1)]
     # As megatron-core runs them: the losses of the depths come first and hang on the decoder's state.
@@ -294,4 +295,4 @@ def vision_terms(vision: VisionShape, convention: Convention) -> list[Term]:
             unused = (term.changed(times=Fraction(0), outputs=("unused",)) for term in merger_of(vision, deep=True))
             terms += [term.under(f"vision_model.deepstack_merger_list.{index}.") for term in unused]
     terms += [term.under("vision_model.") for term in projector.terms(vision)]
-    return [term.changed(place=Place.FIRST).marked(Role.IMAGES) for term in terms]
+    return [term.changed(place=TermPlace.FIRST).marked(Role.IMAGES) for term in terms]

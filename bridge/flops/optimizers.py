@@ -21,7 +21,7 @@ Matrix = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class MatrixOptimizer:
     """How an optimizer works on a matrix.
 
     Attributes:
@@ -47,16 +47,16 @@ def newton_schulz(side: int, other: int) -> int:
     return 2 * side**2 * other + side**3
 
 
-def _muon(how: Optimizer, rows: int, columns: int) -> int:
+def _muon(how: MatrixOptimizer, rows: int, columns: int) -> int:
     return how.steps * newton_schulz(*sorted((rows, columns)))
 
 
-def _shampoo(how: Optimizer, rows: int, columns: int) -> int:
+def _shampoo(how: MatrixOptimizer, rows: int, columns: int) -> int:
     """G G^T and G^T G; the gradient between the two roots."""
     return 2 * _both_sides(rows, columns)
 
 
-def _soap(how: Optimizer, rows: int, columns: int) -> int:
+def _soap(how: MatrixOptimizer, rows: int, columns: int) -> int:
     """The preconditioners; moments out of the old eigenbasis and into the new one; the gradient into it, the update out of it."""
     sides, cubes = _both_sides(rows, columns), rows**3 + columns**3
     preconditioners = 2 * (sides + cubes) if how.kl else sides
@@ -69,12 +69,12 @@ def _both_sides(rows: int, columns: int) -> int:
     return rows * columns * (rows + columns)
 
 
-RULES: dict[str, Callable[[Optimizer, int, int], int]] = {"muon": _muon, "shampoo": _shampoo, "soap": _soap}
+RULES: dict[str, Callable[[MatrixOptimizer, int, int], int]] = {"muon": _muon, "shampoo": _shampoo, "soap": _soap}
 #: megatron-core's names of those that multiply as another does.
 _ALIASES = {"adaptive_muon": "muon", "muon_hyperball": "muon", "dist_muon": "muon", "rekls": "soap"}
 
 
-def of_config(get: Callable[[str], Any]) -> Optimizer | None:
+def of_config(get: Callable[[str], Any]) -> MatrixOptimizer | None:
     """The optimizer that a configuration asks for; None where it multiplies no matrices.
 
     Args:
@@ -93,7 +93,7 @@ def of_config(get: Callable[[str], Any]) -> Optimizer | None:
         return None
     steps, kl = get("muon_num_ns_steps"), get("soap_use_kl_shampoo")
     by_eigenvectors = name == "rekls" or get("soap_use_eigh") is True
-    return Optimizer(
+    return MatrixOptimizer(
         rule,
         steps=5 if steps is None else int(steps),
         power_steps=0 if by_eigenvectors else int(get("soap_power_iter_steps") or 1),

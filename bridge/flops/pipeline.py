@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.flops.shapes import ConfigError, whole
-from bridge.flops.terms import Place
+from bridge.flops.terms import TermPlace
 
 #: Symbols of a layout -> what stands there.
 PARTS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
@@ -42,15 +42,15 @@ class Placement:
     mtp: int
     loss: int
 
-    def stage(self, place: int | Place) -> int:
+    def stage(self, place: int | TermPlace) -> int:
         """Where a term runs that stands there."""
         if isinstance(place, int):
             return self.layers[place]
-        return {Place.FIRST: self.embedding, Place.MTP: self.mtp, Place.LAST: self.loss}[place]
+        return {TermPlace.FIRST: self.embedding, TermPlace.MTP: self.mtp, TermPlace.LAST: self.loss}[place]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class PipelineLayout:
     """How a model is cut into pipeline stages, in megatron-core's names."""
 
     pipeline_model_parallel_size: int = 1

@@ -25,17 +25,17 @@ from bridge.flops.lengths import batch_lengths, exact_vector
 from bridge.flops.model import root_terms, vision_terms
 from bridge.flops.moments import NOTHING, Moments, Number, rule
 from bridge.flops.parameter_rule import by_parameters
-from bridge.flops.pipeline import Layout, Placement
+from bridge.flops.pipeline import PipelineLayout, Placement
 from bridge.flops.shapes import ConfigError
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Kind, Pass, Place, Role, Term
+from bridge.flops.terms import Context, Kind, Pass, Role, Term, TermPlace
 
 K = TypeVar("K")
 
 #: A multiply-accumulate is two floating-point operations.
 FLOPS_PER_MAC = 2
 
-ONE_STAGE = Layout()
+ONE_STAGE = PipelineLayout()
 
 #: Comparing a built model needs torch, so it lives on a higher floor and is imported by name on use.
 VERIFY = "bridge.training.verify"
@@ -198,7 +198,7 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row of ``Plan.table``: equal terms of several layers together, with the FLOPs of one batch.
 
     Attributes:
@@ -247,7 +247,7 @@ class Plan:
         not_counted: tuple[str, ...],
         trainable: transforms.Rule | transforms.Trainable,
         build: Callable[[conventions.Convention], Sequence[Term]],
-        layout: Layout = ONE_STAGE,
+        layout: PipelineLayout = ONE_STAGE,
         hardware_unknown: tuple[str, ...] = (),
         formats: Formats = NOT_TOLD,
         model: reading.Model | None = None,
@@ -271,7 +271,7 @@ class Plan:
         self._index = {statistic: i for i, statistic in enumerate(self.statistics)}
         none = self._coefficients({}, ())
         self._totals = {name: split.get("", none) for name, split in self._split_by(lambda term: "").items()}
-        self._stages: dict[Layout, dict[str, list[Coefficients]]] = {}
+        self._stages: dict[PipelineLayout, dict[str, list[Coefficients]]] = {}
 
     def with_terms(
         self, terms: Sequence[Term], not_counted: tuple[str, ...], hardware_unknown: tuple[str, ...] | None = None
@@ -304,7 +304,7 @@ class Plan:
         return self._split_by(lambda term: term.component)
 
     @cached_property
-    def _places(self) -> list[int | Place]:
+    def _places(self) -> list[int | TermPlace]:
         """The positions of the priced terms in a pipeline."""
         return [term.place for term, _, _ in self._priced]
 
@@ -432,7 +432,7 @@ class Plan:
     def evaluate_stages(
         self,
         vector: Sequence[Number],
-        layout: Layout | int | None = None,
+        layout: PipelineLayout | int | None = None,
         virtual_pipeline_model_parallel_size: int | None = None,
         passes: str = "training",
         *,
@@ -455,7 +455,7 @@ class Plan:
             ConfigError: The layers do not fit this layout.
         """
         if isinstance(layout, int):
-            even = Layout(pipeline_model_parallel_size=layout, segments=self.layout.segments)
+            even = PipelineLayout(pipeline_model_parallel_size=layout, segments=self.layout.segments)
             given = replace(
                 even,
                 virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
@@ -466,7 +466,7 @@ class Plan:
             layout = self.layout if configured else given
         return [coefficients.dot(vector) for coefficients in self._known(passes, self.stage_coefficients(layout or self.layout))]
 
-    def stage_coefficients(self, layout: Layout) -> dict[str, list[Coefficients]]:
+    def stage_coefficients(self, layout: PipelineLayout) -> dict[str, list[Coefficients]]:
         """What prices each stage of a layout, for each set of passes; compiled once a layout."""
         if layout not in self._stages:
             stage_of = self.placement(layout).stage
@@ -475,10 +475,10 @@ class Plan:
             self._stages[layout] = {name: [split.get(stage, none) for stage in stages] for name, split in found.items()}
         return self._stages[layout]
 
-    def placement(self, layout: Layout) -> Placement:
+    def placement(self, layout: PipelineLayout) -> Placement:
         """On which stage of a layout everything stands."""
         layers = [term.place for term in self.terms if isinstance(term.place, int)]
-        depths = {term.path.split(".", 3)[2] for term in self.terms if term.place is Place.MTP}
+        depths = {term.path.split(".", 3)[2] for term in self.terms if term.place is TermPlace.MTP}
         return layout.place(max(layers, default=-1) + 1, len(depths))
 
     def flops(
@@ -504,11 +504,13 @@ class Plan:
         """FLOPs of a batch by component; they add up to ``flops``, which takes the same arguments."""
         return self.evaluate_components(self.measure(sequence_lengths, image_patches, **others), passes)
 
-    def table(self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), **others: Iterable[int]) -> list[Row]:
+    def table(
+        self, sequence_lengths: Iterable[int], image_patches: Iterable[int] = (), **others: Iterable[int]
+    ) -> list[TableRow]:
         """Every matmul of a batch, with equal ones of several layers in one row; the arguments are those of ``measure``."""
         return self.tabulate(self.measure(sequence_lengths, image_patches, **others))
 
-    def tabulate(self, vector: Sequence[Number]) -> list[Row]:
+    def tabulate(self, vector: Sequence[Number]) -> list[TableRow]:
         """``table`` for a vector."""
         vector = exact_vector(vector)
         total = self.evaluate(vector)
@@ -526,7 +528,7 @@ class Plan:
         for key, by_pass in groups.items():
             forward, dgrad, wgrad, recompute = map(_whole, by_pass)
             share = float((forward + dgrad + wgrad) / total) if total else 0.0
-            rows.append(Row(*key, layers[key], forward, dgrad, wgrad, recompute, share))
+            rows.append(TableRow(*key, layers[key], forward, dgrad, wgrad, recompute, share))
         return rows
 
     def __repr__(self) -> str:

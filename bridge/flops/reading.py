@@ -19,7 +19,7 @@ from bridge.flops.components.registry import PROJECTORS, SYMBOLS, VARIANTS
 from bridge.flops.formats import Formats
 from bridge.flops.frameworks import Framework
 from bridge.flops.layer_pattern import pipeline_segments
-from bridge.flops.pipeline import Layout
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.shapes import (
     MAX_LAYERS,
     AudioShape,
@@ -74,7 +74,7 @@ class Model:
     teacher: Model | None = None
     reference: bool = False
     adapted: bool = False
-    layout: Layout = Layout()
+    layout: PipelineLayout = PipelineLayout()
     sequence_length: int | None = None
     true_vocabulary: bool = True
     not_counted: tuple[str, ...] = ()
@@ -248,13 +248,13 @@ _LAYOUT_ALIASES = {
 }
 
 
-def read_layout(cfg: Any) -> Layout:
+def read_layout(cfg: Any) -> PipelineLayout:
     """How a configuration cuts its model into pipeline stages; what cannot be is found out when the layers are placed."""
     source = get(cfg, "parallel") or model_of(cfg)
-    names = [item.name for item in dataclasses.fields(Layout) if item.name != "segments"]
+    names = [item.name for item in dataclasses.fields(PipelineLayout) if item.name != "segments"]
     options = {name: get(source, name) or get(source, _LAYOUT_ALIASES.get(name, name)) for name in names}
     given = {name: value for name, value in options.items() if value is not None}
-    return Layout(**given, segments=pipeline_segments(get(model_of(cfg), "hybrid_layer_pattern")))
+    return PipelineLayout(**given, segments=pipeline_segments(get(model_of(cfg), "hybrid_layer_pattern")))
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -13,7 +13,7 @@ from math import ceil
 
 from bridge.flops.plan import Number, Plan
 from bridge.flops.statistics import Over, Statistic
-from bridge.flops.terms import Pass, Place, Role, Term
+from bridge.flops.terms import Pass, Role, Term, TermPlace
 
 _EXPERTS = ".experts."
 #: What routers' counts no longer leave out.
@@ -42,7 +42,7 @@ def expert_layers(plan: Plan) -> dict[str, int]:
     return {path: number for number, path in enumerate(dict.fromkeys(paths))}
 
 
-def expert_places(plan: Plan) -> list[int | Place]:
+def expert_places(plan: Plan) -> list[int | TermPlace]:
     """Where in the model each of these layers stands, by its number."""
     layers = expert_layers(plan)
     return list({layers[term.path.partition(_EXPERTS)[0]]: term.place for term in plan.terms if _is_routed(term)}.values())

@@ -15,7 +15,7 @@ from bridge.flops.elementwise import NOTHING, Operations
 from bridge.flops.statistics import SEQUENCES, TOKENS, Over, Shape, Statistic
 
 
-class Place(enum.Enum):
+class TermPlace(enum.Enum):
     """The place of a term that belongs to no decoder layer."""
 
     FIRST = "first"
@@ -172,7 +172,7 @@ class Term:
     bias: int = 0
     parts: tuple[tuple[str, int], ...] = ()
     path: str = ""
-    place: int | Place = Place.LAST
+    place: int | TermPlace = TermPlace.LAST
     tied: str = ""
     allowed: Pass = Pass.TRAINING
     passes: Pass = Pass.FORWARD

@@ -15,7 +15,7 @@ from bridge.flops.elementwise import Operations
 from bridge.flops.frameworks import Framework
 from bridge.flops.shapes import ConfigError, ModelShape, short
 from bridge.flops.statistics import FORWARD_PASSES
-from bridge.flops.terms import Kind, Pass, Place, Role, Term, elementwise
+from bridge.flops.terms import Kind, Pass, Role, Term, TermPlace, elementwise
 
 ADAPTERS = "adapters"
 #: The value that never carries a gradient.
@@ -268,7 +268,7 @@ def forward_only(terms: Iterable[Term], component: str, role: Role = Role.NONE) 
     """
     role |= Role.ONLOOKER | Role.TRAINING_ONLY
     return [
-        term.under(f"{component}.", component=component, place=Place.LAST, passes=Pass.FORWARD & term.allowed).marked(role)
+        term.under(f"{component}.", component=component, place=TermPlace.LAST, passes=Pass.FORWARD & term.allowed).marked(role)
         for term in terms
     ]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.flops.plan import Plan, Row
+from bridge.flops.plan import Plan, TableRow
 
 #: Layers whose reduced dimension is shared; that of all other weights with a partner is the produced one.
 _SHARED_INPUT = ("linear_proj", "linear_fc2", "out_proj")
@@ -45,7 +45,7 @@ class Matmul:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMatmul:
     """A matmul and how fast the device was with it, FLOP/s."""
 
     matmul: Matmul
@@ -68,7 +68,7 @@ def matmuls(plan: Plan, tokens: int, *, tensor: int = 1, experts: int | None = N
     return sorted(found, key=lambda one: -one.flops)
 
 
-def _of_row(row: Row, tokens: int, tensor: int, experts: int | None) -> Iterable[Matmul]:
+def _of_row(row: TableRow, tokens: int, tensor: int, experts: int | None) -> Iterable[Matmul]:
     k = row.k // tensor if row.name in _SHARED_INPUT else row.k
     n = row.n // tensor if row.name in _SHARED_OUTPUT else row.n
     m = max(1, round(tokens * row.times / (experts or 1))) if row.times != 1 else tokens
@@ -79,14 +79,14 @@ def _of_row(row: Row, tokens: int, tensor: int, experts: int | None) -> Iterable
             yield Matmul(f"{row.name} {name}", *sizes, flops)
 
 
-def measure(found: Sequence[Matmul], dtype: Any, device: Any, seconds: float = 0.2) -> list[Measured]:
+def measure(found: Sequence[Matmul], dtype: Any, device: Any, seconds: float = 0.2) -> list[MeasuredMatmul]:
     """The fastest of several runs of each; equal shapes once."""
     rates: dict[tuple[int, int, int], float] = {}
     for one in found:
         sizes = (one.m, one.k, one.n)
         if sizes not in rates:
             rates[sizes] = _rate(*sizes, dtype, device, seconds)
-    return [Measured(one, rates[one.m, one.k, one.n]) for one in found]
+    return [MeasuredMatmul(one, rates[one.m, one.k, one.n]) for one in found]
 
 
 def _rate(m: int, k: int, n: int, dtype: Any, device: Any, seconds: float) -> float:
@@ -112,7 +112,7 @@ def _settle(device: Any) -> None:
         torch.cuda.synchronize(device)
 
 
-def reached(found: Iterable[Measured]) -> float:
+def reached(found: Iterable[MeasuredMatmul]) -> float:
     """FLOP/s over all of them, one after the other."""
     work = [(one.matmul.flops, one.matmul.flops / one.rate) for one in found]
     return sum(flops for flops, _ in work) / sum(seconds for _, seconds in work)

@@ -1,6 +1,6 @@
 """Adds up the statistics of the micro-batches of one rank: one integer vector, laid out by the configuration alone.
 
-What stands where is the :class:`~bridge.metrics.vector.Layout`'s.
+What stands where is the :class:`~bridge.metrics.vector.VectorLayout`'s.
 
 Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; a statistic that is
 at most twice the square of the micro-batch's tokens cannot overflow below 2^30 tokens (a cube: 2^20), and above that the
@@ -23,7 +23,7 @@ import numpy as np
 from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.snapshots import Packed, Snapshot, joined_lengths, restored
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 #: No more tokens, or patches, are summed in int64, whatever the statistics.
 _MOST_BITS = 30
@@ -93,7 +93,7 @@ class BatchStatistics:
         layout: what stands where.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: VectorLayout) -> None:
         self.layout = layout
         self._sequence_slots, self._sequence_sums = _select(layout.statistics, "sequences")
         self._image_slots, self._image_sums = _select(layout.statistics, "images")

@@ -14,7 +14,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.routed import assignments, padding
 from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.totals import whole
-from bridge.metrics.vector import Layout, Slice
+from bridge.metrics.vector import Slice, VectorLayout
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,10 @@ class ExpertCounter(Instrument):
         batch.count(REQUESTS, requested)
 
     @staticmethod
-    def _are_priced(layout: Layout) -> bool:
+    def _are_priced(layout: VectorLayout) -> bool:
         return assignments(0).name in layout
 
-    def _places(self, layout: Layout) -> list[int]:
+    def _places(self, layout: VectorLayout) -> list[int]:
         """Positions in the vector, in the order of the amounts."""
         kinds = (assignments, padding) if self._are_priced(layout) else ()
         sums = [layout.index[kind(layer).name] for kind in kinds for layer in range(self._routing.layers)]

@@ -17,7 +17,7 @@ from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bridge.metrics.place import Place
-from bridge.metrics.vector import Layout, Slice
+from bridge.metrics.vector import Slice, VectorLayout
 
 if TYPE_CHECKING:
     from bridge.metrics.batch_statistics import BatchStatistics
@@ -72,7 +72,7 @@ class Summed:
         price: from one of these vectors to work.
     """
 
-    layout: Layout
+    layout: VectorLayout
     place: Place
     work: Sequence[int]
     timed: Sequence[int]

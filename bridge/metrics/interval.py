@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bridge.flops.pipeline import Layout as Stages
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.plan import Coefficients, Plan
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.batch_statistics import READ
@@ -15,7 +15,7 @@ from bridge.metrics.peak import Peak
 from bridge.metrics.place import Place
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.totals import Totals, whole
-from bridge.metrics.vector import REPLICA_WORK, Layout
+from bridge.metrics.vector import REPLICA_WORK, VectorLayout
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Intervals:
         peak: of one device.
     """
 
-    def __init__(self, plan: Plan | None, place: Place, layout: Layout, instruments: Instruments, peak: Peak) -> None:
+    def __init__(self, plan: Plan | None, place: Place, layout: VectorLayout, instruments: Instruments, peak: Peak) -> None:
         self._plan, self._place, self._layout, self._instruments, self._peak = plan, place, layout, instruments, peak
         self._size = len(plan.statistics) if plan else 0
         self._stages = _stages(plan, place)
@@ -127,7 +127,7 @@ class Intervals:
         )
 
 
-def pipeline_stages(plan: Plan, place: Place) -> Stages:
+def pipeline_stages(plan: Plan, place: Place) -> PipelineLayout:
     """What stands on the stages of this job: their number is the job's, the rest the configuration's."""
     chunks = place.virtual if place.virtual > 1 else None
     return replace(plan.layout, pipeline_model_parallel_size=place.pipeline, virtual_pipeline_model_parallel_size=chunks)

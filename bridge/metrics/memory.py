@@ -26,7 +26,7 @@ _RETRIES = "allocator_retries"
 
 
 @dataclass(frozen=True)
-class Peak:
+class RankPeak:
     """The most that a rank has held so far: bytes, and which rank."""
 
     size: int
@@ -37,13 +37,13 @@ class Peak:
         return self.size // _UNIT << _RANK_BITS | self.rank
 
     @classmethod
-    def decoded(cls, number: int) -> Peak:
+    def decoded(cls, number: int) -> RankPeak:
         """The inverse, to a unit of 512 bytes."""
         return cls((number >> _RANK_BITS) * _UNIT, number & ((1 << _RANK_BITS) - 1))
 
 
 @dataclass(frozen=True)
-class Held:
+class FullestRank:
     """Memory of all ranks.
 
     Attributes:
@@ -51,11 +51,11 @@ class Held:
         retries: of the allocators of all ranks in the interval; None without a GPU.
     """
 
-    peaks: Mapping[str, Peak]
+    peaks: Mapping[str, RankPeak]
     retries: int | None = None
 
     @property
-    def fullest(self) -> Peak:
+    def fullest(self) -> RankPeak:
         """The first of the peaks."""
         return next(iter(self.peaks.values()))
 
@@ -93,19 +93,19 @@ class MemoryPeaks(Measurement):
         rank, world = self._place.rank, self._place.world
 
         def entry(size: int) -> Any:
-            return [size * (other == rank) for other in range(world)] if self._each else Peak(size, rank).encoded()
+            return [size * (other == rank) for other in range(world)] if self._each else RankPeak(size, rank).encoded()
 
         return {_RETRIES: reading[_RETRIES], **{f"memory_{name}": entry(reading[name]) for name in self._names}}
 
-    def measured(self, summed: Summed) -> Held:
+    def measured(self, summed: Summed) -> FullestRank:
         retries = summed[_RETRIES][0] if self._device.type == "cuda" else None
-        return Held({name: self._fullest(summed[f"memory_{name}"]) for name in self._names}, retries)
+        return FullestRank({name: self._fullest(summed[f"memory_{name}"]) for name in self._names}, retries)
 
-    def _fullest(self, entries: list[int]) -> Peak:
+    def _fullest(self, entries: list[int]) -> RankPeak:
         if not self._each:
-            return Peak.decoded(entries[0])
+            return RankPeak.decoded(entries[0])
         rank = max(range(len(entries)), key=lambda rank: entries[rank])
-        return Peak(entries[rank], rank)
+        return RankPeak(entries[rank], rank)
 
 
 class MemoryMeter(Instrument):

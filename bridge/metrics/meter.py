@@ -39,7 +39,7 @@ from bridge.metrics.stragglers import ranked
 from bridge.metrics.throughput import Interval
 from bridge.metrics.timing import Clock, HostClock, IntervalTimer, Lap
 from bridge.metrics.totals import Totals
-from bridge.metrics.vector import HEAVIEST, RANKS, REPLICA_WORK, SQUARED_STEP, STEP, Layout
+from bridge.metrics.vector import HEAVIEST, RANKS, REPLICA_WORK, SQUARED_STEP, STEP, VectorLayout
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class Meter:
         self.place = place = place or Place()
         self._instruments = instruments or Instruments()
         self._device = device
-        self.layout = layout = Layout((*(plan.statistics if plan else ()), *beside), place, self._instruments.slices)
+        self.layout = layout = VectorLayout((*(plan.statistics if plan else ()), *beside), place, self._instruments.slices)
         self._intervals = Intervals(plan, place, layout, self._instruments, peak)
         self._counted, self._spare = self._parts(), self._parts()
         self._every = self._instruments.every if self._instruments.samples else 0

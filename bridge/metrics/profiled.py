@@ -29,7 +29,7 @@ _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 Event = Mapping[str, Any]
 #: FLOPs of the forward pass and of the backward pass.
-Work = tuple[Number, Number]
+PassFlops = tuple[Number, Number]
 
 
 @dataclass
@@ -103,7 +103,7 @@ def _opened(name: str, way: str, call: int, event: Event, stack: Sequence[Region
 
 
 @dataclass
-class Row:
+class ProfiledRow:
     """A module of all layers, or a phase of a step: of all steps together.
 
     Attributes:
@@ -153,7 +153,9 @@ class Row:
         }
 
 
-def rows(found: Iterable[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: float | None = None) -> list[Row]:
+def rows(
+    found: Iterable[Region], work: Mapping[str, Sequence[PassFlops]], *, ranks: int = 1, peak: float | None = None
+) -> list[ProfiledRow]:
     """Time and FLOPs together, the largest loss first; without the steps themselves.
 
     Args:
@@ -164,11 +166,11 @@ def rows(found: Iterable[Region], work: Mapping[str, Sequence[Work]], *, ranks: 
     """
     found = [region for region in found if region.name != STEP]
     on_device = any(region.kernels for region in found)
-    table: dict[str, Row] = {}
+    table: dict[str, ProfiledRow] = {}
 
-    def row(name: str) -> Row:
+    def row(name: str) -> ProfiledRow:
         stem = _LAYER.sub("*", name)
-        return table.setdefault(stem, Row(stem, ranks=ranks))
+        return table.setdefault(stem, ProfiledRow(stem, ranks=ranks))
 
     for region in found:
         attribute = f"{region.way}_seconds"
@@ -188,7 +190,7 @@ def _seconds(region: Region, on_device: bool) -> float:
 
 
 def with_flops(
-    found: Sequence[Region], work: Mapping[str, Sequence[Work]], *, ranks: int = 1, peak: float | None = None
+    found: Sequence[Region], work: Mapping[str, Sequence[PassFlops]], *, ranks: int = 1, peak: float | None = None
 ) -> list[dict[str, Any]]:
     """Trace events of the modules' passes with FLOPs as arguments: two tracks above those of the profiler, for Perfetto."""
     on_device = any(region.kernels for region in found)

@@ -13,7 +13,7 @@ from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.reduction import from_limbs
 from bridge.metrics.totals import whole
-from bridge.metrics.vector import Layout, Slice
+from bridge.metrics.vector import Slice, VectorLayout
 
 if TYPE_CHECKING:
     from bridge.metrics.throughput import Interval, Metrics
@@ -50,7 +50,7 @@ class RerunCounter(Instrument):
 
     def add(self, read: Callable[[], BatchLengths | None]) -> None:
         """One more micro-batch that was given before; one that cannot be read was said to be then."""
-        sums = BatchStatistics(Layout(self._plan.statistics))
+        sums = BatchStatistics(VectorLayout(self._plan.statistics))
         try:
             if (lengths := read()) is not None:
                 sums.add(lengths)

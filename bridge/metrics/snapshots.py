@@ -20,14 +20,14 @@ from bridge.metrics.batch_lengths import FLATTENED, IMAGE_NAMES, OFFSET_NAMES, P
 #: Offsets up to here are copied to a list, more to an array.
 _FEW = 256
 
-Shape = tuple[int, ...]
+TokenShape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Shaped:
     """Stands for tokens, of which nothing but the shape is looked at."""
 
-    shape: Shape
+    shape: TokenShape
 
     @property
     def ndim(self) -> int:
@@ -38,7 +38,7 @@ class Shaped:
 class Packed(NamedTuple):
     """Offsets of packed sequences, by their name, and the shape of their tokens."""
 
-    shape: Shape
+    shape: TokenShape
     name: str
     offsets: Any
     argmin: Any = None
@@ -75,7 +75,7 @@ def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Any | None:
     return lengths if not lengths.size or lengths.item(lengths.argmin()) >= 0 else None
 
 
-Snapshot = Shape | Packed
+Snapshot = TokenShape | Packed
 """The shape of tokens that nothing else is said of, or offsets."""
 
 

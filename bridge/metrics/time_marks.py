@@ -23,7 +23,7 @@ from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Listener, Spans, Timers
 from bridge.metrics.stragglers import differentiable
-from bridge.metrics.time_parts import Measured, RankTimes, Shape, measured, time_parts
+from bridge.metrics.time_parts import MeanStep, RankTimes, TimeEntries, measured, time_parts
 from bridge.metrics.timing import Clock, CudaClock, HostClock
 from bridge.metrics.vector import Reduce, Slice
 
@@ -60,7 +60,7 @@ class TimeMarks(Instrument):
         optimizer: Any,
         *,
         clock: Clock,
-        shape: Shape,
+        shape: TimeEntries,
         stage: int = 0,
         every_step: bool = False,
         each_lap: bool = False,
@@ -157,7 +157,7 @@ class Times(Measurement):
         self._model, self._optimizer = model, optimizer
         self._options = {"every_step": every_step, "each_lap": each_lap}
         self.has_samples = not every_step
-        self._shape = Shape(place.pipeline, place.virtual)
+        self._shape = TimeEntries(place.pipeline, place.virtual)
         self._stage = place.indices(place.rank).get("pipeline", 0)
         self._marks: TimeMarks | None = None
         self.slices = (
@@ -209,7 +209,7 @@ class TimeParts:
         lengths: seconds of this rank's steps.
     """
 
-    found: Measured
+    found: MeanStep
     padding: int | None = None
     lengths: tuple[float, ...] = ()
 

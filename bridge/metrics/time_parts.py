@@ -48,7 +48,7 @@ _SAMPLED = (Phase.PIPELINE, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHE
 
 
 @dataclass(frozen=True)
-class Shape:
+class TimeEntries:
     """What the entries of all ranks' times are; equal on every rank.
 
     Attributes:
@@ -97,7 +97,7 @@ class RankTimes:
         stage: where this rank stands.
     """
 
-    def __init__(self, shape: Shape, stage: int = 0) -> None:
+    def __init__(self, shape: TimeEntries, stage: int = 0) -> None:
         self.shape, self.stage = shape, stage
         self._steps: list[Step] = []
         self.micro_batches = 0
@@ -185,7 +185,7 @@ def _stretch(slot: int, count: int, slots: int) -> slice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeanStep:
     """Seconds a step, mean over the ranks.
 
     Attributes:
@@ -203,7 +203,7 @@ class Measured:
     data: float = 0.0
 
 
-def measured(shape: Shape, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> Measured | None:
+def measured(shape: TimeEntries, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> MeanStep | None:
     """What all ranks sent; None where a rank sent nothing.
 
     Args:
@@ -235,7 +235,7 @@ def measured(shape: Shape, own: RankTimes, sums: Sequence[int], minima: Sequence
         uneven = found.imbalance * scale if found else 0.0
         imbalance += uneven
         communication += idle - bubble - uneven
-    return Measured(
+    return MeanStep(
         step=entry["time_whole_ns"] / steps / 1e9,
         compute=mean[Phase.COMPUTE],
         imbalance=imbalance,
@@ -250,7 +250,7 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> float | None:
+def _least(shape: TimeEntries, phase: Phase, minima: Sequence[int]) -> float | None:
     """Seconds of a step's collectives without waiting, mean over the stages; None where ranks of a stage differ."""
     before = sum(2 + kept for _, kept in takewhile(lambda item: item[0] is not phase, WAITS_KEPT.items()))
     found = 0.0
@@ -263,7 +263,7 @@ def _least(shape: Shape, phase: Phase, minima: Sequence[int]) -> float | None:
     return found
 
 
-def _replayed(shape: Shape, own: RankTimes, entry: Mapping[str, int]) -> Replay | None:
+def _replayed(shape: TimeEntries, own: RankTimes, entry: Mapping[str, int]) -> Replay | None:
     """The pipeline without transfers, of the mean times of each stage's ranks; None if not all stages sent theirs."""
     count = own.micro_batches
     durations: list[Durations] = []
@@ -282,7 +282,7 @@ def _replayed(shape: Shape, own: RankTimes, entry: Mapping[str, int]) -> Replay 
 
 def time_parts(
     step_time: float,
-    found: Measured,
+    found: MeanStep,
     *,
     ideal: float | None = None,
     padding: float | None = None,

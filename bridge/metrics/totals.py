@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridge.flops.plan import Plan
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 
 def whole(flops: Any) -> int:
@@ -27,7 +27,7 @@ class Totals:
         layout: what the entries of the vectors to come mean.
     """
 
-    def __init__(self, plan: Plan | None, layout: Layout) -> None:
+    def __init__(self, plan: Plan | None, layout: VectorLayout) -> None:
         self._plan = plan
         self._layout = layout
         self._values = layout.zeros()

@@ -66,7 +66,7 @@ PAIRING = (Slice(STEP), Slice(SQUARED_STEP), Slice(RANKS))
 REPLICA_WORK, HEAVIEST = "replica_work", "heaviest_replica"
 
 
-class Layout:
+class VectorLayout:
     """What stands where.
 
     Args:

@@ -15,7 +15,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.reading import get
 from bridge.flops.shapes import ConfigError
 from bridge.planning.layouts import Layout
-from bridge.planning.shards import Shard, chunks
+from bridge.planning.shards import ParameterShard, chunks
 
 #: Entries to which a parameter, and to whose multiple a bucket, is aligned under the distributed optimizer.
 PARAMETER_ALIGNMENT, BUCKET_ALIGNMENT = 64, 128
@@ -130,7 +130,7 @@ def _stage_buffers(plan: Plan, layout: Layout, optimizer: Optimizer, stage: int,
     ]
 
 
-def buffers(shards: Iterable[Shard], layout: Layout, optimizer: Optimizer, size: int | None) -> list[Buffer]:
+def buffers(shards: Iterable[ParameterShard], layout: Layout, optimizer: Optimizer, size: int | None) -> list[Buffer]:
     """The buffers of one model chunk: that of the experts apart where they are spread over ranks.
 
     Args:
@@ -138,7 +138,7 @@ def buffers(shards: Iterable[Shard], layout: Layout, optimizer: Optimizer, size:
         layout, optimizer: how it is cut and reduced.
         size: entries after which a bucket is closed.
     """
-    groups: dict[bool, list[Shard]] = {}
+    groups: dict[bool, list[ParameterShard]] = {}
     for shard in shards:
         if shard.trains and shard.numel:
             groups.setdefault(shard.expert, []).append(shard)
@@ -146,7 +146,7 @@ def buffers(shards: Iterable[Shard], layout: Layout, optimizer: Optimizer, size:
     return [_buffer(held, expert, ranks[expert], optimizer, size) for expert, held in sorted(groups.items())]
 
 
-def _buffer(held: Sequence[Shard], expert: bool, ranks: int, optimizer: Optimizer, size: int | None) -> Buffer:
+def _buffer(held: Sequence[ParameterShard], expert: bool, ranks: int, optimizer: Optimizer, size: int | None) -> Buffer:
     own = sum(shard.numel for shard in held)
     if not optimizer.use_distributed_optimizer:
         return Buffer(own, ranks, own, (own,) * ranks, expert)
@@ -160,7 +160,7 @@ def _buffer(held: Sequence[Shard], expert: bool, ranks: int, optimizer: Optimize
     return Buffer(end, ranks, own, tuple(slices), expert)
 
 
-def _buckets(held: Sequence[Shard], ranks: int, size: int | None) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+def _buckets(held: Sequence[ParameterShard], ranks: int, size: int | None) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Start and end of each bucket, and of the parameters in it; the model's last parameter comes first."""
     align, start, position = lcm(ranks, BUCKET_ALIGNMENT), 0, 0
     inside: list[tuple[int, int]] = []

@@ -34,7 +34,7 @@ OURS = "megatron"
 
 
 @dataclass(frozen=True)
-class Way:
+class CountedWay:
     """The run counted in one way.
 
     Attributes:
@@ -97,11 +97,11 @@ class Check:
 
     # ---- counting --------------------------------------------------------------------------------
 
-    def under(self, convention: str | Convention, *rules: str) -> Way:
+    def under(self, convention: str | Convention, *rules: str) -> CountedWay:
         """The run counted by a convention, with ``counting_rules`` in addition to the assumed ones."""
         return self._way(counting_rules.way(convention), tuple(map(counting_rules.get, rules)))
 
-    def _way(self, convention: Convention, rules: Sequence[Rule]) -> Way:
+    def _way(self, convention: Convention, rules: Sequence[Rule]) -> CountedWay:
         case, every = self.case, (*self.assumed, *rules)
         per_token = Fraction(self._flops(convention, every)) / case.tokens
         rate, peak = 1.0, 1.0
@@ -113,7 +113,7 @@ class Check:
         if self.reported is not None:
             ours = speed if self.reported.unit == "FLOP/s" else utilisation
             ratio = None if ours is None else ours / float(self.reported.number)
-        return Way(convention.name, tuple(rule.name for rule in every), per_token, speed, utilisation, ratio)
+        return CountedWay(convention.name, tuple(rule.name for rule in every), per_token, speed, utilisation, ratio)
 
     def _flops(self, convention: Convention, rules: Sequence[Rule]) -> Number:
         """FLOPs of the batch."""
@@ -126,16 +126,16 @@ class Check:
         return priced.flops if flops is None else flops
 
     @cached_property
-    def conventions(self) -> tuple[Way, ...]:
+    def conventions(self) -> tuple[CountedWay, ...]:
         """The run by every convention, and by PaLM's rule without the input embedding."""
         return tuple(self._way(convention, ()) for convention in WAYS)
 
     @cached_property
-    def mistakes(self) -> tuple[Way, ...]:
+    def mistakes(self) -> tuple[CountedWay, ...]:
         """The run by every usual mistake on top of each convention, where it changes anything."""
         return tuple(self._mistakes())
 
-    def _mistakes(self) -> Iterator[Way]:
+    def _mistakes(self) -> Iterator[CountedWay]:
         seen = set()
         for rule in RULES.values():
             if rule in self.assumed:
@@ -155,19 +155,19 @@ class Check:
         rounding = 0.0 if self.reported is None else float(self.reported.rounding / self.reported.number)
         return max(TOLERANCE, rounding + self.rounding)
 
-    def agrees(self, way: Way) -> bool:
+    def agrees(self, way: CountedWay) -> bool:
         """Whether the reported number agrees with this count."""
         return way.distance <= self.tolerance
 
     @property
-    def fits(self) -> tuple[Way, ...]:
+    def fits(self) -> tuple[CountedWay, ...]:
         """The conventions that give the reported number, nearest first."""
         return tuple(sorted(filter(self.agrees, self.conventions), key=_nearness))
 
     @property
-    def explanations(self) -> tuple[Way, ...]:
+    def explanations(self) -> tuple[CountedWay, ...]:
         """The usual mistakes that would give the reported number, nearest first, each on top of the convention it fits best."""
-        best: dict[tuple[str, ...], Way] = {}
+        best: dict[tuple[str, ...], CountedWay] = {}
         for way in sorted(filter(self.agrees, self.mistakes), key=_nearness):
             best.setdefault(way.rules, way)
         return tuple(best.values())
@@ -221,7 +221,7 @@ class Check:
             f"{_percent(near)}; the tokens per second, the model or the reported number must be wrong."
         )
 
-    def components(self, way: Way) -> dict[str, float]:
+    def components(self, way: CountedWay) -> dict[str, float]:
         """FLOPs per token by component; ``added`` is what a rule adds outside the components."""
         priced = Priced(self.case, self.case.model, counting_rules.way(way.convention), self.case.passes)
         for name in way.rules:
@@ -230,19 +230,19 @@ class Check:
         beside = float(way.flops_per_token) - sum(parts.values())
         return parts | ({"added": beside} if abs(beside) > 1e-9 * float(way.flops_per_token) else {})
 
-    def gaps(self, way: Way, to: Way) -> dict[str, float]:
+    def gaps(self, way: CountedWay, to: CountedWay) -> dict[str, float]:
         """How much one way counts beyond another by component, as fractions of the other's total, largest first."""
         ours, theirs = self.components(to), self.components(way)
         total = float(to.flops_per_token)
         found = {name: (theirs.get(name, 0.0) - ours.get(name, 0.0)) / total for name in {**ours, **theirs}}
         return {name: found[name] for name in sorted(found, key=lambda name: -abs(found[name])) if abs(found[name]) >= 0.0005}
 
-    def _because(self, best: Way) -> str:
+    def _because(self, best: CountedWay) -> str:
         """The components whose counts differ most from ours, in percent of ours."""
         gaps = self.gaps(best, self.under(OURS))
         return ", ".join(f"{name} ({gap:+.1%})" for name, gap in list(gaps.items())[:3]) or "what the number is compared with"
 
-    def shown(self, way: Way) -> str:
+    def shown(self, way: CountedWay) -> str:
         """A count in the unit of the reported number."""
         if self.reported is not None and self.reported.unit == "%":
             return "unknown" if way.utilisation is None else f"{way.utilisation:.2%}"
@@ -280,19 +280,19 @@ def shown_quantity(quantity: Quantity) -> str:
     return f"{number * 100:.6g}%" if quantity.unit == "%" else f"{number / 1e12:,.6g} TFLOP/s"
 
 
-def _nearness(way: Way) -> float:
+def _nearness(way: CountedWay) -> float:
     """A rounded distance, so that equally near ways keep their order."""
     return round(way.distance, 3)
 
 
-def _told_apart(way: Way, plain: Way) -> bool:
+def _told_apart(way: CountedWay, plain: CountedWay) -> bool:
     """Whether a rule changes the result: the ratio, if something was reported."""
     if way.ratio is not None:
         return way.ratio != plain.ratio
     return way.flops_per_token != plain.flops_per_token or way.utilisation != plain.utilisation
 
 
-def _percent(way: Way) -> str:
+def _percent(way: CountedWay) -> str:
     return f"{(way.ratio or 0) - 1:+.1%}"
 
 

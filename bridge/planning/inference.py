@@ -33,19 +33,19 @@ MOST_GENERATED = 2**17
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
     """Parameters of a published model: all, and those active per token."""
 
     total: float
     active: float
 
 
-def _dense(parameters: float) -> Parameters:
-    return Parameters(parameters, parameters)
+def _dense(parameters: float) -> ParameterCounts:
+    return ParameterCounts(parameters, parameters)
 
 
 #: Models that telemetry knows by name, in nominal parameters.
-MODELS: Mapping[str, Parameters] = {
+MODELS: Mapping[str, ParameterCounts] = {
     "qwen3:8b": _dense(8e9),
     "qwen3:0.6b": _dense(0.6e9),
     "qwen3:4b": _dense(4e9),
@@ -53,11 +53,11 @@ MODELS: Mapping[str, Parameters] = {
     "llama-3.1-8b": _dense(8e9),
     "mistral-7b": _dense(7e9),
     # Two of eight experts per token (arXiv:2401.04088): 47 billion parameters, 13 billion active.
-    "mixtral-8x7b": Parameters(47e9, 13e9),
+    "mixtral-8x7b": ParameterCounts(47e9, 13e9),
 }
 
 
-def find_parameters(model: str) -> Parameters | None:
+def find_parameters(model: str) -> ParameterCounts | None:
     """Parameters of a model by name; None for an unknown one.
 
     Names are compared word by word and may have more words (``Qwen/Qwen3-8B``, ``llama-3.1-8b-instruct``); the entry
@@ -123,7 +123,7 @@ def step_pairs(record: Convention) -> Pairs:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryTraffic:
     """Bytes of a number, by where it lives.
 
     Attributes:
@@ -344,13 +344,13 @@ class InferencePlan:
             skipped |= Role.ENCODER
         return sum(_entries(term, tokens) for term in self._built if not term.roles & skipped)
 
-    def cache_bytes(self, tokens: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
+    def cache_bytes(self, tokens: int, memory: MemoryTraffic = MemoryTraffic(), encoder_tokens: int = 0) -> float:
         """Bytes of one request's cache after ``tokens`` tokens."""
         return sum(
             layers * entries_after(cache, tokens, encoder_tokens) * _size(cache, memory) for cache, layers in self._alike.items()
         )
 
-    def step_cache_bytes(self, position: int, memory: Memory = Memory(), encoder_tokens: int = 0) -> float:
+    def step_cache_bytes(self, position: int, memory: MemoryTraffic = MemoryTraffic(), encoder_tokens: int = 0) -> float:
         """Bytes of cache that the token at ``position`` (from 1) reads and writes."""
         return sum(
             layers * (entries_read(cache, position, encoder_tokens) + entries_written(cache, position)) * _size(cache, memory)
@@ -371,7 +371,7 @@ def prefill_and_decode(
     convention: str = "exact",
     logits_to_keep: int = 0,
     latents: str | None = None,
-    memory: Memory = Memory(),
+    memory: MemoryTraffic = MemoryTraffic(),
     cached_tokens: int = 0,
 ) -> Generation:
     """FLOPs and bytes of a request: the prompt in one pass, then one pass for each further token.
@@ -526,5 +526,5 @@ def experts_met(experts: int, topk: int, tokens: int) -> float:
     return topk if tokens == 1 or topk == experts else experts * (1 - (1 - topk / experts) ** tokens)
 
 
-def _size(cache: Cache, memory: Memory) -> float:
+def _size(cache: Cache, memory: MemoryTraffic) -> float:
     return memory.state if cache.is_state else memory.cache

@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields, replace
 from math import lcm
 from typing import Any
 
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.reading import get, read_layout
 from bridge.flops.shapes import ConfigError, whole
 
-ONE_STAGE = Pipeline()
+ONE_STAGE = PipelineLayout()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Layout:
     """Ranks that share the experts (EP)."""
     expert_tensor_parallel_size: int | None = None
     """Ranks that share one expert's matrices. Unset: as tensor_model_parallel_size."""
-    pipeline: Pipeline = ONE_STAGE
+    pipeline: PipelineLayout = ONE_STAGE
     """Stages and chunks (PP, VPP)."""
     micro_batch_size: int = 1
     """Sequences per forward pass of a replica."""

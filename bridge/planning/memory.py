@@ -18,7 +18,7 @@ from bridge.planning.buffers import Buffer, Optimizer, stage_buffers
 from bridge.planning.four_bits import stored_bytes
 from bridge.planning.layouts import Layout
 from bridge.planning.schedules import kept_at_peak
-from bridge.planning.shards import Shard, chunks, terms_for, terms_of, unknown
+from bridge.planning.shards import ParameterShard, chunks, terms_for, terms_of, unknown
 
 DEFAULT_OPTIMIZER = Optimizer()
 
@@ -238,5 +238,5 @@ def _states(
     )
 
 
-def _bytes(shard: Shard, optimizer: Optimizer) -> int:
+def _bytes(shard: ParameterShard, optimizer: Optimizer) -> int:
     return stored_bytes(shard.numel) if shard.four_bits else optimizer.weight_bytes * shard.numel

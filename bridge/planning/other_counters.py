@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridge.planning.check import Check, Way
+from bridge.planning.check import Check, CountedWay
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Counter:
         """Whether its formula for this model is known."""
         return not self.families or run.name.startswith(self.families)
 
-    def of(self, run: Check) -> Way:
+    def of(self, run: Check) -> CountedWay:
         """A run as this framework counts it."""
         return run.under(self.convention, *self.rules)
 

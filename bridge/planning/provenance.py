@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from bridge.flops.conventions import Convention
-from bridge.flops.plan import Plan, Row, compile_plan
+from bridge.flops.plan import Plan, TableRow, compile_plan
 from bridge.flops.reading import Model, read
 from bridge.flops.shapes import ConfigError
 
@@ -156,7 +156,7 @@ class Origin:
             another number of layers, or runs other passes.
     """
 
-    row: Row
+    row: TableRow
     k: str
     n: str
     times: str
@@ -192,7 +192,7 @@ def explain(cfg: Any, convention: str | Convention = "megatron", *, framework: s
     return origins
 
 
-def _rows(plan: Plan) -> list[Row]:
+def _rows(plan: Plan) -> list[TableRow]:
     """The table of a batch of ones: what distinguishes rows, whatever the batch."""
     return [replace(row, share=0.0) for row in plan.tabulate([1] * len(plan.statistics))]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge.flops import reading
 from bridge.flops.layer_pattern import decoder_layers
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.plan import Plan, compile_plan
 from bridge.flops.shapes import ConfigError, ModelShape
 from bridge.planning.buffers import Optimizer
@@ -239,7 +239,7 @@ def _divides(shape: ModelShape, length: int, ranks: int) -> bool:
     return heads % ranks == 0 and grouped and shape.ffn_size % ranks == 0 and length % ranks == 0
 
 
-def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
+def _pipelines(shape: ModelShape, devices: int) -> Iterator[PipelineLayout]:
     """Even stages, the embedding and the loss in place of a layer where that makes them even, or a smaller last stage."""
     layers = len(decoder_layers(shape))
     for stages in (size for size in _POWERS if size <= min(devices, layers)):
@@ -250,9 +250,9 @@ def _pipelines(shape: ModelShape, devices: int) -> Iterator[Pipeline]:
             options |= {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
         if not left_over:
             for size in _chunks(even) if stages > 1 else (None,):
-                yield Pipeline(**options, virtual_pipeline_model_parallel_size=size)
+                yield PipelineLayout(**options, virtual_pipeline_model_parallel_size=size)
         elif layers > (even + 1) * (stages - 1):
-            yield Pipeline(**options, num_layers_in_last_pipeline_stage=layers - (even + 1) * (stages - 1))
+            yield PipelineLayout(**options, num_layers_in_last_pipeline_stage=layers - (even + 1) * (stages - 1))
 
 
 def _chunks(layers: int) -> list[int | None]:

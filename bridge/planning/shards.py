@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.plan import Plan, compile_plan
-from bridge.flops.terms import Place, Term
+from bridge.flops.terms import Term, TermPlace
 from bridge.planning.four_bits import in_four_bits
 from bridge.planning.layouts import Layout
 
@@ -51,7 +51,7 @@ _ORDER = _named(
 
 
 @dataclass(frozen=True)
-class Shard:
+class ParameterShard:
     """One parameter of a rank.
 
     Attributes:
@@ -95,7 +95,7 @@ def unknown(terms: Sequence[Term], layout: Layout) -> tuple[str, ...]:
     return tuple(f"{name}: its tensor-parallel sharding is unknown; it is treated as unsharded" for name in found)
 
 
-def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> list[list[Shard]]:
+def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> list[list[ParameterShard]]:
     """The parameters of a rank of a stage, model chunk by model chunk, as ``named_parameters`` of each has them.
 
     Args:
@@ -108,7 +108,7 @@ def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> li
 
 
 @lru_cache(maxsize=1024)
-def _chunks(plan: Plan, layout: Layout, stage: int, local: bool) -> list[list[Shard]]:
+def _chunks(plan: Plan, layout: Layout, stage: int, local: bool) -> list[list[ParameterShard]]:
     held = terms_of(plan, layout, stage)
     return [[shard for block in _blocks(terms) for shard in _shards(plan, block, layout, local)] for terms in held]
 
@@ -120,11 +120,11 @@ def terms_of(plan: Plan, layout: Layout, stage: int) -> list[list[Term]]:
 
 
 @lru_cache(maxsize=256)
-def _placed(plan: Plan, ranks: int, pipeline: Pipeline) -> dict[tuple[int, int], list[Term]]:
+def _placed(plan: Plan, ranks: int, pipeline: PipelineLayout) -> dict[tuple[int, int], list[Term]]:
     """Terms by stage and chunk."""
     terms = _terms(plan, ranks)
     layers = 1 + max((term.place for term in terms if isinstance(term.place, int)), default=-1)
-    depths = len({term.path.split(".", 3)[2] for term in terms if term.place is Place.MTP})
+    depths = len({term.path.split(".", 3)[2] for term in terms if term.place is TermPlace.MTP})
     placement, several = pipeline.place(layers, depths), pipeline.pipeline_model_parallel_size > 1
     rounds, chunk_of, before = 0, [], -1
     for stage in placement.layers:  # a chunk ends where the stages begin anew
@@ -137,14 +137,14 @@ def _placed(plan: Plan, ranks: int, pipeline: Pipeline) -> dict[tuple[int, int],
         place = term.place
         if depths and term.path == "decoder.final_layernorm":
             place = layers - 1
-        chunk = chunk_of[place] if isinstance(place, int) else 0 if place is Place.FIRST else last
+        chunk = chunk_of[place] if isinstance(place, int) else 0 if place is TermPlace.FIRST else last
         found.setdefault((placement.stage(place), chunk), []).append(term)
 
     for term in terms:
         split = several and term.tied == "embedding.word_embeddings" and term.path == "output_layer"
         put(term.changed(tied="") if split else term)
         if depths and several and term.path.startswith("embedding."):
-            put(term.changed(place=Place.MTP))
+            put(term.changed(place=TermPlace.MTP))
     return found
 
 
@@ -184,7 +184,7 @@ def _leaf(path: str) -> str:
     return path.partition(".adapter")[0].rpartition(".")[2]
 
 
-def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[Shard]:
+def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[ParameterShard]:
     """The parameters of one module, or of a layer's experts, expert by expert or layer by layer as the implementation has it."""
     copies = block[0].copies
     if not is_expert(block[0]):
@@ -199,7 +199,7 @@ def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> I
         yield from (shard for piece in pieces for shard in piece for _ in here)
 
 
-def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Shard]:
+def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[ParameterShard]:
     """A term's weight and its bias."""
     expert = is_expert(term)
     ranks = layout.expert_tensor if expert else layout.tensor_model_parallel_size
@@ -213,9 +213,9 @@ def _entries(plan: Plan, term: Term, layout: Layout, local: bool) -> Iterator[Sh
     if term.weight and not term.tied:
         trains = plan.trainable.weights(path)
         numel = copies * term.k * term.n // (ranks if weight else 1)
-        yield Shard(path, numel, apart, trains, alone, not trains and in_four_bits(plan, term))
+        yield ParameterShard(path, numel, apart, trains, alone, not trains and in_four_bits(plan, term))
     if term.bias:
-        yield Shard(path, copies * term.bias // (ranks if bias else 1), apart, plan.trainable.biases(path))
+        yield ParameterShard(path, copies * term.bias // (ranks if bias else 1), apart, plan.trainable.biases(path))
 
 
 def _cut(term: Term, local: bool) -> tuple[bool, bool]:

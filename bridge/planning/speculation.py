@@ -12,10 +12,10 @@ from math import ceil
 
 from bridge.flops.moments import Number
 from bridge.flops.shapes import ConfigError, whole
-from bridge.planning.inference import InferencePlan, Memory
+from bridge.planning.inference import InferencePlan, MemoryTraffic
 
 #: Weights and cache of two bytes per number.
-HALF = Memory()
+HALF = MemoryTraffic()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def speculate(
     proposals: int,
     acceptance: Fraction | float,
     batch_size: int = 1,
-    memory: Memory = HALF,
+    memory: MemoryTraffic = HALF,
 ) -> Speculation:
     """The passes that follow the prompt's.
 
@@ -106,7 +106,7 @@ def speculate(
     )
 
 
-def pass_cache_bytes(plan: InferencePlan, cached: int, new: int, memory: Memory = HALF) -> float:
+def pass_cache_bytes(plan: InferencePlan, cached: int, new: int, memory: MemoryTraffic = HALF) -> float:
     """Bytes of one request's cache that a pass over ``new`` tokens behind ``cached`` ones reads once and writes."""
     # A pass over one token reads what its first token sees, and writes one entry; each further token writes one more.
     return (

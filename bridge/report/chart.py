@@ -10,7 +10,7 @@ from bridge.metrics.keys import FRACTION
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
 from bridge.report.run_file import RecordedRun
-from bridge.report.scale import Scale, scale_of
+from bridge.report.scale import UnitScale, scale_of
 from bridge.report.thin import is_whole, kept
 
 #: Most of a plan that may be left open for its line to be drawn: more would press the curve to the bottom.
@@ -36,7 +36,7 @@ class Chart:
     steps: list[float]
     series: dict[str, Values]
     colours: dict[str, str]
-    scale: Scale
+    scale: UnitScale
     plan: float | None = None
 
     @property
@@ -100,7 +100,7 @@ def _coinciding(names: Sequence[str], columns: Sequence[Values]) -> tuple[list[s
     return [" = ".join(group) for group in groups.values()], [list(column) for column in groups]
 
 
-def _scaled(column: Values, scale: Scale) -> list[float | None]:
+def _scaled(column: Values, scale: UnitScale) -> list[float | None]:
     return [None if value is None else float(value) * scale.factor for value in column]
 
 

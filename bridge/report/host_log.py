@@ -14,7 +14,7 @@ from typing import Any
 
 from bridge.flops import ConfigError
 from bridge.metrics.keys import PREFIX
-from bridge.report.run_file import RecordedRun, Row, read_run
+from bridge.report.run_file import LoggedRow, RecordedRun, read_run
 
 FLOPS, STEP_TIME = "host/tflops/device", "host/step_time"
 
@@ -50,7 +50,7 @@ def tell_apart(run: RecordedRun) -> None:
     """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
     if PREFIX + "step" not in run.columns:
         return
-    rows: dict[float, Row] = {}
+    rows: dict[float, LoggedRow] = {}
     for row in run.rows:
         ours = {key.removeprefix(PREFIX): value for key, value in row.items() if key.startswith(PREFIX)}
         theirs = {key: value for key, value in row.items() if not key.startswith((PREFIX, "throughput"))}
@@ -92,7 +92,7 @@ def _below(log: Path, pattern: str) -> list[Path]:
     return sorted(log.rglob(pattern)) if log.is_dir() else [log] if log.match(pattern) else []
 
 
-def _named(row: Row) -> dict[str, float]:
+def _named(row: LoggedRow) -> dict[str, float]:
     """What they log of their speed, under our names for it."""
     found = {name: next((key for key in keys if key in row), None) for name, keys in _LOGGED.items()}
     return {name: float(row[key]) for name, key in found.items() if key is not None}
@@ -104,7 +104,7 @@ def _logged(files: list[Path]) -> dict[int, dict[str, float]]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         raise ConfigError(f"--beside {files[0]} is TensorBoard's; pip install tensorboard") from None
-    rows: dict[int, Row] = {}
+    rows: dict[int, LoggedRow] = {}
     for file in files:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
         for key in {key for keys in _LOGGED.values() for key in keys}.intersection(events.Tags()["scalars"]):

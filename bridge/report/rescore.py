@@ -9,7 +9,7 @@ from typing import Any
 from bridge.flops import ConfigError
 from bridge.metrics.prices import STATISTIC, priced
 from bridge.metrics.time_parts import PARTS
-from bridge.report.run_file import RecordedRun, Row
+from bridge.report.run_file import LoggedRow, RecordedRun
 
 _FLOPS, _TOTAL = "throughput/flops/", "throughput/total_flops"
 #: What follows from the model FLOPs of an interval alone.
@@ -18,7 +18,7 @@ _RATES = ("throughput/tflops", "throughput/tflops/device", "throughput/mfu", "th
 _GONE = ("throughput/imbalance/", "throughput/format_fraction/", "throughput/doubtful")
 
 
-def rescore(run: RecordedRun, convention: str) -> Iterator[Row]:
+def rescore(run: RecordedRun, convention: str) -> Iterator[LoggedRow]:
     """The rows as a run under ``convention`` would have written them: integers are equal, rates to their last digits.
 
     Rates of a first row are those of its whole interval, since rows do not tell its warm-up step apart. Imbalances are left
@@ -53,7 +53,7 @@ def _components(prices: Mapping[str, Any], statistics: Mapping[str, int]) -> dic
         raise ConfigError(f"the run's price lists do not fit its rows: {error}") from None
 
 
-def _check(row: Row, components: Mapping[str, Fraction], own: str) -> None:
+def _check(row: LoggedRow, components: Mapping[str, Fraction], own: str) -> None:
     """The run's own numbers must come out of its own prices."""
     for name, flops in components.items():
         logged = row.get(_FLOPS + name)
@@ -62,14 +62,14 @@ def _check(row: Row, components: Mapping[str, Fraction], own: str) -> None:
 
 
 def _again(
-    row: Row,
+    row: LoggedRow,
     lists: Mapping[str, Any],
     statistics: Mapping[str, int],
     old: Mapping[str, Fraction],
     new: Mapping[str, Fraction],
     names: tuple[str, str],
     totals: Mapping[str, Fraction],
-) -> Row:
+) -> LoggedRow:
     own, convention = names
     again = {key: value for key, value in row.items() if not key.startswith((_FLOPS, *_GONE)) and key != _TOTAL}
     several = any(key.startswith("throughput/format_fraction/") for key in row)
@@ -92,9 +92,9 @@ def _again(
     return again
 
 
-def _parts(row: Row, before: Any, after: Any, hardware: list[Any]) -> Row:
+def _parts(row: LoggedRow, before: Any, after: Any, hardware: list[Any]) -> LoggedRow:
     """The time at the peak, and what is left of the passes; all other parts are as they were measured."""
-    made: Row = {}
+    made: LoggedRow = {}
     for prefix in ("throughput/time/", "throughput/time_fraction/"):
         parts = {name: row[prefix + name] for name in PARTS if prefix + name in row}
         if "ideal" not in parts or not before:

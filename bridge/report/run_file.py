@@ -27,7 +27,7 @@ _STEPS = ("step", PREFIX + "step", "throughput/step", "_step")
 _MOST_BYTES_A_ROW = 1024 * 1024
 _KEYS_A_ROW = 1000
 _LEAST, _MOST = 1e-250, 1e250
-Row = dict[str, Any]
+LoggedRow = dict[str, Any]
 
 
 @dataclass
@@ -68,16 +68,16 @@ class RecordedRun:
         return list(self.columns)
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[LoggedRow]:
         """The same by row: for what is short."""
-        rows: list[Row] = [{"step": step} for step in self.steps]
+        rows: list[LoggedRow] = [{"step": step} for step in self.steps]
         for key, column in self.columns.items():
             for row, value in zip(rows, column, strict=True):
                 if value is not None:
                     row[key] = value
         return rows
 
-    def take(self, rows: Iterable[Row]) -> None:
+    def take(self, rows: Iterable[LoggedRow]) -> None:
         """Rows in any order; later ones of a step add to it, and replace."""
         ordered = sorted(rows, key=itemgetter("step"))
         names = dict.fromkeys(key for row in ordered for key in row if key != "step")
@@ -129,14 +129,14 @@ def _check_rows(rows: int, most: float) -> None:
         raise ConfigError(f"the file has more than {most:,} rows; thin it out first")
 
 
-def _kept(run: RecordedRun, row: Any) -> Row | None:
+def _kept(run: RecordedRun, row: Any) -> LoggedRow | None:
     """The numbers of a row; one without a step is counted as damaged."""
     numbers = _numbers(row)
     run.skipped += numbers is None
     return numbers
 
 
-def _numbers(row: Any) -> Row | None:
+def _numbers(row: Any) -> LoggedRow | None:
     """The finite numbers of a row; None where it has no step."""
     if not isinstance(row, dict) or len(row) > _KEYS_A_ROW:
         return None
@@ -170,7 +170,7 @@ def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
     return run
 
 
-def _at_once(lines: Sequence[bytes]) -> list[Row] | None:
+def _at_once(lines: Sequence[bytes]) -> list[LoggedRow] | None:
     """What lines hold of which each is a usual row: a parser that is called once takes three quarters of the time."""
     rows = parse(b"[%b]" % b",".join(lines)) if max(map(len, lines)) <= _MOST_BYTES_A_ROW else None
     if not isinstance(rows, list) or len(rows) != len(lines) or set(map(type, rows)) != {dict}:
@@ -178,12 +178,12 @@ def _at_once(lines: Sequence[bytes]) -> list[Row] | None:
     return rows if max(map(len, rows)) <= _KEYS_A_ROW else None
 
 
-def _one_by_one(run: RecordedRun, lines: Iterable[bytes]) -> list[Row]:
+def _one_by_one(run: RecordedRun, lines: Iterable[bytes]) -> list[LoggedRow]:
     """The numbers of every line that has some."""
     return [row for line in lines if (row := _parsed(run, line)) is not None]
 
 
-def _columns(run: RecordedRun, rows: Sequence[Row]) -> dict[str, Any]:
+def _columns(run: RecordedRun, rows: Sequence[LoggedRow]) -> dict[str, Any]:
     """The columns of rows, those with the same keys together: a run repeats few forms many times."""
     forms: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
@@ -203,7 +203,7 @@ def _columns(run: RecordedRun, rows: Sequence[Row]) -> dict[str, Any]:
     return {name: _tight([column[place] for place in there]) for name, column in columns.items()}
 
 
-def _of_one_form(rows: Sequence[Row]) -> dict[str, Any] | None:
+def _of_one_form(rows: Sequence[LoggedRow]) -> dict[str, Any] | None:
     """The columns of rows with the same keys, if each holds numbers of one type that can be drawn."""
     if "step" not in rows[0]:
         return None
@@ -248,7 +248,7 @@ def _put(columns: dict[str, Any], places: Sequence[int], values: Mapping[str, Se
             column[place] = value
 
 
-def _parsed(run: RecordedRun, line: bytes) -> Row | None:
+def _parsed(run: RecordedRun, line: bytes) -> LoggedRow | None:
     """The numbers of a line; what is none is counted."""
     if not line.strip():
         return None
@@ -309,7 +309,7 @@ def _take_run(run: RecordedRun, message: bytes) -> None:
             run.name = value.decode(errors="replace")
 
 
-def _items(message: bytes) -> Row:
+def _items(message: bytes) -> LoggedRow:
     row = {}
     for number, item in _fields(message):
         if number == _ITEM:

@@ -19,7 +19,7 @@ _COUNTED = {"tokens", "tokens/s", "sequences", "sequences/s"}
 
 
 @dataclass(frozen=True)
-class Scale:
+class UnitScale:
     """How numbers of a unit are shown: multiplied by ``factor``, with ``unit`` behind them."""
 
     factor: float
@@ -31,20 +31,20 @@ class Scale:
         return number + self.unit if self.unit == "%" else f"{number} {self.unit}".rstrip()
 
 
-def scale_of(unit: str, largest: float) -> Scale:
+def scale_of(unit: str, largest: float) -> UnitScale:
     """The unit in which the largest number has one to three digits before the point."""
     if unit == "fraction":
-        return Scale(100.0, "%")
+        return UnitScale(100.0, "%")
     if unit.split("/")[0] == "s" and largest < 1:
-        return Scale(1e3, f"m{unit}")
+        return UnitScale(1e3, f"m{unit}")
     if unit in ("1", "ratio", "index"):
-        return Scale(1.0, "")
+        return UnitScale(1.0, "")
     if unit in _PREFIXED or unit in _COUNTED:
         name, size = _PREFIXED.get(unit, (unit, 1.0))
         step = max(0, min(len(PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
         prefix = PREFIXES[step]
-        return Scale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")
-    return Scale(1.0, unit)
+        return UnitScale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")
+    return UnitScale(1.0, unit)
 
 
 def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, whole: bool = False) -> list[float]:

@@ -20,7 +20,7 @@ from bridge.config.caches import cache_folder, replace_json
 from bridge.flops import frameworks
 from bridge.flops.reading import Model
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Kind, Pass, Place, Term
+from bridge.flops.terms import Context, Kind, Pass, Term, TermPlace
 
 #: Traces that are kept: the newest.
 CAPACITY = 256
@@ -79,7 +79,7 @@ def as_json(model: Model) -> dict[str, Any]:
     terms = []
     for term in model.traced:
         sort = json.dumps(_sort(term))
-        place = term.place.value if isinstance(term.place, Place) else term.place
+        place = term.place.value if isinstance(term.place, TermPlace) else term.place
         terms.append([sorts.setdefault(sort, len(sorts)), term.path, place])
     content = {"sorts": [json.loads(sort) for sort in sorts], "terms": terms}
     return {**content, "freeze": list(model.freeze), "not_counted": list(model.not_counted)}
@@ -89,7 +89,7 @@ def from_json(content: Mapping[str, Any]) -> Model:
     """The model again."""
     sorts = [_fields(sort) for sort in content["sorts"]]
     terms = tuple(
-        Term(**sorts[sort], path=path, place=Place(place) if isinstance(place, str) else place)
+        Term(**sorts[sort], path=path, place=TermPlace(place) if isinstance(place, str) else place)
         for sort, path, place in content["terms"]
     )
     freeze, sentences = tuple(content["freeze"]), tuple(content["not_counted"])

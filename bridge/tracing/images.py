@@ -20,7 +20,7 @@ _GRIDS = ((4, 4), (3, 5), (8, 8), (5, 7))
 
 
 @dataclass(frozen=True)
-class Way:
+class PixelForm:
     """One form of pixels.
 
     Attributes:
@@ -57,7 +57,7 @@ def _image_token(config: Any) -> int | None:
     return None
 
 
-def forms(model: Any) -> Iterator[Way]:
+def forms(model: Any) -> Iterator[PixelForm]:
     """Likely forms of its pixels."""
     config = inner(model).config.vision_config
     asked = inspect.signature(inner(model).get_image_features).parameters
@@ -65,16 +65,16 @@ def forms(model: Any) -> Iterator[Way]:
     if "image_grid_thw" in asked:
         merge = getattr(config, "spatial_merge_size", None) or 2
         grids = tuple((merge * h, merge * w) for h, w in _GRIDS)
-        yield Way(partial(_patches, config, channels), grids)
+        yield PixelForm(partial(_patches, config, channels), grids)
     patch: Any = getattr(config, "patch_size", None)
     patch = patch[0] if isinstance(patch, (list, tuple)) and len(set(patch)) == 1 else patch
     if "image_sizes" in asked and isinstance(patch, int):
         merge = getattr(inner(model).config, "spatial_merge_size", None) or 1
-        yield Way(partial(_sized_pixels, channels, patch), tuple((merge * h, merge * w) for h, w in _GRIDS))
+        yield PixelForm(partial(_sized_pixels, channels, patch), tuple((merge * h, merge * w) for h, w in _GRIDS))
     size: Any = getattr(config, "image_size", None)
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
     if isinstance(height, int) and isinstance(patch, int) and height * width <= _MOST * patch * patch:
-        yield Way(partial(_pixels, (channels, height, width)))
+        yield PixelForm(partial(_pixels, (channels, height, width)))
 
 
 #: Patches of a fixed image, above which it is not run.
@@ -105,7 +105,7 @@ def tokens_of(model: Any, values: Mapping[str, Any]) -> int:
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
-def given(model: Any, way: Way, tokens: Mapping[int, int], point: Point) -> dict[str, Any]:
+def given(model: Any, way: PixelForm, tokens: Mapping[int, int], point: Point) -> dict[str, Any]:
     """Arguments of ``forward``: ``point.images`` images at the beginning of each sequence, a token after each, then text."""
     base = inner(model)
     ids = torch.zeros(point.batch, point.length, dtype=torch.long)

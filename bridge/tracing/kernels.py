@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Work:
+class MatrixProduct:
     """One matrix product: the product of ``dims`` multiply-accumulates.
 
     Attributes:
@@ -39,16 +39,16 @@ class Work:
 BIDIRECTIONAL = Context("bidirectional")
 
 
-def _matmul(a: Any, b: Any, out: Any) -> Iterator[Work]:
-    yield Work("matmul", (a.shape[-1], b.shape[-1], *a.shape[:-1]), (a, b))
+def _matmul(a: Any, b: Any, out: Any) -> Iterator[MatrixProduct]:
+    yield MatrixProduct("matmul", (a.shape[-1], b.shape[-1], *a.shape[:-1]), (a, b))
 
 
-def _second(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _second(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     """``addmm`` and ``baddbmm``: a bias, then the two factors."""
     return _matmul(args[1], args[2], out)
 
 
-def _first(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _first(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     return _matmul(args[0], args[1], out)
 
 
@@ -59,42 +59,42 @@ def _convolution_dims(x: Any, weight: Any, out: Any, transposed: bool) -> tuple[
     return (inner, outer, x.shape[0], *(x if transposed else out).shape[2:])
 
 
-def _convolution(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _convolution(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     x, weight, transposed = args[0], args[1], bool(args[6]) if len(args) > 6 else False
     deep = not transposed and weight.shape[1] == 1 and weight.shape[0] > 1
-    yield Work("convolution", _convolution_dims(x, weight, out, transposed), (x, weight), depthwise=deep)
+    yield MatrixProduct("convolution", _convolution_dims(x, weight, out, transposed), (x, weight), depthwise=deep)
 
 
-def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     gradient, x, weight, transposed, mask = args[0], args[1], args[2], bool(args[7]), args[10]
     dims = _convolution_dims(x, weight, gradient, transposed)
     for runs, operand, passes in zip(mask, (weight, x), (Pass.DGRAD, Pass.WGRAD), strict=False):
         if runs:
-            yield Work("convolution", dims, (gradient, operand), passes)
+            yield MatrixProduct("convolution", dims, (gradient, operand), passes)
 
 
-def _attention(place: int, mask: int | None = None) -> Callable[[tuple[Any, ...], Any], Iterator[Work]]:
+def _attention(place: int, mask: int | None = None) -> Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]:
     """Fused attention; the places of ``is_causal`` and of its mask among the arguments."""
 
-    def work(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+    def work(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
         query, key, value = args[:3]
         batch, heads, length, size = query.shape
         causal = len(args) > place and args[place] is True
         masked = mask is not None and args[mask] is not None
         whole = BIDIRECTIONAL if length == key.shape[-2] else None
         sees = None if masked else CAUSAL if causal else whole
-        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), sees=sees)
-        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), sees=sees)
+        yield MatrixProduct("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), sees=sees)
+        yield MatrixProduct("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), sees=sees)
 
     return work
 
 
-def _varlen(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _varlen(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     """Packed sequences, which are equally long in a trace: tokens, heads, and the longest of them."""
     query, key, value, longest = args[0], args[1], args[2], args[6]
     sees = _window(args[9] if len(args) > 9 else None, causal=len(args) > 7 and args[7])
-    yield Work("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), sees=sees)
-    yield Work("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), sees=sees)
+    yield MatrixProduct("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), sees=sees)
+    yield MatrixProduct("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), sees=sees)
 
 
 def _window(window: Any, causal: bool) -> Context | None:
@@ -105,23 +105,23 @@ def _window(window: Any, causal: bool) -> Context | None:
     return Context("window", (left + 1,)) if causal or right == 0 else None
 
 
-def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     _, query, key, value, longest = args[0], args[1], args[2], args[3], args[9]
     for passes in (Pass.DGRAD, Pass.WGRAD):
-        yield Work("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), passes)
-        yield Work("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), passes)
+        yield MatrixProduct("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), passes)
+        yield MatrixProduct("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), passes)
 
 
-def _attention_backward(args: tuple[Any, ...], out: Any) -> Iterator[Work]:
+def _attention_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     _, query, key, value = args[:4]
     batch, heads, length, size = query.shape
     for passes in (Pass.DGRAD, Pass.WGRAD):
-        yield Work("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), passes)
-        yield Work("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), passes)
+        yield MatrixProduct("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), passes)
+        yield MatrixProduct("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), passes)
 
 
 #: Operation -> its matrix products.
-KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[Work]]] = {
+KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]] = {
     aten.mm: _first,
     aten.bmm: _first,
     aten.addmm: _second,

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.flops.terms import Context, Pass
 from bridge.tracing.flex import flex_as_products
-from bridge.tracing.kernels import KERNELS, QUESTIONS, Work
+from bridge.tracing.kernels import KERNELS, QUESTIONS, MatrixProduct
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Recorder(TorchDispatchMode):
 
     # ---- operations ------------------------------------------------------------------------------
 
-    def _record(self, work: list[Work], masked: bool = False) -> None:
+    def _record(self, work: list[MatrixProduct], masked: bool = False) -> None:
         backward = torch._C._current_graph_task_id() != -1
         again = backward and torch.is_grad_enabled()  # checkpointing turns gradients on inside the backward pass
         if not backward or again:
@@ -166,7 +166,7 @@ class Recorder(TorchDispatchMode):
         else:
             self._record_backward(work)
 
-    def _record_forward(self, work: list[Work], passes: Pass, masked: bool) -> None:
+    def _record_forward(self, work: list[MatrixProduct], passes: Pass, masked: bool) -> None:
         first = len(self.ops)
         for one in work:
             weight = next(filter(None, map(self._weight, reversed(one.operands))), "")
@@ -188,7 +188,7 @@ class Recorder(TorchDispatchMode):
                 return i
         return None
 
-    def _record_backward(self, work: list[Work]) -> None:
+    def _record_backward(self, work: list[MatrixProduct]) -> None:
         node = torch._C._current_autograd_node()
         known = self._numbers.get(node._sequence_nr(), []) if node is not None else []
         for one in work:
@@ -203,7 +203,7 @@ class Recorder(TorchDispatchMode):
                 op.passes = self._gradient(op, one)
             self.ops.append(op)
 
-    def _gradient(self, op: Op, one: Work) -> Pass:
+    def _gradient(self, op: Op, one: MatrixProduct) -> Pass:
         """Of a weight's product the gradient that reads the weight is that of the activations."""
         if op.weight:
             return Pass.DGRAD if any(map(self._weight, one.operands)) else Pass.WGRAD

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Kind, Pass, Place, Term
+from bridge.flops.terms import Kind, Pass, Term, TermPlace
 from bridge.tracing.recording import Op
 from bridge.tracing.solving import Monomial, Polynomial, Scale
 
@@ -164,14 +164,14 @@ class Names:
                 return Kind.ROUTER
         return Kind.LINEAR
 
-    def place(self, path: str) -> int | Place:
+    def place(self, path: str) -> int | TermPlace:
         """Where in a pipeline."""
         component, layer = self.component(path), _LAYER.search(path)
         if component in ("vision_model", "audio_model", "vision_projector") or _ENCODER.search(path) or component == "embedding":
-            return Place.FIRST
+            return TermPlace.FIRST
         if layer:
             return int(layer[1])
-        return Place.LAST if component == "output_layer" else Place.FIRST
+        return TermPlace.LAST if component == "output_layer" else TermPlace.FIRST
 
 
 # ---- terms -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bridge.flops.optimizers import FLOPS_PER_MAC, Matrix, Optimizer, multiplies, newton_schulz
+from bridge.flops.optimizers import FLOPS_PER_MAC, Matrix, MatrixOptimizer, multiplies, newton_schulz
 from bridge.flops.shapes import ConfigError
 
 #: torch's names of the precision of products of FP32 matrices, and what then runs on a GPU's matrix units.
@@ -62,11 +62,11 @@ def _one(optimizer: Any) -> int:
     names, groups = _kinds(optimizer), getattr(optimizer, "param_groups", None) or []
     if "SOAP" in names and hasattr(optimizer, "use_kl_shampoo"):
         rounds = 0 if optimizer.use_eigh else optimizer.power_iter_steps
-        return Optimizer("soap", power_steps=rounds, kl=optimizer.use_kl_shampoo).flops(_shapes(groups))
+        return MatrixOptimizer("soap", power_steps=rounds, kl=optimizer.use_kl_shampoo).flops(_shapes(groups))
     if "OrthogonalizedOptimizer" in names and (steps := _iterations(optimizer)):
         return sum(_orthogonalised(optimizer, weight, steps) for weight in _weights(groups))
     if names[0] == "Muon" and all("ns_steps" in group for group in groups):
-        return sum(Optimizer("muon", steps=group["ns_steps"]).flops(_shapes([group])) for group in groups)
+        return sum(MatrixOptimizer("muon", steps=group["ns_steps"]).flops(_shapes([group])) for group in groups)
     if any(map(multiplies, names)):
         raise ConfigError(f"{names[0]}: the matrices that this optimizer multiplies are unknown")
     return 0

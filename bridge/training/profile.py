@@ -26,9 +26,9 @@ from bridge.metrics.batch_lengths import read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.observed import are_chunks, observed
 from bridge.metrics.peak import DevicePeak, device_peak
-from bridge.metrics.profiled import PREFIX, STEP, Work
+from bridge.metrics.profiled import PREFIX, STEP, PassFlops
 from bridge.metrics.time_marks import mark
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 from bridge.training.callbacks.events import Callback, CallbackContext
 from bridge.training.trainable import global_names, plan_path
 
@@ -151,20 +151,20 @@ class ProfileCallback(Callback):
 
     def _vectors(self, plan: Plan) -> list[list[int]]:
         """The plan's statistics of each micro-batch."""
-        sums, vectors = BatchStatistics(Layout(plan.statistics)), []
+        sums, vectors = BatchStatistics(VectorLayout(plan.statistics)), []
         for batch in self._batches:
             if (lengths := read_lengths(batch, images=sums.needs_images)) is not None:
                 sums.add(lengths)
             vectors.append(sums.drain()[0][: len(plan.statistics)])
         return vectors
 
-    def _work(self, plan: Plan, vectors: Sequence[Sequence[int]]) -> dict[str, list[Work]]:
+    def _work(self, plan: Plan, vectors: Sequence[Sequence[int]]) -> dict[str, list[PassFlops]]:
         """FLOPs of each module in each micro-batch; modules without any are left out."""
-        found: dict[str, list[Work]] = {}
+        found: dict[str, list[PassFlops]] = {}
         for module, terms in self._terms.items():
             part = plan.with_terms(terms, ())
             global_names = [plan.statistics.index(statistic) for statistic in part.statistics]
-            each: list[Work] = []
+            each: list[PassFlops] = []
             for vector in vectors:
                 own = [vector[place] for place in global_names]
                 forward, whole = (part.evaluate(own, passes) for passes in ("forward", "training"))

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.config import ConfigError
 from bridge.explorer import link
-from bridge.explorer.controls import Choice, Choices, Slider, Toggle, defaults
+from bridge.explorer.controls import Choices, Select, Slider, Toggle, defaults
 from bridge.explorer.page import SECTIONS
 from bridge.explorer.sources import MAX_CONFIG_BYTES
 
@@ -82,4 +82,4 @@ def test_keys_are_unique():
     for controls in SECTIONS.values():
         keys = [control.key for control in controls]
         assert len(set(keys)) == len(keys)
-        assert all(isinstance(control, (Slider, Choice, Choices, Toggle)) for control in controls)
+        assert all(isinstance(control, (Slider, Select, Choices, Toggle)) for control in controls)

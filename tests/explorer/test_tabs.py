@@ -13,10 +13,10 @@ from bridge.explorer.controls import accept, defaults
 from bridge.explorer.sources import OWN_MODEL, Source, Training, compiled
 from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan
 from bridge.flops import compile_plan
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.communication import communication
 from bridge.planning.exhibits.byte_latent import compare as compare_bytes
-from bridge.planning.inference import Memory, prefill_and_decode
+from bridge.planning.inference import MemoryTraffic, prefill_and_decode
 from bridge.planning.layouts import Layout
 from bridge.planning.memory import memory
 from bridge.planning.search import OPTIMIZER
@@ -228,7 +228,7 @@ def test_inference_equals_the_api():
     )
     shown = facts(inference.view(LLAMA, chosen))
     config = load_recipe("llama3-8b", validate=False)
-    request = prefill_and_decode(config, 300, 20, batch_size=8, logits_to_keep=1, memory=Memory(weight=1))
+    request = prefill_and_decode(config, 300, 20, batch_size=8, logits_to_keep=1, memory=MemoryTraffic(weight=1))
     bound = request.roofline("NVIDIA H200", "fp8", 2)
     assert shown["flops"] == request.total
     assert shown["cache_bytes"] == request.cache_bytes
@@ -314,7 +314,7 @@ def test_a_layout_equals_the_api():
     shown = plan.view(LLAMA, values(plan, devices="16", pp="2", cp="2", batch=64))
     compiled_plan = compile_plan(load_recipe("llama3-8b", validate=False))
     layout = Layout(devices=16, tensor_model_parallel_size=2, sequence_parallel=True, context_parallel_size=2,
-                    pipeline=Pipeline(pipeline_model_parallel_size=2), global_batch_size=64)  # fmt: skip
+                    pipeline=PipelineLayout(pipeline_model_parallel_size=2), global_batch_size=64)  # fmt: skip
     stages = memory(compiled_plan, layout, OPTIMIZER)
     assert facts(shown)["bytes"] == max(stage.total for stage in stages)
     assert facts(shown)["micro_batches"] == 32

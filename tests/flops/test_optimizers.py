@@ -5,7 +5,7 @@ import torch
 from optimizer_steps import SHAPES, counted, weights
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.optimizers import Optimizer, matrices, optimizer_flops
+from bridge.flops.optimizers import MatrixOptimizer, matrices, optimizer_flops
 
 MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 160,
          "vocab_size": 96, "gated_linear_unit": True, "share_embeddings_and_output_weights": False}  # fmt: skip
@@ -14,7 +14,7 @@ MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_quer
 @pytest.mark.parametrize("steps", [1, 5])
 def test_torchs_muon(steps):
     optimizer = torch.optim.Muon(weights(), ns_steps=steps)
-    assert Optimizer("muon", steps=steps).flops(SHAPES) == counted(optimizer.step)
+    assert MatrixOptimizer("muon", steps=steps).flops(SHAPES) == counted(optimizer.step)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_kl_shampoo": True}, {"use_eigh": True}, {"power_iter_steps": 3}])
@@ -24,7 +24,7 @@ def test_soap(options):
     optimizer = soap.SOAP(weights(), lr=1e-3, **options)
     optimizer.step()
     rounds = 0 if options.get("use_eigh") else options.get("power_iter_steps", 1)
-    how = Optimizer("soap", power_steps=rounds, kl=options.get("use_kl_shampoo", False))
+    how = MatrixOptimizer("soap", power_steps=rounds, kl=options.get("use_kl_shampoo", False))
     assert how.flops(SHAPES) == counted(optimizer.step)
 
 
@@ -37,13 +37,13 @@ def test_shampoo():
             left, right = torch.eye(rows) + gradient @ gradient.T, torch.eye(columns) + gradient.T @ gradient
             _ = left @ gradient @ right  # any matrices of these sizes
 
-    assert Optimizer("shampoo").flops(SHAPES) == counted(step)
+    assert MatrixOptimizer("shampoo").flops(SHAPES) == counted(step)
 
 
 def test_by_hand():
     """Three iterations on 4 x 10: 16 x 10 twice and 64, two FLOPs each."""
-    assert Optimizer("muon", steps=3).flops([(4, 10)]) == 3 * 2 * (2 * 160 + 64) == 2304
-    assert Optimizer("muon", steps=3).flops([(10, 4)] * 5) == 5 * 2304
+    assert MatrixOptimizer("muon", steps=3).flops([(4, 10)]) == 3 * 2 * (2 * 160 + 64) == 2304
+    assert MatrixOptimizer("muon", steps=3).flops([(10, 4)] * 5) == 5 * 2304
 
 
 def test_what_megatron_core_gives_it():
@@ -53,7 +53,7 @@ def test_what_megatron_core_gives_it():
     assert matrices(plan) == 2 * layer
     assert matrices(plan, split_qkv=False) == 2 * [(128, 64), *layer[3:]]
     options = {"optimizer": "muon", "muon_num_ns_steps": 3}
-    assert optimizer_flops(plan, options) == Optimizer("muon", steps=3).flops(2 * layer)
+    assert optimizer_flops(plan, options) == MatrixOptimizer("muon", steps=3).flops(2 * layer)
     frozen = compile_plan({"model": MODEL, "peft": {"kind": "lora", "dim": 8, "target_modules": ["linear_proj"]}})
     assert matrices(frozen) == 2 * [(8, 64), (64, 8)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.pipeline import Layout
+from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.reading import read_layout
 
 FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
@@ -75,7 +75,7 @@ def test_splits_are_megatron_cores(monkeypatch):
     random, built, refused = Random(11), 0, 0
     for _ in range(600):
         options = splits(random)
-        layout = Layout(**{name: value for name, value in options.items() if name != "num_layers"})
+        layout = PipelineLayout(**{name: value for name, value in options.items() if name != "num_layers"})
         try:
             expected, _ = Asked(monkeypatch, **options).placed()
         except (AssertionError, ValueError):
@@ -121,7 +121,7 @@ def test_layouts_are_megatron_cores(monkeypatch):
         expected, with_depths = asked.placed()
         # What was written down, and megatron-core's own object made of it, are one layout.
         for given in (layout, asked.config.pipeline_model_parallel_layout):
-            placement = Layout(**{PP: stages, LIST: given}).place(layers, depths)
+            placement = PipelineLayout(**{PP: stages, LIST: given}).place(layers, depths)
             assert placement.layers == expected, layout
             assert {placement.mtp} == (with_depths or {placement.loss}), layout
             assert (placement.embedding, placement.loss) == (0, stages - 1)
@@ -132,7 +132,7 @@ def test_segments_of_hybrid_patterns_go_around_the_stages():
     """As megatron-core selects them: segment = chunk x stages + stage."""
 
     def layers(*segments: int, **options: int) -> tuple[int, ...]:
-        return Layout(**options, segments=segments).place(sum(segments)).layers
+        return PipelineLayout(**options, segments=segments).place(sum(segments)).layers
 
     assert layers(1, 7, **{PP: 2}) == (0, 1, 1, 1, 1, 1, 1, 1)
     assert layers(1, 2, 1, 3, **{PP: 2}) == layers(1, 2, 1, 3, **{PP: 2, VPP: 2}) == (0, 1, 1, 0, 1, 1, 1)
@@ -161,7 +161,7 @@ def test_hybrid_splits_are_megatron_cores(monkeypatch):
             assert (
                 chosen == [layer for layer, at in enumerate(expected) if at == stage] == list(range(offset, offset + len(chosen)))
             )
-        assert Layout(**{PP: stages}, **options, segments=(layers,)).place(layers).layers == expected
+        assert PipelineLayout(**{PP: stages}, **options, segments=(layers,)).place(layers).layers == expected
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_hybrid_splits_are_megatron_cores(monkeypatch):
 )
 def test_what_cannot_be_placed_is_one_sentence(options, place, message):
     with pytest.raises(ConfigError) as caught:
-        Layout(**options).place(*place)
+        PipelineLayout(**options).place(*place)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -215,7 +215,7 @@ LOGITS, PROJECTION = 7 * 40, 7 * 2 * 16
 def stages(model: dict[str, Any], **options: Any) -> list[Any]:
     """Forward multiply-accumulates of the stages."""
     plan = compile_plan(model, "exact")
-    return [flops // 2 for flops in plan.evaluate_stages(plan.measure([7]), Layout(**options), passes="forward")]
+    return [flops // 2 for flops in plan.evaluate_stages(plan.measure([7]), PipelineLayout(**options), passes="forward")]
 
 
 def test_a_plan_is_priced_where_it_stands():
@@ -273,8 +273,8 @@ def test_pipes_of_a_hybrid_pattern_are_stages():
 
 def test_stages_add_up_whatever_the_passes_and_are_compiled_once():
     plan = compile_plan(SMALL | {"recompute_granularity": "full", "recompute_method": "uniform"}, "exact")
-    layout = Layout(**{PP: 2})
+    layout = PipelineLayout(**{PP: 2})
     for passes in ("forward", "training", "hardware"):
         vector = plan.measure([5, 9])
         assert sum(plan.evaluate_stages(vector, layout, passes=passes)) == plan.evaluate(vector, passes)
-    assert plan.stage_coefficients(layout) is plan.stage_coefficients(Layout(**{PP: 2, LIST: ""}))
+    assert plan.stage_coefficients(layout) is plan.stage_coefficients(PipelineLayout(**{PP: 2, LIST: ""}))

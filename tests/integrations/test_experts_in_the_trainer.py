@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from bridge.config import from_huggingface  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
-from bridge.flops.optimizers import Optimizer  # noqa: E402
+from bridge.flops.optimizers import MatrixOptimizer  # noqa: E402
 from bridge.integrations.transformers_trainer import add_throughput  # noqa: E402
 
 STEPS, ROWS, LENGTH, EXPERTS = 4, 2, 16, 4
@@ -56,7 +56,7 @@ def test_a_mixture_of_experts_with_muon(tmp_path: Path) -> None:
     assert last["throughput/dropped_tokens_fraction"] == 0
     assert "throughput/tflops/device_nominal" not in last
     assert last["throughput/total_flops"] == STEPS * compile_plan(from_huggingface(model()), "exact").flops([LENGTH] * ROWS)
-    step = Optimizer("muon", steps=3).flops([tuple(weight.shape) for weight in matrices])
+    step = MatrixOptimizer("muon", steps=3).flops([tuple(weight.shape) for weight in matrices])
     assert last["throughput/optimizer_flops"] == 2 * step
     plan_flops = last["throughput/total_flops"] / 2
     assert last["throughput/hfu"] / last["throughput/mfu"] == pytest.approx((plan_flops + 2 * step) / plan_flops)

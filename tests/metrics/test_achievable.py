@@ -10,7 +10,7 @@ import torch
 from bridge.cli.main import main
 from bridge.flops import compile_plan
 from bridge.metrics import achievable
-from bridge.metrics.achievable import Matmul, Measured, matmuls, measure, reached
+from bridge.metrics.achievable import Matmul, MeasuredMatmul, matmuls, measure, reached
 
 DENSE = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 96,
          "gated_linear_unit": True, "vocab_size": 256, "make_vocab_size_divisible_by": 1, "seq_length": 32}  # fmt: skip
@@ -42,7 +42,7 @@ def test_experts_are_filled_evenly():
 
 def test_what_is_reached_is_work_over_time():
     """3 FLOPs at 1 a second and 1 at 1 a second in a half: 4 in 5 seconds."""
-    rates = [Measured(Matmul("a", 1, 1, 1, 3.0), 1.0), Measured(Matmul("b", 1, 1, 1, 1.0), 0.5)]
+    rates = [MeasuredMatmul(Matmul("a", 1, 1, 1, 3.0), 1.0), MeasuredMatmul(Matmul("b", 1, 1, 1, 1.0), 0.5)]
     assert reached(rates) == 4 / 5
 
 

@@ -15,7 +15,7 @@ from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.reduction import from_limbs
 from bridge.metrics.snapshots import Snapshots
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 STATISTICS = (
     Statistic("square"),
@@ -61,7 +61,7 @@ IMAGES = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 4)), max_size=5
 @pytest.mark.parametrize("sequences", [[1], [1, 1, 1], [0], [2, 1]])
 def test_the_shortest_sequences_first(sequences):
     """The table of values starts out with the entry for length zero alone."""
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     statistics.add(batch(sequences))
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected(sequences)
 
@@ -69,7 +69,7 @@ def test_the_shortest_sequences_first(sequences):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(LENGTHS, IMAGES), max_size=4))
 def test_equals_length_by_length_arithmetic(batches):
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     for sequences, images in batches:
         statistics.add(batch(sequences, images))
     sequences = [s for lengths, _ in batches for s in lengths]
@@ -84,7 +84,7 @@ def test_equals_length_by_length_arithmetic(batches):
 
 @pytest.mark.parametrize("length", [2**30 - 1, 2**30, 2**31, 2**40])
 def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(length):
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     for _ in range(3):
         statistics.add(batch([length, 1], [(length, 2)]))
     values = list(counted(statistics).values())[: len(STATISTICS)]
@@ -95,7 +95,7 @@ def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(len
 def cubes(monkeypatch):
     """A statistic that grows faster than the square."""
     monkeypatch.setitem(statistics_of_lengths._FORMULAS, "cube", lambda s: s * s * s)
-    return BatchStatistics(Layout((Statistic("cube"), Statistic("cube", "images"))))
+    return BatchStatistics(VectorLayout((Statistic("cube"), Statistic("cube", "images"))))
 
 
 @pytest.mark.parametrize("length", [2**20 - 1, 2**20, 2**21, 3_000_000])
@@ -117,14 +117,14 @@ def test_a_device_is_not_asked_for_a_sum_that_may_leave_int64(cubes):
 
 def test_tables_grow_and_stop_growing(monkeypatch):
     monkeypatch.setattr(batch_statistics, "_TABLE_LIMIT", 64)
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     for sequences in ([3], [31, 32, 33], [63], [64], [1000, 2, 0]):
         statistics.add(batch(sequences))
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([3, 31, 32, 33, 63, 64, 1000, 2])
 
 
 def test_many_short_lengths_are_counted_by_value():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     batches = [list(range(16)) * 9, [15, 0, 1] * 30, [*[3] * 200, 40], list(range(41)) * 4]  # the third: one is longer
     for sequences in batches:
         statistics.add(batch(sequences))
@@ -132,7 +132,7 @@ def test_many_short_lengths_are_counted_by_value():
 
 
 def test_draining_starts_again_from_zero():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     statistics.add(batch([5]))
     statistics.count("unread_micro_batches", 2)
     assert counted(statistics)["unread_micro_batches"] == 2
@@ -142,8 +142,8 @@ def test_draining_starts_again_from_zero():
 def test_pixels_of_unknown_patches_are_refused_where_the_plan_prices_them():
     blind = read_lengths({"tokens": torch.zeros(1, 4), "pixel_values": torch.zeros(3, 8, 8)})
     with pytest.raises(NoLengths, match="image_grid_thw"):
-        BatchStatistics(Layout(STATISTICS)).add(blind)
-    BatchStatistics(Layout((Statistic("square"),))).add(blind)
+        BatchStatistics(VectorLayout(STATISTICS)).add(blind)
+    BatchStatistics(VectorLayout((Statistic("square"),))).add(blind)
 
 
 # ---- batches that are on a device already ------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def plain(statistics: BatchStatistics) -> dict[str, int]:
     ],
 )
 def test_device_batches_are_counted_without_reading_them_back(form, sequences, positions):
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     tokens = on_device([[0] * 48])
     grid = on_device([[2, 4, 6], [1, 2, 2]])
     for _ in range(2):
@@ -194,13 +194,13 @@ def test_device_batches_are_counted_without_reading_them_back(form, sequences, p
 
 
 def test_positions_that_only_the_device_knows():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     statistics.add(read_lengths({"cu_seqlens": on_device([0, 3, 9]), "cu_seqlens_padded": on_device([0, 4, 12])}))
     assert plain(statistics)["positions"] == 12
 
 
 def test_device_sums_above_int64_keep_every_digit():
-    statistics = BatchStatistics(Layout((Statistic("square"),)))
+    statistics = BatchStatistics(VectorLayout((Statistic("square"),)))
     length = 2**30
     for _ in range(40):  # 40 x 2^60 is above 2^63
         statistics.add(BatchLengths(torch.tensor([length]).as_subclass(OnDevice), length))
@@ -208,14 +208,14 @@ def test_device_sums_above_int64_keep_every_digit():
 
 
 def test_a_shape_on_the_device_is_known_to_the_host():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     statistics.add(read_lengths({"tokens": on_device([[0] * 5, [0] * 5])}))
     assert statistics.device_values is None
     assert list(counted(statistics).values())[: len(STATISTICS)] == expected([5, 5])
 
 
 def test_tokens_of_skipped_steps():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     statistics.add(batch([5, 6]))
     statistics.begin_step()
     statistics.add(batch([7]))
@@ -238,7 +238,7 @@ def snapshot(batch, *, images):
 
 
 def test_what_is_kept_is_what_was_there_and_equals_adding_at_once():
-    at_once, later = BatchStatistics(Layout(STATISTICS)), BatchStatistics(Layout(STATISTICS))
+    at_once, later = BatchStatistics(VectorLayout(STATISTICS)), BatchStatistics(VectorLayout(STATISTICS))
     buffer, big = torch.zeros(5, dtype=torch.int32), torch.arange(0, 3000, 3)
     for last in (9, 12, 9):
         buffer.numpy()[:] = [0, 3, last, last, -1]
@@ -274,7 +274,7 @@ def test_what_is_not_kept(read_at_once):
 
 
 def test_kept_batches_that_cannot_be_read_are_counted_apart():
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     for kept in ({"tokens": torch.zeros(1, 3), "cu_seqlens": torch.tensor([0, 9])}, {"tokens": torch.zeros(1, 2, 3)}):
         statistics.keep(snapshot(kept, images=False))
         statistics.keep(snapshot(kept, images=False))
@@ -285,14 +285,14 @@ def test_kept_batches_that_cannot_be_read_are_counted_apart():
 
 
 def test_the_longest_of_each_packed_micro_batch_that_is_kept():
-    sums = BatchStatistics(Layout((Statistic("square", "longest"), Statistic("length"))))
+    sums = BatchStatistics(VectorLayout((Statistic("square", "longest"), Statistic("length"))))
     for offsets in ([0, 3, 12], [0, 4, 4], [[0, 5, 7]]):
         sums.keep(snapshot({"tokens": torch.zeros(1, 12), "cu_seqlens": torch.tensor(offsets)}, images=False))
     assert counted(sums)["square_of_longest"] == 81 + 16 + 25
 
 
 def test_one_row_that_falls_and_rises_does_not_spoil_the_others():
-    sums = BatchStatistics(Layout(STATISTICS))
+    sums = BatchStatistics(VectorLayout(STATISTICS))
     for offsets in ([0, 3, 12], [0, 5, -1, 6, -1], [0, 0, -1], [0], [0, 7]):
         sums.keep(snapshot({"tokens": torch.zeros(1, 12), "cu_seqlens": torch.tensor(offsets)}, images=False))
     values = counted(sums)
@@ -303,7 +303,7 @@ def test_one_row_that_falls_and_rises_does_not_spoil_the_others():
 @pytest.mark.parametrize("most", [2, 1000])
 def test_tokens_of_a_skipped_step_are_told_from_those_kept_before(monkeypatch, most):
     monkeypatch.setattr(batch_statistics, "_MOST_KEPT", most)
-    statistics = BatchStatistics(Layout(STATISTICS))
+    statistics = BatchStatistics(VectorLayout(STATISTICS))
     for step in range(1, 4):
         statistics.begin_step()
         for _ in range(3):
@@ -315,7 +315,7 @@ def test_tokens_of_a_skipped_step_are_told_from_those_kept_before(monkeypatch, m
 
 
 def test_the_longest_sequence_of_each_micro_batch():
-    sums = BatchStatistics(Layout((Statistic("square", "longest"), Statistic("length"))))
+    sums = BatchStatistics(VectorLayout((Statistic("square", "longest"), Statistic("length"))))
     for sequences in ([3, 9, 4], [2], []):
         sums.add(batch(sequences))
     sums.add(BatchLengths(torch.tensor([5, 7]), 14))
@@ -324,11 +324,11 @@ def test_the_longest_sequence_of_each_micro_batch():
 
 def test_images_of_one_size_are_counted_where_no_more_is_asked():
     pixels = BatchLengths(np.array([4], np.int64), 4, unmeasured_images=True, number_of_images=3)
-    sums = BatchStatistics(Layout((Statistic("count", "images"),)))
+    sums = BatchStatistics(VectorLayout((Statistic("count", "images"),)))
     sums.add(pixels)
     assert counted(sums)["images"] == 3
     for statistics in ((Statistic("count", "images"), Statistic("length", "images")), (Statistic("length", "images"),)):
         with pytest.raises(NoLengths, match="their patches are unknown"):
-            BatchStatistics(Layout(statistics)).add(pixels)
+            BatchStatistics(VectorLayout(statistics)).add(pixels)
     with pytest.raises(NoLengths, match="their patches are unknown"):
         sums.add(pixels._replace(number_of_images=None))

@@ -17,7 +17,7 @@ from launch import launch
 from bridge.flops import compile_plan
 from bridge.metrics.dealt import own_batches, place_of_dealt
 from bridge.metrics.place import Place
-from bridge.metrics.vector import REPLICA_WORK, Layout
+from bridge.metrics.vector import REPLICA_WORK, VectorLayout
 
 WORKER = Path(__file__).with_name("dealt_worker.py")
 
@@ -108,5 +108,5 @@ def test_without_megatron_cores_groups_nobody_tells() -> None:
 
 
 def test_replicas_that_share_samples_have_no_work_of_their_own() -> None:
-    assert REPLICA_WORK in Layout((), Place(replicas=4))
-    assert REPLICA_WORK not in Layout((), Place(replicas=4, dealt=True))
+    assert REPLICA_WORK in VectorLayout((), Place(replicas=4))
+    assert REPLICA_WORK not in VectorLayout((), Place(replicas=4, dealt=True))

@@ -12,7 +12,7 @@ from bridge.metrics.instruments import Summed
 from bridge.metrics.place import Place
 from bridge.metrics.stragglers import ComputeTime
 from bridge.metrics.throughput import Work
-from bridge.metrics.vector import Layout, Slice
+from bridge.metrics.vector import Slice, VectorLayout
 
 MODEL = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "num_moe_experts": 4,
          "moe_router_topk": 2, "moe_ffn_hidden_size": 24, "gated_linear_unit": True, "moe_layer_freq": [0, 1, 1, 1]}  # fmt: skip
@@ -24,7 +24,7 @@ def factor(stands, *, work=None, data=1.0, pipeline=1, even=False, model=MODEL):
     place = Place(world=4, expert=2, pipeline=pipeline)
     plan = compile_plan(model, "exact")
     shares = shares_of(plan, place, even)
-    layout = Layout(plan.statistics, slices=(Slice(LOADS, 12),))
+    layout = VectorLayout(plan.statistics, slices=(Slice(LOADS, 12),))
     sums = layout.zeros()
     layout.add(sums, LOADS, sum(LAYERS, []))
     summed = Summed(layout, place, sums, sums, sums, (), price=lambda vector: work)

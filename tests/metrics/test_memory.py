@@ -9,9 +9,9 @@ import torch
 
 from bridge.metrics import memory
 from bridge.metrics.instruments import Instruments, Summed
-from bridge.metrics.memory import Held, MemoryMeter, MemoryPeaks, Peak, cuda_memory, host_memory
+from bridge.metrics.memory import FullestRank, MemoryMeter, MemoryPeaks, RankPeak, cuda_memory, host_memory
 from bridge.metrics.place import Place
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -19,9 +19,9 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 def test_a_peak_travels_with_its_rank():
     for size in (0, 512, 80 * 2**30, 100 * 2**40):
         for rank in (0, 7, 2**23 - 1):
-            assert Peak.decoded(Peak(size, rank).encoded()) == Peak(size, rank)
-    assert Peak(2**49 - 512, 2**23 - 1).encoded() < 2**63
-    assert Peak(1024, 0).encoded() > Peak(512, 2**23 - 1).encoded()
+            assert RankPeak.decoded(RankPeak(size, rank).encoded()) == RankPeak(size, rank)
+    assert RankPeak(2**49 - 512, 2**23 - 1).encoded() < 2**63
+    assert RankPeak(1024, 0).encoded() > RankPeak(512, 2**23 - 1).encoded()
 
 
 def test_retries_are_those_of_the_interval():
@@ -49,7 +49,7 @@ def over_ranks(device, readings, world=None):
     world = world or len(readings)
     places = [Place(rank=rank, world=world) for rank in range(len(readings))]
     kinds = [MemoryPeaks(place, device) for place in places]
-    layout = Layout((), places[0], kinds[0].slices)
+    layout = VectorLayout((), places[0], kinds[0].slices)
     summed, maxima = [0] * len(layout.names), [0] * len(layout.maxima)
     for kind, reading in zip(kinds, readings, strict=True):
         for name, entry in kind.entries(reading).items():
@@ -69,7 +69,7 @@ def test_the_fullest_of_three_ranks():
     ]
     assert over_ranks(CUDA, readings, world=1000) == over_ranks(CUDA, readings)
     held = over_ranks(CUDA, readings)
-    assert held == Held({"peak_allocated": Peak(3 * 2**30, 1), "peak_reserved": Peak(4 * 2**30, 1)}, 6)
+    assert held == FullestRank({"peak_allocated": RankPeak(3 * 2**30, 1), "peak_reserved": RankPeak(4 * 2**30, 1)}, 6)
     assert held.metrics(SimpleNamespace(world_size=3)) == {
         "throughput/memory/peak_allocated": 3 * 2**30,
         "throughput/memory/peak_reserved": 4 * 2**30,

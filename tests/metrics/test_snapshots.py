@@ -11,7 +11,7 @@ from bridge.flops import compile_plan
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
 from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.meter import Meter
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 MODEL = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 1, "ffn_hidden_size": 8, "vocab_size": 8,
          "window_size": (3, 0), "window_attn_skip_freq": 2}  # fmt: skip
@@ -59,7 +59,7 @@ def batches(draw):
 
 
 def read_at_once(drawn) -> list[int]:
-    sums = BatchStatistics(Layout(PLAN.statistics))
+    sums = BatchStatistics(VectorLayout(PLAN.statistics))
     for batch in drawn:
         try:
             sums.add(read_lengths(batch, images=False))

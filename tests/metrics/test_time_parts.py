@@ -6,10 +6,10 @@ import pytest
 
 from bridge.metrics.observed import observed
 from bridge.metrics.spans import Phase, Spans, Timers, listen
-from bridge.metrics.time_parts import PASSES_KEPT, WAITS_KEPT, Measured, RankTimes, Shape, measured, time_parts
+from bridge.metrics.time_parts import PASSES_KEPT, WAITS_KEPT, MeanStep, RankTimes, TimeEntries, measured, time_parts
 from bridge.metrics.why import REMEDIES, waterfall, why
 
-ONE_STAGE = Shape()
+ONE_STAGE = TimeEntries()
 
 
 class Hand:
@@ -31,7 +31,7 @@ class Hand:
 class Rank:
     """A rank whose steps are told."""
 
-    def __init__(self, shape: Shape = ONE_STAGE, stage: int = 0, **options) -> None:
+    def __init__(self, shape: TimeEntries = ONE_STAGE, stage: int = 0, **options) -> None:
         self.clock = Hand()
         self.spans = Spans(self.clock, **{"every_step": True, **options})
         self.times = RankTimes(shape, stage)
@@ -57,7 +57,7 @@ class Rank:
         return self.times.take()
 
 
-def together(shape: Shape, ranks: list[Rank]) -> Measured:
+def together(shape: TimeEntries, ranks: list[Rank]) -> MeanStep:
     sent = [rank.send() for rank in ranks]
     sums = [sum(column) for column in zip(*(one[0] for one in sent), strict=True)]
     least = [min(column) for column in zip(*(one[1] for one in sent), strict=True)]
@@ -208,8 +208,8 @@ def test_of_each_collective_the_least_is_communication_and_the_rest_waiting():
         ranks[1].spend(5 - second, "forward-compute")
     for rank in ranks:
         rank.end_step()
-    found = together(Shape(), ranks)
-    assert found == Measured(step=15, compute=7, communication=pytest.approx(4), imbalance=pytest.approx(4))
+    found = together(TimeEntries(), ranks)
+    assert found == MeanStep(step=15, compute=7, communication=pytest.approx(4), imbalance=pytest.approx(4))
     parts = time_parts(15, found, ideal=3, padding=0.5, recompute=1.0)
     assert parts == pytest.approx(
         {"ideal": 3, "padding": 0.5, "recompute": 1, "kernels": 2.5, "imbalance": 4, "bubble": 0, "communication": 4,
@@ -225,7 +225,7 @@ def test_ranks_that_call_different_collectives_are_not_compared():
         ranks[1].spend(1, "all-grads-sync", "wait")
     for rank in ranks:
         rank.end_step()
-    found = together(Shape(), ranks)
+    found = together(TimeEntries(), ranks)
     assert (found.communication, found.imbalance) == (1.5, 0)
 
 
@@ -241,9 +241,9 @@ def test_the_sample_speaks_for_the_other_steps_but_for_their_data():
         if step == 3:
             rank.spend(10, "data")
         rank.end_step()
-    found = together(Shape(), [rank])
+    found = together(TimeEntries(), [rank])
     assert rank.times.lengths == [8, 16, 24, 42]
-    assert found == Measured(step=22.5, compute=10, optimizer=5, data=2.5)
+    assert found == MeanStep(step=22.5, compute=10, optimizer=5, data=2.5)
     parts = time_parts(45, found)
     assert (parts["data"], parts["host"], sum(parts.values())) == pytest.approx((5, 10, 45))
 
@@ -256,7 +256,7 @@ def test_steps_wait_for_a_sample_to_speak_for_them():
     rank.spans.sample()
     rank.spend(3, "optimizer")
     rank.end_step()
-    assert together(Shape(), [rank]) == Measured(step=2, compute=0, optimizer=2)
+    assert together(TimeEntries(), [rank]) == MeanStep(step=2, compute=0, optimizer=2)
 
 
 def test_more_waits_than_entries_are_taken_together():
@@ -266,14 +266,14 @@ def test_more_waits_than_entries_are_taken_together():
         for _ in range(3 * most + 1):
             rank.spend(seconds, "backward-compute", "wait")
         rank.end_step()
-    found = together(Shape(), ranks)
+    found = together(TimeEntries(), ranks)
     assert (found.communication, found.imbalance) == (3 * most + 1, 3 * most + 1)
 
 
 @pytest.mark.parametrize("micro_batches", [4, PASSES_KEPT, 3 * PASSES_KEPT])
 def test_what_a_pipeline_waits_is_its_bubble_and_transfer(micro_batches):
     """Two equal stages, 1 s forward, 2 s backward: a bubble of 3 s on each; the stages wait 3 s and 1 s longer."""
-    shape = Shape(stages=2)
+    shape = TimeEntries(stages=2)
     ranks = [Rank(shape, 0), Rank(shape, 1)]
     for rank, waits in zip(ranks, (4, 6), strict=True):
         for _ in range(micro_batches):
@@ -283,13 +283,13 @@ def test_what_a_pipeline_waits_is_its_bubble_and_transfer(micro_batches):
         rank.spend(2, "wait")
         rank.end_step()
     found = together(shape, ranks)
-    assert found == Measured(
+    assert found == MeanStep(
         step=3 * micro_batches + 5, compute=3 * micro_batches, bubble=pytest.approx(3), communication=pytest.approx(2)
     )
 
 
 def test_a_slow_stage_is_imbalance():
-    shape = Shape(stages=4)
+    shape = TimeEntries(stages=4)
     ranks = [Rank(shape, stage) for stage in range(4)]
     for stage, rank in enumerate(ranks):
         factor = 2 if stage == 2 else 1
@@ -299,19 +299,21 @@ def test_a_slow_stage_is_imbalance():
         rank.spend(31 - 12 * factor, "backward-recv", "wait")
         rank.end_step()
     found = together(shape, ranks)
-    assert found == Measured(
+    assert found == MeanStep(
         step=31, compute=15, bubble=pytest.approx(11.25), imbalance=pytest.approx(4.75), communication=pytest.approx(0)
     )
 
 
 def test_without_a_peak_compute_is_one_part_and_a_rank_without_a_reading_leaves_none():
-    found = Measured(step=2.0, compute=1.0, data=0.5)
+    found = MeanStep(step=2.0, compute=1.0, data=0.5)
     assert time_parts(2.0, found) == pytest.approx(
         {"compute": 1, "imbalance": 0, "bubble": 0, "communication": 0, "optimizer": 0, "data": 0.5, "host": 0.5}
     )
     assert time_parts(0.0, found) == {}
-    assert measured(Shape(), RankTimes(Shape()), [0] * len(Shape().entries), [0] * Shape().minima, 1) is None
-    assert RankTimes(Shape()).take() is None
+    assert (
+        measured(TimeEntries(), RankTimes(TimeEntries()), [0] * len(TimeEntries().entries), [0] * TimeEntries().minima, 1) is None
+    )
+    assert RankTimes(TimeEntries()).take() is None
 
 
 # ---- in words -------------------------------------------------------------------------------------------------------

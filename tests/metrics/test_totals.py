@@ -7,7 +7,7 @@ import pytest
 from bridge.flops import compile_plan
 from bridge.metrics.place import Place
 from bridge.metrics.totals import Totals, whole
-from bridge.metrics.vector import Layout
+from bridge.metrics.vector import VectorLayout
 
 MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
 WINDOWED = {**MODEL, "window_size": (15, 0)}
@@ -16,7 +16,7 @@ OLD, NEW = [100, 7, 33], [64, 1]
 
 def totals(model=MODEL, convention="megatron", *, replicas=1):
     plan = compile_plan(model, convention=convention)
-    layout = Layout(plan.statistics, Place(replicas=replicas))
+    layout = VectorLayout(plan.statistics, Place(replicas=replicas))
     return plan, layout.names, Totals(plan, layout)
 
 
@@ -100,7 +100,7 @@ def test_a_total_that_misses_work_is_never_completed():
 
 
 def test_a_model_without_a_price_keeps_its_tokens():
-    layout = Layout()
+    layout = VectorLayout()
     before = Totals(None, layout)
     before.add([9 if name == "tokens" else 0 for name in layout.names])
     after = Totals(None, layout)

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.config import load_recipe
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.buffers import Optimizer
 from bridge.planning.communication import Traffic, communication
 from bridge.planning.layouts import Layout
@@ -104,7 +104,7 @@ def test_transformer_engines_ring() -> None:
 
 def test_stages_send_less_at_the_ends() -> None:
     plan = compile_plan(load_recipe("llama3-8b", validate=False))
-    pipeline = Pipeline(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
+    pipeline = PipelineLayout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=2)
     layout = Layout(devices=4, pipeline=pipeline, global_batch_size=8)
     activation = 8 * 2 * 8192 * 4096
     sent = [

@@ -10,7 +10,7 @@ from bridge.hardware import compute_mbu, compute_mfu
 from bridge.planning.inference import (
     MODELS,
     InferencePlan,
-    Memory,
+    MemoryTraffic,
     estimate_flops,
     estimate_flops_no_kv_cache,
     find_parameters,
@@ -257,7 +257,7 @@ def test_experts_that_are_read():
 
 
 def test_bytes_of_a_request():
-    memory = Memory(weight=1, cache=2)
+    memory = MemoryTraffic(weight=1, cache=2)
     found = prefill_and_decode(SMALL, 5, 3, batch_size=2, memory=memory)
     plan = InferencePlan(SMALL)
     held = 2 * 3 * 2 * 2 * 16

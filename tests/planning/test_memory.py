@@ -10,7 +10,7 @@ import pytest
 
 from bridge.config import load_recipe
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.buffers import Optimizer
 from bridge.planning.layouts import Layout
 from bridge.planning.memory import memory, states
@@ -73,7 +73,7 @@ def test_a_precise_optimizer_is_smaller() -> None:
 
 def test_parts_add_up_and_stages_differ() -> None:
     plan = compile_plan(load_recipe("llama3-70b", validate=False))
-    pipeline = Pipeline(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=5)
+    pipeline = PipelineLayout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=5)
     layout = Layout(devices=64, tensor_model_parallel_size=4, sequence_parallel=True, context_parallel_size=2, pipeline=pipeline,
                     global_batch_size=32)  # fmt: skip
     found = plan.memory(layout)

@@ -11,7 +11,7 @@ import pytest
 
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import known_machine
 from bridge.planning.memory import USABLE, memory
@@ -48,7 +48,7 @@ def estimated(row: dict[str, str], plan: Any) -> float:
         context_parallel_size=size["cp"],
         expert_model_parallel_size=size["ep"],
         expert_tensor_parallel_size=1 if size["ep"] > 1 else None,
-        pipeline=Pipeline(
+        pipeline=PipelineLayout(
             pipeline_model_parallel_size=size["pp"],
             virtual_pipeline_model_parallel_size=size["vp"] if size["vp"] > 1 else None,
             account_for_embedding_in_pipeline_split=ends,

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from bridge.flops import ConfigError
-from bridge.planning.inference import InferencePlan, Memory
+from bridge.planning.inference import InferencePlan, MemoryTraffic
 from bridge.planning.speculation import speculate, tokens_per_pass
 
 LARGE = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 128}
@@ -53,7 +53,8 @@ def test_a_draft_that_is_never_right_costs_its_own_work() -> None:
 def test_narrow_numbers() -> None:
     target, draft = InferencePlan(LARGE), InferencePlan(SMALL)
     wide, narrow = (
-        speculate(target, draft, 10, 4, proposals=2, acceptance=0.5, memory=Memory(weight=size, cache=size)) for size in (2, 1)
+        speculate(target, draft, 10, 4, proposals=2, acceptance=0.5, memory=MemoryTraffic(weight=size, cache=size))
+        for size in (2, 1)
     )
     assert sum(wide.target_bytes) == 2 * sum(narrow.target_bytes)
 

@@ -13,7 +13,7 @@ from bridge.flops import frameworks
 from bridge.flops.plan import compile_plan
 from bridge.flops.reading import Model
 from bridge.flops.statistics import Statistic
-from bridge.flops.terms import Context, Kind, Pass, Place, Term
+from bridge.flops.terms import Context, Kind, Pass, Term, TermPlace
 from bridge.tracing import cache
 
 TERMS = tuple(
@@ -21,8 +21,8 @@ TERMS = tuple(
     for i in range(3)
 ) + (
     Term("query_key", "core_attention", 8, 4, Context("window", (20,)), kind=Kind.CORE, weight=False, place=2),
-    Term("scan", "mamba", 8, 4, Statistic("pieces", sizes=(64,)), passes=Pass.FORWARD | Pass.RECOMPUTE, place=Place.LAST),
-    Term("experts", "moe", 64, 32, copies=8, active_copies=2, place=Place.FIRST),
+    Term("scan", "mamba", 8, 4, Statistic("pieces", sizes=(64,)), passes=Pass.FORWARD | Pass.RECOMPUTE, place=TermPlace.LAST),
+    Term("experts", "moe", 64, 32, copies=8, active_copies=2, place=TermPlace.FIRST),
 )
 MODEL = Model(traced=TERMS, freeze=("layers.1.q_proj",), framework=frameworks.TRANSFORMERS, not_counted=("a: is left out",))
 SMALL = {"model_type": "openai-gpt", "n_layer": 2, "n_embd": 48, "n_head": 3, "n_positions": 64, "vocab_size": 100}

@@ -11,7 +11,7 @@ from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
 from bridge.config import layout_problems
 from bridge.hardware import NUMBER_FORMATS
-from bridge.planning.check import Check, Way, check, shown_quantity
+from bridge.planning.check import Check, CountedWay, check, shown_quantity
 from bridge.planning.counting_rules import RULES
 from bridge.text import count, with_unit
 
@@ -111,7 +111,7 @@ def _what_ran(found: Check) -> str:
     return ", ".join(parts)
 
 
-def _cells(found: Check, way: Way) -> list[str]:
+def _cells(found: Check, way: CountedWay) -> list[str]:
     speed = "" if way.flops_per_second is None else with_unit(way.flops_per_second, "FLOP/s")
     share = "" if way.utilisation is None else f"{way.utilisation:.2%}"
     told = [] if way.ratio is None else [f"{way.ratio:.4f}", "fits" if found.agrees(way) else ""]
@@ -133,7 +133,7 @@ def _conventions(found: Check) -> Any:
 def _mistakes(found: Check) -> Any:
     """One line a mistake, on top of the convention that it comes nearest with."""
     table = make_table(("usual difference", "on top of"), _heads(found))
-    nearest: dict[str, Way] = {}
+    nearest: dict[str, CountedWay] = {}
     for way in sorted(found.mistakes, key=lambda way: way.distance):
         nearest.setdefault(way.rules[-1], way)
     for name in RULES:

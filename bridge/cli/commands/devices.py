@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.cli import arguments as options
 from bridge.cli.console import Output, make_table, print_json
-from bridge.hardware import NUMBER_FORMATS, PEAKS, Peak
+from bridge.hardware import NUMBER_FORMATS, PEAKS, DatasheetPeak
 
 _EXAMPLES = {
     "all devices": "bridge devices",
@@ -28,7 +28,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    peaks: tuple[Peak, ...] = PEAKS
+    peaks: tuple[DatasheetPeak, ...] = PEAKS
     if arguments.name is not None:
         peaks = (options.known_device(arguments.name),)
     if arguments.json:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(peak: Peak) -> dict[str, Any]:
+def _as_json(peak: DatasheetPeak) -> dict[str, Any]:
     """FLOP/s and byte/s."""
     return {
         "name": peak.words,

@@ -16,7 +16,7 @@ from bridge.cli.priced import COLUMNS, PricedBatch, make_batch, micro_batches
 from bridge.config import Config, layout_problems
 from bridge.flops import compile_plan
 from bridge.flops.formats import BASES, RECIPES
-from bridge.flops.plan import FLOPS_PER_MAC, Row
+from bridge.flops.plan import FLOPS_PER_MAC, TableRow
 from bridge.flops.reading import read
 from bridge.text import count, exactly, in_words, with_unit
 
@@ -123,7 +123,7 @@ def _table(report: PricedBatch) -> Table:
     heads = ("times", "layers") if repeated else ("layers",)
     table = make_table(("component / matmul",), ("k x n", *heads, *columns, "share"))
 
-    def costs(rows: Iterable[Row]) -> list[str]:
+    def costs(rows: Iterable[TableRow]) -> list[str]:
         rows = list(rows)
         work = [with_unit(sum(getattr(row, column) for row in rows), "FLOP") for column in columns]
         return [*work, f"{sum(map(report.share, rows)):.1%}"]
@@ -156,7 +156,7 @@ def _show_equations(console: Output, report: PricedBatch, origins: list[Origin])
             console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
-def _equation(row: Row, value: int | Fraction) -> str:
+def _equation(row: TableRow, value: int | Fraction) -> str:
     """``2 x 8,192 tokens x 4096 x 6144 x 32 layers = 13,194,139,533,312``."""
     factors = [f"{exactly(value)} {row.rows}", str(row.k), str(row.n), count(row.layers, "layer")]
     product = FLOPS_PER_MAC * row.layers * row.k * row.n * value

@@ -12,7 +12,7 @@ from bridge.cli.priced import refuse_what_has_no_effect
 from bridge.config import Config
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import read
-from bridge.planning.inference import LATENTS, Generation, InferencePlan, Memory, Roofline, experts_met, prefill_and_decode
+from bridge.planning.inference import LATENTS, Generation, InferencePlan, MemoryTraffic, Roofline, experts_met, prefill_and_decode
 from bridge.planning.quantities import plain
 from bridge.planning.speculation import Speculation, speculate
 from bridge.text import count, exactly, significant, with_unit
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         convention=arguments.convention,
         logits_to_keep=arguments.logits_to_keep,
         latents=arguments.latents,
-        memory=Memory(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
+        memory=MemoryTraffic(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
         cached_tokens=arguments.cached_prompt,
     )
     roofline = _roofline(generation, arguments)
@@ -135,7 +135,7 @@ def _speculation(config: Config, arguments: argparse.Namespace) -> Speculation |
         proposals=arguments.proposals,
         acceptance=arguments.acceptance,
         batch_size=arguments.batch,
-        memory=Memory(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
+        memory=MemoryTraffic(weight=arguments.weight_bytes, cache=arguments.cache_bytes),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 DELAY_S = 1.0
 
 
-class Progress:
+class FileProgress:
     """Shows how much of a file has been read, once that takes longer than a moment.
 
     Args:
@@ -50,7 +50,7 @@ class Progress:
         self._task = self._bar.add_task("", total=self._size)
         self._bar.start()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> FileProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from bridge.data.packed import sidecar
 from bridge.data.packed.files import Shard, identify_all, read_rows, shards_of
-from bridge.data.packed.progress import Progress
+from bridge.data.packed.progress import FileProgress
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
@@ -105,7 +105,7 @@ def calculate_avg_seqlen(
     known = _look_up(places, shards, key)
     if known is not None:
         return known
-    with Progress(dataset_file, sum(shard.size or 0 for shard in shards)) as progress:
+    with FileProgress(dataset_file, sum(shard.size or 0 for shard in shards)) as progress:
         for place in places:
             try:
                 return _compute_once(place, dataset_file, shards, key, progress)
@@ -124,7 +124,7 @@ def _look_up(places: Sequence[Any], shards: Sequence[Shard], key: Mapping[str, A
 
 
 def _compute_once(
-    place: Any, dataset_file: str, shards: tuple[Shard, ...], key: Mapping[str, Any], progress: Progress
+    place: Any, dataset_file: str, shards: tuple[Shard, ...], key: Mapping[str, Any], progress: FileProgress
 ) -> SequenceTable:
     """The table, computed by whichever process comes first and read by the others.
 
@@ -154,7 +154,7 @@ def _as_json(table: SequenceTable) -> dict[str, Any]:
 
 
 def _tabulate(
-    dataset_file: str, shards: Sequence[Shard], global_batch_size: int, drop_remainder: bool, progress: Progress
+    dataset_file: str, shards: Sequence[Shard], global_batch_size: int, drop_remainder: bool, progress: FileProgress
 ) -> SequenceTable:
     """Read the shards, one after the other."""
     import numpy as np

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bridge import hardware
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
-from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
+from bridge.explorer.controls import LONGEST_LENGTH, Select, Slider, Values
 from bridge.explorer.sources import Source, read
 from bridge.explorer.view import Card, Column, Table, View
-from bridge.planning.check import Check, Way, check
+from bridge.planning.check import Check, CountedWay, check
 from bridge.planning.counting_rules import RULES
 from bridge.text import with_unit
 
@@ -21,12 +21,12 @@ CONTROLS = (
     Slider(key="length", label="Tokens per row", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
     Slider(key="speed", label="Tokens per second and device", minimum=0.1, maximum=1e6, step=0.1, default=13812.0),
     Slider(key="reported", label="Reported", minimum=0.01, maximum=10000.0, step=0.01, default=750.0, info="Of one device."),
-    Choice(key="unit", label="in", options=tuple(UNITS), default="TFLOP/s", buttons=True),
-    Choice(key="recompute", label="It counts recomputation (HFU)", options=("no", "full", "selective"), default="no",
+    Select(key="unit", label="in", options=tuple(UNITS), default="TFLOP/s", buttons=True),
+    Select(key="recompute", label="It counts recomputation (HFU)", options=("no", "full", "selective"), default="no",
            buttons=True),
 )  # fmt: skip
 MACHINE = (
-    Choice(key="device", label="Device", options=DEVICES, default="H100"),
+    Select(key="device", label="Device", options=DEVICES, default="H100"),
     Slider(key="devices", label="Devices of the job", minimum=1, maximum=16384, step=1, default=8),
 )
 SECTIONS = {"": CONTROLS, "Device": MACHINE}
@@ -90,12 +90,12 @@ def _table(found: Check) -> Table:
         Column("fits", "Fits"),
     )
 
-    def row(way: Way) -> tuple[object, ...]:
+    def row(way: CountedWay) -> tuple[object, ...]:
         says = "; ".join(way.says)
         fits = "yes" if found.agrees(way) else ""
         return (way.convention, says, way.flops_per_token, way.flops_per_second, way.utilisation, way.ratio, fits)
 
-    nearest: dict[str, Way] = {}
+    nearest: dict[str, CountedWay] = {}
     for way in sorted(found.mistakes, key=lambda way: way.distance):
         nearest.setdefault(way.rules[-1], way)
     ways = [*found.conventions, *(nearest[name] for name in RULES if name in nearest)]

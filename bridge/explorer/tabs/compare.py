@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
-from bridge.explorer.controls import LONGEST_LENGTH, Choice, Choices, Slider, Values
+from bridge.explorer.controls import LONGEST_LENGTH, Choices, Select, Slider, Values
 from bridge.explorer.sources import OWN_MODEL, Source, compiled, model_names
 from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
@@ -29,7 +29,7 @@ CONTROLS = (
     ),
     Choices(key="conventions", label="Conventions", options=tuple(CONVENTIONS), default=("megatron",), buttons=True),
     Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
-    Choice(key="passes", label="Passes", options=("training", "forward"), default="training", buttons=True),
+    Select(key="passes", label="Passes", options=("training", "forward"), default="training", buttons=True),
 )
 SECTIONS = {"": CONTROLS}
 NUM_FIGURES = 2

@@ -6,7 +6,7 @@ import fnmatch
 from fractions import Fraction
 
 from bridge.explorer import figures
-from bridge.explorer.controls import Choice, Choices, Slider, Values
+from bridge.explorer.controls import Choices, Select, Slider, Values
 from bridge.explorer.sources import Source, Training, compiled, read
 from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
@@ -40,7 +40,7 @@ PARTS = {
 #: Ways with adapters: the name on the page -> a kind of the configuration.
 KINDS = {"LoRA": "lora", "QLoRA": "qlora"}
 CONTROLS = (
-    Choice(
+    Select(
         key="method",
         label="Method",
         options=(*KINDS, "freeze parts"),
@@ -49,7 +49,7 @@ CONTROLS = (
         info="QLoRA computes what LoRA does, on frozen weights that are stored in four bits.",
     ),
     Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=131072, step=128, default=4096),
-    Choice(key="convention", label="Convention", options=tuple(CONVENTIONS), default="exact"),
+    Select(key="convention", label="Convention", options=tuple(CONVENTIONS), default="exact"),
 )
 LORA = (
     Slider(key="rank", label="LoRA rank", minimum=1, maximum=512, step=1, default=16),

@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 
 from bridge import hardware
 from bridge.explorer import figures
-from bridge.explorer.controls import Choice, Slider, Toggle, Values
+from bridge.explorer.controls import Select, Slider, Toggle, Values
 from bridge.explorer.sources import Source, read
 from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
-from bridge.planning.inference import Generation, InferencePlan, Memory, Roofline, prefill_and_decode
+from bridge.planning.inference import Generation, InferencePlan, MemoryTraffic, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
 from bridge.text import seconds, significant, with_unit
 
@@ -31,16 +31,16 @@ CONTROLS = (
     Toggle(key="cache", label="KV cache", default=True, info="Without it every token runs everything before it again."),
 )
 MACHINE = (
-    Choice(key="device", label="Device", options=tuple(DEVICES), default="H100"),
+    Select(key="device", label="Device", options=tuple(DEVICES), default="H100"),
     Slider(key="devices", label="Devices that share every pass", minimum=1, maximum=64, step=1, default=1),
-    Choice(
+    Select(
         key="format", label="Number format of the matmuls", options=("bf16", "fp16", "fp8", "fp4"), default="bf16", buttons=True
     ),
-    Choice(key="weights", label="Weights in memory", options=tuple(BYTES), default="16 bit", buttons=True),
-    Choice(key="kv", label="KV cache in memory", options=tuple(BYTES), default="16 bit", buttons=True),
+    Select(key="weights", label="Weights in memory", options=tuple(BYTES), default="16 bit", buttons=True),
+    Select(key="kv", label="KV cache in memory", options=tuple(BYTES), default="16 bit", buttons=True),
 )
 COUNTING = (
-    Choice(key="convention", label="Convention", options=("exact", "executed"), default="exact", buttons=True),
+    Select(key="convention", label="Convention", options=("exact", "executed"), default="exact", buttons=True),
     Toggle(key="last", label="Logits of the last prompt token only", default=False, info="What engines do."),
 )
 SECTIONS = {"": CONTROLS, "Device": MACHINE, "Counting": COUNTING}
@@ -50,7 +50,7 @@ _BATCHES = tuple(2**k for k in range(10))
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One decode step in the middle of the answer.
 
     Attributes:
@@ -94,9 +94,9 @@ def rates(values: Values) -> tuple[float, float]:
     return peak * values["devices"], rate * values["devices"]
 
 
-def memory(values: Values) -> Memory:
+def memory(values: Values) -> MemoryTraffic:
     """Bytes of weights and of the cache."""
-    return Memory(weight=BYTES[values["weights"]], cache=BYTES[values["kv"]])
+    return MemoryTraffic(weight=BYTES[values["weights"]], cache=BYTES[values["kv"]])
 
 
 def generation(source: Source, values: Values) -> Generation:
@@ -118,7 +118,7 @@ def _plan(source: Source, convention: str) -> InferencePlan:
     return InferencePlan(read(source), convention)
 
 
-def sweep(source: Source, values: Values, peak: float, rate: float) -> list[Step]:
+def sweep(source: Source, values: Values, peak: float, rate: float) -> list[DecodeStep]:
     """The middle decode step for batches of many sizes: the weights are read once for all of them."""
     plan, sizes = _plan(source, values["convention"]), memory(values)
     position = values["prompt"] + max(values["generate"] // 2, 1)
@@ -127,7 +127,7 @@ def sweep(source: Source, values: Values, peak: float, rate: float) -> list[Step
     steps = []
     for batch in sorted({*_BATCHES, values["batch"]}):
         size = sizes.weight * plan.weight_entries(batch, images=False) + batch * cache
-        steps.append(Step(batch, batch * flops, size, max(batch * flops / peak, size / rate)))
+        steps.append(DecodeStep(batch, batch * flops, size, max(batch * flops / peak, size / rate)))
     return steps
 
 
@@ -157,7 +157,9 @@ def _limit(bound: str) -> str:
     return {"compute": "the peak", "memory": "the bandwidth"}[bound]
 
 
-def _roofline(request: Generation, steps: list[Step], values: Values, peak: float, rate: float, name: str) -> figures.Figure:
+def _roofline(
+    request: Generation, steps: list[DecodeStep], values: Values, peak: float, rate: float, name: str
+) -> figures.Figure:
     ridge = peak / rate
     points = [("prefill", request.prefill / request.prefill_bytes)]
     if request.steps:
@@ -191,7 +193,7 @@ def _roofline(request: Generation, steps: list[Step], values: Values, peak: floa
     return figure
 
 
-def _by_batch(steps: list[Step]) -> figures.Figure:
+def _by_batch(steps: list[DecodeStep]) -> figures.Figure:
     series = {
         "all requests": [step.batch / step.seconds for step in steps],
         "each request": [1 / step.seconds for step in steps],

@@ -10,7 +10,7 @@ from typing import Any
 from bridge.config import Config, ConfigError, validate_layout
 from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
-from bridge.explorer.controls import LONGEST_LENGTH, Choice, Slider, Values
+from bridge.explorer.controls import LONGEST_LENGTH, Select, Slider, Values
 from bridge.explorer.sources import Source, compiled, read
 from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.conventions import CONVENTIONS
@@ -26,7 +26,7 @@ INTRODUCTION = "One training step of the model above: what it costs, where the w
 CONTROLS = (
     Slider(key="length", label="Sequence length, tokens", minimum=128, maximum=LONGEST_LENGTH, step=128, default=DEFAULT_LENGTH),
     Slider(key="batch", label="Global batch size, sequences", minimum=1, maximum=4096, step=1, default=1),
-    Choice(
+    Select(
         key="convention", label="Convention", options=tuple(CONVENTIONS), default="megatron", info="How the FLOPs are counted."
     ),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bridge.explorer import figures
-from bridge.explorer.controls import Choice, Slider, Values
+from bridge.explorer.controls import Select, Slider, Values
 from bridge.explorer.sources import Source, compiled
 from bridge.explorer.view import Card, Column, Table, View
-from bridge.flops.pipeline import Layout as Pipeline
+from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import MACHINES, Machine, known_machine
 from bridge.planning.memory import USABLE, Memory, fullest, memory
@@ -23,17 +23,17 @@ INTRODUCTION = (
 )
 _SIZES = tuple(str(2**exponent) for exponent in range(11))
 _CLUSTER = (
-    Choice(key="device", label="Device", options=tuple(machine.name for machine in MACHINES), default="h100"),
-    Choice(key="devices", label="Devices", options=_SIZES, default="8"),
+    Select(key="device", label="Device", options=tuple(machine.name for machine in MACHINES), default="h100"),
+    Select(key="devices", label="Devices", options=_SIZES, default="8"),
     Slider(key="length", label="Sequence length, tokens", minimum=1024, maximum=131072, step=1024, default=8192),
     Slider(key="batch", label="Sequences per step", minimum=1, maximum=8192, step=1, default=128),
     Slider(key="micro_batch", label="Sequences per micro-batch", minimum=1, maximum=16, step=1, default=1),
 )
 _LAYOUT = (
-    Choice(key="tp", label="Tensor parallel", options=_SIZES[:5], default="2", buttons=True),
-    Choice(key="pp", label="Pipeline stages", options=_SIZES[:6], default="1", buttons=True),
-    Choice(key="cp", label="Context parallel", options=_SIZES[:5], default="1", buttons=True),
-    Choice(key="ep", label="Expert parallel", options=_SIZES[:8], default="1", buttons=True),
+    Select(key="tp", label="Tensor parallel", options=_SIZES[:5], default="2", buttons=True),
+    Select(key="pp", label="Pipeline stages", options=_SIZES[:6], default="1", buttons=True),
+    Select(key="cp", label="Context parallel", options=_SIZES[:5], default="1", buttons=True),
+    Select(key="ep", label="Expert parallel", options=_SIZES[:8], default="1", buttons=True),
 )
 SECTIONS = {"": _CLUSTER, "Layout": _LAYOUT}
 NUM_FIGURES = 2
@@ -83,7 +83,7 @@ def _planned(source: Source, values: Values) -> _Planned:
         context_parallel_size=int(values["cp"]),
         expert_model_parallel_size=int(values["ep"]),
         expert_tensor_parallel_size=1 if experts else None,
-        pipeline=Pipeline(pipeline_model_parallel_size=int(values["pp"])),
+        pipeline=PipelineLayout(pipeline_model_parallel_size=int(values["pp"])),
         micro_batch_size=int(values["micro_batch"]),
         global_batch_size=int(values["batch"]),
     )

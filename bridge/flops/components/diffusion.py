@@ -12,7 +12,7 @@ from dataclasses import replace
 from bridge.flops.rows import Part
 from bridge.flops.shapes import DiffusionShape
 from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
-from bridge.flops.terms import Context, Kind, Place, Rows, Term, core, join, norm, table
+from bridge.flops.terms import Context, Kind, Rows, Term, TermPlace, core, join, norm, table
 
 COMPONENT = "diffusion"
 CORE = "core_attention"
@@ -140,7 +140,7 @@ def terms(shape: DiffusionShape) -> list[Term]:
     hidden = (shape.num_attention_heads or 0) * (shape.attention_head_dim or 0)
     out_values = shape.patch_size**2 * (shape.out_channels or shape.in_channels or 0)
     return [
-        *(term.changed(place=Place.FIRST) for term in _embedders(shape, hidden)),
+        *(term.changed(place=TermPlace.FIRST) for term in _embedders(shape, hidden)),
         *_blocks(shape, hidden),
         *final_layer(hidden_size=hidden, out_values=out_values),
     ]

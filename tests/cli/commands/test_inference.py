@@ -8,7 +8,7 @@ import pytest
 
 from bridge.cli.main import main
 from bridge.config import load_recipe
-from bridge.planning.inference import InferencePlan, Memory, prefill_and_decode
+from bridge.planning.inference import InferencePlan, MemoryTraffic, prefill_and_decode
 
 REQUEST = ["--prompt", "900", "--generate", "294"]
 
@@ -25,7 +25,7 @@ def answered(capsys, *arguments: str) -> dict:
         (["--no-kv-cache"], {"kv_cache": False}),
         (["--batch", "8", "--convention", "executed", "--logits-to-keep", "1"],
          {"batch_size": 8, "convention": "executed", "logits_to_keep": 1}),
-        (["--weight-bytes", "0.5", "--cache-bytes", "1"], {"memory": Memory(weight=0.5, cache=1)}),
+        (["--weight-bytes", "0.5", "--cache-bytes", "1"], {"memory": MemoryTraffic(weight=0.5, cache=1)}),
     ],
 )  # fmt: skip
 def test_the_numbers_of_the_api(more, options, capsys):

@@ -9,7 +9,7 @@ import pytest
 from launch import launch
 
 from bridge.flops import compile_plan
-from bridge.flops.pipeline import Layout
+from bridge.flops.pipeline import PipelineLayout
 from bridge.metrics.interval import pipeline_stages
 from bridge.metrics.place import Place
 from bridge.metrics.stragglers import _WORTH_TELLING
@@ -99,13 +99,13 @@ FIRST, LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline
 MODEL = {"num_layers": 4, "hidden_size": 8, "num_attention_heads": 1, "vocab_size": 16}
 
 
-def layout_of(place: Place, parallel: dict | None = None, **model: object) -> Layout:
+def layout_of(place: Place, parallel: dict | None = None, **model: object) -> PipelineLayout:
     return pipeline_stages(compile_plan({"model": {**MODEL, **model}, "parallel": parallel}), place)
 
 
 def test_the_groups_say_how_many_stages_there_are_and_the_configuration_what_is_on_them():
     three = Place(pipeline=3)
-    uneven = Layout(pipeline_model_parallel_size=3, num_layers_in_first_pipeline_stage=1)
+    uneven = PipelineLayout(pipeline_model_parallel_size=3, num_layers_in_first_pipeline_stage=1)
     assert layout_of(three, {FIRST: 1}) == layout_of(three, **{FIRST: 1}) == uneven
     # Megatron-LM's names
     assert layout_of(three, decoder_first_pipeline_num_layers=1) == uneven
