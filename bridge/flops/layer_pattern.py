@@ -175,9 +175,14 @@ def _ordinary(shape: ModelShape) -> str:
     return "mla" if shape.multi_latent_attention else "attention"
 
 
+def asked_mixer(shape: ModelShape) -> Mixer | None:
+    """The row whose option the model sets; None where its layers are ordinary or of a variant that no row has."""
+    return next((row for row in MIXERS.values() if row.asked(shape)), None)
+
+
 def _mixers(shape: ModelShape) -> list[str]:
     """The mixer of each decoder layer: that of the row whose option the model sets, where its row puts it."""
-    row = next((row for row in MIXERS.values() if row.asked(shape)), None)
+    row = asked_mixer(shape)
     if row is not None and row.layers is not None:
         return [row.name if here else row.beside or _ordinary(shape) for here in row.layers(shape)]
     # An unknown variant is reported by not_counted; its layers keep their channel mixers.

@@ -18,7 +18,7 @@ from bridge.flops import formats, frameworks, shapes, transforms
 from bridge.flops.components.registry import PROJECTORS, SYMBOLS, VARIANTS
 from bridge.flops.formats import Formats
 from bridge.flops.frameworks import Framework
-from bridge.flops.layer_pattern import pipeline_segments
+from bridge.flops.layer_pattern import asked_mixer, pipeline_segments
 from bridge.flops.pipeline import PipelineLayout
 from bridge.flops.shapes import (
     MAX_LAYERS,
@@ -135,6 +135,8 @@ class Description:
         peft, teacher, reference_model, framework, not_counted: see ``Model``.
         hardware_unknown: see ``Model``.
         parallel: megatron-core's parallel sizes.
+        formats: a ``Formats``; None: what megatron-core's fields of ``model`` say.
+        traced: the whole model as it ran, in place of the fields of ``model``.
     """
 
     model: Any
@@ -145,6 +147,8 @@ class Description:
     framework: str | None = None
     not_counted: Sequence[str] = ()
     hardware_unknown: Sequence[str] = ()
+    formats: Formats | None = None
+    traced: Model | None = None
 
 
 def get(source: Any, name: str) -> Any:
@@ -233,13 +237,6 @@ def _capacity(source: Any) -> list[str]:
     if factor is None or factor < 0 or not get(source, "num_moe_experts"):
         return []
     return [f"moe_expert_capacity_factor={short(factor)}: tokens that experts drop are counted, padding that they add is not"]
-
-
-def _formats(cfg: Any, *, hybrid: bool) -> Formats:
-    """Those that a reader found, else what megatron-core's fields say."""
-    found = get(cfg, "formats")
-    told = isinstance(found, Formats) and found != formats.NOT_TOLD
-    return found if told else formats.read(partial(get, model_of(cfg)), hybrid=hybrid)
 
 
 _LAYOUT_ALIASES = {
@@ -448,6 +445,8 @@ def _check_relations(shape: ModelShape) -> None:
         _require(shape, "model.", "num_attention_heads")
     for problem in _contradictions(shape):
         raise ConfigError(problem)
+    if not hybrid and (mixer := asked_mixer(shape)):
+        _require(shape, "model.", *mixer.required, why=f" ({mixer.option}={short(getattr(shape, mixer.option))} needs it)")
 
 
 def _contradictions(shape: ModelShape) -> Iterator[str]:

@@ -94,7 +94,7 @@ class Channel(Row):
     Attributes:
         terms: from the normed input to the residual stream.
         symbol: its letter in ``hybrid_layer_pattern``.
-        required: fields of the model that it cannot do without.
+        required: fields without a default that a model with this block has to set; ConfigError names the first that is missing.
         executed: where a framework's own code runs another computation than is priced, a sentence about both.
     """
 

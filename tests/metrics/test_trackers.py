@@ -342,6 +342,17 @@ def test_a_missing_package_is_an_error_before_training(monkeypatch, option, pack
     )
 
 
+@pytest.mark.parametrize(("names", "install"), [({}, "absent_one"), ({"extra": "one"}, "'bridge-flops[one]'")])
+def test_a_listed_tracker_without_its_package_is_refused(names, install, monkeypatch):
+    foreign = type("Foreign", (Recorder,), {"package": "absent_one", **names})
+    monkeypatch.setattr(sys.modules[__name__], "Foreign", foreign, raising=False)
+    with pytest.raises(ConfigError) as error:
+        check_installed(LoggerConfig(wandb_project=None, trackers=[{"_target_": f"{__name__}.Foreign"}]))
+    assert str(error.value) == (
+        f"logger.trackers[0] needs absent_one, which is not installed; pip install {install}, or take it out of the list"
+    )
+
+
 @pytest.mark.parametrize(
     ("wanted", "name", "tags"),
     [({}, "from environment", None), ({"wandb_exp_name": "mine", "wandb_tags": ["a"]}, "mine", ["a"])],

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from bridge.flops.reading import Description, get, model_of
+from bridge.flops.shapes import ConfigError, short
 
-__all__ = ["translate"]
+__all__ = ["translate", "with_sections"]
+
+#: Readers of what is neither Hugging Face's nor MaxText's, in the order in which they are asked; the last one takes everything.
+READERS = ("megatron_lm", "megatron_bridge", "megatron_core")
 
 
 def translate(cfg: Any) -> Any:
@@ -29,22 +35,37 @@ def translate(cfg: Any) -> Any:
     if _is_huggingface(model):
         from bridge.config.sources.huggingface import from_huggingface
 
-        return _with_sections(from_huggingface(model), cfg)
+        return with_sections(from_huggingface(model), cfg)
     if get(model, "decoder_block") is not None or get(model, "base_emb_dim") is not None:
         from bridge.config.sources.maxtext import from_maxtext
 
-        return _with_sections(from_maxtext(model), cfg)
-    from bridge.config.sources import megatron_bridge, megatron_core, megatron_lm
-
-    source = next(source for source in (megatron_lm, megatron_bridge, megatron_core) if source.recognises(model))
-    return source.translate(cfg)
+        return with_sections(from_maxtext(model), cfg)
+    readers = (importlib.import_module(f"{__name__}.{name}") for name in READERS)
+    return next(reader for reader in readers if reader.recognises(model)).translate(cfg)
 
 
-def _with_sections(found: Any, cfg: Any) -> Any:
-    """What was read from ``cfg.model`` with the sections that stand beside it."""
+def with_sections(found: Any, cfg: Any) -> Any:
+    """What was read from ``cfg.model`` with the sections that stand beside it.
+
+    Args:
+        found: a ``Description`` or a ``Config`` that a reader has made of the model alone.
+        cfg: the model, which is then all there is, or a container with ``.model``.
+
+    Raises:
+        ConfigError: the model was traced, and ``cfg`` has adapters, a teacher or a reference model for it.
+    """
     if model_of(cfg) is cfg:
         return found
     declared = get(cfg, "not_counted")
+    not_counted = (*found.not_counted, *(declared if isinstance(declared, (list, tuple)) else ()))
+    traced = get(found, "traced")
+    if traced is not None:
+        for name in ("peft", "teacher", "reference_model"):
+            if get(cfg, name):
+                raise ConfigError(
+                    f"{name}={short(get(cfg, name))}: beside a traced model it is not counted; trace the module with it"
+                )
+        traced = dataclasses.replace(traced, not_counted=not_counted)
     return Description(
         model=found.model,
         peft=get(cfg, "peft") or found.peft,
@@ -52,7 +73,10 @@ def _with_sections(found: Any, cfg: Any) -> Any:
         teacher=get(cfg, "teacher"),
         reference_model=get(cfg, "reference_model") or get(found, "reference_model"),
         framework=get(cfg, "framework") or get(found, "framework"),
-        not_counted=(*found.not_counted, *(declared if isinstance(declared, (list, tuple)) else ())),
+        not_counted=not_counted,
+        hardware_unknown=get(found, "hardware_unknown") or (),
+        formats=get(found, "formats"),
+        traced=traced,
     )
 
 

@@ -360,10 +360,10 @@ class _Options:
             yield "dpo.algo='orpo': ORPO has no reference model, but its forward pass is counted, as MaxText does"
         if self.block in ("simple", "simple_mlp"):
             yield f"decoder_block={self.block!r}: priced as a transformer, as MaxText does"
-        for name in self.values:
+        for name, value in self.values.items():
             if name not in _KNOWN:
                 near = difflib.get_close_matches(str(name), _KNOWN, n=1, cutoff=0.8)
-                yield f"{name}: not recognized" + (f"; did you mean {near[0]}?" if near else "")
+                yield f"not recognized: {name}={short(value)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _primes(bases: list[int], heads: int, seen: set[int]) -> Iterator[int]:

@@ -99,6 +99,7 @@ MIXER = Mixer(
     beside="mla",
     terms=_terms,
     cache=_caches,
+    required=("kimi_linear_num_heads", "kimi_linear_head_dim"),
     executed=by_token(COMPONENT, STATE_MACS),
     colour={COMPONENT: "sky"},
 )

@@ -109,9 +109,10 @@ def check_installed(logger_config: Any) -> None:
         target, _ = find_target(spec, option)
         package = getattr(target, "package", None)
         if package and not is_installed(package):
+            extra = getattr(target, "extra", None)
+            install = f"'bridge-flops[{extra}]'" if extra else package
             raise ConfigError(
-                f"{option} needs {package}, which is not installed; pip install 'bridge-flops[{getattr(target, 'extra', '')}]', "
-                "or take it out of the list"
+                f"{option} needs {package}, which is not installed; pip install {install}, or take it out of the list"
             )
 
 

@@ -310,8 +310,8 @@ def test_every_option_of_maxtext_is_declared_once():
         ({"use_dpo": True, "dpo": {"algo": "orpo"}},
          "dpo.algo='orpo': ORPO has no reference model, but its forward pass is counted, as MaxText does"),
         ({"decoder_block": "simple"}, "decoder_block='simple': priced as a transformer, as MaxText does"),
-        ({"base_num_decoder_layrs": 3}, "base_num_decoder_layrs: not recognized; did you mean base_num_decoder_layers?"),
-        ({"colour": "red"}, "colour: not recognized"),
+        ({"base_num_decoder_layrs": 3}, "not recognized: base_num_decoder_layrs=3; did you mean base_num_decoder_layers?"),
+        ({"colour": "red"}, "not recognized: colour='red'"),
     ],
 )  # fmt: skip
 def test_what_is_not_counted_is_named(options, sentence):

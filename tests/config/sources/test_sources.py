@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.config import from_huggingface
-from bridge.flops import compile_plan
+from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import Model, read
 
 LLAMA = {
@@ -39,6 +39,17 @@ def test_sections_beside_the_model_count_whatever_it_is(model, wrap):
     assert (found.adapters.dim, found.reference, found.not_counted) == (4, True, ("a sentence",))
     assert compile_plan(found, "exact").parameters()["trainable"] == 2 * 4 * (128 + 64)
     assert read(wrap(model=model, teacher=LLAMA)).teacher == read(LLAMA)
+
+
+def test_number_formats_and_a_trace_are_kept_beside_sections():
+    quantized = LLAMA | {"quantization_config": {"quant_method": "fp8"}}
+    assert read({"model": quantized}).formats == read(quantized).formats != read(LLAMA).formats
+    unread = {"model_type": "openai-gpt", "n_layer": 2, "n_embd": 48, "n_head": 3, "n_positions": 64, "vocab_size": 100}
+    alone, beside = read(unread), read({"model": unread, "not_counted": ["a sentence"]})
+    assert beside.traced == alone.traced != ()
+    assert beside.not_counted == (*alone.not_counted, "a sentence")
+    with pytest.raises(ConfigError, match="^peft=.*: beside a traced model it is not counted; trace the module with it$"):
+        read({"model": unread, "peft": ADAPTERS})
 
 
 def test_what_was_read_is_taken_as_it_is():

@@ -32,6 +32,14 @@ def test_an_unknown_variant_is_named_and_keeps_its_channel_mixers():
     assert plan.breakdown([10], passes="forward") == {"mlp": 2 * 10 * 6 * 2 * 64 * 256, "output_layer": 2 * 10 * 64 * 100}
 
 
+def test_a_field_that_a_variant_requires_is_named():
+    with pytest.raises(ConfigError) as error:
+        read(SMALL | LATENT | {"kimi_kda_layers": [1, 2, 4], "kimi_linear_num_heads": 4})
+    assert str(error.value) == (
+        "model.kimi_linear_head_dim is missing: set it to a positive integer (kimi_kda_layers=[1, 2, 4] needs it)"
+    )
+
+
 def test_colours():
     lines = {line for kind in (registry.MIXERS, registry.CHANNELS, registry.PROJECTORS, registry.PARTS)
              for row in kind.values() for line in row.colour}  # fmt: skip
@@ -47,7 +55,8 @@ def test_colours():
         ({"multi_latent_attention": True}, ["mla"] * 6, [0] * 6),
         ({"experimental_attention_variant": "gated_delta_net", "linear_attention_freq": 3},
          ["gdn", "gdn", "attention", "gdn", "gdn", "attention"], [0] * 6),
-        ({"kimi_kda_layers": [1, 2, 4]}, ["kda", "kda", "mla", "kda", "mla", "mla"], [0] * 6),
+        ({"kimi_kda_layers": [1, 2, 4], "kimi_linear_num_heads": 4, "kimi_linear_head_dim": 16},
+         ["kda", "kda", "mla", "kda", "mla", "mla"], [0] * 6),
         # Whether the layer chooses keys: 1, 2, then every third.
         ({"experimental_attention_variant": "dsa", "dsa_indexer_topk_freq": 3, "dsa_indexer_skip_topk_offset": 2},
          ["dsa"] * 6, [1, 1, 0, 0, 1, 0]),
