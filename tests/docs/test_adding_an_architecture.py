@@ -12,6 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from oracle.counter import count
+from torch import Tensor, nn
+
+from bridge.flops import elementwise, terms
+from bridge.flops.conventions import EXECUTED
+from bridge.flops.frameworks import TRANSFORMERS
+from bridge.flops.plan import Plan
+from bridge.flops.terms import CAUSAL
+from bridge.flops.transforms import differentiate, everything
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-an-architecture.md").read_text()
@@ -79,7 +89,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             first, old = text.splitlines(keepends=True)[0], path.read_text()
             assert old.count(first) == 1, f"{name} has no line {first!r}"
             path.write_text(old.replace(first, text))
-        elif name != "script":
+        elif name.endswith((".py", ".yaml")):
             path.write_text(text)
     after = files(copy)
     changed = sorted(name for name in after if before.get(name) != after[name])
@@ -137,6 +147,31 @@ def test_ledger(found: dict[str, Any]) -> None:
     assert found["ledger"] == [10 * 12 * 2 * 16 * 32 * 100]
     assert found["listed"]
     assert found["colour"]
+
+
+def test_attention_with_scores() -> None:
+    """The terms on the page against the module that they describe: 4 heads of 6 channels on 2 groups, queries of rank 5."""
+    names: dict[str, Any] = {**vars(terms), **vars(elementwise), "LINE": "attention"}
+    exec(BLOCKS["scores"], names)
+    found = differentiate(names["gated_attention"](24, 4, 2, 6, 5, CAUSAL), everything, TRANSFORMERS)
+    plan = Plan(EXECUTED, found, (), everything, lambda how: found)
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.norm, self.up = nn.Linear(24, 5, bias=False), nn.RMSNorm(5), nn.Linear(5, 24, bias=False)
+            self.kv, self.gate, self.proj = (nn.Linear(24, 24, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            query = self.up(self.norm(self.down(x))).unflatten(-1, (4, 6)).transpose(1, 2)
+            key, value = (y.unflatten(-1, (2, 6)).transpose(1, 2).repeat_interleave(2, 1) for y in self.kv(x).chunk(2, -1))
+            outputs = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+            return self.proj(outputs.transpose(1, 2).flatten(2) * self.gate(x).sigmoid())
+
+    attention, batch = Attention(), torch.randn(2, 7, 24)
+    assert plan.parameters()["total"] == sum(parameter.numel() for parameter in attention.parameters())
+    assert plan.flops([7, 7], passes="forward") == count(lambda: attention(batch))
+    assert plan.flops([7, 7]) == count(lambda: attention(batch).sum().backward())
 
 
 def test_oracle(tree: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from bridge.config import load_recipe
+from bridge.config import load_recipe, sources
 from bridge.flops import compile_plan, statistics
 from bridge.flops.conventions import EXACT
 from bridge.flops.frameworks import MEGATRON
@@ -81,6 +81,23 @@ def test_a_tracker_is_named_in_a_recipe(tmp_path: Path, monkeypatch: pytest.Monk
             ["10", "throughput/total_flops", str(10**30)],
             ["20", "loss", "1.5"],
         ]
+
+
+def test_a_source_is_a_file_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "bridge/config/sources/loom.py"
+    monkeypatch.setitem(sys.modules, "bridge.config.sources.loom", found := ModuleType("loom"))
+    exec(compile(BLOCKS[path], path, "exec"), vars(found))
+    listed: dict[str, Any] = {}
+    exec(BLOCKS["bridge/config/sources/__init__.py"], listed)
+    assert listed["READERS"] == ("loom", *sources.READERS)
+    monkeypatch.setattr(sources, "READERS", listed["READERS"])
+    names: dict[str, Any] = {}
+    exec(BLOCKS["source"], names)
+    assert names["plan"].parameters()["trainable"] == 2 * 4 * (64 + 4 * 64)
+    assert names["plan"].not_counted == ("not recognized: sparsity=2",)
+    ours = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500}
+    assert compile_plan(names["loom"]).breakdown([7, 3]) == compile_plan(ours).breakdown([7, 3])
+    assert compile_plan(ours | {"sparsity": 2}).not_counted == ("not recognized: sparsity=2",)
 
 
 def test_an_adapter_counts_what_its_loop_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
