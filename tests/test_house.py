@@ -102,7 +102,7 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 5180,
+    "bridge/flops": 5185,
     "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,
