@@ -26,7 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Peaks and traces of a test are no user's: every process below this one keeps them in a folder that goes with it."""
+    """Peaks and traces of a test are no user's: every process below this one keeps them in a folder that goes with it.
+
+    Nor is the width that a parallel run gives its workers: what they print goes to no terminal.
+    """
+    os.environ.pop("COLUMNS", None)
     if "BRIDGE_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="bridge-tests-")
         config.add_cleanup(folder.cleanup)
