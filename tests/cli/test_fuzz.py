@@ -162,7 +162,7 @@ def ends(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         return f"code {code}: {err[-300:]}"
     if len(err) > 2100:
         return f"an error of {len(err)} characters: {err[:200]}"
-    if found := re.search(r"(?<![\w.=])(-?nan|-?inf|NaN|-?Infinity)\b|(?<![\w.])-\d[\d,.]* \w*FLOP|object at 0x", out):
+    if found := re.search(r"(?<![\w.=])(?<!^)(-?nan|-?inf|NaN|-?Infinity)\b|(?<![\w.])-\d[\d,.]* \w*FLOP|object at 0x", out):
         return f"prints {out[max(0, found.start() - 80) : found.end() + 20]!r}"
     return ""
 

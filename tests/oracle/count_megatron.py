@@ -31,6 +31,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig  # noqa: E402
 from megatron.core.transformer.module import MegatronModule  # noqa: E402
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper  # noqa: E402
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig  # noqa: E402
 
 from bridge.config import Config, ModelConfig  # noqa: E402
@@ -141,6 +142,7 @@ def path_of(parameter: str) -> str:
 
 def measure(case: Case, model: torch.nn.Module) -> dict[str, int]:
     """What a case counts, and its parameters."""
+    MTPLossLoggingHelper.tracker.clear()  # it is global, and sized by the first model
     tokens = torch.zeros(case.batch_size, case.length, dtype=torch.long)
     positions = torch.arange(case.length)[None].expand_as(tokens)
     hidden = torch.ones(case.length, case.length, dtype=torch.bool).triu(1)[None, None].expand(case.batch_size, 1, -1, -1)

@@ -222,6 +222,10 @@ class Budget:
     limit: int = BUDGET
     spent: int = 0
 
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError("the budget must be at least 1")
+
     def spend(self, cost: OperationCost) -> Budget:
         """The budget after this."""
         return replace(self, spent=self.spent + cost.total)
