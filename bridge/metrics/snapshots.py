@@ -82,7 +82,7 @@ Snapshot = TokenShape | Packed
 class Snapshots:
     """Takes what ``read_lengths`` reads of a batch, detached from it.
 
-    Which of its names decide is found out once: in a run nearly all batches have the form of the one before.
+    Which of its names decide is found out once: in a run nearly all batches have the names and types of the one before.
 
     Args:
         images: whether images are looked for.
@@ -91,92 +91,62 @@ class Snapshots:
     def __init__(self, *, images: bool) -> None:
         self._images = images
         self._names: tuple[Any, ...] = ()
+        self._types: tuple[type, ...] = ()
         self._form: _Form | None = None
-        self._many = False
-        """Whether the last offsets were more than a few."""
 
     def of(self, batch: Any) -> Snapshot | None:
         """The snapshot of a micro-batch; None: it must be read now."""
         if type(batch) is not dict:
             return None
-        if (*batch,) != self._names:
-            self._look(batch)
+        names, types = tuple(batch), tuple(map(type, batch.values()))
+        if names != self._names or types != self._types:
+            self._names, self._types = names, types
+            self._form = _form(batch, images=self._images)
         if self._form is None:
             return None
-        tokens, kind, name, argmin_name, absent = self._form
-        held, offsets = batch[tokens], None if name is None else batch[name]
-        if type(held) is not kind or (name and offsets is None) or (absent and any(batch[one] is not None for one in absent)):
-            self._look(batch)
-            return None
-        shape = held.shape
+        tokens, name, argmin_name = self._form
+        shape = batch[tokens].shape
         if not shape or type(shape[-1]) is not int:  # rows of different lengths
             return None
         if name is None:
             return shape
-        copied = self._copied(offsets)
-        argmin = None if argmin_name is None else self._copied(batch[argmin_name])
-        return None if copied is None or (argmin_name and argmin is None) else _packed((shape, name, copied, argmin))
-
-    def _look(self, batch: dict[Any, Any]) -> None:
-        self._names, self._form = (*batch,), _form(batch, images=self._images)
-
-    def _copied(self, value: Any) -> Any:
-        """Several numbers on the host; None where there are none to copy. Nested tensors raise."""
-        if isinstance(value, torch.Tensor):
-            if not value.is_cpu:
-                return None
-            if self._many:
-                value = value.detach().numpy()
-            else:
-                copied = value.tolist()
-                if type(copied) is not list:
-                    return None
-                copied = copied[0] if len(copied) == 1 and type(copied[0]) is list else copied
-                self._many = len(copied) > _FEW
-                return copied
-        if not isinstance(value, np.ndarray) or not value.ndim:
-            return None
-        self._many = value.size > _FEW
-        return value.copy()
+        offsets = _copied(batch[name])
+        argmin = None if argmin_name is None else _copied(batch[argmin_name])
+        return None if offsets is None or (argmin_name and argmin is None) else _packed((shape, name, offsets, argmin))
 
 
-class _Form(NamedTuple):
-    """Which names of a micro-batch decide.
-
-    Attributes:
-        tokens: where they are. kind: their type.
-        offsets: of packed sequences. argmin: where these end.
-        absent: names that hold nothing, and would decide if they did.
-    """
-
-    tokens: str
-    kind: Any
-    offsets: str | None
-    argmin: str | None
-    absent: tuple[str, ...]
-
-
-#: All that may decide.
-_DECIDING = frozenset(
-    (*TOKEN_NAMES, *OFFSET_NAMES, *(name + "_argmin" for name in OFFSET_NAMES), *POSITION_NAMES, *IMAGE_NAMES)
-) | {"packed_seq_params", "attention_mask", FLATTENED}
+#: Names of what is kept of a micro-batch: tokens, offsets, where these end.
+_Form = tuple[str, str | None, str | None]
 
 
 def _form(batch: dict[Any, Any], *, images: bool) -> _Form | None:
-    """What is kept where these names hold something; None: it must be read now."""
+    """What is kept where these names hold something of these types; None: it must be read now."""
     names = {name for name, value in batch.items() if value is not None}
     tokens = next((name for name in TOKEN_NAMES if name in names), None)
     if tokens is None or "packed_seq_params" in names or (images and not names.isdisjoint(IMAGE_NAMES)):
         return None
     if not isinstance(batch[tokens], (torch.Tensor, np.ndarray)):
         return None
-    absent = tuple(name for name in batch if name in _DECIDING and name not in names)
     for offsets in OFFSET_NAMES:
         if offsets in names:
             argmin = offsets + "_argmin"
-            return _Form(tokens, type(batch[tokens]), offsets, argmin if argmin in names else None, absent)
+            return tokens, offsets, argmin if argmin in names else None
     decisive = ("attention_mask", FLATTENED, *(() if "tokens" in names else POSITION_NAMES))
-    return _Form(tokens, type(batch[tokens]), None, None, absent) if names.isdisjoint(decisive) else None
+    return (tokens, None, None) if names.isdisjoint(decisive) else None
+
+
+def _copied(value: Any) -> Any:
+    """Several numbers on the host; None where there are none to copy. Nested tensors raise."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_cpu:
+            return None
+        if value.numel() > _FEW:
+            return value.detach().numpy().copy()
+        copied = value.tolist()
+        if type(copied) is not list:
+            return None
+        return copied[0] if len(copied) == 1 and type(copied[0]) is list else copied
+    return value.copy() if isinstance(value, np.ndarray) and value.ndim else None
 
 
 def restored(kept: Snapshot) -> dict[str, Any]:
