@@ -324,6 +324,18 @@ class Meter:
         Args:
             report_step: the log point that it completes; None: it only brings the totals up to date.
         """
+        cut = self._cut(report_step)
+        if any(part.device_values is not None for part in cut.parts.values()):
+            self._packed = self._pack(cut)  # in the order of this thread's stream
+        else:
+            self._packer.put(cut)
+
+    def launch(self, report_step: int | None) -> None:
+        """End what one sum is of, and start the sum at once."""
+        self._packed = self._pack(self._cut(report_step))
+        self._send()
+
+    def _cut(self, report_step: int | None) -> _Cut:
         self._send()
         parts = {name: part for name, part in self._counted.items() if name is not _WARM_UP or not self._launched}
         cut = _Cut(
@@ -344,15 +356,7 @@ class Meter:
         if report_step is not None:
             self.unreported_steps = 0
             self.overhead_ns = -self._instruments.overhead_ns  # which only grows
-        if any(part.device_values is not None for part in parts.values()):
-            self._packed = self._pack(cut)  # in the order of this thread's stream
-        else:
-            self._packer.put(cut)
-
-    def launch(self, report_step: int | None) -> None:
-        """End what one sum is of, and start the sum at once."""
-        self.cut(report_step)
-        self._send()
+        return cut
 
     def _send(self) -> None:
         """Start the sum of what was cut, if anything was; at most one is under way."""
@@ -393,7 +397,7 @@ class Meter:
     def settle(self) -> None:
         """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
         if self._steps:
-            self.cut(None)
+            self.launch(None)
         self._send()
         self._receive()
 
@@ -528,12 +532,10 @@ class Meter:
 
     def _pricing(self, launch: _Launch) -> Callable[[], Interval | None] | None:
         """What makes the interval of what has arrived, whatever arrives meanwhile."""
-        if not self.totals.complete or launch.of.lap is None:
+        lap = launch.of.lap
+        if not self.totals.complete or lap is None:
             return None
         arrived, totals = self._arrived, copy.copy(self.totals)
-        seconds = self.attempt(launch.of.lap.seconds)  # here: another thread would ask another device
-        if seconds is None:
-            return None
 
         def summed(*parts: str) -> list[int]:
             vectors = (one.parts[part] for one in arrived for part in parts if part in one.parts)
@@ -548,7 +550,7 @@ class Meter:
                 maxima=launch.sum.maxima(),
                 steps=sum(one.cut.steps for one in arrived),
                 timed_steps=sum(one.cut.timed_steps for one in arrived),
-                seconds=seconds,
+                seconds=lap.seconds(),
                 overhead_seconds=launch.of.overhead_ns / 1e9,
             )
             return self._intervals.interval(sums, totals)

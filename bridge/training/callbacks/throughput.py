@@ -171,7 +171,7 @@ class ThroughputCallback(Callback):
         check_dimensions(mesh, data_parallel)
         self.convention = convention
         self._summary = RunSummary()
-        self._job = HostLedger(ledger)
+        self._job, self._keeps_job = HostLedger(ledger), ledger is not None
         self.job: Job | None = None
         """The life of the job, once training is over, on the last rank; None without ``ledger``."""
         self.latest: dict[str, Any] = {}
@@ -572,13 +572,15 @@ class ThroughputCallback(Callback):
             if (step := host.step()) != self._hosts_step:  # one that never counts is counted for
                 self._step = self._hosts_step = step
             meter.start_step()
-        self._job.enter_step(self._step)
+        if self._keeps_job:
+            self._job.enter_step(self._step)
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
         """Take what has arrived, publish it with a later step; at a log point end what a sum is of. No device sync."""
         self._step += 1
-        self._job.leave_step(self._step)
+        if self._keeps_job:
+            self._job.leave_step(self._step)
         meter = self._meter
         if meter is None:
             return
@@ -591,7 +593,8 @@ class ThroughputCallback(Callback):
         if due:
             # Rows of a log point in every few steps must be out before the loop logs the next one: their sums start at once.
             (meter.launch if self._log_interval in _DENSE else meter.cut)(self._step)
-        self._job.tell(self._step, self.total_flops)
+        if self._keeps_job:
+            self._job.tell(self._step, self.total_flops)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
