@@ -15,6 +15,7 @@ import torch.distributed as dist
 from bridge.config.caches import replace_json
 from bridge.metrics.totals import Totals
 from bridge.training.callbacks import ThroughputCallback
+from bridge.training.job.agree import from_first
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,7 @@ def load(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str
     """
     found = _read(Path(folder) / checkpoint.format(step=step) / NAME) if _rank() == 0 else None
     if dist.is_initialized():
-        shared = [found]
-        dist.broadcast_object_list(shared, src=0)
-        found = shared[0]
+        found = from_first(found)
     throughput.load_state_dict(found or SOMETHING_WAS_DONE)
 
 

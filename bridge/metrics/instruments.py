@@ -172,12 +172,7 @@ class Instruments:
 
     def end_step(self, *, sampled: bool = False) -> None:
         """A training step is over."""
-        for kind, instrument in self._ending:
-            if kind.what not in self._broken:
-                try:
-                    instrument.end_step()
-                except Exception as error:
-                    self._break(kind.what, error)
+        self._each(self._ending, _end_step)
         if sampled:
             self._each(self._sampled, _end_sample)
 
@@ -234,6 +229,9 @@ class Instruments:
                     call(instrument)
                 except Exception as error:
                     self._break(kind.what, error)
+
+
+_end_step = methodcaller("end_step")
 
 
 def _end_sample(instrument: Instrument) -> None:

@@ -156,13 +156,15 @@ def ends(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
         out, err = capsys.readouterr()
+    for name in words:  # a file that is written is called as it was typed
+        out = out.replace(f"{name}  (", "(")
     if code and not err.startswith("bridge: error: "):
         return f"code {code}, and it says {err[-300:]!r}"
     if code not in (0, 1, 2) or "Traceback" in err:
         return f"code {code}: {err[-300:]}"
     if len(err) > 2100:
         return f"an error of {len(err)} characters: {err[:200]}"
-    if found := re.search(r"(?<![\w.=])(?<!^)(-?nan|-?inf|NaN|-?Infinity)\b|(?<![\w.])-\d[\d,.]* \w*FLOP|object at 0x", out):
+    if found := re.search(r"(?<![\w.=])(-?nan|-?inf|NaN|-?Infinity)\b|(?<![\w.])-\d[\d,.]* \w*FLOP|object at 0x", out):
         return f"prints {out[max(0, found.start() - 80) : found.end() + 20]!r}"
     return ""
 

@@ -43,8 +43,14 @@ def gather(value: Any) -> list[Any]:
 
 def from_first(value: Any) -> Any:
     """The first rank's value, on every rank."""
+    return from_rank(value, 0)
+
+
+def from_rank(value: Any, rank: int, group: Any = None) -> Any:
+    """The value of a rank of the group, None: of the job, on every rank of it."""
     values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
+    source = rank if group is None else torch.distributed.get_global_rank(group, rank)
+    torch.distributed.broadcast_object_list(values, src=source, group=group)
     return values[0]
 
 

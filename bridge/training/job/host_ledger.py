@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from bridge.metrics.goodput import Job
 from bridge.metrics.observed import waited_seconds
 from bridge.metrics.place import Place
+from bridge.training.job.agree import from_rank
 from bridge.training.job.ledger import JobLedger
 
 
@@ -47,7 +45,7 @@ class HostLedger:
             self._ledger.open()
             wanted = self._ledger.to_redo(step)
             self._ledger.begin(step, flops=flops, host=True)
-        self.redone = _from_last(wanted, place)
+        self.redone = wanted if place.world == 1 else from_rank(wanted, place.world - 1, place.group)
 
     def enter_step(self, step: int) -> None:
         """A step begins after ``step`` others."""
@@ -111,13 +109,3 @@ class HostLedger:
             left, waited = self._left
             self._ledger.unknown += max(0.0, time.time() - left - (waited_seconds() - waited))
         self._left = None
-
-
-def _from_last(value: Any, place: Place) -> Any:
-    """The last rank's value, on every rank."""
-    if place.world == 1:
-        return value
-    last = place.world - 1 if place.group is None else dist.get_global_rank(place.group, place.world - 1)
-    values = [value]
-    dist.broadcast_object_list(values, src=last, group=place.group)
-    return values[0]
