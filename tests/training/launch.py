@@ -120,7 +120,7 @@ def be_rank(variables: dict[str, str], cwd: Path, folder: str, command: tuple[st
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     for stream in (sys.stdout, sys.stderr):  # both ranks write to one file: a line at once
-        stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True, write_through=False)
     multiprocessing.set_start_method(None, force=True)  # a data loader's workers start as they do under torchrun
     os.environ.clear()
     os.environ.update(variables)
