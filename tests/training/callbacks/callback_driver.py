@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge.training.callbacks import CallbackContext, CallbackManager
 
@@ -137,3 +138,18 @@ def replica_lengths(case: dict[str, Any], replica: int) -> list[list[int]]:
         if case.get("empty") and (number + replica) % 3 == 0 or replica in case.get("idle", ()):
             lengths[number] = []
     return lengths
+
+
+class AllReduces(TorchDispatchMode):
+    """Those that this thread starts meanwhile: (numbers, their type) of each. None of them may be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.c10d.allreduce_.default:
+            (tensor,), waits = args[0], args[4:5] == (False,)  # what is the default is left out
+            assert not waits
+            self.seen.append((tensor.numel(), str(tensor.dtype)))
+        return func(*args, **(kwargs or {}))

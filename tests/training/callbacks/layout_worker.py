@@ -62,29 +62,20 @@ def run(case: dict[str, Any], restored: Any) -> dict[str, Any]:
     if restored:
         loop.manager.load_state_dict(restored["callbacks"])
 
-    seen: list[tuple[int, str]] = []
-    all_reduce = dist.all_reduce
-
-    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
-        seen.append((tensor.numel(), str(tensor.dtype)))
-        assert options["async_op"]
-        return all_reduce(tensor, *args, **options)
-
-    dist.all_reduce = counted
-    loop.start()
     saved = None
-    for step in range(first + 1, case["steps"] + 1):
-        if case.get("breaks") and dist.get_rank() == 1 and step == 5:
-            break_down(callback, case["breaks"])
-        loop.steps(1, case["micro_batches"], skipped=step in case.get("skipped", ()))
-        if step in case.get("evaluate", ()):
-            loop.evaluate(0)
-        if step in case.get("save", ()):
-            saved = {"step": step, "callbacks": loop.save()}
-    loop.end()
-    dist.all_reduce = all_reduce
+    with driver.AllReduces() as sums:
+        loop.start()
+        for step in range(first + 1, case["steps"] + 1):
+            if case.get("breaks") and dist.get_rank() == 1 and step == 5:
+                break_down(callback, case["breaks"])
+            loop.steps(1, case["micro_batches"], skipped=step in case.get("skipped", ()))
+            if step in case.get("evaluate", ()):
+                loop.evaluate(0)
+            if step in case.get("save", ()):
+                saved = {"step": step, "callbacks": loop.save()}
+        loop.end()
     leave_groups()
-    return {"latest": callback.latest, "state": callback.state_dict(), "saved": saved, "collectives": seen}
+    return {"latest": callback.latest, "state": callback.state_dict(), "saved": saved, "collectives": sums.seen}
 
 
 def break_down(callback: ThroughputCallback, part: str) -> None:

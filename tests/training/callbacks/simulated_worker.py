@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import callback_driver as driver
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -35,23 +34,15 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
         expert_model_parallel_size=layout.get("ep", 1),
         create_gloo_process_groups=False,
     )
-    sums: list[int] = []
-    all_reduce = dist.all_reduce
-
-    def counted(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
-        sums.append(tensor.numel() * tensor.element_size())
-        return all_reduce(tensor, *args, **options)
-
-    dist.all_reduce = counted
     Meter._mispaired = lambda *_: ""  # type: ignore[method-assign]  # there are no other ranks to be paired with
     callback = ThroughputCallback(log_interval=10, detail=0)
     data = map(driver.packed, driver.draw(rank, 2 * steps))
     loop = driver.Loop([callback], driver.state(driver.config(num_layers=32)), data).start()
     begin = time.perf_counter()
-    loop.steps(steps).end()
+    with driver.AllReduces() as sums:
+        loop.steps(steps).end()
     seconds = time.perf_counter() - begin
     place = find_place()
-    dist.all_reduce = all_reduce
     leave_groups()
     dist.destroy_process_group()
     return {
@@ -61,7 +52,7 @@ def run(world_size: int, rank: int, layout: dict[str, int], steps: int) -> dict[
         "replica": place.replica,
         "replicas": place.replicas,
         "names": callback._meter.layout.names,
-        "sums": sums,
+        "sums": sums.seen,
         "tokens": callback.state_dict()["total_tokens"],
         "seconds": seconds,
     }
