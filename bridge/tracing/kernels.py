@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -141,10 +139,14 @@ KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]] = 
     aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
 
-if find_spec("torch.nn.attention.varlen"):
-    importlib.import_module("torch.nn.attention.varlen")
-    KERNELS[torch.ops.torch_attn._varlen_attn] = _varlen
-    KERNELS[torch.ops.torch_attn._varlen_attn_backward] = _varlen_backward
+#: The same by name, of operations that are there once their module is imported, which takes seconds and whoever calls them does.
+_IMPORTED = {"torch_attn::_varlen_attn": _varlen, "torch_attn::_varlen_attn_backward": _varlen_backward}
+
+
+def products_of(operation: Any) -> Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]] | None:
+    """The matrix products of an operation; None: it has none."""
+    return KERNELS.get(operation) or _IMPORTED.get(operation._qualified_op_name)
+
 
 #: Questions about a tensor; they do no work.
 QUESTIONS = frozenset({

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from bridge.flops.terms import Context, Pass
 from bridge.tracing.flex import flex_as_products
-from bridge.tracing.kernels import KERNELS, QUESTIONS, MatrixProduct
+from bridge.tracing.kernels import QUESTIONS, MatrixProduct, products_of
 
 
 @dataclass
@@ -111,21 +111,22 @@ class Recorder(TorchDispatchMode):
         if func in QUESTIONS:
             return NotImplemented
         packet = func._overloadpacket
-        if self._computes and packet not in KERNELS and self._has_data(func, args, kwargs):
+        products = products_of(packet)
+        if self._computes and products is None and self._has_data(func, args, kwargs):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if packet in _INDEXING:
             args = (args[0], _places(args[1]), *args[2:])
         if packet is torch.ops.aten._local_scalar_dense:
             return args[0].dtype is torch.bool or 1
-        if packet not in KERNELS and func is not torch.ops.prim.device.default:
+        if products is None and func is not torch.ops.prim.device.default:
             with self:
                 decomposed = func.decompose(*args, **kwargs)
             if decomposed is not NotImplemented:
                 return decomposed
         out = func(*args, **kwargs)
-        if packet in KERNELS:
-            self._record(list(KERNELS[packet](args, out)), masked=kwargs.get("attn_mask") is not None)
+        if products is not None:
+            self._record(list(products(args, out)), masked=kwargs.get("attn_mask") is not None)
         self._spread(packet, args, kwargs, out)
         return out
 
