@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
+from bridge.metrics.batch_masks import is_doubtful
 
 TOKENS = torch.ones(2, 6, dtype=torch.long)
 #: Documents of 4 and 2; of 3, with padding behind.
@@ -147,3 +148,22 @@ def test_a_batch_encoding():
     batch = transformers.BatchEncoding({"input_ids": TOKENS, "attention_mask": DOCUMENTS > 0})
     found = read_lengths(batch)
     assert (found.sequences.tolist(), found.positions) == ([6, 3], 12)
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        (DOCUMENTS, True),
+        (DOCUMENTS[:1].int(), True),
+        (DOCUMENTS[1:], False),  # one document and padding
+        (2 * DOCUMENTS[1:], False),
+        (torch.zeros(2, 6, dtype=torch.long), False),
+        (DOCUMENTS > 0, None),
+        (DOCUMENTS.float(), None),
+        (DOCUMENTS[None], None),
+        (torch.zeros(0, 6, dtype=torch.long), None),
+    ],
+)
+def test_a_mask_that_numbers_documents_is_doubtful_on_a_device(mask, found):
+    doubtful = is_doubtful(mask)
+    assert (doubtful if doubtful is None else doubtful.item()) is found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from bridge.flops import compile_plan
 from bridge.metrics.facts import FACTS, Known, constants
 from bridge.metrics.host import Host
@@ -50,3 +52,13 @@ def test_what_is_not_known_is_absent_or_empty():
     assert found["not_counted"] == ["the whole model"]
     assert found["formula_inputs"] == {}
     assert not {"parameters", "flops_per_token", "planned_flops", "peaks", "verified"} & found.keys()
+
+
+def test_what_trains_is_a_percentage():
+    assert constants(known())["trainable_percent"] == 100
+    adapted = compile_plan({"model": MODEL, "peft": {"kind": "lora", "dim": 8}}, convention="exact")
+    parameters = adapted.parameters()
+    assert constants(known(plan=adapted))["trainable_percent"] == pytest.approx(
+        100 * parameters["trainable"] / parameters["total"]
+    )
+    assert parameters["trainable"] * 2 < parameters["total"]

@@ -163,3 +163,9 @@ def test_a_line_that_is_no_event_is_none():
     for line in (b"[1]", b'{"ev', b'{"event": 7}', b'{"event": "end", "time": "late"}', b'{"event": "end", "time": NaN}',
                  b'{"event": "steps", "time": 1, "step": []}', b'{"event": "training", "time": 1}'):  # fmt: skip
         assert event_of(line) is None
+
+
+def test_a_ledger_that_breaks_off_ends_with_what_it_was_last_told():
+    job = job_of(FIRST)
+    assert job.wall == sum(job.seconds.values()) == 40
+    assert (job.seconds["productive"], job.seconds["data"]) == ((10 - 1) + (2 - 0.5) + (7 - 1), 1 + 0.5 + 1)

@@ -224,3 +224,34 @@ def test_positions_on_a_device(arriving):
     meter.end_step()
     meter.launch(1)
     assert meter.poll(wait=True).interval.total_flops == plan.flops([4, 2, 3, 3])
+
+
+def test_the_time_of_the_callback_is_milliseconds_a_step():
+    _, meter = new_meter()
+    meter.end_step()  # warm-up
+    meter.overhead_ns += 3_000_000
+    for _ in range(2):
+        meter.add_batch(on_host(4, 6))
+        meter.end_step()
+    meter.launch(3)
+    assert throughput(meter.poll(wait=True).interval)["throughput/overhead_ms"] == 1.5
+
+
+def test_without_a_plan_the_work_of_a_replica_is_its_tokens():
+    meter = Meter(None, Place(rank=1, replica=1, replicas=2))
+    meter.add_batch(on_host(4, 6))
+    meter.end_step()
+    values = dict(zip(meter.layout.names, meter._counted["warm-up"].drain()[0], strict=True))
+    assert meter._intervals.priced(list(values.values())) == 10
+
+
+def test_passes_of_which_some_work_hangs_count_micro_batches():
+    plan = compile_plan({"model": MODEL, "peft": {"kind": "dora", "dim": 8}}, convention="exact")
+    meter = Meter(plan)
+    batches = ((4, 6), (3,), (5,))
+    for lengths in batches:
+        meter.add_batch(on_host(*lengths))
+    meter.end_step()
+    meter.settle()
+    assert meter.totals.flops == sum(plan.flops(sequence_lengths=lengths) for lengths in batches)
+    assert meter.totals.flops > plan.flops(sequence_lengths=[4, 6, 3, 5])  # whose magnitudes are computed once

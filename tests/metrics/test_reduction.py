@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.metrics.reduction import LIMB_BITS, PendingSum, collective_device, from_limbs, to_limbs
+from bridge.metrics.reduction import LIMB_BITS, PendingSum, collective_device, from_limbs, integers, to_limbs
 
 VALUES = st.lists(st.integers(-(2 ** (2 * LIMB_BITS)), 2 ** (2 * LIMB_BITS) - 1), min_size=1, max_size=8)
 
@@ -30,6 +30,12 @@ def test_a_million_ranks_at_the_bound_fit_into_int64():
 def test_values_outside_the_bound_are_an_error_before_anything_is_sent(value):
     with pytest.raises(OverflowError, match=str(value)):
         to_limbs([1, value])
+
+
+def test_no_numbers():
+    assert integers([]).shape == (0,)
+    assert to_limbs([]).shape == (2, 0)
+    assert PendingSum(to_limbs([5])).maxima() == []
 
 
 def test_alone():
