@@ -10,7 +10,7 @@ from launch import launch
 from place_worker import MODEL, STEPS, length
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.metrics.place import Dimension, Place, find_place
+from bridge.metrics.place import Dimension, Place, _dimension, find_place
 
 WORKER = Path(__file__).with_name("place_worker.py")
 
@@ -106,3 +106,17 @@ def test_a_process_alone():
     assert Dimension("tensor", 2, 4).index(5) == 1
     with pytest.raises(ConfigError, match="names dimensions of a mesh"):
         find_place(data_parallel="dp")
+
+
+@pytest.mark.parametrize(
+    ("indices", "found"),
+    [
+        ([0, 1, 0, 1], Dimension("tensor", 2, 1)),
+        ([0, 0, 1, 1], Dimension("tensor", 2, 2)),
+        ([0, 0, 1, 1, 2, 2], Dimension("tensor", 3, 2)),
+        ([0, 0], None),
+        ([0, 1, 1, 0], None),
+    ],
+)
+def test_a_dimension_is_found_by_what_its_ranks_are_in_it(indices, found):
+    assert _dimension("tensor", indices) == found

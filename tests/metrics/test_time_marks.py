@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -227,4 +228,8 @@ def test_padding_and_recomputation_at_the_peak_by_hand():
     assert sum(parts.values()) == pytest.approx(row["throughput/step_time"])
     assert row["throughput/step_time/median"] == pytest.approx(row["throughput/step_time"], rel=0.5)
     assert row["throughput/step_time/p95"] >= row["throughput/step_time/median"] >= SLEEP
+    shared = throughput(replace(interval, world_size=2))  # the same work by two devices
+    assert [2 * shared[f"throughput/time/{name}"] for name in ("ideal", "padding", "recompute")] == [
+        pytest.approx(parts[name]) for name in ("ideal", "padding", "recompute")
+    ]
     meter.close()
