@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from bridge.metrics.host import Host
 from bridge.metrics.trackers import Tracker, Trackers, attached
@@ -39,11 +40,11 @@ class Throughput:
     """Exact FLOPs, MFU and token rates of a loop of any form.
 
     Args:
-        model: what is trained, a module of torch; None: ``config`` alone is known of it.
+        model: what is trained, a module of torch, also compiled or wrapped in DDP; None: ``config`` alone is known of it.
         config: prices the model, see :func:`bridge.flops.compile_plan`; None: it is read from a model of transformers.
         number_format: of most matmuls, ``bf16`` for example; None: that of the model's weights.
         wandb: a W&B run, or the module, that rows are added to; it is not finished here.
-        trackers: further places for rows.
+        trackers: further places for rows. Each rank writes every row to those it was given, and closes none of them.
         options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is 10 steps if unset.
     """
 
@@ -124,7 +125,7 @@ class Throughput:
 
     def _start(self) -> CallbackContext:
         host = Host(
-            config=self._config if self._config is not None else _read(self._model),
+            config=self._config if self._config is not None else _read(_unwrapped(self._model)),
             step=lambda: self.steps,
             trackers=self._trackers,
             number_format=self._number_format or _format(self._model),
@@ -187,6 +188,13 @@ def _read(model: Any) -> Any:
     except Exception as error:  # any module may be trained
         logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s; give config=", error)
         return None
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model in its wrappers: DDP's outside, the compiler's inside, or the other way round."""
+    while (inner := getattr(model, "module" if isinstance(model, DistributedDataParallel) else "_orig_mod", None)) is not None:
+        model = inner
+    return model
 
 
 def _format(model: Any) -> str | None:

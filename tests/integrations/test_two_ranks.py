@@ -155,6 +155,21 @@ def test_a_loop_around_accelerate(ranks):
         assert (latest["step"], latest["throughput/total_flops"]) == (5, expected)
 
 
+def test_the_documented_adapter(ranks):
+    """The logger of the first rank has the rows of both, once; a resumed training goes on."""
+    plan = compile_plan(from_huggingface({"model_type": "llama", **tiny_llama.CONFIG}), "exact")
+    seen = [rank["documented"]["seen"] for rank in ranks]
+    assert seen[0] != seen[1]
+
+    def flops(step: int) -> int:
+        return sum(plan.flops([length]) for rank in seen for batch in rank[: 2 * step] for length in batch)
+
+    first, second = ({str(step): flops(step) for step in steps} for steps in ((2, 4, 6, 7), (6, 7)))
+    assert ranks[0]["documented"]["totals"] == [first, second]
+    assert ranks[1]["documented"]["totals"] == [{}, {}]
+    assert [rank["documented"]["verified"] for rank in ranks] == [{"verified": "parameters", "verified_details": []}] * 2
+
+
 def test_lightning_in_data_parallel(ranks, folder):
     """11 samples on two ranks: its sampler repeats one of them, which is trained on twice and counted twice."""
     if "lightning" not in ranks[0]:

@@ -82,6 +82,24 @@ def accelerate_loop() -> dict[str, Any]:
     return {"latest": names["throughput"].latest, "seen": [tiny_llama.lengths(batch) for batch in batches]}
 
 
+def documented_adapter() -> dict[str, Any]:
+    """The adapter of docs/extending.md in its loop, data parallel; and again from a checkpoint of the first training."""
+    import lap
+    import tiny_llama
+
+    texts = tiny_llama.texts(28, seed=dist.get_rank())
+    batches = [tiny_llama.collate(texts[first : first + 2]) for first in range(0, len(texts), 2)]
+    checkpoint, totals = None, []
+    for _ in range(2):
+        callback = lap.adapter()(convention="exact")
+        trainer = lap.Trainer(tiny_llama.model(), batches, [callback], 7)
+        trainer.fit(checkpoint)
+        checkpoint = trainer.saved.get(4)
+        totals.append(trainer.logger.column("throughput/total_flops"))
+    verified = callback.throughput.callback.verified.facts
+    return {"totals": totals, "verified": verified, "seen": [tiny_llama.lengths(batch) for batch in batches]}
+
+
 def lightning_trainer(folder: Path) -> dict[str, Any]:
     """Lightning's Trainer, data parallel, two micro-batches a step."""
     import documented
@@ -127,7 +145,7 @@ def main(folder: Path) -> None:
     peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
     dist.init_process_group("gloo")
     os.chdir(folder)
-    results = {"trainer": trainer(folder), "accelerate": accelerate_loop()}
+    results = {"trainer": trainer(folder), "accelerate": accelerate_loop(), "documented": documented_adapter()}
     if find_spec("lightning") is not None:
         results["lightning"] = lightning_trainer(folder)
     prepare_libraries()
