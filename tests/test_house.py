@@ -110,7 +110,7 @@ BUDGET = {
     "bridge/training": 4620,
     "bridge/tracing": 1400,
     "bridge/report": 1480,
-    "bridge/explorer": 1900,
+    "bridge/explorer": 2010,
     "bridge/integrations": 1300,
     "bridge/cli": 2600,
 }

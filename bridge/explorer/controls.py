@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from bridge.flops import ConfigError
+from bridge.flops.shapes import short
 
 #: The longest sequences that can be set, tokens: 10 M.
 LONGEST_LENGTH = 10 * 2**20
@@ -53,7 +54,7 @@ class Slider(_Control):
             number = float("nan")
         if not isfinite(number) or not self.minimum <= number <= self.maximum or (whole and number != int(number)):
             kind = "an integer" if whole else "a number"
-            raise ConfigError(f"{self.label}: {value!r} must be {kind} from {self.minimum:,} to {self.maximum:,}")
+            raise ConfigError(f"{self.label}: {short(value)} must be {kind} from {self.minimum:,} to {self.maximum:,}")
         return int(number) if whole else number
 
     def read(self, text: str) -> float:
@@ -80,7 +81,7 @@ class Select(_Control):
     def accept(self, value: Any) -> str:
         """The value as one of the options; ConfigError otherwise."""
         if value not in self.options:
-            raise ConfigError(f"{self.label}: {value!r} is not one of the options")
+            raise ConfigError(f"{self.label}: {short(value)} is not one of the options")
         return str(value)
 
     def read(self, text: str) -> str:
@@ -108,10 +109,11 @@ class Choices(_Control):
 
     def accept(self, value: Any) -> tuple[str, ...]:
         """The values as a tuple of options; ConfigError otherwise."""
-        picked = tuple(dict.fromkeys(value or ()))
-        for name in picked:
-            if name not in self.options:
-                raise ConfigError(f"{self.label}: {name!r} is not one of the options")
+        given = value if isinstance(value, (list, tuple)) else [value] if value else []
+        for name in given:
+            if not isinstance(name, str) or name not in self.options:
+                raise ConfigError(f"{self.label}: {short(name)} is not one of the options")
+        picked = tuple(dict.fromkeys(given))
         if len(picked) > self.most:
             raise ConfigError(f"{self.label}: {len(picked)} are too many to show; pick at most {self.most}")
         return picked
@@ -132,7 +134,7 @@ class Toggle(_Control):
     def accept(self, value: Any) -> bool:
         """The value as a truth value; ConfigError otherwise."""
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.label}: {value!r} must be on or off")
+            raise ConfigError(f"{self.label}: {short(value)} must be on or off")
         return value
 
     def read(self, text: str) -> bool:

@@ -44,9 +44,12 @@ def read(sections: Mapping[str, Sequence[Control]], query: str) -> tuple[dict[st
 
     A value that is impossible is reported and the control stays in its first position.
     """
-    given = dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True, max_num_fields=200))
     values: dict[str, Values] = {}
     problems = []
+    try:
+        given = dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True, max_num_fields=200))
+    except ValueError:
+        given, problems = {}, ["This link is not understood. It has too many fields"]
     for section, controls in sections.items():
         values[section] = {}
         for control in controls:

@@ -1,7 +1,8 @@
-"""The page itself: declared controls become widgets, views become HTML and plots.  The only file that knows gradio.
+"""The page itself: declared controls become widgets, views become HTML and plots.  This file knows gradio, and ``door.py``.
 
 One function refreshes the tab that is open; it runs on the values of all controls, which is also what the link in the
-address bar is made of.  Nothing is kept on the server between two requests but uploaded files, for an hour.
+address bar is made of.  Nothing of ours is kept on the server between two requests but uploaded files, for an hour; gradio
+remembers what it has shown to the newest visitors.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it asks f
 
 import gradio as gr
 from gradio.components.plot import PlotData
+from starlette.middleware import Middleware
 
 from bridge.config import ConfigError
 from bridge.explorer import html, link
 from bridge.explorer.controls import Choices, Control, Select, Slider, Toggle, Values, accept
+from bridge.explorer.door import Door
 from bridge.explorer.figures import Figure, with_room
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
 from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan, run
@@ -54,6 +57,8 @@ _FOLDER = Path(__file__).parent
 _CACHE = (600, 3600)
 #: Gradio bounds every upload by this; a configuration has a bound of its own.
 MAX_UPLOAD = MAX_BYTES
+#: Of so many visitors gradio remembers what it has shown them, up to a megabyte each. Whoever is forgotten does not notice.
+_VISITORS = 32
 
 
 # ---- from values to what is shown ---------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ class Page:
         with self.blocks:
             refreshed = {
                 "fn": self.refresh, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "concurrency_limit": 4,
-                "api_visibility": "private",
+                "api_visibility": "private", "preprocess": False,  # the controls check their values, and say a sentence
             }  # fmt: skip
             put = {"fn": None, "inputs": [self.query], "outputs": None, "js": "(query) => window.bridge.putQuery(query)"}
             changes = [item.change for item in [*everything, self.config, self.run]]
@@ -206,6 +211,7 @@ class Page:
                 [self.config, self.upload, self.problem],
                 show_progress="hidden",
                 api_visibility="private",
+                preprocess=False,
             )
             restored = [*everything, self.config, self.tabs, self.problem]
             loaded = self.blocks.load(
@@ -219,16 +225,16 @@ class Page:
     def refresh(self, data: dict[Any, Any]) -> dict[Any, Any]:
         """Show the open tab, and put the state into the address."""
         values = self._values(data)
-        config = (data[self.config] or "").strip()
+        config = str(data[self.config] or "").strip()
         tab = values[""]["tab"]
-        if tab not in TABS:
-            return {}
+        if tab not in tuple(TABS):
+            return {self.query: gr.skip()}
         try:
             values = {"": accept(SHARED, values[""]), **{key: values[key] for key in TABS}}
         except ConfigError as error:
             return {self.headlines[tab]: html.message(str(error))}
         name = f"bridge-{tab}"
-        text, view = shown(lambda: contents(tab, values, config, data[self.run]), name)
+        text, view = shown(lambda: contents(tab, values, config, _path(data[self.run])), name)
         result: dict[Any, Any] = {self.headlines[tab]: text, self.tables[tab]: html.values(view, name) if view else ""}
         result |= {item: gr.update(visible="hidden" if tab in IDLE[key] else True) for key, item in self.pickers.items()}
         figures = view.figures if view else [None] * len(self.plots[tab])
@@ -249,7 +255,7 @@ class Page:
 
     def restore(self, query: str) -> dict[Any, Any]:
         """Set everything as a link says."""
-        values, others, problems = link.read(SECTIONS, query or "")
+        values, others, problems = link.read(SECTIONS, str(query or ""))
         config = ""
         try:
             config = link.unpack(others[link.CONFIG]) if link.CONFIG in others else ""
@@ -265,9 +271,9 @@ class Page:
         result[self.problem] = "".join(map(html.message, problems))
         return result
 
-    def take(self, path: str | None) -> tuple[Any, Any, str]:
+    def take(self, file: Any) -> tuple[Any, Any, str]:
         """The text of an uploaded config.json, or what is wrong with it."""
-        if not path:
+        if not (path := _path(file)):
             return gr.skip(), gr.skip(), ""
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -277,6 +283,11 @@ class Page:
         except ConfigError as error:
             return gr.skip(), None, html.message(str(error))
         return text, None, ""
+
+
+def _path(file: Any) -> str | None:
+    """Of an uploaded file, as gradio describes it."""
+    return file.get("path") if isinstance(file, dict) else None
 
 
 # ---- serving ------------------------------------------------------------------------------------------------------
@@ -330,6 +341,8 @@ def serve(
             quiet=True,
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
+            state_session_capacity=_VISITORS,
+            app_kwargs={"middleware": [Middleware(Door, uploads=uploads.name)]},
             ssr_mode=False,
             pwa=False,
             mcp_server=False,

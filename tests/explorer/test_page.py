@@ -105,10 +105,10 @@ def test_restore_reports_what_it_does_not_understand(page):
 def test_uploads_are_taken_as_text_or_refused(page, tmp_path):
     file = tmp_path / "config.json"
     file.write_text('{"model_type": "llama"}')
-    assert page.take(str(file)) == ('{"model_type": "llama"}', None, "")
+    assert page.take({"path": str(file)}) == ('{"model_type": "llama"}', None, "")
     for content in (b"\xff\xfe", b"[", b"x" * 300_000):
         file.write_bytes(content)
-        _, cleared, message = page.take(str(file))
+        _, cleared, message = page.take({"path": str(file)})
         assert cleared is None
         assert "alert" in message
 
