@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Host:
         trackers: where rows go; they belong to the loop and are not closed here.
         number_format: format of the matmuls that are not quantized; None if the configuration says it.
         device: where the model computes; by default where numbers are summed, the GPU if there is one.
-        model: the model's chunks on this rank; None: those of the context, if any. On every rank, or on none.
+        model: the model's chunks on this rank; None if it is not available on every rank.
         place: the place of this process; by default that of :func:`bridge.metrics.place.find_place`.
         hardware: has the options ``peak_flops`` and ``device_name``, if set.
         train: has the options ``train_iters`` and ``global_batch_size``, if set.
@@ -52,7 +52,7 @@ def host_of(state: Any, model: Sequence[Any] | None) -> Host:
         model: the chunks on this rank.
     """
     if isinstance(state, Host):
-        return state if state.model is not None else replace(state, model=model or None)
+        return state
     cfg, progress = state.cfg, state.train_state
     trackers, device = getattr(state, "trackers", None), getattr(state, "device", None)
     return Host(

@@ -84,6 +84,18 @@ def test_a_model_and_an_optimizer_that_are_watched(tmp_path):
     assert not model._forward_pre_hooks
 
 
+def test_a_compiled_model_is_the_model():
+    data, model = batches(2), tiny_llama.model()
+    throughput = Throughput(torch.compile(model, backend="eager"), convention="exact", log_interval=2)
+    for step in data:
+        with throughput.step():
+            for batch in step:
+                throughput.count(batch)
+    throughput.end()
+    assert throughput.latest["throughput/total_flops"] == flops(data)
+    assert throughput.callback.verified.facts == {"verified": "parameters", "verified_details": []}
+
+
 def test_a_step_that_failed_is_none(tmp_path):
     throughput = Throughput(tiny_llama.model(), convention="exact", log_interval=1)
     with pytest.raises(RuntimeError, match="out of memory"), throughput.step():
