@@ -78,7 +78,7 @@ class Door:
             status = error.status if isinstance(error, _Refused) else 400
             logger.warning("%s %.80r is not answered: %.200s", scope["method"], scope["path"], repr(error))
         if status and not answered:
-            await PlainTextResponse(_SAYS[status], status)(scope, receive, sent)  # type: ignore[arg-type]
+            await PlainTextResponse(_SAYS[status], status)(scope, receive, sent)
 
     async def _checked(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
         """The request's body, bounded; that of an event is read and looked at."""
