@@ -20,7 +20,7 @@ or, since a model can be seen to be called and an optimizer to step::
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,10 +156,17 @@ class Throughput:
 
     def end(self) -> None:
         """The last row; on every rank, before trackers are closed and process groups destroyed."""
+        self._finish(self.callback.on_train_end)
+
+    def abandon(self) -> None:
+        """The loop breaks off on this rank, perhaps alone: what has arrived is published, and no other rank is waited for."""
+        self._finish(self.callback.abandon)
+
+    def _finish(self, say: Callable[[CallbackContext], None]) -> None:
         for hook in self._hooks:
             hook.remove()
         if self._context is not None:
-            self.callback.on_train_end(self._context)
+            say(self._context)
             self._context = None  # said once
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

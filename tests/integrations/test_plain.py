@@ -84,6 +84,22 @@ def test_a_model_and_an_optimizer_that_are_watched(tmp_path):
     assert not model._forward_pre_hooks
 
 
+def test_a_loop_that_breaks_off(tmp_path):
+    """The rows of full intervals are out, the step that it broke off in is in none, and no hook is left."""
+    model, data = tiny_llama.model(), batches(5)
+    throughput = Throughput(model, convention="exact", log_interval=2, metrics_file=str(tmp_path / "metrics.jsonl"))
+    throughput.see_calls()
+    for step in data[:4]:
+        for batch in step:
+            model(**batch)
+        throughput.leave()
+    model(**data[4][0])
+    throughput.abandon()
+    throughput.abandon()  # said once
+    assert rows(tmp_path / "metrics.jsonl") == {2: flops(data[:2]), 4: flops(data[:4])}
+    assert not model._forward_pre_hooks
+
+
 def test_a_compiled_model_is_the_model():
     data, model = batches(2), tiny_llama.model()
     throughput = Throughput(torch.compile(model, backend="eager"), convention="exact", log_interval=2)
