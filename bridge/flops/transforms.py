@@ -83,7 +83,7 @@ def differentiate(
             whole = framework.dgrad_with_wgrad and term.kind is not Kind.GATE
             dgrad = flows or (wgrad and whole and DETACHED not in term.inputs)
         else:
-            dgrad, wgrad = flows and sources[0], flows and sources[-1]
+            dgrad, wgrad = flows and sources[0], flows and any(sources[1:] or sources)
         if term.kind is Kind.ROUTER and framework.router_backward_is_whole:
             dgrad = wgrad = flows or trains
         passes = _RUN[bool(dgrad), bool(wgrad)]

@@ -13,7 +13,7 @@ from bridge.flops.components.gated_delta_net import DECAY, STATE_MACS, by_token
 from bridge.flops.elementwise import MULTIPLICATION, SIGMOID, SILU, l2_norm
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
-from bridge.flops.terms import Kind, Term, elementwise, norm, table
+from bridge.flops.terms import Kind, Term, elementwise, join, norm, table
 
 COMPONENT = "kimi_delta_attention"
 
@@ -39,15 +39,7 @@ def kimi_delta_attention(
         projections.append(Term("g_a_proj", COMPONENT, hidden_size, head_dim, inputs=("normed",), outputs=("narrow_gate",)))
         projections.append(Term("g_b_proj", COMPONENT, head_dim, width, inputs=("narrow_gate",), outputs=("gate",)))
     convolutions = [
-        Term(
-            f"{name}_conv1d",
-            COMPONENT,
-            conv_kernel_size,
-            width,
-            inputs=(value,),
-            outputs=(value,),
-            kind=Kind.CONVOLUTION,
-        )
+        Term(f"{name}_conv1d", COMPONENT, conv_kernel_size, width, inputs=(value,), outputs=(value,), kind=Kind.CONVOLUTION)
         for name, value in (("q", "query"), ("k", "key"), ("v", "value"))
     ]
     terms = [
@@ -65,8 +57,9 @@ def kimi_delta_attention(
         elementwise("query_key_norm", COMPONENT, num_heads * l2_norm(head_dim), "key"),
         elementwise("decay_and_strength", COMPONENT, width * DECAY + num_heads * SIGMOID, "value"),
         Term("delta_rule", COMPONENT, num_heads * head_dim * head_dim, 1, times=Fraction(STATE_MACS),
-             inputs=("query", "value"), outputs=("context",), kind=Kind.SCAN, weight=False),
+             inputs=("query", "key", "value"), outputs=("context",), kind=Kind.SCAN, weight=False),
         norm("o_norm", head_dim, COMPONENT, source="context", to="context", times=num_heads),
+        join("context", "gate", to="context"),
         elementwise("output_gate", COMPONENT, width * (SIGMOID + MULTIPLICATION), "context"),
         Term("o_proj", COMPONENT, width, hidden_size, inputs=("context",)),
     ]  # fmt: skip
