@@ -1,4 +1,4 @@
-"""Diffusion transformers of diffusers, executed: Flux with and without guidance, DiT; drawn shapes."""
+"""Diffusion transformers of diffusers, executed: Flux with and without guidance, DiT; drawn shapes. Blocks by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.flops import ConfigError, compile_plan
+from bridge.flops.components import diffusion
+from tests.flops.components.blocks import priced
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -82,3 +84,27 @@ def test_dit(seed):
 def test_a_missing_size_is_named():
     with pytest.raises(ConfigError, match="model.diffusion_config.num_layers is missing"):
         compile_plan({"diffusion_config": {"in_channels": 4}})
+
+
+@pytest.mark.parametrize(("text", "norms"), [(False, 0), (True, 4 * 4)])
+def test_a_joint_block_by_hand(text, norms):
+    """Width 8 in two heads, MLP 32: adaLN of six vectors a sample, four square matrices and an MLP a token of each stream."""
+    terms = diffusion.joint_block(hidden_size=8, num_attention_heads=2, ffn_hidden_size=32, head_norm=text, text=text)
+    streams = [(5, 1), (3, 1)] if text else [(5, 1)]
+    tokens = sum(length for length, _ in streams)
+    weights = 4 * 64 + 2 * 8 * 32
+    forward = 2 * (tokens * weights + len(streams) * 6 * 64 + 2 * tokens**2 * 8)
+    found = priced(terms, sequence_lengths=[5], encoder_lengths=[3])
+    assert found[0] == forward
+    assert found[2] == len(streams) * (weights + 4 * 8 + 32 + 8 + 6 * 64 + 6 * 8) + norms
+
+
+def test_a_single_block_by_hand():
+    terms = diffusion.single_block(hidden_size=8, num_attention_heads=2, ffn_hidden_size=32)
+    forward = 2 * (8 * (3 * 64 + 8 * 32 + (8 + 32) * 8) + 3 * 64 + 2 * 8**2 * 8)
+    assert priced(terms, sequence_lengths=[5], encoder_lengths=[3])[0] == forward
+
+
+def test_no_class_is_a_row_of_the_table():
+    label = diffusion.class_labels(num_classes=10, hidden_size=8)
+    assert priced([label], sequence_lengths=[5]) == (0, 0, 11 * 8)

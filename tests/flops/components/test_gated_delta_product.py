@@ -1,4 +1,4 @@
-"""Gated delta products and hyper-connections by hand numbers."""
+"""Gated delta products by hand numbers."""
 
 from __future__ import annotations
 
@@ -89,20 +89,3 @@ def test_what_runs_again(module, again):
     plan = compile_plan(model, "exact")
     assert plan.hardware_unknown == ()
     assert plan.flops([7], passes="hardware") - plan.flops([7]) == 2 * 2 * 7 * again
-
-
-def test_hyper_connections_under_megatron_cores_names():
-    """A map from all streams, four where nothing is said, to n^2 + 2 n numbers, before each of a layer's two blocks."""
-    model = {"num_layers": 3, "hidden_size": 6, "num_attention_heads": 2, "vocab_size": 12, "enable_mhc_connections": True}
-    for streams, fields in ((4, {}), (2, {"mhc_num_residual_streams": 2})):
-        plan = compile_plan(model | fields, "exact")
-        assert plan.breakdown([7], passes="forward")["hyper_connections"] == 3 * 2 * 2 * 7 * streams * 6 * (
-            streams**2 + 2 * streams
-        )
-        assert plan.not_counted == ()
-    # Megatron-LM's own count has none of it; what "mhc" runs again has no priced matmul.
-    assert "hyper_connections" not in compile_plan(model, "megatron").breakdown([7])
-    again = compile_plan(model | {"recompute_granularity": "selective", "recompute_modules": ["mhc"]}, "exact")
-    assert again.flops([7], passes="hardware") == again.flops([7]) == compile_plan(model, "exact").flops([7])
-    off = compile_plan(model | {"enable_mhc_connections": False, "mhc_num_residual_streams": 4}, "exact")
-    assert off.flops([7]) == compile_plan({**model, "enable_mhc_connections": None}, "exact").flops([7])

@@ -1,0 +1,53 @@
+"""The half of a layer that works in a narrower width, beside the same layers in torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle.counter import count
+from torch import nn
+
+from bridge.flops.components.bottleneck import bottleneck
+from bridge.flops.components.mlp import mlp
+from tests.flops.components.blocks import executed, plan_of, priced
+
+NORM, FC1, FC2, UP = "latent_norm", "mlp.linear_fc1", "mlp.linear_fc2", "layer_up_projection"
+
+
+def half():
+    parts = [
+        nn.LayerNorm(8, bias=False),
+        nn.Linear(8, 20, bias=False),
+        nn.Linear(20, 8, bias=False),
+        nn.Linear(8, 12, bias=False),
+    ]
+    return nn.Sequential(*parts)
+
+
+def terms():
+    return bottleneck(mlp(hidden_size=8, ffn_hidden_size=20, gated=False), hidden_size=12, width=8)
+
+
+def test_norm_block_and_the_way_back():
+    layers = half()
+    assert priced(terms(), sequence_lengths=[7]) == executed(layers, lambda: layers(torch.zeros(7, 8)))
+    assert [term.path for term in plan_of(terms()).terms if term.has_weight] == [NORM, FC1, FC2, UP]
+
+
+@pytest.mark.parametrize("trained", [{NORM}, {FC1}, {FC2}, {UP}, {FC2, UP}, set()], ids=str)
+def test_gradients_pass_through_the_block_and_not_around_it(trained):
+    """Only the layer as a whole is residual."""
+    layers = half()
+    for layer, path in zip(layers, (NORM, FC1, FC2, UP), strict=True):
+        layer.requires_grad_(path in trained)
+
+    def run():
+        output = layers(torch.zeros(7, 8)).sum()
+        return output.backward() if trained else output
+
+    assert plan_of(terms(), trains=trained.__contains__).flops([7]) == count(run)
+
+
+def test_the_residual_sum_is_as_wide_as_the_stream():
+    *_, last = terms()
+    assert (last.name, last.inputs, last.operations.additions) == ("residual", ("hidden",), 12)
