@@ -12,6 +12,7 @@ from transformers import Qwen2AudioConfig
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder, Qwen2AudioMultiModalProjector
 
 from bridge.flops.components.audio_encoder import audio_projector, frontend
+from bridge.flops.elementwise import Operations
 from tests.flops.components.blocks import executed, priced
 
 CONFIG = Qwen2AudioConfig(
@@ -51,3 +52,8 @@ def test_paths():
     assert {term.path for term in frontend(num_mel_bins=5, hidden_size=12, max_positions=7) if term.has_weight} == {
         "audio_model.conv1", "audio_model.conv2", "audio_model.embed_positions",
     }  # fmt: skip
+
+
+def test_an_average_of_a_pool():
+    (pooling, *_) = audio_projector(hidden_size=12, out_hidden_size=8, pooling=3)
+    assert pooling.operations == Operations(additions=12 * 2, divisions=12)

@@ -13,6 +13,7 @@ from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfi
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaCrossAttention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
+from bridge.flops import compile_plan
 from bridge.flops.components.cross_attention import cross_attention
 from bridge.flops.reading import read
 from bridge.planning.kv_cache import layer_caches
@@ -75,3 +76,19 @@ def test_keys_and_values_of_the_encoder_are_kept():
     own, crossed = layer_caches(read(SMALL | fields).shape)[1]
     assert (own.entries, crossed.name, crossed.entries) == (24, "cross_keys_and_values", 24)
     assert (crossed.kept.shape, crossed.kept.over) == ("bidirectional", "encoder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "queries", "pair", "out"),
+    [
+        ({}, 0, 0, 0),
+        ({"add_qkv_bias": True}, 12, 24, 0),
+        ({"add_proj_bias": True}, 0, 0, 12),
+        ({"add_bias_linear": True}, 12, 24, 12),
+        ({"add_bias_linear": True, "add_key_bias": False}, 12, 12, 12),
+    ],
+)
+def test_the_biases_of_a_model(fields, queries, pair, out):
+    found = compile_plan(SMALL | {"encoder_num_layers": 1} | fields, "exact").parameters_by_module()
+    names = [f"decoder.layers.0.cross_attention.linear_{name}" for name in ("q", "kv", "proj")]
+    assert [found[name] for name in names] == [12 * 12 + queries, 2 * 12 * 12 + pair, 12 * 12 + out]

@@ -15,6 +15,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from bridge.flops.components.latent_attention import latent_attention
+from bridge.flops.elementwise import ROPE
 from bridge.flops.reading import read
 from bridge.flops.terms import CAUSAL, Kind, Role
 from bridge.planning.kv_cache import layer_caches
@@ -76,3 +77,8 @@ def test_roles():
 def test_a_latent_and_a_key_part_are_kept():
     ((latents,),) = layer_caches(read(SMALL | RANKS | {"multi_latent_attention": True}).shape)
     assert (latents.name, latents.entries, latents.kept, latents.read) == ("latents", 9 + 4, CAUSAL, None)
+
+
+def test_rope_turns_a_part_of_every_query_and_of_the_one_key():
+    done = {term.name: term.operations for term in latent_attention(**SIZES) if term.name.startswith("rope")}
+    assert done == {"rope_query": 16 * ROPE, "rope_key": 4 * ROPE}

@@ -20,16 +20,16 @@ from bridge.flops.terms import Kind
 from bridge.planning.kv_cache import layer_caches
 from tests.flops.components.blocks import SMALL, in_layer, linears, macs, plan_of
 
-#: Six heads of 4, a state of 5, two groups.
+#: Six heads of 4, a state of 5, three groups.
 FIELDS = {
-    "hybrid_layer_pattern": "M", "mamba_num_heads": 6, "mamba_head_dim": 4, "mamba_state_dim": 5, "mamba_num_groups": 2,
+    "hybrid_layer_pattern": "M", "mamba_num_heads": 6, "mamba_head_dim": 4, "mamba_state_dim": 5, "mamba_num_groups": 3,
 }  # fmt: skip
-INNER, CONVOLVED = 24, 24 + 2 * 2 * 5
+INNER, CONVOLVED = 24, 24 + 2 * 3 * 5
 
 
 def mixer() -> Mamba2Mixer:
     config = Mamba2Config(
-        hidden_size=12, num_heads=6, head_dim=4, expand=2, state_size=5, n_groups=2, conv_kernel=4, num_hidden_layers=1
+        hidden_size=12, num_heads=6, head_dim=4, expand=2, state_size=5, n_groups=3, conv_kernel=4, num_hidden_layers=1
     )
     return Mamba2Mixer(config, 0)
 
@@ -67,7 +67,7 @@ def test_megatron_takes_twice_the_width_of_the_stream():
     one = {
         name: macs([t for t in in_layer(fields, convention=name) if t.kind is Kind.LINEAR], 1) for name in ("exact", "megatron")
     }
-    assert one == {"exact": 12 * (2 * 12 + 20 + 3) + 12 * 12, "megatron": 12 * (2 * 24 + 20 + 3) + 24 * 12}
+    assert one == {"exact": 12 * (2 * 12 + 30 + 3) + 12 * 12, "megatron": 12 * (2 * 24 + 30 + 3) + 24 * 12}
 
 
 @pytest.mark.parametrize(("fields", "heads"), [({"mamba_num_heads": 7}, 7), ({"mamba_num_heads": None}, 6)])

@@ -20,6 +20,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from bridge.flops.components.moe import moe
 from bridge.flops.components.registry import CHANNELS
+from bridge.flops.elementwise import MULTIPLICATION, NOTHING, SIGMOID, softmax_row
 from bridge.flops.frameworks import FRAMEWORKS
 from bridge.flops.terms import Kind, Pass, Role
 from tests.flops.components.blocks import executed, in_layer, macs, plan_of, priced
@@ -144,3 +145,20 @@ def test_frameworks_that_run_every_expert_say_so():
     assert {name for name, sentence in said.items() if sentence} == {
         "transformers_dense_experts", "transformers_dense_experts_reentrant",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("score", "one"), [("sigmoid", 5 * SIGMOID), ("softmax", softmax_row(5))])
+def test_what_is_not_a_matmul(score, one):
+    """Scores of all experts; products with the gate in those that a token visits, and the sum of what they return."""
+    terms = in_layer(FIELDS | {"moe_router_score_function": score}, channel=True)
+    done = {term.name: term.operations for term in terms if term.kind is Kind.ELEMENTWISE}
+    assert done["router_scores"] == one
+    assert done["gate_product"] == 2 * 7 * MULTIPLICATION
+    assert (done["weighted_sum"].additions, done["weighted_sum"].multiplications) == (12, 2 * 12)
+    plain = in_layer(FIELDS | {"gated_linear_unit": False}, channel=True)
+    assert [term.operations for term in plain if term.name == "gate_product"] == [NOTHING]
+
+
+def test_what_a_fused_expert_is_made_of():
+    parts = [term.parts for term in in_layer(FIELDS, channel=True) if term.path.startswith("mlp.experts.")]
+    assert parts == [(("linear_fc1_gate", 7), ("linear_fc1_up", 7)), ()]

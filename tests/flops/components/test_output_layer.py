@@ -40,7 +40,7 @@ def test_tables_that_are_there(positions, types, tables):
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_projection_to_the_vocabulary(bias):
     module = nn.Linear(12, 50, bias=bias)
-    term = output_layer(hidden_size=12, vocab_size=50, bias=bias)
+    term = output_layer(hidden_size=12, vocab_size=50, **{"bias": True} if bias else {})
     assert priced([term], sequence_lengths=[7]) == executed(module, lambda: module(torch.zeros(7, 12)))
     assert (term.path, term.roles) == ("output_layer", Role.OUTPUT)
 

@@ -22,7 +22,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed, Qwen2VLVisionBlock
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionEmbeddings
 
-from bridge.flops.components.vision_tower import full_attention_layers, patch_embedding, vision_layer
+from bridge.flops.components.vision_tower import GELU, full_attention_layers, patch_embedding, vision_layer
 from bridge.flops.elementwise import MULTIPLICATION, ROPE
 from tests.flops.components.blocks import executed, priced, turns
 
@@ -146,10 +146,12 @@ def test_heads_share_the_width():
     ({"rope": True}, "rope", 2 * 8 * ROPE),
     ({"rope": False}, "rope", 0 * ROPE),
     ({"layer_scale": True}, "attention_scale", 8 * MULTIPLICATION),
+    ({"gated": True}, "activation", 20 * (GELU + MULTIPLICATION)),
+    ({}, "activation", 20 * GELU),
     ({"layer_scale": True}, "mlp_scale", 8 * MULTIPLICATION),
 ])  # fmt: skip
 def test_what_is_not_a_matmul(options, name, operations):
-    terms = vision_layer(hidden_size=8, intermediate_size=20, gated=False, **options)
+    terms = vision_layer(**{"hidden_size": 8, "intermediate_size": 20, "gated": False} | options)
     assert [term.operations for term in terms if term.name == name][-1] == operations
 
 
