@@ -92,7 +92,7 @@ class Step:
 #: Nanoseconds that loaders took in this process; whoever takes a batch adds to it.
 waited = [0]
 
-#: A span that ended: depth, name, phase, start, end. Those inside come before it.
+#: A span that ended: how many had ended when it began, name, phase, start, end. Those that ended since then lie inside it.
 _Span = tuple[int, str, Phase, Any, Any]
 
 
@@ -113,7 +113,7 @@ class Spans:
         self._error: Exception | None = None
         self.sampled = every_step
         """Whether everything is seen in the step that runs now."""
-        self._stack: list[tuple[str, Phase, Any]] = []
+        self._stack: list[tuple[str, Phase, int, Any]] = []
         self._ended: list[_Span] = []
         self.needs_data_marked = not isinstance(clock, HostClock)
         """Whether batches are marked in steps that are no sample too: a device may not have waited as long as the host."""
@@ -133,7 +133,7 @@ class Spans:
     def pop(self, name: str) -> None:
         """It ends, and what began inside it and was left by an exception; without its beginning nothing happens."""
         stack = self._stack
-        if not stack or (stack[-1][0] != name and all(opened != name for opened, _, _ in stack)):
+        if not stack or (stack[-1][0] != name and all(opened[0] != name for opened in stack)):
             return
         try:
             end = self._mark()
@@ -142,11 +142,11 @@ class Spans:
             return
         while (opened := stack.pop())[0] != name:
             pass
-        self._ended.append((len(stack), name, opened[1], opened[2], end))
+        self._ended.append((opened[2], name, opened[1], opened[3], end))
 
     def _open(self, name: str, phase: Phase) -> None:
         try:
-            self._stack.append((name, phase, self._mark()))
+            self._stack.append((name, phase, len(self._ended), self._mark()))
         except Exception as error:
             self._break(error)
 
@@ -226,11 +226,14 @@ class Spans:
         step = Step(sum(self._clock.seconds(start, end) for start, end in stretches), sampled=sampled)
         if not sampled and not self.needs_data_marked:
             step.seconds[Phase.DATA] = took / 1e9
-        inside: dict[int, float] = {}
-        for depth, name, phase, start, end in spans:
-            whole = self._clock.seconds(start, end)
-            step.seconds[phase] += whole - inside.pop(depth + 1, 0.0)
-            inside[depth] = inside.get(depth, 0.0) + whole
+        inside: list[tuple[int, float]] = []
+        """Spans that lie in none of those so far: which, and its seconds."""
+        for number, (before, name, phase, start, end) in enumerate(spans):
+            own = whole = self._clock.seconds(start, end)
+            while inside and inside[-1][0] >= before:
+                own -= inside.pop()[1]
+            inside.append((number, whole))
+            step.seconds[phase] += own
             if sampled and name == WAIT:
                 step.waits.append((phase, whole))
             elif sampled and name in step.passes:
