@@ -110,6 +110,7 @@ class OtlpTracker(BackgroundTracker):
             logger.warning("OpenTelemetry: %s did not take a row. Training continues without it.", where)
 
     def _release(self) -> None:
+        vars(self._exporter).pop("export", None)  # what is sent from here on is no row
         self._exporter.shutdown()  # or the provider would send the last row again
         self._provider.shutdown(timeout_millis=1e3 * self._timeout)
 
