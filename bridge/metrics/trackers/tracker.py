@@ -85,8 +85,7 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                said = without_login(first_line(error))
-                logger.warning("%s stopped: %s. Training continues without it.", type(tracker).__name__, said)
+                logger.warning("%s stopped: %s. Training continues without it.", type(tracker).__name__, first_line(error))
                 quietly(functools.partial(_close, tracker))
 
 
@@ -107,5 +106,5 @@ def quietly(call: Callable[[], Any]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return next(iter(str(error).splitlines()), "") or repr(error)
+    """What an exception says, on one line and without a login."""
+    return without_login(next(iter(str(error).splitlines()), "") or repr(error))
