@@ -43,11 +43,13 @@ def why(parts: Mapping[str, float]) -> str | None:
     if not parts or step <= 0:
         return None
     losses = sorted((name for name in parts if name != "ideal"), key=lambda name: -parts[name])
-    first, *others = [name for name in losses if parts[name] > 0] or losses[:1]
     begin = f"A mean step takes {seconds(step)}"
     if "ideal" in parts:
         work = seconds(parts["ideal"])
         begin = f"Mean MFU {parts['ideal'] / step:.1%}: of {seconds(step)} per step {work} are the counted work at the peak"
+    if not losses:
+        return f"{begin}."
+    first, *others = [name for name in losses if parts[name] > 0] or losses[:1]
     rest = ", ".join(f"{name} {parts[name] / step:.0%}" for name in others if parts[name] >= 0.02 * step)
     return f"{begin}. Most of the rest is {first}, {seconds(parts[first])} ({parts[first] / step:.0%}): {REMEDIES[first]}." + (
         f" Then {rest}." if rest else ""
