@@ -67,3 +67,20 @@ def test_secrets_of_the_environment_wherever_they_stand(monkeypatch):
 def test_numbers_and_switches_stay():
     assert without_secrets({"auth": True, "key": 3, "token": None}) == {"auth": True, "key": 3, "token": None}
     assert without_secrets({"auth": ["user", "pw"], "password": 3}) == {"auth": "***", "password": "***"}
+
+
+def test_secrets_stay_here():
+    options = {"logger": {"wandb_api_key": "k", "dir": "runs"}, "list": [{"password": "p"}], "tokenizer": "byte"}
+    assert without_secrets(options) == {
+        "logger": {"wandb_api_key": "***", "dir": "runs"},
+        "list": [{"password": "***"}],
+        "tokenizer": "byte",
+    }
+
+
+def test_logins_in_addresses_stay_here():
+    assert without_secrets(["sqlite:///runs/a@b.db", "https://me:pass@host/x", "a@b"]) == [
+        "sqlite:///runs/a@b.db",
+        "https://***@host/x",
+        "a@b",
+    ]
