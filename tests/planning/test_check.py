@@ -8,30 +8,9 @@ import pytest
 
 import bridge
 from bridge.config import load_recipe
-from bridge.flops import ConfigError, compile_plan
-from bridge.planning.check import Check, check
-from bridge.planning.counting_rules import RULES
-
-#: Width 4, MLP 8, vocabulary 128, two heads of 3 where 4 / 2 is 2, two layers: gated, with a window in all of them.
-FIELDS = {"num_layers": 2, "hidden_size": 4, "ffn_hidden_size": 8, "num_attention_heads": 2, "kv_channels": 3, "vocab_size": 128,
-          "gated_linear_unit": True, "seq_length": 8, "window_size": 3}  # fmt: skip
-LINEAR = 2 * (4 * 18 + 6 * 4 + 3 * 4 * 8) + 4 * 128  # multiply-accumulates a token
-PAIR = 2 * 2 * 6  # multiply-accumulates of a pair of tokens: two layers, two products, six channels
-#: Query-key pairs of 8 tokens that see 3 each: 1 + 2 + 6 x 3.
-PAIRS = 21
-
-
-def flops(pairs: float, linear: int = LINEAR, passes: int = 3) -> float:
-    """FLOPs per token of 8."""
-    return 2 * passes * (linear + PAIR * pairs / 8)
-
-
-def small(**given) -> Check:
-    return check({"model": FIELDS, **given.pop("sections", {})}, **given)
-
-
-def way(name: str, convention: str = "exact", **given) -> float:
-    return float(small(**given).under(convention, name).flops_per_token)
+from bridge.flops import ConfigError
+from bridge.planning.check import check
+from tests.planning.test_counting_rules import LINEAR, PAIRS, flops, small
 
 
 def test_conventions():
@@ -40,81 +19,6 @@ def test_conventions():
         "megatron": flops(PAIRS), "exact": flops(PAIRS), "maxtext": flops(8 * 3 - 9 / 2), "executed": flops(64),
         "palm": flops(64, LINEAR + 4 * 128 + 5 * 4), "palm_without_embedding": flops(64, LINEAR + 5 * 4),
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("six_n_without_embedding", 6 * LINEAR),
-        ("six_n", 6 * (LINEAR + 4 * 128 + 5 * 4)),
-        ("full_square", flops(64)),
-        ("windows_ignored", flops(36)),
-        ("half_window", flops(8 * 3 / 2)),
-        ("whole_window", flops(8 * 3)),
-        ("embedding_counted", flops(PAIRS, LINEAR + 4 * 128)),
-        ("attention_left_out", 6 * LINEAR),
-        ("head_size_by_width", flops(PAIRS * 2 / 3, LINEAR - 2 * (4 * 6 + 2 * 4))),
-        ("gated_as_plain", flops(PAIRS, LINEAR - 2 * 4 * 8)),
-        ("recompute_counted", flops(PAIRS, passes=4) - 2 * 4 * 128),
-        ("forward_only", flops(PAIRS, passes=1)),
-    ],
-)  # fmt: skip
-def test_what_a_rule_counts(name, expected):
-    assert way(name) == pytest.approx(expected, rel=1e-12)
-
-
-def test_rules_compose():
-    both = small(assume=["windows_ignored"]).under("exact", "gated_as_plain")
-    assert float(both.flops_per_token) == flops(36, LINEAR - 2 * 4 * 8)
-    assert (both.name, both.says[1]) == ("exact with windows_ignored, gated_as_plain", RULES["gated_as_plain"].says)
-
-
-def test_multi_token_prediction_left_out():
-    fields = FIELDS | {"mtp_num_layers": 1}
-    found = check({"model": fields}).under("exact", "mtp_left_out")
-    assert float(found.flops_per_token) == flops(PAIRS)
-
-
-def test_experts():
-    moe = FIELDS | {"num_moe_experts": 4, "moe_router_topk": 1}
-    counts = compile_plan(moe).parameters()
-    assert float(check({"model": moe}).under("exact", "six_n_all_experts").flops_per_token) == 6 * counts["total"]
-    assert "six_n_all_experts" not in {one.rules[0] for one in small(tokens_per_second=1).mistakes}  # it is six_n there
-
-
-def test_recomputation_of_attention():
-    """It runs one pass again; the paper of selective recomputation counts three."""
-    told = small(recompute="selective", tokens_per_second=1)
-    core = 2 * PAIR * PAIRS / 8
-    assert float(told.under("exact").flops_per_token) == pytest.approx(flops(PAIRS) + core)
-    assert float(told.under("exact", "core_recomputed_three_times").flops_per_token) == pytest.approx(flops(PAIRS) + 3 * core)
-    assert float(small(recompute="full").under("exact").flops_per_token) == flops(PAIRS, passes=4) - 2 * 4 * 128
-
-
-def test_adapters():
-    lora = {"peft": {"kind": "lora", "dim": 1, "target_modules": ["linear_proj"]}}
-    adapters, frozen = 2 * (6 + 4), LINEAR + 4 * 128 + 5 * 4
-    assert way("trained_in_full", sections=lora) == flops(PAIRS)
-    assert way("lora_as_two_thirds", sections=lora) == pytest.approx(flops(PAIRS) * 2 / 3)
-    assert way("lora_by_trainable_share", sections=lora) == pytest.approx(flops(PAIRS) * (2 + adapters / frozen) / 3)
-    assert not {"trained_in_full", "lora_as_two_thirds"} & {one.rules[0] for one in small(tokens_per_second=1).mistakes}
-
-
-def test_ranks_and_peaks():
-    layout = {"parallel": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 4, "context_parallel_size": 1}}
-    found = small(sections=layout, tokens_per_second=10, devices=16, device_name="H100")
-    plain = found.under("exact")
-    assert plain.flops_per_second == flops(PAIRS) * 10
-    assert plain.utilisation == flops(PAIRS) * 10 / 989.4e12
-
-    def factor(name: str) -> float:
-        return found.under("exact", name).flops_per_second / plain.flops_per_second
-
-    expected = {"ranks_twice": 2, "each_tensor_rank": 2, "each_pipeline_rank": 4, "each_context_rank": 1, "whole_job": 16,
-                "shared_once_more": 1 / 16, "multiply_accumulates": 1 / 2, "sparse_peak": 1}  # fmt: skip
-    assert {name: factor(name) for name in expected} == expected
-    assert found.under("exact", "sparse_peak").utilisation == plain.utilisation / 2
-    assert found.under("exact", "fp8_peak").utilisation == pytest.approx(plain.utilisation * 989.4 / 1978.9)
 
 
 def test_speed_by_step_and_of_the_whole_job():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.terms import CAUSAL, Context
 from bridge.hardware import compute_mbu, compute_mfu
 from bridge.planning.inference import (
     MODELS,
@@ -16,7 +15,6 @@ from bridge.planning.inference import (
     find_parameters,
     prefill_and_decode,
 )
-from bridge.planning.kv_cache import seen
 
 LLAMA = {
     "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32, "num_query_groups": 8,
@@ -182,13 +180,6 @@ def test_latents():
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
-
-
-def test_keys_seen():
-    assert [seen(CAUSAL, n) for n in (1, 2, 9)] == [1, 2, 9]
-    assert [seen(Context("window", (4,)), n) for n in (1, 4, 5, 90)] == [1, 4, 4, 4]
-    assert [seen(Context("chunk", (4,)), n) for n in (1, 4, 5, 8, 9)] == [1, 4, 1, 4, 1]
-    assert [seen(Context("compressed", (4,)), n) for n in (3, 4, 8, 9)] == [0, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,6 @@ def test_one_device_holds_every_parameter(name: str) -> None:
     assert states(plan, Layout(), Optimizer(use_distributed_optimizer=False)).weights == 2 * parameters
 
 
-def test_a_precise_optimizer_is_smaller() -> None:
-    """With a bf16 weight's lower 16 bits as its main copy, and moments of 8 bits: 2 + 1 + 1 bytes instead of 12."""
-    narrow = Optimizer(use_precision_aware_optimizer=True, exp_avg_dtype="fp8", exp_avg_sq_dtype="fp8")
-    assert (Optimizer().state_bytes, narrow.state_bytes) == (12, 4)
-    assert Optimizer(params_dtype="fp32").state_bytes == 8
-    assert Optimizer(optimizer="sgd").state_bytes == 8
-    assert Optimizer(use_precision_aware_optimizer=True, store_param_remainders=False).state_bytes == 12
-
-
 def test_parts_add_up_and_stages_differ() -> None:
     plan = compile_plan(load_recipe("llama3-70b", validate=False))
     pipeline = PipelineLayout(pipeline_model_parallel_size=4, virtual_pipeline_model_parallel_size=5)
@@ -62,20 +53,6 @@ def test_full_recomputation_keeps_inputs_alone() -> None:
     assert found.activations["recomputed_layers"] == 32 * 2 * 8192 * 4096 + tables
     # One layer runs again at a time, or the logits stand beside their probabilities.
     assert found.working == 2 * 8192 * 128256
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"devices": 6, "tensor_model_parallel_size": 4}, "devices=6 do not hold a replica of 4 ranks"),
-        ({"devices": 8, "expert_model_parallel_size": 3}, "devices=8 do not hold all experts of 3 ranks"),
-        ({"devices": 8, "global_batch_size": 12}, "global_batch_size=12 is not divisible by micro_batch_size=1 x 8"),
-        ({"devices": 0}, "devices=0 must be a positive integer"),
-    ],
-)
-def test_layouts_that_cannot_be(options: dict[str, int], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Layout(**options)
 
 
 def test_what_is_not_known_is_named() -> None:
