@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -335,3 +337,32 @@ def test_a_loops_timers_are_asked_for_by_level_and_a_new_one_is_taken():
     assert alone("optimizer", log_level=1) is alone("optimizer")
     with pytest.raises(AttributeError, match="log_option"):
         alone.log_option  # noqa: B018
+
+
+def test_a_sampled_step_has_what_was_marked_and_a_device_what_it_marked(monkeypatch):
+    """What loaders tell of is of steps that are no sample, on the host's clock alone."""
+    monkeypatch.setattr(module, "waited", [0])
+    for spans in (Spans(HostClock(), every_step=True), Spans(Hand())):
+        spans.run()
+        module.waited[0] += 2_000_000_000
+        spans.end_step()
+        assert [step.seconds[Phase.DATA] for step in spans.steps()] == [0]
+
+
+def test_torchs_own_waits_say_what_they_said_with_and_without_a_listener():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    rank = Rank()
+    try:
+        said = [dist.all_reduce(torch.ones(1), async_op=True).wait()]
+        listen(rank.spans)
+        said.append(dist.all_reduce(torch.ones(1), async_op=True).wait())
+        rank.spans.pause()
+        said.append(dist.all_reduce(torch.ones(1), async_op=True).wait())
+    finally:
+        listen(None)
+        dist.destroy_process_group()
+    rank.spans.run()
+    rank.spans.end_step()
+    (step,) = rank.spans.steps()
+    assert said == [True] * 3
+    assert step.waits == [(Phase.OTHER_WAIT, 0)]

@@ -119,3 +119,11 @@ def test_opening_is_waited_for_whether_or_not_it_succeeds():
         writer._wait_until_opened()
         assert writer._opened.is_set()
         assert writer.events[0] == "open"
+
+
+def test_a_thread_that_is_stuck_holds_no_process_and_waits_are_bounded():
+    tracker = BackgroundTracker()
+    assert tracker._thread.daemon
+    assert tracker._undelivered() == ""
+    tracker.close()
+    assert (background.CLOSE_TIMEOUT, background.MOST_WAITING) == (60.0, 10_000)
