@@ -71,8 +71,9 @@ def heard(said):
     return found
 
 
-def test_sampled_ones_run_in_sampled_steps_alone():
-    said, instruments = three(every=4)
+@pytest.mark.parametrize("every", [2, 4])
+def test_sampled_ones_run_in_sampled_steps_alone(every):
+    said, instruments = three(every=every)
     assert instruments.samples
     instruments.run()
     instruments.run()
@@ -103,6 +104,7 @@ def test_whether_there_are_samples_is_the_kinds_and_not_this_ranks():
     assert Instruments([Kind("energy", None, sampled=True)], every=2).samples
     assert Instruments([Kind("marks", None, has_samples=True)], every=2).samples
     assert not Instruments([Kind("time", Quiet)], every=2).samples
+    assert not Instruments([Kind("energy", None, sampled=True)]).samples  # by default each step is one
 
 
 def test_slices_are_the_same_with_and_without_an_instrument():

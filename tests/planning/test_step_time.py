@@ -47,12 +47,13 @@ def test_a_short_step_is_bound_by_the_memorys_bandwidth():
 
 
 @pytest.mark.parametrize(
-    ("number_format", "peak", "reached"), [("bf16", PEAK, 0.6), ("fp16", PEAK, 0.6), ("fp8", 1978.9e12, 0.53)]
+    ("device", "number_format", "peak", "reached"),
+    [("h100", "bf16", PEAK, 0.6), ("h100", "fp16", PEAK, 0.6), ("h100", "fp8", 1978.9e12, 0.53), ("gb200", "fp4", 1e16, 0.3)],
 )
-def test_a_format_has_its_peak_and_its_best_published_fraction(number_format, peak, reached):
-    found = timed(number_format=number_format)
-    assert found.bound == pytest.approx(421645529382912 / peak)
-    assert found.parts["compute"] == pytest.approx(421645529382912 / peak / reached)
+def test_a_format_has_its_peak_and_its_best_published_fraction(device, number_format, peak, reached):
+    found = timed(layout=Layout(global_batch_size=8), machine=known_machine(device), number_format=number_format)
+    assert found.bound == pytest.approx(8 * 421645529382912 / peak)
+    assert found.parts["compute"] == pytest.approx(8 * 421645529382912 / peak / reached)
 
 
 def test_experts_reach_half_and_recomputation_is_time():
