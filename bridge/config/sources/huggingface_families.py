@@ -231,12 +231,14 @@ def _lower_odd_layers(fields: Fields, layers: int) -> list[bool]:
     return [bool(fields.get("use_sliding_window")) and i % 2 == 0 and i < first for i in range(layers)]
 
 
-def _windows(default: Callable[[Fields, int], list[bool]]) -> Rule:
-    """Local layers as ``layer_types`` lists them, or in the family's default pattern."""
+def _windows(default: Callable[[Fields, int], list[bool]], *, last_is_global: bool = False) -> Rule:
+    """Local layers as ``layer_types`` lists them, or in the family's default pattern; ``last_is_global`` whatever either says."""
 
     def rule(fields: Fields) -> Options:
         usual = default(fields, fields.size("num_hidden_layers"))
         local = _flags(fields, "layer_types", {"sliding_attention": True, "full_attention": False}) or usual
+        if last_is_global:
+            local = [*local[:-1], False]
         window = fields.get("sliding_window")
         if not window or not any(local):
             return {}
@@ -460,7 +462,9 @@ def _lfm2(fields: Fields) -> Options:
 def _lfm2_width(fields: Fields) -> Options:
     """LFM2's own rounding of its MLP's width."""
     width = fields.size("block_ff_dim", "intermediate_size")
-    factor, multiple = fields.get("block_ffn_dim_multiplier"), fields.get("block_multiple_of") or 1
+    # Silence is 1, which rounds; null does not.
+    factor = fields.mentioned("block_ffn_dim_multiplier").get("block_ffn_dim_multiplier", 1.0)
+    multiple = fields.get("block_multiple_of") or 1
     if fields.get("block_auto_adjust_ff_dim"):
         width = int(2 * width / 3)
         width = width if factor is None else -(-int(factor * width) // multiple) * multiple
@@ -671,6 +675,12 @@ def _parallel(fields: Fields) -> Options:
 def _beside(fields: Fields) -> Options:
     """GPT-NeoX: the MLP beside the attention, behind a norm of its own."""
     return {"layernorm_placement": "parallel" if fields.get("use_parallel_residual") else "pre"}
+
+
+def _equal_heads(fields: Fields) -> Options:
+    """GPT-NeoX, OPT: heads share the width and each has its own keys, whatever the file says."""
+    fields.skip("head_dim", "num_key_value_heads")
+    return {"kv_channels": fields.size("hidden_size") // fields.size("num_attention_heads"), "num_query_groups": None}
 
 
 def _gpt2(fields: Fields) -> Options:
@@ -1325,7 +1335,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _GEMMA.plus(_windows(_every(6)), fixed={"layernorm_placement": "sandwich", "qk_layernorm": True}),
     "gemma4": _VISION_LANGUAGE.plus(_uncounted_tower(_gemma4_tower), text="gemma4_text", ignored="vision_soft_tokens_per_image"),
     "gemma4_text": _GEMMA.plus(
-        _windows(_every(6)),
+        _windows(_every(6), last_is_global=True),
         _gemma4,
         fields={
             "num_kv_shared_layers": "num_kv_shared_layers",
@@ -1346,7 +1356,9 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": _DEEPSEEK_V3.plus(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2.plus(_one_key_head, ignored="num_key_value_heads"),
-    "gpt_neox": _DECODER.plus(_attention_bias, _beside, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"),
+    "gpt_neox": _DECODER.plus(
+        _attention_bias, _beside, _equal_heads, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"
+    ),
     "gpt_oss": _SWIGLU.plus(
         _windows(_every(2)),
         _experts,
@@ -1442,8 +1454,9 @@ FAMILIES: dict[str, Family] = {
     "olmoe": _SWIGLU.plus(_attention_bias, _experts, fixed={"qk_layernorm": "full"}),
     "opt": _DECODER.plus(
         _opt,
+        _equal_heads,
         _activation_in("activation_function"),
-        fields={"ffn_hidden_size": "ffn_dim", "num_query_groups": (), "init_method_std": "init_std"},
+        fields={"ffn_hidden_size": "ffn_dim", "init_method_std": "init_std"},
         fixed={**_LAYER_NORM, "position_embedding_type": "learned_absolute"},
         ignored="layerdrop activation_dropout",
     ),
