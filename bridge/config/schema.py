@@ -89,7 +89,7 @@ class ModelConfig(ModelShape):
     moe_router_num_groups: int | None = None
     """Groups of experts in group-limited routing (DeepSeek-V3). Unset: no groups."""
     moe_router_group_topk: int | None = None
-    """Maximum groups per token in group-limited routing."""
+    """Maximum groups per token in group-limited routing. Unset: no groups."""
     moe_router_topk_scaling_factor: float | None = None
     """Factor on the routed experts' output (DeepSeek-V3). Unset: 1."""
 
@@ -133,7 +133,8 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples per forward pass of one model replica."""
     rampup_batch_size: list[int] | None = None
-    """``[start, increment, samples]``: the global batch grows from ``start`` in increments over that many samples."""
+    """``[start, increment, samples]``: the global batch grows from ``start`` in increments over that many samples.
+    Unset: it has its full size from the first step."""
     seed: int = 1234
     """Seed of the weights and of the data order."""
     eval_interval: int | None = None
@@ -314,7 +315,7 @@ class HardwareConfig:
     device_name: str | None = None
     """Name for the peak table, for example ``NVIDIA H100 80GB HBM3``. Unset: what the device reports."""
     peak_flops: float | None = None
-    """Dense peak of one device in FLOP/s; overrides the table."""
+    """Dense peak of one device in FLOP/s; overrides the table. Unset: the table's; on a CPU, a measured one."""
 
 
 @dataclass(kw_only=True)

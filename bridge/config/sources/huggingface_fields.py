@@ -224,7 +224,7 @@ _ELEMENTWISE = """
     attention_softmax_in_fp32 scale_attention_softmax_in_fp32 scale_attn_weights"""
 _MAMBA = """
     use_mamba_kernels mamba_hidden_act time_step_min time_step_max time_step_limit time_step_floor chunk_size
-    mamba_chunk_size mamba_norm_before_gate lm_head_multiplier embedding_multiplier mlp_multipliers key_multiplier
+    mamba_chunk_size mamba_norm_before_gate lm_head_multiplier mlp_multipliers key_multiplier
     attention_out_multiplier attention_in_multiplier ssm_multipliers ssm_in_multiplier ssm_out_multiplier
     mamba_ssm_cache_dtype mamba_ssm_dtype rescale_prenorm_residual residual_in_fp32 num_logits_to_keep
     moe_shared_expert_overlap"""
