@@ -30,7 +30,7 @@ BEYOND_MEGATRON = {
 }
 
 
-# Models without a reference integer; tests/config/sources/test_huggingface.py holds them against their Hugging Face
+# Models without a reference integer; tests/config/sources/test_huggingface_families.py holds them against their Hugging Face
 # configuration.
 # Gemma 4 E2B and E4B: the vendor's 5.1 and 8.0 billion include the towers for images (0.17) and sound (0.3).
 MORE_MODELS = {"falcon-h1-0.5b": 521_411_104, "gemma4-e2b": 4.65e9, "gemma4-e4b": 7.5e9, "minimax-m2": 228.7e9}

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from bridge.cli.main import main
-from bridge.config.sources import maxtext_fields as fields
 from bridge.config.sources.maxtext import from_maxtext, patches_per_image, recognises
 from bridge.flops import ConfigError, compile_plan
 
@@ -289,14 +288,6 @@ def test_a_tower_that_is_not_priced_is_named():
 
 
 # ---- what is read, and what is not ----------------------------------------------------------------------------------
-
-OPTIONS = (Path(__file__).parents[2] / "data" / "maxtext_options.txt").read_text().split()
-
-
-def test_every_option_of_maxtext_is_declared_once():
-    """The names of base.yml and of the fields of types.py."""
-    declared = [*fields.READ, *fields.DERIVED, *fields.CHANGES, *fields.HARDWARE, *fields.NEUTRAL]
-    assert sorted(declared) == OPTIONS
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge.config.sources.megatron_core import OWN
-from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
 from bridge.flops import compile_plan
 from bridge.flops.reading import read
 
@@ -41,15 +39,6 @@ def test_real_arguments_equal_megatron_lms_own_number(name):
 @pytest.mark.parametrize("name", CASES)
 def test_no_field_of_real_arguments_is_unknown(name):
     assert [s for s in read(namespace(CASES[name])).not_counted if s.startswith("not recognized")] == []
-
-
-def test_every_name_of_the_parser_is_declared_once():
-    names = set(DATA["base"]).union(*(case["args"] for case in DATA["cases"]))
-    assert len(names) == 741
-    lists = [set(OWN) | READ, NEUTRAL, set(HARDWARE), set(REPORTED)]
-    declared = set().union(*lists)
-    assert {name for name in names if not name.startswith("_")} - declared == set()
-    assert READ & NEUTRAL == READ & HARDWARE.keys() == NEUTRAL & HARDWARE.keys() == NEUTRAL & REPORTED.keys() == set()
 
 
 def test_a_gpt_has_no_encoder_though_validate_args_copies_its_depth():
