@@ -16,6 +16,7 @@ from bridge.config.sources import megatron_fields
 from bridge.config.sources.megatron_core import OWN, audit
 from bridge.config.sources.megatron_fields import HARDWARE, NEUTRAL, READ, REPORTED
 from bridge.flops import formats
+from tests.integrations import megatron_bridge_stubs
 
 DATA = json.loads((Path(__file__).parents[2] / "data" / "megatron_lm_args.json").read_text())
 #: The 741 names of real namespaces of arguments.
@@ -35,6 +36,22 @@ def test_every_name_of_the_parser_is_declared_once():
     assert len(ARGUMENTS) == 741
     declared = set().union(*LISTS.values())
     assert {name for name in ARGUMENTS if not name.startswith("_")} - declared == set()
+
+
+#: Of models that Megatron-Bridge describes by objects made elsewhere, and of its later releases.
+ELSEWHERE = {"thinker_config", "per_layer_embed_dim", "per_layer_embed_vocab_size", "vit_gradient_checkpointing"}
+
+
+def test_what_is_read_or_said_is_a_field_of_something():
+    """Of megatron-core's classes, of Megatron-LM's arguments, or of a provider; neutral names of other releases stay."""
+    folder = megatron_bridge_stubs.root()
+    if folder is None:
+        pytest.skip("megatron-bridge is not installed")
+    trees = [ast.parse(path.read_text()) for path in folder.glob("models/**/*provider*.py")]
+    lines = [line for tree in trees for node in tree.body if isinstance(node, ast.ClassDef) for line in node.body]
+    provided = {line.target.id for line in lines if isinstance(line, ast.AnnAssign)}
+    wanted = READ | HARDWARE.keys() | REPORTED.keys()
+    assert wanted - FIELDS.keys() - ARGUMENTS - provided == ELSEWHERE
 
 
 @pytest.mark.parametrize("one", LISTS)
