@@ -76,6 +76,7 @@ def test_layers_that_differ_in_their_number_alone_are_of_one_kind():
     assert len({replace(one, number=0), replace(other, number=0)}) == 1
     assert one != other
     assert (one.context, one.rotates, one.shares_kv, one.crosses, one.form, one.memory) == (CAUSAL, True, False, False, 0, 0)
+    assert (one.num_query_groups, one.ffn_hidden_size, one.is_global) == (0, 0, False)  # the model's
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def test_a_recurrence_keeps_a_state_of_one_size():
     assert state == Cache("state", 48, is_state=True)
     assert inputs == Cache("convolution_inputs", 30)
     assert (state.kept, state.read, state.owned, inputs.is_state) == (None, None, True, False)
+    with pytest.raises(AttributeError):
+        state.entries = 0
 
 
 def mixer(**fields):
@@ -93,6 +95,15 @@ def test_rows_are_keys_whatever_their_colors(row):
         row.name = "y"
     with pytest.raises(TypeError):
         type(row)("x")
+
+
+def test_towers_turn_nothing_unless_their_row_says_so():
+    assert not Projector(name="x", terms=lambda vision: []).rotary
+    assert {name for name, row in PROJECTORS.items() if row.rotary} == {
+        "merger",
+        "gated_merger",
+        "pixel_shuffle",
+    }  # Qwen, GLM, Llama 4
 
 
 def test_every_row_of_the_tables_names_fields_that_models_have():

@@ -112,7 +112,8 @@ def test_a_norm_is_a_vector():
     assert (plain.parameters, plain.kind, plain.path, plain.times) == (16, Kind.NORM, "q_layernorm", Fraction(4))
     assert (plain.inputs, plain.outputs, plain.rows) == (("query",), ("normed",), TOKENS)
     both = norm("norm", 16, "attention", source="a", to="b", bias=True, kind=Kind.LATENT_NORM, rows=PATCHES)
-    assert (both.parameters, both.bias, both.kind, both.rows) == (32, 16, Kind.LATENT_NORM, PATCHES)
+    assert (both.parameters, both.bias, both.kind, both.rows, both.times) == (32, 16, Kind.LATENT_NORM, PATCHES, Fraction(1))
+    assert Term("w", "part", 3, 5).times == Fraction(1)
 
 
 def test_a_core_has_no_weight_and_two_operands():
@@ -127,7 +128,7 @@ def test_a_table_a_join_and_other_work():
     assert table("sinks", "core", 7, to=("scores",)).inputs == ()
     assert table("sinks", "core", 7, to=("scores",)).parameters == 7
     made = join("a", "b", to="c")
-    assert (made.inputs, made.outputs, made.kind, made.parameters, made.k * made.n) == (("a", "b"), ("c",), Kind.JOIN, 0, 0)
+    assert (made.inputs, made.outputs, made.kind, made.parameters, made.k, made.n) == (("a", "b"), ("c",), Kind.JOIN, 0, 0, 0)
     work = elementwise("scale", "core", Operations(divisions=2), "scores", rows=CAUSAL)
     assert (work.inputs, work.outputs) == (("scores",), ("scores",))
     assert (work.operations, work.rows, work.kind, work.has_weight) == (Operations(divisions=2), CAUSAL, Kind.ELEMENTWISE, False)
@@ -136,6 +137,8 @@ def test_a_table_a_join_and_other_work():
 def test_a_context_of_a_window():
     assert (CAUSAL.shape, CAUSAL.sizes, CAUSAL.over) == ("causal", (), Over.SEQUENCES)
     assert Context("window", (4,), "images") != Context("window", (4,))
+    with pytest.raises(FrozenInstanceError):
+        CAUSAL.sizes = (4,)
 
 
 def test_passes_of_training():
