@@ -35,7 +35,7 @@ def test_norm_block_and_the_way_back():
     assert [term.path for term in plan_of(terms()).terms if term.has_weight] == [NORM, FC1, FC2, UP]
 
 
-@pytest.mark.parametrize("trained", [{NORM}, {FC1}, {FC2}, {UP}, {FC2, UP}, set()], ids=str)
+@pytest.mark.parametrize("trained", [(NORM,), (FC1,), (FC2,), (UP,), (FC2, UP), ()], ids=str)
 def test_gradients_pass_through_the_block_and_not_around_it(trained):
     """Only the layer as a whole is residual."""
     layers = half()
