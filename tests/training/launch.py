@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,14 @@ def two_machines(*command: str, timeout: int = 300) -> tuple[list[int], str]:
         for process in started:
             process.terminate()
     return [process.returncode for process in started], "".join(said)
+
+
+def kill_all(job: subprocess.Popen[Any]) -> None:
+    """A torchrun and its ranks, which are sessions of their own, at once and without a word to any of them."""
+    job.send_signal(signal.SIGSTOP)  # or it would start them again
+    subprocess.run(["pkill", "-KILL", "-P", str(job.pid)], check=False)
+    job.kill()
+    job.wait()
 
 
 def launch(ranks: int, *command: str, cwd: Path = ROOT, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess[str]:

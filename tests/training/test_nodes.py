@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import uuid
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from counted import totals
-from launch import HERE, ROOT
+from launch import HERE, ROOT, kill_all
 
 from bridge.config import load_recipe
 from bridge.flops import compile_plan
@@ -86,8 +85,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(30)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
 
 
 def ip(*arguments: str) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from launch import kill_all
 
 pytestmark = [pytest.mark.all, pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")]
 ROOT = Path(__file__).parents[3]
@@ -81,14 +81,15 @@ def kill_in_the_middle(folder: Path, ranks: int, *options: str) -> int:
             env=environment(),
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         end = time.monotonic() + 150
-        while not (rows(folder) and rows(folder)[-1]["step"] >= 9) and time.monotonic() < end:
-            assert job.poll() is None, (folder / "log").read_text()[-3000:]
-            time.sleep(0.02)
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+        try:
+            while not (rows(folder) and rows(folder)[-1]["step"] >= 9):
+                lives = job.poll() is None and time.monotonic() < end
+                assert lives, (folder / "log").read_text()[-3000:]
+                time.sleep(0.02)
+        finally:
+            kill_all(job)
     return rows(folder)[-1]["step"]
 
 
