@@ -102,16 +102,16 @@ def test_counting_and_planning_do_not_import_torch():
 
 #: Lines of code a package may have, without comments, docstrings and blank lines: growth is a decision.
 BUDGET = {
-    "bridge/flops": 5185,
+    "bridge/flops": 5200,
     "bridge/planning": 3100,
     "bridge/config": 4900,
     "bridge/data": 1950,
-    "bridge/metrics": 5370,
+    "bridge/metrics": 5380,
     "bridge/training": 4620,
     "bridge/tracing": 1400,
     "bridge/report": 1480,
     "bridge/explorer": 2010,
-    "bridge/integrations": 1300,
+    "bridge/integrations": 1310,
     "bridge/cli": 2600,
 }
 

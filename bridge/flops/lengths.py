@@ -136,6 +136,7 @@ def batch_lengths(
         raise ConfigError(f"encoder_lengths has {len(encoder)} entries, sequence_lengths {len(sequences)}: give one per sequence")
     batch = {
         "sequences": gathered(sequences),
+        "projected": gathered(sequences),
         "images": gathered(whole_lengths("image_patches", image_patches)),
         "audio": gathered(audio),
         "micro_batches": (1,) if len(sequences) else (),

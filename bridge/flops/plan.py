@@ -388,7 +388,7 @@ class Plan:
         if self.needs_lengths and sequences.number and "longest" not in others:
             raise ConfigError("this model's work depends on the longest sequence of a batch: give the lengths, not their sums")
         once = Moments(1, 1, 1, 1) if sequences.number else NOTHING  # one forward pass, unless told otherwise
-        known = {"sequences": sequences, "images": images, "micro_batches": once, **others}
+        known = {"sequences": sequences, "projected": sequences, "images": images, "micro_batches": once, **others}
         return [estimate(known.get(over, NOTHING), *sizes) for estimate, over, sizes in self._estimates]
 
     def text_form(self) -> ClosedForm | None:

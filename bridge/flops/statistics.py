@@ -177,6 +177,8 @@ class Over(Choice):
     """Rows that routers gave to experts: no length says how many."""
     LONGEST = "longest"
     """Tokens of the longest sequence of each micro-batch: of work that all its sequences share."""
+    PROJECTED = "projected"
+    """Positions that an output layer projects which leaves some out; where a batch does not say, all tokens."""
 
 
 _KNOWN_NAMES = {
@@ -191,6 +193,7 @@ _KNOWN_NAMES = {
     ("length", "cross"): "cross_pairs",
     ("length", "audio"): "audio_frames",
     ("count", "micro_batches"): "forward_passes",
+    ("length", "projected"): "projected_tokens",
 }
 
 
@@ -267,4 +270,5 @@ class Statistic:
 SEQUENCES = Statistic("count")
 TOKENS = Statistic("length")
 PATCHES = Statistic("length", "images")
+PROJECTED = Statistic("length", "projected")
 FORWARD_PASSES = Statistic("count", "micro_batches")

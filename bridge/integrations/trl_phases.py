@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bridge.config import from_huggingface
+from bridge.integrations import trl_head
 from bridge.integrations.wrapping import Arguments, Call, wrap
 from bridge.metrics.reduction import PendingSum, collective_device, to_limbs
 from bridge.planning.inference import InferencePlan
@@ -42,8 +43,9 @@ class Phases:
     def __init__(self, trainer: Any, config: Any, convention: str) -> None:
         self._trainer = trainer
         self._failed = False
-        self._sequences: Counter[tuple[str, str, int, int]] = Counter()
-        """(phase, what runs, tokens, of these generated one by one) -> how often, since the last row; of this rank."""
+        self._sequences: Counter[tuple[str, str, int, int, int]] = Counter()
+        """(phase, what runs, tokens, how many of them are projected, and how many more are generated one by one) -> how often,
+        since the last row; of this rank. 0 projected: all."""
         self._plans = {
             "policy": InferencePlan(config, convention),
             "base": InferencePlan(from_huggingface(trainer.model.config), convention),
@@ -59,17 +61,18 @@ class Phases:
 
     def _generated(self, prompts: Any, completions: Any) -> None:
         for prompt, completion in zip(prompts, completions, strict=True):  # the pass over the prompt gives the first token
-            self._sequences["generation", "policy", len(prompt), max(len(completion) - 1, 0)] += 1
+            self._sequences["generation", "policy", len(prompt), 1, max(len(completion) - 1, 0)] += 1
 
     def _around_scoring(self, call: Call, arguments: Arguments) -> Any:
         if self._trainer.model.training and not torch.is_grad_enabled():
-            self._safely(lambda: self._scored(arguments["model"], arguments["attention_mask"]))
+            self._safely(lambda: self._scored(arguments["model"], arguments["attention_mask"], arguments["logits_to_keep"]))
         return call()
 
-    def _scored(self, model: Any, mask: torch.Tensor) -> None:
+    def _scored(self, model: Any, mask: torch.Tensor, completion: int) -> None:
         phase, runs = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
-        for length in mask.sum(-1).tolist():  # TRL has just waited for the same device
-            self._sequences[phase, runs, length, 0] += 1
+        kept = mask[:, -completion:].sum(-1) if trl_head.leaves_out(self._trainer.model) else mask.new_zeros(len(mask))
+        for length, projected in torch.stack([mask.sum(-1), kept], 1).tolist():  # TRL has just waited for the same device
+            self._sequences[phase, runs, length, projected, 0] += 1
 
     def _safely(self, note: Callable[[], None]) -> None:
         try:
@@ -88,13 +91,12 @@ class Phases:
         return {} if failed else {_KEY + phase: flops for phase, flops in zip(PHASES, summed, strict=True)}
 
     def _add_to(self, phases: Counter[str]) -> None:
-        for (phase, runs, tokens, generated), times in self._sequences.items():
-            phases[phase] += self._price(phase, runs, tokens, generated) * times
+        for (phase, runs, tokens, kept, generated), times in self._sequences.items():
+            phases[phase] += self._price(runs, tokens, kept, generated) * times
 
-    def _price(self, phase: str, runs: str, tokens: int, generated: int) -> int:
+    def _price(self, runs: str, tokens: int, kept: int, generated: int) -> int:
         plan = self._plans[runs]
-        last = 1 if phase == "generation" else 0  # of the prompt only the last position is sampled from
-        return int(plan.prefill(tokens, logits_to_keep=last) + (plan.decode(tokens, generated) if generated else 0))
+        return int(plan.prefill(tokens, logits_to_keep=kept) + (plan.decode(tokens, generated) if generated else 0))
 
 
 def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Phases | None:

@@ -18,6 +18,9 @@ such samples, or a tuple (inputs, labels).  Looked for in it, in this order; the
 Lengths must be possible: offsets are integers that begin at 0, do not decrease, and end within the positions.  What is not
 is refused, before anything of it is counted; where only the device knows, it is noted there (``unread``).
 
+``projected_tokens`` (a number, or a tensor [] that is not read back) are the positions that the output layer projects, for loops
+that leave out those that nothing is learned from.
+
 Images: ``image_grid_thw`` and ``video_grid_thw`` [n, 3] or [b, n, 3], in the batch or in its ``visual_inputs``.  A row
 (t, h, w) is t frames of h x w patches, and each frame attends alone.  Pixels [n, c, h, w] without a grid are n images.
 
@@ -48,10 +51,11 @@ _DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
 #: What fills labels up.
 _NO_LABEL = -100
 _PIXELS = ("pixel_values", "pixel_values_videos", "images")
+PROJECTED = "projected_tokens"
 IMAGE_NAMES = (*_GRIDS, *_PIXELS, "visual_inputs")
 _NAMES = (
     *(name + end for name in OFFSET_NAMES for end in ("", "_argmin")),
-    *("packed_seq_params", "attention_mask", "visual_inputs", FLATTENED),
+    *("packed_seq_params", "attention_mask", "visual_inputs", FLATTENED, PROJECTED),
     *(*_PADDED_OFFSETS, *POSITION_NAMES, *TOKEN_NAMES, *_GRIDS, *_PIXELS, *_SOUND, *_DECODED),
 )
 
@@ -67,6 +71,7 @@ class BatchLengths(NamedTuple):
         unmeasured_images: True if there are pixels but no grid that says how many patches they are.
         number_of_images: of these; None where that is not known either.
         unread: a tensor [] on a device, true where these lengths cannot be and must not count; None: they can.
+        projected: positions that the output layer projects; None: nothing is said of it.
     """
 
     sequences: Array
@@ -76,11 +81,12 @@ class BatchLengths(NamedTuple):
     unmeasured_images: bool = False
     unread: Any | None = None
     number_of_images: int | None = None
+    projected: int | Any | None = None
 
     @property
     def on_host(self) -> bool:
         """Whether all of it is known without asking a device."""
-        return all(isinstance(one, (np.ndarray, int, type(None))) for one in (*self[:4], self.unread))
+        return all(isinstance(one, (np.ndarray, int, type(None))) for one in (*self[:4], self.unread, self.projected))
 
 
 def read_lengths(batch: Any, *, images: bool = True) -> BatchLengths | None:
@@ -101,6 +107,8 @@ def read_lengths(batch: Any, *, images: bool = True) -> BatchLengths | None:
     try:
         lengths = _packed(get) or _rows(get)
         if lengths is not None:
+            if (some := get(PROJECTED)) is not None:
+                lengths = lengths._replace(projected=_projected(some, lengths.positions))
             return lengths._replace(**_image_lengths(get)) if images else lengths
     except NoLengths:
         raise
@@ -137,7 +145,12 @@ def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
         any(one.unmeasured_images for one in found),
         next((one.unread for one in found if one.unread is not None), None),
         _sum_of_images([one for one in found if one.unmeasured_images]),
+        _sum([one.projected for one in found]),
     )
+
+
+def _sum(numbers: Sequence[Any]) -> Any:
+    return None if any(number is None for number in numbers) else sum(numbers)
 
 
 def _sum_of_images(found: Sequence[BatchLengths]) -> int | None:
@@ -324,6 +337,16 @@ def _last_offset(offsets: Array) -> int | Any:
     if isinstance(offsets, np.ndarray):
         return int(offsets.max(axis=-1, initial=0).sum())
     return offsets.amax(-1).sum()
+
+
+def _projected(number: Any, positions: Any) -> Any:
+    """A number of positions; one on a device stays there."""
+    if hasattr(number, "is_cpu") and not number.is_cpu:
+        return number.long()
+    found = int(number)
+    if found != number or found < 0 or (isinstance(positions, int) and found > positions):
+        raise NoLengths(f"{PROJECTED}={number} of {positions} positions")
+    return found
 
 
 def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _MOST_BITS = 30
 _MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
 
 #: What batches are read for, and what routers tell; statistics over anything else stay zero.
-READ = ("sequences", "images", "micro_batches", "longest", "routed")
+READ = ("sequences", "images", "micro_batches", "longest", "routed", "projected")
 
 #: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
 _TABLE_LIMIT = 2**20
@@ -99,6 +99,7 @@ class BatchStatistics:
         self._image_slots, self._image_sums = _select(layout.statistics, "images")
         self._pass_slots, _ = _select(layout.statistics, "micro_batches")
         self._longest_slots, self._longest_sums = _select(layout.statistics, "longest")
+        self._projected_slots, _ = _select(layout.statistics, "projected")
         self.needs_images = bool(self._image_slots)
         self._only_images = all(statistic.kind == "count" for statistic in self._image_sums.statistics)
         self._tokens = layout.index["tokens"]
@@ -201,8 +202,9 @@ class BatchStatistics:
         """What a micro-batch adds to which slots."""
         if lengths.unmeasured_images and self.needs_images:
             lengths = self._counted_images(lengths)
+        of_sequences = self._sums_of_sequences(lengths.sequences, lengths.positions)
         amounts: list[tuple[Sequence[int], list[Any]]] = [
-            (self._sequence_slots, self._sums_of_sequences(lengths.sequences, lengths.positions)),
+            (self._sequence_slots, of_sequences),
             ([self._positions], [lengths.positions]),
             ([self._micro_batches, *self._pass_slots], [micro_batches] * (1 + len(self._pass_slots))),
         ]
@@ -210,6 +212,9 @@ class BatchStatistics:
             amounts.append((self._image_slots, self._sums_of_images(lengths.image_patches, lengths.image_frames)))
         if self._longest_slots:
             amounts.append((self._longest_slots, self._sums_of_longest(lengths.sequences)))
+        if self._projected_slots:
+            some = lengths.projected
+            amounts.append((self._projected_slots, [of_sequences[self._tokens_sum] if some is None else some]))
         if lengths.unread is not None:  # only the device knows whether all this counts
             read = lengths.unread.logical_not().long()
             amounts = [(slots, [amount * read for amount in sums]) for slots, sums in amounts]

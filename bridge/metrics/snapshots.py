@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bridge.metrics.batch_lengths import FLATTENED, IMAGE_NAMES, OFFSET_NAMES, POSITION_NAMES, TOKEN_NAMES
+from bridge.metrics.batch_lengths import FLATTENED, IMAGE_NAMES, OFFSET_NAMES, POSITION_NAMES, PROJECTED, TOKEN_NAMES
 
 #: Offsets up to here are copied to a list, more to an array.
 _FEW = 256
@@ -123,7 +123,7 @@ def _form(batch: dict[Any, Any], *, images: bool) -> _Form | None:
     """What is kept where these names hold something of these types; None: it must be read now."""
     names = {name for name, value in batch.items() if value is not None}
     tokens = next((name for name in TOKEN_NAMES if name in names), None)
-    if tokens is None or "packed_seq_params" in names or (images and not names.isdisjoint(IMAGE_NAMES)):
+    if tokens is None or not names.isdisjoint(("packed_seq_params", PROJECTED)) or (images and not names.isdisjoint(IMAGE_NAMES)):
         return None
     if not isinstance(batch[tokens], (torch.Tensor, np.ndarray)):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import documented  # noqa: E402
 import tiny_llama  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from oracle.counter import count  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from bridge.config import from_huggingface  # noqa: E402
 from bridge.config.sources.huggingface_model import from_huggingface_model  # noqa: E402
 from bridge.flops import compile_plan  # noqa: E402
+from bridge.integrations.transformers_trainer import add_throughput  # noqa: E402
 
 pytestmark = [pytest.mark.all, pytest.mark.usefixtures("no_measurement")]
 
@@ -98,21 +101,61 @@ def test_supervised_fine_tuning(model, tokenizer, tmp_path, packed):
     assert throughput.throughput.latest["throughput/total_tokens"] == sum(lengths)
 
 
+@pytest.fixture
+def compact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused head chooses positions as it does where Triton runs; the kernel stays the processor's."""
+    utils = sys.modules["trl.trainer.utils"]
+    if not hasattr(utils, "add_fused_lm_head"):
+        pytest.skip("this version has no fused head")
+    monkeypatch.setattr(utils, "_use_triton", lambda device: True)
+
+
+def test_positions_that_the_fused_head_leaves_out_are_not_counted(model, tokenizer, tmp_path, compact):
+    """One text a batch, so without padding: the model FLOPs are those that run, but for the logits that run again."""
+    turns = [[{"role": "user", "content": "a" * number}, {"role": "assistant", "content": "bc"}] for number in range(1, 13)]
+    more = {"assistant_only_loss": True, "max_length": 32, "per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    trainer = trl.SFTTrainer(
+        model, args=trl.SFTConfig(**options(tmp_path, **more)), processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"messages": turn} for turn in turns]),
+    )  # fmt: skip
+    learned, executed = [], []
+    step = trainer.training_step
+
+    def training_step(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        learned.append(int((inputs["labels"][:, 1:] != -100).sum()))
+        results: list[Any] = []
+        executed.append(count(lambda: results.append(step(model, inputs, *rest, **named))))
+        return results[0]
+
+    trainer.training_step = training_step
+    lengths = seen_by(trainer)
+    throughput = add_throughput(trainer, convention="executed").throughput
+    trainer.train()
+    head = 2 * 16 * 97
+    assert sum(learned) == 2 * len(lengths) < sum(lengths)
+    callback = next(one for one in trainer.callback_handler.callbacks if hasattr(one, "throughput")).throughput
+    assert callback is not throughput  # a training begins anew
+    assert callback.latest["throughput/total_flops"] == sum(executed) - head * sum(learned)
+    whole = compile_plan(from_huggingface(tiny_llama.model().config), "executed")
+    left_out = sum(lengths) - sum(learned)
+    assert callback.latest["throughput/total_flops"] == sum(whole.flops([length]) for length in lengths) - 3 * head * left_out
+
+
 class Recorded(getattr(trl, "GRPOTrainer", object)):
     """Writes down what its phases ran on, by ways of its own: texts, masks, and the model's calls."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self.trained: list[list[int]] = []
+        self.trained: list[tuple[int, int]] = []
         self.rolled: list[tuple[int, int]] = []
-        self.scored: dict[bool, list[int]] = {False: [], True: []}
+        self.scored: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         for model, reference in ((self.model, False), (self.ref_model, True)):
             if model is not None:
                 model.register_forward_pre_hook(partial(self.see, reference), with_kwargs=True)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Any:
-        both = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-        self.trained.append(both.sum(-1).tolist())
+        completions = inputs["completion_mask"].sum(-1)
+        self.trained += zip((inputs["prompt_mask"].sum(-1) + completions).tolist(), completions.tolist(), strict=True)
         return super()._compute_loss(model, inputs)
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
@@ -123,15 +166,25 @@ class Recorded(getattr(trl, "GRPOTrainer", object)):
 
     def see(self, reference: bool, module: Any, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled() and kwargs.get("past_key_values") is None:  # generation has a cache
-            self.scored[reference] += kwargs["attention_mask"].sum(-1).tolist()
+            learned = (kwargs["labels"][:, 1:] != -100).sum(-1).tolist() if "labels" in kwargs else kwargs["attention_mask"][:, 0]
+            self.scored[reference] += zip(kwargs["attention_mask"].sum(-1).tolist(), learned, strict=True)
 
 
 @pytest.mark.parametrize(
-    ("times", "beta", "adapters"),
-    [(1, 0.1, ""), (2, 0.0, ""), (1, 0.1, "new"), (1, 0.1, "trained before")],
-    ids=["with a reference", "trained on twice", "new adapters", "adapters trained before"],
+    ("times", "beta", "adapters", "leaves_out"),
+    [
+        pytest.param(1, 0.1, "", False, id="with a reference"),
+        pytest.param(2, 0.0, "", False, id="trained on twice"),
+        pytest.param(1, 0.1, "new", False, id="new adapters"),
+        pytest.param(1, 0.1, "trained before", False, id="adapters trained before"),
+        pytest.param(1, 0.1, "", True, id="a head that leaves prompts out"),
+        pytest.param(2, 0.0, "", True, id="a head that leaves prompts out, trained on twice"),
+    ],
 )
-def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, beta, adapters):
+def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, beta, adapters, leaves_out, request):
+    """A sequence counts by its tokens, and where the head leaves some out, by what it projects."""
+    if leaves_out:
+        request.getfixturevalue("compact")
     if adapters:
         peft = pytest.importorskip("peft", reason="pip install peft")
         lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
@@ -146,16 +199,18 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
         train_dataset=prompts, processing_class=tokenizer, peft_config=lora if adapters == "new" else None,
     )  # fmt: skip
     throughput = documented.run("TRL", {"trainer": trainer})["throughput"].throughput
-    lengths = [length for batch in trainer.trained for length in batch]
+    lengths = [length for length, _ in trainer.trained]
     assert len(lengths) == 3 * 2 * 2  # steps, micro-batches, rows
     policy = compile_plan(from_huggingface_model(trainer.model), "exact")
     base = compile_plan(from_huggingface(tiny_llama.model().config), "exact")
     assert throughput.latest["throughput/total_tokens"] == sum(lengths)
-    assert throughput.latest["throughput/total_flops"] == sum(policy.flops([length]) for length in lengths)
     head = 2 * tiny_llama.CONFIG["hidden_size"] * tiny_llama.CONFIG["vocab_size"]
+    left_out = sum(length - learned for length, learned in trainer.trained) if leaves_out else 0
+    assert throughput.latest["throughput/total_flops"] == sum(policy.flops([one]) for one in lengths) - 3 * head * left_out
 
-    def forward(plan: Any, length: int) -> int:
-        return plan.evaluate(plan.measure([length]), "forward")
+    def forward(plan: Any, length: int, learned: int | None = None) -> int:
+        skipped = length - learned if leaves_out and learned is not None else 0
+        return plan.evaluate(plan.measure([length]), "forward") - skipped * head
 
     def generated(prompt: int, completion: int) -> int:
         """The last token is sampled and not run again; of the prompt one position is asked for its logits."""
@@ -170,8 +225,8 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
     }
     assert counted == {
         "generation": sum(generated(*rolled) for rolled in trainer.rolled),
-        "log_probabilities": sum(forward(policy, length) for length in scored),
-        "reference": sum(forward(reference, length) for length in asked),
+        "log_probabilities": sum(forward(policy, *one) for one in scored),
+        "reference": sum(forward(reference, *one) for one in asked),
     }
     assert len(trainer.rolled) == {1: 3 * 4, 2: 2 * 4}[times]  # a batch of four is trained on once or twice
     assert len(scored) == (0 if times == 1 else 2 * 4)

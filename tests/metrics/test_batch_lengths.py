@@ -157,3 +157,21 @@ def test_the_batch_is_left_alone():
     read_lengths(batch)
     assert list(batch) == list(before)
     assert all(torch.equal(batch[key], before[key]) for key in batch)
+
+
+def test_positions_that_an_output_layer_projects():
+    batch = {"tokens": torch.zeros(2, 6)}
+    assert read_lengths(batch).projected is None
+    for number in (5, np.int64(5), torch.tensor(5)):
+        found = read_lengths({**batch, "projected_tokens": number})
+        assert (type(found.projected), found.projected, found.on_host) == (int, 5, True)
+    assert read_lengths([{**batch, "projected_tokens": 5}, {**batch, "projected_tokens": 0}]).projected == 5
+    assert read_lengths([{**batch, "projected_tokens": 5}, batch]).projected is None
+    on_device = read_lengths({**batch, "projected_tokens": torch.empty((), dtype=torch.int32, device="meta")})
+    assert (on_device.projected.device.type, on_device.projected.dtype, on_device.on_host) == ("meta", torch.int64, False)
+
+
+@pytest.mark.parametrize("number", [-1, 13, 2.5])
+def test_projected_positions_that_cannot_be(number):
+    with pytest.raises(NoLengths, match=rf"projected_tokens={number} of 12 positions"):
+        read_lengths({"tokens": torch.zeros(2, 6), "projected_tokens": number})

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from bridge.flops import compile_plan
+from bridge.flops.projected import projected
 from bridge.metrics import meter as module
 from bridge.metrics.interval import never_read
 from bridge.metrics.meter import Meter
 from bridge.metrics.place import Place
-from bridge.metrics.reduction import PendingSum
+from bridge.metrics.reduction import PendingSum, from_limbs
 from bridge.metrics.throughput import throughput
 
 MODEL = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96, "vocab_size": 128}
@@ -255,3 +256,25 @@ def test_passes_of_which_some_work_hangs_count_micro_batches():
     meter.settle()
     assert meter.totals.flops == sum(plan.flops(sequence_lengths=lengths) for lengths in batches)
     assert meter.totals.flops > plan.flops(sequence_lengths=[4, 6, 3, 5])  # whose magnitudes are computed once
+
+
+def test_a_fused_output_layer_is_priced_by_what_batches_say():
+    plan = projected(compile_plan(MODEL, convention="exact"))
+    meter = Meter(plan)
+    meter.add_batch({**on_host(4, 6), "projected_tokens": 3})
+    meter.add_batch({**on_host(5), "projected_tokens": torch.tensor(2)})
+    meter.add_batch(on_host(7))  # says nothing: all of it
+    meter.end_step()
+    meter.settle()
+    whole = compile_plan(MODEL, convention="exact").flops([4, 6, 5, 7])
+    assert meter.totals.flops == whole - 3 * 2 * 64 * 128 * ((10 - 3) + (5 - 2))
+
+
+def test_a_fused_output_layer_of_batches_on_a_device():
+    plan = projected(compile_plan(MODEL, convention="exact"))
+    meter = Meter(plan)
+    meter.add_batch({**on_device(4, 6), "projected_tokens": torch.tensor(3).as_subclass(OnDevice)})
+    meter.end_step()
+    host, device = meter._counted["warm-up"].drain()
+    found = [a + b for a, b in zip(host, from_limbs(device.as_subclass(torch.Tensor)), strict=True)]
+    assert dict(zip(meter.layout.names, found, strict=True))["projected_tokens"] == 3

@@ -1,13 +1,15 @@
 """Ground truth: the operations that ``FlopCounterMode`` sees while a model runs.
 
 The counter looks at the kernels that torch dispatches.  It knows the matrix multiplications and convolutions, and the
-fused attention of GPUs.  Four kernels it does not know, or counts wrongly, are given their operations here:
+fused attention of GPUs.  Some kernels it does not know, or counts wrongly, are given their operations here:
 
 ``_grouped_mm``
     the experts of a mixture in one call; every row meets the matrix of one expert, so it is a matmul of all rows.
 ``_scaled_dot_product_flash_attention_for_cpu`` and its backward
     fused attention on the CPU: two matmuls forward, four backward (queries, keys, probabilities, values), the same that
     the unfused attention runs; the recomputed scores are not model FLOPs.
+``addmm_`` and its kin
+    a product that is added in place; torch knows those that are not in place.
 ``convolution_backward``
     torch 2.13 forgets the groups of a grouped (depthwise) convolution in the gradient of the weight.
 
@@ -31,6 +33,10 @@ def _grouped_mm(rows: Any, weights: Any, *args: Any, out_shape: Any = None, **kw
     return 2 * prod(rows) * weights[-1]
 
 
+def _added_in_place(to: Any, rows: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * prod(rows) * weights[-1]
+
+
 def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -48,6 +54,8 @@ def _convolution_backward(
 
 
 KERNELS = {
+    aten.addmm_: _added_in_place,
+    aten.baddbmm_: _added_in_place,
     aten._grouped_mm: _grouped_mm,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

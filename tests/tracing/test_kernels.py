@@ -53,6 +53,24 @@ def test_packed_sequences(window, wanted):
     assert pairs(compile_plan(traced, "executed"), 3) == SQUARES
 
 
+def test_a_product_that_is_added_in_place():
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.weight = nn.Embedding(50, WIDTH), nn.Parameter(torch.zeros(WIDTH, 8))
+
+        def forward(self, input_ids):
+            rows = self.embed(input_ids)
+            one = rows.new_zeros(rows.shape[0] * rows.shape[1], 8).addmm_(rows.flatten(0, 1), self.weight)
+            stacked = self.weight.expand(rows.shape[0], WIDTH, 8)
+            return one.sum() + rows.new_zeros(*rows.shape[:2], 8).baddbmm_(rows, stacked).sum()
+
+    with torch.device("meta"):
+        module = Added()
+    plan = compile_plan(trace(module), "executed")
+    assert (plan.flops([10]), plan.flops([10], passes="forward")) == (3 * 2 * 2 * 10 * WIDTH * 8, 2 * 2 * 10 * WIDTH * 8)
+
+
 def causal(b, h, q, kv):
     return q >= kv
 

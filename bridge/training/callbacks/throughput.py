@@ -30,6 +30,7 @@ from bridge.flops.choices import Choice
 from bridge.flops.formats import UNKNOWN, Formats
 from bridge.flops.formats import read as read_formats
 from bridge.flops.plan import Plan
+from bridge.flops.projected import projected
 from bridge.flops.reading import get, model_of, read
 from bridge.flops.routed import expert_layers, routed
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
@@ -369,6 +370,9 @@ class ThroughputCallback(Callback):
         compiler = self._compiler(host, built)
         plan, traced = self._judged(self._compile(compiler, self.convention), host.model)
         plans = [plan, *self._other_plans(compiler)] if plan else []
+        if plan is not None and host.fused_output_layer:
+            plans = [projected(one) for one in plans]
+            plan = plans[0]
         summed_on = collective_device()
         device = torch.device(host.device or summed_on)
         found = self._find_peak(host, device, plan.formats.name if plan else number_format(host))
