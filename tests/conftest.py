@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 from hypothesis import settings
+from unmeasured import told_peak
 
 # Machines that run the suite are shared and slow at times: a slow example is not a failure.
 settings.register_profile("bridge", deadline=None)
@@ -51,4 +52,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peak of a CPU is not measured, which takes time and depends on the load: it is 1e15 FLOP/s."""
-    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", lambda dtype: (1e15, "measured: in a test"))
+    monkeypatch.setattr("bridge.metrics.peak.measure_matmul", told_peak)

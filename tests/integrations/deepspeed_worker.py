@@ -18,9 +18,9 @@ import tiny_llama
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
+from unmeasured import tell_peak
 
 from bridge.integrations.deepspeed_engine import add_throughput
-from bridge.metrics import peak
 
 ROWS, ACCUMULATED = 2, 2
 
@@ -111,7 +111,7 @@ def refused(engine: Any) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
+    tell_peak()
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # nothing is compiled
     deepspeed.init_distributed("gloo")
     os.chdir(folder)

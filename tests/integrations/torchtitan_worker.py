@@ -22,8 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.models.llama3.config_registry import llama3_debugmodel
-
-from bridge.metrics import peak
+from unmeasured import tell_peak
 
 
 class Rows(BaseDataLoader):
@@ -100,7 +99,7 @@ def job(folder: Path, steps: int, *, batches: int = 1000, **layout: int) -> dict
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")
+    tell_peak()
     results = {
         "sharded": job(folder / "sharded", 3),
         "goes on": job(folder / "sharded", 5),

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from unmeasured import tell_peak
 
 from bridge.flops import ConfigError
-from bridge.metrics import peak
 from bridge.metrics.host import Host
 from bridge.metrics.place import find_place
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
@@ -87,7 +87,7 @@ def tensor_parallel(mesh: Any) -> Mlp:
 
 
 def main(folder: str) -> None:
-    peak.measure_matmul = lambda dtype: (1e15, "measured: in a test")  # type: ignore[assignment]
+    tell_peak()
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
