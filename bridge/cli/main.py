@@ -30,12 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(f"error: {error}", EXIT_CONFIGURATION)
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet too
+        _drop_output()
         return 0
     except OSError as error:  # a full disk, for example
+        _drop_output()
         return _fail(f"error: {error}", EXIT_RUN_TIME)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _drop_output() -> None:
+    """What standard output does not take is dropped, or Python's last flush would fail too and set the exit code to 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _take_overrides(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]) -> None:

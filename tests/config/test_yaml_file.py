@@ -18,7 +18,7 @@ def sentence(capsys, *arguments: str) -> str:
     """What ``bridge flops`` says, which must be a configuration's error in one short line, soon."""
     start = time.process_time()
     code = main(["flops", *arguments])
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 30  # what it guards against takes hours
     shown = capsys.readouterr()
     assert (code, shown.out) == (2, "")
     assert shown.err.startswith("bridge: error: ")
