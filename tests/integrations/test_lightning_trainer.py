@@ -108,7 +108,8 @@ def test_rows_reach_the_loggers_at_optimizer_steps(trained):
 
 def test_a_wandb_logger_has_them_under_a_name_of_ours(tmp_path, monkeypatch):
     """A real run, offline, read back: the module's key of the same name stays the module's."""
-    pytest.importorskip("wandb").teardown()  # what an earlier run of this process has left
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # what an earlier run of this process has left
     from lightning.pytorch.loggers import WandbLogger
 
     from bridge.report.host_log import tell_apart
@@ -127,6 +128,7 @@ def test_a_wandb_logger_has_them_under_a_name_of_ours(tmp_path, monkeypatch):
     lightning.Trainer(callbacks=[throughput], **options(tmp_path, max_steps=2, logger=logger)).fit(module, loader(12))
     file = Path(logger.experiment.settings.sync_file)
     logger.experiment.finish()
+    wandb.teardown()  # finish() returns before an offline run's file is whole
     run = read_run(file)
     ours = [row for row in run.rows if "bridge/step" in row]
     assert [(row["bridge/step"], row["bridge/throughput/total_flops"]) for row in ours] == [(2, flops(module.seen))]
