@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.layer_pattern import Layer, decoder_layers, hybrid_patterns, mtp_depths, pattern_from_ratios
+from bridge.flops.heterogeneous import Block
+from bridge.flops.layer_pattern import Layer, _with_block, decoder_layers, hybrid_patterns, mtp_depths, pattern_from_ratios
 from bridge.flops.reading import read
 from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import CAUSAL, Context
@@ -284,3 +285,10 @@ def test_published_models(name, full):
     """The layers that see everything, as their authors number them."""
     found = decoder_layers(read(full_config(MODELS[name])).shape)
     assert where([layer.context == CAUSAL and layer.mixer == "attention" for layer in found], True) == full
+
+
+def test_a_block_replaces_what_it_names():
+    layer = Layer(1, "self_attention", "mlp")
+    own, block = _with_block(layer, Block()), _with_block(layer, Block("linear", "", 2, 24))
+    assert (own.mixer, own.channel, own.num_query_groups, own.ffn_hidden_size) == ("self_attention", "mlp", 0, 0)
+    assert (block.mixer, block.channel, block.num_query_groups, block.ffn_hidden_size) == ("linear", "", 2, 24)

@@ -76,3 +76,17 @@ def test_deepseek_v4_goes_by_the_nominal_length(nominal, t):
     """2 t (1 - 4 t / (2 nominal)) a token, with t = min(8, nominal // 4)."""
     found = estimate("doubled_compressed_topk_area", Moments(2, 20, 200, nominal), 4, 8)
     assert found == 20 * 2 * t * (1 - Fraction(4 * t, 2 * nominal))
+
+
+def test_images_beside_sequences_of_one_length():
+    plan = compile_plan(load_recipe("qwen2.5-vl-7b", validate=False), "exact")
+    found = plan.measure_moments(Moments.of(2, 20, 200), images=Moments.of(1, 64, 4096))
+    names = [statistic.name for statistic in plan.statistics]
+    measured = dict(zip(names, plan.measure([10, 10], [64]), strict=True))
+    assert {name: value for name, value in zip(names, found, strict=True) if "[" not in name} == {
+        name: value for name, value in measured.items() if "[" not in name
+    }
+
+
+def test_squares_that_are_no_whole_number_are_taken_as_they_are():
+    assert Moments.of(2, 3, 4.5) == (2, 3, Fraction(9, 2), Fraction(3, 2))

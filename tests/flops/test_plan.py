@@ -209,3 +209,11 @@ def test_errors_name_the_field(change, message):
     with pytest.raises(ConfigError) as caught:
         compile_plan(full_config(MODELS["llama3-8b"]) | change)
     assert message in str(caught.value)
+
+
+def test_parameters_by_module_are_those_of_all_terms():
+    plan = compile_plan({"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "ffn_hidden_size": 12, "vocab_size": 16})
+    found = plan.parameters_by_module()
+    assert found["output_layer"] == found["embedding.word_embeddings"] == 8 * 16
+    assert sum(found.values()) == plan.parameters()["total"]
+    assert all(found.values())

@@ -332,3 +332,6 @@ def test_images_of_one_size_are_counted_where_no_more_is_asked():
             BatchStatistics(VectorLayout(statistics)).add(pixels)
     with pytest.raises(NoLengths, match="their patches are unknown"):
         sums.add(pixels._replace(number_of_images=None))
+
+
+# Mutants that nothing tells apart: which of two ways ``StatisticSums.of_array`` takes, since both give the same sums.

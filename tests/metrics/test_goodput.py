@@ -169,3 +169,6 @@ def test_a_ledger_that_breaks_off_ends_with_what_it_was_last_told():
     job = job_of(FIRST)
     assert job.wall == sum(job.seconds.values()) == 40
     assert (job.seconds["productive"], job.seconds["data"]) == ((10 - 1) + (2 - 0.5) + (7 - 1), 1 + 0.5 + 1)
+
+
+# Mutants that nothing tells apart: the step of an event without one in ``_times_of``, 0 or 1, since those looked for are later.

@@ -86,3 +86,6 @@ def test_a_meter_counts_as_if_each_micro_batch_were_read_at_once(drawn, kept_at_
     assert not meter._failed
     counted = meter._batch.drain()[0][: len(expected)]
     assert dict(zip(meter.layout.names, counted, strict=False)) == dict(zip(meter.layout.names, expected, strict=False))
+
+
+# Mutants that nothing tells apart: ``Packed.plain`` that declines more often, since what it declines is read one by one.

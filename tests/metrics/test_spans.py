@@ -366,3 +366,17 @@ def test_torchs_own_waits_say_what_they_said_with_and_without_a_listener():
     (step,) = rank.spans.steps()
     assert said == [True] * 3
     assert step.waits == [(Phase.OTHER_WAIT, 0)]
+
+
+def test_a_clock_that_has_failed_is_not_started_again():
+    clock = Hand()
+    spans = Spans(clock, every_step=True)
+    spans.run()
+    clock.mark = lambda: 1 / 0
+    spans._mark = clock.mark
+    spans.push("optimizer")
+    assert not spans.running
+    spans.run()
+    assert not spans.running
+    with pytest.raises(ZeroDivisionError):
+        spans.end_step()

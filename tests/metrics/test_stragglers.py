@@ -321,3 +321,6 @@ def test_one_rank_alone_has_a_time_and_no_straggler(monkeypatch):
     row = throughput(interval)
     assert row["throughput/compute_time/max"] == row["throughput/compute_time/mean"] == pytest.approx(1e-7)
     assert not [key for key in row if "imbalance" in key or "slowest" in key]
+
+
+# Mutants that nothing tells apart: a timer, or a meter, whose overhead begins at 1 ns.

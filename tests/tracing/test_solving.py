@@ -71,3 +71,6 @@ def test_images_are_told_from_sequences():
     assert found.at(Point(5, 7, images=3, patches=100)) == 15 * 26
     assert (found * constant(3)).scale is Scale.IMAGES
     assert (found * Polynomial({TOKENS: Fraction(1)}, Scale.SEQUENCES)).scale is Scale.NEITHER
+
+
+# Mutants that nothing tells apart: the sizes of the points in ``Tracer._points``, since other ones solve the same polynomials.
