@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridge.metrics.batch_lengths import NoLengths, read_lengths
-from bridge.metrics.batch_masks import is_doubtful
+from bridge.metrics.batch_masks import _positions_on_device, is_doubtful
 
 TOKENS = torch.ones(2, 6, dtype=torch.long)
 #: Documents of 4 and 2; of 3, with padding behind.
@@ -167,3 +167,11 @@ def test_a_batch_encoding():
 def test_a_mask_that_numbers_documents_is_doubtful_on_a_device(mask, found):
     doubtful = is_doubtful(mask)
     assert (doubtful if doubtful is None else doubtful.item()) is found
+
+
+def test_positions_that_begin_again_on_a_device():
+    """As many lengths as positions, the last ones 0; each row begins anew."""
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 1, 0, 0, 1, 2]])
+    found = _positions_on_device(positions[:, 1:] > positions[:, :-1], (2, 6))
+    assert found.tolist() == [3, 3, 2, 1, 3, *[0] * 7]
+    assert _positions_on_device(positions[:1, 1:] > positions[:1, :-1], (2, 6)).tolist() == [3, 3, 3, 3, *[0] * 8]

@@ -10,7 +10,7 @@ from launch import launch
 from place_worker import MODEL, STEPS, length
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.metrics.place import Dimension, Place, _dimension, find_place
+from bridge.metrics.place import Dimension, Place, _dimension, _several, find_place
 
 WORKER = Path(__file__).with_name("place_worker.py")
 
@@ -120,3 +120,8 @@ def test_a_process_alone():
 )
 def test_a_dimension_is_found_by_what_its_ranks_are_in_it(indices, found):
     assert _dimension("tensor", indices) == found
+
+
+def test_a_dimension_of_one_rank_is_none():
+    assert _several("data_parallel", 1) == ()
+    assert _several("data_parallel", 2) == (Dimension("data_parallel", 2, 1),)
