@@ -24,6 +24,7 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.integrations import trl_head, trl_phases
 from bridge.metrics.host import Host
 from bridge.metrics.interval import never_read
+from bridge.tracing.images import inner
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 try:
@@ -156,8 +157,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
 def _is_readable(config: Any, model: Any) -> bool:
     """Whether the Trainer's batches tell all that the plan asks: they hold sound, and pixels of a fixed size, without lengths."""
     plan = compile_plan(config, "executed")
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    sized = "image_grid_thw" in inspect.signature(inner.forward).parameters
+    sized = "image_grid_thw" in inspect.signature(inner(model).forward).parameters
     patches = any(statistic.over == "images" and statistic.kind != "count" for statistic in plan.statistics)
     return not never_read(plan) and (sized or not patches)
 

@@ -5,33 +5,35 @@ Where Triton runs it projects only the positions whose next label is not -100, e
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bridge.metrics.batch_lengths import PROJECTED
+from bridge.metrics.batch_lengths import NO_LABEL, PROJECTED
+from bridge.tracing.images import inner
 
 logger = logging.getLogger(__name__)
-
-#: What a label of a position is from which nothing is learned.
-_NO_LABEL = -100
 
 
 def leaves_out(model: Any) -> bool:
     """Whether a model has such a head, on a device where it leaves positions out."""
     utils: Any = sys.modules.get("trl.trainer.utils")
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    forward = inspect.unwrap(inner.forward, stop=lambda one: hasattr(one, "__self__"))
-    code = getattr(getattr(forward, "__func__", forward), "__code__", None)
-    if utils is None or code is None or code.co_filename != utils.__file__:
+    if utils is None or utils.__file__ not in _files_of(inner(model).forward):
         return False
     runs_triton = getattr(utils, "_use_triton", None)
     if runs_triton is None:
         logger.warning("TRL's fused head may project learned positions only, and this version does not say: all are counted")
         return False
     return bool(runs_triton(model.device))
+
+
+def _files_of(function: Any) -> Iterator[str]:
+    """Where a function and those that it wraps were written: accelerate puts its own around a model's forward pass."""
+    while function is not None:
+        if (code := getattr(function, "__code__", None)) is not None:
+            yield code.co_filename
+        function = getattr(function, "__wrapped__", None)
 
 
 def with_projected(call: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -42,4 +44,4 @@ def with_projected(call: Mapping[str, Any]) -> Mapping[str, Any]:
     if shifted is None and labels is None:
         return call
     learned = labels[:, 1:] if shifted is None else shifted  # type: ignore[index]
-    return {**call, PROJECTED: (learned != _NO_LABEL).sum()}
+    return {**call, PROJECTED: (learned != NO_LABEL).sum()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,9 +71,14 @@ class Phases:
 
     def _scored(self, model: Any, mask: torch.Tensor, completion: int) -> None:
         phase, runs = ("reference", "base") if model is self._trainer.ref_model else _asked(model)
-        kept = mask[:, -completion:].sum(-1) if trl_head.leaves_out(self._trainer.model) else mask.new_zeros(len(mask))
+        kept = mask[:, -completion:].sum(-1) if self._leaves_out else mask.new_zeros(len(mask))
         for length, projected in torch.stack([mask.sum(-1), kept], 1).tolist():  # TRL has just waited for the same device
             self._sequences[phase, runs, length, projected, 0] += 1
+
+    @cached_property
+    def _leaves_out(self) -> bool:
+        """Asked when the first batch is scored: before, the model may not be on its device."""
+        return trl_head.leaves_out(self._trainer.model)
 
     def _safely(self, note: Callable[[], None]) -> None:
         try:

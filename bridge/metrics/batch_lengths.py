@@ -48,8 +48,8 @@ TOKEN_NAMES = ("tokens", "input_ids", "input")
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 _SOUND = ("input_features", "input_values")
 _DECODED = ("decoder_input_ids", "decoder_attention_mask", "labels")
-#: What fills labels up.
-_NO_LABEL = -100
+#: The label of a position that nothing is learned from.
+NO_LABEL = -100
 _PIXELS = ("pixel_values", "pixel_values_videos", "images")
 PROJECTED = "projected_tokens"
 IMAGE_NAMES = (*_GRIDS, *_PIXELS, "visual_inputs")
@@ -207,7 +207,7 @@ def _heard(get: Callable[[str], Any]) -> tuple[Any, Any]:
     if tokens is not None:
         return get("decoder_attention_mask"), tokens
     labels = get("labels")
-    return None if labels is None else _array(labels) != _NO_LABEL, labels
+    return None if labels is None else _array(labels) != NO_LABEL, labels
 
 
 def _shape(tokens: Any) -> tuple[int, int]:

@@ -110,10 +110,12 @@ def compact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(utils, "_use_triton", lambda device: True)
 
 
-def test_positions_that_the_fused_head_leaves_out_are_not_counted(model, tokenizer, tmp_path, compact):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_positions_that_the_fused_head_leaves_out_are_not_counted(model, tokenizer, tmp_path, compact, bf16):
     """One text a batch, so without padding: the model FLOPs are those that run, but for the logits that run again."""
     turns = [[{"role": "user", "content": "a" * number}, {"role": "assistant", "content": "bc"}] for number in range(1, 13)]
-    more = {"assistant_only_loss": True, "max_length": 32, "per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    more = {"assistant_only_loss": True, "max_length": 32, "per_device_train_batch_size": 1,
+            "gradient_checkpointing": False, "bf16": bf16}  # fmt: skip
     trainer = trl.SFTTrainer(
         model, args=trl.SFTConfig(**options(tmp_path, **more)), processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"messages": turn} for turn in turns]),
