@@ -134,9 +134,10 @@ def batch_lengths(
     encoder = whole_lengths("encoder_lengths", encoder_lengths)
     if len(encoder) and len(sequences) and len(encoder) != len(sequences):
         raise ConfigError(f"encoder_lengths has {len(encoder)} entries, sequence_lengths {len(sequences)}: give one per sequence")
+    counted = gathered(sequences)
     batch = {
-        "sequences": gathered(sequences),
-        "projected": gathered(sequences),
+        "sequences": counted,
+        "projected": counted,
         "images": gathered(whole_lengths("image_patches", image_patches)),
         "audio": gathered(audio),
         "micro_batches": (1,) if len(sequences) else (),

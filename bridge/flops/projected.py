@@ -26,5 +26,5 @@ def _projects(term: Term) -> bool:
 def _changed(term: Term) -> Term:
     if not _projects(term):
         return term
-    backward = term.passes & (Pass.DGRAD | Pass.WGRAD)
-    return term.changed(rows=PROJECTED, passes=term.passes | (Pass.RECOMPUTE if backward else Pass.NONE))
+    again = Pass.RECOMPUTE if term.passes & Pass.BACKWARD else Pass.NONE
+    return term.changed(rows=PROJECTED, passes=term.passes | again)

@@ -29,9 +29,9 @@ class Host:
         model: the model's chunks on this rank; None if it is not available on every rank.
         place: the place of this process; by default that of :func:`bridge.metrics.place.find_place`.
         hardware: has the options ``peak_flops`` and ``device_name``, if set.
+        train: has the options ``train_iters`` and ``global_batch_size``, if set.
         fused_output_layer: it projects some positions only (:mod:`bridge.flops.projected`), and each batch says how many, as
             ``projected_tokens``.
-        train: has the options ``train_iters`` and ``global_batch_size``, if set.
     """
 
     config: Any

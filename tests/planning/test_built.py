@@ -13,6 +13,7 @@ import built_cases
 import pytest
 
 from bridge.flops import compile_plan
+from bridge.flops.plan import Plan
 from bridge.planning.buffers import Optimizer
 from bridge.planning.communication import communication
 from bridge.planning.layouts import Layout
@@ -28,34 +29,28 @@ DIMENSIONS = {
 }
 
 
-def hold(found: list[dict[str, Any]], name: str, ranks: int) -> None:
+BUILT = [(ranks, name) for ranks, names in ((2, built_cases.ON_TWO_RANKS), (4, built_cases.ON_FOUR_RANKS)) for name in names]
+
+pytestmark = [pytest.mark.all, pytest.mark.slow, pytest.mark.parametrize(("ranks", "name"), BUILT)]
+
+
+def plan_of(name: str, ranks: int) -> tuple[Plan, Layout, Optimizer]:
     cfg = built_cases.config(built_cases.case(name, ranks))
-    plan, layout, optimizer = compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
-    for rank, result in enumerate(found):
+    return compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
+
+
+def test_ranks_hold_what_is_planned(built: Built, ranks: int, name: str) -> None:
+    plan, layout, optimizer = plan_of(name, ranks)
+    for rank, result in enumerate(built(ranks)[name]):
         mine = states(plan, layout, optimizer, rank=rank, local=True)
         held = {"weights": mine.weights, "gradients": mine.gradients, "optimizer": mine.optimizer}
         assert held == result["held"], rank
 
 
-@pytest.mark.all
-@pytest.mark.slow
-@pytest.mark.parametrize("name", built_cases.ON_TWO_RANKS)
-def test_two_ranks_hold_what_is_planned(built: Built, name: str) -> None:
-    hold(built(2)[name], name, 2)
-
-
-@pytest.mark.all
-@pytest.mark.slow
-@pytest.mark.parametrize("name", built_cases.ON_FOUR_RANKS)
-def test_four_ranks_hold_what_is_planned(built: Built, name: str) -> None:
-    hold(built(4)[name], name, 4)
-
-
-def carry(found: list[dict[str, Any]], name: str, ranks: int) -> None:
-    cfg = built_cases.config(built_cases.case(name, ranks))
-    plan, layout, optimizer = compile_plan(cfg), Layout.of(cfg, ranks), Optimizer.of(cfg)
+def test_ranks_carry_what_is_planned(built: Built, ranks: int, name: str) -> None:
+    plan, layout, optimizer = plan_of(name, ranks)
     to_experts = [0, 0]
-    for rank, result in enumerate(found):
+    for rank, result in enumerate(built(ranks)[name]):
         carried: dict[str, int] = defaultdict(int)
         for key, amount in result["bytes"].items():
             group, _, operation = key.partition("/")
@@ -73,17 +68,3 @@ def carry(found: list[dict[str, Any]], name: str, ranks: int) -> None:
             to_experts[number] += amounts.pop("expert/all_to_all", 0)
         assert planned == carried, rank
     assert to_experts[0] == to_experts[1]
-
-
-@pytest.mark.all
-@pytest.mark.slow
-@pytest.mark.parametrize("name", built_cases.ON_TWO_RANKS)
-def test_two_ranks_carry_what_is_planned(built: Built, name: str) -> None:
-    carry(built(2)[name], name, 2)
-
-
-@pytest.mark.all
-@pytest.mark.slow
-@pytest.mark.parametrize("name", built_cases.ON_FOUR_RANKS)
-def test_four_ranks_carry_what_is_planned(built: Built, name: str) -> None:
-    carry(built(4)[name], name, 4)
