@@ -51,7 +51,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         self._config, self._options = config, options
         self.throughput = self._new()
         self._hook: Any = None
-        self._evaluates = self._fused = False
+        self._evaluates = False
         self._phases: trl_phases.Phases | None = None
         self.totals: dict[str, Any] = {}
         """Those of the checkpoint that training went on from."""
@@ -74,7 +74,6 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         if problem := _problem(args, model):
             self.throughput.fail(ConfigError(problem))
             return
-        self._fused = trl_head.leaves_out(model)
         low = next((name for name in ("bf16", "fp16") if getattr(args, name)), None)
         self._context.state = Host(
             config=self._read(model),
@@ -82,7 +81,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             log_interval=None,
             number_format=low or ("bf16" if getattr(model, "dtype", None) == torch.bfloat16 else "fp32"),
             model=[model],
-            fused_output_layer=self._fused,
+            fused_output_layer=trl_head.leaves_out(model),
         )
         self.throughput.on_train_start(self._context)
         self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
@@ -100,7 +99,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     @torch.compiler.disable
     def _see(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():
-            self.throughput.count(trl_head.with_projected(kwargs) if self._fused else kwargs)
+            self.throughput.count(trl_head.with_projected(kwargs) if self._context.state.fused_output_layer else kwargs)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._evaluate(False)

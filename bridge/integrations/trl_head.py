@@ -21,27 +21,23 @@ def leaves_out(model: Any) -> bool:
     utils: Any = sys.modules.get("trl.trainer.utils")
     if utils is None or utils.__file__ not in _files_of(inner(model).forward):
         return False
-    runs_triton = getattr(utils, "_use_triton", None)
-    if runs_triton is None:
+    if not hasattr(utils, "_use_triton"):
         logger.warning("TRL's fused head may project learned positions only, and this version does not say: all are counted")
         return False
-    return bool(runs_triton(model.device))
+    return bool(utils._use_triton(model.device))
 
 
 def _files_of(function: Any) -> Iterator[str]:
     """Where a function and those that it wraps were written: accelerate puts its own around a model's forward pass."""
     while function is not None:
-        if (code := getattr(function, "__code__", None)) is not None:
-            yield code.co_filename
+        yield getattr(getattr(function, "__code__", None), "co_filename", "")
         function = getattr(function, "__wrapped__", None)
 
 
 def with_projected(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a call of the model, and how many positions its head projects: a tensor [], not read back."""
-    if not call.get("fused_lm_head"):
-        return call
     shifted, labels = call.get("shift_labels"), call.get("labels")
-    if shifted is None and labels is None:
+    if not call.get("fused_lm_head") or (shifted is None and labels is None):
         return call
     learned = labels[:, 1:] if shifted is None else shifted  # type: ignore[index]
     return {**call, PROJECTED: (learned != NO_LABEL).sum()}
