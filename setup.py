@@ -40,7 +40,7 @@ setup(
     install_requires=["omegaconf>=2.3", "rich"],  # hydra-core, and with it Megatron-Bridge, wants omegaconf below 2.4
     extras_require={
         # The callback in a training loop that is installed already: whatever torch and Megatron it has stay.
-        "callback": ["numpy", "wandb"],
+        "callback": ["filelock", "numpy", "wandb"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "explorer": ["gradio", "plotly"],
         "dashboard": ["wandb-workspaces"],

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from bridge.config.caches import cache_folder, replace_json
 from bridge.data.packed.files import Shard
 
@@ -70,34 +72,24 @@ def try_lock(path: Path) -> Iterator[bool]:
     Raises:
         OSError: the folder cannot be written.
     """
-    import fcntl
-
-    lock = path.with_name(f"{path.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0)
+    mine = True
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A holder takes its lock file away with it: only the file that is there now counts.
-            mine = _is_same(handle, lock)
-        except OSError as error:
-            # A file system without locks: several may compute the same table, and the last one writes it.
-            mine = error.errno in _NO_LOCKS
-        try:
-            yield mine
-        finally:
-            if mine:
-                with contextlib.suppress(OSError):
-                    lock.unlink()
+        lock.acquire()
+    except Timeout:
+        mine = False
+    except OSError as error:
+        # On a file system without locks several may compute the same table, and the last one writes it.
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield mine
     finally:
-        os.close(handle)
-
-
-def _is_same(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except OSError:
-        return False
+        if mine:
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _names(shards: Sequence[Shard]) -> list[list[Any]]:
