@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridge.explorer.figures import Figure
-from bridge.explorer.view import Column, Table
 from bridge.report.thin import kept
+from bridge.report.view import Column, Table
 from bridge.text import significant
 
 #: Rows of a table; of more points those that a chart of this width would keep.

@@ -31,8 +31,8 @@ from bridge.explorer.door import Door
 from bridge.explorer.figures import Figure, with_room
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
 from bridge.explorer.tabs import byte_latent, check, compare, fine_tune, inference, model, plan, run
-from bridge.explorer.view import View
 from bridge.report.run_file import MAX_BYTES
+from bridge.report.view import View
 
 logger = logging.getLogger(__name__)
 

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
-from bridge.metrics.keys import LAYOUT
+from bridge.metrics.keys import LAYOUT, find_key
 from bridge.report.run_file import RecordedRun
 from bridge.report.scale import scale_of
 from bridge.report.thin import is_whole
-from bridge.text import with_unit
+from bridge.report.view import Card, Column, Table
+from bridge.text import digits_of, with_unit
 
 _LONGEST = 160
 #: Values from here on are worth an import.
 _LONG = 10_000
 
 
-@dataclass(frozen=True)
-class Headline:
-    """One number or name, with a line below it."""
-
-    label: str
-    text: str
-    detail: str = ""
+#: A table of a run has at most this many rows.
+MOST_KEYS = 300
 
 
-def headlines(run: RecordedRun) -> list[Headline]:
+def headlines(run: RecordedRun) -> list[Card]:
     """The headline, results first; what is unknown is left out."""
     return [*_results(run), *_constants(run)]
 
@@ -62,6 +57,16 @@ def _incomplete(run: RecordedRun) -> bool:
     return bool(present(run, "throughput/incomplete")) or "incomplete" in run.facts
 
 
+def all_keys(run: RecordedRun) -> Table:
+    """Every key of the run, declared or not; the first ``MOST_KEYS``."""
+    rows = []
+    for name in run.names()[:MOST_KEYS]:
+        values, key = present(run, name), find_key(name)
+        rows.append((name, values[-1], typical(run, name), min(values), max(values), key.unit if key else ""))
+    numbers = (Column(heading, heading, digits_of) for heading in ("last", "median", "least", "most"))
+    return Table((Column("key", "key"), *numbers, Column("unit", "unit")), rows)
+
+
 def present(run: RecordedRun, key: str) -> Sequence[Any]:
     """The values of a key in the rows that have one."""
     column = run.series(key)
@@ -84,9 +89,9 @@ def middle(values: Sequence[Any]) -> Any:
     return median(values)
 
 
-def _results(run: RecordedRun) -> Iterator[Headline]:
+def _results(run: RecordedRun) -> Iterator[Card]:
     last = run.steps[-1]
-    yield Headline("Last step", f"{last:,}", f"{run.count:,} log points, {run.kind}")
+    yield Card("steps", "Last step", last, f"{last:,}", f"{run.count:,} log points, {run.kind}")
     for key, label, unit in (
         ("throughput/tflops/device", "FLOP/s per device, median", "TFLOP/s"),
         ("throughput/mfu", "MFU, median", "fraction"),
@@ -95,34 +100,42 @@ def _results(run: RecordedRun) -> Iterator[Headline]:
         if numbers := present(run, key):
             usual = typical(run, key)
             scale = scale_of(unit, usual)
-            yield Headline(label, scale.text(usual), f"last {scale.text(numbers[-1])}")
+            yield Card(key.removeprefix("throughput/"), label, usual, scale.text(usual), f"last {scale.text(numbers[-1])}")
     least = ", at least" if _incomplete(run) else ""
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")
         of_plan = f"; {numbers[-1] / planned:.1%} of at most {with_unit(planned, 'FLOP')} planned" if planned else ""
-        yield Headline(f"FLOPs so far{least}", with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}")
+        yield Card(
+            "total_flops", f"FLOPs so far{least}", numbers[-1], with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}"
+        )
     if numbers := present(run, "throughput/total_tokens"):
-        yield Headline(f"Tokens so far{least}", with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
+        yield Card("total_tokens", f"Tokens so far{least}", numbers[-1], with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
 
 
-def _constants(run: RecordedRun) -> Iterator[Headline]:
+def _constants(run: RecordedRun) -> Iterator[Card]:
     if device := run.facts.get("device"):
-        yield Headline("Device", _text(device), _join(_format(run), _layout(run)))
+        yield Card("device", "Device", _text(device), _text(device), _join(_format(run), _layout(run)))
     if peak := _number(run, "peak_flops"):
-        yield Headline("Peak per device", with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
+        yield Card("peak_flops", "Peak per device", peak, with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
         price, length = _number(run, "flops_per_token"), _number(run, "flops_per_token_seq_length")
         detail = f"{with_unit(price, 'FLOP')} per token at {length:,} tokens" if price and length else ""
         traced = "traced from the module that ran" if run.facts.get("source") == "traced" else ""
-        yield Headline("Convention", _text(convention), _join(detail, traced))
+        yield Card("convention", "Convention", _text(convention), _text(convention), _join(detail, traced))
     parameters = run.facts.get("parameters")
     counts = {name: count for name, count in parameters.items() if _is_count(count)} if isinstance(parameters, dict) else {}
     if total := counts.get("total"):
         active = counts.get("active", total)
-        yield Headline("Parameters", with_unit(total, ""), _join(f"{total:,}", f"{active:,} active" if active != total else ""))
+        yield Card(
+            "parameters",
+            "Parameters",
+            total,
+            with_unit(total, ""),
+            _join(f"{total:,}", f"{active:,} active" if active != total else ""),
+        )
         trained = counts.get("trainable", total)
         if trained != total:
-            yield Headline("Trained", f"{trained / total:.3%}", f"{trained:,} parameters")
+            yield Card("trainable", "Trained", trained, f"{trained / total:.3%}", f"{trained:,} parameters")
 
 
 def _format(run: RecordedRun) -> str:

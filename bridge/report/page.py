@@ -9,19 +9,16 @@ from importlib.resources import files
 from typing import Any
 
 from bridge import __version__
-from bridge.metrics.keys import find_key
 from bridge.metrics.why import why
-from bridge.report import overlay, waterfall
+from bridge.report import html, overlay, waterfall
 from bridge.report.chart import Chart
 from bridge.report.drawing import numbers, svg
-from bridge.report.facts import headlines, notes_of, present, typical
+from bridge.report.facts import MOST_KEYS, all_keys, headlines, notes_of
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import RecordedRun
-from bridge.text import digits_of
 
 #: The browser itself keeps the page from the network, whatever it contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-_MOST_KEYS = 300
 _FOLDED = '<details class="data"><summary>Values</summary>'
 
 
@@ -62,7 +59,7 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
 
 
 def _head(name: str, run: RecordedRun) -> str:
-    return f"<h1>{escape(name)}</h1>{_why(run)}{_facts(run)}{_notes(run)}"
+    return f"<h1>{escape(name)}</h1>{_why(run)}{html.facts(headlines(run))}{html.notes(notes_of(run))}"
 
 
 def _of(name: str, runs: int) -> str:
@@ -110,37 +107,14 @@ def _figure(chart: Chart) -> str:
     return f"<figure>{caption}{svg(chart)}{_FOLDED}</details></figure>"
 
 
-def _facts(run: RecordedRun) -> str:
-    cards = "".join(
-        f"<div><dt>{escape(fact.label)}</dt><dd>{escape(fact.text)}</dd>"
-        + (f"<dd>{escape(fact.detail)}</dd>" if fact.detail else "")
-        + "</div>"
-        for fact in headlines(run)
-    )
-    return f'<dl class="facts">{cards}</dl>'
-
-
-def _notes(run: RecordedRun) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in notes_of(run))
-    return f'<ul class="notes">{items}</ul>' if items else ""
-
-
 def _table(name: str, run: RecordedRun, runs: int) -> str:
     """Every key of the run, declared or not."""
-    names = run.names()
-    rows = "".join(_row(key, present(run, key), typical(run, key)) for key in names[:_MOST_KEYS])
-    left_out = f"<p class='soft'>{len(names) - _MOST_KEYS:,} more keys are left out.</p>" if len(names) > _MOST_KEYS else ""
-    head = "".join(f"<th>{heading}</th>" for heading in ("key", "last", "median", "least", "most", "unit"))
+    count = len(run.names())
+    left_out = f"<p class='soft'>{count - MOST_KEYS:,} more keys are left out.</p>" if count > MOST_KEYS else ""
     return (
-        f"<details><summary>All {len(names):,} keys of the run{_of(name, runs)}</summary>"
-        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{left_out}</details>'
+        f"<details><summary>All {count:,} keys of the run{_of(name, runs)}</summary>"
+        f"{html.table(all_keys(run))}{left_out}</details>"
     )
-
-
-def _row(name: str, values: Sequence[Any], usual: Any) -> str:
-    key = find_key(name)
-    cells = "".join(f"<td>{digits_of(value)}</td>" for value in (values[-1], usual, min(values), max(values)))
-    return f'<tr><th>{escape(name)}</th>{cells}<td class="soft">{escape(key.unit) if key else ""}</td></tr>'
 
 
 def _json(value: Any) -> str:

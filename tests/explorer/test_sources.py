@@ -87,7 +87,7 @@ def test_bad_configurations_get_a_sentence(name, tab):
     values["compare"]["models"] = (OWN_MODEL,)
     start = time.process_time()
     html, view = shown(lambda: contents(tab, values, BAD[name]), tab)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 60  # what it guards against takes hours
     if view is None:
         assert html.startswith('<p class="problem" role="alert">')
         assert "Traceback" not in html

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 from bridge.explorer import figures
 from bridge.explorer.controls import Slider, Values
 from bridge.explorer.sources import Source
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.exhibits.byte_latent import PUBLISHED, compare, iso_cost_curve
+from bridge.report.view import Card, Column, Table, View
 
 KEY, TITLE = "blt", "BLT against BPE"
 INTRODUCTION = (

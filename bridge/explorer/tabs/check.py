@@ -7,9 +7,9 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Select, Slider, Values
 from bridge.explorer.sources import Source, read
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.planning.check import Check, CountedWay, check
 from bridge.planning.counting_rules import RULES
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import with_unit
 
 KEY, TITLE = "check", "Check"

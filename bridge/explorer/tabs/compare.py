@@ -9,12 +9,12 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Choices, Select, Slider, Values
 from bridge.explorer.sources import OWN_MODEL, Source, compiled, model_names
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.planning.batches import equal_sequences
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "compare", "Compare"

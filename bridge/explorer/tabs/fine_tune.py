@@ -8,13 +8,13 @@ from fractions import Fraction
 from bridge.explorer import figures
 from bridge.explorer.controls import Choices, Select, Slider, Values
 from bridge.explorer.sources import Source, Training, compiled, read
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.transforms import ADAPTERS
 from bridge.planning.states import state_bytes
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "finetune", "Fine-tune"

@@ -11,10 +11,10 @@ from bridge import hardware
 from bridge.explorer import figures
 from bridge.explorer.controls import Select, Slider, Toggle, Values
 from bridge.explorer.sources import Source, read
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops import ConfigError
 from bridge.planning.inference import Generation, InferencePlan, MemoryTraffic, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import seconds, significant, with_unit
 
 KEY, TITLE = "inference", "Inference"

@@ -12,13 +12,13 @@ from bridge.config.named import DEFAULT_LENGTH
 from bridge.explorer import figures
 from bridge.explorer.controls import LONGEST_LENGTH, Select, Slider, Values
 from bridge.explorer.sources import Source, compiled, read
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.reading import read_layout
 from bridge.planning.batches import equal_sequences
 from bridge.planning.training_run import pipeline_bound
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "model", "Model"

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from bridge.explorer import figures
 from bridge.explorer.controls import Select, Slider, Values
 from bridge.explorer.sources import Source, compiled
-from bridge.explorer.view import Card, Column, Table, View
 from bridge.flops.pipeline import PipelineLayout
 from bridge.planning.layouts import Layout
 from bridge.planning.machines import MACHINES, Machine, known_machine
 from bridge.planning.memory import USABLE, Memory, fullest, memory
 from bridge.planning.search import OPTIMIZER
 from bridge.planning.step_time import StepTime, step_time
+from bridge.report.view import Card, Column, Table, View
 from bridge.text import gib, seconds, with_unit
 
 KEY, TITLE = "plan", "Plan"

@@ -1,4 +1,4 @@
-"""What a tab shows: numbers, figures and a table.  Plain values; the page turns them into HTML."""
+"""What a page shows: numbers, figures and a table.  Plain values; :mod:`bridge.report.html` turns them into HTML."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from plotly.graph_objects import Figure
+from typing import TYPE_CHECKING, Any
 
 from bridge.planning.quantities import plain
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""Numbers, remarks and tables as HTML.  Every text is escaped: a run's file and its names may be a stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from bridge.planning.quantities import plain
+from bridge.report.view import Card, Table
+
+
+def facts(cards: Iterable[Card]) -> str:
+    """The headline numbers, each with its exact value for programs."""
+    items = "".join(
+        f'<div class="fact"><dt>{escape(card.label)}</dt>'
+        f'<dd data-fact="{escape(card.key)}" data-value="{escape(str(plain(card.value)))}">{escape(card.text)}</dd>'
+        + (f'<dd class="detail">{escape(card.detail)}</dd>' if card.detail else "")
+        + "</div>"
+        for card in cards
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def notes(sentences: Iterable[str]) -> str:
+    """A list of remarks; nothing where there are none."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def table(values: Table) -> str:
+    """A table that scrolls sideways, by the keyboard too."""
+    head = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in values.columns)
+    body = "".join(_row(values, row) for row in values.rows)
+    caption = f"<caption>{escape(values.title)}</caption>" if values.title else ""
+    return (
+        f'<div class="table" tabindex="0" role="region" aria-label="{escape(values.title or "table")}">'
+        f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(table: Table, row: Iterable[Any]) -> str:
+    cells = []
+    for i, (column, value) in enumerate(zip(table.columns, row, strict=True)):
+        text = escape(column.text(value))
+        number = isinstance(plain(value), (int, float)) and not isinstance(value, bool)
+        exact = f' data-value="{escape(str(plain(value)))}"' if number else ""
+        style = ' class="number"' if number else ""
+        cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{style}{exact}>{text}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
