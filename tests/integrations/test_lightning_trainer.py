@@ -109,7 +109,8 @@ def test_rows_reach_the_loggers_at_optimizer_steps(trained):
 def test_a_wandb_logger_has_them_under_a_name_of_ours(tmp_path, monkeypatch):
     """A real run, offline, read back: the module's key of the same name stays the module's."""
     wandb = pytest.importorskip("wandb")
-    wandb.teardown()  # what an earlier run of this process has left
+    wandb.finish()  # a disabled run of an earlier test would be taken up: teardown() leaves it
+    wandb.teardown()
     from lightning.pytorch.loggers import WandbLogger
 
     from bridge.report.host_log import tell_apart
