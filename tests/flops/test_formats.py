@@ -125,7 +125,8 @@ def test_a_tower_has_formats_of_its_own():
     plan = compile_plan(MODEL | {"fp8": "hybrid", "vision_config": tower}, "exact")
     text, images = plan.evaluate_formats(plan.measure([LENGTH])), plan.evaluate_formats(plan.measure([LENGTH], [16]))
     assert not text[UNKNOWN]
-    assert images[UNKNOWN] > 0
+    linear, merger = 2 * 16 * (4 * 32 * 32 + 2 * 32 * 64), 2 * 4 * (128 * 128 + 128 * HIDDEN)
+    assert images[UNKNOWN] == 3 * (2 * linear + merger)
     assert images["fp8"] == text["fp8"] == 3 * LAYERS * LINEAR
 
 

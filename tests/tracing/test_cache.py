@@ -3,14 +3,12 @@
 import json
 import multiprocessing
 import os
-import time
 from fractions import Fraction
 
 import pytest
 
 from bridge.config import from_huggingface
 from bridge.flops import frameworks
-from bridge.flops.plan import compile_plan
 from bridge.flops.reading import Model
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term, TermPlace
@@ -95,13 +93,5 @@ def test_a_family_is_traced_once(folder, monkeypatch):
     (file,) = folder.iterdir()
     assert file.stat().st_size < 20_000
     monkeypatch.setattr("bridge.tracing.tracing.trace", None)  # not again
-    best = min(_seconds(lambda: compile_plan(from_huggingface(SMALL), "exact")) for _ in range(5))
     again = from_huggingface(SMALL)
     assert (again.traced, again.source, again.model.seq_length) == (first.traced, "traced", 64)
-    assert best < 0.02
-
-
-def _seconds(run):
-    start = time.process_time()
-    run()
-    return time.process_time() - start

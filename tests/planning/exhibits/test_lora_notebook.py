@@ -162,8 +162,8 @@ def test_budget():
     assert budget.steps_left(step) == (10**17 - 1000 * step.total) // step.total == 12801
     assert Budget().steps_left(step) == 13801
     over = budget.spend(training(512, 4, 4, 20000))
-    assert over.remaining < 0
-    assert over.percent > 100
+    assert over.remaining == 10**17 - 21000 * step.total
+    assert over.percent == 100 * 21000 * step.total / 10**17
     assert over.steps_left(step) == over.steps_left(OperationCost(additions=1)) == 0
     with pytest.raises(ConfigError, match="costs nothing"):
         budget.steps_left(OperationCost())
