@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from bridge.data.batching import Collate, MicroBatch
 from bridge.data.corpus import split
 from bridge.data.images_pixels import render, to_patches, wrap
-from bridge.data.samples import Segment
+from bridge.data.loader import collate_for, evaluates, schedule_for
+from bridge.data.samples import EpochOrder, Segment
 from bridge.data.text import read_documents
 from bridge.data.tokenizer import Tokenizer, build_tokenizer
 from bridge.flops.reading import read
@@ -73,17 +74,14 @@ class ImageSamples:
         self._cell = vision.patch_size * vision.spatial_merge_size
         self._most = images_per_sample
         self._seed = seed
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._order = EpochOrder(np.arange(len(lines)), seed)
 
     def samples_per_epoch(self) -> int:
         """The lines."""
         return len(self.lines)
 
     def _line(self, index: int) -> str:
-        epoch, place = divmod(index, len(self.lines))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.lines)))
-        return self.lines[int(self._order[1][place])]
+        return self.lines[self._order[index]]
 
     def __getitem__(self, index: int) -> ImageSample:
         """Sample ``index``: the first words of a line, each after its picture; or the line without pictures."""
@@ -120,8 +118,6 @@ class ImageData:
         Raises:
             ConfigError: There is no tower or placeholder, or not enough text that can be shown.
         """
-        from bridge.data.loader import collate_for, schedule_for  # which finds this module by its name
-
         vision = _vision_of(cfg)
         tokenizer = build_tokenizer(cfg.data.tokenizer)
         token = cfg.model.image_token_id
@@ -138,9 +134,8 @@ class ImageData:
             ImageSamples, tokenizer=tokenizer, vision=vision, image_token_id=token, seq_length=cfg.model.seq_length or 0,
             images_per_sample=cfg.data.images_per_sample, seed=cfg.train.seed,
         )  # fmt: skip
-        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
         self.training: ImageSamples = samples([lines[number] for number in training])
-        self.evaluation: ImageSamples | None = samples([lines[number] for number in evaluation]) if evaluates else None
+        self.evaluation: ImageSamples | None = samples([lines[number] for number in evaluation]) if evaluates(cfg) else None
         self.schedule = schedule_for(cfg)
         self.collate: Collate = partial(collate_images, rows=collate_for(cfg), vision=vision)
         self.fingerprint = f"{len(lines)} lines, crc32 {zlib.crc32(chr(10).join(lines).encode()):08x}"

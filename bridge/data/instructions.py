@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bridge.data.corpus import split
 from bridge.data.examples import read_examples
 from bridge.data.packed.content import PackedFile, PackedRow, pack_examples
-from bridge.data.samples import Segment
-from bridge.data.tokenizer import build_tokenizer
+from bridge.data.samples import EpochOrder, Segment
+from bridge.data.tokenizer import tokenizer_for
 from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
@@ -30,19 +29,15 @@ class PackedRows:
         assert cfg.model.seq_length is not None
         assert cfg.model.vocab_size is not None
         self.rows = rows
-        self._seed = cfg.train.seed
         self._longest, self._vocab_size = cfg.model.seq_length, cfg.model.vocab_size
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+        self._order = EpochOrder(np.arange(len(rows)), cfg.train.seed)
 
     def samples_per_epoch(self) -> int:
         """The rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> list[Segment]:
-        epoch, place = divmod(index, len(self.rows))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self.rows)))
-        number = int(self._order[1][place])
+        number = self._order[index]
         row = self.rows[number]
         if not 0 <= row.input_ids.min() <= row.input_ids.max() < self._vocab_size:
             raise ConfigError(
@@ -67,22 +62,21 @@ class InstructionData:
         Raises:
             ConfigError: There are no examples or rows, none fits, or there are too few for one global batch.
         """
-        from bridge.data.loader import collate_for, schedule_for  # torch, which packing a file does not need
+        from bridge.data.loader import collate_for, evaluates, schedule_for  # torch, which packing a file does not need
 
-        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
         files = _named(cfg)
         training, evaluation, self.fingerprint = _pack(cfg) if files is None else _read_files(files)
         self.schedule = schedule_for(cfg)
         self.collate = collate_for(cfg)
         self.training = PackedRows(training, cfg)
-        self.evaluation: PackedRows | None = PackedRows(evaluation, cfg) if evaluates else None
+        self.evaluation: PackedRows | None = PackedRows(evaluation, cfg) if evaluates(cfg) else None
         have, need = len(training), self.schedule.global_batch_size
         if have < need:
             raise ConfigError(
                 f"train.global_batch_size={need}: one batch needs {need} different rows, and only {have} are packed. Give "
                 f"more examples (data.path, data.max_documents), a smaller {_SPECS}.packed_sequence_size or a smaller batch."
             )
-        if evaluates and not evaluation:
+        if self.evaluation is not None and not evaluation:
             remedy = "Raise data.eval_fraction" if files is None else f"Set {_VAL}"
             raise ConfigError(f"train.eval_interval={cfg.train.eval_interval}: no rows to evaluate on. {remedy}.")
 
@@ -95,12 +89,7 @@ def pack_instructions(cfg: Config) -> tuple[list[PackedRow], list[PackedRow]]:
     """
     if cfg.model.seq_length is None or cfg.model.vocab_size is None:
         raise ConfigError("model.seq_length and model.vocab_size must be set: the longest sequence, and the number of tokens")
-    tokenizer = build_tokenizer(cfg.data.tokenizer)
-    if cfg.model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
-            f"data.tokenizer={cfg.data.tokenizer!r}. Set model.vocab_size to {tokenizer.vocab_size} or more."
-        )
+    tokenizer = tokenizer_for(cfg)
     examples = read_examples(cfg.data.path, cfg.data.max_documents)
     size, longest = packed_sequence_size(cfg), cfg.model.seq_length + 1
     parts = split(len(examples), cfg.data.eval_fraction, cfg.train.seed)

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bridge.data.batching import Collate, MicroBatch, build_collate
 from bridge.data.corpus import load_corpus, split
 from bridge.data.samples import KINDS, Samples
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
-from bridge.data.tokenizer import build_tokenizer
+from bridge.data.tokenizer import tokenizer_for
 from bridge.flops.shapes import ConfigError
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ def schedule_for(cfg: Config) -> BatchSchedule:
     return BatchSchedule(cfg.train.global_batch_size, (ramp[0], ramp[1], ramp[2]) if ramp else None)
 
 
+def evaluates(cfg: Config) -> bool:
+    """Whether the run is evaluated on held-out data."""
+    return bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
+
+
 class TextData:
     """Training and evaluation text of a run."""
 
@@ -78,12 +83,7 @@ class TextData:
         seq_length = cfg.model.seq_length
         if seq_length is None or seq_length < 1:
             raise ConfigError(f"model.seq_length={seq_length} must be set to the longest sequence, in tokens.")
-        tokenizer = build_tokenizer(cfg.data.tokenizer)
-        if cfg.model.vocab_size is None or cfg.model.vocab_size < tokenizer.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
-                f"data.tokenizer={cfg.data.tokenizer!r}. Set model.vocab_size to {tokenizer.vocab_size} or more."
-            )
+        tokenizer = tokenizer_for(cfg)
         corpus = load_corpus(
             cfg.data.path,
             tokenizer,
@@ -91,14 +91,13 @@ class TextData:
             max_documents=cfg.data.max_documents,
             min_document_length=cfg.data.min_document_length,
         )
-        evaluates = bool(cfg.train.eval_interval) and cfg.train.eval_iters > 0
         training, evaluation = split(len(corpus), cfg.data.eval_fraction, cfg.train.seed)
         kind = KINDS[cfg.data.batching]
         self.fingerprint = corpus.fingerprint()
         self.schedule = schedule_for(cfg)
         self.collate = collate_for(cfg)
         self.training: Samples = kind(corpus, training, seq_length, cfg.train.seed)
-        self.evaluation: Samples | None = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates else None
+        self.evaluation: Samples | None = kind(corpus, evaluation, seq_length, cfg.train.seed) if evaluates(cfg) else None
         self._check(cfg, len(corpus))
 
     def _check(self, cfg: Config, documents: int) -> None:
@@ -116,16 +115,6 @@ class TextData:
                 f"data.eval_fraction={cfg.data.eval_fraction} leaves no sample for evaluation of the {documents} "
                 f"documents in {where}. Raise it, give more text, or set train.eval_iters=0."
             )
-
-
-class _Samples(Dataset[Any]):
-    """torch's view of a :class:`SampleSource`."""
-
-    def __init__(self, samples: SampleSource) -> None:
-        self.samples = samples
-
-    def __getitem__(self, index: int) -> Any:
-        return self.samples[index]
 
 
 def collate_for(cfg: Config) -> Collate:
@@ -153,7 +142,7 @@ def micro_batches(
     """
     return iter(
         DataLoader(
-            _Samples(samples),
+            samples,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,

@@ -23,6 +23,25 @@ from bridge.data.tokenizer import Tokens
 Segment = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, NDArray[np.bool_]]
 
 
+class EpochOrder:
+    """Numbers in an endless row of epochs, each in the order of the permutation drawn from (seed, epoch)."""
+
+    def __init__(self, numbers: NDArray[np.int64], seed: int) -> None:
+        self._numbers, self._seed = numbers, seed
+        self._known: tuple[int, NDArray[np.int64]] = (-1, numbers)
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """The numbers in the order of an epoch."""
+        return np.random.default_rng([self._seed, epoch]).permutation(self._numbers)
+
+    def __getitem__(self, index: int) -> int:
+        """The number at a place in the row of epochs."""
+        epoch, place = divmod(index, len(self._numbers))
+        if self._known[0] != epoch:
+            self._known = epoch, self.epoch(epoch)
+        return int(self._known[1][place])
+
+
 class Samples(ABC):
     """An endless sequence of samples, indexed by the global sample number."""
 
@@ -31,7 +50,7 @@ class Samples(ABC):
         self.corpus = corpus
         self.documents = documents
         self.seq_length = seq_length
-        self.seed = seed
+        self.order = EpochOrder(documents, seed)
 
     @abstractmethod
     def __getitem__(self, index: int) -> list[Segment]:
@@ -40,10 +59,6 @@ class Samples(ABC):
     @abstractmethod
     def samples_per_epoch(self) -> int:
         """Samples before a document comes up again, in the first epoch."""
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Document numbers in the order of an epoch."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.documents)
 
     def segment(self, document: int) -> Segment:
         """One document as inputs and labels, cut at ``seq_length``; the label of its last token ends the document."""
@@ -56,20 +71,13 @@ class Samples(ABC):
 
 
 class PaddedSamples(Samples):
-    """One document a sample."""
-
-    def __init__(self, corpus: Corpus, documents: NDArray[np.int64], seq_length: int, seed: int) -> None:
-        super().__init__(corpus, documents, seq_length, seed)
-        self._orders: dict[int, NDArray[np.int64]] = {}
+    """One document per sample."""
 
     def samples_per_epoch(self) -> int:
         return len(self.documents)
 
     def __getitem__(self, index: int) -> list[Segment]:
-        epoch, place = divmod(index, len(self.documents))
-        if epoch not in self._orders:
-            self._orders = {epoch: self.order(epoch)}
-        return [self.segment(int(self._orders[epoch][place]))]
+        return [self.segment(self.order[index])]
 
 
 class PackedSamples(Samples):
@@ -92,7 +100,7 @@ class PackedSamples(Samples):
 
     def _pack(self, epoch: int) -> list[list[int]]:
         if epoch not in self._packs:
-            order = self.order(epoch)
+            order = self.order.epoch(epoch)
             self._packs = {epoch: pack(order.tolist(), self._lengths[order].tolist(), self.seq_length)}
         return self._packs[epoch]
 
@@ -128,7 +136,7 @@ class FixedSamples(Samples):
         epoch, place = divmod(index, self.samples_per_epoch())
         if epoch not in self._stream:
             eod = np.asarray([self.corpus.eod], dtype=self.corpus.tokens.dtype)
-            pieces = (part for d in self.order(epoch).tolist() for part in (self.corpus.document(d), eod))
+            pieces = (part for d in self.order.epoch(epoch).tolist() for part in (self.corpus.document(d), eod))
             self._stream = {epoch: np.concatenate(list(pieces))}
         tokens = self._stream[epoch][place * self.seq_length :][: self.seq_length + 1]
         return [(tokens[:-1], tokens[1:])]

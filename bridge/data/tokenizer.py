@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridge.flops.shapes import ConfigError
+
+if TYPE_CHECKING:
+    from bridge.config.schema import Config
 
 Tokens = NDArray[np.integer]
 
@@ -80,3 +83,18 @@ class JsonTokenizer:
 def build_tokenizer(name: str) -> Tokenizer:
     """Return the tokenizer that ``data.tokenizer`` names: ``byte`` or the path of a JSON file."""
     return ByteTokenizer() if name == "byte" else JsonTokenizer(name)
+
+
+def tokenizer_for(cfg: Config) -> Tokenizer:
+    """The tokenizer of a configuration.
+
+    Raises:
+        ConfigError: It cannot be loaded, or the model's vocabulary is too small for it.
+    """
+    tokenizer = build_tokenizer(cfg.data.tokenizer)
+    if cfg.model.vocab_size is None or cfg.model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+            f"data.tokenizer={cfg.data.tokenizer!r}. Set model.vocab_size to {tokenizer.vocab_size} or more."
+        )
+    return tokenizer

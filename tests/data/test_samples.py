@@ -104,7 +104,7 @@ def test_fixed_samples_cut_one_stream_without_a_gap() -> None:
     assert all(len(inputs) == len(labels) == 16 for inputs, labels in pieces)
     stream = np.concatenate([inputs for inputs, _ in pieces] + [pieces[-1][1][-1:]])
     assert np.array_equal(np.concatenate([labels for _, labels in pieces]), stream[1:])
-    order = samples.order(0)
+    order = samples.order.epoch(0)
     expected = np.concatenate([[*samples.corpus.document(d), EOD] for d in order])
     assert np.array_equal(stream, expected[: len(stream)])
 

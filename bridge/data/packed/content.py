@@ -212,21 +212,14 @@ def _values(row: Any, name: str) -> Any:
 
 def _read_parquet(path: str) -> list[Callable[[], PackedRow]]:
     table = _arrow().parquet.read_table(path, columns=list(_FIELDS))
-    columns = {name: _list_column(table, name) for name in _FIELDS}
+    from bridge.data.packed.parquet import list_column  # pyarrow, which is there now
+
+    columns = {name: list_column(table, name) for name in _FIELDS}
 
     def read(index: int) -> PackedRow:
         return _checked({name: column[index].values.to_numpy(zero_copy_only=False) for name, column in columns.items()})
 
     return [lambda index=index: read(index) for index in range(len(table))]  # type: ignore[misc]
-
-
-def _list_column(table: Any, name: str) -> Any:
-    column, types = table.column(name), _arrow().types
-    if not any(is_kind(column.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
-        raise ValueError(f"its column {name} holds {column.type}, not lists")
-    if column.null_count:
-        raise ValueError(f"its column {name} has rows without a value")
-    return column
 
 
 def _checked(row: dict[str, Any]) -> PackedRow:

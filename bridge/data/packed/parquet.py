@@ -32,7 +32,7 @@ def read(path: str) -> Iterator[Rows]:
         rows, found = file.metadata.num_rows, 0
         size = max(1, min(_ROWS_AT_A_TIME, _TOKENS_AT_A_TIME * rows // max(_values(file.metadata, _COLUMNS[0]), 1)))
         for batch in file.iter_batches(batch_size=size, columns=list(_COLUMNS)):
-            tokens, starts = (_list_column(batch, name) for name in _COLUMNS)
+            tokens, starts = (list_column(batch, name) for name in _COLUMNS)
             yield Rows.from_starts(
                 integers(_numbers(starts.flatten()), "seq_start_id"),
                 _sizes(starts),
@@ -50,9 +50,14 @@ def _values(metadata: Any, column: str) -> int:
     return sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
 
 
-def _list_column(batch: pa.RecordBatch, name: str) -> Any:
-    column, types = batch.column(name), pa.types
-    if not (types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type)):
+def list_column(table: pa.RecordBatch | pa.Table, name: str) -> Any:
+    """A column of a batch or a table.
+
+    Raises:
+        ValueError: it does not hold a list in every row.
+    """
+    column, types = table.column(name), pa.types
+    if not any(is_kind(column.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):
         raise ValueError(f"its column {name} holds {column.type}, not lists")
     if column.null_count:
         raise ValueError(f"its column {name} has rows without a value")

@@ -221,9 +221,6 @@ class RowReader:
 
     # ---- opcodes ---------------------------------------------------------------------------------
 
-    def _skip(self, size: int) -> None:
-        self._take(size)
-
     def _mark(self) -> None:
         self._marks.append(len(self._stack))
 
@@ -337,16 +334,16 @@ class RowReader:
         self._stack[-1].build(state)
 
 
-def _with(method: Callable[..., None], *arguments: Any) -> Callable[[RowReader], None]:
+def _with(method: Callable[..., object], *arguments: Any) -> Callable[[RowReader], object]:
     return lambda reader: method(reader, *arguments)
 
 
 _R = RowReader
-_ACTIONS: dict[int, Callable[[RowReader], None]] = {
+_ACTIONS: dict[int, Callable[[RowReader], object]] = {
     opcode[0]: action
     for opcode, action in {
-        pickle.PROTO: _with(_R._skip, 1),
-        pickle.FRAME: _with(_R._skip, 8),
+        pickle.PROTO: _with(_R._take, 1),
+        pickle.FRAME: _with(_R._take, 8),
         pickle.MARK: _R._mark,
         **dict.fromkeys(
             (

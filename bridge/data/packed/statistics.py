@@ -162,7 +162,7 @@ def _tabulate(
     from bridge.data.packed.rows import Rows
 
     lengths: Counter[int] = Counter()
-    whole = global_batch_size if drop_remainder else 1
+    multiple = global_batch_size if drop_remainder else 1
     pending: list[Rows] = []
     waiting = counted = 0
     read: float = 0
@@ -170,8 +170,8 @@ def _tabulate(
         for piece in read_rows(shard.path):
             pending.append(piece)
             waiting += len(piece)
-            if waiting >= whole:
-                ready, rest = Rows.joined(pending).split(waiting // whole * whole)
+            if waiting >= multiple:
+                ready, rest = Rows.joined(pending).split(waiting // multiple * multiple)
                 for length, count in zip(*map(np.ndarray.tolist, np.unique(ready.lengths, return_counts=True)), strict=True):
                     lengths[length] += count
                 counted += len(ready)
