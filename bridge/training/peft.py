@@ -52,11 +52,6 @@ def is_adapter(name: str) -> bool:
     return ".adapter." in name
 
 
-def adapter_names(model: Module) -> list[str]:
-    """The names of a model's parameters that belong to adapters, as ``named_parameters`` has them."""
-    return [name for name, _ in model.named_parameters() if is_adapter(name)]
-
-
 # ---- the modules -----------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +70,14 @@ class ReplicatedLinear(Module):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """For megatron-core's checkpoints: not split."""
-        return _sharded(self, prefix, {}, sharded_offsets, metadata)
+        return make_sharded_tensors_for_checkpoint(
+            {"weight": self.weight},
+            prefix,
+            {},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
 
 
 class Update(Module):
@@ -93,7 +95,7 @@ class Update(Module):
     def add_magnitude(self, layer: Module) -> None:
         """Train the lengths of the rows (DoRA)."""
         split = isinstance(layer, ColumnParallelLinear)
-        self.magnitude = _split(layer, _rows(layer)) if split else _replicated(layer, _rows(layer))
+        self.magnitude = (_split if split else _replicated)(layer, layer.output_size)
 
     def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
         """x, as the layer takes it -> what is added to the layer's output."""
@@ -138,11 +140,11 @@ class LowRank(Update):
 
     def draw(self, seed: int) -> None:
         """A as in the reference implementation (uniform, He et al. for fan-in), B zero: the same on every parallel layout."""
-        whole = (self.linear_in.weight.shape[0], _input_size(self.linear_in))
-        bound = 1 / math.sqrt(whole[1])
-        values = torch.empty(whole).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        rank, columns = self.linear_in.weight.shape
+        width = self.linear_in.input_size if self.splits_input else columns
+        bound = 1 / math.sqrt(width)
+        values = torch.empty(rank, width).uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
         if self.splits_input:
-            columns = self.linear_in.input_size_per_partition
             values = values[:, self.linear_in.tp_group.rank() * columns :][:, :columns]
         with torch.no_grad():
             self.linear_in.weight.copy_(values)
@@ -263,25 +265,14 @@ def row_lengths(layer: Any, weight: Tensor, update: Update | None = None) -> Ten
     return squares.sqrt().to(weight.dtype)
 
 
-def _rows(layer: Any) -> int:
-    return layer.output_size
-
-
-def _input_size(linear: Any) -> int:
-    return linear.input_size if isinstance(linear, RowParallelLinear) else linear.weight.shape[1]
-
-
 def _stride(layer: Any) -> int:
     """2 where the rows of a rank are a piece of the gate and a piece of the values."""
     return 2 if getattr(layer, "is_gated_fc1", False) else 1
 
 
-def _device(layer: Any) -> Any:
-    return "cpu" if layer.config.use_cpu_initialization else torch.cuda.current_device()
-
-
 def _parameter(layer: Any, *shape: int) -> Parameter:
-    parameter = Parameter(torch.empty(*shape, device=_device(layer), dtype=layer.config.params_dtype))
+    device = "cpu" if layer.config.use_cpu_initialization else torch.cuda.current_device()
+    parameter = Parameter(torch.empty(*shape, device=device, dtype=layer.config.params_dtype))
     # Experts have their own data-parallel ranks.
     parameter.allreduce = not (layer.is_expert and layer.expert_parallel)
     return parameter
@@ -301,13 +292,6 @@ def _split(layer: Any, rows: int) -> Parameter:
     parameter = _parameter(layer, rows // layer.tp_group.size())
     set_tensor_model_parallel_attributes(parameter, True, 0, _stride(layer))
     return parameter
-
-
-def _sharded(module: Any, prefix: str, axes: dict[str, int], sharded_offsets: Any, metadata: Any) -> dict[str, Any]:
-    tensors = module.state_dict(prefix="", keep_vars=True)
-    return make_sharded_tensors_for_checkpoint(
-        tensors, prefix, axes, sharded_offsets, tp_group=module.tp_group, dp_cp_group=metadata["dp_cp_group"]
-    )
 
 
 # ---- what a configuration asks for -----------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class ProfileCallback(Callback):
         profiler.export_chrome_trace(str(path))
         trace = json.loads(gzip.decompress(path.read_bytes()))
         vectors = self._vectors(plan)
+        totals = [sum(vector[place] for vector in vectors) for place in range(len(plan.statistics))]
         work = self._work(plan, vectors)
         peak = _peak(state, plan)
         ranks = state.groups.tensor_size * state.groups.context_size
@@ -141,7 +142,7 @@ class ProfileCallback(Callback):
             "steps": len(steps),
             "micro_batches": len(vectors),
             "seconds": sum(region.end - region.start for region in steps) / 1e6,
-            "flops": plan.evaluate(_sum(vectors, len(plan.statistics))),
+            "flops": plan.evaluate(totals),
             "ranks": ranks,
             "not_counted": list(plan.not_counted),
             "trace": str(path),
@@ -163,10 +164,10 @@ class ProfileCallback(Callback):
         found: dict[str, list[PassFlops]] = {}
         for module, terms in self._terms.items():
             part = plan.with_terms(terms, ())
-            global_names = [plan.statistics.index(statistic) for statistic in part.statistics]
+            places = [plan.statistics.index(statistic) for statistic in part.statistics]
             each: list[PassFlops] = []
             for vector in vectors:
-                own = [vector[place] for place in global_names]
+                own = [vector[place] for place in places]
                 forward, whole = (part.evaluate(own, passes) for passes in ("forward", "training"))
                 each.append((forward, whole - forward))
             if any(map(any, each)):
@@ -261,7 +262,3 @@ def _peak(state: Any, plan: Plan) -> DevicePeak:
         configured=hardware.peak_flops,
         device=state.device,
     )
-
-
-def _sum(vectors: Sequence[Sequence[int]], size: int) -> list[int]:
-    return [sum(vector[place] for vector in vectors) for place in range(size)]

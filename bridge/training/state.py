@@ -33,14 +33,6 @@ class Groups:
     expert_size: int = 1
 
     @property
-    def speaks_for_replica(self) -> bool:
-        """True on one rank of each data-parallel replica: the one whose numbers count for the replica.
-
-        All ranks of a replica see the same batches; adding them up over all ranks would count them several times.
-        """
-        return self.tensor_rank == 0 and self.context_rank == 0 and self.pipeline_rank == 0
-
-    @property
     def writes(self) -> bool:
         """True on the one rank that writes to the console, to files and to trackers."""
         return self.rank == 0

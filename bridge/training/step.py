@@ -35,6 +35,11 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return {key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
+def segment_bounds(batch: MicroBatch) -> Tensor:
+    """Where the segments of a packed batch begin and end, padding included: int32 [segments + 1]."""
+    return batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"]
+
+
 def packed_params(batch: MicroBatch, device: torch.device) -> PackedSeqParams | None:
     """megatron-core's description of a packed batch, or None for other batches.
 
@@ -43,7 +48,7 @@ def packed_params(batch: MicroBatch, device: torch.device) -> PackedSeqParams | 
     """
     if "cu_seqlens" not in batch:
         return None
-    bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].to(device, non_blocking=True)
+    bounds = segment_bounds(batch).to(device, non_blocking=True)
     longest = int(batch["max_seqlen"])
     return PackedSeqParams(
         qkv_format="thd",
@@ -63,7 +68,7 @@ def on_this_context_rank(batch: MicroBatch) -> MicroBatch:
     rows = {key: batch[key] for key in ("tokens", "labels", "loss_mask", "padding_mask", "position_ids")}
     if "cu_seqlens" not in batch:
         return {**batch, **get_batch_on_this_cp_rank(rows)}
-    bounds = batch["cu_seqlens_padded" if "cu_seqlens_padded" in batch else "cu_seqlens"].tolist()
+    bounds = segment_bounds(batch).tolist()
     index = torch.cat(
         [start + positions((end - start) // size, size, rank, torch.device("cpu")) for start, end in pairwise(bounds)]
     )
@@ -201,7 +206,8 @@ class Stepper:
         updated, grad_norm, _ = self.optimizer.step()
         if updated:
             self.scheduler.step(increment=1)
-        return add_over_ranks(reports, self.groups, self.device, stop), bool(updated), _number(grad_norm)
+        totals = add_over_ranks(reports, self.groups, self.device, stop)
+        return totals, bool(updated), None if grad_norm is None else float(grad_norm)
 
     @torch.no_grad()
     def evaluate(self, data: DataIterator, num_microbatches: int) -> StepSums:
@@ -233,7 +239,3 @@ def _connect(config: Any, model: list[Any], optimizer: Any) -> None:
         config.no_sync_func = per_chunk([chunk.no_sync for chunk in model])
     if ddp.overlap_param_gather:
         config.param_sync_func = per_chunk([chunk.start_param_sync for chunk in model])
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

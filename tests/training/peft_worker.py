@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from bridge.config import Config, ModelConfig, ParallelConfig, PeftConfig  # noqa: E402
 from bridge.training.engine.model import build_model  # noqa: E402
-from bridge.training.peft import adapter_names, is_adapter, merge_adapters  # noqa: E402
+from bridge.training.peft import is_adapter, merge_adapters  # noqa: E402
 
 DENSE: dict[str, Any] = {
     "num_layers": 2,
@@ -62,6 +62,11 @@ def loss(model: Any) -> torch.Tensor:
     return model(tokens, positions, None, labels=tokens).float().mean()
 
 
+def adapters(model: Any) -> list[str]:
+    """Names of the parameters that belong to adapters."""
+    return [name for name, _ in model.named_parameters() if is_adapter(name)]
+
+
 def stir(model: Any) -> None:
     """Adapters that do something."""
     for name, parameter in model.named_parameters():
@@ -78,14 +83,14 @@ def facts(model: str, tensor: int, sequence: bool, **peft: Any) -> dict[str, Any
     adapted = built(model, tensor, sequence, **peft)
     found["start"] = loss(adapted).item()
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    found["only_adapters"] = trained == set(adapter_names(adapted))
+    found["only_adapters"] = trained == set(adapters(adapted))
     stir(adapted)
     found["stirred"] = loss(adapted).item()
     loss(adapted).backward()
     _allreduce_non_tensor_model_parallel_grads([adapted], adapted.config)
     found["slope"], found["difference"] = slope(adapted)
     merge_adapters(adapted)
-    found["merged"], found["left"] = loss(adapted).item(), adapter_names(adapted)
+    found["merged"], found["left"] = loss(adapted).item(), adapters(adapted)
     return found
 
 

@@ -7,7 +7,7 @@ not fast: packed segments run one after the other, and under context parallelism
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -136,23 +136,22 @@ class SegmentAttention(MegatronModule):
         if groups > 1:
             key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
         mask = self._mask(query.shape[0], key.shape[0], query.device)
-        arguments: dict[str, Any] = {"scale": self.softmax_scale, "attn_mask": mask, "is_causal": self.causal and mask is None}
-        arrays = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, dim]
-        if self.dropout and self.training:
-            arguments["dropout_p"] = self.dropout
-            if not self.config.sequence_parallel:
-                # Heads are split over the tensor-parallel ranks: each draws its own numbers.
-                with tensor_parallel.get_cuda_rng_tracker().fork():
-                    return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
-        return F.scaled_dot_product_attention(*arrays, **arguments).permute(2, 0, 1, 3)
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, heads, s, dim]
+        dropout = self.dropout if self.training else 0.0
+        # Heads are split over the tensor-parallel ranks: each draws its own numbers.
+        own_numbers = dropout and not self.config.sequence_parallel
+        with tensor_parallel.get_cuda_rng_tracker().fork() if own_numbers else nullcontext():
+            attended = F.scaled_dot_product_attention(
+                query, key, value, mask, dropout, self.causal and mask is None, scale=self.softmax_scale
+            )
+        return attended.permute(2, 0, 1, 3)
 
     def _mask(self, local: int, whole: int, device: torch.device) -> Tensor | None:
         """True where a query of this rank sees a key; None where plain attention, causal or not, says it all."""
         if not self.causal or (local == whole and self.window is None):
             return None
         size = whole // local
-        ranks: Sequence[int] = range(size)
-        keys = torch.cat([positions(local, size, rank, device) for rank in ranks])
+        keys = torch.cat([positions(local, size, rank, device) for rank in range(size)])
         queries = positions(local, size, parallel_state.get_context_parallel_rank() if size > 1 else 0, device)
         distance = queries[:, None] - keys[None, :]
         mask = distance >= 0

@@ -63,8 +63,6 @@ def _is_gone(host: str, pid: str) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    except OSError as error:  # one that may not be signalled lives
+        return isinstance(error, ProcessLookupError)
     return False
