@@ -30,6 +30,18 @@ class _Control:
     label: str
     info: str = ""
 
+    def accept(self, value: Any) -> Any:
+        """The value, checked; ConfigError says why it is impossible."""
+        raise NotImplementedError
+
+    def read(self, text: str) -> Any:
+        """The value that a link's text stands for; ConfigError as for ``accept``."""
+        return self.accept(text)
+
+    def write(self, value: Any) -> str:
+        """The text of a value in a link."""
+        return str(value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slider(_Control):
@@ -57,9 +69,6 @@ class Slider(_Control):
             raise ConfigError(f"{self.label}: {short(value)} must be {kind} from {self.minimum:,} to {self.maximum:,}")
         return int(number) if whole else number
 
-    def read(self, text: str) -> float:
-        return self.accept(text)
-
     def write(self, value: Any) -> str:
         return f"{value:.10g}" if isinstance(value, float) else str(value)
 
@@ -82,12 +91,6 @@ class Select(_Control):
         """The value as one of the options; ConfigError otherwise."""
         if value not in self.options:
             raise ConfigError(f"{self.label}: {short(value)} is not one of the options")
-        return str(value)
-
-    def read(self, text: str) -> str:
-        return self.accept(text)
-
-    def write(self, value: Any) -> str:
         return str(value)
 
 

@@ -93,10 +93,7 @@ def stacked(
         )
     sums = [sum(float(numbers[i] or 0) for numbers in parts.values()) for i in range(len(groups))]
     if totals and not horizontal:
-        figure.add_scatter(
-            x=list(groups), y=sums, mode="text", text=[with_unit(value, digits=3) for value in sums], textposition="top center",
-            showlegend=False, hoverinfo="skip", cliponaxis=False,
-        )  # fmt: skip
+        write_above(figure, groups, sums, [with_unit(value, digits=3) for value in sums])
     longest = max(sums, default=0) or 1
     if horizontal:
         styled(figure, title, x=y, height=max(HEIGHT, 220 + 40 * len(groups)))
@@ -112,28 +109,16 @@ def stacked(
     return figure
 
 
+def write_above(figure: Figure, x: Sequence[Any], y: Sequence[float], texts: Sequence[str]) -> None:
+    """Texts above the ends of bars."""
+    style = {"mode": "text", "textposition": "top center", "showlegend": False, "hoverinfo": "skip", "cliponaxis": False}
+    figure.add_scatter(x=list(x), y=list(y), text=list(texts), **style)
+
+
 def labels(names: Sequence[str], below: Sequence[str]) -> dict[str, Any]:
     """Of bars that lie: below each name its number, for which a phone has no room behind the bar."""
     texts = [f"{' <br>'.join(wrap(name, _NAME))} <br><b>{number}</b> " for name, number in zip(names, below, strict=True)]
     return {"tickvals": list(names), "ticktext": texts}
-
-
-def area(x: Sequence[float], parts: Mapping[str, Sequence[Any]], title: str, *, xlabel: str, y: str, unit: str) -> Figure:
-    """Parts on top of each other over x."""
-    tint = colours(list(parts))
-    figure = go.Figure()
-    for name, numbers in parts.items():
-        values = [None if number is None else float(number) for number in numbers]
-        figure.add_scatter(
-            x=list(x), y=values, name=words(name), mode="lines", stackgroup="all",
-            line={"width": 0.5, "color": tint[name]}, fillcolor=tint[name],
-            customdata=[with_unit(value or 0, unit) for value in values],
-            hovertemplate=words(name) + ": %{customdata}<extra></extra>",
-        )  # fmt: skip
-    styled(figure, title, x=xlabel, y=y)
-    figure.update_yaxes(tickformat="~s", rangemode="tozero")
-    figure.update_layout(hovermode="x unified")
-    return figure
 
 
 def lines(

@@ -26,7 +26,7 @@ from starlette.middleware import Middleware
 
 from bridge.config import ConfigError
 from bridge.explorer import html, link
-from bridge.explorer.controls import Choices, Control, Select, Slider, Toggle, Values, accept
+from bridge.explorer.controls import Choices, Control, Select, Slider, Toggle, Values, accept, defaults
 from bridge.explorer.door import Door
 from bridge.explorer.figures import Figure, with_room
 from bridge.explorer.sources import OWN_MODEL, Source, model_names, parse
@@ -250,7 +250,7 @@ class Page:
             try:
                 checked[section] = accept(controls, values[section])
             except ConfigError:  # half-typed: the link keeps the first positions
-                checked[section] = {control.key: control.default for control in controls}
+                checked[section] = defaults(controls)
         return link.write(SECTIONS, checked, {link.CONFIG: link.pack(config) if config else ""})
 
     def restore(self, query: str) -> dict[Any, Any]:

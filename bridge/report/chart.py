@@ -76,7 +76,7 @@ def fill(panel: Panel, run: RecordedRun) -> Chart | None:
     return Chart(
         panel,
         [float(step) for step in steps],
-        {name: _scaled(column, scale) for name, column in zip(names, columns, strict=True)},
+        {name: scaled(column, scale.factor) for name, column in zip(names, columns, strict=True)},
         colours(names),
         scale,
         None if plan is None else plan * scale.factor,
@@ -100,8 +100,9 @@ def _coinciding(names: Sequence[str], columns: Sequence[Values]) -> tuple[list[s
     return [" = ".join(group) for group in groups.values()], [list(column) for column in groups]
 
 
-def _scaled(column: Values, scale: UnitScale) -> list[float | None]:
-    return [None if value is None else float(value) * scale.factor for value in column]
+def scaled(column: Values, factor: float) -> list[float | None]:
+    """A column times a factor."""
+    return [None if value is None else float(value) * factor for value in column]
 
 
 def _plan(panel: Panel, run: RecordedRun, largest: float) -> float | None:

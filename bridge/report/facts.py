@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 from bridge.metrics.keys import LAYOUT, find_key
 from bridge.report.run_file import RecordedRun
 from bridge.report.scale import scale_of
-from bridge.report.thin import is_whole
+from bridge.report.thin import is_whole, numpy_if_there
 from bridge.report.view import Card, Column, Table
 from bridge.text import digits_of, with_unit
 
 _LONGEST = 160
 #: Values from here on are worth an import.
 _LONG = 10_000
-
-
 #: A table of a run has at most this many rows.
 MOST_KEYS = 300
 
@@ -81,9 +78,7 @@ def typical(run: RecordedRun, key: str) -> Any:
 
 def middle(values: Sequence[Any]) -> Any:
     """The median; of a long column by numpy, where it is there."""
-    if isinstance(values, array) and len(values) > _LONG and find_spec("numpy"):
-        import numpy
-
+    if isinstance(values, array) and len(values) > _LONG and (numpy := numpy_if_there()):
         places = [(len(values) - 1) // 2, len(values) // 2]
         return median(numpy.partition(values, places)[places].tolist())
     return median(values)

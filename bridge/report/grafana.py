@@ -11,6 +11,8 @@ from bridge.report.panels import SECTIONS, Panel
 
 _UNITS = {"fraction": "percentunit", "s": "s", "s/step": "s", "ms/step": "ms", "W": "watt", "J": "joule", "TFLOP/s": "TFLOP/s"}
 _WIDTH, _HEIGHT = 12, 8
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_RUNS = "label_values(bridge_step, run)"
 
 
 def build(name: str = "bridge") -> dict[str, Any]:
@@ -26,15 +28,9 @@ def build(name: str = "bridge") -> dict[str, Any]:
     }
 
 
-_RUNS = "label_values(bridge_step, run)"
-
-
 def _variable(name: str, kind: str, query: str) -> dict[str, Any]:
     source = {} if kind == "datasource" else {"datasource": _SOURCE, "refresh": 2, "multi": True, "includeAll": True}
     return {"name": name, "type": kind, "query": query, **source}
-
-
-_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def _panels() -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bridge.flops import ConfigError
-from bridge.report.chart import Chart, Values, fill
+from bridge.report.chart import Chart, Values, fill, scaled
 from bridge.report.colours import colours
 from bridge.report.panels import Panel
 from bridge.report.run_file import RecordedRun
@@ -52,9 +52,5 @@ def _together(panel: Panel, filled: Mapping[str, Chart]) -> Chart:
             at = dict(zip(chart.steps, values, strict=True))
             factor = scale.factor / chart.scale.factor
             called = name if len(chart.series) == 1 else f"{name}: {label}"
-            series[called] = [_times(at.get(step), factor) for step in steps]
+            series[called] = scaled([at.get(step) for step in steps], factor)
     return Chart(panel, steps, series, colours(list(series)), scale)
-
-
-def _times(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor

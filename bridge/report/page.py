@@ -32,6 +32,7 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
     """
     runs = overlay.named([run, *others], sources or [one.name for one in (run, *others)])
     title = escape(" and ".join(runs))
+    whose = {name: f": {escape(name)}" if len(runs) > 1 else "" for name in runs}
     sections, charts = [], []
     for section in SECTIONS:
         filled = [chart for panel in section.panels for chart in overlay.charts(panel, runs)]
@@ -49,8 +50,8 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{title} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
         f"<header>{''.join(_head(name, one) for name, one in runs.items())}</header>"
-        f"<main>{''.join(_waterfall(name, one, len(runs)) for name, one in runs.items())}{''.join(sections)}"
-        f"{''.join(_table(name, one, len(runs)) for name, one in runs.items())}</main>"
+        f"<main>{''.join(_waterfall(one, whose[name]) for name, one in runs.items())}{''.join(sections)}"
+        f"{''.join(_table(one, whose[name]) for name, one in runs.items())}</main>"
         f"<footer>bridge {__version__}. Numbers are those of the run's file; a long run is drawn with the extremes of every "
         "stretch.</footer>"
         f'<script type="application/json" id="numbers">{_json([numbers(chart) for chart in charts])}</script>'
@@ -62,17 +63,12 @@ def _head(name: str, run: RecordedRun) -> str:
     return f"<h1>{escape(name)}</h1>{_why(run)}{html.facts(headlines(run))}{html.notes(notes_of(run))}"
 
 
-def _of(name: str, runs: int) -> str:
-    """Whose it is, where there are several."""
-    return f": {escape(name)}" if runs > 1 else ""
-
-
 def _why(run: RecordedRun) -> str:
     sentence = why(waterfall.parts_of(run))
     return f'<p class="why">{escape(sentence)}</p>' if sentence else ""
 
 
-def _waterfall(name: str, run: RecordedRun, runs: int) -> str:
+def _waterfall(run: RecordedRun, whose: str) -> str:
     parts = waterfall.parts_of(run)
     if not parts:
         return ""
@@ -80,7 +76,7 @@ def _waterfall(name: str, run: RecordedRun, runs: int) -> str:
     return (
         '<section class="wide"><h2>Where the time of a step goes</h2>'
         '<p class="soft">What lies between the MFU and 100%, in the mean over the run?</p>'
-        f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}{_of(name, runs)}</b></figcaption>'
+        f'<figure class="still"><figcaption><b>{escape(waterfall.TITLE)}{whose}</b></figcaption>'
         f"{waterfall.svg(drawn)}{waterfall.narrow_svg(drawn)}{_values(drawn)}</figure></section>"
     )
 
@@ -107,14 +103,11 @@ def _figure(chart: Chart) -> str:
     return f"<figure>{caption}{svg(chart)}{_FOLDED}</details></figure>"
 
 
-def _table(name: str, run: RecordedRun, runs: int) -> str:
+def _table(run: RecordedRun, whose: str) -> str:
     """Every key of the run, declared or not."""
     count = len(run.names())
     left_out = f"<p class='soft'>{count - MOST_KEYS:,} more keys are left out.</p>" if count > MOST_KEYS else ""
-    return (
-        f"<details><summary>All {count:,} keys of the run{_of(name, runs)}</summary>"
-        f"{html.table(all_keys(run))}{left_out}</details>"
-    )
+    return f"<details><summary>All {count:,} keys of the run{whose}</summary>{html.table(all_keys(run))}{left_out}</details>"
 
 
 def _json(value: Any) -> str:

@@ -80,10 +80,10 @@ def _again(
         if several and "mfu" in key:
             again.pop(key, None)
     hardware = [sum(priced(lists[name].get("hardware", {}), statistics).values()) for name in names]
-    if "throughput/hfu" in again:
-        again["throughput/hfu"] *= float(Fraction(hardware[1]) / Fraction(hardware[0])) if all(hardware) and not several else 0
-        if not again["throughput/hfu"]:
-            del again["throughput/hfu"]
+    if several or not all(hardware):
+        again.pop("throughput/hfu", None)
+    elif "throughput/hfu" in again:
+        again["throughput/hfu"] *= float(Fraction(hardware[1]) / Fraction(hardware[0]))
     again |= _parts(row, before, after, hardware)
     again |= {_FLOPS + name: round(flops) for name, flops in new.items()}
     # Before the first row there may have been others: what they did is known in the run's own convention alone.

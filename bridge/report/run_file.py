@@ -116,8 +116,8 @@ def _read(file: BinaryIO, most: float, thinned: bool) -> RecordedRun:
     begin = file.read(len(_WANDB_MAGIC))
     file.seek(0)
     if begin == _WANDB_MAGIC:
-        run, found = _wandb(file.read())
-        rows = [numbers for row in found if (numbers := _kept(run, row)) is not None]
+        run = RecordedRun("offline W&B run")
+        rows = [numbers for row in _wandb(file.read(), run) if (numbers := _kept(run, row)) is not None]
         _check_rows(len(rows), most)
         run.take(rows)
         return run
@@ -162,7 +162,8 @@ _BYTES_OF_LINES = 256 * 1024
 def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
     run = RecordedRun("metrics.jsonl")
     while lines := file.readlines(_BYTES_OF_LINES):
-        stretches.add(_columns(run, _at_once(lines) or _one_by_one(run, lines)))
+        rows = _at_once(lines) or [row for line in lines if (row := _parsed(run, line)) is not None]
+        stretches.add(_columns(run, rows))
         _check_rows(stretches.count, most)
     stretches.give(run)
     if any(later <= step for step, later in pairwise(run.steps)):
@@ -176,11 +177,6 @@ def _at_once(lines: Sequence[bytes]) -> list[LoggedRow] | None:
     if not isinstance(rows, list) or len(rows) != len(lines) or set(map(type, rows)) != {dict}:
         return None
     return rows if max(map(len, rows)) <= _KEYS_A_ROW else None
-
-
-def _one_by_one(run: RecordedRun, lines: Iterable[bytes]) -> list[LoggedRow]:
-    """The numbers of every line that has some."""
-    return [row for line in lines if (row := _parsed(run, line)) is not None]
 
 
 def _columns(run: RecordedRun, rows: Sequence[LoggedRow]) -> dict[str, Any]:
@@ -281,23 +277,19 @@ _ITEM, _ITEM_KEY, _ITEM_NESTED_KEY, _ITEM_VALUE = 1, 1, 2, 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def _wandb(data: bytes) -> tuple[RecordedRun, Iterator[Any]]:
-    run = RecordedRun("offline W&B run")
-
-    def rows() -> Iterator[Any]:
-        for record in _records(data, run):
-            try:
-                for number, value in _fields(record):
-                    if number == _RECORD_HISTORY:
-                        yield _items(value)
-                    elif number in (_RECORD_CONFIG, _RECORD_SUMMARY):
-                        run.facts |= _items(value)
-                    elif number == _RECORD_RUN:
-                        _take_run(run, value)
-            except ValueError:
-                yield None
-
-    return run, rows()
+def _wandb(data: bytes, run: RecordedRun) -> Iterator[Any]:
+    """The rows of a file, None for a damaged record; the run's name and facts are set on the way."""
+    for record in _records(data, run):
+        try:
+            for number, value in _fields(record):
+                if number == _RECORD_HISTORY:
+                    yield _items(value)
+                elif number in (_RECORD_CONFIG, _RECORD_SUMMARY):
+                    run.facts |= _items(value)
+                elif number == _RECORD_RUN:
+                    _take_run(run, value)
+        except ValueError:
+            yield None
 
 
 def _take_run(run: RecordedRun, message: bytes) -> None:

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 
 from bridge.text import PREFIXES, significant
 
-#: A logged unit as (what is prefixed, its size); other units are shown as they are.
-_PREFIXED = {
-    "FLOP": ("FLOP", 1.0),
-    "TFLOP/s": ("FLOP/s", 1e12),
-    "FLOP/J": ("FLOP/J", 1.0),
-    "J": ("J", 1.0),
-    "W": ("W", 1.0),
-}
+#: Logged units that are shown with an SI prefix, in counts with a space behind it; other units are shown as they are.
+_PREFIXED = {"FLOP", "TFLOP/s", "FLOP/J", "J", "W"}
 _COUNTED = {"tokens", "tokens/s", "sequences", "sequences/s"}
 
 
@@ -40,7 +34,7 @@ def scale_of(unit: str, largest: float) -> UnitScale:
     if unit in ("1", "ratio", "index"):
         return UnitScale(1.0, "")
     if unit in _PREFIXED or unit in _COUNTED:
-        name, size = _PREFIXED.get(unit, (unit, 1.0))
+        name, size = ("FLOP/s", 1e12) if unit == "TFLOP/s" else (unit, 1.0)
         step = max(0, min(len(PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
         prefix = PREFIXES[step]
         return UnitScale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")

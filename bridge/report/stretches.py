@@ -137,9 +137,12 @@ def _length(columns: Columns) -> int:
 def _rows_of(columns: Columns, rows: Sequence[int]) -> Columns:
     if isinstance(rows, range):
         return {name: column[rows.start : rows.stop : rows.step] for name, column in columns.items()}
-    picked = {name: [column[row] for row in rows] for name, column in columns.items()}
-    return {name: array(column.typecode, picked[name]) if isinstance(column, array) else picked[name]
-            for name, column in columns.items()}  # fmt: skip
+    return {name: _picked(column, rows) for name, column in columns.items()}
+
+
+def _picked(column: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
+    picked = [column[row] for row in rows]
+    return array(column.typecode, picked) if isinstance(column, array) else picked
 
 
 def _seen(columns: Columns) -> Columns:

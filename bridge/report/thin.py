@@ -16,8 +16,8 @@ _LONG = 256
 
 
 @cache
-def _numpy() -> Any:
-    """None where it is not installed."""
+def numpy_if_there() -> Any:
+    """The package, None where it is not installed."""
     return import_module("numpy") if find_spec("numpy") else None
 
 
@@ -55,7 +55,7 @@ def extremes(column: Sequence[float | None], part: Sequence[int]) -> set[int]:
     """Where the smallest and the largest value of a stretch stand."""
     if isinstance(part, range):
         values = column[part.start : part.stop]
-        if isinstance(values, array) and len(values) >= _LONG and (numpy := _numpy()):
+        if isinstance(values, array) and len(values) >= _LONG and (numpy := numpy_if_there()):
             numbers = numpy.frombuffer(values, values.typecode)
             return {part.start + int(numbers.argmin()), part.start + int(numbers.argmax())}
         if is_whole(values):

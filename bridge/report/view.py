@@ -7,12 +7,17 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bridge.planning.quantities import plain
+from bridge.text import with_unit
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+#: How columns of FLOPs and of bytes show a value.
+in_flop, in_bytes = partial(with_unit, unit="FLOP"), partial(with_unit, unit="B")
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,8 @@ def _bars(bpe: float, blt_global: float, blt_local: float) -> figures.Figure:
     figure = figures.stacked(["BPE", "BLT"], parts, "Forward FLOPs for a byte of text", y="FLOPs per byte", totals=False)
     for trace in figure.data:
         trace.marker.color = _PARTS[trace.name]
-    figure.add_scatter(
-        x=["BPE", "BLT"], y=[bpe, blt_global + blt_local], text=[f"{bpe:.2e}", f"{blt_global + blt_local:.2e}"], mode="text",
-        textposition="top center", showlegend=False, hoverinfo="skip", cliponaxis=False,
-    )  # fmt: skip
+    sums = [bpe, blt_global + blt_local]
+    figures.write_above(figure, ["BPE", "BLT"], sums, [f"{value:.2e}" for value in sums])
     return figure
 
 

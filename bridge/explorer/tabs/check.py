@@ -9,7 +9,7 @@ from bridge.explorer.controls import LONGEST_LENGTH, Select, Slider, Values
 from bridge.explorer.sources import Source, read
 from bridge.planning.check import Check, CountedWay, check
 from bridge.planning.counting_rules import RULES
-from bridge.report.view import Card, Column, Table, View
+from bridge.report.view import Card, Column, Table, View, in_flop
 from bridge.text import with_unit
 
 KEY, TITLE = "check", "Check"
@@ -22,9 +22,14 @@ CONTROLS = (
     Slider(key="speed", label="Tokens per second and device", minimum=0.1, maximum=1e6, step=0.1, default=13812.0),
     Slider(key="reported", label="Reported", minimum=0.01, maximum=10000.0, step=0.01, default=750.0, info="Of one device."),
     Select(key="unit", label="in", options=tuple(UNITS), default="TFLOP/s", buttons=True),
-    Select(key="recompute", label="It counts recomputation (HFU)", options=("no", "full", "selective"), default="no",
-           buttons=True),
-)  # fmt: skip
+    Select(
+        key="recompute",
+        label="It counts recomputation (HFU)",
+        options=("no", "full", "selective"),
+        default="no",
+        buttons=True,
+    ),
+)
 MACHINE = (
     Select(key="device", label="Device", options=DEVICES, default="H100"),
     Slider(key="devices", label="Devices of the job", minimum=1, maximum=16384, step=1, default=8),
@@ -83,7 +88,7 @@ def _table(found: Check) -> Table:
     columns = (
         Column("convention", "Convention"),
         Column("difference", "Usual difference"),
-        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_token", "FLOPs per token", in_flop),
         Column("flops_per_second", "FLOP/s per device", lambda value: with_unit(value, "FLOP/s")),
         Column("utilisation", "Of the peak", lambda value: f"{value:.2%}"),
         Column("ratio", "Over reported", lambda value: f"{value:.4f}"),

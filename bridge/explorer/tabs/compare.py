@@ -14,7 +14,7 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.planning.batches import equal_sequences
-from bridge.report.view import Card, Column, Table, View
+from bridge.report.view import Card, Column, Table, View, in_flop
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "compare", "Compare"
@@ -109,8 +109,8 @@ def _table(entries: list[_Entry], flops: list[Number], length: int) -> Table:
         Column("convention", "Convention"),
         Column("parameters", "Parameters", in_words),
         Column("active", "Active", in_words),
-        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
-        Column("flops_per_sequence", "FLOPs per sequence", lambda value: with_unit(value, "FLOP")),
+        Column("flops_per_token", "FLOPs per token", in_flop),
+        Column("flops_per_sequence", "FLOPs per sequence", in_flop),
         Column("relative", "Over the first", lambda value: f"{float(value):.3f}"),
     )
     rows = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from fractions import Fraction
+from typing import Any
 
 from bridge.explorer import figures
 from bridge.explorer.controls import Choices, Select, Slider, Values
@@ -14,7 +15,7 @@ from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
 from bridge.flops.transforms import ADAPTERS
 from bridge.planning.states import state_bytes
-from bridge.report.view import Card, Column, Table, View
+from bridge.report.view import Card, Column, Table, View, in_flop
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "finetune", "Fine-tune"
@@ -53,9 +54,14 @@ CONTROLS = (
 )
 LORA = (
     Slider(key="rank", label="LoRA rank", minimum=1, maximum=512, step=1, default=16),
-    Choices(key="targets", label="Layers with an adapter", options=tuple(TARGETS), buttons=True,
-            default=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")),
-)  # fmt: skip
+    Choices(
+        key="targets",
+        label="Layers with an adapter",
+        options=tuple(TARGETS),
+        buttons=True,
+        default=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"),
+    ),
+)
 FREEZE = (
     Slider(key="layers", label="Frozen layers, from the first", minimum=0, maximum=128, step=1, default=16),
     Choices(key="parts", label="Frozen parts", options=tuple(PARTS), default=("embedding",), buttons=True),
@@ -67,6 +73,7 @@ NUM_FIGURES = 2
 FLOPS_PER_PARAMETER = 6
 _RANKS = tuple(2**k for k in range(10))
 _FLAGS = ("forward", "dgrad", "wgrad")
+_SHARE: dict[str, Any] = {"y": "of full training", "markers": True, "tickformat": ".0%"}
 
 
 def training(source: Source, values: Values) -> Training:
@@ -84,8 +91,7 @@ def training(source: Source, values: Values) -> Training:
 
 def view(source: Source, values: Values) -> View:
     """The tab's contents; ConfigError where the model has none of the layers that were picked."""
-    name, length = read(source).name, values["length"]
-    images = [values["patches"]] if values["patches"] else []
+    name, length, images = read(source).name, values["length"], _images(values)
     full = compiled(source, values["convention"])
     part = compiled(source, values["convention"], 1, training(source, values))
     rule = FLOPS_PER_PARAMETER * full.parameters()["active"] * length
@@ -106,6 +112,11 @@ def view(source: Source, values: Values) -> View:
         notes=[f"Not counted: {sentence}" for sentence in part.not_counted],
         inputs={"model": name, **values},
     )
+
+
+def _images(values: Values) -> list[int]:
+    """Patches of the one image of a sequence, if there is one."""
+    return [values["patches"]] if values["patches"] else []
 
 
 def _passes(plan: Plan, length: int, images: list[int]) -> dict[str, Number]:
@@ -151,11 +162,8 @@ def by_rank(part: Plan, rank: int, length: int, images: list[int]) -> dict[int, 
 def _by_rank(part: Plan, values: Values, images: list[int], full: Number) -> figures.Figure:
     works = by_rank(part, values["rank"], values["length"], images)
     shares = [Fraction(work) / Fraction(full) for work in works.values()]
-    figure = figures.lines(
-        _RANKS, {f"{values['method']} over full training": shares}, "Cost by rank", xlabel="rank", y="of full training",
-        markers=True,
-        tickformat=".0%",
-    )  # fmt: skip
+    series = {f"{values['method']} over full training": shares}
+    figure = figures.lines(_RANKS, series, "Cost by rank", xlabel="rank", **_SHARE)
     figures.log_axis(figure, powers_of_two=(_RANKS[0], _RANKS[-1]))
     figures.mark(figure, values["rank"], "now", log=True)
     return figure
@@ -165,28 +173,23 @@ def _by_layers(source: Source, values: Values) -> figures.Figure:
     """The same frozen parts with fewer and with more frozen layers."""
     layers = read(source).model.num_layers or 0
     steps = sorted({round(layers * i / 8) for i in range(9)})
-    images = [values["patches"]] if values["patches"] else []
+    images = _images(values)
     full = compiled(source, values["convention"]).flops([values["length"]], images)
     shares = []
     for count in steps:
         plan = compiled(source, values["convention"], 1, training(source, {**values, "layers": count}))
         shares.append(Fraction(plan.flops([values["length"]], images)) / Fraction(full))
-    figure = figures.lines(
-        steps, {"frozen over full training": shares}, "Cost by frozen layers", xlabel="frozen layers, from the first",
-        y="of full training", markers=True, tickformat=".0%",
-    )  # fmt: skip
+    series = {"frozen over full training": shares}
+    figure = figures.lines(steps, series, "Cost by frozen layers", xlabel="frozen layers, from the first", **_SHARE)
     figures.mark(figure, min(values["layers"], layers), "now")
     return figure
 
 
 def _table(bars: dict[str, dict[str, Number]], works: dict[str, Number], length: int) -> Table:
-    def show(value: Number) -> str:
-        return with_unit(value, "FLOP")
-
     columns = (
         Column("case", "Case"),
-        *(Column(flag, flag, show) for flag in _FLAGS),
-        Column("flops_per_token", "FLOPs per token", show),
+        *(Column(flag, flag, in_flop) for flag in _FLAGS),
+        Column("flops_per_token", "FLOPs per token", in_flop),
         Column("of_full", "Of full training", lambda value: f"{float(value):.1%}"),
     )
     rows = [

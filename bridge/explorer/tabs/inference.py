@@ -14,7 +14,7 @@ from bridge.explorer.sources import Source, read
 from bridge.flops import ConfigError
 from bridge.planning.inference import Generation, InferencePlan, MemoryTraffic, Roofline, prefill_and_decode
 from bridge.report.colours import COLOURS
-from bridge.report.view import Card, Column, Table, View
+from bridge.report.view import Card, Column, Table, View, in_bytes, in_flop
 from bridge.text import seconds, significant, with_unit
 
 KEY, TITLE = "inference", "Inference"
@@ -217,8 +217,8 @@ def _table(request: Generation, bound: Roofline, peak: float, rate: float) -> Ta
     columns = (
         Column("phase", "Phase"),
         Column("passes", "Passes"),
-        Column("flops", "FLOPs", lambda value: with_unit(value, "FLOP")),
-        Column("bytes", "Bytes", lambda value: with_unit(value, "B")),
+        Column("flops", "FLOPs", in_flop),
+        Column("bytes", "Bytes", in_bytes),
         Column("intensity", "FLOP per byte", significant),
         Column("seconds", "Time", seconds),
         Column("mfu", "MFU", lambda value: f"{value:.2%}"),

@@ -18,7 +18,7 @@ from bridge.flops.plan import Plan
 from bridge.flops.reading import read_layout
 from bridge.planning.batches import equal_sequences
 from bridge.planning.training_run import pipeline_bound
-from bridge.report.view import Card, Column, Table, View
+from bridge.report.view import Card, Column, Table, View, in_flop
 from bridge.text import in_words, with_unit
 
 KEY, TITLE = "model", "Model"
@@ -57,6 +57,11 @@ CURVE = tuple(round(2 ** (k / 2)) for k in range(2 * 8, 2 * 20 + 1))
 _PER_TOKEN = frozenset({"count", "length", "length_plus", "length_over", "quotient"})
 #: The cross-over is looked for up to here, tokens.
 _LONGEST = 2**27
+#: What statistics are over, the control that sets it, and what it means that it is 0.
+_SILENT = (
+    ("images", "patches", "This model takes image patches: the vision tower costs nothing here until you set some."),
+    ("audio", "frames", "This model takes audio frames: the audio encoder costs nothing here until you set some."),
+)
 
 
 def view(source: Source, values: Values) -> View:
@@ -178,15 +183,8 @@ def _facts(plan: Plan, values: Values, flops: Number, stages: Sequence[Number], 
              f"{float(pairs / (pairs + rest)):.1%} of the work at {values['length']:,} tokens" if pairs + rest else ""),
     ]  # fmt: skip
     if devices(values) > 1:
-        facts.append(
-            Card(
-                "flops_per_device",
-                "FLOPs per device, at most",
-                largest,
-                with_unit(largest, "FLOP"),
-                f"{devices(values):,} devices",
-            )
-        )
+        text, detail = with_unit(largest, "FLOP"), f"{devices(values):,} devices"
+        facts.append(Card("flops_per_device", "FLOPs per device, at most", largest, text, detail))
     if values["pp"] > 1:
         bound = pipeline_bound(stages, micro_batches(values), values["vpp"])
         facts += [
@@ -236,10 +234,8 @@ def _by_length(plan: Plan, values: Values, crossing: int | None) -> figures.Figu
 def _by_stage(stages: Sequence[Number], values: Values) -> figures.Figure:
     share = Fraction(len(stages), devices(values))
     work = [stage * share for stage in stages]
-    figure = figures.stacked(
-        [str(i) for i in range(len(stages))], {"forward and backward": work}, "Work of a device by pipeline stage",
-        y="FLOPs per step", totals=False,
-    )  # fmt: skip
+    names, parts = [str(i) for i in range(len(stages))], {"forward and backward": work}
+    figure = figures.stacked(names, parts, "Work of a device by pipeline stage", y="FLOPs per step", totals=False)
     if len(stages) <= 8:  # there is room
         figure.update_traces(text=[with_unit(value, "FLOP") for value in work], textposition="inside", insidetextanchor="middle")
     mean = float(sum(work)) / len(work)
@@ -254,8 +250,8 @@ def _by_stage(stages: Sequence[Number], values: Values) -> figures.Figure:
 def _table(components: dict[str, Number], flops: Number, tokens: int) -> Table:
     columns = (
         Column("component", "Component", figures.words),
-        Column("flops", "FLOPs per step", lambda value: with_unit(value, "FLOP")),
-        Column("flops_per_token", "FLOPs per token", lambda value: with_unit(value, "FLOP")),
+        Column("flops", "FLOPs per step", in_flop),
+        Column("flops_per_token", "FLOPs per token", in_flop),
         Column("share", "Share", lambda value: f"{float(value):.1%}"),
     )
     rows = [
@@ -268,11 +264,7 @@ def _table(components: dict[str, Number], flops: Number, tokens: int) -> Table:
 def _notes(plan: Plan, config: Config, values: Values) -> list[str]:
     sentences = [f"Not counted: {sentence}" for sentence in plan.not_counted]
     over = {statistic.over for statistic in plan.statistics}
-    silent = (("images", "patches", "image patches: the vision tower costs nothing here"),
-              ("audio", "frames", "audio frames: the audio encoder costs nothing here"))  # fmt: skip
-    sentences += [
-        f"This model takes {what} until you set some." for kind, key, what in silent if kind in over and not values[key]
-    ]
+    sentences += [text for kind, key, text in _SILENT if kind in over and not values[key]]
     if "encoder" in over and not values["encoder"] and not values["frames"]:
         sentences.append("This model has an encoder, which costs nothing here until you set its tokens.")
     longest = config.model.seq_length

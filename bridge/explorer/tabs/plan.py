@@ -13,8 +13,8 @@ from bridge.planning.machines import MACHINES, Machine, known_machine
 from bridge.planning.memory import USABLE, Memory, fullest, memory
 from bridge.planning.search import OPTIMIZER
 from bridge.planning.step_time import StepTime, step_time
-from bridge.report.view import Card, Column, Table, View
-from bridge.text import gib, seconds, with_unit
+from bridge.report.view import Card, Column, Table, View, in_bytes
+from bridge.text import gib, seconds
 
 KEY, TITLE = "plan", "Plan"
 INTRODUCTION = (
@@ -113,15 +113,12 @@ def _time(planned: _Planned) -> figures.Figure:
 
 
 def _table(planned: _Planned) -> Table:
-    def size(value: float) -> str:
-        return with_unit(value, "B")
-
     columns = (
         Column("dimension", "Dimension"),
         Column("operation", "Collective", figures.words),
         Column("ranks", "Ranks"),
-        Column("bytes", "Bytes per step", size),
-        Column("moved", "Over a link", size),
+        Column("bytes", "Bytes per step", in_bytes),
+        Column("moved", "Over a link", in_bytes),
     )
     rows = [(one.dimension, one.operation, one.ranks, one.bytes, one.moved) for one in planned.time.traffic]
     return Table(columns, rows, "What a rank of the busiest stage carries in a step")
