@@ -1,5 +1,5 @@
 """The interactive page: `bridge explore`.
 
-Every tab is a declaration of its inputs (``controls``) and a pure function from their values to a ``View`` of numbers,
-figures and a table.  Only ``page`` knows the web framework.
+Every tab declares its inputs (``controls``) and has a pure function from their values to a ``View`` of numbers, figures and a
+table.  Only ``page`` and ``door`` use the web framework.
 """

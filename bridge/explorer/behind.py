@@ -1,4 +1,4 @@
-"""The numbers behind a figure as a table, for who cannot see it: read off the figure itself, so that none lacks one."""
+"""Tables of the numbers in figures, for people who cannot see them; they are read from the figures, so none is missing."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from bridge.report.thin import kept
 from bridge.report.view import Column, Table
 from bridge.text import significant
 
-#: Rows of a table; of more points those that a chart of this width would keep.
+#: Most rows of a table; of more points it has those that a chart of this width would keep.
 MOST_ROWS = 60
 
 
 def table_of(figure: Figure) -> Table:
-    """A row for each place along the figure, a column for each of its series."""
+    """A row for each position along the figure, a column for each of its series."""
     traces = [trace for trace in figure.data if getattr(trace, "mode", None) != "text"]
-    lies = any(getattr(trace, "orientation", None) == "h" for trace in traces)
-    points = [dict(zip(*((trace.y, trace.x) if lies else (trace.x, trace.y)), strict=True)) for trace in traces]
+    horizontal = any(getattr(trace, "orientation", None) == "h" for trace in traces)
+    points = [dict(zip(*((trace.y, trace.x) if horizontal else (trace.x, trace.y)), strict=True)) for trace in traces]
     places = list(dict.fromkeys(place for one in points for place in one))
     if all(isinstance(place, (int, float)) for place in places):
         places.sort()
     columns = [[one.get(place) for place in places] for one in points]
     rows = [(places[i], *(column[i] for column in columns)) for i in kept(columns, MOST_ROWS)]
     along, across = (axis.title.text or "" for axis in (figure.layout.xaxis, figure.layout.yaxis))
-    heads = [trace.name or (along if lies else across) for trace in traces]
-    unit = f" ({along if lies else across})" if len(traces) > 1 and (along if lies else across) else ""
+    heads = [trace.name or (along if horizontal else across) for trace in traces]
+    unit = f" ({along if horizontal else across})" if len(traces) > 1 and (along if horizontal else across) else ""
     return Table(
-        (Column("place", across if lies else along, _shown), *(Column(head, head, _shown) for head in heads)),
+        (Column("place", across if horizontal else along, _shown), *(Column(head, head, _shown) for head in heads)),
         rows,
         f"{figure.layout.title.text}{unit}",
     )
@@ -39,5 +39,5 @@ def _shown(value: Any) -> str:
 
 
 def tables(figures: Sequence[Figure | None]) -> list[Table]:
-    """Of all that are drawn."""
+    """The tables of all figures that are drawn."""
     return [table_of(figure) for figure in figures if figure is not None]

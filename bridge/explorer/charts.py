@@ -1,4 +1,4 @@
-"""Charts of a run, as the report has them, drawn by plotly."""
+"""The charts of a report, drawn by plotly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def figure(chart: Chart) -> Figure:
 
 
 def falling(bars: Sequence[Bar], title: str) -> Figure:
-    """Bars that begin where the one before ended, one below the other."""
+    """Horizontal bars, each ending where the one above begins."""
     whole = bars[0].length or 1.0
     drawn = go.Figure()
     drawn.add_bar(

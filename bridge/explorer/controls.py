@@ -1,4 +1,4 @@
-"""What can be set on the page, as data: each control checks values, reads them from a link and writes them into one."""
+"""The inputs of the page, as data: each control checks values, reads them from a link and writes them into one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.flops.shapes import short
 
 #: The longest sequences that can be set, tokens: 10 M.
 LONGEST_LENGTH = 10 * 2**20
-#: Between the values of a multiple choice in a link; in no recipe's name.
+#: Separates the values of a multiple choice in a link; no recipe's name contains it.
 SEPARATOR = "~"
 
 
@@ -48,8 +48,8 @@ class Slider(_Control):
     """A number from a range.
 
     Attributes:
-        minimum, maximum, step: the range; integers where all three are.
-        default: where it starts.
+        minimum, maximum, step: the range; if all three are integers, so are the values.
+        default: the initial value.
     """
 
     minimum: float
@@ -79,8 +79,8 @@ class Select(_Control):
 
     Attributes:
         options: all names.
-        default: where it starts.
-        buttons: shown side by side instead of in a list that opens.
+        default: the initial value.
+        buttons: whether the options are buttons side by side instead of a list that opens.
     """
 
     options: Sequence[str]
@@ -100,9 +100,9 @@ class Choices(_Control):
 
     Attributes:
         options: all names.
-        default: where it starts.
+        default: the initial values.
         most: how many may be picked.
-        buttons: check boxes instead of a list that opens.
+        buttons: whether the options are check boxes instead of a list that opens.
     """
 
     options: Sequence[str]
@@ -152,10 +152,10 @@ Values = dict[str, Any]
 
 
 def defaults(controls: Sequence[Control]) -> Values:
-    """The first position of each control."""
+    """The initial value of each control."""
     return {control.key: control.default for control in controls}
 
 
 def accept(controls: Sequence[Control], values: Values) -> Values:
-    """All values, checked; ConfigError names the first that is impossible."""
+    """All values, checked; ConfigError names the first impossible one."""
     return {control.key: control.accept(values[control.key]) for control in controls}

@@ -1,8 +1,8 @@
-"""What the server answers at all: gradio has routes for more than this page, and not every one of them asks for the password.
+"""Filters the requests to the server: gradio has routes that this page does not use, and not all of them ask for the password.
 
-Some of its routes fetch addresses, convert videos or end the sessions of others, and a request that no page sends ends in a
-traceback.  So everything comes through here first: what the page does not use is not there, and a request that it cannot have
-sent is refused in one line.
+Some of these routes fetch addresses, convert videos or end the sessions of others, and malformed requests end in a traceback.
+So all requests pass this middleware first: routes that the page does not use are not found, and requests that the page cannot
+have sent are refused, with one line in the log.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Where a page asks for an event.
+#: The route by which the page triggers an event.
 JOIN = "/gradio_api/queue/join"
-#: What the page that asks for the password is made of, and what gradio asks itself when it starts.
+#: Routes open to all: those of the login page, and one that gradio itself requests when it starts.
 _OPEN = re.compile(
     r"/|/login/?|/(assets|static|svelte)/.+|(/gradio_api)?/theme\.css|/(favicon\.ico|manifest\.json|robots\.txt)|/gradio_api/startup-events"
 )
-#: What else a browser asks for. A file is one that was uploaded: its name is checked by gradio.
+#: The other routes that a browser requests. Files are uploaded ones; gradio checks their names.
 _USED = re.compile(r"/config/?|/gradio_api/((queue/(join|data)|upload|upload_progress|app_id|info)/?|heartbeat/\w+|file=/.+)")
-#: Bytes of a request with a file, and of any other: a pasted configuration may be too long, and is then told so.
+#: Most bytes of a request with a file, and of any other (the page itself reports a configuration that is too long).
 _MOST_UPLOADED, _MOST = MAX_BYTES + 2**16, 8 * 2**20
 _FILE = re.compile(r"[0-9a-f]{64}/[^/\\\0]{1,255}")
 
 
 class _Refused(Exception):
-    """A request that no page sends."""
+    """The page does not send such a request."""
 
     status = 400
 
 
 class _TooLong(_Refused):
-    """One that is longer than any of the page's."""
+    """The request is longer than any that the page sends."""
 
     status = 413
 
 
 class Door:
-    """Stands in front of gradio's routes: a middleware of its application.
+    """Middleware of gradio's application that runs before its routes.
 
     Args:
-        app: what comes behind.
-        uploads: folder of the uploaded files.
+        app: the application behind it.
+        uploads: the folder of the uploaded files.
     """
 
     def __init__(self, app: Any, uploads: str) -> None:
@@ -81,7 +81,7 @@ class Door:
             await PlainTextResponse(_SAYS[status], status)(scope, receive, sent)
 
     async def _checked(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
-        """The request's body, bounded; that of an event is read and looked at."""
+        """The bounded body of a request; that of an event is read and checked first."""
         if scope["type"] != "http":
             return receive
         bounded = _bounded(receive, _MOST_UPLOADED if scope["path"].rstrip("/").endswith("/upload") else _MOST)
@@ -109,7 +109,7 @@ _SAYS = {
 
 
 def refusal(scope: MutableMapping[str, Any]) -> int:
-    """The status of a request that is not let in; 0 for one that is."""
+    """The HTTP status with which a request is refused; 0 if it is accepted."""
     path, app = scope["path"], scope["app"]
     if _OPEN.fullmatch(path):
         return 0
@@ -120,16 +120,16 @@ def refusal(scope: MutableMapping[str, Any]) -> int:
 
 
 def check_event(event: Any, functions: Any, uploads: str) -> None:
-    """Raise what is wrong with the body of an event: it names a function of the page, and has a plain value for each input.
+    """Raise an exception unless the body of an event names a function of the page and has a plain value for each of its inputs.
 
-    The only value that is an object is an uploaded file: gradio would fetch any other address.
+    The only objects allowed among the values are uploaded files: gradio would fetch any other address.
     """
     function = functions[event["fn_index"]]
     if len(event["data"]) != len(function.inputs):
         raise _Refused(f"{len(event['data'])} values for {len(function.inputs)} inputs")
     for value, component in zip(event["data"], function.inputs, strict=True):
         if isinstance(component, File) and not (value is None or isinstance(value, dict)):
-            raise _Refused("a file that is none")
+            raise _Refused("not a file")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, list) or (isinstance(item, dict) and not _is_uploaded(item, uploads)):
                 raise _Refused("a value that no control has")
@@ -147,7 +147,7 @@ def _is_uploaded(item: dict[str, Any], uploads: str) -> bool:
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """Reads so many bytes at most."""
+    """``receive`` that raises after ``most`` bytes."""
     left = most
 
     async def read() -> Message:

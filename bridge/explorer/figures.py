@@ -1,4 +1,4 @@
-"""The look of all figures, and the few kinds there are.  Fonts and colours are local; nothing is fetched."""
+"""The style of all figures, and their few kinds.  Fonts and colors are local; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bridge.report.colours import colours
 from bridge.text import with_unit
 
 INK, GRID, PAPER = "#1f2937", "rgba(128, 138, 155, 0.25)", "#ffffff"
-#: Pixels; the width follows the page.
+#: Height in pixels; the width follows the page.
 HEIGHT = 420
-#: Letters of a line of a title and of a bar's name, and pixels of a legend, for which a phone has room.
+#: What fits on a phone: letters in a line of a title, letters in a line of a bar's name, pixels of a legend.
 _TITLE, _NAME, _LEGEND = 36, 14, 220
-#: Pixels of a line, of a letter, and of what stands before a name of a legend.
+#: Pixels of a line, of a letter, and of the swatch before a name in a legend.
 _LINE, _LETTER, _SWATCH = 19, 6.6, 42
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 def styled(figure: Figure, title: str, *, x: str = "", y: str = "", height: int = HEIGHT) -> Figure:
-    """Title, axes, margins and legend as all figures have them; the mode bar has the line above the title."""
+    """Apply the title, axes, margins and legend that all figures share; the mode bar is above the title."""
     figure.update_layout(
         title={
             "text": title,
@@ -67,16 +67,16 @@ def stacked(
     totals: bool = True,
     horizontal: bool = False,
 ) -> Figure:
-    """A bar for each group, stacked of parts, with the total at its end.
+    """A bar for each group, made of stacked parts, with the total at its end.
 
     Args:
         groups: names of the bars.
         parts: name -> a number for each bar; None or 0 draws nothing.
-        title: of the figure.
-        y: what the numbers are.
-        unit: of the numbers, for the totals.
-        totals: whether to write them over bars that stand.
-        horizontal: bars lie, one below the other: for many groups or long names.
+        title: the title of the figure.
+        y: the title of the value axis.
+        unit: the unit of the numbers, for the totals.
+        totals: whether to write the totals above vertical bars.
+        horizontal: whether the bars are horizontal, for many groups or long names.
     """
     tint = colours(list(parts))
     along, across = ("x", "y") if horizontal else ("y", "x")
@@ -110,13 +110,13 @@ def stacked(
 
 
 def write_above(figure: Figure, x: Sequence[Any], y: Sequence[float], texts: Sequence[str]) -> None:
-    """Texts above the ends of bars."""
+    """Write texts above the ends of bars."""
     style = {"mode": "text", "textposition": "top center", "showlegend": False, "hoverinfo": "skip", "cliponaxis": False}
     figure.add_scatter(x=list(x), y=list(y), text=list(texts), **style)
 
 
 def labels(names: Sequence[str], below: Sequence[str]) -> dict[str, Any]:
-    """Of bars that lie: below each name its number, for which a phone has no room behind the bar."""
+    """Tick labels of horizontal bars: the number is below the name, because on a phone it does not fit after the bar."""
     texts = [f"{' <br>'.join(wrap(name, _NAME))} <br><b>{number}</b> " for name, number in zip(names, below, strict=True)]
     return {"tickvals": list(names), "ticktext": texts}
 
@@ -160,7 +160,7 @@ def mark(
     low: bool = False,
     anchor: str = "center",
 ) -> None:
-    """A vertical line with a word above it, whose ``anchor`` stands at the line; ``low``: beside it at the bottom."""
+    """A vertical line with a text above it, aligned by ``anchor``; with ``low`` the text is beside the line, at the bottom."""
     figure.add_vline(x=x, line={"color": colour, "width": 1.5, "dash": dash})
     figure.add_annotation(
         x=log10(x) if log else x, y=0.02 if low else 1, yref="paper", text=text, showarrow=False, yanchor="bottom",
@@ -170,7 +170,7 @@ def mark(
 
 
 def with_room(figure: Figure) -> Figure:
-    """As high as it needs to be for a phone: its title wraps there, and its legend stands in few columns below the axis."""
+    """Make the figure high enough for a phone, where its title wraps and its legend has few columns below the axis."""
     title = "<br>".join(wrap(figure.layout.title.text, _TITLE))
     names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
     lines = 1
@@ -186,12 +186,12 @@ def with_room(figure: Figure) -> Figure:
 
 
 def log_axis(figure: Figure, *, axis: str = "x", powers_of_two: tuple[float, float] | None = None) -> None:
-    """A logarithmic axis; with powers of two as ticks where it counts tokens."""
+    """Make an axis logarithmic; ``powers_of_two``: the range in which its ticks are powers of two, for tokens."""
     update = figure.update_xaxes if axis == "x" else figure.update_yaxes
     update(type="log", rangemode="normal")
     if axis == "y":
         numbers = [y for trace in figure.data for y in trace.y or () if y]
-        # Ticks at 1, 2 and 5, or at whole decades where there are many.
+        # Ticks at 1, 2 and 5, or at whole decades if there are many of them.
         update(dtick="D2" if not numbers or max(numbers) < 1000 * min(numbers) else 1)
         update(minor={"showgrid": False})
     if powers_of_two:
@@ -202,7 +202,7 @@ def log_axis(figure: Figure, *, axis: str = "x", powers_of_two: tuple[float, flo
 
 
 def binary(number: float) -> str:
-    """A count of tokens in Ki and Mi where it is whole: ``8Ki``."""
+    """A number of tokens, in Ki or Mi if that is a whole number: ``8Ki``."""
     for size, letter in ((2**20, "Mi"), (2**10, "Ki")):
         if number >= size and number % size == 0:
             return f"{number // size:.0f}{letter}"

@@ -1,4 +1,4 @@
-"""From a view to HTML.  Every text is escaped: names may come from an uploaded file."""
+"""Turns a view into HTML.  Every text is escaped, because names may come from an uploaded file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def headline(view: View) -> str:
 
 
 def values(view: View, name: str) -> str:
-    """The table, the buttons to take the values along in files called ``name``, and the numbers behind each figure."""
+    """The table, the buttons that copy or save its values (in files named ``name``), and the tables of the figures."""
     return table(view.table) + _export(view, name) + "".join(map(_folded, behind.tables(view.figures)))
 
 
 def message(text: str) -> str:
-    """What is wrong, where the results would stand."""
+    """An error, in place of the results."""
     return f'<p class="problem" role="alert">{escape(text)}</p>'
 
 
@@ -32,7 +32,7 @@ _BUTTONS = [(verb, kind, f"{verb.title()} {kind.upper()}") for kind in ("csv", "
 
 
 def _export(view: View, name: str) -> str:
-    """Buttons, and the texts they copy or save; page.js does it in the browser."""
+    """The buttons, and the texts that page.js copies or saves in the browser."""
     buttons = "".join(
         f'<button type="button" data-{verb}="{kind}" data-name="{escape(name)}">{label}</button>'
         for verb, kind, label in _BUTTONS

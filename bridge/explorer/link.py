@@ -1,6 +1,6 @@
-"""The page's state in its address: only what differs from the first positions, so that links stay short.
+"""The page's state in its address: only values that differ from the initial ones, so that links stay short.
 
-A pasted configuration travels along, compressed; what a stranger's link unpacks to is bounded.
+A link includes a pasted configuration, compressed; the size to which an untrusted link unpacks is bounded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def write(sections: Mapping[str, Sequence[Control]], values: Mapping[str, Values
     """The query string of a state.
 
     Args:
-        sections: the controls of each tab; the section "" is shared by all.
-        values: theirs.
-        extra: further texts, left out where empty.
+        sections: the controls of each tab; all tabs share the section "".
+        values: the values of the controls, by section and key.
+        extra: further texts; empty ones are left out.
     """
     pairs = {key: text for key, text in extra.items() if text}
     for section, controls in sections.items():
@@ -40,9 +40,9 @@ def write(sections: Mapping[str, Sequence[Control]], values: Mapping[str, Values
 
 
 def read(sections: Mapping[str, Sequence[Control]], query: str) -> tuple[dict[str, Values], dict[str, str], list[str]]:
-    """The values of a query string, the texts that belong to no control, and what is wrong with it.
+    """The values of a query string, its texts that belong to no control, and a sentence for each problem.
 
-    A value that is impossible is reported and the control stays in its first position.
+    An impossible value is reported, and its control keeps the initial value.
     """
     values: dict[str, Values] = {}
     problems = []
@@ -69,7 +69,7 @@ def _name(section: str, control: Control) -> str:
 
 
 def pack(config: str) -> str:
-    """A configuration as a short text for a link; empty where it does not fit in one."""
+    """A configuration as a short text for a link; empty if it does not fit."""
     try:
         small = json.dumps(json.loads(config), separators=(",", ":"))
     except (ValueError, RecursionError):
@@ -79,7 +79,7 @@ def pack(config: str) -> str:
 
 
 def unpack(packed: str) -> str:
-    """The configuration in a link, indented; ConfigError where it is none."""
+    """The configuration in a link, indented; ConfigError if it is damaged."""
     try:
         raw = base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))
         stream = zlib.decompressobj()

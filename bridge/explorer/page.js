@@ -1,4 +1,4 @@
-// What the page does in the browser alone: the address, and copying or saving values. Nothing leaves the browser.
+// What the page does in the browser: it updates the address and copies or saves values. Nothing leaves the browser.
 window.bridge = {
   // Replace the state in the address, keeping gradio's own parameters (__theme and the like).
   putQuery(query) {
@@ -24,7 +24,7 @@ window.bridge = {
   },
 };
 
-// Plots are stops of the keyboard, with a name; the table of each one's numbers is folded below the tab's own.
+// Plots take the keyboard focus and have a name; a table of their numbers unfolds below the table of the tab.
 const name = (plot) => plot.layout?.title?.text?.replaceAll("<br>", " ");
 new MutationObserver(() => {
   for (const plot of document.querySelectorAll(".js-plotly-plot:not([role])")) {

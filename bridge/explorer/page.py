@@ -1,8 +1,8 @@
-"""The page itself: declared controls become widgets, views become HTML and plots.  This file knows gradio, and ``door.py``.
+"""The page itself: turns declared controls into widgets, and views into HTML and plots.
 
-One function refreshes the tab that is open; it runs on the values of all controls, which is also what the link in the
-address bar is made of.  Nothing of ours is kept on the server between two requests but uploaded files, for an hour; gradio
-remembers what it has shown to the newest visitors.
+Only this file and ``door.py`` use gradio.  One function refreshes the open tab from the values of all controls; the link in the
+address bar is made of the same values.  Between two requests the server keeps only uploaded files, for an hour; gradio
+remembers what it has shown to the latest visitors.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ SHARED: tuple[Control, ...] = (
     Select(key="save", label="The camera above a plot saves", options=("png", "svg"), default="png", buttons=True),
     Select(key="tab", label="Tab", options=tuple(TABS), default=model.KEY),
 )
-#: The controls of each tab; "" is shared by all.
+#: The controls of each tab; all tabs share those of "".
 SECTIONS: dict[str, tuple[Control, ...]] = {
     "": SHARED,
     **{key: tuple(control for part in tab.SECTIONS.values() for control in part) for key, tab in TABS.items()},
 }
-#: What chooses a model above the tabs, and the tabs in which it does nothing.
+#: The two model pickers above the tabs -> the tabs in which they have no effect.
 IDLE = {"model": {compare.KEY, byte_latent.KEY, run.KEY}, "own": {byte_latent.KEY, run.KEY}}
-#: Groups of controls that are unfolded at first.
+#: Groups of controls that are open at first.
 _OPEN = ("Parallel layout", "LoRA", "Device")
 _FOLDER = Path(__file__).parent
-#: Seconds after which uploaded files are deleted, and how often that is looked at.
+#: Seconds between two checks for old uploads, and the age in seconds at which they are deleted.
 _CACHE = (600, 3600)
-#: Gradio bounds every upload by this; a configuration has a bound of its own.
+#: The largest upload that gradio accepts; a configuration has its own limit.
 MAX_UPLOAD = MAX_BYTES
-#: Of so many visitors gradio remembers what it has shown them, up to a megabyte each. Whoever is forgotten does not notice.
+#: The number of visitors whose latest outputs gradio remembers, up to a megabyte each. The others notice no difference.
 _VISITORS = 32
 
 
@@ -65,7 +65,7 @@ _VISITORS = 32
 
 
 def contents(tab: str, values: dict[str, Values], config: str = "", file: str | None = None) -> View:
-    """The view of a tab; ConfigError says what is wrong with the inputs."""
+    """The view of a tab; ConfigError if the inputs are wrong."""
     chosen = accept(SECTIONS[tab], values[tab])
     if tab == run.KEY:
         if not file:
@@ -75,11 +75,11 @@ def contents(tab: str, values: dict[str, Values], config: str = "", file: str | 
 
 
 class _Nothing(ConfigError):
-    """There is nothing to show yet, and nothing wrong with that."""
+    """There is nothing to show yet, which is not an error."""
 
 
 def shown(call: Callable[[], View], name: str) -> tuple[str, View | None]:
-    """The headline of a view, or one sentence about why there is none.  Never a traceback."""
+    """The headline and the view, or one sentence that says why there is none.  Never a traceback."""
     try:
         view = call()
         return html.headline(view), view
@@ -87,13 +87,13 @@ def shown(call: Callable[[], View], name: str) -> tuple[str, View | None]:
         return html.notes([str(error)]), None
     except ConfigError as error:
         return html.message(str(error)), None
-    except Exception as error:  # a model that cannot be: the log has the traceback, the page a sentence
+    except Exception as error:  # an impossible model: the traceback goes to the log, one sentence to the page
         logger.exception("%s cannot be shown", name)
         return html.message(f"These inputs cannot be counted ({type(error).__name__}). Check the configuration's sizes."), None
 
 
 def plot(figure: Figure, name: str, image_format: str) -> PlotData:
-    """A figure with its mode bar always there, the camera saving in the format that was picked."""
+    """A figure whose mode bar is always visible and whose camera saves in the chosen format."""
     config = {
         "displaylogo": False,
         "displayModeBar": True,
@@ -184,7 +184,7 @@ class Page:
         return result
 
     def _state(self) -> None:
-        """What the browser knows and the user does not see: the open tab and the address."""
+        """Hidden widgets with state from the browser: the open tab and the address."""
         self.widgets[""]["tab"] = gr.Textbox(value=model.KEY, visible="hidden", elem_id="open-tab")
         self.query = gr.Textbox(visible="hidden", elem_id="query")
 
@@ -198,7 +198,7 @@ class Page:
         with self.blocks:
             refreshed = {
                 "fn": self.refresh, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "concurrency_limit": 4,
-                "api_visibility": "private", "preprocess": False,  # the controls check their values, and say a sentence
+                "api_visibility": "private", "preprocess": False,  # the controls check their values and give readable errors
             }  # fmt: skip
             put = {"fn": None, "inputs": [self.query], "outputs": None, "js": "(query) => window.bridge.putQuery(query)"}
             changes = [item.change for item in [*everything, self.config, self.run]]
@@ -223,7 +223,7 @@ class Page:
         return {section: {key: data[item] for key, item in items.items()} for section, items in self.widgets.items()}
 
     def refresh(self, data: dict[Any, Any]) -> dict[Any, Any]:
-        """Show the open tab, and put the state into the address."""
+        """Show the open tab and put the state into the address."""
         values = self._values(data)
         config = str(data[self.config] or "").strip()
         tab = values[""]["tab"]
@@ -249,12 +249,12 @@ class Page:
         for section, controls in SECTIONS.items():
             try:
                 checked[section] = accept(controls, values[section])
-            except ConfigError:  # half-typed: the link keeps the first positions
+            except ConfigError:  # an incomplete entry: the link keeps the initial values
                 checked[section] = defaults(controls)
         return link.write(SECTIONS, checked, {link.CONFIG: link.pack(config) if config else ""})
 
     def restore(self, query: str) -> dict[Any, Any]:
-        """Set everything as a link says."""
+        """Set all controls to the state in a link."""
         values, others, problems = link.read(SECTIONS, str(query or ""))
         config = ""
         try:
@@ -272,7 +272,7 @@ class Page:
         return result
 
     def take(self, file: Any) -> tuple[Any, Any, str]:
-        """The text of an uploaded config.json, or what is wrong with it."""
+        """The text of an uploaded config.json, or an error message."""
         if not (path := _path(file)):
             return gr.skip(), gr.skip(), ""
         try:
@@ -286,7 +286,7 @@ class Page:
 
 
 def _path(file: Any) -> str | None:
-    """Of an uploaded file, as gradio describes it."""
+    """The path of an uploaded file, from gradio's description of it."""
     return file.get("path") if isinstance(file, dict) else None
 
 
@@ -294,7 +294,7 @@ def _path(file: Any) -> str | None:
 
 
 def _theme() -> gr.themes.Base:
-    """System fonts, and grey text that is dark enough to read."""
+    """System fonts, and gray text that is dark enough to read."""
     return gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
@@ -315,20 +315,21 @@ def serve(
 
     Args:
         host: address to listen on.
-        port: None: the first free one from 7860 on.
-        password: of the user ``bridge``; None: whoever reaches the address may look.
-        open_browser: show the page.
-        block: wait here for the end.
+        port: port to listen on; None: the first free one from 7860 on.
+        password: the password of the user ``bridge``; None: the page is open to everyone who reaches the address.
+        open_browser: whether to open the page in a browser.
+        block: whether to wait until the server is stopped.
 
     Returns:
         The page and its URL.
 
     Raises:
-        ConfigError: the address cannot be listened on.
+        ConfigError: the address is not available.
     """
     if block:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # end as on Ctrl-C: uploads are deleted
-    uploads = tempfile.TemporaryDirectory(prefix="bridge-explore-", ignore_cleanup_errors=True)  # ours alone, gone at the end
+    # Only the user can read this folder; it is deleted at the end.
+    uploads = tempfile.TemporaryDirectory(prefix="bridge-explore-", ignore_cleanup_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     blocks = Page().blocks
     blocks.uploads = uploads  # lives as long as the page

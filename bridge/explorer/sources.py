@@ -1,6 +1,6 @@
 """Where a model comes from: a recipe's name, or the text of a Hugging Face ``config.json``.
 
-The text is a stranger's: it is parsed as JSON and nothing else, and what could make a plan endless is refused first.
+The text is untrusted: it is parsed as JSON only, and sizes that would take too long to count are refused first.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from bridge.flops import ConfigError, Plan, compile_plan
 
 #: A config.json has a few KiB; with class names of a classifier it may have more.
 MAX_CONFIG_BYTES = 256 * 1024
-#: The time of a page grows with the layers; twice as many as the deepest published models have.
+#: Counting takes longer with more layers; this is twice as many as the deepest published models have.
 MAX_LAYERS = 256
-#: What the pasted configuration is called among the recipes.
+#: The name of the pasted configuration in the list of recipes.
 OWN_MODEL = "config.json (below)"
 _LARGEST = 2**53
 
@@ -32,7 +32,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What figures call it."""
+        """The model's name in figures."""
         return read(self).name
 
 
@@ -43,7 +43,7 @@ def model_names() -> list[str]:
 
 @lru_cache(maxsize=64)
 def read(source: Source) -> Config:
-    """The configuration; ConfigError says what is wrong with it."""
+    """The configuration; ConfigError if it is not one of a known model."""
     if not source.config.strip():
         return load_recipe(source.recipe, validate=False)
     values = parse(source.config)
@@ -66,7 +66,7 @@ def parse(text: str) -> Mapping[str, Any]:
     """The object in a config.json.
 
     Raises:
-        ConfigError: too long, no JSON, no object, or numbers no model has.
+        ConfigError: it is too long, not JSON, not an object, or has numbers that no model has.
     """
     if len(text.encode(errors="replace")) > MAX_CONFIG_BYTES:
         raise ConfigError(f"config.json is longer than {MAX_CONFIG_BYTES // 1024} KiB; paste the model's config.json alone")
@@ -91,7 +91,7 @@ def _no_constant(name: str) -> float:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a configuration, and how many layers a pattern has, by name."""
+    """(name, number) for every number in a configuration, and for the length of every layer pattern."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, str(key))
@@ -119,10 +119,10 @@ class Training:
     """What trains: adapters, or everything but what is frozen.
 
     Attributes:
-        rank: of the adapters; 0 for none.
-        targets: layers that get one.
-        freeze: patterns of modules that do not train.
-        kind: of the adapters.
+        rank: the rank of the adapters; 0: there are none.
+        targets: the layers that get an adapter.
+        freeze: patterns of the modules that do not train.
+        kind: the kind of adapter, as in ``PeftConfig.kind``.
     """
 
     rank: int = 0
@@ -132,7 +132,7 @@ class Training:
 
     @property
     def peft(self) -> PeftConfig | None:
-        """As a configuration has it."""
+        """The section ``peft`` of a configuration."""
         if self.rank:
             return PeftConfig(kind=self.kind, dim=self.rank, target_modules=list(self.targets), freeze=list(self.freeze))
         return PeftConfig(kind="freeze", freeze=list(self.freeze)) if self.freeze else None

@@ -1,9 +1,9 @@
-"""What a run measured, as people look at it: one declaration of panels, shown by W&B and by a file of HTML.
+"""Reports of a run: one declaration of panels, which W&B, Grafana and an HTML file show.
 
-``panels``     which keys stand together, and what question they answer
+``panels``     which keys share a chart, and the question that each section answers
 ``workspace``  the panels as a saved workspace of a W&B project
-``run_file``   rows of metrics.jsonl and of W&B's files;  ``runs``  from what a user names to such a file
-``page``       the panels as one HTML file; ``chart`` fills them with numbers, ``drawing`` makes SVG of them
-``waterfall``  the parts of a mean step as a drawing
-``facts``      the head of that file;  ``scale`` finds ticks and units, ``thin`` leaves points out, ``colours`` names colors
+``run_file``   reads rows from metrics.jsonl and from W&B's files;  ``runs``  finds the file of the run that a user names
+``page``       the panels as one HTML file; ``chart`` fills them with numbers, ``drawing`` draws them as SVG
+``waterfall``  draws the parts of the mean step
+``facts``      the headline of the page;  ``scale`` chooses ticks and units, ``thin`` drops points, ``colours`` holds the palette
 """

@@ -1,4 +1,4 @@
-"""A panel filled with the numbers of a run, in units for people."""
+"""A panel filled with the numbers of a run, in readable units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridge.report.run_file import RecordedRun
 from bridge.report.scale import UnitScale, scale_of
 from bridge.report.thin import is_whole, kept
 
-#: Most of a plan that may be left open for its line to be drawn: more would press the curve to the bottom.
+#: The line of a plan is drawn up to this many times the largest value; a higher one would flatten the curve.
 _PLAN_IN_SIGHT = 20
 
 Values = Sequence[float | None]
@@ -21,15 +21,15 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn.
+    """One chart, ready to be drawn.
 
     Attributes:
-        panel: what it shows.
-        steps: of the points.
+        panel: the panel that it shows.
+        steps: the step of each point.
         series: label -> values at the steps.
         colours: label -> color.
-        scale: what the numbers are in.
-        plan: where the values lead to, if that is known and in sight.
+        scale: the unit of the values.
+        plan: the planned final value in that unit; None if it is unknown or far above the values.
     """
 
     panel: Panel
@@ -41,7 +41,7 @@ class Chart:
 
     @property
     def edges(self) -> list[tuple[Values, Values]]:
-        """Lower and upper edge of each series: the same, but for parts that stand on each other."""
+        """Lower and upper edge of each series; they differ only where series are stacked."""
         if not self.panel.adds_up:
             return [(values, values) for values in self.series.values()]
         edges: list[tuple[Values, Values]] = []
@@ -58,7 +58,7 @@ def fill(panel: Panel, run: RecordedRun) -> Chart | None:
     labels = panel.matching(run.names())
     steps: Sequence[Any] = run.series("step")
     columns: list[Any] = [run.series(name) for name in labels]
-    if panel.adds_up and not all(map(is_whole, columns)):  # the parts come together in a row, or not at all
+    if panel.adds_up and not all(map(is_whole, columns)):  # a row has all parts or is dropped
         whole = [i for i, row in enumerate(zip(*columns, strict=True)) if None not in row]
         steps, columns = _rows(steps, whole), [_rows(column, whole) for column in columns]
     if not labels or not steps:
@@ -93,7 +93,7 @@ def _shares(columns: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _coinciding(names: Sequence[str], columns: Sequence[Values]) -> tuple[list[str], list[Values]]:
-    """Lines that would hide each other, as one: MFU and HFU are the same where nothing is computed twice."""
+    """Merges equal lines, which would hide each other: MFU and HFU are equal if nothing is recomputed."""
     groups: dict[tuple[float | None, ...], list[str]] = {}
     for name, column in zip(names, columns, strict=True):
         groups.setdefault(tuple(column), []).append(name)

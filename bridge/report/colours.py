@@ -7,7 +7,7 @@ from itertools import cycle
 
 from bridge.flops.components import registry
 
-#: Told apart with any color vision (Okabe and Ito), and a few tints of them.
+#: Distinguishable with any color vision (Okabe and Ito), plus a few tints.
 PALETTE = {
     "blue": "#0072b2",
     "orange": "#e69f00",
@@ -21,7 +21,7 @@ PALETTE = {
     "teal": "#4db6ac",
 }
 
-#: The same part has the same color in every figure: the components' from their rows, and those that are not components.
+#: Name -> color, the same in every figure: components take theirs from their rows, the other parts are listed here.
 COLOURS = {
     name: PALETTE[colour]
     for name, colour in {
@@ -46,7 +46,7 @@ COLOURS = {
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """A color for each name: the part's own, or the next that is free."""
+    """A color for each name: its own, or the next unused one."""
     taken = {COLOURS[name] for name in names if name in COLOURS}
     free = cycle([colour for colour in PALETTE.values() if colour not in taken] or PALETTE.values())
     return {name: COLOURS.get(name) or next(free) for name in names}

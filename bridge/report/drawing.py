@@ -13,11 +13,11 @@ from bridge.report.scale import tick_text, ticks
 
 WIDTH, HEIGHT = 640, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 24
-#: With no more points than this each one is marked.
+#: Charts with at most this many points mark each of them.
 _FEW = 60
-#: Names that have room beside the rows of a heat map, and its color.
+#: The number of row names that fit beside a heat map, and its color.
 _MOST_ROWS, _HEAT = 14, PALETTE["vermilion"]
-#: Pixels of a bar, where there is but one step.
+#: Width in pixels of the bar that shows a single step.
 _BAR = 40
 
 
@@ -40,7 +40,7 @@ class _Axes:
 
 
 def svg(chart: Chart) -> str:
-    """The drawing; a stop of the keyboard, since the page's script reads its numbers out step by step."""
+    """The drawing; it takes the keyboard focus, so that the page's script can read out its numbers step by step."""
     told = f"{chart.panel.title}, steps {tick_text(chart.steps[0])} to {tick_text(chart.steps[-1])}; arrow keys read its numbers"
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{escape(told)}">']
     parts += _heat(chart) if chart.panel.kind == "heat" else _curves(chart)
@@ -95,7 +95,7 @@ def _heat(chart: Chart) -> list[str]:
 
 
 def numbers(chart: Chart) -> dict[str, Any]:
-    """What the pointer shows, for the page's script."""
+    """Steps, unit and series of a chart, for the page's script."""
     series = [
         {
             "label": label.replace("_", " "),

@@ -1,4 +1,4 @@
-"""What is true of a run as a whole, for the head of its report.  Facts come from a file: any of them may be anything."""
+"""The headline of a report: what holds for the whole run.  Facts come from a file, so any of them may have any type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridge.report.view import Card, Column, Table
 from bridge.text import digits_of, with_unit
 
 _LONGEST = 160
-#: Values from here on are worth an import.
+#: From this many values on, importing numpy pays off.
 _LONG = 10_000
 #: A table of a run has at most this many rows.
 MOST_KEYS = 300
@@ -27,7 +27,7 @@ def headlines(run: RecordedRun) -> list[Card]:
 
 
 def notes_of(run: RecordedRun) -> list[str]:
-    """What is odd about the run or its file."""
+    """One sentence for each irregularity of the run or its file."""
     sentences = []
     if run.torn:
         sentences.append("The file ends in the middle of a row: the run was killed, or is still writing.")
@@ -55,7 +55,7 @@ def _incomplete(run: RecordedRun) -> bool:
 
 
 def all_keys(run: RecordedRun) -> Table:
-    """Every key of the run, declared or not; the first ``MOST_KEYS``."""
+    """The keys of the run, declared or not, up to ``MOST_KEYS`` of them."""
     rows = []
     for name in run.names()[:MOST_KEYS]:
         values, key = present(run, name), find_key(name)
@@ -71,13 +71,13 @@ def present(run: RecordedRun, key: str) -> Sequence[Any]:
 
 
 def typical(run: RecordedRun, key: str) -> Any:
-    """The median of a key; of a run that was thinned that of its sample, where that has the key."""
+    """The median of a key; for a thinned run the median of its sample, if the sample has the key."""
     sampled = () if run.whole is None else [value for value in run.whole.sample.get(key, ()) if value is not None]
     return middle(sampled or present(run, key))
 
 
 def middle(values: Sequence[Any]) -> Any:
-    """The median; of a long column by numpy, where it is there."""
+    """The median; numpy computes that of a long column if it is installed."""
     if isinstance(values, array) and len(values) > _LONG and (numpy := numpy_if_there()):
         places = [(len(values) - 1) // 2, len(values) // 2]
         return median(numpy.partition(values, places)[places].tolist())

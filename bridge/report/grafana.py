@@ -1,4 +1,4 @@
-"""The panels as a Grafana dashboard over what :mod:`bridge.metrics.trackers.prometheus` shows."""
+"""The panels as a Grafana dashboard of the metrics that :mod:`bridge.metrics.trackers.prometheus` exports."""
 
 from __future__ import annotations
 

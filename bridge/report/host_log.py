@@ -1,6 +1,6 @@
 """The speed that Megatron-LM and Megatron-Bridge report, read from a finished job's log, for comparison with the counts.
 
-Read are lines of the standard output, ``iteration  10/ 100 | ... | elapsed time per iteration (ms): 812.3 | throughput per GPU
+It reads lines of the standard output, ``iteration  10/ 100 | ... | elapsed time per iteration (ms): 812.3 | throughput per GPU
 (TFLOP/s/GPU): 401.2 |``, offline W&B runs and TensorBoard's event files, where Megatron-LM logs ``throughput`` and
 Megatron-Bridge ``throughput/tflops/device``, both ``iteration-time``.
 """
@@ -24,15 +24,15 @@ _FIELDS: dict[str, tuple[re.Pattern[str], Callable[[float], float]]] = {
     FLOPS: (re.compile(r"throughput per GPU \(TFLOP/s/GPU\):" + _NUMBER), lambda rate: rate),
     STEP_TIME: (re.compile(r"elapsed time per iteration \(ms\):" + _NUMBER), lambda milliseconds: milliseconds / 1e3),
 }
-#: The same in their W&B runs and event files; the first that is there.
+#: Our key -> its names in their W&B runs and event files; the first one present is used.
 _LOGGED = {FLOPS: ("throughput", "throughput/tflops/device"), STEP_TIME: ("iteration-time",)}
 
 
 def put_beside(run: RecordedRun, log: Path) -> None:
-    """Add their rates to the rows of a run, step by step, under names that say whose they are.
+    """Add their rates to the rows of a run, step by step, under keys that begin with ``host/``.
 
     Raises:
-        ConfigError: there is no such file, or nothing of the kind in it.
+        ConfigError: the file does not exist or holds no such rates.
     """
     found = _read(log)
     if not found:
@@ -47,7 +47,7 @@ def put_beside(run: RecordedRun, log: Path) -> None:
 
 
 def tell_apart(run: RecordedRun) -> None:
-    """A W&B run that another loop opened: ours is under ``bridge/`` there and keeps its names, theirs gets one that says so."""
+    """In a W&B run that another loop opened, remove the prefix ``bridge/`` from our keys and rename its rates to ``host/...``."""
     if PREFIX + "step" not in run.columns:
         return
     rows: dict[float, LoggedRow] = {}
@@ -88,18 +88,18 @@ def _printed(lines: Any) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def _below(log: Path, pattern: str) -> list[Path]:
-    """The file itself, or those in a folder that are called so."""
+    """The file itself if its name matches, or all matching files in a folder."""
     return sorted(log.rglob(pattern)) if log.is_dir() else [log] if log.match(pattern) else []
 
 
 def _named(row: LoggedRow) -> dict[str, float]:
-    """What they log of their speed, under our names for it."""
+    """The speeds in their row, under our keys."""
     found = {name: next((key for key in keys if key in row), None) for name, keys in _LOGGED.items()}
     return {name: float(row[key]) for name, key in found.items() if key is not None}
 
 
 def _logged(files: list[Path]) -> dict[int, dict[str, float]]:
-    """Of TensorBoard's files: a later one says more of a step than those before it."""
+    """Rows of TensorBoard's files; later files override earlier ones."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:

@@ -1,4 +1,4 @@
-"""Numbers, remarks and tables as HTML.  Every text is escaped: a run's file and its names may be a stranger's."""
+"""Numbers, remarks and tables as HTML.  Every text is escaped, because a run's file and its names may be untrusted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bridge.report.view import Card, Table
 
 
 def facts(cards: Iterable[Card]) -> str:
-    """The headline numbers, each with its exact value for programs."""
+    """The headline numbers, each with its exact value as an attribute."""
     items = "".join(
         f'<div class="fact"><dt>{escape(card.label)}</dt>'
         f'<dd data-fact="{escape(card.key)}" data-value="{escape(str(plain(card.value)))}">{escape(card.text)}</dd>'
@@ -23,13 +23,13 @@ def facts(cards: Iterable[Card]) -> str:
 
 
 def notes(sentences: Iterable[str]) -> str:
-    """A list of remarks; nothing where there are none."""
+    """The sentences as a list; empty if there are none."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
 def table(values: Table) -> str:
-    """A table that scrolls sideways, by the keyboard too."""
+    """A table that scrolls sideways, also by keyboard."""
     head = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in values.columns)
     body = "".join(_row(values, row) for row in values.rows)
     caption = f"<caption>{escape(values.title)}</caption>" if values.title else ""

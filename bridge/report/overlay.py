@@ -1,4 +1,4 @@
-"""Several runs in one chart: each line as in its own report, called by its run."""
+"""Several runs in one chart: the lines of their own reports, labeled with the run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from bridge.report.colours import colours
 from bridge.report.panels import Panel
 from bridge.report.run_file import RecordedRun
 
-#: Kinds of panels that can lie upon each other; others stand one per run.
+#: Kinds of panels that can be overlaid; the others are drawn once per run.
 _LINES = ("lines", "points")
-#: More could not be told apart by their colors.
+#: More could not be distinguished by color.
 MOST_RUNS = 5
 
 
 def named(runs: Sequence[RecordedRun], sources: Sequence[str]) -> dict[str, RecordedRun]:
-    """Runs by what tells them apart: their names, else where they are.
+    """The runs by a unique label: their names, or their paths if names repeat.
 
     Raises:
-        ConfigError: too many, or one of them twice.
+        ConfigError: there are too many, or one is given twice.
     """
     if len(runs) > MOST_RUNS:
         raise ConfigError(f"{len(runs)} runs in one report; the maximum is {MOST_RUNS}")
@@ -33,7 +33,7 @@ def named(runs: Sequence[RecordedRun], sources: Sequence[str]) -> dict[str, Reco
 
 
 def charts(panel: Panel, runs: Mapping[str, RecordedRun]) -> list[Chart]:
-    """The charts of a panel: one of all runs, or one per run; empty where no run has any of its keys."""
+    """The charts of a panel: one for all runs, or one per run; none if no run has any of its keys."""
     filled = {name: chart for name, run in runs.items() if (chart := fill(panel, run))}
     if len(runs) == 1 or not filled:
         return list(filled.values())
@@ -43,7 +43,7 @@ def charts(panel: Panel, runs: Mapping[str, RecordedRun]) -> list[Chart]:
 
 
 def _together(panel: Panel, filled: Mapping[str, Chart]) -> Chart:
-    """In the unit of the largest values, at the steps of any of them."""
+    """One chart at the steps of all runs, in the unit that suits the largest values."""
     scale = min((chart.scale for chart in filled.values()), key=lambda scale: scale.factor)
     steps = sorted({step for chart in filled.values() for step in chart.steps})
     series: dict[str, Values] = {}

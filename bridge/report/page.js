@@ -1,6 +1,6 @@
-// Numbers under the pointer, from the keyboard and as tables. The drawings do without.
+// Shows the numbers under the pointer, from the keyboard and as tables. The drawings work without scripts.
 const charts = JSON.parse(document.getElementById("numbers").textContent);
-const [width, left, right] = [640, 56, 14]; // of the drawings, as in chart.py
+const [width, left, right] = [640, 56, 14]; // of the drawings, as in drawing.py
 const short = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
 const whole = (step) => step.toLocaleString("en");
 const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };

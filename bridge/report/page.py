@@ -1,4 +1,4 @@
-"""A run as one file of HTML that needs nothing else: no network, no script to be read, light or dark."""
+"""A run as one self-contained HTML file: no network, readable without scripts, light or dark."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from bridge.report.facts import MOST_KEYS, all_keys, headlines, notes_of
 from bridge.report.panels import SECTIONS
 from bridge.report.run_file import RecordedRun
 
-#: The browser itself keeps the page from the network, whatever it contains.
+#: With this policy the browser blocks all network access, whatever the page contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _FOLDED = '<details class="data"><summary>Values</summary>'
 
 
 def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) -> str:
-    """The whole page. All names and texts of the run are escaped: a run's file may be a stranger's.
+    """The whole page. All names and texts of the run are escaped, because its file may be untrusted.
 
     Args:
         run: the run.
-        others: runs to lay over it.
-        sources: where the runs are, for runs of one name.
+        others: runs to overlay.
+        sources: the paths of the runs, which label them if their names repeat.
     """
     runs = overlay.named([run, *others], sources or [one.name for one in (run, *others)])
     title = escape(" and ".join(runs))
@@ -82,7 +82,7 @@ def _waterfall(run: RecordedRun, whose: str) -> str:
 
 
 def _values(drawn: Sequence[waterfall.Bar]) -> str:
-    """The waterfall as a table; those of charts are made by the page's script, of the numbers that are in the page."""
+    """The waterfall as a table; the page's script makes the tables of the charts from the numbers in the page."""
     rows = "".join(
         f"<tr><th>{escape(bar.name)}</th><td>{waterfall.measured(bar, drawn)}</td><td class='soft'>"
         f"{escape(waterfall.meaning(bar))}</td></tr>"

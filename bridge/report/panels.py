@@ -1,6 +1,6 @@
-"""The panels of dashboards and reports: which keys stand together, and what question they answer.
+"""The panels of dashboards and reports: which keys share a chart, and the question that each section answers.
 
-One declaration.  Units come from :mod:`bridge.metrics.keys`; what shows the panels adds nothing but its own way to draw.
+Units come from :mod:`bridge.metrics.keys`.  The report, W&B and Grafana only add how they draw.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Panel:
     """One chart over the steps of training.
 
     Attributes:
-        title: what it shows.
-        names: declared keys of one unit, families included.
-        kind: ``lines``; ``points`` of values with nothing between them; ``stacked``: parts on top of each other, which add
-            up; ``shares``: the same, each of the sum; ``heat``: a row of cells each, darker for more.
-        least: where the axis of values begins, unless a value is below; None: at the smallest.
-        plan: a fact of the run that the values lead to, drawn as a line.
+        title: its title.
+        names: declared keys, or families of keys, that share a unit.
+        kind: ``lines``; ``points``, where values are not connected; ``stacked``, for parts that add up; ``shares``, for parts
+            as fractions of their sum; ``heat``: one row of cells per key, darker for larger values.
+        least: where the value axis begins, unless a value is lower; None: at the smallest value.
+        plan: the fact of the run that holds the planned final value, drawn as a line.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Panel:
 
     @property
     def keys(self) -> list[Key]:
-        """The declarations of its keys."""
+        """The declarations of the keys."""
         return [_BY_NAME[name] for name in self.names]
 
     @property
@@ -47,11 +47,11 @@ class Panel:
 
     @property
     def unit(self) -> str:
-        """Of the logged values."""
+        """The unit of the logged values."""
         return self.keys[0].unit
 
     def matching(self, logged: Iterable[str]) -> dict[str, str]:
-        """Those of a run's keys that it shows, and what each is called in it."""
+        """The logged keys that the panel shows -> their labels."""
         there = list(logged)
         return {name: _label(key, name) for key in self.keys for name in key.matching(there)}
 
@@ -156,7 +156,7 @@ SECTIONS = (
 
 
 def _label(key: Key, logged: str) -> str:
-    """``throughput/flops/mlp`` of a family is ``mlp``, ``throughput/device/tokens_per_sec`` of a kind ``device``."""
+    """The label of a key: ``mlp`` for ``throughput/flops/mlp`` of a family, else its own label or its last part."""
     if key.prefix is not None:
         return logged.removeprefix(key.prefix)
     name = _LABELS.get(logged) or logged.rpartition("/")[2].replace("_", " ")

@@ -1,4 +1,4 @@
-"""A finished run priced again in another convention, from the statistics that its rows hold and the price lists beside them."""
+"""Prices a finished run again in another convention, from the statistics in its rows and the price lists in its facts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from bridge.metrics.time_parts import PARTS
 from bridge.report.run_file import LoggedRow, RecordedRun
 
 _FLOPS, _TOTAL = "throughput/flops/", "throughput/total_flops"
-#: What follows from the model FLOPs of an interval alone.
+#: Rates that depend on nothing but the model FLOPs of an interval.
 _RATES = ("throughput/tflops", "throughput/tflops/device", "throughput/mfu", "throughput/mfu_bf16", "throughput/flops_per_joule")
-#: What would need the work of replicas, stages or ranks, or FLOPs by number format.
+#: Keys that are dropped: they would need the work of each replica, stage or rank, or FLOPs by number format.
 _GONE = ("throughput/imbalance/", "throughput/format_fraction/", "throughput/doubtful")
 
 
 def rescore(run: RecordedRun, convention: str) -> Iterator[LoggedRow]:
-    """The rows as a run under ``convention`` would have written them: integers are equal, rates to their last digits.
+    """The rows that a run under ``convention`` would have written: integers are equal, rates agree to their last digits.
 
-    Rates of a first row are those of its whole interval, since rows do not tell its warm-up step apart. Imbalances are left
-    out, and utilization where several number formats run.
+    The rates of the first row cover its whole interval, because rows do not separate the warm-up step. Imbalances are left
+    out, and so is utilization if several number formats run.
 
     Raises:
-        ConfigError: the run does not hold what that needs, or its own numbers do not come out.
+        ConfigError: the run lacks price lists or statistics, or its own prices do not reproduce its own numbers.
     """
     lists = run.facts.get("prices")
     own = str(run.facts.get("convention"))
@@ -54,7 +54,7 @@ def _components(prices: Mapping[str, Any], statistics: Mapping[str, int]) -> dic
 
 
 def _check(row: LoggedRow, components: Mapping[str, Fraction], own: str) -> None:
-    """The run's own numbers must come out of its own prices."""
+    """Raise ConfigError unless the run's own prices reproduce its own numbers."""
     for name, flops in components.items():
         logged = row.get(_FLOPS + name)
         if logged is not None and logged != round(flops):
@@ -86,14 +86,14 @@ def _again(
         again["throughput/hfu"] *= float(Fraction(hardware[1]) / Fraction(hardware[0]))
     again |= _parts(row, before, after, hardware)
     again |= {_FLOPS + name: round(flops) for name, flops in new.items()}
-    # Before the first row there may have been others: what they did is known in the run's own convention alone.
+    # Totals that include work before the first row are known in the run's own convention only.
     if row.get(_TOTAL) == round(totals[own]):
         again[_TOTAL] = round(totals[convention])
     return again
 
 
 def _parts(row: LoggedRow, before: Any, after: Any, hardware: list[Any]) -> LoggedRow:
-    """The time at the peak, and what is left of the passes; all other parts are as they were measured."""
+    """The time at the peak and the remaining time of the passes; all other parts stay as measured."""
     made: LoggedRow = {}
     for prefix in ("throughput/time/", "throughput/time_fraction/"):
         parts = {name: row[prefix + name] for name in PARTS if prefix + name in row}

@@ -1,7 +1,7 @@
-"""Rows of a finished or a running training run: a ``metrics.jsonl``, or the ``run-*.wandb`` of an offline W&B run.
+"""Reads the rows of a finished or running training run from ``metrics.jsonl`` or from the ``run-*.wandb`` of an offline W&B run.
 
-Files are a stranger's.  Values are parsed as JSON and nothing else; the frame around them in a W&B file (LevelDB's log of
-protobuf records) is read here with bounds on every length, so that readers need neither wandb nor protobuf.
+Files are untrusted.  Values are parsed as JSON only.  The frame around them in a W&B file (a LevelDB log of protobuf records)
+is read here, with bounds on every length, so that neither wandb nor protobuf is needed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ LoggedRow = dict[str, Any]
 
 @dataclass
 class RecordedRun:
-    """A run's numbers by key and step, its facts, and what of the file could not be read.
+    """A run's numbers by key and step, its facts, and how much of the file could not be read.
 
     Attributes:
-        kind: what the file was.
-        steps: in rising order; numbers of one step are one row.
-        columns: numbers by key, one a step, None where a step has none.
-        skipped: lines or records that were damaged.
-        torn: the file ends in the middle of a row, as a killed run's may.
+        kind: the kind of the file.
+        steps: the steps in rising order; each is one row.
+        columns: numbers by key, one per step; None where a step has none.
+        skipped: the number of damaged lines or records.
+        torn: whether the file ends in the middle of a row, as a killed run's may.
         facts: constants and results, by name; any JSON values.
-        name: what the run is called, where the file says so.
-        whole: of a run too long to be held, of which ``steps`` and ``columns`` have the extremes of every stretch.
+        name: the run's name, if the file states it.
+        whole: set for a run too long to be kept: then ``steps`` and ``columns`` hold only the extremes of every stretch.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class RecordedRun:
 
     @property
     def count(self) -> int:
-        """Rows, those that were let go included."""
+        """The number of rows in the file, including those that were not kept."""
         return len(self.steps) if self.whole is None else self.whole.count
 
     def series(self, key: str) -> Sequence[Any]:
@@ -69,7 +69,7 @@ class RecordedRun:
 
     @property
     def rows(self) -> list[LoggedRow]:
-        """The same by row: for what is short."""
+        """The same by row; slow for long runs."""
         rows: list[LoggedRow] = [{"step": step} for step in self.steps]
         for key, column in self.columns.items():
             for row, value in zip(rows, column, strict=True):
@@ -78,7 +78,7 @@ class RecordedRun:
         return rows
 
     def take(self, rows: Iterable[LoggedRow]) -> None:
-        """Rows in any order; later ones of a step add to it, and replace."""
+        """Replace all rows. They may come in any order; of several rows with one step, later values win."""
         ordered = sorted(rows, key=itemgetter("step"))
         names = dict.fromkeys(key for row in ordered for key in row if key != "step")
         steps = [row["step"] for row in ordered]
@@ -90,11 +90,11 @@ def read_run(path: str | Path, *, bounded: bool = True, thinned: bool = False) -
 
     Args:
         path: the file.
-        bounded: whether to refuse what is too large for a page that serves others.
-        thinned: for what draws it: of a long run the extremes of every stretch.
+        bounded: whether to refuse files that are too large for a page that serves several users.
+        thinned: whether to keep only the extremes of every stretch of a long run, which is enough to draw it.
 
     Raises:
-        ConfigError: too large, neither kind, or without a row.
+        ConfigError: the file is too large, of neither kind, or has no rows.
     """
     file = Path(path)
     try:
@@ -146,7 +146,7 @@ def _numbers(row: Any) -> LoggedRow | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be drawn: also added up and put into another unit it stays what a float can hold."""
+    """Whether the value can be drawn: sums of such values, in any unit, still fit a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return not value or _LEAST < abs(value) < _MOST
@@ -155,7 +155,7 @@ def _is_number(value: Any) -> bool:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-#: Bytes of lines that are read together: what a processor keeps near.
+#: Bytes of lines that are read together; they fit a processor's cache.
 _BYTES_OF_LINES = 256 * 1024
 
 
@@ -172,7 +172,7 @@ def _jsonl(file: BinaryIO, most: float, stretches: Stretches) -> RecordedRun:
 
 
 def _at_once(lines: Sequence[bytes]) -> list[LoggedRow] | None:
-    """What lines hold of which each is a usual row: a parser that is called once takes three quarters of the time."""
+    """The rows of lines that are all regular, parsed in one call, which takes three quarters of the time; None for others."""
     rows = parse(b"[%b]" % b",".join(lines)) if max(map(len, lines)) <= _MOST_BYTES_A_ROW else None
     if not isinstance(rows, list) or len(rows) != len(lines) or set(map(type, rows)) != {dict}:
         return None
@@ -180,7 +180,7 @@ def _at_once(lines: Sequence[bytes]) -> list[LoggedRow] | None:
 
 
 def _columns(run: RecordedRun, rows: Sequence[LoggedRow]) -> dict[str, Any]:
-    """The columns of rows, those with the same keys together: a run repeats few forms many times."""
+    """The columns of rows; rows with the same keys are handled together, because a run has few forms of rows."""
     forms: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
         forms.setdefault(tuple(row), []).append(place)
@@ -216,7 +216,7 @@ def _of_one_form(rows: Sequence[LoggedRow]) -> dict[str, Any] | None:
 
 
 def _can_be_drawn(values: Sequence[float]) -> bool:
-    """Whether ``_is_number`` holds for all, each looked at only where the smallest and the largest do not tell."""
+    """Whether ``_is_number`` holds for all values; they are checked one by one only if the extremes do not decide it."""
     least, most = min(values), max(values)
     if not math.isfinite(sum(values)) or least <= -_MOST or most >= _MOST:
         return False
@@ -224,15 +224,15 @@ def _can_be_drawn(values: Sequence[float]) -> bool:
 
 
 def _packed(code: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Numbers without their objects; integers of more than 64 bits as a list."""
+    """The numbers as an array; integers of more than 64 bits as a list."""
     try:
-        return array(code, struct.pack(f"{len(values)}{code}", *values))  # an array by itself takes one by one, slowly
+        return array(code, struct.pack(f"{len(values)}{code}", *values))  # an array converts numbers one by one, slowly
     except struct.error:
         return list(values)
 
 
 def _tight(column: list[Any]) -> Sequence[Any]:
-    """The same for a column of any numbers, where all are of one type."""
+    """As ``_packed``, if all numbers of the column have one type; else the column itself."""
     kinds = set(map(type, column))
     return _packed("d" if kinds == {float} else "q", column) if kinds in ({float}, {int}) else column
 
@@ -245,7 +245,7 @@ def _put(columns: dict[str, Any], places: Sequence[int], values: Mapping[str, Se
 
 
 def _parsed(run: RecordedRun, line: bytes) -> LoggedRow | None:
-    """The numbers of a line; what is none is counted."""
+    """The numbers of a line; None, and counted, if it has none."""
     if not line.strip():
         return None
     row = parse(line) if len(line) <= _MOST_BYTES_A_ROW else None
@@ -256,7 +256,7 @@ def _parsed(run: RecordedRun, line: bytes) -> LoggedRow | None:
 
 
 def parse(text: bytes | str) -> Any:
-    """The value of a JSON text, or None where it is none."""
+    """The value of a JSON text; None if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -293,7 +293,7 @@ def _wandb(data: bytes, run: RecordedRun) -> Iterator[Any]:
 
 
 def _take_run(run: RecordedRun, message: bytes) -> None:
-    """What a run is called, and its first configuration."""
+    """Take the run's name and its first configuration."""
     for number, value in _fields(message):
         if number == _RUN_CONFIG:
             run.facts |= _items(value)
@@ -339,7 +339,7 @@ def _records(data: bytes, run: RecordedRun) -> Iterator[bytes]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a protobuf message; ValueError where it is none."""
+    """The length-delimited fields of a protobuf message; ValueError if it is not one."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)

@@ -1,4 +1,4 @@
-"""From what a user calls a run to its rows: a run's folder, its metrics.jsonl, or the folder or file of a W&B run."""
+"""Finds a run by its folder, its metrics.jsonl, or the folder or file of a W&B run, and reads its rows."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bridge.report.run_file import RecordedRun, parse, read_run
 def open_run(path: str | Path, *, thinned: bool = False) -> RecordedRun:
     """Read a run of any size.
 
-    A run's folder may hold several folders of W&B, one a start: they become one run, in which a step that was trained
-    again has its newest numbers.
+    A run's folder may hold several W&B folders, one per start. They become one run; a step that was trained again has its
+    newest numbers.
 
     Args:
-        path: what names it.
-        thinned: for what draws it: of a long run the extremes of every stretch.
+        path: the folder or file.
+        thinned: as for :func:`bridge.report.run_file.read_run`.
 
     Raises:
-        ConfigError: there is no run, or it has no rows.
+        ConfigError: there is no run at this path, or it has no rows.
     """
     given = Path(path)
     files = _files(given)

@@ -1,4 +1,4 @@
-"""Axes for people: round ticks, and a unit in which the numbers are short."""
+"""Readable axes: round ticks, and units in which numbers are short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNTED = {"tokens", "tokens/s", "sequences", "sequences/s"}
 
 @dataclass(frozen=True)
 class UnitScale:
-    """How numbers of a unit are shown: multiplied by ``factor``, with ``unit`` behind them."""
+    """How numbers of a unit are shown: multiplied by ``factor`` and followed by ``unit``."""
 
     factor: float
     unit: str
@@ -42,13 +42,13 @@ def scale_of(unit: str, largest: float) -> UnitScale:
 
 
 def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, whole: bool = False) -> list[float]:
-    """Round numbers from low to high, some 1, 2, 2.5 or 5 times a power of ten apart.
+    """Round numbers from low to high; their distance is 1, 2, 2.5 or 5 times a power of ten.
 
     Args:
-        low, high: the ends, low below high (or equal: then it is the only tick).
-        about: how many stretches there should be.
+        low, high: the ends; if they are equal, low is the only tick.
+        about: the approximate number of intervals.
         outside: whether the first and the last tick enclose the ends.
-        whole: whether they are whole numbers.
+        whole: whether all ticks are whole numbers.
     """
     if not high > low:
         return [low]

@@ -1,7 +1,7 @@
-"""The rows of a run by key, and what is kept of one that is too long to be held: it takes no more memory for more rows.
+"""The columns of a run; of a run that is too long, a selection that needs no more memory for more rows.
 
-Of every stretch of rows those are kept that have the smallest or the largest value of a key, so no peak is lost; beside them
-evenly chosen rows for medians, and sums for means.  When there are too many stretches, neighbours become one.
+Each stretch of rows keeps those with the smallest or the largest value of a key, so no peak is lost, and evenly spaced rows for
+medians; sums give means.  When there are too many stretches, neighbors are merged.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from bridge.report.thin import extremes
 
 Columns = dict[str, Sequence[Any]]
 
-#: Rows up to which all are held; then the rows of a stretch, of which one in so many is chosen for medians, and most stretches.
+#: Up to this many rows all are kept. Beyond: rows per stretch, one row in how many is sampled for medians, most stretches.
 MOST_HELD, _ROWS, _EVERY, _MOST = 2**15, 512, 8, 512
 
 
 @dataclass(frozen=True)
 class Thinned:
-    """What is known of all rows of a run.
+    """What is known about all rows of a thinned run.
 
     Attributes:
-        count: of them.
-        every: the sample has each ``every``-th row.
-        sample: these rows.
-        means: of the values of a key, of those that a mean is wanted of.
+        count: the number of rows.
+        every: the sample has every ``every``-th row.
+        sample: the columns of the sampled rows.
+        means: mean value by key, for the keys whose means were requested.
     """
 
     count: int
@@ -37,11 +37,11 @@ class Thinned:
 
 
 class Stretches:
-    """Takes the rows of a run in their order.
+    """Collects the rows of a run in their order.
 
     Args:
-        most: rows up to which all are held.
-        means: begin of the keys whose means are wanted.
+        most: up to this many rows all are kept.
+        means: prefix of the keys whose means are needed.
     """
 
     def __init__(self, most: float, means: str = "throughput/time/") -> None:
@@ -54,7 +54,7 @@ class Stretches:
         self._sums: dict[str, list[float]] = {}
 
     def add(self, columns: Columns) -> None:
-        """The next rows, all columns of one length."""
+        """Append rows; all columns have the same length."""
         rows = _length(columns)
         if not rows:
             return
@@ -65,7 +65,7 @@ class Stretches:
             self._close()
 
     def give(self, run: Any) -> None:
-        """All rows, or what is kept of them, become those of the run."""
+        """Hand all rows, or those that were kept, to the run."""
         if self.count > self._most:
             if self._waiting:
                 self._keep(joined(self._fresh))
@@ -77,7 +77,7 @@ class Stretches:
         run.steps = run.columns.pop("step", [])
 
     def _close(self) -> None:
-        """Whole stretches of what is waiting."""
+        """Turn the waiting rows into whole stretches."""
         waiting, begin = joined(self._fresh), 0
         while self._waiting >= self._rows:
             rows = self._rows
@@ -86,7 +86,7 @@ class Stretches:
         self._fresh = [_rows_of(waiting, range(begin, begin + self._waiting))] if self._waiting else []
 
     def _keep(self, columns: Columns) -> None:
-        """One stretch more; when there are too many, neighbours become one."""
+        """Add a stretch; if there are too many, merge neighbors."""
         for name in (name for name in columns if name.startswith(self._means)):
             numbers = [value for value in columns[name] if value is not None]
             sums = self._sums.setdefault(name, [0.0, 0])
@@ -99,13 +99,13 @@ class Stretches:
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
-    """Rows behind each other; None where a part has not a key."""
+    """Concatenate columns; None where a part lacks a key."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: _chain([part.get(name) for part in parts], parts) for name in names}
 
 
 def merged(steps: Sequence[Any], columns: Columns) -> tuple[Sequence[Any], Columns]:
-    """Rows in the order of steps; later ones of a step add to it, and replace."""
+    """One row per step, in the order of steps; later rows of a step override earlier ones."""
     places: dict[Any, list[int]] = {}
     for place, step in enumerate(steps):
         places.setdefault(step, []).insert(0, place)
@@ -152,6 +152,6 @@ def _seen(columns: Columns) -> Columns:
 
 
 def _together(one: tuple[Columns, Columns], other: tuple[Columns, Columns]) -> tuple[Columns, Columns]:
-    """Two neighbours as one stretch; of their samples every second row."""
+    """Two neighbors as one stretch, with every second row of their samples."""
     kept, sample = (joined(pair) for pair in zip(one, other, strict=True))
     return _seen(kept), _rows_of(sample, range(0, _length(sample), 2))

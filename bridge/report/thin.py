@@ -1,4 +1,4 @@
-"""Fewer points, the same picture: of a long run those are kept that can be seen."""
+"""Reduces the points of a long run without changing its picture."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-#: A chart is about as many pixels wide.
+#: About the width of a chart in pixels.
 MOST_POINTS = 800
-#: Values from here on are worth an import.
+#: From this many values on, importing numpy pays off.
 _LONG = 256
 
 
 @cache
 def numpy_if_there() -> Any:
-    """The package, None where it is not installed."""
+    """The package numpy; None if it is not installed."""
     return import_module("numpy") if find_spec("numpy") else None
 
 
@@ -27,12 +27,12 @@ def is_whole(column: Sequence[Any]) -> bool:
 
 
 def kept(columns: Sequence[Sequence[float | None]], most: int = MOST_POINTS) -> list[int]:
-    """Which rows to draw: all of a short run; of a long one the first, the last, and the extremes of every stretch.
+    """Which rows to draw: all of a short run; for a long one the first, the last and the extremes of every stretch.
 
-    Only points that were measured are drawn, and no peak is lost.
+    Only measured points are drawn, and no peak is lost.
 
     Args:
-        columns: the series, one value a row, None where a row has none.
+        columns: the series, one value per row; None where a row has none.
         most: about how many rows to keep.
     """
     count = len(columns[0]) if columns else 0
@@ -52,7 +52,7 @@ def kept(columns: Sequence[Sequence[float | None]], most: int = MOST_POINTS) -> 
 
 
 def extremes(column: Sequence[float | None], part: Sequence[int]) -> set[int]:
-    """Where the smallest and the largest value of a stretch stand."""
+    """The rows of the smallest and the largest value of a stretch."""
     if isinstance(part, range):
         values = column[part.start : part.stop]
         if isinstance(values, array) and len(values) >= _LONG and (numpy := numpy_if_there()):

@@ -1,4 +1,4 @@
-"""What a page shows: numbers, figures and a table.  Plain values; :mod:`bridge.report.html` turns them into HTML."""
+"""What a page shows: numbers, figures and a table, as plain values that :mod:`bridge.report.html` turns into HTML."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Card:
     """One number of the headline.
 
     Attributes:
-        key: its name for programs.
-        label: its name for people.
-        value: the number itself, all digits.
-        text: how it is shown.
-        detail: a line below it.
+        key: its name in exported files.
+        label: its name on the page.
+        value: the number itself, with all digits.
+        text: the number as shown.
+        detail: the line below it.
     """
 
     key: str
@@ -41,12 +41,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of values; what is shown may be rounded, what is copied is not.
+    """Rows of values, which are rounded on the page but not when they are copied.
 
     Attributes:
-        columns: a name for programs, a heading and how to show a value of it (None: as it is).
+        columns: the columns, from left to right.
         rows: values in the order of the columns.
-        title: above it.
+        title: the caption.
     """
 
     columns: Sequence[Column]
@@ -54,7 +54,7 @@ class Table:
     title: str = ""
 
     def as_csv(self) -> str:
-        """Comma-separated values with a first line of names."""
+        """Comma-separated values; the first line has the names."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column.key for column in self.columns)
@@ -62,20 +62,26 @@ class Table:
         return file.getvalue()
 
     def as_records(self) -> list[dict[str, Any]]:
-        """One mapping a row."""
+        """One mapping per row."""
         return [{c.key: plain(value) for c, value in zip(self.columns, row, strict=True)} for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table."""
+    """A column of a table.
+
+    Attributes:
+        key: its name in exported files.
+        heading: its name on the page.
+        show: formats a value; None: ``str``.
+    """
 
     key: str
     heading: str
     show: Any = None
 
     def text(self, value: Any) -> str:
-        """A cell; nothing where there is no value."""
+        """The text of a cell; empty if there is no value."""
         if value is None:
             return ""
         return str(value) if self.show is None else str(self.show(value))
@@ -87,9 +93,10 @@ class View:
 
     Attributes:
         facts: the headline numbers.
-        figures: in the order they are shown; None where there is nothing to draw.
-        table: what the figures are drawn from.
-        notes: sentences about what the numbers leave out or what is odd about the inputs.
+        figures: the figures in order; None where there is nothing to draw.
+        table: the values behind the figures.
+        notes: sentences about what the numbers leave out or what is unusual about the inputs.
+        inputs: the inputs, for the exported JSON.
     """
 
     facts: Sequence[Card]
@@ -99,7 +106,7 @@ class View:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> str:
-        """Inputs, facts and rows; integers keep all their digits."""
+        """Inputs, facts, rows and notes as JSON; integers keep all their digits."""
         whole = {
             "inputs": dict(self.inputs),
             "facts": {fact.key: plain(fact.value) for fact in self.facts},

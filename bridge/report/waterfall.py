@@ -14,7 +14,7 @@ from bridge.report.thin import is_whole
 from bridge.text import seconds
 
 WIDTH, ROW, TOP, LEFT, RIGHT = 960, 30, 6, 132, 144
-#: On a phone.
+#: The same on a phone: width, and height of a row.
 NARROW, NARROW_ROW = 340, 46
 
 TITLE = "From a step down to the work at the peak"
@@ -22,12 +22,12 @@ TITLE = "From a step down to the work at the peak"
 
 @dataclass(frozen=True)
 class Bar:
-    """One step of the waterfall.
+    """One bar of the waterfall.
 
     Attributes:
-        name: of the part.
-        start, length: of the bar, seconds.
-        colour: of it.
+        name: the part of the step.
+        start, length: where the bar begins and how long it is, in seconds.
+        colour: its color.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Bar:
 
 
 def parts_of(run: RecordedRun) -> dict[str, float]:
-    """Seconds of a mean step by part; empty where the run has none."""
+    """Seconds of the mean step by part; empty if the run has none."""
     if run.whole is not None:
         return {name: run.whole.means[PREFIX + name] for name in PARTS if PREFIX + name in run.whole.means}
     columns = {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}
@@ -50,7 +50,7 @@ def parts_of(run: RecordedRun) -> dict[str, float]:
 
 
 def bars(parts: Mapping[str, float]) -> list[Bar]:
-    """The whole step, then what is lost from the largest to the smallest, each where the one before began; the work last."""
+    """The whole step, then the losses, largest first, each ending where the one before began; the work at the peak last."""
     losses = sorted((name for name in parts if name != "ideal" and parts[name] > 0), key=lambda name: -parts[name])
     end = sum(parts.values())
     found = [Bar("step", 0.0, end, PALETTE["grey"])]
@@ -63,7 +63,7 @@ def bars(parts: Mapping[str, float]) -> list[Bar]:
 
 
 def svg(drawn: Sequence[Bar]) -> str:
-    """The drawing; names on the left, seconds and shares behind the bars."""
+    """The drawing, with names on the left and seconds and shares after the bars."""
     scale = (WIDTH - LEFT - RIGHT) / (drawn[0].length or 1.0)
     out = [_begin("", WIDTH, TOP + ROW * len(drawn) + 6)]
     for i, bar in enumerate(drawn):
@@ -77,7 +77,7 @@ def svg(drawn: Sequence[Bar]) -> str:
 
 
 def narrow_svg(drawn: Sequence[Bar]) -> str:
-    """The same for a phone: names and numbers above the bars, which take the whole width."""
+    """The same for a phone: names and numbers are above the bars, which use the whole width."""
     scale = NARROW / (drawn[0].length or 1.0)
     out = [_begin("narrow", NARROW, NARROW_ROW * len(drawn) + 6)]
     for i, bar in enumerate(drawn):
@@ -88,12 +88,12 @@ def narrow_svg(drawn: Sequence[Bar]) -> str:
 
 
 def measured(bar: Bar, drawn: Sequence[Bar]) -> str:
-    """Seconds, and their share of the step."""
+    """The seconds of a bar and their share of the step."""
     return f"{seconds(bar.length)}, {bar.length / (drawn[0].length or 1.0):.1%}"
 
 
 def meaning(bar: Bar) -> str:
-    """What a bar stands for."""
+    """What a bar means."""
     return PARTS.get(bar.name, "the mean step")
 
 

@@ -1,6 +1,6 @@
 """The panels as a saved workspace of a W&B project.
 
-It is built and checked without network; only saving it needs an account.
+It is built and checked without a network; only saving it needs an account.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bridge.metrics.keys import FRACTION, STEP
 from bridge.report.panels import SECTIONS, Panel, Section
 
 NAME = "Throughput and FLOPs"
-"""What the workspace is called unless it is given a name."""
+"""The default name of the workspace."""
 
 _PLOT_TYPES: dict[str, Literal["line", "stacked-area", "pct-area"]] = {
     "lines": "line",
@@ -38,7 +38,7 @@ def build(entity: str, project: str, name: str = NAME) -> Any:
 
 
 def spec(workspace: Any) -> dict[str, Any]:
-    """What would be sent to the server, as JSON has it; the random names of the panels are left out."""
+    """What would be sent to the server, as JSON, without the random ids of the panels."""
     return _without_ids(json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)))
 
 

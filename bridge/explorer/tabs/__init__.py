@@ -1,1 +1,1 @@
-"""One tab a file: what can be set (``CONTROLS``) and a pure function from it to a view."""
+"""One file per tab: its controls by group (``SECTIONS``), and ``view``, a pure function from their values to a view."""

@@ -29,7 +29,7 @@ _PARTS = {"BPE": "#0072b2", "BLT global": "#e69f00", "BLT local": "#009e73"}
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; the model above has no part in it."""
+    """The tab's contents; the model above the tabs is not used."""
     patch_size, d_model, layers = values["patch_size"], int(values["d_model"]), int(values["local_layers"])
     result = compare(patch_size, d_model, layers)
     word = "more" if result.advantage > 0 else "less"
@@ -65,7 +65,7 @@ def _bars(bpe: float, blt_global: float, blt_local: float) -> figures.Figure:
 
 
 def _iso_cost(values: Values, total: float, bpe: float) -> figures.Figure:
-    """Widths of equal cost for all patch sizes, and the square-root law through the same point."""
+    """Widths of equal cost for all patch sizes, and the square-root law through the current point."""
     layers, now = int(values["local_layers"]), (values["patch_size"], values["d_model"])
     figure = go.Figure()
     for name, cost, colour in (("as much as this BLT", total, "#e69f00"), ("as much as this BPE", bpe, "#0072b2")):
@@ -89,7 +89,7 @@ def _iso_cost(values: Values, total: float, bpe: float) -> figures.Figure:
 
 
 def _curve(per_byte: float, layers: int) -> tuple[list[float], list[float]]:
-    """Widths of equal cost; nothing where the local models alone cost as much."""
+    """Patch sizes and widths of equal cost; sizes at which the local models alone cost as much are left out."""
     points = []
     for size in _SIZES:
         try:

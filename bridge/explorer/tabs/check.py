@@ -1,4 +1,4 @@
-"""A reported throughput against every way of counting: which convention gives it, which usual difference would."""
+"""Compares a reported throughput with every way of counting: which convention or which usual difference gives it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridge.text import with_unit
 
 KEY, TITLE = "check", "Check"
 INTRODUCTION = "A number that somebody reported: which convention it was counted in, or which usual mistake it shows."
-#: What a reported number may be measured in -> how ``check`` spells it.
+#: Unit of the reported number on the page -> as ``check`` spells it.
 UNITS = {"TFLOP/s": "TFLOP/s", "% of the peak": "%"}
 DEVICES = tuple(peak.words.upper() for peak in hardware.PEAKS if "bf16" in peak.tflops)
 CONTROLS = (
@@ -39,7 +39,7 @@ NUM_FIGURES = 1
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; ConfigError where the model or the numbers cannot be."""
+    """The tab's contents; ConfigError if the model or the numbers are impossible."""
     found = checked(source, values)
     best = min((*found.conventions, *found.mistakes), key=lambda way: way.distance)
     ours = found.under("megatron")
@@ -57,7 +57,7 @@ def view(source: Source, values: Values) -> View:
 
 
 def checked(source: Source, values: Values) -> Check:
-    """The run."""
+    """The reported run, compared with every way of counting."""
     return check(
         read(source),
         sequence_length=values["length"],

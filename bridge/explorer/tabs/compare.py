@@ -46,7 +46,7 @@ class _Entry:
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; ConfigError where nothing is picked or a model cannot be read."""
+    """The tab's contents; ConfigError if nothing is picked or a model cannot be read."""
     entries = _entries(source, values)
     length, passes = values["length"], values["passes"]
     vectors = [equal_sequences(entry.plan, 1, length) for entry in entries]

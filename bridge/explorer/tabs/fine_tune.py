@@ -1,4 +1,4 @@
-"""What fine-tuning costs when only a part of the model trains, held against full training and against 6ND."""
+"""What fine-tuning costs if only a part of the model trains, compared with full training and with 6ND."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PARTS = {
     "vision tower": ("vision_model.patch_embed", "vision_model.pos_embed", "vision_model.decoder", "vision_model.post_layernorm"),
     "language model": ("embedding", "decoder", "output_layer", "mtp"),
 }
-#: Ways with adapters: the name on the page -> a kind of the configuration.
+#: Methods with adapters: the name on the page -> the configuration's ``peft.kind``.
 KINDS = {"LoRA": "lora", "QLoRA": "qlora"}
 CONTROLS = (
     Select(
@@ -77,7 +77,7 @@ _SHARE: dict[str, Any] = {"y": "of full training", "markers": True, "tickformat"
 
 
 def training(source: Source, values: Values) -> Training:
-    """What the controls say trains; of a button that stands for several layers those that the model has."""
+    """What trains according to the controls; a button for several layers means those that the model has."""
     if values["method"] in KINDS:
         had = {row.name for row in compiled(source, values["convention"]).table([1])}
         names = [name for target in values["targets"] for name in TARGETS[target]]
@@ -90,7 +90,7 @@ def training(source: Source, values: Values) -> Training:
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; ConfigError where the model has none of the layers that were picked."""
+    """The tab's contents; ConfigError if the model has none of the picked layers."""
     name, length, images = read(source).name, values["length"], _images(values)
     full = compiled(source, values["convention"])
     part = compiled(source, values["convention"], 1, training(source, values))
@@ -115,7 +115,7 @@ def view(source: Source, values: Values) -> View:
 
 
 def _images(values: Values) -> list[int]:
-    """Patches of the one image of a sequence, if there is one."""
+    """The patches of each image in a sequence: one image or none."""
     return [values["patches"]] if values["patches"] else []
 
 
@@ -152,7 +152,7 @@ def _bars(bars: dict[str, dict[str, Number]], name: str, length: int) -> figures
 
 
 def by_rank(part: Plan, rank: int, length: int, images: list[int]) -> dict[int, Number]:
-    """Training FLOPs for other ranks: the adapters' are proportional to it, the rest does not change."""
+    """Training FLOPs for other ranks: those of the adapters are proportional to the rank, the rest stays the same."""
     vector = part.measure([length], images)
     adapters = part.evaluate_components(vector)[ADAPTERS]
     rest = part.evaluate(vector) - adapters
@@ -170,7 +170,7 @@ def _by_rank(part: Plan, values: Values, images: list[int], full: Number) -> fig
 
 
 def _by_layers(source: Source, values: Values) -> figures.Figure:
-    """The same frozen parts with fewer and with more frozen layers."""
+    """The cost with the same frozen parts and fewer or more frozen layers."""
     layers = read(source).model.num_layers or 0
     steps = sorted({round(layers * i / 8) for i in range(9)})
     images = _images(values)

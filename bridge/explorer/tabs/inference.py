@@ -1,4 +1,4 @@
-"""A request on a device: time to first token, tokens per second, and where they stand under the roofline."""
+"""A request on a device: time to first token, tokens per second, and their place under the roofline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bridge.text import seconds, significant, with_unit
 
 KEY, TITLE = "inference", "Inference"
 INTRODUCTION = "The shortest time a device allows: every pass takes as long as its FLOPs or its bytes, whichever is longer."
-#: Devices whose peak and bandwidth are both known, as the page calls them.
+#: Name on the page -> device, for devices whose peak and bandwidth are both known.
 DEVICES = {
     peak.words.upper(): peak for peak in hardware.PEAKS if peak.bandwidth is not None and {"bf16", "fp16"} & set(peak.tflops)
 }
@@ -54,9 +54,9 @@ class DecodeStep:
     """One decode step in the middle of the answer.
 
     Attributes:
-        batch: requests that share it.
-        flops, size: its work and what it moves, in bytes.
-        seconds: at best.
+        batch: the number of requests that share it.
+        flops, size: its FLOPs, and the bytes that it moves.
+        seconds: its shortest time.
     """
 
     batch: int
@@ -66,7 +66,7 @@ class DecodeStep:
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; ConfigError where the model does not generate or the device lacks the number format."""
+    """The tab's contents; ConfigError if the model does not generate or the device lacks the number format."""
     peak, rate = rates(values)
     request = generation(source, values)
     bound = request.roofline(values["device"], values["format"], values["devices"])
@@ -85,7 +85,7 @@ def view(source: Source, values: Values) -> View:
 
 
 def rates(values: Values) -> tuple[float, float]:
-    """Peak in FLOP/s and bandwidth in byte/s of all devices together."""
+    """Peak in FLOP/s and bandwidth in bytes/s of all devices together."""
     peak = hardware.peak_flops(values["device"], values["format"])
     rate = hardware.peak_bandwidth(values["device"])
     if peak is None or rate is None:
@@ -95,12 +95,12 @@ def rates(values: Values) -> tuple[float, float]:
 
 
 def memory(values: Values) -> MemoryTraffic:
-    """Bytes of weights and of the cache."""
+    """Bytes per number of the weights and of the cache."""
     return MemoryTraffic(weight=BYTES[values["weights"]], cache=BYTES[values["kv"]])
 
 
 def generation(source: Source, values: Values) -> Generation:
-    """The request."""
+    """The request that the controls describe."""
     return prefill_and_decode(
         read(source),
         values["prompt"],
@@ -119,7 +119,7 @@ def _plan(source: Source, convention: str) -> InferencePlan:
 
 
 def sweep(source: Source, values: Values, peak: float, rate: float) -> list[DecodeStep]:
-    """The middle decode step for batches of many sizes: the weights are read once for all of them."""
+    """The middle decode step for many batch sizes; all requests of a batch share one read of the weights."""
     plan, sizes = _plan(source, values["convention"]), memory(values)
     position = values["prompt"] + max(values["generate"] // 2, 1)
     flops = float(plan.decode(position - 1))

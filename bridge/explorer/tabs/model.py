@@ -51,13 +51,13 @@ OTHER_INPUTS = (
 SECTIONS = {"": CONTROLS, "Parallel layout": LAYOUT, "Images, encoder, audio": OTHER_INPUTS}
 NUM_FIGURES = 3
 
-#: Lengths of the cost curve: two points an octave.
+#: Lengths of the cost curve: two points per octave.
 CURVE = tuple(round(2 ** (k / 2)) for k in range(2 * 8, 2 * 20 + 1))
-#: Sums over sequences that grow with the tokens alone; every other one counts pairs of queries and keys.
+#: Statistics of sequences that are proportional to tokens; all others count pairs of queries and keys.
 _PER_TOKEN = frozenset({"count", "length", "length_plus", "length_over", "quotient"})
-#: The cross-over is looked for up to here, tokens.
+#: The crossover length is searched up to this many tokens.
 _LONGEST = 2**27
-#: What statistics are over, the control that sets it, and what it means that it is 0.
+#: (what statistics are over, the control that sets it, the note if it is 0).
 _SILENT = (
     ("images", "patches", "This model takes image patches: the vision tower costs nothing here until you set some."),
     ("audio", "frames", "This model takes audio frames: the audio encoder costs nothing here until you set some."),
@@ -96,7 +96,7 @@ def view(source: Source, values: Values) -> View:
 
 
 def with_layout(config: Config, values: Values) -> Config:
-    """The configuration on a parallel layout; ConfigError where it does not fit."""
+    """The configuration with the parallel layout of the controls; ConfigError if they do not fit together."""
     sizes: dict[str, Any] = {
         "tensor_model_parallel_size": values["tp"],
         "pipeline_model_parallel_size": values["pp"],
@@ -115,12 +115,12 @@ def with_layout(config: Config, values: Values) -> Config:
 
 
 def devices(values: Values) -> int:
-    """Devices of the layout."""
+    """The number of devices of the layout."""
     return values["tp"] * values["pp"] * values["cp"] * values["dp"]
 
 
 def measure(plan: Plan, values: Values) -> list[Number]:
-    """The statistics of one sequence and what comes with it, by the rules of `bridge flops`."""
+    """The statistics of one sequence with its image, encoder tokens and audio, by the rules of `bridge flops`."""
     patches, encoder, frames = ([value] if value else [] for value in (values["patches"], values["encoder"], values["frames"]))
     if not encoder and not frames:
         return equal_sequences(plan, 1, values["length"], patches)
@@ -133,12 +133,12 @@ def stage_work(plan: Plan, config: Config, vector: Sequence[Number]) -> list[Num
 
 
 def micro_batches(values: Values) -> int:
-    """Micro-batches of one sequence that a pipeline works on in a step."""
+    """Micro-batches per step and pipeline, of one sequence each."""
     return values["batch"] // values["dp"]
 
 
 def split(plan: Plan, length: int) -> tuple[Number, Number]:
-    """Training FLOPs of one sequence of text: for its pairs of queries and keys, and for its tokens."""
+    """Training FLOPs of one sequence of text: those for pairs of queries and keys, and all others."""
     vector = plan.measure([length])
     is_pair = [s.over == "sequences" and s.kind not in _PER_TOKEN for s in plan.statistics]
     pairs = plan.evaluate([value * pair for value, pair in zip(vector, is_pair, strict=True)])
@@ -146,7 +146,7 @@ def split(plan: Plan, length: int) -> tuple[Number, Number]:
 
 
 def cross_over(plan: Plan) -> int | None:
-    """The shortest sequence of which attention to the context costs as much as everything else; None where it never does."""
+    """The length from which attention to the context costs as much as everything else; None if it never does."""
 
     def takes_over(length: int) -> bool:
         pairs, rest = split(plan, length)
@@ -207,7 +207,7 @@ def _by_pass(plan: Plan, vector: Sequence[Number], name: str) -> figures.Figure:
 
 
 def _by_length(plan: Plan, values: Values, crossing: int | None) -> figures.Figure:
-    """What a token of text costs: for the pairs it takes part in, for itself, and together."""
+    """FLOPs per token of text by sequence length: attention to the context, everything else, and their sum."""
     points = [(length, *split(plan, length)) for length in CURVE]
     series = {
         "attention to the context": [Fraction(pairs) / length for length, pairs, _ in points],

@@ -1,4 +1,4 @@
-"""One layout of a training: what its ranks hold, what they send each other, and how long a step takes at least."""
+"""One layout of a training run: what its ranks hold and send each other, and the shortest time of a step."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Planned:
 
 
 def view(source: Source, values: Values) -> View:
-    """The tab's contents; ConfigError where the sizes do not fit together."""
+    """The tab's contents; ConfigError if the sizes do not fit together."""
     planned = _planned(source, values)
     most, time, layout = planned.fullest, planned.time, planned.layout
     usable = USABLE * planned.machine.capacity

@@ -1,4 +1,4 @@
-"""A run that was trained: the panels of its report, step by step."""
+"""A finished or running training run: the panels of its report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_FIGURES = 1 + len(PANELS)
 
 
 def view(path: str, values: Values) -> View:
-    """The tab's contents for an uploaded file; ConfigError where it holds no run."""
+    """The tab's contents for an uploaded file; ConfigError if it holds no run."""
     run = read_run(path)
     tell_apart(run)
     sentence = why(waterfall.parts_of(run))
