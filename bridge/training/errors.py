@@ -1,9 +1,8 @@
-"""What a run may fail with, as seen by the person who started it.
+"""The errors with which a run may fail.
 
-A mistake in the configuration is a :class:`~bridge.flops.shapes.ConfigError` (exit code 2): every rank finds it,
-because every rank checks the same things.  Whatever goes wrong later, or on one machine only, is a :class:`RunError`
-(exit code 1).  Both carry a message for people: option, value, remedy.  Anything else is a defect and keeps its
-traceback.
+A mistake in the configuration is a :class:`~bridge.flops.shapes.ConfigError` (exit code 2): every rank finds it, because every
+rank checks the same things.  Whatever goes wrong later, or on one machine only, is a :class:`RunError` (exit code 1).  Both
+messages name option, value and remedy.  Any other exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ __all__ = ["EXIT_CONFIG", "EXIT_OK", "EXIT_RUN", "ConfigError", "RunError", "on_
 
 
 class RunError(RuntimeError):
-    """The run cannot go on for a reason outside its configuration: a disk, a file, another rank.
+    """The run cannot continue, for a reason outside its configuration: a disk, a file, another rank.
 
-    ``shared``: every rank raises the same error, so one of them may speak for all.
+    ``shared``: every rank raises the same error, so that one rank reports it for all.
     """
 
     def __init__(self, message: str, *, shared: bool = False) -> None:
@@ -33,7 +32,7 @@ class RunError(RuntimeError):
 
 @contextmanager
 def on_this_rank() -> Iterator[None]:
-    """While training a mistake is found by the rank that comes upon it, in a row of its data say: it has to speak itself."""
+    """Turn a ConfigError during training (about a row of data, say) into a RunError: only this rank can report it."""
     try:
         yield
     except ConfigError as error:

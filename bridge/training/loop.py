@@ -1,8 +1,8 @@
-"""The entry to training: everything that can be found wrong without a GPU or another rank is found here, first.
+"""The entry to training.  It first checks everything that can be checked without a GPU or another rank.
 
 ::
 
-    configuration checked, callbacks made, text read      within a second or two, on every rank alike
+    configuration checked, callbacks made, text read      within a second or two, the same on every rank
     libraries prepared, megatron-core imported
     process groups, seeds
     Run (see bridge.training.run)
@@ -29,9 +29,9 @@ from bridge.training.job.ledger import JobLedger
 
 
 def train(cfg: Config) -> int:
-    """Train as the configuration says, on this rank; returns the exit code (0, 1 run time, 2 configuration).
+    """Train on this rank; returns the exit code (0: done, 1: failed at run time, 2: wrong configuration).
 
-    Call it on every rank of a job that torchrun started, or alone.
+    Call it on every rank of a job that torchrun started, or in a single process.
     """
     launch = Launch.from_environment()
     return ending.run(lambda: _train(cfg, launch), rank=launch.rank)
@@ -60,7 +60,7 @@ def _train(cfg: Config, launch: Launch) -> None:
 
 
 def build_callbacks(cfg: Config) -> CallbackManager:
-    """The callbacks of the recipe, and the console, which every run has that is not quiet.
+    """The callbacks of the recipe, and ``ProgressCallback`` unless the run is quiet or has one.
 
     Raises:
         ConfigError: a callback cannot be imported, or does not take its arguments.
@@ -72,13 +72,13 @@ def build_callbacks(cfg: Config) -> CallbackManager:
 
 
 def _recipe_of(folder: str) -> str:
-    """The recipe whose run keeps its checkpoints in a folder, if its name tells."""
+    """The recipe whose run keeps its checkpoints in a folder, guessed from the folder's path."""
     name = Path(folder).parent.name
     return name if name in {path.stem for path in list_recipes()} else "RECIPE"
 
 
 def _check_folders(cfg: Config) -> None:
-    """A folder for checkpoints that cannot be made is found out before the first step, not after the last one."""
+    """Check the checkpoint folders before the first step, not after the last one."""
     base = cfg.checkpoint.pretrained_checkpoint
     if base is not None and not any(path.name == "state.json" or path.match("step_*") for path in Path(base).glob("s*")):
         raise ConfigError(

@@ -1,7 +1,8 @@
-"""What a live optimizer multiplies on this rank: read from its own groups of weights, wrapped by megatron-core or not.
+"""The matrix products of a live optimizer on this rank, from its parameter groups, whether megatron-core wraps it or not.
 
-With tensor parallelism Muon gathers whole matrices on every rank (``duplicated``), shares their products (``distributed``) or
-takes each rank's part for a matrix (``blockwise``); data-parallel replicas each do all of it, or share the matrices out.
+With tensor parallelism Muon gathers whole matrices on every rank (``duplicated``), splits their products over the ranks
+(``distributed``) or treats each rank's part as a matrix (``blockwise``); data-parallel replicas repeat the work or divide the
+matrices among them.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from typing import Any
 from bridge.flops.optimizers import FLOPS_PER_MAC, Matrix, MatrixOptimizer, multiplies, newton_schulz
 from bridge.flops.shapes import ConfigError
 
-#: torch's names of the precision of products of FP32 matrices, and what then runs on a GPU's matrix units.
+#: torch's setting for the precision of FP32 matrix products -> the format in which a GPU computes them.
 _FORMATS = {"medium": "bf16", "high": "tf32", "highest": "fp32"}
 
 
 def multiplies_matrices(optimizer: Any) -> bool:
-    """Whether an optimizer, or one that it holds, is of a kind that multiplies matrices; the same on all ranks."""
+    """Whether an optimizer, or one inside it, multiplies matrices; the same on all ranks."""
     return optimizer is not None and any(map(multiplies, (name for one in _leaves(optimizer) for name in _kinds(one))))
 
 
 def step_flops(optimizer: Any) -> dict[str, int]:
-    """FLOPs of the matrix products in one step of an optimizer on this rank, by number format; none of one without any.
+    """FLOPs of the matrix products in one optimizer step on this rank, by number format; empty if there are none.
 
     Args:
-        optimizer: torch's, megatron-core's, or one that holds others of them.
+        optimizer: torch's, megatron-core's, or one that chains several.
 
     Raises:
-        ConfigError: it multiplies matrices, and it is not known which.
+        ConfigError: the optimizer multiplies matrices, but it is unknown which.
     """
     found: Counter[str] = Counter()
     for one in _leaves(optimizer):
@@ -40,7 +41,7 @@ def step_flops(optimizer: Any) -> dict[str, int]:
 
 
 def _leaves(optimizer: Any) -> Iterator[Any]:
-    """Those that hold weights themselves."""
+    """The innermost optimizers, which hold the weights."""
     inner = getattr(optimizer, "chained_optimizers", None) or [getattr(optimizer, "optimizer", None)]
     held = [one for one in inner if one is not None and one is not optimizer]
     if not held:
@@ -54,7 +55,7 @@ def _kinds(optimizer: Any) -> list[str]:
 
 
 def _format(optimizer: Any) -> str:
-    """torch's own Muon multiplies in BF16."""
+    """The number format of the products; torch's own Muon uses BF16."""
     return _FORMATS[getattr(optimizer, "fp32_matmul_prec", "medium")]
 
 
@@ -81,7 +82,7 @@ def _shapes(groups: Iterable[Any]) -> Iterator[Matrix]:
 
 
 def _iterations(optimizer: Any) -> int:
-    """Of Newton and Schulz, which the optimizer keeps in its function; 0 where there are none."""
+    """Newton-Schulz iterations, which the optimizer keeps in a closure; 0 if there are none."""
     function = optimizer.scaled_orthogonalize_fn
     known = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     return int(known.get("num_ns_steps", 0))
@@ -97,7 +98,7 @@ def _orthogonalised(optimizer: Any, weight: Any, steps: int) -> int:
 
 
 def _sides(optimizer: Any, weight: Any, rows: int, columns: int) -> Matrix:
-    """The side on which the products are taken, and this rank's part of the other one."""
+    """The sides of the matrix that this rank multiplies: first the side of the products, then (its part of) the other one."""
     mode = getattr(optimizer, "tp_mode", None) or getattr(optimizer, "mode", "blockwise")
     split = getattr(weight, "partition_dim", -1)
     ranks = _tensor_ranks(optimizer, weight) if mode != "blockwise" and split in (0, 1) else 1

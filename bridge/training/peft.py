@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter (or a checkpoint's key) of this name belongs to an adapter."""
+    """Whether the name of a parameter or a checkpoint's key belongs to an adapter."""
     return ".adapter." in name
 
 
@@ -56,10 +56,10 @@ def is_adapter(name: str) -> bool:
 
 
 class ReplicatedLinear(Module):
-    """A linear layer that is whole on every tensor-parallel rank; it runs megatron-core's kernels."""
+    """A linear layer that is replicated on every tensor-parallel rank; it runs megatron-core's kernels."""
 
     def __init__(self, layer: Module, input_size: int, output_size: int) -> None:
-        """``layer``: whose adapter it is part of."""
+        """``layer``: the layer whose adapter it belongs to."""
         super().__init__()
         self.tp_group = layer.tp_group
         self.weight = _replicated(layer, output_size, input_size)
@@ -81,9 +81,9 @@ class ReplicatedLinear(Module):
 
 
 class Update(Module):
-    """What is added to a layer's weight: an adapter or several side by side, and with DoRA the length of each row.
+    """The update of a layer's weight: one adapter or several side by side, and with DoRA the norm of each row.
 
-    Subclasses say how it acts on x and which matrix it is.
+    Subclasses define how it acts on x, and its matrix.
     """
 
     magnitude: Parameter | None
@@ -93,16 +93,16 @@ class Update(Module):
         self.register_parameter("magnitude", None)
 
     def add_magnitude(self, layer: Module) -> None:
-        """Train the lengths of the rows (DoRA)."""
+        """Train the norms of the rows (DoRA)."""
         split = isinstance(layer, ColumnParallelLinear)
         self.magnitude = (_split if split else _replicated)(layer, layer.output_size)
 
     def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
-        """x, as the layer takes it -> what is added to the layer's output."""
+        """The input of the layer -> what is added to its output."""
         raise NotImplementedError
 
     def matrix(self) -> Tensor:
-        """What is added to this rank's part of the weight [rows, columns]."""
+        """The update of this rank's part of the weight, [rows, columns]."""
         raise NotImplementedError
 
 
@@ -110,12 +110,12 @@ class LowRank(Update):
     """``scale * B A``."""
 
     def __init__(self, layer: Module, rows: int, *, rank: int, scale: float, dropout: float) -> None:
-        """``rows``: of B, over all tensor-parallel ranks."""
+        """``rows``: rows of B over all tensor-parallel ranks."""
         super().__init__()
         self.scale, self.dropout = scale, dropout
         self.splits_input = isinstance(layer, RowParallelLinear)
-        # The tracker's random numbers differ over the tensor-parallel ranks, and so does what is dropped; under sequence
-        # parallelism the whole decoder runs with them.
+        # A split input needs different random numbers on each tensor-parallel rank, which the tracker gives; under sequence
+        # parallelism the whole decoder uses them already.
         self.forks = self.splits_input and layer.tp_group.size() > 1 and not layer.config.sequence_parallel
         config = copy.copy(layer.config)
         config.perform_initialization = False  # without a draw from the model's random numbers
@@ -163,16 +163,16 @@ class LowRank(Update):
 
 
 class Split(Update):
-    """Adapters of their own for the parts of a fused layer (canonical LoRA), put where the fused weight has their rows."""
+    """One adapter for each part of a fused layer (canonical LoRA), arranged like the rows of the fused weight."""
 
     def __init__(self, layer: Module, parts: Mapping[str, LowRank | None], widths: Mapping[str, int]) -> None:
-        """``parts``: in the fused layer's order, None for a part without; ``widths``: rows of each, over all ranks."""
+        """``parts``: adapters in the fused layer's order, None for a part without; ``widths``: rows of each over all ranks."""
         super().__init__()
         for name, part in parts.items():
             self.add_module(name, part)
         ranks = layer.tp_group.size()
         self.widths = {name: width // ranks for name, width in widths.items()}
-        # Queries, keys and values lie group by group, gate and values one after the other.
+        # Queries, keys and values alternate group by group; gate and values follow each other.
         self.groups = layer.config.num_query_groups // ranks if "linear_q" in parts else 1
 
     def forward(self, x: Tensor, gather_output: bool | None = None) -> Tensor:
@@ -201,7 +201,7 @@ class _Adapted(Module):
     bias: Tensor | None
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """As the layer without an adapter."""
+        """Same arguments and results as the layer without an adapter."""
         output, bias = super().forward(input_, *args, **kwargs)
         gather_output = kwargs.get("runtime_gather_output")
         update = self.adapter(input_, gather_output)
@@ -216,7 +216,7 @@ class _Adapted(Module):
         return output + (scale - 1) * product + scale * update, bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """For megatron-core's checkpoints: the adapter is split as the layer is."""
+        """For megatron-core's checkpoints: the adapter is split like the layer."""
         found = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         own = {key: value for key, value in found.items() if not key.startswith(f"{prefix}adapter.")}
         return own | self._sharded_adapter(f"{prefix}adapter.", sharded_offsets, metadata)
@@ -257,7 +257,7 @@ _ADAPTED: Mapping[type, type] = {
 
 @torch.no_grad()
 def row_lengths(layer: Any, weight: Tensor, update: Update | None = None) -> Tensor:
-    """|W + update|, row by row, for this rank's rows. No gradient: DoRA takes it for a constant (its section 4.3)."""
+    """The norm of each of this rank's rows of W + update. It has no gradient: DoRA treats it as a constant (its section 4.3)."""
     whole = weight if update is None else weight + update.matrix()
     squares = whole.float().square().sum(dim=1)
     if isinstance(layer, RowParallelLinear) and layer.tp_group.size() > 1:
@@ -266,7 +266,7 @@ def row_lengths(layer: Any, weight: Tensor, update: Update | None = None) -> Ten
 
 
 def _stride(layer: Any) -> int:
-    """2 where the rows of a rank are a piece of the gate and a piece of the values."""
+    """2 if a rank holds a piece of the gate and a piece of the values, else 1."""
     return 2 if getattr(layer, "is_gated_fc1", False) else 1
 
 
@@ -288,7 +288,7 @@ def _replicated(layer: Any, *shape: int) -> Parameter:
 
 
 def _split(layer: Any, rows: int) -> Parameter:
-    """A parameter with this rank's part of this many rows."""
+    """A parameter with this rank's part of ``rows`` rows."""
     parameter = _parameter(layer, rows // layer.tp_group.size())
     set_tensor_model_parallel_attributes(parameter, True, 0, _stride(layer))
     return parameter
@@ -332,11 +332,11 @@ def add_adapters(model: Module, peft: PeftConfig | None, *, shape: ModelShape | 
         model: megatron-core's model or a pipeline stage of it, on its device, not yet wrapped for data parallelism.
         peft: what is adapted and what is frozen; a target is a layer's name, its whole path or a wildcard for either.
             With None, only ``shape`` freezes anything.
-        shape: the model's shape, for its own switches (``freeze_language_model``, ...).
+        shape: the model's shape, for its freezing options (``freeze_language_model``, ...).
         seed: seed of the adapters' weights; the same seed gives the same adapters on every parallel layout.
 
     Raises:
-        ConfigError: A whole model has no layer of a target's name, or the layer's class does not support adapters.
+        ConfigError: The whole model has no layer that a target names, or the layer's class does not support adapters.
     """
     lora, freeze, train = peft_of({"peft": peft})
     place = global_names(model)
@@ -357,7 +357,7 @@ def add_adapters(model: Module, peft: PeftConfig | None, *, shape: ModelShape | 
 
 
 def reset_magnitudes(model: Module) -> None:
-    """Set DoRA's lengths to those of the weights as they are now: after other weights were loaded below the adapters."""
+    """Set DoRA's norms to those of the current weights, after the weights below the adapters were loaded."""
     for layer in _adapted_layers(model):
         if layer.adapter.magnitude is not None:
             layer.adapter.magnitude.data.copy_(row_lengths(layer, _weight(model, layer), layer.adapter))
@@ -384,7 +384,7 @@ def merge_adapters(model: Module) -> None:
 
 
 def _adapt(layer: Any, name: str, parts: tuple[str, ...], lora: transforms.Lora, peft: PeftConfig, seed: int) -> None:
-    """Give a layer its adapter: one over the whole of it, or one for each of ``parts``."""
+    """Add an adapter to a layer: one for the whole layer, or one for each of ``parts``."""
     if type(layer) not in _ADAPTED:
         raise ConfigError(
             f"peft.target_modules names {name}, which is a {type(layer).__name__}: only megatron-core's own linear layers can "
@@ -409,12 +409,12 @@ def _adapt(layer: Any, name: str, parts: tuple[str, ...], lora: transforms.Lora,
 
 
 def _is_linear(layer: Module) -> bool:
-    """megatron-core's layers, its own and those of Transformer Engine; its router is none."""
+    """Whether a module is one of megatron-core's linear layers, its own or Transformer Engine's; the router is not."""
     return type(layer) in _ADAPTED or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))
 
 
 def _widths(name: str, layer: Any) -> dict[str, int]:
-    """What a fused linear layer is made of, in the order of its rows: part -> rows over all ranks; {} where it is one."""
+    """The parts of a fused linear layer in the order of its rows: part -> rows over all ranks; {} if it is not fused."""
     if not isinstance(layer, ColumnParallelLinear):
         return {}
     config, leaf = layer.config, name.rpartition(".")[2]
@@ -432,7 +432,7 @@ def _adapted_layers(model: Module) -> Iterator[Any]:
 
 
 def _weight(model: Module, layer: Any) -> Tensor:
-    """A layer's weight; for an output layer without one of its own the embedding's."""
+    """A layer's weight; for an output layer without its own weight, the embedding's."""
     if layer.weight is not None:
         return layer.weight
     owner = next(module for module in model.modules() if getattr(module, "output_layer", None) is layer)
@@ -444,7 +444,7 @@ def _is_whole(model: Any) -> bool:
 
 
 def _let_biases_learn(model: Module) -> None:
-    """Add biases that train outside of layers whose weights do not: megatron-core's kernel forgets their gradient there."""
+    """Add trained biases outside of layers with frozen weights: megatron-core's kernel drops the gradient of such a bias."""
 
     def add(layer: Module, arguments: Any, output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, None]:
         return output[0] + output[1], None
@@ -457,10 +457,10 @@ def _let_biases_learn(model: Module) -> None:
 
 
 def _let_gradients_reach_recomputation(model: Any) -> None:
-    """Let the embedding's output ask for a gradient where layers are recomputed.
+    """Make the embedding's output require a gradient if layers are recomputed.
 
-    What megatron-core recomputes has a backward pass only if something that goes into it needs a gradient; above a frozen
-    embedding nothing would, and what trains in there would not learn.
+    What megatron-core recomputes has a backward pass only if one of its inputs needs a gradient. Above a frozen embedding none
+    does, and the trained weights inside would not learn.
     """
     embedding, config = getattr(model, "embedding", None), getattr(model, "config", None)
     if embedding is None or not transforms.recomputes_weights(config):

@@ -1,8 +1,8 @@
 """A few training steps under ``torch.profiler``, compared with the plan: the work of each module and its speed.
 
-A callback, on the first rank: ranges around every module, with the plan's names, and around the phases of a step; after the
-last step the trace goes to ``trace.json`` and the table to ``profile.json``.  The meaning of a trace is explained in
-:mod:`bridge.metrics.profiled`.
+A callback on the first rank marks every module, under the plan's names, and the phases of a step as ranges.  After the last step
+it writes the trace to ``trace.json.gz`` and the table to ``profile.json``.  :mod:`bridge.metrics.profiled` explains the meaning
+of a trace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRACE, TABLE = "trace.json.gz", "profile.json"
 
 
 class ProfileCallback(Callback):
-    """A callback that profiles steps of our loop.
+    """Profiles steps of our loop.
 
     Args:
         folder: the output folder.
@@ -54,7 +54,7 @@ class ProfileCallback(Callback):
         self._batches: list[Any] = []
 
     def observe(self, data: Any) -> Any:
-        """The same data; the batches of profiled steps are kept."""
+        """The same data, of which the batches of profiled steps are kept."""
         if are_chunks(data):
             return [self.observe(data[0]), *(observed(one, lambda batch, waited: None) for one in data[1:])]
         return observed(data, self._keep)
@@ -64,7 +64,7 @@ class ProfileCallback(Callback):
             self._batches.append(batch)
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """The first rank's modules and phases get their ranges."""
+        """Hook the modules and phases of the first rank."""
         if not context.state.groups.writes:
             return
         self._plan = compile_plan(context.state.cfg, self._convention)
@@ -89,7 +89,7 @@ class ProfileCallback(Callback):
         return found
 
     def on_train_step_start(self, context: CallbackContext) -> None:
-        """The first step after the warm-up starts the profiler."""
+        """Start the profiler at the first step after the warm-up."""
         if self._plan is None:
             return
         if context.state.step == self._warm_up:
@@ -102,7 +102,7 @@ class ProfileCallback(Callback):
             self._ranges.open(PREFIX + STEP)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """The last step ends it."""
+        """Stop the profiler after the last step and write its files."""
         if self._profiler is None:
             return
         self._ranges.close(PREFIX + STEP)
@@ -176,19 +176,19 @@ class ProfileCallback(Callback):
 
 
 class Ranges:
-    """Ranges of the profiler by name, inside each other; each thread has its own."""
+    """Nested, named ranges of the profiler, separately for each thread."""
 
     def __init__(self) -> None:
         self._threads = threading.local()
 
     def open(self, name: str) -> None:
-        """A range begins."""
+        """Begin a range."""
         record = record_function(name)
         record.__enter__()
         self._stack.append((name, record))
 
     def close(self, name: str) -> None:
-        """It ends, and what began inside it and was left; without its beginning nothing happens."""
+        """End a range, and any range inside it that is still open; does nothing if it is not open."""
         stack = self._stack
         while any(opened == name for opened, _ in stack):
             opened, record = stack.pop()
@@ -203,25 +203,25 @@ class Ranges:
         stack: list[tuple[str, Any]] = self._threads.stack
         return stack
 
-    # As a listener to the phases of a step; names that are not phases are ignored.
+    # The interface of a listener to the phases of a step; other names are ignored.
 
     def push(self, name: str) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         if name in spans.PHASES:
             self.open(PREFIX + name)
 
     def pop(self, name: str) -> None:
-        """It ends."""
+        """End a phase."""
         self.close(PREFIX + name)
 
     def begin_wait(self) -> bool:
-        """This rank waits for others."""
+        """Begin waiting for other ranks."""
         self.open(PREFIX + spans.WAIT)
         return True
 
 
 def _modules(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """(path in a plan, module), without what wraps the model."""
+    """(path in a plan, module) for every module of the model, without its wrappers."""
     place = global_names(chunk)
     for name, module in chunk.named_modules():
         path = plan_path(place(name))
@@ -230,14 +230,14 @@ def _modules(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _module_of(term: Term, modules: set[str]) -> str | None:
-    """The module that multiplies a term; None: none on this rank."""
+    """The module that computes a term; None if this rank has none."""
     above = term.path.rpartition(".")[0]
     candidates = (term.path, f"{above}.{term.component}", above, above.rpartition(".")[0])
     return next((path for path in candidates if path in modules), None)
 
 
 def _within(path: str, owners: dict[str, list[Term]]) -> str:
-    """The innermost module around one, or itself, that multiplies terms; itself if there is none."""
+    """The innermost module at or around a path that computes terms; the path itself if there is none."""
     around = path
     while around and around not in owners:
         around = around.rpartition(".")[0]

@@ -1,7 +1,7 @@
-"""What the routers of a built model gave to its experts, counted where they run: on the device, without waiting for it.
+"""Counts the assignments of a built model's routers to its experts, on the device and without waiting for it.
 
-Counted are first passes in training, not the recomputation inside a backward pass.  A rank counts what its own routers gave
-out, wherever the experts are: the sum over all ranks is what all experts did, with any dispatcher on any layout.
+Only first passes in training are counted, not the recomputation inside a backward pass.  A rank counts the assignments of its own
+routers, wherever the experts are: the sum over all ranks is the work of all experts, with any dispatcher on any layout.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from bridge.flops.routed import expert_count, expert_layers
 from bridge.metrics.place import Place
 from bridge.training.trainable import global_names
 
-#: megatron-core's module of routers, and its function that drops and pads; it is one of the module's names.
+#: megatron-core's module of routers, and the name in it of the function that drops and pads.
 _ROUTERS, _DROPPING = "megatron.core.transformer.moe.router", "apply_router_token_dropping"
 
 
 def is_first_pass(module: Module) -> bool:
-    """Whether a module runs for the first time on its input: in training, and not inside a backward pass."""
+    """Whether this is a module's first pass over its input: in training, and not inside a backward pass."""
     return module.training and torch._C._current_graph_task_id() == -1
 
 
 class Routing:
-    """Counts of one rank since they were last taken.
+    """The counts of one rank since the last call of ``take``.
 
     Args:
         chunks: the model on this rank.
         layers: path of each layer of experts in the plan -> its number.
-        experts: of each layer.
+        experts: number of experts in each layer.
     """
 
     def __init__(self, chunks: Iterable[Module], layers: Mapping[str, int], experts: int) -> None:
         self.layers, self.experts = len(layers), experts
         self.requested = 0
-        """Assignments that tokens asked for: top-k each."""
+        """Requested assignments: top-k per token."""
         self.found: set[int] = set()
         """Layers that this rank counts."""
         self._useful: Tensor | None = None
-        """[layers, experts] assignments that were asked for and not dropped."""
+        """[layers, experts]: requested assignments that were not dropped."""
         self._rows: Tensor | None = None
-        """[layers, experts] rows given out, with those that only fill experts up."""
+        """[layers, experts]: rows that the experts process, including padding."""
         self._error: Exception | None = None
         self._handles: list[Any] = []
         self._now: tuple[int, Any] | None = None
-        """The router that runs, and what it asked for before anything was dropped."""
+        """The layer whose router is running, and its requests before any were dropped."""
         for chunk in chunks:
             for number, name, module in _routers(chunk, layers):
                 self.found.add(number)
@@ -73,7 +73,7 @@ class Routing:
             )
 
     def _guarded(self, method: Callable[..., None]) -> Callable[..., None]:
-        """A hook must not raise into a forward pass, and counts first passes alone."""
+        """Wrap a hook: it counts first passes only and never raises into a forward pass."""
 
         @wraps(method)
         @torch.no_grad()
@@ -92,12 +92,12 @@ class Routing:
         self._now = number, None
 
     def asked(self, before: Tensor) -> None:
-        """The map [tokens, experts] of a router before tokens are dropped."""
+        """Receive a router's map [tokens, experts] before tokens are dropped."""
         if self._now is not None:
             self._now = self._now[0], before
 
     def _routed(self, number: int, router: Any, routing_map: Tensor) -> None:
-        """A map [tokens, experts] of booleans: after dropping, with padding."""
+        """Count a boolean map [tokens, experts] after dropping and padding."""
         before = self._now[1] if self._now is not None else None
         self._now = None
         self.requested += routing_map.shape[0] * router.topk
@@ -108,7 +108,7 @@ class Routing:
     # ---- transformers --------------------------------------------------------------------------------------------
 
     def _chosen(self, number: int, module: Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """The chosen experts [tokens, top-k]; nothing is dropped."""
+        """Count the chosen experts [tokens, top-k]; nothing is dropped."""
         chosen = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dtype == torch.int64)
         self.requested += chosen.numel()
         rows = torch.zeros(self.experts, dtype=torch.int64, device=chosen.device)
@@ -126,10 +126,10 @@ class Routing:
         self._rows[number] += rows
 
     def take(self) -> tuple[int, Tensor, Tensor] | None:
-        """Requested assignments, useful ones and rows [layers, experts] since the last call; None for nothing.
+        """Requested assignments, useful ones and rows ([layers, experts]) since the last call; None if there were none.
 
         Raises:
-            Exception: what a hook ran into.
+            Exception: an error inside a hook.
         """
         if self._error is not None:
             raise self._error
@@ -140,14 +140,14 @@ class Routing:
         return taken
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove all hooks from the model."""
         for handle in self._handles:
             handle.remove()
         _watchers.discard(self)
 
 
 def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, str, Module]]:
-    """The modules that know who goes where: megatron-core's routers, transformers' experts."""
+    """The modules that see the assignments, with their layer and name: megatron-core's routers, transformers' experts."""
     place = global_names(chunk)
     for name, module in chunk.named_modules():
         if name.endswith(".router") and hasattr(module, "topk"):
@@ -161,16 +161,16 @@ def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, st
 
 
 def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Routing | None:
-    """The counts of a job whose routers are all found, on one rank or another; None where some are not. A collective.
+    """The counter of this rank, if all routers of the job were found on some rank; else None. A collective.
 
     Args:
         chunks: the model on this rank.
-        plan: of the whole model.
-        place: of this process.
+        plan: the plan of the whole model.
+        place: the place of this process.
     """
     layers, chunks = expert_layers(plan), list(chunks)
     try:
-        # Hooks would be compiled too, and say so in a language that a compiler does not take.
+        # Hooks would be compiled too, and the compiler does not support what they do.
         own: Routing | None = None if _compiled(chunks) else Routing(chunks, layers, expert_count(plan))
     except Exception:  # any framework's model, of any shape
         own = None
@@ -196,7 +196,7 @@ _watchers: set[Routing] = set()
 
 
 def _watch_dropping(routing: Routing) -> None:
-    """Show routers' maps before tokens are dropped: behind that, where experts are padded, they do not say what was asked for."""
+    """Pass on routers' maps before tokens are dropped: after it, where experts are padded, they no longer show the requests."""
     _watchers.add(routing)
     module = sys.modules[_ROUTERS]
     dropping = getattr(module, _DROPPING)

@@ -57,12 +57,12 @@ EVALUATION_LOSS = "lm loss validation"
 
 
 def _not_alike(found: Checkpoint) -> str:
-    """Adapters alone where all weights are expected, or the other way round."""
+    """The error if a checkpoint has only trained weights and all are expected, or the other way round."""
     if found.base is not None:
         return (
-            f"checkpoint.load: {found.path} holds only the weights that were trained on top of {found.base.path}. Use the "
-            "recipe it was "
-            f"saved with (its config.yaml), or set checkpoint.pretrained_checkpoint={found.base.path} and freeze the same parts."
+            f"checkpoint.load: {found.path} holds only the weights that were trained on top of {found.base.path}. Use the recipe "
+            f"it was saved with (its config.yaml), or set checkpoint.pretrained_checkpoint={found.base.path} and freeze the same "
+            "parts."
         )
     return (
         f"checkpoint.load: {found.path} holds all weights, not those of a fine-tuning. To fine-tune it set "
@@ -71,7 +71,7 @@ def _not_alike(found: Checkpoint) -> str:
 
 
 def _write_for_us(path: Path, text: str) -> None:
-    """A file that only its owner can read."""
+    """Write a file that only its owner can read."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         os.fchmod(file.fileno(), 0o600)  # it may have been there
         file.write(text)
@@ -102,7 +102,7 @@ class Run:
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.stepper = Stepper(cfg, self.model, self.optimizer, self.scheduler, groups, device)
-        # Weights that do not train are left to the checkpoint they come from.
+        # Frozen weights stay in the checkpoint they come from and are not saved again.
         self._has_base = cfg.checkpoint.pretrained_checkpoint is not None and sharding.has_frozen(self.model)
         self._base: Base | None = None
         self._skipped = frozenset(cfg.train.skip_iterations)
@@ -110,7 +110,7 @@ class Run:
         self._previous: StepSums | None = None
         self._stops = False
         self._redone: list[int] = []
-        """Steps to come after which a process before this one was killed: what was lost with it is known there."""
+        """Future steps at which an earlier process was killed; the ledger needs the total FLOPs there to know what was lost."""
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Run:
             self._run()
 
     def _take_folders(self, lock: JobLock) -> None:
-        """Those that the first rank writes to."""
+        """Lock the folders that the first rank writes to."""
         folders = [self.cfg.logger.dir, *([self.cfg.checkpoint.save] if self.cfg.checkpoint.save else [])]
         everywhere(lambda: lock.take(folders if self.state.groups.writes else []), "the job's folders")
 
@@ -159,14 +159,14 @@ class Run:
             self.ledger.close()
 
     def _abandon(self) -> None:
-        """The run breaks off: callbacks that have something to publish do so before the trackers are closed."""
+        """The run fails: let callbacks publish what they have before the trackers are closed."""
         context = CallbackContext(state=self.state, model=self.model, user_state=self.callbacks.user_state)
         for callback in self.callbacks.callbacks:
             if hasattr(callback, "abandon"):
                 callback.abandon(context)
 
     def _step(self, data: Any) -> None:
-        """One step: a global batch through model and optimizer, or past them where the recipe says so."""
+        """One step: train on a global batch, or skip it if the recipe says so."""
         state, cfg = self.state, self.cfg
         state.global_batch_size = self.schedule.size(state.consumed_samples)
         state.num_microbatches = state.global_batch_size // (cfg.train.micro_batch_size * state.groups.data_size)
@@ -195,7 +195,7 @@ class Run:
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def _check_same_text(self) -> None:
-        """Total FLOPs are only worth something if every replica draws from the same documents."""
+        """Raise RunError unless all ranks read the same documents: otherwise totals would mean nothing."""
         fingerprints = gather(self.data.fingerprint)
         other = next((rank for rank, found in enumerate(fingerprints) if found != fingerprints[0]), None)
         if other is not None:
@@ -223,7 +223,7 @@ class Run:
         consumed_samples: int = 0,
         skip: Collection[int] = (),
     ) -> Any:
-        """An iterator of this replica's micro-batches; under virtual pipelining one for each chunk, all alike."""
+        """An iterator of this replica's micro-batches; under virtual pipelining a list with an equal one for each chunk."""
         groups, cfg = self.state.groups, self.cfg
 
         def iterator() -> Iterator[MicroBatch]:
@@ -249,7 +249,7 @@ class Run:
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        """``train.eval_iters`` global batches of held-out text, always the same ones; nothing of it is counted."""
+        """Evaluate on ``train.eval_iters`` global batches of held-out text, always the same ones; their FLOPs are not counted."""
         cfg, state = self.cfg, self.state
         self.ledger.mark("evaluation", step=state.step)
         assert self.data.evaluation is not None
@@ -277,7 +277,7 @@ class Run:
 
     @contextmanager
     def _whole_parameters(self) -> Iterator[None]:
-        """Outside of training steps parameters must be complete, also where they are gathered layer by layer."""
+        """Gather all parameters: outside of training steps they must be complete, even if steps gather them layer by layer."""
         if not self.cfg.optimizer.overlap_param_gather:
             yield
             return
@@ -322,7 +322,7 @@ class Run:
         self.ledger.sync()
 
     def _resume(self) -> None:
-        """Continue from ``checkpoint.load``, if there is something in it; else begin with the base, if there is one."""
+        """Continue from the checkpoint in ``checkpoint.load``; if there is none, load the base, if any."""
         state, folder = self.state, self.cfg.checkpoint.load
         if folder is None:
             self._take_base()
@@ -371,7 +371,7 @@ class Run:
         )
 
     def _take_base(self, known: Base | None = None) -> None:
-        """Weights of ``checkpoint.pretrained_checkpoint``, if it is set; ``known``: only of this one."""
+        """Load the weights of ``checkpoint.pretrained_checkpoint``, if it is set; ``known``: the base that is required."""
         folder = self.cfg.checkpoint.pretrained_checkpoint
         if folder is None:
             return
@@ -383,7 +383,7 @@ class Run:
         self._say(f"fine-tuning {found.path}")
 
     def _data_identity(self) -> dict[str, Any]:
-        """What the order of the samples follows from."""
+        """Everything that determines the order of the samples."""
         cfg = self.cfg
         return {
             "documents": self.data.fingerprint,
@@ -396,12 +396,12 @@ class Run:
     # ---- reports ----------------------------------------------------------------------------------------------------
 
     def _total_flops(self) -> int | None:
-        """Of all steps so far, if a callback counts them; all ranks together."""
+        """Total FLOPs of all steps so far on all ranks, if a callback counts them. A collective."""
         counters = (callback.total_flops for callback in self.callbacks.callbacks if hasattr(callback, "total_flops"))
         return next((count() for count in counters), None)
 
     def _tell_goodput(self) -> None:
-        """What became of the job's time, where the run's other results stand."""
+        """Publish how the job's time was spent, together with the run's other results."""
         job = self.ledger.job()
         if job is not None and self.state.groups.writes:
             self.callbacks.user_state[JOB] = job.metrics()
@@ -416,7 +416,7 @@ class Run:
         self.callbacks.fire(event, context)
 
     def _log(self, loss_dict: dict[str, torch.Tensor], grad_norm: float | None) -> None:
-        """The loop's own numbers of this step; the row is completed by the callbacks."""
+        """Log the loop's own numbers of this step; callbacks complete the row."""
         state = self.state
         if not state.groups.writes:
             return

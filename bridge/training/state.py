@@ -1,4 +1,4 @@
-"""What a run knows about itself: who this process is, and how far training has come."""
+"""The state of a run: the place of this process in the job, and the progress of training."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TrainState:
     step: int = 0
     """Completed optimizer steps, since the first step ever."""
     consumed_samples: int = 0
-    """Samples of the training data that are used up, over all ranks."""
+    """Training samples consumed so far, over all ranks."""
     skipped_steps: int = 0
     """Steps without an update: listed in train.skip_iterations, or gradients that were not finite."""
     global_batch_size: int = 0

@@ -43,7 +43,7 @@ def segment_bounds(batch: MicroBatch) -> Tensor:
 def packed_params(batch: MicroBatch, device: torch.device) -> PackedSeqParams | None:
     """megatron-core's description of a packed batch, or None for other batches.
 
-    Padding counts as the end of its segment: it lies on the right, where causal attention never looks from.
+    Padding counts as the end of its segment: it is on the right, so causal attention never attends to it.
     ``device``: Transformer Engine reads the bounds on the GPU, the local attention on the host.
     """
     if "cu_seqlens" not in batch:
@@ -88,7 +88,7 @@ def padding_mask_for(model: torch.nn.Module, mask: Tensor) -> Tensor | None:
 
 
 def images_for(model: torch.nn.Module, host: MicroBatch, batch: MicroBatch) -> dict[str, Tensor]:
-    """The images of a micro-batch, for the first stage of a model that sees; grids stay on the host, which cuts by them."""
+    """The images of a micro-batch, for the first stage of a model with a tower; the grids stay on the host, which reads them."""
     if "pixel_values" not in host or not get_attr_wrapped_model(model, "pre_process"):
         return {}
     grids = host["image_grid_thw"]
@@ -132,8 +132,8 @@ def forward_step(device: torch.device, data_iterator: Iterator[MicroBatch], mode
 class StepSums:
     """A step's sums over all ranks, still on the device: ``values`` = (loss sum, tokens, ranks that want to stop).
 
-    On a GPU a copy is on its way to the host, so that reading it later waits for this step alone and not for all that was
-    queued since.
+    On a GPU they are copied to the host asynchronously, so that reading the copy later waits for this step only, not for all
+    work queued since.
     """
 
     values: Tensor
@@ -142,7 +142,7 @@ class StepSums:
 
     @classmethod
     def of(cls, values: Tensor) -> StepSums:
-        """With the copy, where there is a device to copy from."""
+        """The sums, with a copy on its way to the host if they are on a GPU."""
         if not values.is_cuda:
             return cls(values)
         copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -157,7 +157,7 @@ class StepSums:
         return self.values[0] / self.values[1].clamp(min=1)
 
     def loss_dict(self) -> dict[str, Tensor]:
-        """As callbacks get it."""
+        """The losses as callbacks receive them."""
         return {LOSS: self.loss}
 
     def stop(self) -> bool:
@@ -211,7 +211,7 @@ class Stepper:
 
     @torch.no_grad()
     def evaluate(self, data: DataIterator, num_microbatches: int) -> StepSums:
-        """Forward passes alone over one global batch. The model must be in evaluation mode."""
+        """Run only the forward passes of one global batch. The model must be in evaluation mode."""
         return add_over_ranks(self._run(data, num_microbatches, forward_only=True), self.groups, self.device)
 
     def _run(self, data: DataIterator, num_microbatches: int, *, forward_only: bool) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The parameters of a built model, and which of them train, under the plan's names for its modules."""
+"""The parameters of a built model and which of them train, under the plan's names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.nn import Module, Parameter, UninitializedParameter
 from bridge.flops.transforms import Trainable
 from bridge.metrics.place import parallel_state
 
-#: What wraps a model for data parallelism and 16-bit weights, a language model beside a tower, and a layer with an adapter.
+#: Wrappers in names: for data parallelism and 16-bit weights, of a language model beside a tower, of a layer with an adapter.
 _WRAPPERS = re.compile(r"^(module\.)*(language_model\.)?|\.to_wrap(?=\.)")
 _EXPERT = re.compile(r"\.local_experts\.\d+")
-#: Norms that Transformer Engine keeps in the linear layer behind them -> where the plan has them.
+#: Norms that Transformer Engine keeps in the following linear layer -> their place in the plan.
 _FUSED_NORMS = (
     (re.compile(r"\.self_attention\.(linear_qkv|linear_q)\.layer_norm_"), ".input_layernorm."),
     (re.compile(r"\.self_attention\.linear_(q|kv)_up_proj\.layer_norm_"), r".self_attention.\1_layernorm."),
@@ -39,7 +39,7 @@ def global_names(model: Module) -> Callable[[str], str]:
             numbers |= {f"{name}.local_experts.{i}": f"{name}.local_experts.{first + i}" for i in range(experts)}
 
     def place(name: str) -> str:
-        # From the innermost module outwards: each replacement leaves what stands before it as it is.
+        # From the innermost module outwards, so that each replacement leaves the part before it unchanged.
         for end in reversed([match.start() for match in re.finditer(r"\.|$", name)]):
             if name[:end] in numbers:
                 name = numbers[name[:end]] + name[end:]
@@ -49,7 +49,7 @@ def global_names(model: Module) -> Callable[[str], str]:
 
 
 def plan_path(name: str) -> str:
-    """The path in a plan of a module of the whole model: the experts of a layer are one module there."""
+    """The path in a plan of a module of the whole model; in a plan the experts of a layer are one module."""
     return re.sub(r"\.(\w+)\.adapter\.(linear_(?:q|k|v|fc1_gate|fc1_up))\.", r".\2.adapter.", _EXPERT.sub("", name))
 
 
@@ -75,9 +75,9 @@ class Weights:
     """The weights, or the biases, of one module of the whole model.
 
     Attributes:
-        trains: any of them does.
-        entries: how many there are, over all ranks.
-        sizes: of the one tensor; empty where there are several.
+        trains: whether any of them trains.
+        entries: their number over all ranks.
+        sizes: the sizes of the tensor; empty if there are several tensors.
     """
 
     trains: bool = False
@@ -85,17 +85,17 @@ class Weights:
     sizes: tuple[int, ...] = ()
 
     def beside(self, other: Weights) -> Weights:
-        """With those of an equal module, another expert."""
+        """Together with those of an equal module, such as another expert."""
         return Weights(self.trains or other.trains, self.entries + other.entries)
 
 
 @dataclass(frozen=True)
 class Built:
-    """What was built.
+    """The weights of a built model.
 
     Attributes:
-        modules: (path in a plan, whether it is a bias) -> what is there.
-        uncounted: why their entries are not known; empty where they are.
+        modules: (path in a plan, whether it is a bias) -> weights.
+        uncounted: why the numbers of entries are unknown; empty if they are known.
     """
 
     modules: Mapping[tuple[str, bool], Weights]
@@ -103,7 +103,7 @@ class Built:
 
 
 def what_is_built(model: Module | Iterable[Module]) -> Built:
-    """What a model, or the chunks of a pipeline stage, are made of; the parts of tensor and expert ranks as one."""
+    """The weights of a model or of the chunks of a pipeline stage, with the parts of all tensor and expert ranks added up."""
     found: dict[tuple[str, bool], Weights] = {}
     reasons = ""
     for chunk in [model] if isinstance(model, Module) else model:
@@ -117,7 +117,7 @@ def what_is_built(model: Module | Iterable[Module]) -> Built:
 
 
 def _whole(path: str, parameter: Parameter, experts: Mapping[str, int]) -> Weights:
-    """A parameter as it is before it is cut; none where it is a copy of another stage's."""
+    """A parameter before it is split over ranks; without entries if it is a copy of another stage's."""
     trains = parameter.requires_grad
     if getattr(parameter, "shared", False):
         return Weights(trains)
@@ -129,7 +129,7 @@ def _whole(path: str, parameter: Parameter, experts: Mapping[str, int]) -> Weigh
 
 
 def _expert_ranks(model: Module) -> dict[str, int]:
-    """Path of a layer of experts -> over how many ranks they are spread."""
+    """Path of a layer of experts -> the number of ranks over which they are spread."""
     place = global_names(model)
     groups = {name: getattr(module, "ep_group", None) for name, module in model.named_modules() if name.endswith(".experts")}
     return {place(name).removesuffix(".experts"): group.size() for name, group in groups.items() if group is not None}
@@ -143,7 +143,7 @@ def _tensor_ranks(*, expert: bool) -> int:
 
 
 def _sharded(model: Module) -> str:
-    """Why the parameters of a model are not all that it has, if so."""
+    """Why the parameters of a model do not show all its weights; empty if they do."""
     for module in model.modules():
         if type(module).__name__.startswith(("FullyShardedDataParallel", "MegatronFSDP", "FSDP")):
             return "its parameters are sharded (FSDP)"
@@ -153,7 +153,7 @@ def _sharded(model: Module) -> str:
 
 
 def _uncounted(parameter: Parameter) -> str:
-    """Why a parameter has not the size of its weight, if so."""
+    """Why a parameter does not have the size of its weight; empty if it does."""
     if hasattr(parameter, "placements") or hasattr(parameter, "_is_flat_param"):
         return "its parameters are sharded (DTensor, FSDP)"
     if hasattr(parameter, "ds_id"):
@@ -168,8 +168,8 @@ def trainable_from(model: Module | Iterable[Module], otherwise: Trainable | None
     """What trains in a built model, from ``requires_grad`` of its parameters, for ``compile_plan``.
 
     Args:
-        model: megatron-core's model, wrapped or not, the chunks of a pipeline stage, or what is ``Built`` of them.
-        otherwise: the word on modules that the model has not by a plan's name; unset: they train.
+        model: megatron-core's model, wrapped or not, the chunks of a pipeline stage, or their ``Built``.
+        otherwise: decides for modules that the model does not have under the plan's names; None: they train.
     """
     found = (model if isinstance(model, Built) else what_is_built(model)).modules
 
@@ -183,7 +183,7 @@ def trainable_from(model: Module | Iterable[Module], otherwise: Trainable | None
 
 
 def built_over_stages(model: Any) -> Built:
-    """What is built of the whole model: every stage of a pipeline says what it has, in one collective if there is one."""
+    """The weights of the whole model, gathered from all pipeline stages in one collective if there are several."""
     try:
         own: Built | None = what_is_built(model)
     except Exception:  # any framework's model, of any shape
@@ -199,7 +199,7 @@ def built_over_stages(model: Any) -> Built:
         return Built({}, "its modules cannot be read")
     whole: dict[tuple[str, bool], Weights] = {}
     for key, part in (item for stage in known for item in stage.modules.items()):
-        # A module stands on one stage: what another one has of it is a copy.
+        # A module is on one stage; another stage may hold a copy of its weights.
         largest = max(whole.get(key, part), part, key=lambda weights: weights.entries)
         whole[key] = replace(largest, trains=largest.trains or part.trains or whole.get(key, part).trains)
     return Built(whole, next((stage.uncounted for stage in known if stage.uncounted), ""))

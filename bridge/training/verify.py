@@ -16,9 +16,9 @@ from bridge.flops.shapes import ConfigError
 from bridge.flops.terms import Kind
 from bridge.training.trainable import Built, Weights, built_over_stages
 
-#: How the modules of a built model may be called: megatron-core's names are the plan's own.
+#: Translations of a built model's module names to the plan's; megatron-core's names are the plan's own.
 _NAMINGS: tuple[Callable[[str], str], ...] = (lambda path: path, huggingface_names.plan_path)
-#: A linear layer that the plan may have in parts, and the model whole, or the other way round.
+#: Names of the parts of a linear layer that one of plan and model may have in parts and the other as a whole.
 _PARTS = re.compile(r"(?<=\.self_attention\.linear_)[qkv](?=$|\.bias$)|(?<=\.linear_fc1)_(?:gate|up)$")
 _TOLD = 8
 
@@ -52,7 +52,7 @@ def verify(plan: Plan, model: Any) -> Verified:
 
 
 def compare(plan: Plan, built: Built) -> Verified:
-    """A plan against what was built, its vocabulary padded or not."""
+    """Compare a plan with a built model, whose vocabulary may be padded or not."""
     if built.uncounted or not built.modules:
         return Verified(reason=f"not compared: {built.uncounted or 'no model was given'}")
     try:
@@ -62,7 +62,7 @@ def compare(plan: Plan, built: Built) -> Verified:
         return Verified(reason=f"not compared: {type(error).__name__}: {error}")
 
 
-#: Lengths at which a plan and a trace are compared: different ones, past windows of a few hundred tokens.
+#: Sequence lengths at which a plan and a trace are compared: unequal, and one longer than windows of a few hundred tokens.
 _LENGTHS = (777, 64)
 
 
@@ -70,7 +70,7 @@ def traced_plan(model: Any, convention: str) -> Plan:
     """The plan of a built module by running it without memory.
 
     Raises:
-        ConfigError: it is in several parts, or cannot be traced.
+        ConfigError: the model is in several parts or cannot be traced.
     """
     parts = model if isinstance(model, (list, tuple)) else [model]
     if len(parts) != 1:
@@ -80,7 +80,7 @@ def traced_plan(model: Any, convention: str) -> Plan:
 
 
 def by_trace(plan: Plan, traced: Plan, found: Verified) -> Verified:
-    """What a trace says of a plan beside its parameters: FLOPs by component, where the two have the same ones, else in total."""
+    """Extend a comparison of parameters by FLOPs: by component if plan and trace have the same components, else in total."""
     if found.differences:
         return found
     sums = [one.breakdown(_LENGTHS) for one in (plan, traced)]
@@ -122,10 +122,10 @@ def _compared(plan: Plan, built: Built, *, padded: bool) -> Verified:
 
 
 def _planned(plan: Plan, *, padded: bool) -> dict[str, Weights]:
-    """What the plan has, module by module."""
+    """The weights of the plan by module."""
     found: dict[str, Weights] = {}
     for term in plan.built_terms(padded=padded):
-        # A traced plan has biases that stand apart.
+        # A traced plan has separate entries for biases.
         path, entries = _PARTS.sub(_whole_name, (term.path or term.name).removesuffix(".bias")), term.parameters
         if entries:
             sizes = (term.k, term.n) if term.kind is Kind.TABLE else (term.n, term.k)
@@ -135,7 +135,7 @@ def _planned(plan: Plan, *, padded: bool) -> dict[str, Weights]:
 
 
 def _named(built: Built, naming: Callable[[str], str]) -> dict[str, Weights]:
-    """What was built, module by module, weights and biases together."""
+    """The built weights by module, weights and biases together."""
     found: dict[str, Weights] = {}
     for (name, _), own in built.modules.items():
         path = _PARTS.sub(_whole_name, naming(name))
@@ -153,12 +153,12 @@ def _entries(modules: Mapping[str, Weights], path: str) -> int:
 
 
 def _renamed(wanted: Mapping[str, Weights], has: Mapping[str, Weights]) -> bool:
-    """Whether the two are not the same, module by module."""
+    """Whether plan and model differ in any module."""
     return wanted.keys() != has.keys() or any(wanted[path].entries != has[path].entries for path in wanted)
 
 
 def _unexplained(wanted: Mapping[str, Weights], has: Mapping[str, Weights]) -> list[str]:
-    """Modules that differ, without those under a module whose sum is right: there the names are others, no more."""
+    """Modules that differ, without those inside a module whose sum is right: there only names differ."""
     plan, model = _sums(wanted), _sums(has)
     return [
         path
@@ -169,7 +169,7 @@ def _unexplained(wanted: Mapping[str, Weights], has: Mapping[str, Weights]) -> l
 
 
 def _sums(modules: Mapping[str, Weights]) -> dict[str, int]:
-    """Entries under every module that has others in it."""
+    """The number of entries inside every module that contains others."""
     sums: dict[str, int] = defaultdict(int)
     for path, weights in modules.items():
         for above in _above(path):
@@ -183,7 +183,7 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _sentences(wanted: Mapping[str, Weights], has: Mapping[str, Weights], differences: list[str]) -> Iterator[str]:
-    """One for each kind of difference, equal ones of several layers together, the largest first."""
+    """One sentence for each difference, the largest first; equal differences of several layers share one."""
     plan, model = _with_wholes(wanted), _with_wholes(has)
     largest = dict.fromkeys(_missing_whole(path, plan, model) for path in differences)
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
@@ -203,17 +203,17 @@ def _sentences(wanted: Mapping[str, Weights], has: Mapping[str, Weights], differ
 
 
 def _with_wholes(modules: Mapping[str, Weights]) -> dict[str, Weights]:
-    """The modules, and those that have others in them."""
+    """The modules, and those that contain them."""
     return {**{path: Weights(entries=entries) for path, entries in _sums(modules).items()}, **modules}
 
 
 def _missing_whole(path: str, plan: Mapping[str, Weights], model: Mapping[str, Weights]) -> str:
-    """The largest module around one that only one of the two has, of which the other has nothing."""
+    """The largest module around a path that only one of plan and model has; the path itself if both have all of them."""
     return next((above for above in _above(path) if (above in plan) != (above in model)), path)
 
 
 def _texts(plan: Weights | None, model: Weights | None) -> tuple[str, str]:
-    """Both numbers, as sizes of a matrix where they are known."""
+    """The weights of plan and model as texts: matrix sizes if both are known, else numbers of entries."""
     sized = all(own is None or (len(own.sizes) > 1 and own.entries == prod(own.sizes)) for own in (plan, model))
 
     def text(own: Weights | None, absent: str) -> str:
