@@ -40,7 +40,7 @@ EVENTS = (
 
 @dataclass
 class CallbackContext:
-    """What a callback may read. Changing it is at the callback's own risk.
+    """What a callback may read; it should not change anything.
 
     ======================  =====================================
     field                   available at
@@ -74,7 +74,7 @@ class CallbackContext:
 
 
 class Callback:
-    """Base class: override the events you want. It is a convenience; any object with such methods works.
+    """Base class: override the events you need. It is optional; any object with such methods works.
 
     A callback may also have ``observe(data_iterator)``, which returns an iterator to be used instead, and
     ``state_dict()`` with ``load_state_dict(state)``, kept in checkpoints.
@@ -126,7 +126,7 @@ Hook = Callable[[CallbackContext], None]
 class CallbackManager:
     """Calls callbacks in the order they were added.
 
-    Exceptions pass through to the training loop: a callback that should never stop a run catches its own.
+    Exceptions propagate to the training loop: a callback that must never stop a run has to catch its own.
     """
 
     def __init__(self, callbacks: Iterable[Any] = ()) -> None:

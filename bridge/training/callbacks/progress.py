@@ -27,7 +27,7 @@ from bridge.training.callbacks.throughput import FACTS, ROWS, SUMMARY
 
 logger = logging.getLogger(__name__)
 
-#: Key of ``context.user_state`` where the loop says what became of the job's time.
+#: Key of ``context.user_state`` under which the loop puts the job's goodput.
 JOB = "goodput"
 
 
@@ -66,12 +66,12 @@ class ProgressCallback(Callback):
     # ---- events ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, context: CallbackContext) -> None:
-        """The table."""
+        """Print the start table."""
         state = context.state
         groups = getattr(state, "groups", None)
         if groups is not None:
             self._prints = groups.writes
-        else:  # Megatron's loops: the last rank surely has the loss
+        else:  # in Megatron's loops the last rank always has the loss
             self._prints = find_place().is_last
         self._step = self._first_step = state.train_state.step
         self._steps = getattr(getattr(state.cfg, "train", None), "train_iters", None)
@@ -99,7 +99,7 @@ class ProgressCallback(Callback):
             self._print_open(context.user_state)
 
     def on_eval_end(self, context: CallbackContext) -> None:
-        """The losses of an evaluation."""
+        """Print the losses of an evaluation."""
         if self._prints and context.total_loss_dict:
             losses = "  ".join(f"{name} {_number(value):.4f}" for name, value in context.total_loss_dict.items())
             self._print(f"step {self._step}  evaluation  {losses}")
@@ -193,7 +193,7 @@ class ProgressCallback(Callback):
         self._show(draw, "\n".join([f"== {title} ==", *(f"{name:<{width}}  {value}" for name, value in rows)]))
 
     def _show(self, draw: Callable[[Any], None], plain: str) -> None:
-        """On a terminal what ``draw`` does with a rich console, elsewhere a plain text."""
+        """Call ``draw`` with a rich console on a terminal; print the plain text elsewhere."""
         if not self._prints:
             return
         out = self._stream or sys.stdout
@@ -211,7 +211,7 @@ class ProgressCallback(Callback):
 
 
 def _release(out: TextIO) -> None:
-    """Discard what the stream still holds; otherwise Python would try again at exit and fail with code 120."""
+    """Discard the stream's buffer; otherwise Python would try to write it at exit and fail with code 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 

@@ -1,1 +1,1 @@
-"""Checkpoints: files (`folder`), parts of tensors (`sharding`), and all ranks writing and reading them (`store`)."""
+"""Checkpoints: their files (``folder``), the parts of tensors (``sharding``), writing and reading on all ranks (``store``)."""

@@ -1,18 +1,18 @@
-"""Checkpoints on the disk: which there are, which is the newest whole one, and how one more appears. No torch, no ranks.
+"""Checkpoints on disk: finds the newest complete one, verifies and publishes them.  It needs neither torch nor ranks.
 
 ::
 
     <folder>/
-        latest                  name of the newest whole checkpoint
+        latest                  name of the newest complete checkpoint
         step_0000060/
-            __0_0.distcp ...    weights and optimizer, one file per rank, cut by megatron-core's sharding
+            __0_0.distcp ...    weights and optimizer, one file per rank, in megatron-core's sharding
             .metadata, common.pt, metadata.json
             random_0.pt ...     random number state, one file per rank
             state.json          counters, callbacks, data, layout, and the size and CRC-32 of every other file
 
-A checkpoint is written into a hidden folder, flushed to the disk, and renamed; only then ``latest`` names it.  Whatever
-happens in between, what was saved before stays as it was.  On the way back every file is compared with ``state.json``;
-if one differs, the checkpoint before it is taken, with a message.
+A checkpoint is written into a hidden folder, flushed to disk and renamed; only then ``latest`` names it.  A failure in between
+leaves older checkpoints unchanged.  Before loading, every file is compared with ``state.json``; if one differs, the checkpoint
+before it is used, with a message.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
     state: Mapping[str, Any]
-    """What :func:`save` was given as ``state``."""
+    """The argument ``state`` of :func:`bridge.training.checkpoint.store.save`."""
     layout: Mapping[str, int]
     """Sizes of the parallel dimensions it was saved with."""
     files: Mapping[str, list[int]] = field(default_factory=dict)
@@ -52,19 +52,19 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """Equal where and only where the files have equal content."""
+        """Equal if and only if the files have equal content."""
         return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()[:16]
 
     @property
     def base(self) -> Base | None:
-        """What holds the weights that were not written here."""
+        """The checkpoint with the weights that are not in this one."""
         saved = self.state.get("base")
         return None if saved is None else Base(**saved)
 
 
 @dataclass(frozen=True)
 class Base:
-    """The checkpoint that frozen weights are left to."""
+    """The checkpoint that holds the frozen weights of a fine-tuning."""
 
     path: str
     fingerprint: str
@@ -72,7 +72,7 @@ class Base:
 
 
 def make_empty(path: Path) -> None:
-    """A new empty folder in place of any old one."""
+    """Create an empty folder, replacing any old one."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
 
@@ -83,7 +83,7 @@ def saved_in(folder: Path) -> list[Path]:
 
 
 def candidates_in(folder: Path, option: str) -> tuple[list[Path], list[str]]:
-    """Checkpoints to try in turn: the one that ``latest`` names, then the older ones."""
+    """The checkpoints to try in order (the one that ``latest`` names, then older ones), and messages."""
     if (folder / STATE).exists():
         return [folder], []
     saved = saved_in(folder)
@@ -98,12 +98,12 @@ def candidates_in(folder: Path, option: str) -> tuple[list[Path], list[str]]:
     if older and older[0].name == name:
         return older, []
     note = f"{option}={str(folder)!r}: `{LATEST}` names {name!r}, which is not there; the newest checkpoint is used"
-    # A pointer to nothing at all: the empty list would look like a new run.
+    # The pointer exists but no checkpoint does: an empty list would look like a new run.
     return (saved, [note]) if saved else ([folder / (name or "?")], [])
 
 
 def read_state(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The sealed content of ``state.json``, or what is wrong with it."""
+    """The verified content of ``state.json`` and None, or None and the problem."""
     try:
         sealed = json.loads((path / STATE).read_text())
         content = sealed["checkpoint"]
@@ -119,7 +119,7 @@ def read_state(path: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def problem_in(path: Path, files: Mapping[str, list[int]], rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a rank's share of the files; None if nothing is."""
+    """The first problem in a rank's share of the files; None if there is none."""
     for name in sorted(files)[rank::world_size]:
         try:
             size = (path / name).stat().st_size
@@ -133,7 +133,7 @@ def problem_in(path: Path, files: Mapping[str, list[int]], rank: int = 0, world_
 
 
 def checksums(path: Path, rank: int = 0, world_size: int = 1) -> dict[str, list[int]]:
-    """Size and CRC-32 of the files that a rank wrote; the first rank takes those that bear no rank's number."""
+    """Size and CRC-32 of the files that a rank wrote; files without a rank's number belong to the first rank."""
     owners = {f"__{rank}_": rank for rank in range(world_size)}
     mine = {}
     for entry in sorted(path.iterdir()):
@@ -156,7 +156,7 @@ def _checksum(path: Path) -> list[int]:
 
 
 def publish(partial_path: Path, final: Path, content: Mapping[str, Any], keep: int | None) -> None:
-    """First rank: the state file, then the names, each step on the disk before the next one begins."""
+    """Write the state file and rename the checkpoint, on the first rank; each step is on disk before the next one begins."""
     text = json.dumps(content, indent=1)
     with open(partial_path / STATE, "w") as file:
         json.dump({"crc32": zlib.crc32(text.encode()), "checkpoint": content}, file, indent=1)
@@ -188,13 +188,13 @@ def _write_latest(final: Path) -> None:
 
 
 def flush(file: Any) -> None:
-    """On the disk, not only written."""
+    """Flush a file to disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _flush_folder(path: Path) -> None:
-    """A rename is on the disk once its folder is."""
+    """Flush a folder to disk, and with it the renames in it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

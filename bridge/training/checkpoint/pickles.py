@@ -1,8 +1,8 @@
-"""A checkpoint is data: its pickles may name what torch's own checkpoints hold, and nothing that does something.
+"""Restricts the pickles in a checkpoint to the names that torch's own checkpoints need, so that loading executes nothing else.
 
-``.metadata`` is a pickle that torch loads as it is, and so are the small objects among the tensors: whoever can write into
-the folder could have anything run.  So ``.metadata`` is read here first, by an unpickler that knows these few names, and
-everything else is loaded as weights only.
+torch unpickles ``.metadata`` and the small objects among the tensors without restrictions: anyone who can write into the folder
+could execute code.  So ``.metadata`` is first read here, by an unpickler that accepts only these names, and everything else is
+loaded with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SWITCHES = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 class _Refused(Exception):
-    """A name that is none of data."""
+    """The pickle names something other than data."""
 
 
 class _DataOnly(pickle.Unpickler):
@@ -51,7 +51,7 @@ class _DataOnly(pickle.Unpickler):
 
 
 def problem_of(path: Path) -> str | None:
-    """What is wrong with ``.metadata`` in a checkpoint's folder; None if it is data alone. Nothing in it is run."""
+    """What is wrong with ``.metadata`` in a checkpoint's folder; None if it holds only data. Nothing in it is executed."""
     try:
         with open(path / ".metadata", "rb") as file:
             _DataOnly(file).load()
@@ -59,14 +59,14 @@ def problem_of(path: Path) -> str | None:
         return f".metadata: {error.strerror}"
     except _Refused as error:
         return f".metadata {error}: it holds more than data and is not loaded"
-    except Exception as error:  # torn bytes raise what they like
+    except Exception as error:  # damaged bytes may raise anything
         return f".metadata cannot be read: {type(error).__name__}"
     return None
 
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
-    """Inside, ``torch.load`` loads tensors and plain values, whatever others pass to it."""
+    """Inside this context ``torch.load`` loads only tensors and plain values, whatever arguments it gets."""
     before = {name: os.environ.pop(name) for name in _SWITCHES if name in os.environ}
     os.environ[_SWITCHES[0]] = "1"
     try:

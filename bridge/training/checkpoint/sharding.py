@@ -1,7 +1,7 @@
-"""Weights, optimizer and schedule of a rank as parts of the whole, and back, so that any layout can load them.
+"""Describes the weights, optimizer and schedule of a rank as parts of the whole, and restores them, for any layout.
 
-megatron-core's distributed checkpointing cuts whole tensors into parts, so a run may continue with other tensor, pipeline, data
-or expert parallel sizes.
+megatron-core's distributed checkpointing splits whole tensors into parts, so a run may continue with other tensor, pipeline,
+data or expert parallel sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bridge.training.errors import RunError
 from bridge.training.job.agree import gather
 from bridge.training.peft import is_adapter, reset_magnitudes
 
-# The form of the distributed optimizer's state that can be cut anew for other layouts.
+# The form of the distributed optimizer's state that can be resharded for other layouts.
 _METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -38,7 +38,7 @@ def sharded_state(
 ) -> ShardedStateDict:
     """Weights, optimizer and learning-rate schedule of this rank, described as parts of the whole.
 
-    ``adapted``: layers may differ in their adapters, and are stored one by one; ``frozen``: with the frozen weights.
+    ``adapted``: layers may have different adapters, so they are stored one by one; ``frozen``: include frozen weights.
     """
     metadata = {**_METADATA, "non_homogeneous_layers": True} if adapted else _METADATA
     state: ShardedStateDict = {}
@@ -54,7 +54,7 @@ def sharded_state(
 
 
 def restore(loaded: Mapping[str, Any], model: list[Any], optimizer: Any, scheduler: Any) -> None:
-    """Put what :func:`load` returned into this rank's objects."""
+    """Restore this rank's model, optimizer and schedule from the result of :func:`bridge.training.checkpoint.store.load`."""
     for name, chunk in _chunks(model):
         _fill(chunk, loaded[name], lambda key, tensor: _is_frozen(tensor))
     parts = [loaded["optimizer"][number] for number in sorted(loaded["optimizer"])]
@@ -67,7 +67,7 @@ def restore(loaded: Mapping[str, Any], model: list[Any], optimizer: Any, schedul
 
 
 def base_weights(model: list[Any]) -> ShardedStateDict:
-    """What this rank takes from a base: all weights but the adapters'."""
+    """The weights that this rank loads from a base: all but those of adapters."""
     return {
         name: {key: tensor for key, tensor in chunk.sharded_state_dict(metadata=_METADATA).items() if not is_adapter(key)}
         for name, chunk in _chunks(model)
@@ -75,7 +75,7 @@ def base_weights(model: list[Any]) -> ShardedStateDict:
 
 
 def restore_base(loaded: Mapping[str, Any], model: list[Any], optimizer: Any) -> None:
-    """Put what :func:`load` returned for :func:`base_weights` into this rank's model."""
+    """Restore this rank's model from what was loaded for :func:`base_weights`."""
     for name, chunk in _chunks(model):
         _fill(chunk, loaded[name], lambda key, tensor: is_adapter(key))
         reset_magnitudes(chunk)
@@ -83,18 +83,18 @@ def restore_base(loaded: Mapping[str, Any], model: list[Any], optimizer: Any) ->
 
 
 def has_frozen(model: list[Any]) -> bool:
-    """Whether a part of the model is not trained, on any rank."""
+    """Whether any part of the model is frozen, on any rank."""
     return any(gather(any(not parameter.requires_grad for chunk in model for parameter in chunk.parameters())))
 
 
 def _is_frozen(tensor: Any) -> bool:
-    """Of a part of a sharded state, or a parameter."""
+    """Whether a parameter, or a part of a sharded state, is frozen."""
     parameter = tensor.data if isinstance(tensor, (ShardedTensor, ShardedTensorFactory)) else tensor
     return isinstance(parameter, torch.nn.Parameter) and not parameter.requires_grad
 
 
 def _fill(chunk: Any, state: Mapping[str, Any], may_miss: Callable[[str, Any], bool]) -> None:
-    """As ``load_state_dict``, which must find every parameter but those that may be missing."""
+    """As ``load_state_dict``, but raise RunError if a parameter is missing that may not be, or is unexpected."""
     missing, unexpected = chunk.load_state_dict(state, strict=False)
     present = dict(chunk.named_parameters())
     wrong = [key for key in missing if not may_miss(key, present.get(key))] + list(unexpected)
@@ -102,9 +102,9 @@ def _fill(chunk: Any, state: Mapping[str, Any], may_miss: Callable[[str, Any], b
         raise RunError(f"the checkpoint has no place, or no value, for {', '.join(wrong[:3])}")
 
 
-# megatron-core chains several optimizers where experts are spread over ranks, and holds their hyperparameters and step
-# count by place in the chain.  The moments have names and can be cut anew; the rest is made independent of the chain
-# here: hyperparameters are the configuration's, and there is one step count.
+# megatron-core chains several optimizers if experts are spread over ranks, and stores their hyperparameters and step counts
+# by position in the chain.  The moments have names and can be resharded; the rest is made independent of the chain here:
+# hyperparameters come from the configuration, and there is one step count.
 
 
 def _singles(optimizer: Any) -> list[Any]:
@@ -116,7 +116,7 @@ def _counts_per_parameter(single: Any) -> bool:
 
 
 def _begin(optimizer: Any) -> None:
-    """Give an optimizer that has not made a step yet its empty moments; megatron-core reads the step count beside them."""
+    """Create the empty moments of an optimizer before its first step; megatron-core reads the step count beside them."""
     for single in _singles(optimizer):
         single.init_state_fn(single.optimizer, single.config)
         if _counts_per_parameter(single):
@@ -128,8 +128,8 @@ def _begin(optimizer: Any) -> None:
 def _step_for_torch_adam(optimizer: Any, step: float | None) -> Iterator[None]:
     """Let megatron-core's distributed optimizer load on top of torch's Adam.
 
-    It leaves the step count out where it cuts the saved moments, then misses it where it copies them; and it gives all
-    parameters one and the same counter, which would count once for each of them.
+    It omits the step count when it splits the saved moments, but needs it when it copies them; and it gives all parameters the
+    same counter object, which would then count once for each parameter.
     """
     affected = [s for s in _singles(optimizer) if isinstance(s, DistributedOptimizer) and _counts_per_parameter(s)]
     for single in affected:
@@ -174,7 +174,7 @@ def _give_step(part: dict[str, Any], step: float | None) -> None:
 
 
 def _keep_local(value: Any) -> Any:
-    """The same structure, with everything that is not cut over ranks left to the process that loads."""
+    """The same structure; everything that is not split over ranks is kept local and not saved."""
     if isinstance(value, dict):
         return {key: _keep_local(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,11 +1,7 @@
-"""Checkpoints that are whole or not there: written and read by all ranks together.
-
-A checkpoint is written into a hidden folder, flushed to the disk, and renamed; only then ``latest`` names it.  Whatever
-happens in between, what was saved before stays as it was.  On the way back every file is compared with ``state.json``;
-if one differs, the checkpoint before it is taken, with a message.
+"""Writes and reads checkpoints on all ranks together; :mod:`bridge.training.checkpoint.folder` describes their files.
 
 Fine-tuning begins with the weights of another checkpoint, its base.  Frozen weights are not written again: the state names
-the base, by path and by content, and a resume reads both.
+the base by path and content, and a resume reads both.
 """
 
 from __future__ import annotations
@@ -73,12 +69,12 @@ def save(
         folder: where checkpoints are kept.
         step: completed steps.
         tensors: from :func:`sharded_state`.
-        state: plain data for ``state.json``; the first rank's counts.
+        state: plain data for ``state.json``; that of the first rank is written.
         groups: the layout.
         keep: number of newest checkpoints to keep; None keeps all.
 
     Raises:
-        RunError: on every rank, if any of them could not write. Older checkpoints are untouched.
+        RunError: on every rank, if any of them could not write. Older checkpoints are unchanged.
     """
     final = folder / f"{PREFIX}{step:07d}"
     partial_path = folder / f".{final.name}.partial"
@@ -116,8 +112,8 @@ def _see(path: Path) -> None:
 def _write_tensors(path: Path, tensors: ShardedStateDict, groups: Groups) -> None:
     """megatron-core's ``dist_checkpointing.save`` in the foreground, with errors that reach every rank.
 
-    Its own writer forks processes beside the training process and leaves the other ranks waiting when the first one
-    cannot write; torch's writer, on the same files, tells them.
+    megatron-core's writer forks processes beside the training process, and if the first rank cannot write, the others wait
+    forever.  torch's writer produces the same files and raises on all ranks.
     """
     sharded, common = save_preprocess(tensors)
 
@@ -126,7 +122,7 @@ def _write_tensors(path: Path, tensors: ShardedStateDict, groups: Groups) -> Non
         save_config(CheckpointingConfig("torch_dist", 1), str(path))
 
     everywhere(partial(_only_first, groups, write_common), "common state")
-    # Every replica holds all of this: each writes a share.
+    # Every replica holds all tensors: each writes a share.
     replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
     shares = determine_main_replica_uniform_distribution(sharded, replicas)
     distribute_main_replicas_with_precomputed_distribution(sharded, replicas, shares)
@@ -151,7 +147,7 @@ def _write_random(path: Path, groups: Groups) -> None:
 
 
 def _write_object(path: Path, value: Any) -> None:
-    """As torch.save, which would hide what the system says when a disk is full."""
+    """Like torch.save, but keeps the system's error, such as a full disk."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     with open(path, "wb") as file:
@@ -160,12 +156,12 @@ def _write_object(path: Path, value: Any) -> None:
 
 
 def find(folder: Path, groups: Groups, option: str = LOAD) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint in a folder (or the folder itself, if it is one), checked on all ranks together.
+    """The newest complete checkpoint in a folder (or the folder itself, if it is one), verified on all ranks together.
 
-    Returns the checkpoint, None if there never was one, and messages about what was passed over.
+    Returns the checkpoint (None if the folder holds none) and messages about those that were skipped.
 
     Raises:
-        RunError: there are checkpoints, but none is whole.
+        RunError: there are checkpoints, but none is complete.
     """
     candidates, notes = from_first(candidates_in(folder, option) if groups.rank == 0 else None)
     problems: list[str] = []
@@ -192,10 +188,10 @@ def _problem_in(path: Path, files: Mapping[str, list[int]], groups: Groups) -> s
 
 
 def load(checkpoint: Checkpoint, tensors: ShardedStateDict, option: str = LOAD) -> dict[str, Any]:
-    """Read what ``tensors`` describes, in its layout (``is_loading=True``); ``option`` is what asked for it.
+    """Read what ``tensors`` describes, in its layout (``is_loading=True``); errors name ``option``.
 
     Raises:
-        RunError: on every rank, if the checkpoint is of another model.
+        RunError: on every rank, if the checkpoint does not fit the model.
     """
     try:
         with weights_only():
@@ -207,10 +203,10 @@ def load(checkpoint: Checkpoint, tensors: ShardedStateDict, option: str = LOAD) 
 
 
 def find_base(folder: Path, groups: Groups, known: Base | None = None) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint to fine-tune: the newest in a folder or, on a resume, the one that the adapters were trained on.
+    """The checkpoint to fine-tune: the newest in a folder or, on a resume, the one on which the adapters were trained.
 
     Raises:
-        RunError: on every rank, if it is not there, or no longer what it was.
+        RunError: on every rank, if it does not exist or has changed.
     """
     if known is None:
         found, notes = find(folder, groups, BASE)
@@ -245,7 +241,7 @@ def _does_not_fit(checkpoint: Checkpoint, problem: str, option: str) -> RunError
 
 
 def load_random(checkpoint: Checkpoint, groups: Groups) -> str | None:
-    """Restore this rank's random numbers; returns a message if the layout has changed and they start anew."""
+    """Restore this rank's random number generators; if the layout has changed, they start anew and a message is returned."""
     if dict(checkpoint.layout) != layout_of(groups):
         return "the parallel layout has changed: dropout starts with new random numbers"
     set_random_state(torch.load(checkpoint.path / f"random_{groups.rank}.pt", weights_only=True))
@@ -253,7 +249,7 @@ def load_random(checkpoint: Checkpoint, groups: Groups) -> str | None:
 
 
 def random_state() -> dict[str, Any]:
-    """Random number generators of this process."""
+    """The state of all random number generators of this process."""
     return {
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
@@ -263,7 +259,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Undo the draws since :func:`random_state`."""
+    """Set the random number generators to a result of :func:`random_state`."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"] is not None:
@@ -272,5 +268,5 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def layout_of(groups: Groups) -> dict[str, int]:
-    """The sizes that decide which rank holds what."""
+    """The sizes of the parallel dimensions, which determine what each rank holds."""
     return {name: value for name, value in asdict(groups).items() if name.endswith("size")}

@@ -1,1 +1,1 @@
-"""What megatron-core is given: its modules on any device, and the work they do."""
+"""What megatron-core needs from us: models, optimizers, attention and norms that run on any device."""

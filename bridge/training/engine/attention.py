@@ -1,4 +1,4 @@
-"""Core attention on plain torch: causal or to both sides, windowed, packed, context parallel.
+"""Core attention in plain torch: causal or bidirectional, windowed, packed, context parallel.
 
 megatron-core's local attention handles one unpacked sequence on one rank; Transformer Engine's handles everything but
 needs a GPU.  This module handles everything on any device, through torch's scaled dot-product attention.  It is exact,
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class GatherSequence(torch.autograd.Function):
-    """All-gather along a new first dimension; the gradient is summed over the ranks and cut again."""
+    """All-gather along a new first dimension; the backward pass sums the gradient over the ranks and returns this rank's part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
@@ -34,7 +34,7 @@ class GatherSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)  # never write into somebody else's gradient
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still use the original
         torch.distributed.all_reduce(gradient, group=ctx.group)
         return gradient[ctx.group.rank()], None
 
@@ -60,7 +60,7 @@ class SumGradient(torch.autograd.Function):
 class SegmentAttention(MegatronModule):
     """Attention inside each segment of a batch; a drop-in for megatron-core's ``core_attention``.
 
-    Causal, or to both sides where the layer's mask type is ``no_mask`` (vision towers).
+    Causal, or bidirectional if the layer's mask type is ``no_mask`` (vision towers).
 
     Unpacked batches are one segment of shape [s, b, heads, dim]; packed ones (THD) are [t, heads, dim] with the
     segments' bounds in ``packed_seq_params.cu_seqlens_q``.  Under context parallelism a rank holds two of the
@@ -84,7 +84,7 @@ class SegmentAttention(MegatronModule):
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         left = config.window_size[0] if windowed and config.window_size else -1
         self.window: int | None = left if left >= 0 else None
-        """Tokens a query sees to its left, besides itself; None: all."""
+        """Tokens that a query sees to its left, not counting itself; None: all."""
 
     def forward(
         self,
@@ -120,9 +120,9 @@ class SegmentAttention(MegatronModule):
         return output.squeeze(1) if packed else output
 
     def _share_positions(self, key: Tensor) -> Tensor:
-        """MLA: add up the gradient of the keys' RoPE part, which all heads share, over the tensor-parallel ranks.
+        """MLA: sum the gradient of the keys' RoPE part, which all heads share, over the tensor-parallel ranks.
 
-        Each rank has the gradient of its own heads; megatron-core's local layers would keep that part of it alone.
+        Each rank has the gradient of its own heads only, and megatron-core's local layers would not add them up.
         """
         width = self.config.qk_pos_emb_head_dim
         own, shared = key[..., :-width], key[..., :1, -width:]
@@ -147,7 +147,7 @@ class SegmentAttention(MegatronModule):
         return attended.permute(2, 0, 1, 3)
 
     def _mask(self, local: int, whole: int, device: torch.device) -> Tensor | None:
-        """True where a query of this rank sees a key; None where plain attention, causal or not, says it all."""
+        """True where a query of this rank sees a key; None if plain attention, causal or not, needs no mask."""
         if not self.causal or (local == whole and self.window is None):
             return None
         size = whole // local
@@ -159,7 +159,7 @@ class SegmentAttention(MegatronModule):
 
 
 def positions(local: int, size: int, rank: int, device: torch.device) -> Tensor:
-    """Places in its segment of the ``local`` tokens that a context-parallel rank holds, shape [local]."""
+    """Positions, within their segment, of the ``local`` tokens that a context-parallel rank holds: int64 [local]."""
     if size == 1:
         return torch.arange(local, device=device)
     half = local // 2

@@ -1,4 +1,4 @@
-"""From the environment that torchrun sets to megatron-core's process groups, device and random numbers."""
+"""Sets up process groups, device and random numbers for megatron-core from torchrun's environment."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says about this process (torchrun's environment variables; one process without them)."""
+    """The place of this process according to torchrun's environment variables; without them it is the only one."""
 
     rank: int
     world_size: int
     local_rank: int
     rendezvous: bool
-    """Whether there are addresses to meet at; a single process needs none."""
+    """Whether there is an address where the processes meet; a single process needs none."""
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -44,7 +44,7 @@ class Launch:
 
 
 def prepare_libraries() -> None:
-    """Settings that must stand before megatron-core is imported; the CPU redirect where there is no GPU."""
+    """Apply the settings that must precede the import of megatron-core, and the CPU redirect if there is no GPU."""
     if not torch.cuda.is_available():
         # megatron-core compiles small functions with torch.compile: a gain on a GPU, minutes of start-up on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -65,7 +65,7 @@ def prepare_libraries() -> None:
 
 @contextlib.contextmanager
 def _without_compiler() -> Iterator[None]:
-    """megatron-core decorates with torch.compile on import, which loads the compiler, a second, even where it is switched off."""
+    """Replace torch.compile while megatron-core is imported: its decorators load the compiler, for a second, even if disabled."""
     library: Any = torch
     original = library.compile
     if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
@@ -122,7 +122,7 @@ def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
 
 
 def seed_everything(seed: int, groups: Groups) -> None:
-    """megatron-LM's rule: pipeline stages differ, replicas agree; tensor and expert ranks differ where they must."""
+    """Seed by Megatron-LM's rule: pipeline stages differ, replicas agree, tensor and expert ranks differ where they must."""
     from megatron.core import tensor_parallel
 
     seed += 100 * groups.pipeline_rank
@@ -144,9 +144,9 @@ def shut_down(*, leave: bool) -> None:
 
 
 def leave_groups() -> None:
-    """Undo ``parallel_state.initialize_model_parallel`` for good: megatron-core only forgets its groups, torch keeps them.
+    """Undo ``parallel_state.initialize_model_parallel`` and destroy its groups, which megatron-core alone would not do.
 
-    A gloo group polls with three threads of its own, so a process that trains once more would slow down with every training.
+    A gloo group polls with three threads, so a process that trains repeatedly would slow down with every training.
     """
     from megatron.core import parallel_state
 

@@ -1,6 +1,6 @@
-"""megatron-core without Transformer Engine: two names that it uses nevertheless.
+"""Two names that megatron-core uses even if Transformer Engine is not installed.
 
-Both are faults of the library rather than matters of the device, so they are defined with and without a GPU.
+Both are faults of the library and do not depend on the device, so they are defined with and without a GPU.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import importlib.util
 
 
 class _NoTELinear:
-    """Stands for Transformer Engine's linear layer in isinstance(): nothing is one."""
+    """Replaces Transformer Engine's linear layer in isinstance(): nothing is an instance."""
 
 
 def define() -> None:
-    """Define what is missing; nothing happens where Transformer Engine is installed, or the second time."""
+    """Define the missing names; does nothing if Transformer Engine is installed or if they are defined."""
     if importlib.util.find_spec("transformer_engine") is not None:
         return
     from megatron.core.transformer import multi_latent_attention

@@ -1,4 +1,4 @@
-"""Configuration -> megatron-core's GPTModel, wrapped for data parallelism: one entry per virtual pipeline stage."""
+"""Builds megatron-core's GPTModel from a configuration, wrapped for data parallelism, one chunk per virtual pipeline stage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from bridge.training.peft import add_adapters, check_peft
 if TYPE_CHECKING:
     from bridge.config.schema import Config, ModelConfig
 
-# Forms of its blocks that are counted, and megatron-core's GPTModel has not: option -> the value that means "absent".
+# Options that can be counted but that megatron-core's GPTModel lacks -> the value that means "absent".
 _NOT_TRAINABLE: Mapping[str, Any] = {
     "hybrid_layer_pattern": None,
     "is_hybrid_model": False,
@@ -82,7 +82,7 @@ def uses_transformer_engine(model: ModelConfig) -> bool:
 
 
 def uses_bf16(model: ModelConfig) -> bool:
-    """bfloat16 by option; unset: on CUDA."""
+    """Whether matmuls run in bfloat16: as ``model.bf16`` says; if it is unset, on CUDA."""
     return torch.cuda.is_available() if model.bf16 is None else model.bf16
 
 
@@ -122,7 +122,7 @@ def check_trainable(cfg: Config) -> None:
 
 
 def window_of(model: ModelConfig) -> tuple[tuple[int, int] | None, Any]:
-    """megatron-core's ``window_size`` (left and right of the token itself) and ``window_attn_skip_freq``, as they are counted."""
+    """megatron-core's ``window_size`` (tokens to the left and right) and ``window_attn_skip_freq``, equal to what is counted."""
     if not model.window:
         return None, None
     skip = model.window_attn_skip_freq
@@ -132,7 +132,7 @@ def window_of(model: ModelConfig) -> tuple[tuple[int, int] | None, Any]:
 
 
 def transformer_config(cfg: Config) -> TransformerConfig:
-    """megatron-core's configuration: every option of the same name is copied, the rest is set here with a reason."""
+    """megatron-core's configuration: options of the same name are copied, the others are derived here."""
     model, parallel = cfg.model, cfg.parallel
     cls = MLATransformerConfig if model.multi_latent_attention else TransformerConfig
     known = {field.name for field in dataclasses.fields(cls)}
@@ -164,8 +164,8 @@ def transformer_config(cfg: Config) -> TransformerConfig:
         "calculate_per_token_loss": True,
         # Padded and packed micro-batches differ in length: each stage announces the shape it sends.
         "variable_seq_lengths": parallel.pipeline_model_parallel_size > 1 and cfg.data.batching != "fixed",
-        # With two stages and several chunks both neighbors are the same rank; batched sends are matched in order of
-        # arrival there, which mixes up activations and gradients without an error.
+        # With two stages and several chunks both neighbors are the same rank. Batched sends would be matched in order of
+        # arrival, which mixes up activations and gradients without an error.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
         # Kernels of Apex or Transformer Engine that only exist on a GPU.
@@ -205,10 +205,10 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
         overlap_grad_reduce=overlap,
         overlap_param_gather=cfg.optimizer.overlap_param_gather,
         use_distributed_optimizer=cfg.optimizer.use_distributed_optimizer,
-        # megatron-LM's rule: large enough for the collective to be efficient at this number of replicas.
+        # Megatron-LM's rule: large enough for the collective to be efficient at this number of replicas.
         bucket_size=max(40_000_000, 1_000_000 * parallel_state.get_data_parallel_world_size()) if overlap else None,
     )
-    # Only the first chunk is cut into buckets: the others' gradients are ready late in any case.
+    # Only the first chunk is split into buckets: the gradients of the others are ready late anyway.
     return [
         DistributedDataParallel(config=config, ddp_config=ddp, module=chunk, disable_bucketing=number > 0)
         for number, chunk in enumerate(chunks)
@@ -216,7 +216,7 @@ def build_model(cfg: Config, device: torch.device) -> list[DistributedDataParall
 
 
 def _gpt(cfg: Config, config: TransformerConfig, vp_stage: int | None) -> GPTModel:
-    """One pipeline stage of the model: megatron-core's class and layer specs, our norm and core attention if local."""
+    """One pipeline stage of the model: megatron-core's class and layer specs; local layers get our norm and core attention."""
     model = cfg.model
     engine = config.transformer_impl == "transformer_engine"
     spec = get_gpt_decoder_block_spec(
@@ -260,7 +260,7 @@ def _gpt(cfg: Config, config: TransformerConfig, vp_stage: int | None) -> GPTMod
 
 
 def _vision_layer(config: TransformerConfig) -> ModuleSpec:
-    """One block of a tower: megatron-core's layer, attending to both sides."""
+    """One block of a tower: megatron-core's layer with bidirectional attention."""
     engine = config.transformer_impl == "transformer_engine"
     (layer, *_) = get_gpt_decoder_layer_specs(config, use_transformer_engine=engine, normalization=config.normalization)
     attention = dataclasses.replace(layer.submodules.self_attention, params={"attn_mask_type": AttnMaskType.no_mask})
@@ -273,7 +273,7 @@ _LOCAL_MODULES: Mapping[Any, Any] = {WrappedTorchNorm: Norm, DotProductAttention
 
 
 def _substitute(spec: Any) -> Any:
-    """Return a layer spec with megatron-core's local norm and core attention replaced by ours, to the bottom."""
+    """A layer spec in which ours replace megatron-core's local norm and core attention, recursively."""
     if isinstance(spec, type):
         return _LOCAL_MODULES.get(spec, spec)
     if isinstance(spec, (list, tuple)) and not isinstance(spec, str):

@@ -1,8 +1,7 @@
 """RMSNorm and LayerNorm for megatron-core's local layers, under any parallel layout.
 
-megatron-core's own wrapper of torch's norms refuses sequence parallelism; the mathematics does not care, only the
-gradient of the weight must be summed over the tensor-parallel ranks, which megatron-core does for parameters that say
-so.
+megatron-core's own wrapper of torch's norms refuses sequence parallelism.  Only the gradient of the weight must then be summed
+over the tensor-parallel ranks, which megatron-core does for parameters with ``sequence_parallel`` set.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class Norm(torch.nn.Module):
-    """The norm that ``config.normalization`` names, over the last dimension."""
+    """The norm ``config.normalization`` over the last dimension."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         """``hidden_size``: width; ``eps``: added to the variance. Other arguments of megatron-core's norms are ignored."""

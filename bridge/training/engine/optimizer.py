@@ -47,7 +47,7 @@ def build_optimizer(cfg: Config, model: list[Any]) -> MegatronOptimizer:
 def build_scheduler(cfg: Config, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
     """Learning rate and weight decay, counted in optimizer steps.
 
-    On a resume the options of this run hold, and only the number of steps comes from the checkpoint.
+    On a resume the options of this run apply; only the number of steps comes from the checkpoint.
     """
     options = cfg.optimizer
     decay = options.lr_decay_iters or cfg.train.train_iters

@@ -1,7 +1,7 @@
-"""megatron-core on a machine without CUDA: what asks for the GPU gets the CPU instead.
+"""Runs megatron-core on a machine without CUDA: calls that ask for the GPU use the CPU instead.
 
-megatron-core names ``cuda`` in many places where any device would do.  :func:`install` answers those calls with the
-CPU's counterpart; each redirect below says who asks.  Where CUDA is present :func:`install` does nothing.
+megatron-core names ``cuda`` in many places where any device would do.  :func:`install` redirects those calls to their CPU
+counterparts; a comment at each redirect says who calls.  If CUDA is present, :func:`install` does nothing.
 
 The tensors on the CPU are ordinary ones, the collectives run on gloo, and no result is approximated: only the name of
 the device changes.
@@ -19,7 +19,7 @@ _installed: list[TorchFunctionMode] = []
 
 
 class _CpuInsteadOfCuda(TorchFunctionMode):
-    """Rewrites the arguments of torch functions that name the device."""
+    """Rewrites device arguments of torch functions."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -40,9 +40,9 @@ class _CpuInsteadOfCuda(TorchFunctionMode):
 
 
 class _NoStream:
-    """A stream or event where there is only program order.
+    """Replaces streams and events, since the CPU runs in program order.
 
-    A class and not a function: ``torch.cuda.Stream | None`` appears in annotations that are evaluated on import.
+    It must be a class: ``torch.cuda.Stream | None`` appears in annotations that are evaluated on import.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -57,9 +57,9 @@ class _NoStream:
 
 
 def install() -> None:
-    """Redirect CUDA to the CPU in this process; nothing happens where CUDA is present, or the second time.
+    """Redirect CUDA to the CPU in this process; does nothing if CUDA is present, or the second time.
 
-    The rewriting of arguments holds for the calling thread; megatron-core does its work in one.
+    Arguments are rewritten in the calling thread only; megatron-core works in one thread.
     """
     if torch.cuda.is_available() or _installed:
         return
@@ -72,7 +72,7 @@ def install() -> None:
 
 def _redirect_torch() -> None:
     cuda: Any = torch.cuda
-    # tensor_parallel and the optimizers place what they make on the current device.
+    # tensor_parallel and the optimizers create tensors on the current device.
     cuda.current_device = lambda: "cpu"
     # The pipeline's point-to-point calls and the checkpoint writer wait for the device.
     cuda.synchronize = lambda *args, **kwargs: None

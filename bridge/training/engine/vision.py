@@ -1,9 +1,9 @@
-"""A vision tower and a language model on megatron-core: patches of images become tokens among the words.
+"""A vision tower and a language model on megatron-core: image patches become tokens among those of the text.
 
 The tower has dynamic resolution, as in Qwen2-VL (arXiv:2409.12191) and its successors: an image is a grid of patches of any
-height and width, all images of a micro-batch lie side by side in one packed row, and each attends to itself alone.  Blocks of
-``spatial_merge_size`` x ``spatial_merge_size`` patches become one token of the language model; they take the places that
-``model.image_token_id`` holds free among the tokens.  Module paths are those of the plan (``bridge flops --explain``).
+height and width, all images of a micro-batch are concatenated in one packed row, and each attends only to itself.  A block of
+``spatial_merge_size`` x ``spatial_merge_size`` patches becomes one token of the language model and replaces one placeholder
+``model.image_token_id`` among the tokens.  Module paths are those of the plan (``bridge flops --explain``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROTARY_BASE = 10000.0
 
 
 def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerConfig:
-    """The tower as megatron-core sees it: numerics and tensor parallelism of the language model, its own sizes."""
+    """megatron-core's configuration of the tower: numerics and tensor parallelism of the language model, sizes of its own."""
     return TransformerConfig(
         num_layers=vision.depth,
         hidden_size=vision.hidden_size,
@@ -61,7 +61,7 @@ def tower_config(config: TransformerConfig, vision: VisionShape) -> TransformerC
 
 
 class PatchMerger(MegatronModule):
-    """Blocks of neighboring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
+    """Maps blocks of neighboring patches to tokens of the language model: norm, m -> m -> out with m = hidden x merge^2."""
 
     def __init__(self, config: TransformerConfig, vision: VisionShape, *, deep: bool = False) -> None:
         """``deep``: the norm comes after the merge, as in the mergers inside the tower (deepstack)."""
@@ -83,7 +83,7 @@ class PatchMerger(MegatronModule):
 
 
 class Mergers(MegatronModule):
-    """The mergers inside the tower, by number (a ModuleList would not know how checkpoints cut them)."""
+    """The mergers inside the tower, by number (a ModuleList has no sharded state for checkpoints)."""
 
     def __init__(self, config: TransformerConfig, vision: VisionShape) -> None:
         super().__init__(config=config)
@@ -95,11 +95,11 @@ class VisionModel(MegatronModule):
     """The tower: patch embedding, positions, transformer blocks over the patches of each image, merger."""
 
     def __init__(self, config: TransformerConfig, vision: VisionShape, layer: ModuleSpec) -> None:
-        """``layer``: megatron-core's specification of one block, with attention to both sides."""
+        """``layer``: megatron-core's spec of one block, with bidirectional attention."""
         super().__init__(config=config)
         self.vision = vision
         patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        # Cut over the tensor-parallel ranks like every other matrix, and gathered: no rank repeats another's work.
+        # Split over the tensor-parallel ranks like every other matrix, and gathered: no rank repeats another's work.
         self.patch_embed = ColumnParallelLinear(
             patch_values,
             config.hidden_size,
@@ -158,7 +158,7 @@ class VisionModel(MegatronModule):
         return features[0], features[1:]
 
     def _learned_positions(self, grids: Sequence[Sequence[int]]) -> Tensor:
-        """The table, stretched over each image (bilinear between its rows) and in the order of the patches: [p, hidden]."""
+        """The table, interpolated bilinearly to each image and in the order of the patches: [p, hidden]."""
         assert self.pos_embed is not None
         side = int(self.vision.num_position_embeddings**0.5)
         table = self.pos_embed.weight.t().view(1, -1, side, side)
@@ -181,7 +181,7 @@ def patch_places(grid: Sequence[int], merge: int) -> Tensor:
 
 
 def rotary_angles(places: Tensor, head_size: int) -> Tensor:
-    """Angles of a head's channels, [p, 1, 1, head_size]: half of the pairs turn with the row, half with the column."""
+    """Rotary angles of a head's channels, [p, 1, 1, head_size]: half of the pairs follow the row, half the column."""
     pairs = head_size // 4
     frequencies = _ROTARY_BASE ** -(torch.arange(pairs, device=places.device) / pairs)
     angles = (places[:, :, None] * frequencies).flatten(1)
@@ -189,7 +189,7 @@ def rotary_angles(places: Tensor, head_size: int) -> Tensor:
 
 
 def window_order(grids: Sequence[Sequence[int]], merge: int, side: int) -> tuple[Tensor, list[int]]:
-    """The blocks of all images, those of a window one after the other.
+    """The order of the blocks of all images in which the blocks of each window are consecutive.
 
     Args:
         grids: (frames, rows, columns) in patches of each image.
@@ -218,7 +218,7 @@ def _blocks_in(order: Tensor, patches: Tensor, merge: int) -> Tensor:
 
 
 def packed(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
-    """megatron-core's description of segments of this many patches, side by side."""
+    """megatron-core's description of consecutive segments with these numbers of patches."""
     bounds = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(device, torch.int32)
     return PackedSeqParams(
         qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths)
@@ -226,9 +226,9 @@ def packed(lengths: Sequence[int], device: torch.device) -> PackedSeqParams:
 
 
 class WithoutUse(torch.autograd.Function):
-    """The identity; parameters that had no part in it get a gradient of zeros.
+    """The identity, which gives unused parameters gradients of zero.
 
-    Data-parallel replicas wait for every parameter's gradient, and a loss needs something to differentiate, also in a
+    Data-parallel replicas wait for every parameter's gradient, and a loss needs something to differentiate, even in a
     micro-batch without images.  Nothing is computed.
     """
 
@@ -247,8 +247,8 @@ class VisionLanguageModel(GPTModel):
 
     def __init__(self, *, vision: VisionShape, vision_config: TransformerConfig, vision_layer: ModuleSpec,
                  image_token_id: int, **options: Any) -> None:  # fmt: skip
-        """``vision``, ``vision_config``, ``vision_layer``: the tower; the rest as for GPTModel."""
-        # Images are put in before the sequence is cut over the ranks.
+        """``vision``, ``vision_config``, ``vision_layer``: the tower; ``options``: as for GPTModel."""
+        # Images are inserted before the sequence is split over the ranks.
         super().__init__(**options, scatter_embedding_sequence_parallel=False)
         self.image_token_id = image_token_id
         self.vision = vision
@@ -258,7 +258,7 @@ class VisionLanguageModel(GPTModel):
             for layer in self.decoder.layers[: len(vision.deepstack_visual_indexes)]:
                 layer.register_forward_hook(self._add_deep)
         self._deep: list[Tensor] = []
-        """What the next layers of the decoder are to add, [s, b, hidden] each (deepstack)."""
+        """What the next layers of the decoder will add, [s, b, hidden] each (deepstack)."""
 
     def forward(
         self,
@@ -293,7 +293,7 @@ class VisionLanguageModel(GPTModel):
     def _embed(
         self, input_ids: Tensor, position_ids: Tensor, pixel_values: Tensor | None, image_grid_thw: Tensor | None
     ) -> list[Tensor]:
-        """Words and images, and what images add inside the decoder, [s, b, hidden] each."""
+        """Embeddings of text and images, and what images add inside the decoder, [s, b, hidden] each."""
         assert self.vision_model is not None
         words = self.embedding(input_ids=input_ids, position_ids=position_ids)
         if pixel_values is None or image_grid_thw is None or not len(image_grid_thw):
@@ -312,5 +312,5 @@ class VisionLanguageModel(GPTModel):
         return tensor_parallel.scatter_to_sequence_parallel_region(sequence) if self.config.sequence_parallel else sequence
 
     def _add_deep(self, layer: torch.nn.Module, inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any] | None:
-        """After one of the decoder's first layers: add what the tower's layers saw."""
+        """Hook of the decoder's first layers: add the features of the tower's inner layers (deepstack)."""
         return (output[0] + self._deep.pop(0), output[1]) if self._deep else None

@@ -1,4 +1,4 @@
-"""Which towers, on which layouts, train here, found out before anything is built; and which micro-batches fit together."""
+"""Checks whether a vision tower can be trained on a layout, before anything is built, and whether a micro-batch is consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_vision(cfg: Config) -> None:
-    """Raise ConfigError for towers and layouts that can be counted but not trained here; a model without a tower passes."""
+    """Raise ConfigError for towers and layouts that can be counted but not trained here."""
     vision = read(cfg).vision
     if vision is None:
         return
@@ -95,12 +95,12 @@ def check_vision(cfg: Config) -> None:
 
 
 def check_places(tokens: Tensor, grids: Tensor, image_token_id: int, vision: VisionShape) -> None:
-    """Raise RunError unless the images of a micro-batch fill exactly the places among its tokens.
+    """Raise RunError unless the images of a micro-batch match the placeholders among its tokens.
 
     Args:
         tokens: [b, s] on the CPU.
         grids: [images, 3] on the CPU: frames, rows and columns, in patches.
-        image_token_id: what holds a place.
+        image_token_id: the placeholder.
         vision: the tower.
     """
     places, merge = int((tokens == image_token_id).sum()), vision.spatial_merge_size

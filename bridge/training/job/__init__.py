@@ -1,1 +1,1 @@
-"""A job of many processes: how they agree, end, start again, and what became of the time."""
+"""A job of many processes: agreement between ranks, its end, restarts, and how its time was spent."""

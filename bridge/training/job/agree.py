@@ -11,15 +11,15 @@ from bridge.training.errors import RunError
 
 T = TypeVar("T")
 
-# What torch's archive writer says when the system takes only a part of what it writes.
+# Parts of the errors of torch's archive writer after an incomplete write.
 _CUT_SHORT = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 def everywhere(action: Callable[[], T], what: str) -> T:
     """Call ``action`` on this rank, wait for all ranks, and return its result.
 
-    All ranks must call it (a collective).  If the action raised on any rank, every rank raises the same
-    :class:`RunError`, which begins with ``what``; so no rank waits for one that has given up.
+    A collective: all ranks must call it.  If the action raised on any rank, every rank raises the same :class:`RunError`, which
+    begins with ``what``; so no rank waits for one that has failed.
     """
     result, problem = None, None
     try:
@@ -47,7 +47,7 @@ def from_first(value: Any) -> Any:
 
 
 def from_rank(value: Any, rank: int, group: Any = None) -> Any:
-    """The value of a rank of the group, None: of the job, on every rank of it."""
+    """The value of one rank of a group (None: all ranks of the job), on every rank of it."""
     values = [value]
     source = rank if group is None else torch.distributed.get_global_rank(group, rank)
     torch.distributed.broadcast_object_list(values, src=source, group=group)
@@ -55,7 +55,7 @@ def from_rank(value: Any, rank: int, group: Any = None) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """One line for people: what the system said, without the machinery around it."""
+    """One readable line: the system's message, without class names and traces where possible."""
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -1,8 +1,8 @@
 """How a training process ends: the exit code, one message for the whole job, and signals.
 
-torchrun ends a job as soon as its first process exits with an error, and prints its own summary.  So the rank that
-speaks exits at once, the others wait a little before they follow, and the message also goes into the file that torchrun
-quotes in its summary.
+torchrun ends a job as soon as its first process exits with an error, and prints its own summary.  So the rank that reports the
+error exits at once, the others wait a little before they exit, and the message also goes into the file that torchrun quotes in
+its summary.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bridge.training.errors import EXIT_CONFIG, EXIT_OK, EXIT_RUN, ConfigError, 
 LINGER_S = 2.0
 """Seconds that ranks other than the first wait before they exit with an error."""
 
-# What the collectives say when the other end of a connection is gone.
+# Messages of collectives whose peer has closed the connection.
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
               "No route to host", "Network is unreachable", "NCCL communicator was aborted", "remote process exited",
               "Socket closed", "Connection was likely closed")  # fmt: skip
-# And when it is silent.
+# Messages of collectives whose peer does not answer.
 _SILENT_PEER = ("Timed out waiting", "Timed out after", "wait timeout after")
 
 
 def run(action: Callable[[], None], *, rank: int) -> int:
     """Call ``action`` and turn what it raises into one message and an exit code: 0, 1 (run time) or 2 (configuration).
 
-    Of an error that is the same on every rank the first one alone speaks.  Other errors are one rank's own: it says so,
+    An error that is the same on every rank is reported by the first rank only.  Any other error is reported by its own rank,
     unless the first rank has ended the job by then.
     """
     try:
@@ -51,7 +51,7 @@ def run(action: Callable[[], None], *, rank: int) -> int:
                 "failed or is much slower. Check that machine, then restart the job; checkpoint.load continues it",
                 EXIT_RUN, rank=rank, speaks=True)  # fmt: skip
         if any(text in str(error) for text in _LOST_PEER):
-            # Not the cause: the rank that is gone has said, or torchrun will say, why.
+            # This is not the cause: the lost rank or torchrun reports that.
             return _fail("the connection to another rank was lost; see that rank", EXIT_RUN, rank=rank, speaks=True,
                          last=True)  # fmt: skip
         return _fail(f"{type(error).__name__}: {error}", EXIT_RUN, rank=rank, speaks=True, details=traceback.format_exc())
@@ -80,14 +80,14 @@ def _tell_torchrun(message: str, code: int) -> None:
 
 
 class StopSignals:
-    """Remembers that the process was asked to end (SIGTERM, SIGINT) and lets it finish what it is doing.
+    """Records that the process was asked to end (SIGTERM, SIGINT), so that it can finish its step first.
 
-    Use as a context manager; the handlers that were there before are restored.
+    Use as a context manager; it restores the previous handlers.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """Name of the first signal, None before one came."""
+        """The name of the first signal; None if there was none."""
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -100,5 +100,5 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        # torchrun passes on a Ctrl-C that the terminal has sent to every process already: a second one means nothing.
+        # On Ctrl-C the terminal and torchrun both send a signal: a second one has no meaning.
         self.received = self.received or signal.Signals(number).name

@@ -1,6 +1,6 @@
-"""The life of a job whose loop is not ours, from the events that it fires: the same ledger, with less in it.
+"""The ledger of a job whose training loop is not ours, written from the loop's events: it has fewer kinds of entries.
 
-What a loop does between steps, and says nothing of, is ``unknown``; what it does before its training starts is one part.
+Unreported time between steps is ``unknown``; all time before training starts is one part.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bridge.training.job.ledger import JobLedger
 
 
 class HostLedger:
-    """Writes on the last rank; without a folder nothing is written.
+    """Writes the ledger on the last rank; without a folder it writes nothing.
 
     Args:
-        folder: of ``job.jsonl``, the same on every rank and in every start of the job.
+        folder: the folder of ``job.jsonl``, the same on every rank and in every start of the job.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -28,14 +28,14 @@ class HostLedger:
         self._ledger: JobLedger | None = None
         self._begun = self._stepped = False
         self._aside = ""
-        """What the loop does instead of training."""
+        """What the loop is doing instead of training: ``evaluation``, ``checkpoint`` or nothing."""
         self._left: tuple[float, float] | None = None
-        """When the loop left a step, and the seconds that it had waited for batches by then."""
+        """The time at which the last step ended, and the total seconds of waiting for batches at that time."""
         self.redone: list[int] = []
-        """Steps to come whose total FLOPs are wanted, on every rank."""
+        """Future steps at which ``tell`` needs the total FLOPs; the same on every rank."""
 
     def begin(self, place: Place | None, step: int, flops: int | None) -> None:
-        """Training starts after ``step``, with so many FLOPs done before. Waits for all ranks."""
+        """Training starts after ``step`` steps and ``flops`` FLOPs. Waits for all ranks."""
         if self._folder is None or self._begun or place is None or place.rank < 0:
             return
         self._begun = True
@@ -48,7 +48,7 @@ class HostLedger:
         self.redone = wanted if place.world == 1 else from_rank(wanted, place.world - 1, place.group)
 
     def enter_step(self, step: int) -> None:
-        """A step begins after ``step`` others."""
+        """A training step begins, after ``step`` completed ones."""
         if self._ledger is None:
             return
         if self._aside:
@@ -56,14 +56,14 @@ class HostLedger:
         self._count_between()
 
     def leave_step(self, step: int) -> None:
-        """It is over: ``step`` are done."""
+        """A training step is over; ``step`` steps are completed."""
         if self._ledger is not None:
             self._stepped = True
             self._ledger.beat(step)
             self._leave()
 
     def tell(self, step: int, total: Callable[[], int | None]) -> None:
-        """After a step, on every rank: the total FLOPs, where a process before this one was killed."""
+        """Call after each step, on every rank: records the total FLOPs at steps where an earlier process was killed."""
         if step in self.redone:
             flops = total()
             if self._ledger is not None:
@@ -77,7 +77,7 @@ class HostLedger:
             self._ledger.mark(what, when, step=step, **({} if flops is None else {"flops": flops}))
 
     def back(self, step: int) -> None:
-        """It is over."""
+        """The evaluation or checkpoint is over."""
         if self._ledger is not None and self._aside:
             self._aside = ""
             self._ledger.mark("steps" if self._stepped else "warming", step=step)
@@ -85,7 +85,7 @@ class HostLedger:
             self._leave()
 
     def end(self, step: int, flops: int | None) -> Job | None:
-        """Training is over; the job so far, on the rank that knows it."""
+        """Training is over. Returns the job so far on the rank that writes, None on others."""
         if self._ledger is None:
             return None
         self._count_between()
@@ -93,7 +93,7 @@ class HostLedger:
         return self._ledger.job()
 
     def close(self, step: int) -> None:
-        """The training of this process is over, or has broken off."""
+        """The training of this process has ended or failed."""
         if self._ledger is not None:
             self._count_between()
             self._ledger.mark("end", step=step)
@@ -104,7 +104,7 @@ class HostLedger:
         self._left = time.time(), waited_seconds()
 
     def _count_between(self) -> None:
-        """What has passed since the last step, but for the batches that were waited for, is not known."""
+        """Count the time since the last step as unknown, except for waiting for batches."""
         if self._left is not None and self._ledger is not None:
             left, waited = self._left
             self._ledger.unknown += max(0.0, time.time() - left - (waited_seconds() - waited))

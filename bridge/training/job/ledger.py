@@ -1,10 +1,10 @@
-"""Writes down the life of a job, so that it can be read after any end: an append-only file of JSON lines, on one rank.
+"""Records the life of a job in an append-only file of JSON lines, on one rank, so that it can be read after any kind of end.
 
-``job.jsonl`` stands beside the checkpoints, since these outlive a process.  Each event is one write of a whole line; a step is
-one write of a few bytes in place (``job.beat``, where the last steps have their places in turn), of which the next process takes
-into the ledger the last sign of life of the one before, and when that had reached the step that training goes on from.  A
-process that is killed loses none of it; a machine that is lost may lose what was not synced, which is done at checkpoints.  What
-cannot be written is one warning, and training continues.
+``job.jsonl`` is beside the checkpoints, because these outlive a process.  Each event is one write of a whole line.  Each step is
+one write of a few bytes in place (``job.beat``, a ring of the last steps).  The next process copies from it into the ledger the
+last sign of life of the process before, and the time at which that one reached the step from which training continues.  A killed
+process loses nothing; a lost machine may lose what was written since the last checkpoint, where files are synced.  If a write
+fails, there is one warning, and training continues.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from bridge.training.job import restart
 
 logger = logging.getLogger(__name__)
 
-#: How often this process has opened each ledger, and who writes it: the last one, since a training may break off without a word.
+#: How often this process has opened each ledger, and its writer: the latest one, since a training may end without closing.
 _opened: Counter[Path] = Counter()
 _writing: WeakValueDictionary[Path, JobLedger] = WeakValueDictionary()
 
 
 class JobLedger:
-    """The ledger of the job that this process belongs to; on the rank that writes.
+    """The ledger of the job of this process, on the rank that writes.
 
     Args:
-        folder: of the checkpoints, or of the run; None: nothing is kept.
-        waited: seconds that this process has waited for batches so far.
+        folder: the folder of the checkpoints or of the run; None: nothing is written.
+        waited: returns the seconds for which this process has waited for batches so far.
     """
 
     def __init__(self, folder: Path | None = None, waited: Callable[[], float] = lambda: 0.0) -> None:
@@ -59,12 +59,12 @@ class JobLedger:
         self._step: int | None = None
         self._beats: dict[int, Event] = {}
         self.unknown = 0.0
-        """Seconds between steps so far of which the loop has told nothing; of this process."""
+        """Unreported seconds between steps so far, of this process."""
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Read what is there, take over the last sign of life, and write what this process has remembered so far."""
+        """Read the existing ledger, add the previous process's last sign of life, and write what was remembered so far."""
         if self._path is None:
             return
         if (before := _writing.get(self._path)) is not None:
@@ -86,22 +86,22 @@ class JobLedger:
         launched = started(os.getppid()) if restart.launcher() else None
         if launched is not None and not _knows(self.events, launched):
             self.mark("launched", launched)
-        # Of a second training in this process, the beginning is what came before it.
+        # A second training in this process begins where the first one ended.
         self.mark("process", max([started() or _IMPORTED, *(event["time"] for event in self.events[-1:])]))
         for event, when, facts in self._before:
             self.mark(event, when, **facts)
         self._before.clear()
 
     def remember(self, event: str, **facts: Any) -> None:
-        """An event before the ledger is open."""
+        """Keep an event until the ledger is open."""
         self._before.append((event, time.time(), facts))
 
     def mark(self, event: str, when: float | None = None, **facts: Any) -> None:
-        """Something begins."""
+        """Write an event: a part of the job begins."""
         self._write({"event": event, "time": time.time() if when is None else when, **self._sums(), **facts})
 
     def _sums(self) -> dict[str, float]:
-        """Seconds within steps so far, by the part that they are of."""
+        """Seconds within steps so far, by part."""
         return {"data": self._waited()} | ({"unknown": self.unknown} if self.unknown else {})
 
     def begin(self, step: int, **facts: Any) -> None:
@@ -112,7 +112,7 @@ class JobLedger:
         self.mark("training", step=step, launcher=self._launcher(), **facts)
 
     def _launcher(self) -> str:
-        """What started this training; a second one in a process is not its first one, started again."""
+        """What started this training; a second training in a process counts as started anew."""
         number = _opened[self._path] if self._path else 0
         return launcher() + (f", training {number}" if number > 1 else "")
 
@@ -129,12 +129,12 @@ class JobLedger:
         self._attempt(lambda: os.pwrite(self._files[BEATS], f"{line:<{BEAT - 1}}\n".encode(), place))
 
     def sync(self) -> None:
-        """Keep what was written, whatever happens to the machine."""
+        """Sync the ledger to the disk."""
         if not self._failed and self._files:
             self._attempt(lambda: os.fsync(self._files[FILE]))
 
     def close(self) -> None:
-        """This process is through."""
+        """Close the files; nothing is written afterwards."""
         for number in self._files.values():
             os.close(number)
         self._files, self._failed = {}, True
@@ -162,11 +162,11 @@ class JobLedger:
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def job(self) -> Job | None:
-        """The job so far; None where nothing is kept."""
+        """The job so far; None if nothing is written."""
         return None if self._failed else job_of(self.events, time.time())
 
     def to_redo(self, step: int) -> list[int]:
-        """Where processes before this one were killed: steps whose FLOPs are to be told when they are reached again."""
+        """Steps at which earlier processes were killed, whose total FLOPs must be recorded when training reaches them again."""
         return to_redo(self.events, step)
 
 
@@ -174,19 +174,19 @@ _IMPORTED = time.time()
 
 
 def _mend(number: int) -> None:
-    """A torn last line gets an end, so that the next one is whole."""
+    """End a torn last line, so that the next line is whole."""
     size = os.fstat(number).st_size
     if size and os.pread(number, 1, size - 1) != b"\n":
         os.write(number, b"\n")
 
 
 def _knows(events: list[Event], launch: float) -> bool:
-    """Whether this start of a launcher, or a later one, is in the ledger: then what came since is down time."""
+    """Whether the ledger has events since this start of a launcher; then the time since is down time."""
     return any(event["time"] >= launch - 1 for event in events)
 
 
 def launcher() -> str:
-    """What starts the processes of this job: the scheduler's job, torchrun's process, or somebody this process alone."""
+    """What started the processes of this job: a scheduler's job, torchrun's process, or nothing but this process."""
     if job := os.environ.get("SLURM_JOB_ID"):
         return f"slurm {job}"
     known = restart.launcher()
@@ -194,7 +194,7 @@ def launcher() -> str:
 
 
 def started(process: int | None = None) -> float | None:
-    """When a process began, seconds since 1970; None where the system does not tell. To a hundredth of a second."""
+    """The start of a process in seconds since 1970, to a hundredth of a second; None if the system does not provide it."""
     try:
         status = Path(f"/proc/{process or 'self'}/stat").read_text()
         uptime = float(Path("/proc/uptime").read_text().split()[0])

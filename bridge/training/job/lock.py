@@ -1,7 +1,7 @@
-"""One job a folder: a second one would mix its rows, its checkpoints and its W&B files with the first one's.
+"""One job per folder: two jobs would mix their rows, checkpoints and W&B files.
 
-The lock is the operating system's and goes with the process that holds it.  It may stay for some seconds where the process
-was killed and the workers of its data loader have not noticed yet: then it is taken over.
+The operating system releases the lock when its process ends.  If that process was killed, the workers of its data loader may
+keep it for some seconds; then it is taken over.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class JobLock(contextlib.ExitStack):
     """The folders of a job, held until it is closed."""
 
     def take(self, folders: Iterable[str | Path]) -> None:
-        """Hold these folders; one that cannot be written to is left alone, whoever writes there says so.
+        """Lock these folders; one that cannot be written to is skipped, since writing to it reports the error.
 
         Raises:
-            RunError: another job that lives holds one; with its host and process.
+            RunError: a running job holds one of them; the message names its host and process.
         """
         for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
             with contextlib.suppress(OSError):
@@ -58,11 +58,11 @@ def _owner(folder: Path) -> tuple[str, str]:
 
 
 def _is_gone(host: str, pid: str) -> bool:
-    """Whether the owner is known to have ended, here."""
+    """Whether the owner is known to have ended on this host."""
     if host != socket.gethostname() or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)
-    except OSError as error:  # one that may not be signalled lives
+    except OSError as error:  # a process that may not be signaled is alive
         return isinstance(error, ProcessLookupError)
     return False

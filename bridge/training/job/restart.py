@@ -1,7 +1,7 @@
-"""Workers that torchrun (``--max-restarts``) or a scheduler starts again: what they take over, and what they must not.
+"""Restarts of workers by torchrun (``--max-restarts``) or a scheduler: what they take over, and what they must not.
 
-Weights, counters and the data's position come from the checkpoint.  Before the first one the run begins anew, but it is the
-same run, so trackers know it under the same id.  Addresses of workers that died are not taken over.
+Weights, counters and the data's position come from the checkpoint.  Before the first checkpoint training starts over, but it is
+the same run, so trackers get the same id.  Addresses of dead workers are not taken over.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY = "bridge/store"
 
 
 def known_run_id(folder: Path) -> str | None:
-    """``WANDB_RUN_ID`` where it is set; else what :func:`remember_run_id` wrote under the same torchrun; None: a new run."""
+    """``WANDB_RUN_ID`` if it is set; else the id that :func:`remember_run_id` wrote under the same torchrun; None: a new run."""
     if run_id := os.environ.get("WANDB_RUN_ID"):
         return run_id
     started_by = launcher()
@@ -37,7 +37,7 @@ def known_run_id(folder: Path) -> str | None:
 
 
 def remember_run_id(folder: Path, run_id: str | None) -> None:
-    """Keep the id beside the run, for workers that this torchrun may start again; on the rank that writes."""
+    """Store the id beside the run for workers that this torchrun may restart; on the rank that writes."""
     started_by = launcher()
     if started_by and run_id:
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def remember_run_id(folder: Path, run_id: str | None) -> None:
 
 
 def launcher() -> list[str] | None:
-    """torchrun's own process, which outlives its workers; None without torchrun."""
+    """Identifies torchrun's own process, which outlives its workers; None without torchrun."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     return [socket.gethostname(), str(os.getppid()), job] if job else None
 
@@ -58,8 +58,8 @@ def needs_own_store() -> bool:
 def own_store(rank: int, world_size: int, timeout: timedelta) -> torch.distributed.Store:
     """A store for these workers alone, in the first rank's process.
 
-    torch 2.13 keeps torchrun's store across restarts and does not tell the attempts apart, so gloo may read the address, and
-    NCCL the id, that a dead worker has left there.  The port of a dead store can be told: nothing answers.
+    torch 2.13 keeps torchrun's store across restarts and does not distinguish the attempts, so gloo may read the address, and
+    NCCL the id, of a dead worker.  The port of a dead store is recognized: nothing answers.
 
     Raises:
         RunError: the first rank's store was not found in time.

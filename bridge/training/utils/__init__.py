@@ -1,1 +1,1 @@
-"""The public face for those who know Megatron-Bridge: the same names at the same places."""
+"""The public interface with Megatron-Bridge's names, at the same places."""
