@@ -1,1 +1,1 @@
-"""Real text and how it becomes micro-batches, the same on every parallel layout; statistics of packed files."""
+"""Turns real text into micro-batches, the same on every parallel layout; statistics of packed files."""

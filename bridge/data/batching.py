@@ -1,4 +1,4 @@
-"""Samples -> micro-batches: dictionaries of CPU tensors with megatron-core's names.
+"""Turns samples into micro-batches: dictionaries of CPU tensors with megatron-core's names.
 
 =================  ==========================  =========================================================================
 key                shape, type                 meaning
@@ -36,7 +36,7 @@ Collate = Callable[[Sequence[list[Segment]]], MicroBatch]
 def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: bool) -> MicroBatch:
     """One sample per row, padded on the right to the longest one, rounded up to ``multiple_of`` tokens.
 
-    ``masked``: add the attention mask (batches in which all samples have the same length need none).
+    ``masked``: whether to add the attention mask (not needed if all samples have the same length).
     """
     segments = [segment for (segment,) in samples]
     lengths = np.asarray([len(inputs) for inputs, *_ in segments])
@@ -59,7 +59,7 @@ def collate_rows(samples: Sequence[list[Segment]], *, multiple_of: int, masked: 
 
 
 def collate_packed(samples: Sequence[list[Segment]], *, multiple_of: int, segment_multiple_of: int) -> MicroBatch:
-    """All segments of all samples back to back in one row (THD layout), so b = 1 for any micro-batch size.
+    """All segments of all samples concatenated in one row (THD layout), so b = 1 for any micro-batch size.
 
     ``segment_multiple_of``: each segment is padded to a multiple of this (context parallelism splits each one);
     ``multiple_of``: the row is padded to a multiple of this after its last segment (sequence parallelism splits the row).

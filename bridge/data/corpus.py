@@ -17,7 +17,7 @@ from bridge.flops.shapes import ConfigError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents back to back in one array; ``offsets[i]:offsets[i + 1]`` is document i."""
+    """Documents concatenated in one array; ``offsets[i]:offsets[i + 1]`` is document i."""
 
     tokens: Tokens
     offsets: NDArray[np.int64]
@@ -46,7 +46,7 @@ class Corpus:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
     def fingerprint(self) -> str:
-        """A text that is equal for equal documents in equal order; ranks compare it, and so does a resume."""
+        """A text that is equal if and only if the documents and their order are; ranks compare it, and so does a resume."""
         checksum = zlib.crc32(self.offsets.tobytes(), zlib.crc32(np.ascontiguousarray(self.tokens).tobytes()))
         return f"{len(self)} documents, {int(self.offsets[-1])} tokens, crc32 {checksum:08x}"
 

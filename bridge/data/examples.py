@@ -61,10 +61,10 @@ def _read(file: Path) -> Iterator[Example]:
 def _from_source(file: Path) -> Iterator[Example]:
     try:
         with tokenize.open(file) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes and comparisons in somebody's source
+            warnings.simplefilter("ignore")  # about escapes and comparisons in the sources
             source = stream.read()
             tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # sources of another Python, on purpose or not
+    except (SyntaxError, ValueError):  # sources for another version of Python
         return
     functions = (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
     lines = source.split("\n")

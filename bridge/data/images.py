@@ -1,7 +1,7 @@
-"""``data.kind=images``: lines of real text as pictures, with their text to learn.
+"""``data.kind=images``: pictures of lines of real text, with the text to learn.
 
-A sample is a row of pictures, each followed by its text, which is learned; some samples are only text.  A picture
-holds a few lines of type, wrapped at a random width, so that pictures differ in height and width.  The lines of text come
+A sample is a sequence of pictures, each followed by its text, which is learned; some samples are only text.  A picture
+shows a few lines of text, wrapped at a random width, so that pictures differ in height and width.  The lines of text come
 from the documents (``data.path``, by default the standard library's sources); what a picture shows, its width and the number of
 pictures per sample depend only on (seed, sample number).
 
@@ -46,12 +46,12 @@ _COLUMNS = (2, 6)
 """Minimum and maximum characters per line in a picture."""
 _DRAW = 0x1A6E
 _SHORTEST = 3
-"""Characters of the shortest line that is worth a picture."""
+"""Characters of the shortest line that is drawn."""
 
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One segment of tokens, and the images that its placeholders stand for, in order."""
+    """One segment of tokens, and the images for its placeholders, in order."""
 
     segment: Segment
     patches: list[NDArray[np.float32]]
@@ -65,7 +65,7 @@ class ImageSamples:
         self, lines: Sequence[str], tokenizer: Tokenizer, vision: VisionShape, *, image_token_id: int, seq_length: int,
         images_per_sample: int, seed: int,
     ) -> None:  # fmt: skip
-        """``lines``: the text to show; ``images_per_sample``: maximum images per sample."""
+        """``lines``: the text to show; ``images_per_sample``: the most images of a sample."""
         self.lines = lines
         self.vision = vision
         self._tokenizer = tokenizer
@@ -77,7 +77,7 @@ class ImageSamples:
         self._order = EpochOrder(np.arange(len(lines)), seed)
 
     def samples_per_epoch(self) -> int:
-        """The lines."""
+        """The number of lines."""
         return len(self.lines)
 
     def _line(self, index: int) -> str:
@@ -116,7 +116,7 @@ class ImageData:
         """Read the text; images are drawn when their sample is requested.
 
         Raises:
-            ConfigError: There is no tower or placeholder, or not enough text that can be shown.
+            ConfigError: The model has no tower or placeholder, or there is not enough text to show.
         """
         vision = _vision_of(cfg)
         tokenizer = build_tokenizer(cfg.data.tokenizer)
@@ -127,7 +127,7 @@ class ImageData:
                 f"data.tokenizer={cfg.data.tokenizer!r} "
                 f"{tokenizer.vocab_size} is free (and model.vocab_size at least {tokenizer.vocab_size + 1})."
             )
-        render(["Aa"], vision.patch_size * vision.spatial_merge_size)  # a missing Pillow is noticed here
+        render(["Aa"], vision.patch_size * vision.spatial_merge_size)  # raises here if Pillow is missing
         lines = read_lines(cfg)
         training, evaluation = split(len(lines), cfg.data.eval_fraction, cfg.train.seed)
         samples = partial(
@@ -150,10 +150,10 @@ class ImageData:
 
 
 def read_lines(cfg: Config) -> list[str]:
-    """The different lines of the documents that can be shown: printable ASCII, not too long for a sample.
+    """The distinct lines of the documents that can be shown: printable ASCII, not too long for a sample.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such lines.
     """
     longest = min(cfg.data.longest_line, ((cfg.model.seq_length or 0) - 2) // 3)
     lines: dict[str, None] = {}
@@ -171,7 +171,7 @@ def read_lines(cfg: Config) -> list[str]:
 
 
 def collate_images(samples: Sequence[ImageSample], *, rows: Collate, vision: VisionShape) -> MicroBatch:
-    """A micro-batch of samples: their tokens as ``rows`` lays them out, and all their images, in order."""
+    """A micro-batch of samples: their tokens, collated by ``rows``, and all their images, in order."""
     values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     patches = [image for sample in samples for image in sample.patches]
     grids = [grid for sample in samples for grid in sample.grids]

@@ -1,4 +1,4 @@
-"""Text to pixels, and pixels to the patches that a vision tower takes."""
+"""Draws text as pixels and splits pixels into the patches that a vision tower takes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def to_patches(pixels: NDArray[Any], vision: VisionShape) -> tuple[NDArray[np.fl
     cut = values.reshape(height // block, merge, size, width // block, merge, size, channels)
     patches = cut.transpose(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column, channel, y, x
     patches = patches.reshape(-1, channels, 1, size * size)
-    # A still image is a film of equal frames.
+    # A still image has equal frames.
     patches = np.repeat(patches, vision.temporal_patch_size, axis=2)
     rows, columns = int(height // size), int(width // size)
     return patches.reshape(rows * columns, -1), (1, rows, columns)

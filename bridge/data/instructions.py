@@ -23,7 +23,7 @@ _TRAIN, _VAL = f"{_SPECS}.packed_train_data_path", f"{_SPECS}.packed_val_data_pa
 
 
 class PackedRows:
-    """Packed rows as an endless sequence of samples, in epoch e in a random order from (seed, e)."""
+    """Packed rows as an endless sequence of samples, in epoch e in the order of the permutation drawn from (seed, e)."""
 
     def __init__(self, rows: Sequence[PackedRow], cfg: Config) -> None:
         assert cfg.model.seq_length is not None
@@ -33,7 +33,7 @@ class PackedRows:
         self._order = EpochOrder(np.arange(len(rows)), cfg.train.seed)
 
     def samples_per_epoch(self) -> int:
-        """The rows."""
+        """The number of rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> list[Segment]:
@@ -60,7 +60,7 @@ class InstructionData:
         """Read everything.
 
         Raises:
-            ConfigError: There are no examples or rows, none fits, or there are too few for one global batch.
+            ConfigError: There are no examples or rows, none fits into a row, or there are too few for one global batch.
         """
         from bridge.data.loader import collate_for, evaluates, schedule_for  # torch, which packing a file does not need
 

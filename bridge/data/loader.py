@@ -1,4 +1,4 @@
-"""The run's data: corpus, samples and iterators of micro-batches, from the configuration."""
+"""The data of a run, from its configuration: corpus, samples and iterators of micro-batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SampleSource(Protocol):
-    """An endless sequence of samples that depends only on the seed and the sample number."""
+    """An endless sequence of samples; each depends only on the seed and its number."""
 
     def __getitem__(self, index: int) -> Any:
         """Sample ``index``, as the collate function takes it."""

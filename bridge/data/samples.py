@@ -1,11 +1,11 @@
 """Sample number -> documents: one class for each kind of ``data.batching``.
 
-The order is a function of (seed, sample number) and of nothing else.  In epoch e the documents come in the order of the
-permutation drawn from (seed, e); sample g lies at its place in the endless row of epochs.  So every parallel layout
-sees the same samples in the same global batches, and a run that resumes at sample g continues exactly there.
+The order depends only on the seed and the sample number.  In epoch e the documents come in the order of the permutation drawn
+from (seed, e); samples are numbered through all epochs.  So every parallel layout sees the same samples in the same global
+batches, and a run that resumes at sample g continues exactly there.
 
 A sample is a list of segments; a segment is a pair (inputs, labels) of equal length, labels being the inputs one token
-later, or a triple with the mask of the labels that are learned.  Segments never see each other in attention.
+later, or a triple with the mask of the learned labels.  Attention never crosses segments.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Segment = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, NDArray[np.bool_]]
 
 
 class EpochOrder:
-    """Numbers in an endless row of epochs, each in the order of the permutation drawn from (seed, epoch)."""
+    """Numbers in an endless sequence of epochs, each in the order of the permutation drawn from (seed, epoch)."""
 
     def __init__(self, numbers: NDArray[np.int64], seed: int) -> None:
         self._numbers, self._seed = numbers, seed
@@ -35,7 +35,7 @@ class EpochOrder:
         return np.random.default_rng([self._seed, epoch]).permutation(self._numbers)
 
     def __getitem__(self, index: int) -> int:
-        """The number at a place in the row of epochs."""
+        """The number at a position of the sequence."""
         epoch, place = divmod(index, len(self._numbers))
         if self._known[0] != epoch:
             self._known = epoch, self.epoch(epoch)
@@ -46,7 +46,7 @@ class Samples(ABC):
     """An endless sequence of samples, indexed by the global sample number."""
 
     def __init__(self, corpus: Corpus, documents: NDArray[np.int64], seq_length: int, seed: int) -> None:
-        """``documents``: the numbers of the documents to draw from; ``seq_length``: most tokens of a sample."""
+        """``documents``: the numbers of the documents to use; ``seq_length``: the most tokens of a sample."""
         self.corpus = corpus
         self.documents = documents
         self.seq_length = seq_length
@@ -58,7 +58,7 @@ class Samples(ABC):
 
     @abstractmethod
     def samples_per_epoch(self) -> int:
-        """Samples before a document comes up again, in the first epoch."""
+        """Number of samples in the first epoch, before any document repeats."""
 
     def segment(self, document: int) -> Segment:
         """One document as inputs and labels, cut at ``seq_length``; the label of its last token ends the document."""
@@ -119,7 +119,7 @@ def pack(items: Sequence[int], lengths: Sequence[int], capacity: int) -> list[li
 
 
 class FixedSamples(Samples):
-    """Slices of exactly ``seq_length`` tokens of all documents back to back, each with its end-of-document token.
+    """Slices of exactly ``seq_length`` tokens of all documents concatenated, each with its end-of-document token.
 
     A slice is one segment: attention crosses the documents in it, as in megatron-core's GPTDataset.
     """

@@ -1,4 +1,4 @@
-"""How many samples a step takes, and which of them this replica takes."""
+"""The number of samples in each step, and those of this replica."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 class BatchSchedule:
     """The global batch size as a function of the samples consumed so far (megatron-core's ramp-up rule).
 
-    With ``rampup = (start, increment, samples)`` the batch begins at ``start`` and grows by ``increment`` in equal parts
-    of ``samples`` until it reaches ``global_batch_size``; it follows from the samples alone, so it is the same on every
-    layout.
+    With ``rampup = (start, increment, samples)`` the batch size begins at ``start`` and grows by ``increment`` at equal
+    distances within the first ``samples`` samples until it reaches ``global_batch_size``. It depends on the samples only, so it
+    is the same on every layout.
     """
 
     global_batch_size: int
@@ -30,7 +30,7 @@ class BatchSchedule:
 
 
 class MicroBatchSampler:
-    """Endless lists of sample numbers, one list a micro-batch of this replica.
+    """Endless lists of sample numbers, one list per micro-batch of this replica.
 
     Within a global batch micro-batch i of replica r starts at sample ``(i * replicas + r) * micro_batch_size``: a
     global batch holds the same samples whatever the number of replicas.  Steps in ``skip`` consume their samples

@@ -1,4 +1,4 @@
-"""Where text comes from: files on disk, or the source files of the running Python, which always exist.
+"""Reads text from files on disk or, by default, from the source files of the running Python, which always exist.
 
 Documents are never mixed in attention.  A file is one document unless ``data.document_separator`` splits it; the
 standard library's sources are split at two blank lines, that is, at their top-level definitions, which gives tens of
@@ -29,7 +29,7 @@ def find_files(path: Any) -> Iterator[Path]:
     None means the sources of the running Python's standard library.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: there are no such files.
     """
     if path is None:
         yield from _standard_library()
@@ -62,7 +62,7 @@ def _expand(entry: str) -> Iterator[Path]:
 
 
 def _walk(root: Path, leave_out: Callable[[str], bool]) -> Iterator[Path]:
-    """Files below a folder by name, those of a folder before those of its folders."""
+    """The files below a folder by name; those of a folder precede those of its subfolders."""
 
     def refuse(error: OSError) -> None:
         raise ConfigError(f"data.path: {error.filename!r} cannot be read: {error.strerror}. Check its permissions.") from error
@@ -93,7 +93,7 @@ def read_documents(path: Any = None, separator: str | None = None, max_documents
         max_documents: stop after this number of documents.
 
     Raises:
-        ConfigError: nothing is there, or a file cannot be read.
+        ConfigError: there are no such files, or one cannot be read.
     """
     if separator is None and path is None:
         separator = STANDARD_LIBRARY_SEPARATOR

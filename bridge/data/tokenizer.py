@@ -1,4 +1,4 @@
-"""Text to token numbers: bytes as they are, or a ``tokenizers`` JSON file."""
+"""Turns text into token numbers: its bytes, or the tokens of a ``tokenizers`` JSON file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     """What the data pipeline needs from a tokenizer."""
 
     vocab_size: int
-    """Number of different tokens, including the end-of-document token."""
+    """Number of distinct tokens, including the end-of-document token."""
     eod: int
     """The token that ends a document."""
 
@@ -70,7 +70,7 @@ class JsonTokenizer:
         named = (self._tokenizer.token_to_id(name) for name in END_OF_DOCUMENT_NAMES)
         eod = next((number for number in named if number is not None), None)
         size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.eod: int = size if eod is None else eod  # a file without such a token gets one more
+        self.eod: int = size if eod is None else eod  # without such a token, one is added
         self.vocab_size: int = max(size, self.eod + 1)
 
     def encode(self, documents: Sequence[bytes]) -> list[Tokens]:

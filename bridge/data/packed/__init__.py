@@ -1,1 +1,1 @@
-"""Files of packed rows: what they hold and what a plan needs of them."""
+"""Files of packed rows: their content, and the statistics that plans need."""

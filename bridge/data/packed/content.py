@@ -1,11 +1,11 @@
-"""Rows of packed fine-tuning data with their tokens: made from examples, written to a file, read back.
+"""Rows of packed fine-tuning data with their tokens: makes them from examples, writes them to a file, reads them back.
 
 A row has ``input_ids``, ``seq_start_id`` and ``loss_mask``, as NeMo's packed data has them.  A sequence is a prompt, its
 answer and an end of document; its last token is only ever a label.  ``loss_mask`` is true at the positions whose *next* token
 belongs to the answer.
 
 Files are ``.npy`` (pickled dictionaries of lists) and ``.parquet`` (list columns).  Pickles are read by
-:mod:`bridge.data.packed.pickle`, which runs nothing; their tokens stay in the file until a row is asked for.
+:mod:`bridge.data.packed.pickle`, which executes nothing; their tokens stay in the file until a row is needed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LARGEST_TOKEN = 2**31 - 1
 
 
 class PackedRow(NamedTuple):
-    """Sequences back to back.
+    """Concatenated sequences.
 
     Attributes:
         input_ids: int32 [n], the tokens.
@@ -67,7 +67,7 @@ def pack_examples(
     Args:
         size: tokens of a row.
         longest: tokens of a sequence; examples with more are left out.
-        order: numbers of the examples to take, in their order.
+        order: the numbers of the examples to take, in this order.
     """
     prompts = tokenizer.encode([examples[number].prompt for number in order])
     answers = tokenizer.encode([examples[number].answer for number in order])
@@ -93,13 +93,13 @@ def _row(sequences: Sequence[tuple[NDArray[np.int32], int]]) -> PackedRow:
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
-    """Raise ConfigError where :func:`write_rows` could not write a file of this name."""
+    """Raise ConfigError if :func:`write_rows` cannot write a file with this ending."""
     if Path(path).suffix not in _WRITERS:
         raise ConfigError(f"packed file {path} must end in {' or '.join(_WRITERS)}")
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[PackedRow]) -> None:
-    """Write a packed file, whole or not at all; its ending says which kind.
+    """Write a packed file atomically; its ending determines its kind.
 
     Raises:
         ConfigError: an ending that is not ``.npy`` or ``.parquet``.
@@ -119,7 +119,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[PackedRow]) -> None:
 def _write_npy(path: Path, rows: list[dict[str, Any]]) -> None:
     array = np.empty(len(rows), dtype=object)
     array[:] = rows
-    with open(path, "wb") as file:  # a name would get another ending
+    with open(path, "wb") as file:  # np.save would append .npy to a name
         np.save(file, array, allow_pickle=True)
 
 
@@ -144,14 +144,14 @@ _WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {".npy": _wr
 
 
 class PackedFile(Sequence[PackedRow]):
-    """The rows of a packed file: of one shard after the other.
+    """The rows of a packed file, shard by shard.
 
     Args:
         dataset_file: a file, a folder of shards, or a glob.
         option: the option that names it, for messages.
 
     Raises:
-        ConfigError: it is not there, is torn, or holds more than plain rows.
+        ConfigError: it does not exist, is damaged, or holds more than plain rows.
     """
 
     def __init__(self, dataset_file: str, option: str) -> None:
@@ -173,7 +173,7 @@ class PackedFile(Sequence[PackedRow]):
                 self._checksum = _checksum(shard, self._checksum)
             except (MemoryError, ConfigError):
                 raise
-            except Exception as error:  # readers of foreign bytes raise what they like
+            except Exception as error:  # damaged bytes may raise anything
                 raise ConfigError(f"{option}: {shard} cannot be read: {error or type(error).__name__}. Write it again") from error
 
     def __len__(self) -> int:
@@ -186,7 +186,7 @@ class PackedFile(Sequence[PackedRow]):
             raise ConfigError(f"{self._option}={self._name!r}: row {index}: {error}. Write it again") from None
 
     def fingerprint(self) -> str:
-        """Equal for equal shards in equal order."""
+        """A text that is equal if and only if the shards and their order are."""
         return f"{len(self)} packed rows, crc32 {self._checksum:08x}"
 
 
@@ -223,10 +223,10 @@ def _read_parquet(path: str) -> list[Callable[[], PackedRow]]:
 
 
 def _checked(row: dict[str, Any]) -> PackedRow:
-    """The row, if its parts fit together.
+    """The row as arrays.
 
     Raises:
-        ValueError: they do not.
+        ValueError: its parts do not fit together.
     """
     tokens, starts, mask = (np.asarray(row[name]) for name in _FIELDS)
     if any(part.ndim != 1 or part.dtype.kind not in "iub" for part in (tokens, starts, mask)):

@@ -1,8 +1,8 @@
-"""Which packed file a configuration means, the shards behind it, and whether they have changed.
+"""Finds the packed file of a configuration and its shards, and notices changes.
 
-Policy: a file is looked for once per configuration (its path, or its dataset_root and pack size).  From then on a call costs
-one stat for each shard (and each folder of several), and nothing else.  More than ``MANY`` of them, and globs that match
-nothing yet, are looked at again every ``PATIENCE_S`` seconds.
+Policy: a file is searched once per configuration (by its path, or by dataset_root and pack size).  Later calls cost one stat per
+shard (and per folder of shards), and nothing else.  If there are more than ``MANY`` of them, or a glob matches nothing yet, they
+are checked again only every ``PATIENCE_S`` seconds.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ READERS = {
     ".jsonl": "bridge.data.packed.jsonl",
 }
 
-#: Shards and folders that are looked at on every call.
+#: Up to this many shards and folders are checked on every call.
 MANY = 32
-#: Seconds between two looks at what is not looked at on every call.
+#: Seconds between two checks of what is not checked on every call.
 PATIENCE_S = 10.0
-#: Two changes within a tick of a file system's clock have the same time.
+#: Two changes within a tick of a file system's clock may have the same time.
 TICK_NS = 20_000_000
-#: Configurations remembered.
+#: The number of configurations whose files are remembered.
 CAPACITY = 32
 
 OPTION = "dataset.packed_sequence_specs.packed_train_data_path"
 
 
 class Shard(NamedTuple):
-    """What identifies a file: size and modification time are None where it is missing."""
+    """Identifies the state of a file; size and modification time are None if it is missing."""
 
     path: str
     size: int | None
@@ -57,7 +57,7 @@ class Shard(NamedTuple):
 
 
 def identify(path: str) -> Shard:
-    """A file as it is now: one stat."""
+    """The current state of a file, from one stat."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -66,7 +66,7 @@ def identify(path: str) -> Shard:
 
 
 def identify_all(paths: list[str]) -> tuple[Shard, ...]:
-    """Files as they are now, none of them so fresh that the next change would leave its time as it is."""
+    """The current states of files; waits if a file is so new that its next change might get the same time."""
     shards = tuple(map(identify, paths))
     now = time.time_ns()
     if any(shard.mtime_ns is not None and 0 <= now - shard.mtime_ns < TICK_NS for shard in shards):
@@ -79,8 +79,8 @@ def shards_of(dataset_file: str) -> list[str]:
     """The files behind a path, in the order of their names.
 
     Args:
-        dataset_file: a file; the ``.bin`` or ``.idx`` of an indexed dataset, or both without their ending; a folder, of
-            which the files of one known ending are taken; or a glob.
+        dataset_file: a file; the ``.bin`` or ``.idx`` of an indexed dataset, or its name without an ending; a folder, whose
+            files with one of the known endings are used; or a glob.
 
     Raises:
         ConfigError: there are none, or one has an unknown ending.
@@ -112,10 +112,10 @@ def _readable(path: str) -> str:
 
 
 def read_rows(path: str) -> Iterator[Rows]:
-    """The rows of one shard, piece by piece.
+    """The rows of one shard, in pieces.
 
     Raises:
-        ConfigError: it cannot be read; the message names the file and says why.
+        ConfigError: it cannot be read; the message names the file and the reason.
     """
     ending = next(ending for ending in READERS if path.endswith(ending))
     try:
@@ -124,7 +124,7 @@ def read_rows(path: str) -> Iterator[Rows]:
         raise ConfigError(f"packed file {path} cannot be read without {error.name}: install it") from None
     except MemoryError:
         raise
-    except Exception as error:  # readers of foreign bytes raise what they like
+    except Exception as error:  # damaged bytes may raise anything
         raise ConfigError(f"packed file {path} cannot be read: {error or type(error).__name__}. Write it again") from error
 
 
@@ -132,7 +132,7 @@ def read_rows(path: str) -> Iterator[Rows]:
 
 
 class Request(NamedTuple):
-    """What a configuration says about its packed training file."""
+    """What a configuration says about its packed training file: its path, or root folder and pack size."""
 
     named: str | None
     dataset_root: str | None
@@ -140,9 +140,9 @@ class Request(NamedTuple):
 
     @classmethod
     def of(cls, cfg: Any) -> Request | None:
-        """Read from ``cfg.dataset`` (here: ``cfg.data``); None where it has no ``packed_sequence_specs``.
+        """Read ``cfg.dataset`` (in our configurations ``cfg.data``); None if it has no ``packed_sequence_specs``.
 
-        Megatron-Bridge calls them ``offline_packing_specs`` since July 2026, and has a switch beside them.
+        Since July 2026 Megatron-Bridge calls them ``offline_packing_specs``, with a separate switch.
         """
         dataset = get(cfg, "dataset") or get(cfg, "data")
         specs = get(dataset, "packed_sequence_specs")
@@ -160,13 +160,13 @@ class Request(NamedTuple):
 
 @dataclass
 class Located:
-    """A packed file, or none, and what would tell of a change.
+    """A packed file, or its absence, and what is checked to notice a change.
 
     Attributes:
-        dataset_file: its path; empty where there is none.
-        shards: the files behind it, which identify its content.
-        folders: the folders that tell when a file comes or goes.
-        lasting: whether the shards and folders tell of every change.
+        dataset_file: its path; empty if there is none.
+        shards: its files, whose states identify its content.
+        folders: the folders whose states change when a file is added or removed.
+        lasting: whether the shards and folders show every change.
     """
 
     dataset_file: str
@@ -185,13 +185,13 @@ class Located:
 
 
 class Locator:
-    """The packed files of configurations, found once and then watched; see the policy above."""
+    """Finds the packed files of configurations once and then checks them for changes; see the policy above."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[Request, Located] = OrderedDict()
 
     def __call__(self, cfg: Any) -> Located | None:
-        """The packed training file of a configuration; None where it configures none or there is none (yet)."""
+        """The packed training file of a configuration; None if none is configured or it does not exist (yet)."""
         request = Request.of(cfg)
         if request is None:
             return None
@@ -204,12 +204,12 @@ class Locator:
 
 
 def locate(request: Request) -> Located:
-    """Look for the file a configuration asks for."""
+    """Search for the file of a request."""
     if request.named is not None:
         return _locate_named(request.named)
     packed = Path(request.dataset_root or "", "packed")
-    # A new file or folder changes the time of the folder it comes into.  Folders first, here and below: what comes into them
-    # while we look is then seen as a change.
+    # A new file or folder changes the time of its parent folder.  Folders are identified first, here and below, so that a file
+    # that appears during the search counts as a change.
     folders = identify_all([str(packed.parent), str(packed), *map(str, packed.glob("*"))])
     for ending in (".idx.parquet", ".npy"):
         matches = sorted(map(str, packed.glob(f"*/training_{request.size}{ending}")))
@@ -226,7 +226,7 @@ def _warn_once(path: str) -> None:
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # in a folder that may not be looked into
+    except OSError:  # in a folder without permission
         return False
 
 

@@ -1,6 +1,6 @@
-"""megatron-core's indexed datasets (``.bin`` and ``.idx``): the index alone says how long every sequence is.
+"""megatron-core's indexed datasets (``.bin`` and ``.idx``); the index alone has the length of every sequence.
 
-A row is a document and its sequences are the document's sequences.  Layout of the index, little-endian (megatron-core,
+A row is a document with its sequences.  Layout of the index, little-endian (megatron-core,
 ``core/datasets/indexed_dataset.py``): magic, version 1 (u64), dtype code (u8), number of sequences and of document bounds
 (u64 each); then the lengths (i32), their byte offsets in the .bin (i64), and the document bounds (i64, the first one is 0).
 """
@@ -28,7 +28,7 @@ def read(path: str) -> Iterator[Rows]:
     """The documents of an index, some at a time.
 
     Raises:
-        ValueError, OSError: it is torn, or not an index, or its .bin is shorter than it says.
+        ValueError, OSError: it is damaged or not an index, or its .bin is too short for it.
     """
     with open(path, "rb") as file:
         head = file.read(_HEADER.size)
@@ -57,7 +57,7 @@ def read(path: str) -> Iterator[Rows]:
 
 
 def _check_bin(path: str, wanted: int) -> None:
-    """The tokens themselves need not be on this machine; where they are, all of them should be."""
+    """Check the size of the .bin, if it is on this machine, which is not required."""
     tokens = path.removesuffix(".idx") + ".bin"
     if os.path.exists(tokens) and os.path.getsize(tokens) < wanted:
         raise ValueError(f"{tokens} is truncated: {os.path.getsize(tokens)} of {wanted} bytes")

@@ -1,7 +1,7 @@
-"""``.jsonl`` files with one packed row a line.
+"""``.jsonl`` files with one packed row per line.
 
-A row gives ``lengths`` (the tokens of each sequence), or ``length`` (of its only one), or ``input_ids`` with ``seq_start_id``;
-all rows of a file alike.  As everywhere, a sequence of n tokens has n - 1 inputs.
+A row gives ``lengths`` (the tokens of each sequence), ``length`` (of its only sequence), or ``input_ids`` with ``seq_start_id``;
+all rows of a file have the same fields.  As everywhere, a sequence of n tokens has n - 1 inputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Fields = Callable[[list[dict[str, Any]], float, int], Rows]
 
 
 def read(path: str) -> Iterator[Rows]:
-    """The rows of a file, some thousands at a time.
+    """The rows of a file, some thousand at a time.
 
     Raises:
         ValueError, OSError: a line is not a JSON object, or has none of the known fields.

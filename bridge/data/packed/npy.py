@@ -14,10 +14,10 @@ from bridge.data.packed.rows import Rows, integers
 
 
 def batches(path: str) -> Iterator[tuple[list[Any], float]]:
-    """The rows of a file as they are, about a thousand at a time, each with the share of the file read so far.
+    """The raw rows of a file, about a thousand at a time, with the share of the file that was read so far.
 
     Raises:
-        ValueError, OSError, pickle.UnpicklingError: it is torn, holds no rows, or more than plain data.
+        ValueError, OSError, pickle.UnpicklingError: it is damaged, holds no rows, or holds more than plain data.
     """
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)

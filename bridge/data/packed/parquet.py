@@ -22,7 +22,7 @@ def read(path: str) -> Iterator[Rows]:
     """The rows of a file, a few million tokens at a time.
 
     Raises:
-        ValueError, OSError, pa.ArrowException: it is torn, or its columns are not lists of integers.
+        ValueError, OSError, pa.ArrowException: it is damaged, or its columns are not lists of integers.
     """
     # A buffered stream instead of whole column chunks: a row group may hold the whole file.
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -54,7 +54,7 @@ def list_column(table: pa.RecordBatch | pa.Table, name: str) -> Any:
     """A column of a batch or a table.
 
     Raises:
-        ValueError: it does not hold a list in every row.
+        ValueError: not every row holds a list.
     """
     column, types = table.column(name), pa.types
     if not any(is_kind(column.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)):

@@ -1,9 +1,9 @@
-"""Pickled rows, read without running them and without building them.
+"""Reads pickled rows without executing anything and without building all objects.
 
-This machine knows the opcodes of lists, tuples, dictionaries, strings, numbers and numpy arrays.  It never looks up a class: a
-pickle that names anything else is refused before anything happens.  Runs of numbers and long strings, which are nearly all of
-a packed file, stay in the file and are decoded when somebody asks, so a row costs a few hundred bytes however many tokens it
-has.  (They cannot all be forgotten: a pickle may refer back to any list it has shown.)
+The reader knows the opcodes of lists, tuples, dictionaries, strings, numbers and numpy arrays.  It never looks up a class: a
+pickle that names anything else is refused.  Runs of numbers and long strings, which make up nearly all of a packed file, stay in
+the file and are decoded on demand, so a row costs a few hundred bytes, however many tokens it has.  (Rows cannot be dropped
+entirely: a pickle may refer back to any earlier list.)
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-#: Numbers in a row: ints of 1, 2 and 4 bytes, booleans, None, floats.  Possessive, so that a match never goes back.
+#: A run of numbers: ints of 1, 2 and 4 bytes, booleans, None, floats.  Possessive, so that matching never backtracks.
 _NUMBERS = rb"(?:M..|J....|K.|[\x88\x89N]++|G.{8})++"
 _RUN = re.compile(_NUMBERS, re.DOTALL)
-#: The rest of a list of numbers, from its memo entry to its last opcode: five opcodes in one step, for speed alone.
+#: The rest of a list of numbers, from its memo entry to its last opcode: five opcodes in one step, for speed only.
 _LIST = re.compile(rb"(?:\x94|(q.)|r(.{4}))\((" + _NUMBERS + rb")e", re.DOTALL)
 
 #: Strings and bytes up to this size are decoded at once: names of fields, data types, numpy scalars.
@@ -30,7 +30,7 @@ Data = Any  # bytes or an mmap
 
 
 class _Run:
-    """Numbers that stand one after the other in the file."""
+    """Consecutive numbers in the file."""
 
     __slots__ = ("data", "start", "end")
 
@@ -42,7 +42,7 @@ class _Run:
 
 
 def _decode(data: Data, start: int, end: int) -> list[Any]:
-    # The standard unpickler sees nothing but numbers here, in a list of our making.
+    # Safe: the standard unpickler only sees numbers here, in a list that we build.
     numbers: list[Any] = pickle.loads(b"\x80\x02](" + data[start:end] + b"e.")
     return numbers
 
@@ -72,7 +72,7 @@ def _expand(items: list[Any]) -> list[Any]:
 
 
 class List:
-    """A pickled list: a first run of numbers, which is often all, and the other items."""
+    """A pickled list: a first run of numbers, which is often the whole list, and the other items."""
 
     __slots__ = ("data", "start", "end", "others")
 
@@ -97,7 +97,7 @@ class List:
 
 
 class _DataType:
-    """A numpy dtype in the making: pickles name it first and give its byte order later."""
+    """A numpy dtype under construction: pickles name it first and give its byte order later."""
 
     def __init__(self, code: Any, *_: Any):
         if not isinstance(code, str) or not re.fullmatch(r"O8|O4|b1|[iuf][1248]", code):
@@ -122,7 +122,7 @@ class Array:
 
     @classmethod
     def from_buffer(cls, content: Any, data_type: _DataType, shape: tuple[int, ...], _order: str) -> Array:
-        """As protocol 5 writes them."""
+        """An array as protocol 5 pickles it."""
         array = cls()
         array.build((1, shape, data_type, False, content))
         return array
@@ -146,7 +146,7 @@ def _scalar(data_type: _DataType, content: bytes) -> Any:
     return np.frombuffer(content, data_type.dtype)[0].item()
 
 
-#: Every function a pickle may name, and what stands for it here.
+#: Every function that a pickle may name -> what is called instead.
 _FUNCTIONS: dict[tuple[Any, Any], Any] = {("numpy", "ndarray"): None, ("numpy", "dtype"): _DataType}
 for _package in ("numpy.core", "numpy._core"):
     _FUNCTIONS[f"{_package}.multiarray", "_reconstruct"] = Array
@@ -159,7 +159,7 @@ class RowReader:
 
     Args:
         data: bytes or an mmap.
-        position: where the pickle begins.
+        position: the byte at which the pickle begins.
     """
 
     def __init__(self, data: Data, position: int = 0):
@@ -174,7 +174,7 @@ class RowReader:
         """The rows of the array, in order: dictionaries whose values are ``List``, ``Array``, ``Blob`` or numbers.
 
         Raises:
-            pickle.UnpicklingError: the pickle is torn, or holds something that is not plain data.
+            pickle.UnpicklingError: the pickle is damaged, or holds something that is not plain data.
         """
         data = self.data
         while True:

@@ -1,4 +1,4 @@
-"""A progress bar for files that take long: on standard error of rank 0, where that is a terminal."""
+"""A progress bar for files that take long to read, on standard error of rank 0 if that is a terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DELAY_S = 1.0
 
 
 class FileProgress:
-    """Shows how much of a file has been read, once that takes longer than a moment.
+    """Shows how much of a file has been read, if that takes longer than ``DELAY_S`` seconds.
 
     Args:
-        path: named in the bar.
+        path: the file, whose name is shown.
         size: bytes to read.
     """
 

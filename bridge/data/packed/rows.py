@@ -1,4 +1,4 @@
-"""Pieces of a packed file as arrays: what every reader yields."""
+"""The result of every reader of packed files: consecutive rows as arrays."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Rows:
     A sequence of n tokens counts as n - 1: its last token is only ever a label, never an input.
 
     Attributes:
-        lengths: input tokens of every sequence, row after row.
-        sequences: sequences of each row.
-        share: the part of the file that ends with these rows, 0 to 1.
+        lengths: input tokens of every sequence, row by row.
+        sequences: number of sequences in each row.
+        share: the fraction of the file up to the end of these rows, 0 to 1.
     """
 
     lengths: Integers
@@ -33,7 +33,7 @@ class Rows:
 
     @classmethod
     def from_tokens(cls, tokens: Any, sequences: Any, share: float, first_row: int = 0) -> Rows:
-        """From the tokens of every sequence, the last one of each included.
+        """From the number of tokens of every sequence, including its last one.
 
         Args:
             first_row: the number of the first row in its file, for messages.
@@ -49,7 +49,7 @@ class Rows:
 
     @classmethod
     def from_starts(cls, starts: Any, sequences: Any, totals: Any, share: float, first_row: int = 0) -> Rows:
-        """From where each sequence starts in its row (``seq_start_id``) and the tokens of each row (of ``input_ids``).
+        """From the start of each sequence in its row (``seq_start_id``) and the number of tokens of each row (``input_ids``).
 
         Raises:
             ValueError: a row whose sequences do not fill it from its first token to its last.
@@ -75,7 +75,7 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """Several pieces as one."""
+        """Several pieces joined to one."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -83,7 +83,7 @@ class Rows:
         )
 
     def split(self, rows: int) -> tuple[Rows, Rows]:
-        """The first so many rows, and the others."""
+        """The first ``rows`` rows, and the others."""
         at = int(self.sequences[:rows].sum())
         return (
             Rows(self.lengths[:at], self.sequences[:rows], self.share),
@@ -92,10 +92,10 @@ class Rows:
 
 
 def integers(values: Any, what: str) -> Integers:
-    """An int64 array of what should be integers.
+    """The values as an int64 array.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: they are not integers.
     """
     array = np.asarray(values)
     if array.ndim != 1 or array.size and array.dtype.kind not in "iu":

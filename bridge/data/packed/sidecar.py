@@ -1,8 +1,8 @@
-"""Tables of packed files in a small file beside the data, so that one process computes and all others read.
+"""Stores tables of packed files in a small file beside the data, so that one process computes them and all others read them.
 
-The sidecar is JSON with a checksum, replaced as a whole; the right to write it is an advisory lock, which the system takes back
-when its holder dies.  Where the folder of the data is read-only a cache folder serves (``BRIDGE_CACHE_DIR``, else
-``$XDG_CACHE_HOME/bridge`` or ``~/.cache/bridge``); where that is read-only too, every process computes for itself.
+The sidecar is JSON with a checksum and is replaced atomically; its writer holds an advisory lock, which the system releases when
+the writer dies.  If the folder of the data is read-only, a cache folder is used (``BRIDGE_CACHE_DIR``, else
+``$XDG_CACHE_HOME/bridge`` or ``~/.cache/bridge``); if that is read-only too, every process computes its own tables.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from bridge.config.caches import cache_folder, replace_json
 from bridge.data.packed.files import Shard
 
 VERSION = 1
-#: Tables kept of one file: one for each global batch size and sequence length in use.
+#: The number of tables kept per file: one for each global batch size and sequence length in use.
 CAPACITY = 16
-#: A sidecar holds kilobytes; something larger is not one.
+#: A sidecar has some kilobytes; a larger file is not one.
 LARGEST_BYTES = 64 << 20
 
 _NO_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL}
 
 
 def candidates(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
-    """Where the sidecar of a packed file may lie, the best place first."""
+    """The possible paths of the sidecar of a packed file, the best one first."""
     base = os.path.dirname(os.path.abspath(shards[0].path))
     name = re.sub(r"[^\w.-]+", "_", os.path.basename(dataset_file.rstrip("/")))
     where = zlib.crc32(os.path.abspath(dataset_file).encode("utf-8", "surrogateescape"))
@@ -40,7 +40,7 @@ def candidates(dataset_file: str, shards: Sequence[Shard]) -> list[Path]:
 
 
 def load(path: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
-    """The tables of a file as it is now; none where the sidecar is missing, damaged, or of another state of the file."""
+    """The tables of a file in its current state; none if the sidecar is missing, damaged or of another state of the file."""
     try:
         if path.stat().st_size > LARGEST_BYTES:
             return []
@@ -55,7 +55,7 @@ def load(path: Path, shards: Sequence[Shard]) -> list[dict[str, Any]]:
 
 
 def store(path: Path, shards: Sequence[Shard], tables: Sequence[dict[str, Any]]) -> None:
-    """Replace the sidecar; the last tables are kept.
+    """Replace the sidecar; it keeps the last ``CAPACITY`` tables.
 
     Raises:
         OSError: it cannot be written.
@@ -93,7 +93,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def _names(shards: Sequence[Shard]) -> list[list[Any]]:
-    """The shards as the sidecar names them: relative to the first one's folder, so that a folder may be moved."""
+    """The shards as the sidecar stores them, relative to the first one's folder, so that the folder may be moved."""
     base = os.path.dirname(shards[0].path)
     return [[os.path.relpath(path, base or "."), size, mtime] for path, size, mtime in shards]
 

@@ -1,7 +1,7 @@
-"""Sequence statistics of packed fine-tuning files, without training on them and without trusting them.
+"""Sequence statistics of packed fine-tuning files, which need not be trusted.
 
-A table holds how many sequences of each length the rows of a file have.  That is all any statistic of any plan needs, so one
-small table serves every model, convention and window, exactly; the averages other frameworks use follow from it.
+A table has the number of sequences of each length in a file.  Any statistic of any plan follows from it exactly, so one small
+table serves every model, convention and window; so do the averages that other frameworks use.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bridge.flops.statistics import SEQUENCES, TOKENS, Statistic
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for another process that computes the same table; then this one computes it too.
+#: Seconds to wait for another process that computes the same table, before this one computes it too.
 PATIENCE_S = 600.0
-#: Plans whose price a table remembers.
+#: The number of plans whose price a table remembers.
 PRICES = 32
-#: Seconds between two looks at what the other process has written.
+#: Seconds between two checks for the result of the other process.
 _POLL_S = 0.05
 
 _SQUARES = Statistic("square")
@@ -40,7 +40,7 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
     As a tuple: sequences per row, tokens per row, mean squared length, squared lengths per row.
 
     Attributes:
-        rows: rows counted.
+        rows: the number of counted rows.
         lengths: length in tokens (without the last token, which is never an input) -> number of sequences.
     """
 
@@ -50,7 +50,7 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
     _prices: dict[Plan, Fraction]
 
     def __new__(cls, rows: int, lengths: Mapping[int, int]) -> SequenceTable:
-        """From the number of rows and of the sequences of each length in them: at least one each."""
+        """``rows``: the number of rows; ``lengths``: the number of sequences of each length in them. Neither may be empty."""
         sequences, tokens, squares = (
             sum(count * statistic.of(length) for length, count in lengths.items()) for statistic in (SEQUENCES, TOKENS, _SQUARES)
         )
@@ -63,13 +63,13 @@ class SequenceTable(tuple[Fraction, Fraction, Fraction, Fraction]):
         return table
 
     def sum(self, statistic: Statistic) -> int:
-        """A statistic of all rows together; computed once."""
+        """The sum of a statistic over all rows; computed once."""
         if statistic not in self._sums:
             self._sums[statistic] = sum(count * statistic.of(length) for length, count in self.lengths.items())
         return self._sums[statistic]
 
     def price(self, plan: Plan) -> Fraction:
-        """Training FLOPs of a row in the mean of all rows, without images; computed once for a plan."""
+        """Mean training FLOPs per row, without images; computed once per plan."""
         if plan not in self._prices:
             while len(self._prices) >= PRICES:
                 self._prices.pop(next(iter(self._prices)))
@@ -83,13 +83,13 @@ def calculate_avg_seqlen(
 ) -> SequenceTable:
     """Statistics of a packed file, with the name, the arguments and the four averages of Megatron-Bridge's packing utilities.
 
-    They are read from the sidecar of the file where it has one of its present state, and written there otherwise.
+    They are read from the file's sidecar if that matches its current state; otherwise they are computed and written there.
 
     Args:
         dataset_file: ``.npy``, ``.parquet``, ``.jsonl``, ``.bin`` or ``.idx``; a file, a folder of shards or a glob.
         gbs: rows of a global batch.
-        max_seq_len: tokens of the longest sequence: a part of the key, nothing is cut.
-        drop_remainder: leave out the last rows, which do not fill a global batch.
+        max_seq_len: tokens of the longest sequence; a part of the sidecar's key only, no sequence is shortened.
+        drop_remainder: whether to leave out the last rows, which do not fill a global batch.
 
     Returns:
         A tuple of sequences per row, tokens per row, mean squared length and squared lengths per row, exact fractions.
@@ -126,7 +126,7 @@ def _look_up(places: Sequence[Any], shards: Sequence[Shard], key: Mapping[str, A
 def _compute_once(
     place: Any, dataset_file: str, shards: tuple[Shard, ...], key: Mapping[str, Any], progress: FileProgress
 ) -> SequenceTable:
-    """The table, computed by whichever process comes first and read by the others.
+    """The table, computed by the first process and read by the others.
 
     Raises:
         OSError: nothing can be written at this place.
@@ -134,7 +134,7 @@ def _compute_once(
     start = time.monotonic()
     while True:
         with sidecar.try_lock(place) as mine:
-            # Somebody may have finished between our look and our lock.
+            # Another process may have finished since the last check.
             known = _look_up([place], shards, key)
             if known is not None:
                 return known

@@ -1,4 +1,4 @@
-"""Reports how many FLOPs really ran and how fast: see docs for the logged keys.
+"""Reports how many FLOPs ran and how fast; docs/keys.md lists the logged keys.
 
 In our loop, three lines of a recipe::
 
@@ -9,8 +9,8 @@ In our loop, three lines of a recipe::
 In another loop with Megatron-Bridge's events, two lines: register the object, and pass the training data iterator
 through ``observe``.
 
-The callback is thin: it hands batches to a :class:`~bridge.metrics.meter.Meter` and its reports to the trackers.  An
-exception inside it is one warning and the end of the numbers, never of the run.
+The callback is thin: it passes batches to a :class:`~bridge.metrics.meter.Meter` and the meter's reports to the trackers.  An
+exception inside it causes one warning and ends the numbers, never the run.
 """
 
 from __future__ import annotations
@@ -71,18 +71,18 @@ from bridge.training.verify import Verified, by_trace, compare, traced_plan
 
 logger = logging.getLogger(__name__)
 
-#: Keys of ``context.user_state`` where other callbacks find the constants of the run, the newest rows by step, and at the end
-#: the run's medians and totals.
+#: Keys of ``context.user_state`` under which other callbacks find the constants of the run, the newest rows by step, and, at the
+#: end, the run's medians and totals.
 FACTS, ROWS, SUMMARY = "throughput/facts", "throughput/rows", "throughput/summary"
 _ROWS_KEPT = 4
 _MAKES_ROWS = "rows of throughput"
 _EARLY_KEPT = 1024
 
 
-#: Log intervals in which the sums of a log point start in its own step, not in the next one.
+#: With these log intervals the sums of a log point start in its own step, not in the next one.
 _DENSE = range(1, 5)
 
-#: Compute time is taken in one step of so many.
+#: By default compute time is measured in one of this many steps.
 COMPUTE_TIME_EVERY = 10
 
 _Hook = Callable[["ThroughputCallback", CallbackContext], None]
@@ -106,7 +106,7 @@ def _hook(method: _Hook) -> _Hook:
 
 
 class Verify(Choice):
-    """What the built model is asked."""
+    """How the built model is compared with the plan."""
 
     PARAMETERS = "parameters"
     TRACE = "trace"
@@ -121,26 +121,27 @@ class ThroughputCallback(Callback):
         log_interval: steps between log points; None: the loop's.
         peak_flops: dense peak of one device in FLOP/s; None: ``cfg.hardware.peak_flops``, else the table of devices.
         metrics_file: JSON lines for loops without trackers of their own; ours has ``logger.metrics_file``.
-        verify: what the built model is asked: its ``parameters``; with ``trace`` its FLOPs too, by running it without memory;
-            with ``use`` the traced plan takes over.
-        read: from a micro-batch to a mapping with ``input_ids``, ``cu_seqlens``, ...; None: it is one, or another form that
-            :mod:`bridge.metrics.batch_lengths` knows.
-        mesh: a DeviceMesh of the ranks that train together, where megatron-core does not say how they divide the work; this and
-            the next three are those of :func:`bridge.metrics.place.find_place`.
+        verify: how the built model is compared with the plan: by its ``parameters``; with ``trace`` also by its FLOPs, traced
+            without memory; with ``use`` the traced plan also replaces the configured one.
+        read: turns a micro-batch into a mapping with ``input_ids``, ``cu_seqlens``, ...; None: micro-batches are such mappings,
+            or have another form that :mod:`bridge.metrics.batch_lengths` reads.
+        mesh: a DeviceMesh of the ranks that train together, if megatron-core does not define how they divide the work; this and
+            the next three arguments are those of :func:`bridge.metrics.place.find_place`.
         data_parallel: its dimensions along which batches differ, or a process group of ranks whose batches differ.
-        contributes: whether this rank speaks for its batches.
+        contributes: whether the batches of this rank are counted.
         process_group: the ranks that train together; None: all of the job.
-        compute_time: it is taken in one step of so many, or somewhat more, so that each interval has one; False: not at all.
-        energy: whether NVML is read.
+        compute_time: compute time is measured in one of this many steps, or more often, so that each interval has a measurement;
+            False: never.
+        energy: whether to read energy from NVML.
         optimizer_in_mfu: the matrix products of an optimizer (Muon, SOAP) count as model FLOPs in MFU; in HFU they always do.
-        detail: of where the seconds of a step go: 0: nothing; 1: waiting for data in every step, all else in the steps that
-            compute time is taken in; 2: all in every step.
-        memory: whether the memory of the fullest rank is.
-        ledger: folder where the life of the job is kept over restarts (``job.jsonl``), the same on every rank; for loops that
-            are not ours, which keeps its own. None: nowhere.
+        detail: how a step's time is split into parts: 0: not at all; 1: waiting for data in every step, the other parts in the
+            steps in which compute time is measured; 2: all parts in every step.
+        memory: whether to report the memory of the fullest rank.
+        ledger: folder in which the life of the job is recorded over restarts (``job.jsonl``), the same on every rank; only for
+            other loops, since ours keeps its own ledger. None: it is not recorded.
 
     Raises:
-        ConfigError: an unknown convention, an interval that is not positive, dimensions that the mesh has not.
+        ConfigError: an unknown convention, an interval that is not positive, or dimensions that the mesh does not have.
     """
 
     def __init__(
@@ -174,11 +175,11 @@ class ThroughputCallback(Callback):
         self._summary = RunSummary()
         self._job, self._keeps_job = HostLedger(ledger), ledger is not None
         self.job: Job | None = None
-        """The life of the job, once training is over, on the last rank; None without ``ledger``."""
+        """The life of the job, on the last rank after training; None without ``ledger``."""
         self.latest: dict[str, Any] = {}
-        """The newest row, equal on every rank in all that is counted; empty before the first."""
+        """The newest row; all counted numbers in it are equal on every rank. Empty before the first row."""
         self.verified = Verified()
-        """What the built model said of the plan; before training starts, nothing."""
+        """The comparison of the built model with the plan; empty before training starts."""
         self._log_interval = log_interval
         self._peak_flops = peak_flops
         self._metrics_file = metrics_file
@@ -193,12 +194,12 @@ class ThroughputCallback(Callback):
         self._place: Place | None = None
         self._meter: Meter | None = None
         self._reruns: RerunCounter | None = None
-        """Where megatron-core may run iterations again."""
+        """Counts repeated iterations, if megatron-core may run some again."""
         self._read = read
         self._early: list[tuple[Callable[[], BatchLengths | None], int]] = []
-        """Lengths of micro-batches that were taken before training started; of the first ``_EARLY_KEPT``."""
+        """Lengths of the first ``_EARLY_KEPT`` micro-batches that were taken before training started."""
         self._lost = 0
-        """How many came after these."""
+        """The number of further micro-batches that were taken before training started."""
         self._rows = Beside(self._row, _MAKES_ROWS)
         self._facts: dict[str, Any] = {}
         self._restored: Mapping[str, Any] | None = None
@@ -206,26 +207,26 @@ class ThroughputCallback(Callback):
         self._step = self._hosts_step = 0
         self._evaluating = False
         self._aside = False
-        """Whether batches are not read as they pass."""
+        """Whether batches need more than the usual reading: samples are dealt out, or ``read`` is set."""
         self._waits = False
-        """Whether the time spent waiting for batches is seen: through ``observe``, not through ``count``."""
+        """Whether the time spent waiting for batches is known: with ``observe``, but not with ``count``."""
         self._failed = False
         self._reported_failure = False
         self._doubted = False
         self._stragglers: set[tuple[str, int | None]] = set()
-        """What was told about slow ranks."""
+        """The warnings about slow ranks so far."""
         self._all_parameters: int | None = None
-        """Where some are frozen."""
+        """The number of all parameters, if some are frozen."""
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
     def observe(self, data_iterator: Any) -> Any:
-        """The same iterator or iterable, its batches counted as they pass, untouched: see :mod:`bridge.metrics.observed`.
+        """The same iterator or iterable, whose unchanged batches are counted as they pass: see :mod:`bridge.metrics.observed`.
 
         Under virtual pipelining pass the list of iterators, one per model chunk: each chunk sees every batch, so the
-        first one's iterator is counted. (A list of anything else is a list of batches.) Wrap what the schedule itself
-        takes batches from: a prefetcher around the result would run ahead of the steps. The workers of a DataLoader do
-        not, wherever they fetch: a batch counts when it is taken. Ranks that do not contribute get back what they gave.
+        first one's iterator is counted. (A list of anything else is a list of batches.) Wrap the iterator from which the
+        schedule itself takes batches: a prefetcher around the result would run ahead of the steps. Workers of a DataLoader
+        are fine, since a batch counts when it is taken. Ranks that do not contribute get their argument back.
         """
         self._waits = True
         if are_chunks(data_iterator):
@@ -243,7 +244,7 @@ class ThroughputCallback(Callback):
             return data_iterator
 
     def _count_once(self, data: Any, batch: Any, waited_ns: int) -> None:
-        """A batch that megatron-core takes a second time, to check a result, is no further work of the model."""
+        """Count a batch unless megatron-core replays it to check a result: that is no additional work of the model."""
         if not is_replayed(data):
             self._count(batch, waited_ns)
         elif self._reruns is not None and not self._evaluating:
@@ -251,7 +252,7 @@ class ThroughputCallback(Callback):
             self._reruns.add(lambda: read_lengths(self._readable(batch), images=images))
 
     def _count(self, batch: Any, waited_ns: int) -> None:
-        """A batch that passes."""
+        """Count a batch that passes."""
         meter = self._meter
         if meter is None or self._aside or self._evaluating:
             dealt = self._place is not None and self._place.dealt
@@ -262,7 +263,7 @@ class ThroughputCallback(Callback):
         meter.overhead_ns += perf_counter_ns() - start
 
     def _count_dealt(self, item: Any, waited_ns: int) -> None:
-        """Of samples that a schedule deals out, those that this rank counts."""
+        """Of the samples that a schedule deals out, count those of this rank."""
         try:
             if self._meter is not None and not (self._place and self._place.dealt):
                 raise ConfigError(f"{FIELD} is not set in the configuration, and a schedule deals samples out to ranks; set it")
@@ -274,7 +275,7 @@ class ThroughputCallback(Callback):
             self._count_one(batch, 0 if number else waited_ns)
 
     def _waited_for(self, data_iterator: Any) -> Any:
-        """Of which nothing is counted but the time that it takes."""
+        """The iterator, observed only for the time spent waiting for it."""
         if data_iterator is None or not self._detail:
             return data_iterator
         try:
@@ -290,7 +291,7 @@ class ThroughputCallback(Callback):
     def _contributes(self) -> bool:
         if self._place is not None:
             return self._place.contributes
-        if self._said_to_contribute is not None:  # the place is found when all ranks are at their start
+        if self._said_to_contribute is not None:  # the place is found when training starts on all ranks
             return self._said_to_contribute
         if self._failed:
             return False
@@ -317,14 +318,14 @@ class ThroughputCallback(Callback):
         meter.overhead_ns += perf_counter_ns() - start
 
     def _readable(self, batch: Any) -> Any:
-        """What ``read`` makes of a batch."""
+        """The batch after ``read``, if that is set."""
         try:
             return batch if self._read is None else self._read(batch)
         except Exception as error:
             raise NoLengths(f"read= raised {type(error).__name__}: {error}") from error
 
     def _keep(self, batch: Any, waited_ns: int) -> None:
-        """Take the lengths of a batch before training starts, and let it go."""
+        """Read the lengths of a batch that comes before training starts, without keeping the batch."""
         if len(self._early) < _EARLY_KEPT:
             try:
                 lengths = read_lengths(self._readable(batch))
@@ -365,7 +366,7 @@ class ThroughputCallback(Callback):
         if place.rank < 0:  # of the job, but not of those that train together
             self._failed = True
             return
-        # What was built: on every rank of a pipeline, whatever comes of it.
+        # A collective: on every rank of a pipeline, even if the result is not used.
         built = None if host.model is None else built_over_stages(host.model)
         compiler = self._compiler(host, built)
         plan, traced = self._judged(self._compile(compiler, self.convention), host.model)
@@ -420,7 +421,7 @@ class ThroughputCallback(Callback):
             )
 
     def _routing(self, host: Host, plan: Plan | None, place: Place) -> tuple[Routing | None, Plan | None]:
-        """What the routers count, and the plan that prices it: where no expert drops anything, that is the plan as it was."""
+        """The counts of the routers, and the plan that prices them: the given plan, if no expert drops tokens."""
         if plan is None or host.model is None or not expert_layers(plan) or _is_captured(model_of(host.config)):
             return None, plan
         found = find_routing(host.model, plan, place)
@@ -429,7 +430,7 @@ class ThroughputCallback(Callback):
         return found, routed(plan) if drops else plan
 
     def _count_optimizer(self, optimizer: Any, plan: Plan | None, kinds: list[Measurement]) -> Plan | None:
-        """Add what the optimizer multiplies; where that is not known, nor is what the hardware does."""
+        """Count the optimizer's matrix products; if they are unknown, the hardware FLOPs of the plan are unknown too."""
         try:
             kinds.append(OptimizerWork(step_flops(optimizer), in_mfu=self._optimizer_in_mfu))
         except ConfigError as error:
@@ -459,7 +460,7 @@ class ThroughputCallback(Callback):
         return Instruments(kinds, every=every)
 
     def _take_up(self) -> None:
-        """What was done before: in the checkpoint, and the batches that were taken already."""
+        """Add earlier work: the totals of the checkpoint, and the batches that were taken before training started."""
         assert self._meter is not None
         if self._restored is not None:
             note = self._meter.totals.load_state_dict(self._restored)
@@ -472,7 +473,7 @@ class ThroughputCallback(Callback):
         self._early.clear()
 
     def _warn_of_model(self, plan: Plan | None) -> None:
-        """What the numbers leave out, or are wrong about."""
+        """Warn about what the numbers leave out and about differences between model and plan."""
         parameters = self._facts.get("parameters", {})
         if parameters.get("trainable") != parameters.get("total"):
             self._all_parameters = parameters["total"]
@@ -484,14 +485,14 @@ class ThroughputCallback(Callback):
             logger.warning("not counted: %s", sentence)
 
     def _other_plans(self, compiler: Callable[..., Plan] | None) -> list[Plan]:
-        """What the other conventions would charge: rows can be priced again in them."""
+        """The plans of the other conventions, in which rows can be priced again later."""
         others = (self._compile(compiler, name) for name in conventions.CONVENTIONS if name != self.convention)
         return [plan for plan in others if plan is not None]
 
     def _compiler(self, host: Host, built: Built | None) -> Callable[..., Plan] | None:
-        """Makes the plan of what trains in a convention: of the built model where it tells, of the configuration otherwise."""
+        """Compiles a plan for a convention; what trains comes from the built model if possible, else from the configuration."""
         if host.config is None or getattr(host.config, "model", host.config) is None:
-            return None  # an adapter could not read the model, and said so
+            return None  # an adapter could not read the model and has warned
         try:
             described = read(host.config)
             described = replace(described, formats=told(described.formats, host))
@@ -514,12 +515,12 @@ class ThroughputCallback(Callback):
             return None
 
     def _warn_unpriceable(self, error: Exception) -> None:
-        """What was raised follows from the configuration: it is the same on every rank."""
+        """Warn on one rank: the error follows from the configuration, so it is the same on every rank."""
         if self._is_first_rank():
             logger.warning("FLOPs and MFU are not reported, the model cannot be priced: %s", error)
 
     def _judged(self, plan: Plan | None, model: Any) -> tuple[Plan | None, Plan | str]:
-        """The plan that counts, and the one of a trace where that is asked for, or a sentence why there is none."""
+        """The plan to use, and the traced plan if one was requested, or a sentence that says why there is none."""
         if self._verify is Verify.PARAMETERS or model is None:
             return plan, ""
         try:
@@ -533,7 +534,7 @@ class ThroughputCallback(Callback):
         return self._peak_flops or getattr(host.hardware, "peak_flops", None)
 
     def _find_peak(self, host: Host, device: torch.device, name: str) -> DevicePeak | None:
-        """In the number format ``name``."""
+        """The device's peak in the number format ``name``."""
         try:
             return device_peak(
                 name,
@@ -546,7 +547,7 @@ class ThroughputCallback(Callback):
             return None
 
     def _peaks(self, host: Host, device: torch.device, plan: Plan | None, found: DevicePeak | None) -> Peak:
-        """Also by number format, where several run and nobody has configured one: those, and BF16 to compare with."""
+        """The peak; if several number formats run and no peak is configured, also that of each format and of BF16."""
         flops = found.flops if found else None
         if plan is None or not plan.formats.recipe or self._configured_peak(host):
             return Peak(flops)
@@ -557,7 +558,7 @@ class ThroughputCallback(Callback):
         return Peak(flops, {name: peak.flops if peak else None for name, peak in peaks.items()})
 
     def _open_file(self, place: Place) -> Trackers:
-        """``metrics_file``, on the last rank."""
+        """The tracker of ``metrics_file``, on the last rank."""
         if not self._metrics_file or not place.is_last:
             return Trackers()
         return Trackers([JsonlTracker(self._metrics_file, step=self._step)])
@@ -568,12 +569,12 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_step_start(self, context: CallbackContext) -> None:
-        """Time runs again after an evaluation or a checkpoint. In a loop that has no on_train_start, this is the start."""
+        """Time counts again after an evaluation or a checkpoint. In a loop without on_train_start, training starts here."""
         if self._meter is None and not self._failed:
             self._start(context)
         meter, host = self._meter, self._host
         if meter is not None and host is not None:
-            if (step := host.step()) != self._hosts_step:  # one that never counts is counted for
+            if (step := host.step()) != self._hosts_step:  # a host that never counts its steps is counted for
                 self._step = self._hosts_step = step
             meter.start_step()
         if self._keeps_job:
@@ -581,7 +582,7 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_step_end(self, context: CallbackContext) -> None:
-        """Take what has arrived, publish it with a later step; at a log point end what a sum is of. No device sync."""
+        """Publish reports that have arrived; at a log point end the interval. Never waits for the device."""
         self._step += 1
         if self._keeps_job:
             self._job.leave_step(self._step)
@@ -589,20 +590,20 @@ class ThroughputCallback(Callback):
         if meter is None:
             return
         meter.end_step(self._step, skipped=bool(context.skipped_iter))
-        # Before the cut: a report is published with a later step, when the loop has logged its own numbers. Whatever
-        # happens here, the cut comes next: the other ranks are about to do the same.
+        # Before the cut: a report is published with a later step, when the loop has logged its own numbers. Even if this
+        # fails, the cut must follow, because the other ranks do the same.
         due = self._log_interval is not None and self._step % self._log_interval == 0
         if self._rows.open or meter.awaits:
             meter.attempt(lambda: self._publish(context, beside=not due))
         if due:
-            # Rows of a log point in every few steps must be out before the loop logs the next one: their sums start at once.
+            # With a log point every few steps, a row must be published before the loop logs the next one: sums start at once.
             (meter.launch if self._log_interval in _DENSE else meter.cut)(self._step)
         if self._keeps_job:
             self._job.tell(self._step, self.total_flops)
 
     @_hook
     def on_eval_start(self, context: CallbackContext) -> None:
-        """An evaluation is no training: neither its time nor its batches count."""
+        """An evaluation is not training: neither its time nor its batches count."""
         self._evaluating = True
         self._job.aside("evaluation", self._step)
         if self._meter is not None:
@@ -610,7 +611,7 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_eval_end(self, context: CallbackContext) -> None:
-        """Time goes on at the next step."""
+        """Time counts again from the next step on."""
         self._evaluating = False
         self._job.back(self._step)
 
@@ -624,7 +625,7 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_checkpoint_save(self, context: CallbackContext) -> None:
-        """Totals include every step up to now, on all ranks, before ``state_dict`` is read. Saving takes no time."""
+        """Complete the totals up to this step on all ranks, before ``state_dict`` is read. Time spent saving does not count."""
         begun = time()
         if self._meter is not None:
             self._meter.pause()
@@ -633,7 +634,7 @@ class ThroughputCallback(Callback):
 
     @_hook
     def on_train_end(self, context: CallbackContext) -> None:
-        """The last report, also of an interval that is not full."""
+        """Publish the last report, even of a partial interval."""
         if self._meter is not None:
             self._meter.pause()
             self.report(context)
@@ -649,7 +650,7 @@ class ThroughputCallback(Callback):
             self._summarise(self.job.metrics())
 
     def abandon(self, context: CallbackContext) -> None:
-        """The run breaks off on this rank: publish what has arrived, and wait for nobody."""
+        """The run fails on this rank: publish what has arrived, without waiting for other ranks."""
         with contextlib.suppress(Exception):
             if self._meter is not None:
                 self._meter.hurry()
@@ -657,13 +658,13 @@ class ThroughputCallback(Callback):
         self._leave()
 
     def _leave(self) -> None:
-        """The last row is out: results to the summary, before anybody closes what it is written to."""
+        """After the last row: write the results to the summary, before the trackers are closed."""
         self.close()
         self._summarise(self._summary.values())
         self._own_trackers.close()
 
     def close(self) -> None:
-        """Leave the model as it was. For loops that start again after a training that broke off, without its end."""
+        """Remove all hooks from the model. For loops that start again after a training that failed before its end."""
         if self._meter is not None:
             self._meter.close()
         self._job.close(self._step)
@@ -674,25 +675,25 @@ class ThroughputCallback(Callback):
 
     @_hook
     def report(self, context: CallbackContext) -> None:
-        """A row of all steps since the last one, now, in :attr:`latest`. Waits for all ranks.
+        """Publish a row of all steps since the last one now, and put it into :attr:`latest`. Waits for all ranks.
 
-        For loops that decide by themselves when they log, and wait for all ranks then anyway; at the same step on every rank.
+        For loops that decide themselves when to log and then wait for all ranks anyway; call it at the same step on every rank.
         """
         if self._meter is None:
             return
-        # First the rows that are being made: they read the instruments. Whatever happens here, the launch comes next.
+        # First the rows that are being made: they read the instruments. Even if this fails, the launch must follow.
         self._meter.attempt(lambda: self._publish(context))
         if self._meter.unreported_steps:
             self._meter.launch(self._step)
         self._publish(context, wait=True)
 
     def _publish(self, context: CallbackContext, *, wait: bool = False, beside: bool = False) -> None:
-        """Rows of what has arrived.
+        """Publish rows of the reports that have arrived.
 
         Args:
-            context: of the event.
-            wait: for all ranks.
-            beside: a row is made beside the step that comes now, and published at its end; else made and published at once.
+            context: the context of the event.
+            wait: whether to wait for all ranks.
+            beside: whether to make rows in a thread during the next step and publish them at its end, not at once.
         """
         for step, metrics in self._rows.results():
             self._issue(context, step, metrics)
@@ -703,7 +704,7 @@ class ThroughputCallback(Callback):
                 self._issue(context, *self._row(report))
 
     def _row(self, report: Report) -> tuple[int, dict[str, Any]]:
-        """The step of a row and its numbers; in any thread, one after the other."""
+        """The step and the numbers of a report's row; called in any thread, one report at a time."""
         metrics = self._metrics(report)
         self._summary.add(metrics)
         return report.step, metrics
@@ -744,7 +745,7 @@ class ThroughputCallback(Callback):
         return metrics
 
     def _tell_straggler(self, step: int, compute: Any) -> None:
-        """One line for each cause, and for each device that is slow; the rows have the numbers of every interval."""
+        """Warn once for each cause and each slow device; the rows have the numbers of every interval."""
         if not isinstance(compute, ComputeTime) or (cause := compute.cause) is None:
             return
         what = (cause, compute.rank if cause == "slow device" else None)
@@ -756,7 +757,7 @@ class ThroughputCallback(Callback):
         return self._place is None or self._place.is_first
 
     def fail(self, error: Exception) -> None:
-        """Stop counting on this rank, with one warning. It still takes part in the sums, or the others would wait."""
+        """Stop counting on this rank, with one warning. It still takes part in the sums; otherwise the others would wait."""
         if self._meter is not None:
             self._meter.fail(error)
         elif not self._failed:
@@ -766,30 +767,30 @@ class ThroughputCallback(Callback):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def total_flops(self) -> int | None:
-        """Of all steps up to now, since the first ever; None: not known. Waits for all ranks: to be asked on each of them."""
+        """Total FLOPs of all steps since the first one ever; None: unknown. A collective: call it on all ranks."""
         if self._meter is None:
             return None
         self._meter.settle()
         return self._known_flops()
 
     def _known_flops(self) -> int | None:
-        """Of all steps that were summed, since the first ever; None where any of it is missing."""
+        """Total FLOPs of all summed steps since the first one ever; None if any are missing."""
         totals = self._meter.totals if self._meter is not None else None
         return totals.flops if totals is not None and totals.complete and not totals.lower_bound else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Cumulative integers: equal on every rank, up to the last step, once ``on_checkpoint_save`` was fired."""
+        """Cumulative integers, equal on every rank; complete up to the last step after ``on_checkpoint_save``."""
         if self._meter is not None:
             return self._meter.attempt(self._meter.totals.state_dict) or Totals.unknown()
         return dict(self._restored or {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue the totals of a checkpoint. Before ``on_train_start``."""
+        """Continue the totals of a checkpoint; call it before ``on_train_start``."""
         self._restored = dict(state) if state else None
 
 
 def sampled_every(wanted: int, log_interval: int | None) -> int:
-    """One step of so many is sampled, as seldom as wanted (0: nobody says), so that there is one in each interval."""
+    """The distance between sampled steps: ``wanted`` (0: the default), or less, so that each log interval has a sampled step."""
     wanted = wanted or COMPUTE_TIME_EVERY
     return wanted if log_interval is None else log_interval // max(1, log_interval // wanted)
 
@@ -799,22 +800,22 @@ def _raise(error: Exception) -> Any:
 
 
 def _is_captured(model: Any) -> bool:
-    """Whether CUDA graphs may hold the routers, whose hooks run once, when they are captured."""
+    """Whether CUDA graphs may contain the routers, whose hooks would only run when they are captured."""
     flags = get(model, "enable_cuda_graph") or get(model, "external_cuda_graph")
     return bool(flags) or get(model, "cuda_graph_impl") not in (None, "none")
 
 
 def _is_padded(host: Host) -> bool:
-    """Whether every expert is filled up to the same number of rows."""
+    """Whether every expert is padded to the same number of rows."""
     return bool(get(model_of(host.config), "moe_pad_expert_input_to_capacity"))
 
 
-#: Schedules that give every context rank sequences of its own.
+#: Options of schedules that give every context rank its own sequences.
 _OWN_SCHEDULES = (FIELD, "dynamic_context_parallel")
 
 
 def _schedules_by_itself(host: Host, place: Place) -> str:
-    """Why no rank speaks for the others' batches, if so; follows from the configuration."""
+    """Why the batches of context rank 0 are not those of all context ranks, from the configuration; empty if they are."""
     asked = next((name for name in _OWN_SCHEDULES if get(model_of(host.config), name) and not place.dealt), "")
     return asked and (
         f"{asked}=True: its schedule gives each context rank its own sequences, and the loop does not say which; "
@@ -826,7 +827,7 @@ _OTHER_MODEL = "the model that was built is not the one that is priced, FLOPs an
 
 
 def _verified(plan: Plan | None, built: Built | None, traced: Plan | str) -> Verified:
-    """The plan held against the model, where both are there, and against its trace, or why there is none."""
+    """The comparison of the plan with the built model and with its trace, or the reason why there is none."""
     if plan is None:
         return Verified(reason="not compared: there is no plan")
     found = compare(plan, built or Built({}))
@@ -836,10 +837,10 @@ def _verified(plan: Plan | None, built: Built | None, traced: Plan | str) -> Ver
 
 
 def told(formats: Formats, host: Host) -> Formats:
-    """A configuration says how a model is quantised; the loop may say what the rest runs in."""
+    """The number formats: quantization as configured, everything else in the loop's format, by default as configured or FP32."""
     return formats.on(host.number_format) if host.number_format else formats.or_on("fp32")
 
 
 def number_format(host: Host) -> str:
-    """Format of most matmuls, of a model that may have no plan."""
+    """The format of most matmuls, also of a model without a plan."""
     return told(read_formats(functools.partial(get, model_of(host.config))), host).name
