@@ -19,7 +19,7 @@ the loss and is read one step later, so it costs no collective and no wait for t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +31,6 @@ from megatron.core.utils import get_model_config
 from bridge.config import dump_config
 from bridge.config.loader import as_written
 from bridge.config.schema import Config
-from bridge.data.batching import MicroBatch
 from bridge.data.loader import RunData, SampleSource, micro_batches
 from bridge.data.schedule import BatchSchedule, MicroBatchSampler
 from bridge.metrics.trackers import open_trackers, without_secrets
@@ -206,45 +205,26 @@ class Run:
             )
 
     def _training_data(self) -> Any:
-        return self._iterators(
-            self.data.training,
-            self.schedule,
-            step=self.state.step,
-            consumed_samples=self.state.consumed_samples,
-            skip=self._skipped,
-        )
+        state = self.state
+        start = {"step": state.step, "consumed_samples": state.consumed_samples, "skip": self._skipped}
+        return self._iterators(self.data.training, self.schedule, **start)
 
-    def _iterators(
-        self,
-        samples: SampleSource,
-        schedule: BatchSchedule,
-        *,
-        step: int = 0,
-        consumed_samples: int = 0,
-        skip: Collection[int] = (),
-    ) -> Any:
-        """An iterator of this replica's micro-batches; under virtual pipelining a list with an equal one for each chunk."""
+    def _iterators(self, samples: SampleSource, schedule: BatchSchedule, **start: Any) -> Any:
+        """An iterator of this replica's micro-batches; under virtual pipelining a list with an equal one for each chunk.
+
+        ``start``: the position of the sampler, as for :class:`MicroBatchSampler`.
+        """
         groups, cfg = self.state.groups, self.cfg
-
-        def iterator() -> Iterator[MicroBatch]:
-            sampler = MicroBatchSampler(
-                schedule,
-                micro_batch_size=cfg.train.micro_batch_size,
-                data_rank=groups.data_rank,
-                data_size=groups.data_size,
-                step=step,
-                consumed_samples=consumed_samples,
-                skip=skip,
-            )
-            return micro_batches(
-                samples,
-                sampler,
-                self.data.collate,
-                num_workers=cfg.data.num_workers,
-                pin_memory=self.state.device.type == "cuda",
-            )
-
-        return iterator() if len(self.model) == 1 else [iterator() for _ in self.model]
+        sampler = MicroBatchSampler(
+            schedule,
+            micro_batch_size=cfg.train.micro_batch_size,
+            data_rank=groups.data_rank,
+            data_size=groups.data_size,
+            **start,
+        )
+        loading: dict[str, Any] = {"num_workers": cfg.data.num_workers, "pin_memory": self.state.device.type == "cuda"}
+        iterators = [micro_batches(samples, sampler, self.data.collate, **loading) for _ in self.model]
+        return iterators[0] if len(iterators) == 1 else iterators
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
