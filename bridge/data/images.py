@@ -61,20 +61,18 @@ class ImageSample:
 class ImageSamples:
     """An endless sequence of samples, indexed by the global sample number."""
 
-    def __init__(
-        self, lines: Sequence[str], tokenizer: Tokenizer, vision: VisionShape, *, image_token_id: int, seq_length: int,
-        images_per_sample: int, seed: int,
-    ) -> None:  # fmt: skip
-        """``lines``: the text to show; ``images_per_sample``: the most images of a sample."""
+    def __init__(self, lines: Sequence[str], tokenizer: Tokenizer, vision: VisionShape, cfg: Config) -> None:
+        """``lines``: the text to show."""
+        assert cfg.model.image_token_id is not None
         self.lines = lines
         self.vision = vision
         self._tokenizer = tokenizer
-        self._image_token_id = image_token_id
-        self._seq_length = seq_length
+        self._image_token_id = cfg.model.image_token_id
+        self._seq_length = cfg.model.seq_length or 0
         self._cell = vision.patch_size * vision.spatial_merge_size
-        self._most = images_per_sample
-        self._seed = seed
-        self._order = EpochOrder(np.arange(len(lines)), seed)
+        self._most = cfg.data.images_per_sample
+        self._seed = cfg.train.seed
+        self._order = EpochOrder(np.arange(len(lines)), cfg.train.seed)
 
     def samples_per_epoch(self) -> int:
         """The number of lines."""
@@ -124,16 +122,13 @@ class ImageData:
         if token is None or token == tokenizer.eod or (cfg.data.tokenizer == "byte" and token < tokenizer.vocab_size):
             raise ConfigError(
                 f"model.image_token_id={token} must be a token number that no text uses: with "
-                f"data.tokenizer={cfg.data.tokenizer!r} "
-                f"{tokenizer.vocab_size} is free (and model.vocab_size at least {tokenizer.vocab_size + 1})."
+                f"data.tokenizer={cfg.data.tokenizer!r} {tokenizer.vocab_size} is free (and model.vocab_size at least "
+                f"{tokenizer.vocab_size + 1})."
             )
         render(["Aa"], vision.patch_size * vision.spatial_merge_size)  # raises here if Pillow is missing
         lines = read_lines(cfg)
         training, evaluation = split(len(lines), cfg.data.eval_fraction, cfg.train.seed)
-        samples = partial(
-            ImageSamples, tokenizer=tokenizer, vision=vision, image_token_id=token, seq_length=cfg.model.seq_length or 0,
-            images_per_sample=cfg.data.images_per_sample, seed=cfg.train.seed,
-        )  # fmt: skip
+        samples = partial(ImageSamples, tokenizer=tokenizer, vision=vision, cfg=cfg)
         self.training: ImageSamples = samples([lines[number] for number in training])
         self.evaluation: ImageSamples | None = samples([lines[number] for number in evaluation]) if evaluates(cfg) else None
         self.schedule = schedule_for(cfg)

@@ -196,23 +196,15 @@ class Page:
         plots = [item for items in self.plots.values() for item in items]
         outputs = [*self.headlines.values(), *self.tables.values(), *plots, *self.pickers.values(), self.query]
         with self.blocks:
-            refreshed = {
-                "fn": self.refresh, "inputs": inputs, "outputs": outputs, "show_progress": "hidden", "concurrency_limit": 4,
-                "api_visibility": "private", "preprocess": False,  # the controls check their values and give readable errors
-            }  # fmt: skip
+            # Without gradio's checks: the controls check their values and give readable errors.
+            own: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+            refreshed: dict[str, Any] = {"fn": self.refresh, "inputs": inputs, "outputs": outputs, "concurrency_limit": 4, **own}
             put = {"fn": None, "inputs": [self.query], "outputs": None, "js": "(query) => window.bridge.putQuery(query)"}
             changes = [item.change for item in [*everything, self.config, self.run]]
             gr.on(changes, trigger_mode="always_last", **refreshed).then(**put)
             for key, tab in self._tabs.items():
                 tab.select(fn=None, js=f"() => {key!r}", outputs=[self.widgets[""]["tab"]])
-            self.upload.upload(
-                self.take,
-                [self.upload],
-                [self.config, self.upload, self.problem],
-                show_progress="hidden",
-                api_visibility="private",
-                preprocess=False,
-            )
+            self.upload.upload(self.take, [self.upload], [self.config, self.upload, self.problem], **own)
             restored = [*everything, self.config, self.tabs, self.problem]
             loaded = self.blocks.load(
                 self.restore, [self.query], restored, js="() => [window.location.search]", api_visibility="private"
@@ -293,14 +285,18 @@ def _path(file: Any) -> str | None:
 # ---- serving ------------------------------------------------------------------------------------------------------
 
 
+_GRAYS = {
+    "body_text_color_subdued": "#566070",
+    "body_text_color_subdued_dark": "#aeb7c5",
+    "block_info_text_color": "#566070",
+    "block_info_text_color_dark": "#aeb7c5",
+}
+
+
 def _theme() -> gr.themes.Base:
     """System fonts, and gray text that is dark enough to read."""
-    return gr.themes.Default(
-        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ).set(
-        body_text_color_subdued="#566070", body_text_color_subdued_dark="#aeb7c5",
-        block_info_text_color="#566070", block_info_text_color_dark="#aeb7c5",
-    )  # fmt: skip
+    theme = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(**_GRAYS)
 
 
 def serve(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -54,23 +54,20 @@ class Routing:
         self._now: tuple[int, Any] | None = None
         """The layer whose router is running, and its requests before any were dropped."""
         for chunk in chunks:
-            for number, name, module in _routers(chunk, layers):
+            for number, module in _routers(chunk, layers):
                 self.found.add(number)
-                self._watch(number, name, module)
+                self._watch(number, module)
 
-    def _watch(self, number: int, name: str, module: Module) -> None:
+    def _watch(self, number: int, module: Module) -> None:
         if hasattr(module, "topk") and hasattr(module, "routing"):
             self._handles += [
-                module.register_forward_pre_hook(self._guarded(lambda router, args: self._enter(number))),
-                module.register_forward_hook(self._guarded(lambda router, args, out: self._routed(number, router, out[1]))),
+                module.register_forward_pre_hook(self._guarded(partial(self._enter, number))),
+                module.register_forward_hook(self._guarded(partial(self._routed, number))),
             ]
             _watch_dropping(self)
         else:
-            self._handles.append(
-                module.register_forward_pre_hook(
-                    self._guarded(lambda one, args, kwargs: self._chosen(number, one, args, kwargs)), with_kwargs=True
-                )  # fmt: skip
-            )
+            hook = self._guarded(partial(self._chosen, number))
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _guarded(self, method: Callable[..., None]) -> Callable[..., None]:
         """Wrap a hook: it counts first passes only and never raises into a forward pass."""
@@ -88,7 +85,7 @@ class Routing:
 
     # ---- megatron-core -------------------------------------------------------------------------------------------
 
-    def _enter(self, number: int) -> None:
+    def _enter(self, number: int, router: Any, args: Any) -> None:
         self._now = number, None
 
     def asked(self, before: Tensor) -> None:
@@ -96,8 +93,9 @@ class Routing:
         if self._now is not None:
             self._now = self._now[0], before
 
-    def _routed(self, number: int, router: Any, routing_map: Tensor) -> None:
-        """Count a boolean map [tokens, experts] after dropping and padding."""
+    def _routed(self, number: int, router: Any, args: Any, output: tuple[Any, Tensor]) -> None:
+        """Count a router's output: a boolean map [tokens, experts] after dropping and padding."""
+        _, routing_map = output
         before = self._now[1] if self._now is not None else None
         self._now = None
         self.requested += routing_map.shape[0] * router.topk
@@ -146,8 +144,8 @@ class Routing:
         _watchers.discard(self)
 
 
-def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, str, Module]]:
-    """The modules that see the assignments, with their layer and name: megatron-core's routers, transformers' experts."""
+def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, Module]]:
+    """The modules that see the assignments, with their layer's number: megatron-core's routers, transformers' experts."""
     place = global_names(chunk)
     for name, module in chunk.named_modules():
         if name.endswith(".router") and hasattr(module, "topk"):
@@ -157,7 +155,7 @@ def _routers(chunk: Module, layers: Mapping[str, int]) -> Iterator[tuple[int, st
         else:
             continue
         if path in layers:
-            yield layers[path], name, module
+            yield layers[path], module
 
 
 def find_routing(chunks: Iterable[Module], plan: Plan, place: Place) -> Routing | None:

@@ -345,11 +345,8 @@ _ACTIONS: dict[int, Callable[[RowReader], object]] = {
         pickle.PROTO: _with(_R._take, 1),
         pickle.FRAME: _with(_R._take, 8),
         pickle.MARK: _R._mark,
-        **dict.fromkeys(
-            (
-                pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT, pickle.NEWTRUE, pickle.NEWFALSE, pickle.NONE
-            ), _R._numbers
-        ),
+        **dict.fromkeys((pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT), _R._numbers),
+        **dict.fromkeys((pickle.NEWTRUE, pickle.NEWFALSE, pickle.NONE), _R._numbers),
         pickle.LONG1: _with(_R._long, 1),
         pickle.LONG4: _with(_R._long, 4),
         pickle.SHORT_BINUNICODE: _with(_R._string, 1, True),
@@ -380,4 +377,4 @@ _ACTIONS: dict[int, Callable[[RowReader], object]] = {
         pickle.REDUCE: _R._reduce,
         pickle.BUILD: _R._build,
     }.items()
-}  # fmt: skip
+}

@@ -86,15 +86,8 @@ class ProgressCallback(Callback):
         if not self._prints:
             return
         if self._step % self._log_interval == 0:  # type: ignore[operator]
-            self._open.append(
-                _Line(
-                    self._step,
-                    dict(context.loss_dict or {}),
-                    context.grad_norm,
-                    _learning_rate(context),
-                    bool(context.skipped_iter),
-                )
-            )
+            losses, skipped = dict(context.loss_dict or {}), bool(context.skipped_iter)
+            self._open.append(_Line(self._step, losses, context.grad_norm, _learning_rate(context), skipped))
         if self._open:
             self._print_open(context.user_state)
 
@@ -220,7 +213,8 @@ def start_table(state: Any, facts: Mapping[str, Any] | None) -> list[tuple[str, 
     """A description of the run for the start table."""
     cfg, facts = state.cfg, facts or {}
     model = cfg.model
-    rows = [("run", str(getattr(cfg, "name", "")))] if getattr(cfg, "name", None) else []
+    name = getattr(cfg, "name", None)
+    rows = [("run", str(name))] if name else []
     shape = [
         f"{value} {word}"
         for name, word in (
@@ -240,12 +234,8 @@ def start_table(state: Any, facts: Mapping[str, Any] | None) -> list[tuple[str, 
         rows.append(("parameters", f"{_short(parameters['total'])} ({parameters['total']:,}){active}{frozen}"))
     if "flops_per_token" in facts:
         length = facts["flops_per_token_seq_length"]
-        rows.append(
-            (
-                "FLOPs per token",
-                f"{_short(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention",
-            )
-        )
+        price = f"{_short(facts['flops_per_token'])} at {length} tokens, {facts['convention']} convention"
+        rows.append(("FLOPs per token", price))
     if facts:
         layout = " x ".join(f"{name} {facts[key]}" for name, key in LAYOUT.items() if facts[key] > 1) or "one replica, unsplit"
         rows.append(("layout", f"{facts['world_size']} rank(s): {layout}"))

@@ -170,6 +170,8 @@ class ThroughputCallback(Callback):
             raise ConfigError(f"log_interval={log_interval} must be at least 1 step")
         if compute_time < 0:
             raise ConfigError(f"compute_time={compute_time} must be a number of steps, or false")
+        if detail not in (0, 1, 2):
+            raise ConfigError(f"detail={detail} must be 0, 1 or 2")
         check_dimensions(mesh, data_parallel)
         self.convention = convention
         self._summary = RunSummary()
@@ -185,11 +187,8 @@ class ThroughputCallback(Callback):
         self._metrics_file = metrics_file
         self._find_place = functools.partial(find_place, mesh, data_parallel, contributes, process_group)
         self._said_to_contribute = contributes
-        if detail not in (0, 1, 2):
-            raise ConfigError(f"detail={detail} must be 0, 1 or 2")
         self._compute_time, self._energy, self._optimizer_in_mfu = compute_time, energy, optimizer_in_mfu
-        self._detail = detail
-        self._memory = memory
+        self._detail, self._memory = detail, memory
         self._host: Host | None = None
         self._place: Place | None = None
         self._meter: Meter | None = None

@@ -107,18 +107,14 @@ def initialize(cfg: Config, launch: Launch) -> tuple[Groups, torch.device]:
 
 
 def _join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if launch.rendezvous and restart.needs_own_store():
+    cuda = device.type == "cuda"
+    options: dict[str, Any] = {"timeout": timeout, "device_id": device if cuda else None}
+    if not launch.rendezvous:
+        options = {"store": torch.distributed.HashStore(), "rank": 0, "world_size": 1}
+    elif restart.needs_own_store():
         store = restart.own_store(launch.rank, launch.world_size, timeout)
-        torch.distributed.init_process_group(
-            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
-        )  # fmt: skip
-    elif launch.rendezvous:
-        torch.distributed.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
-    else:
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        options |= {"store": store, "rank": launch.rank, "world_size": launch.world_size}
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", **options)
 
 
 def seed_everything(seed: int, groups: Groups) -> None:

@@ -245,8 +245,15 @@ class WithoutUse(torch.autograd.Function):
 class VisionLanguageModel(GPTModel):
     """megatron-core's GPTModel with a tower on its first pipeline stage."""
 
-    def __init__(self, *, vision: VisionShape, vision_config: TransformerConfig, vision_layer: ModuleSpec,
-                 image_token_id: int, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        vision: VisionShape,
+        vision_config: TransformerConfig,
+        vision_layer: ModuleSpec,
+        image_token_id: int,
+        **options: Any,
+    ) -> None:
         """``vision``, ``vision_config``, ``vision_layer``: the tower; ``options``: as for GPTModel."""
         # Images are inserted before the sequence is split over the ranks.
         super().__init__(**options, scatter_embedding_sequence_parallel=False)

@@ -23,9 +23,18 @@ LINGER_S = 2.0
 """Seconds that ranks other than the first wait before they exit with an error."""
 
 # Messages of collectives whose peer has closed the connection.
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
-              "No route to host", "Network is unreachable", "NCCL communicator was aborted", "remote process exited",
-              "Socket closed", "Connection was likely closed")  # fmt: skip
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Connection was likely closed",
+    "Broken pipe",
+    "No route to host",
+    "Network is unreachable",
+    "NCCL communicator was aborted",
+    "remote process exited",
+    "Socket closed",
+)
 # Messages of collectives whose peer does not answer.
 _SILENT_PEER = ("Timed out waiting", "Timed out after", "wait timeout after")
 
@@ -46,14 +55,15 @@ def run(action: Callable[[], None], *, rank: int) -> int:
     except Exception as error:
         if any(text in str(error) for text in _SILENT_PEER):
             said = str(error).splitlines()[0].rpartition("] ")[2]  # without the place in gloo's source
-            return _fail(
+            message = (
                 f"another rank did not answer within train.distributed_timeout_minutes ({said}): its machine is cut off, has "
-                "failed or is much slower. Check that machine, then restart the job; checkpoint.load continues it",
-                EXIT_RUN, rank=rank, speaks=True)  # fmt: skip
+                "failed or is much slower. Check that machine, then restart the job; checkpoint.load continues it"
+            )
+            return _fail(message, EXIT_RUN, rank=rank, speaks=True)
         if any(text in str(error) for text in _LOST_PEER):
             # This is not the cause: the lost rank or torchrun reports that.
-            return _fail("the connection to another rank was lost; see that rank", EXIT_RUN, rank=rank, speaks=True,
-                         last=True)  # fmt: skip
+            message = "the connection to another rank was lost; see that rank"
+            return _fail(message, EXIT_RUN, rank=rank, speaks=True, last=True)
         return _fail(f"{type(error).__name__}: {error}", EXIT_RUN, rank=rank, speaks=True, details=traceback.format_exc())
 
 
