@@ -77,10 +77,10 @@ CLAIMS: list[tuple[str, str, tuple[Callable[[], str], ...]]] = [
         lambda: str(state_bytes(compile_plan(TINY)) // trained("tiny")["total"]),)),
     ("docs/planning.md", "**Does not fit** means more than {}% of the memory", (lambda: f"{100 * USABLE:.0f}",)),
     ("docs/scale.md", "| hops of a tree, up and down | {} | {} |", (lambda: str(hops(16384)), lambda: str(hops(100_000)))),
-    ("docs/scale.md", "| network at 5, 10, 20 us a hop | {}, {}, {} ms | {}, {}, {} ms |", tuple(
+    ("docs/scale.md", "| network at 5, 10, 20 us per hop | {}, {}, {} ms | {}, {}, {} ms |", tuple(
         lambda ranks=ranks, us=us: f"{hops(ranks) * us / 1e3:.2f}" for ranks in (16384, 100_000) for us in (5, 10, 20))),
     ("docs/scale.md", "| bytes on the wire at 50 GB/s | {} ns |", (lambda: f"{2 * (208 + 16) / 50e9 * 1e9:.0f}",)),
-    ("docs/scale.md", "| were it waited for, share of 10 steps of 5 s | {} % | {} % |", tuple(
+    ("docs/scale.md", "| if it were waited for, share of 10 steps of 5 s | {} % | {} % |", tuple(
         lambda ranks=ranks: f"{100 * hops(ranks) * 10e-6 / 50:.4f}" for ranks in (16384, 100_000))),
     ("CHANGELOG.md", "Qwen3 8B over Llama 3 8B: {}, not {}", (
         lambda: f"{gigaflops('qwen3-8b', 'megatron', 4096) / gigaflops('llama3-8b', 'megatron', 4096):.3f}",
