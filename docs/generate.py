@@ -1,6 +1,6 @@
-"""Write the parts of docs/ that are tables: `python docs/generate.py`, or `--check` to only compare.
+"""Write the generated tables of docs/: `python docs/generate.py`, or `--check` to only compare.
 
-Between `<!-- generated: NAME -->` and `<!-- end -->` stands what the function NAME of this file returns.
+The text between `<!-- generated: NAME -->` and `<!-- end -->` is the result of the function NAME of this file.
 """
 
 from __future__ import annotations
@@ -164,13 +164,13 @@ def training_recipes() -> str:
     return table(["recipe", "layout", "devices, at least", "fullest rank", *_HELD], rows)
 
 
-#: What `python -m tests.model_types` finds of a model type -> what it is called.
+#: Result of `python -m tests.model_types` for a model type -> its title.
 _FOUND = {
     "read exactly": "Read, equal to execution",
-    "read": "Read; what differs from transformers' own execution is named",
+    "read": "Read; the difference from transformers' own execution, or why they were not compared",
     "traced exactly": "Traced, equal to execution",
-    "traced": "Traced, with something to tell",
-    "not run": "Not run on text, and why",
+    "traced": "Traced, with limitations",
+    "not run": "Not run on text",
 }
 
 
@@ -190,7 +190,7 @@ def model_types() -> str:
 
 
 def number_formats() -> str:
-    """What each recipe multiplies in its format."""
+    """The matmuls that each recipe runs in its format."""
 
     def row(recipe: Recipe) -> list[str]:
         newer = NEWER.get(recipe.name, recipe)
@@ -214,7 +214,7 @@ def number_formats() -> str:
 
 
 def quantisation_methods() -> str:
-    """What transformers multiplies in which format, by its ``quant_method``."""
+    """The formats of matmuls in transformers by ``quant_method``."""
     stored = ", ".join(f"`{name}`" for name in STORED)
     unless = "; ".join(f"`{name}`: {reason}" for name, (_, reason) in UNLESS.items())
     return table(
@@ -262,7 +262,7 @@ def facts() -> str:
 
 
 def training_keys() -> str:
-    """What the training loop logs besides."""
+    """What the training loop itself logs."""
     return keys_table(TRAINING)
 
 
@@ -310,9 +310,9 @@ PRINTED = {
     "devices": ("",),
     "integrations": ("",),
 }
-#: Objects whose keys are a model's components, formats, collectives or kinds of work: all values are alike.
+#: Objects whose keys are a model's components, formats, collectives or kinds of work: all their values have one type.
 OPEN = {"components", "formats", "peak_flops", "memory", "parts", "spent"}
-#: What is written or measured, and so not printed here.
+#: Commands that write files or measure, so they are not run here.
 WRITTEN = {
     "pack": {"additionalProperties": {"type": ["number", "object"]}},
     "peak": {"required": ["device", "peak_flops", "peak_source", "achievable_flops", "achievable_fraction", "matmuls"]},
@@ -342,7 +342,7 @@ SCHEMA = "bridge.schema.json"
 
 @cache
 def schema() -> dict[str, Any]:
-    """Of what every command prints with `--json`, made from what it prints."""
+    """The schema of the output of every command with `--json`, made from examples."""
     definitions = {name: _tidied(_merged(printed(name, words) for words in examples)) for name, examples in PRINTED.items()}
     for name, what in WRITTEN.items():
         required = ["version", *what.get("required", ())]
@@ -351,7 +351,7 @@ def schema() -> dict[str, Any]:
 
 
 def printed(name: str, words: str) -> dict[str, Any]:
-    """The schema of what a command prints."""
+    """The schema of the output of a command."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
         code = main([name.partition("_")[0], *words.split(), "--json"])
     assert code == 0, f"{name} {words}"
@@ -359,7 +359,7 @@ def printed(name: str, words: str) -> dict[str, Any]:
 
 
 def json_keys() -> str:
-    """What each command prints, key by key."""
+    """The keys that each command prints."""
 
     def row(name: str, what: dict[str, Any]) -> list[str]:
         one = what["items"] if "array" in what["type"] else what
@@ -374,7 +374,7 @@ _TYPES = {bool: "boolean", int: "number", float: "number", str: "string", type(N
 
 
 def shape_of(value: object, key: str = "") -> dict[str, Any]:
-    """The JSON schema that a value is an example of."""
+    """The JSON schema of an example."""
     if isinstance(value, dict):
         if key in OPEN:
             return {"type": ["object"]} | ({"additionalProperties": _merged(map(shape_of, value.values()))} if value else {})
@@ -390,7 +390,7 @@ def _merged(shapes: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The schema of what either is a schema of."""
+    """The schema that both schemas fit."""
     both = one | other | {"type": sorted({*one["type"], *other["type"]})}
     for name in ("items", "additionalProperties"):
         if name in one and name in other:
@@ -403,7 +403,7 @@ def _either(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tidied(shape: dict[str, Any]) -> dict[str, Any]:
-    """Of what was null in every example nothing is said; one type stands for itself."""
+    """Without types for what was null in every example, and with single types as plain strings."""
     types = shape["type"]
     if types == ["null"]:
         return {}
@@ -455,7 +455,7 @@ def counters_by_term() -> str:
 
 @cache
 def rows() -> tuple[published_rows.Row, ...]:
-    """Every published row, held against the check."""
+    """Every published row, compared by `bridge check`."""
     return tuple(published_rows.rows())
 
 
@@ -542,12 +542,12 @@ def render(text: str) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}\n{GENERATORS[match[2]]()}\n\n{match[3]}", text)
 
 
-#: Counted from hundreds of rows: tests/planning/test_published.py looks at it.
+#: This page takes long to generate: tests/planning/test_published.py checks it.
 LONG = "published.md"
 
 
 def stale_pages(write: bool) -> list[str]:
-    """Pages whose tables are not what the code says; written anew on request."""
+    """Pages whose tables are out of date; with ``write`` they are rewritten."""
     stale = []
     for page in sorted(DOCS.glob("*.md")):
         if page.name == LONG and not write:
