@@ -22,16 +22,14 @@ def table_of(figure: Figure) -> Table:
     places = list(dict.fromkeys(place for one in points for place in one))
     if all(isinstance(place, (int, float)) for place in places):
         places.sort()
-    columns = [[one.get(place) for place in places] for one in points]
-    rows = [(places[i], *(column[i] for column in columns)) for i in kept(columns, MOST_ROWS)]
-    along, across = (axis.title.text or "" for axis in (figure.layout.xaxis, figure.layout.yaxis))
-    heads = [trace.name or (along if horizontal else across) for trace in traces]
-    unit = f" ({along if horizontal else across})" if len(traces) > 1 and (along if horizontal else across) else ""
-    return Table(
-        (Column("place", across if horizontal else along, _shown), *(Column(head, head, _shown) for head in heads)),
-        rows,
-        f"{figure.layout.title.text}{unit}",
-    )
+    series = [[one.get(place) for place in places] for one in points]
+    rows = [(places[i], *(values[i] for values in series)) for i in kept(series, MOST_ROWS)]
+    axes = (figure.layout.yaxis, figure.layout.xaxis) if horizontal else (figure.layout.xaxis, figure.layout.yaxis)
+    along, across = (axis.title.text or "" for axis in axes)
+    heads = [trace.name or across for trace in traces]
+    unit = f" ({across})" if len(traces) > 1 and across else ""
+    columns = (Column("place", along, _shown), *(Column(head, head, _shown) for head in heads))
+    return Table(columns, rows, f"{figure.layout.title.text}{unit}")
 
 
 def _shown(value: Any) -> str:
