@@ -100,16 +100,17 @@ def _results(run: RecordedRun) -> Iterator[Card]:
     if numbers := present(run, "throughput/total_flops"):
         planned = _number(run, "planned_flops")
         of_plan = f"; {numbers[-1] / planned:.1%} of at most {with_unit(planned, 'FLOP')} planned" if planned else ""
-        yield Card(
-            "total_flops", f"FLOPs so far{least}", numbers[-1], with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}"
-        )
+        text, detail = with_unit(numbers[-1], "FLOP"), f"{numbers[-1]:,}{of_plan}"
+        yield Card("total_flops", f"FLOPs so far{least}", numbers[-1], text, detail)
     if numbers := present(run, "throughput/total_tokens"):
         yield Card("total_tokens", f"Tokens so far{least}", numbers[-1], with_unit(numbers[-1], ""), f"{numbers[-1]:,}")
 
 
 def _constants(run: RecordedRun) -> Iterator[Card]:
     if device := run.facts.get("device"):
-        yield Card("device", "Device", _text(device), _text(device), _join(_format(run), _layout(run)))
+        # The recipe if matmuls are quantized, else the number format of all.
+        number_format = run.facts.get("number_format_recipe") or run.facts.get("number_format") or ""
+        yield Card("device", "Device", _text(device), _text(device), _join(_text(number_format), _layout(run)))
     if peak := _number(run, "peak_flops"):
         yield Card("peak_flops", "Peak per device", peak, with_unit(peak, "FLOP/s"), _text(run.facts.get("peak_source") or ""))
     if convention := run.facts.get("convention"):
@@ -121,21 +122,11 @@ def _constants(run: RecordedRun) -> Iterator[Card]:
     counts = {name: count for name, count in parameters.items() if _is_count(count)} if isinstance(parameters, dict) else {}
     if total := counts.get("total"):
         active = counts.get("active", total)
-        yield Card(
-            "parameters",
-            "Parameters",
-            total,
-            with_unit(total, ""),
-            _join(f"{total:,}", f"{active:,} active" if active != total else ""),
-        )
+        detail = _join(f"{total:,}", f"{active:,} active" if active != total else "")
+        yield Card("parameters", "Parameters", total, with_unit(total, ""), detail)
         trained = counts.get("trainable", total)
         if trained != total:
             yield Card("trainable", "Trained", trained, f"{trained / total:.3%}", f"{trained:,} parameters")
-
-
-def _format(run: RecordedRun) -> str:
-    """The recipe where matmuls are quantized, else the number format of all."""
-    return _text(run.facts.get("number_format_recipe") or run.facts.get("number_format") or "")
 
 
 def _layout(run: RecordedRun) -> str:

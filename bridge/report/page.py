@@ -60,12 +60,9 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
 
 
 def _head(name: str, run: RecordedRun) -> str:
-    return f"<h1>{escape(name)}</h1>{_why(run)}{html.facts(headlines(run))}{html.notes(notes_of(run))}"
-
-
-def _why(run: RecordedRun) -> str:
     sentence = why(waterfall.parts_of(run))
-    return f'<p class="why">{escape(sentence)}</p>' if sentence else ""
+    reason = f'<p class="why">{escape(sentence)}</p>' if sentence else ""
+    return f"<h1>{escape(name)}</h1>{reason}{html.facts(headlines(run))}{html.notes(notes_of(run))}"
 
 
 def _waterfall(run: RecordedRun, whose: str) -> str:

@@ -110,11 +110,7 @@ SECTIONS = (
         "Balance",
         "Do some ranks wait for others, and why?",
         (
-            Panel(
-                "Max/mean work",
-                ("throughput/imbalance/data_parallel", "throughput/imbalance/pipeline"),
-                least=1.0,
-            ),
+            Panel("Max/mean work", ("throughput/imbalance/data_parallel", "throughput/imbalance/pipeline"), least=1.0),
             Panel(
                 "Slowest rank over the mean, and the cause",
                 ("throughput/imbalance/compute", "throughput/imbalance/work", "throughput/imbalance/device"),

@@ -43,7 +43,7 @@ def rescore(run: RecordedRun, convention: str) -> Iterator[LoggedRow]:
         for name, components in found.items():
             totals[name] += sum(components.values())
         _check(row, found[own], own)
-        yield _again(row, lists, statistics, found[own], found[convention], (own, convention), totals)
+        yield _again(row, lists, statistics, found, (own, convention), totals)
 
 
 def _components(prices: Mapping[str, Any], statistics: Mapping[str, int]) -> dict[str, Fraction]:
@@ -65,15 +65,15 @@ def _again(
     row: LoggedRow,
     lists: Mapping[str, Any],
     statistics: Mapping[str, int],
-    old: Mapping[str, Fraction],
-    new: Mapping[str, Fraction],
+    found: Mapping[str, Mapping[str, Fraction]],
     names: tuple[str, str],
     totals: Mapping[str, Fraction],
 ) -> LoggedRow:
+    """The row of another convention; ``names``: the run's own convention and the other one."""
     own, convention = names
     again = {key: value for key, value in row.items() if not key.startswith((_FLOPS, *_GONE)) and key != _TOTAL}
     several = any(key.startswith("throughput/format_fraction/") for key in row)
-    before, after = sum(old.values()), sum(new.values())
+    before, after = (sum(found[name].values()) for name in names)
     for key in _RATES:
         if key in again and before:
             again[key] *= float(Fraction(after) / Fraction(before))
@@ -85,7 +85,7 @@ def _again(
     elif "throughput/hfu" in again:
         again["throughput/hfu"] *= float(Fraction(hardware[1]) / Fraction(hardware[0]))
     again |= _parts(row, before, after, hardware)
-    again |= {_FLOPS + name: round(flops) for name, flops in new.items()}
+    again |= {_FLOPS + name: round(flops) for name, flops in found[convention].items()}
     # Totals that include work before the first row are known in the run's own convention only.
     if row.get(_TOTAL) == round(totals[own]):
         again[_TOTAL] = round(totals[convention])

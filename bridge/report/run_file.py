@@ -130,19 +130,14 @@ def _check_rows(rows: int, most: float) -> None:
 
 
 def _kept(run: RecordedRun, row: Any) -> LoggedRow | None:
-    """The numbers of a row; one without a step is counted as damaged."""
-    numbers = _numbers(row)
-    run.skipped += numbers is None
-    return numbers
-
-
-def _numbers(row: Any) -> LoggedRow | None:
-    """The finite numbers of a row; None where it has no step."""
-    if not isinstance(row, dict) or len(row) > _KEYS_A_ROW:
-        return None
-    row = {**row, "step": next((row[name] for name in _STEPS if name in row), None)}
-    numbers = {str(key): value for key, value in row.items() if _is_number(value)}
-    return numbers if "step" in numbers else None
+    """The finite numbers of a row; one without a step is counted as damaged and gives None."""
+    if isinstance(row, dict) and len(row) <= _KEYS_A_ROW:
+        row = {**row, "step": next((row[name] for name in _STEPS if name in row), None)}
+        numbers = {str(key): value for key, value in row.items() if _is_number(value)}
+        if "step" in numbers:
+            return numbers
+    run.skipped += 1
+    return None
 
 
 def _is_number(value: Any) -> bool:
@@ -265,8 +260,7 @@ def parse(text: bytes | str) -> Any:
 
 # ---- W&B ---------------------------------------------------------------------------------------------------------
 
-_WANDB_MAGIC = b":W&B"
-_WANDB_HEADER = 7  # magic, a magic number and a version
+_WANDB_MAGIC, _WANDB_HEADER = b":W&B", 7  # the header: magic, a magic number and a version
 _BLOCK = 32768
 _CHUNK = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4

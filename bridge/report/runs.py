@@ -48,8 +48,7 @@ def _files(given: Path) -> list[Path]:
     if files := sorted(given.glob("run-*.wandb")):
         return files[:1]
     starts = sorted(given.glob("wandb/*run-*/run-*.wandb")) or sorted(given.glob("*run-*/run-*.wandb"))
-    newest = [file for file in starts if file.name == max(starts, key=lambda file: file.parent.name).name]
-    if newest:
+    if newest := [file for file in starts if file.name == max(starts, key=lambda file: file.parent.name).name]:
         return newest
     raise ConfigError(f"folder {given} holds no run: neither {FILE_NAME} nor wandb/offline-run-*/run-*.wandb")
 

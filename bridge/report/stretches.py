@@ -45,18 +45,16 @@ class Stretches:
     """
 
     def __init__(self, most: float, means: str = "throughput/time/") -> None:
-        self.count = 0
+        self.count = self._waiting = 0
         self._most, self._means = most, means
         self._fresh: list[Columns] = []
-        self._waiting = 0
         self._rows, self._every = _ROWS, _EVERY
         self._kept: list[tuple[Columns, Columns]] = []
         self._sums: dict[str, list[float]] = {}
 
     def add(self, columns: Columns) -> None:
         """Append rows; all columns have the same length."""
-        rows = _length(columns)
-        if not rows:
+        if not (rows := _length(columns)):
             return
         self._fresh.append(columns)
         self.count += rows
@@ -79,8 +77,7 @@ class Stretches:
     def _close(self) -> None:
         """Turn the waiting rows into whole stretches."""
         waiting, begin = joined(self._fresh), 0
-        while self._waiting >= self._rows:
-            rows = self._rows
+        while self._waiting >= (rows := self._rows):
             self._keep(_rows_of(waiting, range(begin, begin + rows)))
             begin, self._waiting = begin + rows, self._waiting - rows
         self._fresh = [_rows_of(waiting, range(begin, begin + self._waiting))] if self._waiting else []

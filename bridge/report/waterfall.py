@@ -40,8 +40,7 @@ def parts_of(run: RecordedRun) -> dict[str, float]:
     """Seconds of the mean step by part; empty if the run has none."""
     if run.whole is not None:
         return {name: run.whole.means[PREFIX + name] for name in PARTS if PREFIX + name in run.whole.means}
-    columns = {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}
-    if not columns:
+    if not (columns := {name: run.series(PREFIX + name) for name in PARTS if PREFIX + name in run.columns}):
         return {}
     if all(map(is_whole, columns.values())):
         return {name: sum(column) / len(column) for name, column in columns.items()}
