@@ -31,28 +31,25 @@ def scale_of(unit: str, largest: float) -> UnitScale:
         return UnitScale(100.0, "%")
     if unit.split("/")[0] == "s" and largest < 1:
         return UnitScale(1e3, f"m{unit}")
-    if unit in ("1", "ratio", "index"):
-        return UnitScale(1.0, "")
     if unit in _PREFIXED or unit in _COUNTED:
         name, size = ("FLOP/s", 1e12) if unit == "TFLOP/s" else (unit, 1.0)
         step = max(0, min(len(PREFIXES) - 1, int(math.log10(largest * size) / 3 + 1e-9))) if largest > 0 else 0
         prefix = PREFIXES[step]
         return UnitScale(size / 1000.0**step, f"{prefix} {name}".strip() if unit in _COUNTED else f"{prefix}{name}")
-    return UnitScale(1.0, unit)
+    return UnitScale(1.0, "" if unit in ("1", "ratio", "index") else unit)
 
 
-def ticks(low: float, high: float, about: int = 5, *, outside: bool = False, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, *, outside: bool = False, whole: bool = False) -> list[float]:
     """Round numbers from low to high; their distance is 1, 2, 2.5 or 5 times a power of ten.
 
     Args:
         low, high: the ends; if they are equal, low is the only tick.
-        about: the approximate number of intervals.
         outside: whether the first and the last tick enclose the ends.
         whole: whether all ticks are whole numbers.
     """
     if not high > low:
         return [low]
-    rough = (high - low) / about
+    rough = (high - low) / 5  # about five intervals
     power = 10.0 ** math.floor(math.log10(rough))
     sizes = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
     step = next(size * power for size in sizes if size * power >= rough * (1 - 1e-9))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bridge.metrics.why import PREFIX
 from bridge.report.thin import extremes
 
 Columns = dict[str, Sequence[Any]]
@@ -27,7 +28,7 @@ class Thinned:
         count: the number of rows.
         every: the sample has every ``every``-th row.
         sample: the columns of the sampled rows.
-        means: mean value by key, for the keys whose means were requested.
+        means: mean value by key, for the seconds of the parts of a step.
     """
 
     count: int
@@ -41,12 +42,11 @@ class Stretches:
 
     Args:
         most: up to this many rows all are kept.
-        means: prefix of the keys whose means are needed.
     """
 
-    def __init__(self, most: float, means: str = "throughput/time/") -> None:
+    def __init__(self, most: float) -> None:
         self.count = self._waiting = 0
-        self._most, self._means = most, means
+        self._most = most
         self._fresh: list[Columns] = []
         self._rows, self._every = _ROWS, _EVERY
         self._kept: list[tuple[Columns, Columns]] = []
@@ -84,7 +84,7 @@ class Stretches:
 
     def _keep(self, columns: Columns) -> None:
         """Add a stretch; if there are too many, merge neighbors."""
-        for name in (name for name in columns if name.startswith(self._means)):
+        for name in (name for name in columns if name.startswith(PREFIX)):
             numbers = [value for value in columns[name] if value is not None]
             sums = self._sums.setdefault(name, [0.0, 0])
             sums[0] += sum(numbers)

@@ -32,7 +32,7 @@ class Rows:
         return len(self.sequences)
 
     @classmethod
-    def from_tokens(cls, tokens: Any, sequences: Any, share: float, first_row: int = 0) -> Rows:
+    def from_tokens(cls, tokens: Any, sequences: Any, share: float, first_row: int) -> Rows:
         """From the number of tokens of every sequence, including its last one.
 
         Args:
@@ -48,7 +48,7 @@ class Rows:
         return cls(np.maximum(tokens - 1, 0), sequences, share)
 
     @classmethod
-    def from_starts(cls, starts: Any, sequences: Any, totals: Any, share: float, first_row: int = 0) -> Rows:
+    def from_starts(cls, starts: Any, sequences: Any, totals: Any, share: float, first_row: int) -> Rows:
         """From the start of each sequence in its row (``seq_start_id``) and the number of tokens of each row (``input_ids``).
 
         Raises:
