@@ -194,7 +194,7 @@ _watchers: set[Routing] = set()
 
 
 def _watch_dropping(routing: Routing) -> None:
-    """Pass on routers' maps before tokens are dropped: after it, where experts are padded, they no longer show the requests."""
+    """Pass on routers' maps before tokens are dropped: afterwards, if experts are padded, they no longer show the requests."""
     _watchers.add(routing)
     module = sys.modules[_ROUTERS]
     dropping = getattr(module, _DROPPING)

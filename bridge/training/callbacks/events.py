@@ -40,7 +40,7 @@ EVENTS = (
 
 @dataclass
 class CallbackContext:
-    """What a callback may read; it should not change anything.
+    """What a callback may read; only ``user_state`` is meant to be changed.
 
     ======================  =====================================
     field                   available at

@@ -75,7 +75,7 @@ class JobLedger:
             self._beats = read_beats(self._path.with_name(BEATS))
             for name, flags in ((FILE, os.O_APPEND), (BEATS, 0)):
                 self._files[name] = os.open(self._path.with_name(name), os.O_RDWR | os.O_CREAT | flags, 0o644)
-            _mend(self._files[FILE])
+            _end_last_line(self._files[FILE])
         except OSError as error:
             self._fail(error)
             return
@@ -173,7 +173,7 @@ class JobLedger:
 _IMPORTED = time.time()
 
 
-def _mend(number: int) -> None:
+def _end_last_line(number: int) -> None:
     """End a torn last line, so that the next line is whole."""
     size = os.fstat(number).st_size
     if size and os.pread(number, 1, size - 1) != b"\n":
