@@ -48,6 +48,13 @@ def test_the_published_model_by_hand():
     }
 
 
+@pytest.mark.parametrize(("config", "tables"), [({}, 6), ({"encoder_hash_byte_group_size": (2, 9)}, 2)])
+def test_one_table_for_each_length_of_hashed_bytes(config, tables):
+    """In the published model three billion entries, of which none is multiplied by."""
+    found = byte_latent(config).parameters_by_module()["local_encoder.encoder_hash_tok_embedding"]
+    assert found == tables * 500_002 * 1024
+
+
 @pytest.mark.parametrize(
     ("patcher", "window"),
     [

@@ -292,3 +292,6 @@ def test_a_block_replaces_what_it_names():
     own, block = _with_block(layer, Block()), _with_block(layer, Block("linear", "", 2, 24))
     assert (own.mixer, own.channel, own.num_query_groups, own.ffn_hidden_size) == ("self_attention", "mlp", 0, 0)
     assert (block.mixer, block.channel, block.num_query_groups, block.ffn_hidden_size) == ("linear", "", 2, 24)
+
+
+# A mutant that nothing tells apart: ``zip`` that is not strict, since every list was held against ``num_layers`` before.

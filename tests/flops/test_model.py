@@ -227,6 +227,14 @@ def test_a_tower_comes_before_the_embedding():
     assert layers == {"0", "1", "2"}
 
 
+def test_a_tower_that_a_frameworks_own_formula_leaves_out():
+    fields = {"vision_config": TOWER, "formula": {"vision_config": None}}
+    towers = [{path for path in weights(terms(fields, how)) if path.startswith("vision_model.")} for how in (EXACT, MAXTEXT)]
+    assert ("vision_model.patch_embed" in towers[0], towers[1]) == (True, set())
+    beside = Model(language=read(SMALL).language, vision=read({"vision_config": TOWER}).vision)
+    assert "vision_model.patch_embed" in weights(root_terms(beside, MAXTEXT, RUNS_MEGATRON))
+
+
 def test_a_merger_behind_a_layer_that_is_not_there():
     """It is built and never runs; Megatron's formula counts it all the same."""
     vision = read({"vision_config": TOWER | {"deepstack_visual_indexes": [1, 3]}}).vision

@@ -40,6 +40,29 @@ def test_shampoo():
     assert MatrixOptimizer("shampoo").flops(SHAPES) == counted(step)
 
 
+@pytest.mark.parametrize(("kl", "rounds"), [(False, 0), (False, 1), (False, 3), (True, 1)])
+def test_soap_as_it_is_published(kl, rounds):
+    """The products of a later step of its algorithm 3, with KL-Shampoo's preconditioners too, on any matrices of these sizes."""
+
+    def inverse(factor, basis):
+        return basis / (basis * (factor @ basis)).sum(0) @ basis.T
+
+    def step():
+        for weight in weights():
+            gradient, old = weight.grad, [torch.eye(side) for side in weight.shape]
+            between = [inverse(basis, basis) for basis in reversed(old)] if kl else [None, None]
+            left = gradient @ between[0] @ gradient.T if kl else gradient @ gradient.T
+            right = gradient.T @ between[1] @ gradient if kl else gradient.T @ gradient
+            moment, new = old[0] @ gradient @ old[1].T, old
+            for _ in range(1 + rounds):  # the order of the eigenvalues, then power iteration
+                new = [factor @ basis for factor, basis in zip((left, right), new, strict=True)]
+            _ = new[0].T @ moment @ new[1]
+            update = new[0].T @ gradient @ new[1]
+            _ = new[0] @ update @ new[1].T
+
+    assert MatrixOptimizer("soap", power_steps=rounds, kl=kl).flops(SHAPES) == counted(step)
+
+
 def test_by_hand():
     """Three iterations on 4 x 10: 16 x 10 twice and 64, two FLOPs each."""
     assert MatrixOptimizer("muon", steps=3).flops([(4, 10)]) == 3 * 2 * (2 * 160 + 64) == 2304

@@ -7,6 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.flops import ConfigError, compile_plan
+from bridge.flops.moments import Moments
+from bridge.flops.reading import Model
+from bridge.flops.routed import assignments
+from bridge.flops.statistics import FORWARD_PASSES, TOKENS, Statistic
+from bridge.flops.terms import Term
 from tests.flops.published import MODELS, full_config
 
 NAMES = ["llama3-8b", "gemma3-4b", "deepseek-v3-mtp", "gpt-oss-20b", "qwen3-next-80b-a3b", "nemotron-h-8b", "qwen3-vl-4b"]
@@ -209,6 +214,24 @@ def test_errors_name_the_field(change, message):
     with pytest.raises(ConfigError) as caught:
         compile_plan(full_config(MODELS["llama3-8b"]) | change)
     assert message in str(caught.value)
+
+
+def of_rows(*rows):
+    """The plan of one product of 2 x 3 for each unit of these, which runs forward, as traces have them."""
+    return compile_plan(Model(traced=tuple(Term("linear", "mlp", 2, 3, each, weight=False) for each in rows)), "exact")
+
+
+def test_what_moments_say_and_what_they_leave_open():
+    once = of_rows(TOKENS, FORWARD_PASSES)
+    assert once.measure_moments(Moments.of(2, 20)) == [20, 1]
+    assert once.measure_moments(Moments.of(2, 20), micro_batches=Moments(4, 4, 4, 1)) == [20, 4]
+    shared = of_rows(TOKENS, Statistic("length", "longest"))
+    with pytest.raises(ConfigError, match="depends on the longest sequence of a batch: give the lengths, not their sums"):
+        shared.measure_moments(Moments.of(2, 20))
+    assert shared.measure_moments(Moments.of(2, 20, 208), longest=Moments.of(1, 12)) == shared.measure([8, 12]) == [20, 12]
+    assert shared.measure_moments(Moments.of(0, 0)) == shared.measure([]) == [0, 0]
+    with pytest.raises(ConfigError, match="routers count the tokens of experts, lengths do not"):
+        of_rows(TOKENS, assignments(0)).measure_moments(Moments.of(2, 20))
 
 
 def test_parameters_by_module_are_those_of_all_terms():

@@ -12,6 +12,7 @@ from bridge.config import list_recipes, load_recipe
 from bridge.flops import ConfigError, compile_plan
 from bridge.flops.reading import Description, Model, get, model_of, peft_of, read, read_layout, read_vision
 from bridge.flops.shapes import MAX_LAYERS, ByteLatentShape, ModelShape, StackShape, VisionShape
+from bridge.flops.terms import Term
 from bridge.flops.transforms import DEFAULT_TARGETS, Lora
 from bridge.training.utils.flop_utils import num_floating_point_operations
 
@@ -101,6 +102,12 @@ def test_what_was_read_is_read():
     assert read(model) is model
     assert read(Description(model={}, traced=model)) is model
     assert read_vision(model) is None
+
+
+def test_of_a_trace_everything_trains_but_what_was_frozen_when_it_ran():
+    terms = tuple(Term(name, "mlp", 2, 3, path=name, bias=3) for name in ("up", "down"))
+    traced = Model(traced=terms, freeze=("up",))
+    assert [traced.trainable.parameters(term) for term in terms] == [0, 2 * 3 + 3]
 
 
 def test_a_recipe_by_its_name_and_by_its_path():
@@ -357,3 +364,6 @@ def test_what_cannot_be_is_one_sentence(fields, message):
 def test_a_model_without_a_language_model_has_an_empty_shape():
     assert Model().shape == ModelShape()
     assert Model().language is None
+
+
+# A mutant that nothing tells apart: another operator in an annotation, which is never evaluated.

@@ -114,6 +114,8 @@ def test_what_is_not_used_is_not_checked():
     [
         ({"gated_linear_unit": 2}, "model.gated_linear_unit=2 must be true or false"),
         ({"normalization": True}, "model.normalization=True must be text"),
+        # Switches before the sizes that they decide on: what ``in`` a number means no size is asked.
+        ({"hybrid_layer_pattern": 5}, "model.hybrid_layer_pattern=5 must be text"),
         ({"rotary_percent": "half"}, "model.rotary_percent='half' must be a number"),
         ({"rotary_percent": True}, "model.rotary_percent=True must be a number"),
         ({"kimi_kda_layers": {1: 2}}, "model.kimi_kda_layers={1: 2} must be a list of whole numbers"),
@@ -223,3 +225,6 @@ def test_a_tower_alone():
     assert not ModelShape(vision_config={}, num_layers=2).is_tower_alone
     assert not ModelShape(vision_config={}, hidden_size=2).is_tower_alone
     assert not ModelShape().is_tower_alone
+
+
+# A mutant that nothing tells apart: other lengths in ``encoder_hash_byte_group_size``, of which only the number costs anything.

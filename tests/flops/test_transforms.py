@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.flops.frameworks import MEGATRON
+from bridge.flops.frameworks import MEGATRON, TRANSFORMERS
 from bridge.flops.shapes import ModelShape
 from bridge.flops.terms import Pass, Role, Term
 from bridge.flops.transforms import Lora, Trainable, differentiate, layer_index, matches, recomputes_weights, with_recompute
@@ -42,6 +42,12 @@ def test_weights_and_biases_train_apart():
     terms = [term.changed(bias=2) for term in chain("a", "b")]
     assert [term.passes for term in differentiate(terms, bias_only, MEGATRON)] == [Pass.FORWARD, Pass.FORWARD | Pass.DGRAD]
     assert [bias_only.parameters(term) for term in terms] == [2, 0]
+
+
+def test_a_weight_that_is_detached_from_the_loss_asks_for_no_gradient():
+    first, second = chain("a", "b")
+    terms = differentiate([first.changed(allowed=Pass.FORWARD), second], lambda path: path.endswith(".a"), TRANSFORMERS)
+    assert [term.passes for term in terms] == [Pass.FORWARD, Pass.FORWARD]
 
 
 def test_everything_trains_three_times_and_nothing_once():

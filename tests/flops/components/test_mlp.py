@@ -52,6 +52,10 @@ def test_layers_that_share_keys_may_be_twice_as_wide(wide):
         assert priced(in_layer(fields, channel=True, layer=layer), sequence_lengths=[7]) == found
 
 
+def test_layers_that_share_keys_are_as_wide_as_the_others_where_nothing_is_said():
+    assert priced(in_layer({"num_kv_shared_layers": 1}, channel=True), sequence_lengths=[7])[0] == 2 * 7 * 2 * 12 * 20
+
+
 def test_names_and_what_a_fused_layer_is_made_of():
     def names(**options: bool) -> list[str]:
         return [term.name for term in mlp(hidden_size=12, ffn_hidden_size=20, **options) if term.has_weight]

@@ -20,7 +20,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from bridge.flops.components.moe import moe
 from bridge.flops.components.registry import CHANNELS
-from bridge.flops.elementwise import MULTIPLICATION, NOTHING, SIGMOID, softmax_row
+from bridge.flops.elementwise import MULTIPLICATION, NOTHING, SIGMOID, SILU, softmax_row
 from bridge.flops.frameworks import FRAMEWORKS
 from bridge.flops.terms import Kind, Pass, Role
 from tests.flops.components.blocks import executed, in_layer, macs, plan_of, priced
@@ -153,6 +153,7 @@ def test_what_is_not_a_matmul(score, one):
     terms = in_layer(FIELDS | {"moe_router_score_function": score}, channel=True)
     done = {term.name: term.operations for term in terms if term.kind is Kind.ELEMENTWISE}
     assert done["router_scores"] == one
+    assert done["activation"] == 2 * 7 * SILU
     assert done["gate_product"] == 2 * 7 * MULTIPLICATION
     assert (done["weighted_sum"].additions, done["weighted_sum"].multiplications) == (12, 2 * 12)
     plain = in_layer(FIELDS | {"gated_linear_unit": False}, channel=True)

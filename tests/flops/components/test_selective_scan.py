@@ -22,10 +22,9 @@ from bridge.flops.terms import Kind, Pass
 from bridge.planning.kv_cache import layer_caches
 from tests.flops.components.blocks import SMALL, in_layer, linears, plan_of
 
-#: 24 wide inside, a state of 5, steps from 3 channels.
+#: 24 wide inside, a state of 5, steps from 3 channels; four taps, as in Mamba's own configuration.
 FIELDS = {
     "selective_scan_layers": [1], "selective_scan_inner_size": 24, "selective_scan_state_dim": 5, "selective_scan_dt_rank": 3,
-    "selective_scan_kernel": 4,
 }  # fmt: skip
 
 
