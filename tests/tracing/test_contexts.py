@@ -21,6 +21,9 @@ from bridge.tracing.contexts import context_of
         (lambda b, h, q, k: (k <= q) & (k // 32 == q // 32), (32,), Context("chunk", (32,))),
         (lambda b, h, q, k: (k <= q) & (k % 2 == 0), (32,), None),
         (masks.sliding_window_causal_mask_function(20), (), None),
+        (masks.sliding_window_causal_mask_function(2**16), (2**16,), Context("window", (2**16,))),
+        # Of a longer one only the beginning is looked at, where it hides nothing.
+        (masks.sliding_window_causal_mask_function(2**16 + 1), (2**16 + 1,), CAUSAL),
     ],
 )
 def test_a_context_is_read_from_the_values_of_a_mask(sees, sizes, context):

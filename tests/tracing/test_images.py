@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bridge.config import from_huggingface
 from bridge.flops import compile_plan
 from bridge.tracing import trace
+from bridge.tracing.images import forms, takes_images, tokens_of
 from tests.tracing.models import GEMMA, IMAGE, SMALL, WHISPER
 
 
@@ -109,6 +110,29 @@ def test_images_of_any_size(family):
 def test_windows_that_patches_do_not_fill_are_named():
     traced = trace(qwen("Qwen2_5_VL"))
     assert [sentence for sentence in traced.not_counted if "vision_config" in sentence]
+
+
+def test_pixels_whose_sizes_stand_beside_them():
+    """Pixtral's tower, of which Mistral 3 merges two by two patches."""
+    tower = {
+        "model_type": "pixtral",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+    }
+    text = {"model_type": "mistral", **SMALL, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.Mistral3Config(
+        vision_config={**tower, "patch_size": 4, "image_size": 64},
+        text_config=text,
+        spatial_merge_size=2,
+        image_token_index=IMAGE,
+    )
+    model = transformers.Mistral3ForConditionalGeneration._from_config(config, attn_implementation="eager")
+    assert takes_images(model)
+    way = next(forms(model))
+    assert way.grids[1] == (2 * 3, 2 * 5)
+    assert [tokens_of(model, way.values(images, (6, 10))) for images in (1, 2)] == [15, 30]
 
 
 def test_a_clip_for_each_sequence():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bridge.flops import compile_plan
+from bridge.flops.terms import Kind, Pass
 from bridge.tracing import trace
 
 WIDTH, HEADS = 32, 2
@@ -53,6 +54,28 @@ def test_packed_sequences(window, wanted):
     assert pairs(compile_plan(traced, "executed"), 3) == SQUARES
 
 
+@pytest.mark.parametrize(("queries", "said"), [(1, True), (2, False)])
+def test_fused_attention_without_a_mask(queries, said):
+    """Every key is seen, which is certain where the queries are the keys' own tokens."""
+
+    def attend(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (torch.cat([q] * queries, 1), k, v))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)[:, : k.shape[2]]
+
+    traced = trace(Attending(attend), lambda point: {"ids": torch.zeros(point.batch, point.length, dtype=torch.long)})
+    assert (traced.not_counted == ()) == said
+    assert pairs(compile_plan(traced, "exact"), 3) == {n: queries * square for n, square in SQUARES.items()}
+
+
+def test_gradients_of_convolutions():
+    """Nothing needs the gradient of the first one's input."""
+    module = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), nn.Conv1d(6, 5, 1))
+    traced = trace(module, lambda point: {"input": torch.ones(point.batch, 4, point.length)})
+    ran = {term.path: term.passes for term in traced.traced if term.kind is Kind.LINEAR}
+    assert ran == {"0": Pass.FORWARD | Pass.WGRAD, "1": Pass.TRAINING}
+    assert compile_plan(traced, "executed").flops([10]) == 2 * 10 * (2 * 3 * 4 * 6 + 3 * 6 * 5)
+
+
 def test_a_product_that_is_added_in_place():
     class Added(nn.Module):
         def __init__(self):
@@ -96,3 +119,6 @@ def test_flex_attention(mask, wanted):
     assert traced.not_counted == ()
     assert pairs(compile_plan(traced, "exact")) == wanted
     assert pairs(compile_plan(traced, "executed"), 3) == SQUARES
+
+
+# A mutant that nothing tells apart: ``_varlen_backward`` may read the sizes of its output, which are those of the values.

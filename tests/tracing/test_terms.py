@@ -23,6 +23,7 @@ NAMES = Names(output="lm_head", blocks=("model.layers.1.mlp",))
         ("model.layers.0.self_attn.q_proj.lora_A.default", False, "adapters"),
         ("model.visual.blocks.0.attn.qkv", False, "vision_model"),
         ("lm_head", False, "output_layer"),
+        ("lm_head.layers.0.proj", False, "output_layer"),
     ],
 )
 def test_components_by_path(path, core, component):

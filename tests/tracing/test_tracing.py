@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridge.config import from_huggingface
@@ -16,7 +17,10 @@ from bridge.flops import ConfigError, compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.flops.terms import Pass
 from bridge.tracing import trace
+from bridge.tracing.feeds import Feed
 from bridge.tracing.huggingface import what_runs
+from bridge.tracing.live import copied
+from bridge.tracing.tracing import Tracer
 from tests.tracing.models import READ, assert_equal
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "traced_models.json").read_text())
@@ -169,6 +173,41 @@ def test_a_module_of_ones_own():
     assert exact.flops([s, s], passes="forward") == 2 * 2 * (s * weights + s * (s + 1) // 2 * 2 * 24)
     assert plan.parameters() == dict.fromkeys(("total", "active", "trainable"), sum(p.numel() for p in model.parameters()))
     assert all(term.passes == Pass.TRAINING for term in traced.traced if term.kind.value == "linear")
+
+
+def test_images_of_any_size_beside_text():
+    """Patches of each image attend to each other: their number and its square."""
+
+    class Seeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.embed, self.head = nn.Linear(12, 8), nn.Embedding(50, 8), nn.Linear(8, 50)
+
+        def forward(self, ids, pixels):
+            x = self.patch(pixels)
+            return self.head(self.embed(ids)).sum() + (x @ x.mT @ x).sum()
+
+    def inputs(point):
+        pixels = torch.ones(point.batch * point.images, point.patches, 12)
+        return {"ids": torch.zeros(point.batch, point.length, dtype=torch.long), "pixels": pixels}
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    found = Tracer(copied(Seeing(), mode), mode, [Feed(inputs, patches=(16, 15, 64, 35))]).model()
+    plan = compile_plan(found, "executed")
+    images = sum(p * 12 * 8 + 2 * p * p * 8 for p in (9, 100))
+    assert plan.flops([7, 5], [9, 100], passes="forward") == 2 * (12 * 8 * 50 + images)
+
+
+@pytest.mark.parametrize("chunk", [64, 128])
+def test_chunks_of_which_no_configuration_says_the_size(chunk):
+    class Chunked(Own):
+        def forward(self, ids):
+            return self.head(self.embed(nn.functional.pad(ids, (0, -ids.shape[1] % chunk))))
+
+    traced = trace(Chunked(), lambda point: {"ids": torch.zeros(point.batch, point.length, dtype=torch.long)})
+    assert traced.not_counted == ()
+    padded = chunk * (1 + 3)
+    assert compile_plan(traced, "exact").flops([7, 2 * chunk + 1], passes="forward") == 2 * padded * 24 * 50
 
 
 def test_work_that_is_no_function_of_the_lengths_is_named():
