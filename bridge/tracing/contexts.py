@@ -62,11 +62,8 @@ class Contexts:
 
     def _telling(self, attend: Callable[..., Any]) -> Callable[..., Any]:
         def tell(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
-            before, self.recorder.context = self.recorder.context, self._read(module, query, key, attention_mask, kwargs)
-            try:
+            with self.recorder.seeing(self._read(module, query, key, attention_mask, kwargs)):
                 return attend(module, query, key, value, attention_mask, *args, **kwargs)
-            finally:
-                self.recorder.context = before
 
         return tell
 

@@ -45,11 +45,6 @@ class Feed:
         yield from self.left_out
 
 
-def sees(model: Any) -> bool:
-    """Whether images may be given to it."""
-    return images.takes_images(model)
-
-
 def of_images(model: Any, mode: Any) -> Iterator[Feed]:
     """With images in front of the text, in the forms that its tower takes; the module has no data, and runs in ``mode``."""
     for way in images.forms(model):

@@ -38,11 +38,8 @@ def _products(recorder: Any, query: Any, key: Any, value: Any, score: Any, block
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     sees = blocks[-1]
-    before, recorder.context = recorder.context, context_of(sees, sizes_of(sees))
-    try:
+    with recorder.seeing(context_of(sees, sizes_of(sees))):
         out = torch.softmax(query @ key.mT, -1) @ value
-    finally:
-        recorder.context = before
     numbers = query.new_empty(query.shape[:-1], dtype=torch.float32)
     return out, numbers, numbers
 

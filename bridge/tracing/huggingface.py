@@ -48,9 +48,14 @@ def prepare(config: Any) -> None:
         one._experts_implementation = "batched_mm"
         if getattr(one, "_attn_implementation", None) not in _ANYWHERE:
             one._attn_implementation = "eager"
-        for name in vars(one):
-            if name.endswith("layerdrop") and getattr(one, name):
-                setattr(one, name, 0.0)
+        keep_layers(one)
+
+
+def keep_layers(holder: Any) -> None:
+    """Set the chance that a module or a config leaves a layer out to zero."""
+    for name, value in vars(holder).items():
+        if name.endswith("layerdrop") and isinstance(value, (int, float)):
+            setattr(holder, name, 0.0)
 
 
 def _model_class(config: Any, kind: str) -> Any:

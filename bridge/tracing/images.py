@@ -63,18 +63,20 @@ def forms(model: Any) -> Iterator[PixelForm]:
     asked = inspect.signature(inner(model).get_image_features).parameters
     channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
     if "image_grid_thw" in asked:
-        merge = getattr(config, "spatial_merge_size", None) or 2
-        grids = tuple((merge * h, merge * w) for h, w in _GRIDS)
-        yield PixelForm(partial(_patches, config, channels), grids)
+        yield PixelForm(partial(_patches, config, channels), _grids(getattr(config, "spatial_merge_size", None) or 2))
     patch: Any = getattr(config, "patch_size", None)
     patch = patch[0] if isinstance(patch, (list, tuple)) and len(set(patch)) == 1 else patch
     if "image_sizes" in asked and isinstance(patch, int):
         merge = getattr(inner(model).config, "spatial_merge_size", None) or 1
-        yield PixelForm(partial(_sized_pixels, channels, patch), tuple((merge * h, merge * w) for h, w in _GRIDS))
+        yield PixelForm(partial(_sized_pixels, channels, patch), _grids(merge))
     size: Any = getattr(config, "image_size", None)
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
     if isinstance(height, int) and isinstance(patch, int) and height * width <= _MOST * patch * patch:
         yield PixelForm(partial(_pixels, (channels, height, width)))
+
+
+def _grids(merge: int) -> tuple[tuple[int, int], ...]:
+    return tuple((merge * h, merge * w) for h, w in _GRIDS)
 
 
 #: Patches of a fixed image, above which it is not run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -37,24 +38,23 @@ class MatrixProduct:
 BIDIRECTIONAL = Context("bidirectional")
 
 
-def _matmul(a: Any, b: Any, out: Any) -> Iterator[MatrixProduct]:
-    yield MatrixProduct("matmul", (a.shape[-1], b.shape[-1], *a.shape[:-1]), (a, b))
+#: Arguments of an operation, what it returned -> its matrix products.
+Products = Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]
 
 
-def _second(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
-    """``addmm`` and ``baddbmm``: a bias, then the two factors."""
-    return _matmul(args[1], args[2], out)
+def _matmul(first: int = 0) -> Products:
+    """The product of two arguments that stand beside each other; before them ``addmm`` and ``baddbmm`` have a bias."""
 
+    def work(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
+        a, b = args[first : first + 2]
+        yield MatrixProduct("matmul", (a.shape[-1], b.shape[-1], *a.shape[:-1]), (a, b))
 
-def _first(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
-    return _matmul(args[0], args[1], out)
+    return work
 
 
 def _convolution_dims(x: Any, weight: Any, out: Any, transposed: bool) -> tuple[int, ...]:
-    outer, inner, *taps = weight.shape
-    for tap in taps:
-        inner *= tap
-    return (inner, outer, x.shape[0], *(x if transposed else out).shape[2:])
+    outer, *inner = weight.shape
+    return (prod(inner), outer, x.shape[0], *(x if transposed else out).shape[2:])
 
 
 def _convolution(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
@@ -71,28 +71,49 @@ def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixPro
             yield MatrixProduct("convolution", dims, (gradient, operand), passes)
 
 
-def _attention(place: int, mask: int | None = None) -> Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]:
+def _attention(
+    query: Any, key: Any, value: Any, others: tuple[int, ...], passes: Pass = Pass.NONE, sees: Context | None = None
+) -> Iterator[MatrixProduct]:
+    """Scores, and what they make of the values; ``others`` are all dimensions but the width of a head."""
+    yield MatrixProduct("query_key", (query.shape[-1], *others), (query, key), passes, sees)
+    yield MatrixProduct("scores_value", (value.shape[-1], *others), (query, value), passes, sees)
+
+
+def _heads(query: Any, key: Any) -> tuple[int, ...]:
+    batch, heads, length, _ = query.shape
+    return heads, batch, length, key.shape[-2]
+
+
+def _fused(place: int, mask: int | None = None) -> Products:
     """Fused attention; the places of ``is_causal`` and of its mask among the arguments."""
 
     def work(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
         query, key, value = args[:3]
-        batch, heads, length, size = query.shape
         causal = len(args) > place and args[place] is True
         masked = mask is not None and args[mask] is not None
-        whole = BIDIRECTIONAL if length == key.shape[-2] else None
-        sees = None if masked else CAUSAL if causal else whole
-        yield MatrixProduct("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), sees=sees)
-        yield MatrixProduct("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), sees=sees)
+        whole = BIDIRECTIONAL if query.shape[-2] == key.shape[-2] else None
+        return _attention(query, key, value, _heads(query, key), sees=None if masked else CAUSAL if causal else whole)
 
     return work
+
+
+def _fused_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
+    _, query, key, value = args[:4]
+    for passes in (Pass.DGRAD, Pass.WGRAD):
+        yield from _attention(query, key, value, _heads(query, key), passes)
 
 
 def _varlen(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
     """Packed sequences, which are equally long in a trace: tokens, heads, and the longest of them."""
     query, key, value, longest = args[0], args[1], args[2], args[6]
     sees = _window(args[9] if len(args) > 9 else None, causal=len(args) > 7 and args[7])
-    yield MatrixProduct("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), sees=sees)
-    yield MatrixProduct("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), sees=sees)
+    return _attention(query, key, value, (query.shape[1], query.shape[0], longest), sees=sees)
+
+
+def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
+    _, query, key, value, longest = args[0], args[1], args[2], args[3], args[9]
+    for passes in (Pass.DGRAD, Pass.WGRAD):
+        yield from _attention(query, key, value, (query.shape[1], query.shape[0], longest), passes)
 
 
 def _window(window: Any, causal: bool) -> Context | None:
@@ -103,49 +124,34 @@ def _window(window: Any, causal: bool) -> Context | None:
     return Context("window", (left + 1,)) if causal or right == 0 else None
 
 
-def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
-    _, query, key, value, longest = args[0], args[1], args[2], args[3], args[9]
-    for passes in (Pass.DGRAD, Pass.WGRAD):
-        yield MatrixProduct("query_key", (query.shape[-1], query.shape[1], query.shape[0], longest), (query, key), passes)
-        yield MatrixProduct("scores_value", (value.shape[-1], query.shape[1], query.shape[0], longest), (query, value), passes)
-
-
-def _attention_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
-    _, query, key, value = args[:4]
-    batch, heads, length, size = query.shape
-    for passes in (Pass.DGRAD, Pass.WGRAD):
-        yield MatrixProduct("query_key", (size, heads, batch, length, key.shape[-2]), (query, key), passes)
-        yield MatrixProduct("scores_value", (value.shape[-1], heads, batch, length, key.shape[-2]), (query, value), passes)
-
-
 #: Operation -> its matrix products.
-KERNELS: dict[Any, Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]] = {
-    aten.mm: _first,
-    aten.bmm: _first,
-    aten.addmm: _second,
-    aten.addmm_: _second,
-    aten.baddbmm: _second,
-    aten.baddbmm_: _second,
-    aten._grouped_mm: _first,
-    aten._scaled_mm: _first,
+KERNELS: dict[Any, Products] = {
+    aten.mm: _matmul(),
+    aten.bmm: _matmul(),
+    aten.addmm: _matmul(1),
+    aten.addmm_: _matmul(1),
+    aten.baddbmm: _matmul(1),
+    aten.baddbmm_: _matmul(1),
+    aten._grouped_mm: _matmul(),
+    aten._scaled_mm: _matmul(),
     aten.convolution: _convolution,
     aten._convolution: _convolution,
     aten.convolution_backward: _convolution_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention(4),
-    aten._scaled_dot_product_flash_attention: _attention(4),
-    aten._scaled_dot_product_efficient_attention: _attention(6, 3),
-    aten._scaled_dot_product_cudnn_attention: _attention(6, 3),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    aten._scaled_dot_product_flash_attention_backward: _attention_backward,
-    aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
-    aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: _fused(4),
+    aten._scaled_dot_product_flash_attention: _fused(4),
+    aten._scaled_dot_product_efficient_attention: _fused(6, 3),
+    aten._scaled_dot_product_cudnn_attention: _fused(6, 3),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
+    aten._scaled_dot_product_flash_attention_backward: _fused_backward,
+    aten._scaled_dot_product_efficient_attention_backward: _fused_backward,
+    aten._scaled_dot_product_cudnn_attention_backward: _fused_backward,
 }
 
 #: The same by name, of operations that are there once their module is imported, which takes seconds and whoever calls them does.
 _IMPORTED = {"torch_attn::_varlen_attn": _varlen, "torch_attn::_varlen_attn_backward": _varlen_backward}
 
 
-def products_of(operation: Any) -> Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]] | None:
+def products_of(operation: Any) -> Products | None:
     """The matrix products of an operation; None: it has none."""
     return KERNELS.get(operation) or _IMPORTED.get(operation._qualified_op_name)
 

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bridge.flops.shapes import ConfigError
-from bridge.tracing.huggingface import prepare
+from bridge.tracing.huggingface import keep_layers, prepare
 from bridge.tracing.packed import is_packed, unpacked
 
 
@@ -81,7 +81,5 @@ def prepared(model: torch.nn.Module) -> torch.nn.Module:
             prepare(config)
             if getattr(config, "pad_token_id", 0) is None:  # heads that look for a text's end need one
                 config.pad_token_id = 0
-        for name, value in vars(module).items():
-            if name.endswith("layerdrop") and isinstance(value, float):
-                setattr(module, name, 0.0)
+        keep_layers(module)
     return model

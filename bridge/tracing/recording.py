@@ -44,11 +44,6 @@ class Op:
     context: Context | None = None
     depthwise: bool = False
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What is equal where the same model runs with other lengths."""
-        return self.name, self.path, self.passes, self.weight, self.forward, len(self.dims)
-
 
 class Recorder(TorchDispatchMode):
     """Records ``ops`` while it is on.
@@ -77,6 +72,15 @@ class Recorder(TorchDispatchMode):
         # Storage -> weight. The tensors are kept: a storage that was freed would lend its address to another one.
         self._weights = {_storage(tensor): name for name, tensor in weights.items()}
         self._kept: list[Any] = list(weights.values())
+
+    @contextmanager
+    def seeing(self, context: Context | None) -> Iterator[None]:
+        """Around an attention function: which keys its queries see."""
+        before, self.context = self.context, context
+        try:
+            yield
+        finally:
+            self.context = before
 
     @contextmanager
     def on(self) -> Iterator[None]:

@@ -147,11 +147,6 @@ class Solver:
         return None
 
 
-def fit(values: Sequence[int], points: Sequence[Point], bases: Bases, chunk: int = 1) -> Polynomial | None:
-    """See :meth:`Solver.fit`."""
-    return Solver(points, bases, chunk).fit(values)
-
-
 #: What turns values at points into a solution and then zeros: of each row a denominator, and a whole number for each point.
 _System = list[tuple[int, list[int]]]
 

@@ -20,6 +20,7 @@ from bridge.flops.terms import Pass
 from bridge.tracing import feeds, huggingface, live
 from bridge.tracing.contexts import Contexts
 from bridge.tracing.feeds import Feed, Inputs
+from bridge.tracing.images import takes_images
 from bridge.tracing.progress import Progress
 from bridge.tracing.recording import Op, Recorder
 from bridge.tracing.solving import Bases, Monomial, Point, Polynomial, Scale, Solver, constant
@@ -84,7 +85,7 @@ def _trace(module: torch.nn.Module, mode: FakeTensorMode, inputs: Inputs | None)
     """Of a module that is ours."""
     if inputs is not None:
         return Tracer(module, mode, [Feed(inputs)]).model()
-    if feeds.sees(module):
+    if takes_images(module):
         seen = _with_images(live.copied(module, mode), mode)
         if seen is not None:
             return seen

@@ -2,12 +2,16 @@
 
 from fractions import Fraction
 
-from bridge.tracing.solving import Point, Polynomial, Scale, constant, fit
+from bridge.tracing.solving import Point, Polynomial, Scale, Solver, constant
 
 POINTS = [Point(2, 9), Point(3, 9), Point(2, 14), Point(3, 300)]
 NONE, TOKENS, PIECES = (0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0)
 LINEAR = dict.fromkeys((Scale.SEQUENCES, Scale.ONCE), (NONE, TOKENS))
 CHUNKS = dict.fromkeys(LINEAR, (NONE, TOKENS, PIECES))
+
+
+def fit(values, points, bases, chunk=1):
+    return Solver(points, bases, chunk).fit(values)
 
 
 def test_a_dimension_is_solved_with_its_number_of_sequences():
