@@ -47,15 +47,6 @@ def _rates(bf16: float, fp8: float | None = None, fp4: float | None = None) -> d
     return {number_format: rate for number_format, rate in rates.items() if rate is not None}
 
 
-def _fp16_only(fp16: float) -> dict[str, float]:
-    return {"fp16": fp16}
-
-
-def _bf16_only(bf16: float, fp8: float | None = None) -> dict[str, float]:
-    """Of devices whose matrix units do not multiply in FP16."""
-    return {"bf16": bf16} if fp8 is None else {"bf16": bf16, "fp8": fp8}
-
-
 _V100 = "NVIDIA V100 datasheet"
 _A100 = "NVIDIA A100 Tensor Core GPU datasheet"
 _A800 = "NVIDIA A800 Tensor Core GPU datasheet"
@@ -71,9 +62,9 @@ _TRAINIUM = "AWS Neuron documentation, one chip (torch counts its cores) of"
 
 # An NVIDIA family's name alone means the SXM module: PCIe and NVL boards say so in the name they report.
 PEAKS = (
-    DatasheetPeak("v100", _fp16_only(125), 0.9, _V100),
-    DatasheetPeak("v100 pcie", _fp16_only(112), 0.9, _V100),
-    DatasheetPeak("t4", _fp16_only(65), 0.32, "NVIDIA T4 datasheet"),
+    DatasheetPeak("v100", {"fp16": 125}, 0.9, _V100),
+    DatasheetPeak("v100 pcie", {"fp16": 112}, 0.9, _V100),
+    DatasheetPeak("t4", {"fp16": 65}, 0.32, "NVIDIA T4 datasheet"),
     DatasheetPeak("a100", _rates(312), None, _A100),
     DatasheetPeak("a100 40gb", _rates(312), 1.555, _A100),
     DatasheetPeak("a100 80gb", _rates(312), 2.039, _A100),
@@ -121,16 +112,16 @@ PEAKS = (
     DatasheetPeak("mi325x", _rates(1307.4, 2614.9), 6.0, "AMD Instinct MI325X data sheet"),
     DatasheetPeak("mi350x", _rates(2300, 4600, 9200), 8.0, "AMD Instinct MI350X data sheet"),
     DatasheetPeak("mi355x", _rates(2516.6, 5033, 10066), 8.0, "AMD Instinct MI355X data sheet"),
-    DatasheetPeak("tpu v4", _bf16_only(275), 1.2, f"{_TPU} v4", ("tpuv4",)),
-    DatasheetPeak("tpu v5e", _bf16_only(197), 0.819, f"{_TPU} v5e", ("tpu v5 lite",)),
-    DatasheetPeak("tpu v5p", _bf16_only(459), 2.765, f"{_TPU} v5p", ("tpu v5",)),
-    DatasheetPeak("tpu v6e", _bf16_only(918), 1.638, f"{_TPU} v6e", ("tpu v6 lite",)),
-    DatasheetPeak("tpu7x", _bf16_only(1153.5, 2307), 3.69, f"{_TPU} TPU7x, one of two chiplets", ("tpu v7x", "tpu 7x")),
+    DatasheetPeak("tpu v4", {"bf16": 275}, 1.2, f"{_TPU} v4", ("tpuv4",)),
+    DatasheetPeak("tpu v5e", {"bf16": 197}, 0.819, f"{_TPU} v5e", ("tpu v5 lite",)),
+    DatasheetPeak("tpu v5p", {"bf16": 459}, 2.765, f"{_TPU} v5p", ("tpu v5",)),
+    DatasheetPeak("tpu v6e", {"bf16": 918}, 1.638, f"{_TPU} v6e", ("tpu v6 lite",)),
+    DatasheetPeak("tpu7x", {"bf16": 1153.5, "fp8": 2307}, 3.69, f"{_TPU} TPU7x, one of two chiplets", ("tpu v7x", "tpu 7x")),
     DatasheetPeak("trainium", _rates(190, 190), 0.82, f"{_TRAINIUM} Trainium", ("trn1",)),
     DatasheetPeak("trainium2", _rates(667, 1299), 2.9, f"{_TRAINIUM} Trainium2", ("trn2",)),
     DatasheetPeak("trainium3", _rates(671, 2517), 4.9, f"{_TRAINIUM} Trainium3", ("trn3",)),
-    DatasheetPeak("gaudi2", _bf16_only(432, 865), 2.46, "Intel Gaudi 2 white paper", ("gaudi 2",)),
-    DatasheetPeak("gaudi3", _bf16_only(1835, 1835), 3.7, "Intel Gaudi 3 white paper", ("gaudi 3",)),
+    DatasheetPeak("gaudi2", {"bf16": 432, "fp8": 865}, 2.46, "Intel Gaudi 2 white paper", ("gaudi 2",)),
+    DatasheetPeak("gaudi3", {"bf16": 1835, "fp8": 1835}, 3.7, "Intel Gaudi 3 white paper", ("gaudi 3",)),
 )
 
 # Words that turn a device's name into that of another, smaller or sliced one, unless they are among its own; and vGPU profiles
