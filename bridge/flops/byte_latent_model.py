@@ -7,11 +7,13 @@ Its cost follows from two numbers per sequence: how many bytes it has, and into 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 from bridge.flops.components import byte_latent as blocks
 from bridge.flops.conventions import Convention
 from bridge.flops.shapes import ByteLatentShape, StackShape
-from bridge.flops.terms import Context, Pass, Term, join, table
+from bridge.flops.terms import CAUSAL, Context, Pass, Term, join, table
 
 
 def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Term]:
@@ -21,33 +23,19 @@ def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Te
     dense = convention.statistic(Context("window", (1,)))[1].kind == "square"
     terms: list[Term] = []
 
+    def sizes(stack: StackShape) -> dict[str, Any]:
+        groups = stack.num_key_value_heads or stack.num_attention_heads
+        heads = {"num_attention_heads": stack.num_attention_heads, "num_query_groups": groups}
+        return {"hidden_size": stack.hidden_size, **heads}
+
     def layer(stack: StackShape, component: str, context: Context, stream: str = "hidden") -> list[Term]:
-        return blocks.layer(
-            hidden_size=stack.hidden_size,
-            ffn_hidden_size=stack.intermediate_size or int(8 * stack.hidden_size / 3),
-            num_attention_heads=stack.num_attention_heads,
-            num_query_groups=stack.num_key_value_heads or stack.num_attention_heads,
-            context=context,
-            component=component,
-            stream=stream,
-        )
+        width = stack.intermediate_size or int(8 * stack.hidden_size / 3)
+        return blocks.layer(**sizes(stack), ffn_hidden_size=width, context=context, component=component, stream=stream)
 
     def bytes_seen(window: int | None) -> Context:
-        return Context("window", (window,)) if window else Context("causal")
+        return Context("window", (window,)) if window else CAUSAL
 
-    def cross(stack: StackShape, *, from_patches: bool, source: str, keys: str, to: str, allowed: Pass) -> list[Term]:
-        return blocks.cross_attention(
-            hidden_size=stack.hidden_size,
-            num_attention_heads=stack.num_attention_heads,
-            num_query_groups=stack.num_key_value_heads or stack.num_attention_heads,
-            multiplicity=shape.cross_attn_k,
-            from_patches=from_patches,
-            dense=dense,
-            source=source,
-            keys=keys,
-            to=to,
-            allowed=allowed,
-        )
+    cross = partial(blocks.cross_attention, multiplicity=shape.cross_attn_k, dense=dense)
 
     def put(part: str, new: Iterable[Term]) -> None:
         terms.extend(term.under(f"{part}.") for term in new)
@@ -77,7 +65,9 @@ def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Te
             allowed = Pass.TRAINING if last else Pass.FORWARD
             tied = "" if last else "local_encoder.patch_embedding_projection"
             pooled = blocks.pooled_patches(hidden_size=width, multiplicity=shape.cross_attn_k, allowed=allowed, tied=tied)
-            asked = cross(encoder, from_patches=True, source="patch_query", keys="hidden", to="patch_states", allowed=allowed)
+            asked = cross(
+                **sizes(encoder), from_patches=True, source="patch_query", keys="hidden", to="patch_states", allowed=allowed
+            )
             put("local_encoder", pooled)
             put(f"local_encoder.cross_attn_layers.{number if shape.encoder_cross_attn_all_layers else 0}", asked)
 
@@ -99,7 +89,7 @@ def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Te
     ])  # fmt: skip
     for number in range(decoder.num_hidden_layers):
         if number == 0 or shape.decoder_cross_attn_all_layers:
-            told = cross(decoder, from_patches=False, source="hidden", keys="patch_keys", to="hidden", allowed=Pass.TRAINING)
+            told = cross(**sizes(decoder), from_patches=False, source="hidden", keys="patch_keys", to="hidden")
             put(f"local_decoder.cross_attn_layers.{number}", told)
         put(f"local_decoder.layers.{number}", layer(decoder, "local_decoder", local))
     terms += blocks.head(hidden_size=width, vocab_size=shape.vocab_size, component="output_layer")

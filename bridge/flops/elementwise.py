@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, attrgetter
 
 Count = int | Fraction
 
@@ -23,26 +24,15 @@ class Operations:
     square_roots: Count = 0
 
     def __add__(self, other: Operations) -> Operations:
-        return Operations(
-            self.additions + other.additions,
-            self.multiplications + other.multiplications,
-            self.divisions + other.divisions,
-            self.exponentiations + other.exponentiations,
-            self.square_roots + other.square_roots,
-        )
+        return Operations(*map(add, _COUNTS(self), _COUNTS(other)))
 
     def __mul__(self, factor: Count) -> Operations:
-        return Operations(
-            factor * self.additions,
-            factor * self.multiplications,
-            factor * self.divisions,
-            factor * self.exponentiations,
-            factor * self.square_roots,
-        )
+        return Operations(*(factor * count for count in _COUNTS(self)))
 
     __rmul__ = __mul__
 
 
+_COUNTS = attrgetter(*Operations.__slots__)
 NOTHING = Operations()
 
 # ---- of one number -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ The rules are megatron-core's (``get_num_layers_to_build``, ``PipelineParallelLa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +92,14 @@ class PipelineLayout:
         if self.pipeline_model_parallel_layout is not None:
             self._refuse("which the layout decides", *_UNEVEN, *_ACCOUNT)
             return self._as_listed(num_layers, mtp_depths)
-        if len(self.segments) > 1:
+        sizes: Sequence[int] = self.segments
+        if len(sizes) > 1:
             self._refuse("which the | of the hybrid pattern decide", *_UNEVEN, *_ACCOUNT)
-            self._check_chunks(len(self.segments), "the hybrid pattern")
-            return Placement(stages, self._around(self.segments), 0, stages - 1, stages - 1)
-        return Placement(stages, self._around(self._sizes(num_layers)), 0, stages - 1, stages - 1)
-
-    def _around(self, sizes: Iterable[int]) -> tuple[int, ...]:
-        """The stage of each layer, where consecutive chunks of this many layers go around the stages."""
-        stages = self.pipeline_model_parallel_size
-        return tuple(chunk % stages for chunk, size in enumerate(sizes) for _ in range(size))
+            self._check_chunks(len(sizes), "the hybrid pattern")
+        else:
+            sizes = self._sizes(num_layers)
+        layers = tuple(chunk % stages for chunk, size in enumerate(sizes) for _ in range(size))
+        return Placement(stages, layers, embedding=0, mtp=stages - 1, loss=stages - 1)
 
     def _sizes(self, num_layers: int) -> list[int]:
         """Layers of each chunk, in the order of the model."""

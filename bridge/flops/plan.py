@@ -304,11 +304,6 @@ class Plan:
         return self._split_by(lambda term: term.component)
 
     @cached_property
-    def _places(self) -> list[int | TermPlace]:
-        """The positions of the priced terms in a pipeline."""
-        return [term.place for term, _, _ in self._priced]
-
-    @cached_property
     def _formats(self) -> dict[str, dict[str, Coefficients]]:
         """Coefficients by number format, in which the passes of one matmul may differ."""
         layers = 1 + max((term.place for term in self.terms if isinstance(term.place, int)), default=-1)
@@ -321,12 +316,7 @@ class Plan:
 
     def _split_by(self, key: Callable[[Term], K]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients of the terms that ``key`` puts together, for each set of passes."""
-        return self._grouped(key(term) for term, _, _ in self._priced)
-
-    def _grouped(self, groups: Iterable[K]) -> dict[str, dict[K, Coefficients]]:
-        """Coefficients by group, for each set of passes; ``groups`` has an entry for each priced term."""
-        priced = zip(groups, self._priced, strict=True)
-        return self._summed((group, term.passes, statistic, flops) for group, (term, statistic, flops) in priced)
+        return self._summed((key(term), term.passes, statistic, flops) for term, statistic, flops in self._priced)
 
     def _summed(self, work: Iterable[tuple[K, Pass, Statistic, Number]]) -> dict[str, dict[K, Coefficients]]:
         """Coefficients by group, for each set of passes, of what runs in some passes at so many FLOPs each."""
@@ -470,7 +460,7 @@ class Plan:
         """What prices each stage of a layout, for each set of passes; compiled once a layout."""
         if layout not in self._stages:
             stage_of = self.placement(layout).stage
-            found = self._grouped(map(stage_of, self._places))
+            found = self._split_by(lambda term: stage_of(term.place))
             none, stages = self._coefficients({}, ()), range(layout.pipeline_model_parallel_size)
             self._stages[layout] = {name: [split.get(stage, none) for stage in stages] for name, split in found.items()}
         return self._stages[layout]

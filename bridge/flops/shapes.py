@@ -441,11 +441,6 @@ class ModelShape:
         return 0 if left < 0 else left + max(right, 0) + 1
 
     @property
-    def is_tower_alone(self) -> bool:
-        """A vision tower without a language model (SigLIP)."""
-        return self.vision_config is not None and self.num_layers is None and self.hidden_size is None
-
-    @property
     def has_latents(self) -> bool:
         """Latent attention somewhere: MLA, sparse attention on it, or Kimi's delta attention between layers of it."""
         return bool(

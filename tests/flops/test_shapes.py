@@ -220,11 +220,4 @@ def test_a_byte_latent_model():
     assert ByteLatentShape().encoder_config is not ByteLatentShape().encoder_config
 
 
-def test_a_tower_alone():
-    assert ModelShape(vision_config={}).is_tower_alone
-    assert not ModelShape(vision_config={}, num_layers=2).is_tower_alone
-    assert not ModelShape(vision_config={}, hidden_size=2).is_tower_alone
-    assert not ModelShape().is_tower_alone
-
-
 # A mutant that nothing tells apart: other lengths in ``encoder_hash_byte_group_size``, of which only the number costs anything.

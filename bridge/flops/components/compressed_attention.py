@@ -67,16 +67,8 @@ def compressed_attention(
     attend = [("window", rows, times, "key_value")]
     if ratio:
         overlap = 2 if ratio == INDEXED_RATIO else 1
-        terms.append(
-            Term(
-                "compressor",
-                COMPONENT,
-                hidden_size,
-                2 * overlap * v_head_dim,
-                inputs=("normed",),
-                outputs=("compressed",),
-            )
-        )
+        width = 2 * overlap * v_head_dim
+        terms.append(Term("compressor", COMPONENT, hidden_size, width, inputs=("normed",), outputs=("compressed",)))
         context = Context("compressed", (ratio,))
         if ratio == INDEXED_RATIO:
             terms += _indexer(hidden_size, q_lora_rank, indexer_heads, indexer_head_dim, ratio, head_reduction)

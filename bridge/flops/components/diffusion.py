@@ -165,14 +165,10 @@ def _embedders(shape: DiffusionShape, hidden: int) -> list[Term]:
 def _blocks(shape: DiffusionShape, hidden: int) -> Iterator[Term]:
     """All blocks; in DiT each with its own embedders."""
     heads, ffn, first = shape.num_attention_heads or 0, shape.mlp_ratio * hidden, shape.num_layers or 0
-    own = (
-        [
-            *embedder("timestep_embedder", TIMESTEP_CHANNELS, hidden),
-            class_labels(num_classes=shape.num_embeds_ada_norm, hidden_size=hidden),
-        ]
-        if shape.num_embeds_ada_norm
-        else []
-    )
+    own: list[Term] = []
+    if shape.num_embeds_ada_norm:
+        labels = class_labels(num_classes=shape.num_embeds_ada_norm, hidden_size=hidden)
+        own = [*embedder("timestep_embedder", TIMESTEP_CHANNELS, hidden), labels]
     text = bool(shape.joint_attention_dim)
     joint = joint_block(hidden_size=hidden, num_attention_heads=heads, ffn_hidden_size=ffn, head_norm=text, text=text)
     for i in range(first):

@@ -7,6 +7,9 @@ LLaVA-OneVision (arXiv:2408.03326), of InternVL (arXiv:2404.16821) and of GLM-4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from bridge.flops.components.vision_tower import COMPONENT, PATCHES_AND_CLASS
 from bridge.flops.elementwise import ACTIVATIONS, MULTIPLICATION, Operations
 from bridge.flops.rows import Projector
@@ -29,16 +32,9 @@ def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, n
     """
     merged = hidden_size * spatial_merge_size**2
     rows = merged_tokens(spatial_merge_size)
+    normed = PATCHES if norm_size == hidden_size else rows
     return [
-        norm(
-            "norm",
-            norm_size,
-            PROJECTION,
-            source="patches",
-            to="merged",
-            bias=norm_bias,
-            rows=PATCHES if norm_size == hidden_size else rows,
-        ),
+        norm("norm", norm_size, PROJECTION, source="patches", to="merged", bias=norm_bias, rows=normed),
         _projection("linear_fc1", merged, merged, rows, "merged", "inner", bias=True),
         elementwise("activation", PROJECTION, merged * ACTIVATIONS["gelu"], "inner", rows=rows),
         _projection("linear_fc2", merged, out_hidden_size, rows, "inner", "image_embeddings", bias=True),
@@ -47,15 +43,9 @@ def merger(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int, n
 
 def pooled_linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: int) -> list[Term]:
     """Gemma 3's projector: average pooling over spatial_merge_size^2 patches, a norm, one matmul."""
-    rows = merged_tokens(spatial_merge_size)
+    rows, pooled = merged_tokens(spatial_merge_size), Operations(additions=spatial_merge_size**2 - 1, divisions=1)
     return [
-        elementwise(
-            "pooling",
-            PROJECTION,
-            hidden_size * Operations(additions=spatial_merge_size**2 - 1, divisions=1),
-            "patches",
-            rows=rows,
-        ),
+        elementwise("pooling", PROJECTION, hidden_size * pooled, "patches", rows=rows),
         norm("mm_soft_emb_norm", hidden_size, PROJECTION, source="patches", to="pooled", rows=rows),
         _projection("mm_input_projection", hidden_size, out_hidden_size, rows, "pooled", "image_embeddings", bias=False),
     ]
@@ -63,10 +53,14 @@ def pooled_linear(*, hidden_size: int, spatial_merge_size: int, out_hidden_size:
 
 def mlp_projector(*, hidden_size: int, out_hidden_size: int, bias: bool = True) -> list[Term]:
     """LLaVA-1.5's projector: a two-layer MLP on every patch."""
+    return _two_layers(hidden_size, out_hidden_size, PATCHES, "patches", bias=bias)
+
+
+def _two_layers(k: int, n: int, rows: Statistic, source: str, *, bias: bool) -> list[Term]:
     return [
-        _projection("linear_1", hidden_size, out_hidden_size, PATCHES, "patches", "inner", bias=bias),
-        elementwise("activation", PROJECTION, out_hidden_size * ACTIVATIONS["gelu"], "inner", rows=PATCHES),
-        _projection("linear_2", out_hidden_size, out_hidden_size, PATCHES, "inner", "image_embeddings", bias=bias),
+        _projection("linear_1", k, n, rows, source, "inner", bias=bias),
+        elementwise("activation", PROJECTION, n * ACTIVATIONS["gelu"], "inner", rows=rows),
+        _projection("linear_2", n, n, rows, "inner", "image_embeddings", bias=bias),
     ]
 
 
@@ -81,9 +75,7 @@ def normed_mlp(*, hidden_size: int, spatial_merge_size: int, out_hidden_size: in
     merged, rows = hidden_size * spatial_merge_size**2, merged_tokens(spatial_merge_size)
     return [
         norm("layer_norm", merged, PROJECTION, source="patches", to="merged", bias=True, rows=rows),
-        _projection("linear_1", merged, out_hidden_size, rows, "merged", "inner", bias=True),
-        elementwise("activation", PROJECTION, out_hidden_size * ACTIVATIONS["gelu"], "inner", rows=rows),
-        _projection("linear_2", out_hidden_size, out_hidden_size, rows, "inner", "image_embeddings", bias=True),
+        *_two_layers(merged, out_hidden_size, rows, "merged", bias=True),
     ]
 
 
@@ -172,10 +164,15 @@ def merger_of(vision: VisionShape, *, deep: bool = False) -> list[Term]:
     )
 
 
-def _pooled_linear(vision: VisionShape) -> list[Term]:
+def _merging(vision: VisionShape, formula: Callable[..., list[Term]], **more: Any) -> list[Term]:
+    """A projector that works on merged patches, in the place of a merger."""
     hidden, out = _sizes(vision)
-    projector = pooled_linear(hidden_size=hidden, spatial_merge_size=vision.spatial_merge_size, out_hidden_size=out)
-    return [_last_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+    terms = formula(hidden_size=hidden, spatial_merge_size=vision.spatial_merge_size, out_hidden_size=out, **more)
+    return [term.under("merger.") for term in terms]
+
+
+def _pooled_linear(vision: VisionShape) -> list[Term]:
+    return [_last_norm(vision, PATCHES), *_merging(vision, pooled_linear)]
 
 
 def _mlp(vision: VisionShape) -> list[Term]:
@@ -191,31 +188,15 @@ def _tile_mlp(vision: VisionShape) -> list[Term]:
 
 
 def _linear(vision: VisionShape) -> list[Term]:
-    hidden, out = _sizes(vision)
-    projector = linear(
-        hidden_size=hidden,
-        spatial_merge_size=vision.spatial_merge_size,
-        out_hidden_size=out,
-        bias=vision.projector_bias,
-    )
-    return [_last_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+    return [_last_norm(vision, PATCHES), *_merging(vision, linear, bias=vision.projector_bias)]
 
 
 def _normed_mlp(vision: VisionShape) -> list[Term]:
-    hidden, out = _sizes(vision)
-    projector = normed_mlp(hidden_size=hidden, spatial_merge_size=vision.spatial_merge_size, out_hidden_size=out)
-    return [term.under("merger.") for term in projector]
+    return _merging(vision, normed_mlp)
 
 
 def _gated_merger(vision: VisionShape) -> list[Term]:
-    hidden, out = _sizes(vision)
-    projector = gated_merger(
-        hidden_size=hidden,
-        spatial_merge_size=vision.spatial_merge_size,
-        out_hidden_size=out,
-        inner_size=vision.projector_input_dim or 0,
-    )
-    return [_last_norm(vision, PATCHES), *(term.under("merger.") for term in projector)]
+    return [_last_norm(vision, PATCHES), *_merging(vision, gated_merger, inner_size=vision.projector_input_dim or 0)]
 
 
 def _pixel_shuffle(vision: VisionShape) -> list[Term]:
