@@ -71,22 +71,22 @@ def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Te
             put("local_encoder", pooled)
             put(f"local_encoder.cross_attn_layers.{number if shape.encoder_cross_attn_all_layers else 0}", asked)
 
-    if width * shape.cross_attn_k == latent.hidden_size:
+    wide = width * shape.cross_attn_k
+    if wide == latent.hidden_size:
         terms.append(join("patch_states", to="patches"))
     else:
-        put("global_transformer", [
-            blocks.projection("token_embedding_projection", width * shape.cross_attn_k, latent.hidden_size,
-                              component=blocks.LATENT, source="patch_states", to="patch_input"),
-            join("patch_input", to="patches"),
-        ])  # fmt: skip
+        entry = blocks.projection(
+            "token_embedding_projection", wide, latent.hidden_size, "patch_states", "patch_input", blocks.LATENT
+        )
+        put("global_transformer", [entry, join("patch_input", to="patches")])
     for number in range(latent.num_hidden_layers):
         whole = layer(latent, blocks.LATENT, Context("causal", over="byte_patches"), "patches")
         put(f"global_transformer.layers.{number}", whole)
 
-    put("local_decoder", [
-        blocks.projection("patch_embedding_projection", latent.hidden_size, width * shape.cross_attn_k,
-                          component=blocks.CROSS_ATTENTION, source="patches", to="patch_keys"),
-    ])  # fmt: skip
+    keys = blocks.projection(
+        "patch_embedding_projection", latent.hidden_size, wide, "patches", "patch_keys", blocks.CROSS_ATTENTION
+    )
+    put("local_decoder", [keys])
     for number in range(decoder.num_hidden_layers):
         if number == 0 or shape.decoder_cross_attn_all_layers:
             told = cross(**sizes(decoder), from_patches=False, source="hidden", keys="patch_keys", to="hidden")

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 from bridge.flops.parameter_rule import Parameters
 from bridge.flops.shapes import ConfigError, ModelShape
@@ -117,8 +118,8 @@ class Convention:
             return shape
         fields = (shape.formula or {}).get("mtp", {}) if self.own_formula else {}
         shared = shape.attention_k_eq_v or shape.global_attention_k_eq_v
-        return replace(shape, attention_output_size=None, engram_layers=None, hidden_size_per_layer_input=None,
-                       attention_k_eq_v=shared, **fields)  # fmt: skip
+        absent: dict[str, Any] = dict.fromkeys(("attention_output_size", "engram_layers", "hidden_size_per_layer_input"))
+        return replace(shape, attention_k_eq_v=shared, **absent, **fields)
 
 
 MEGATRON = Convention(

@@ -154,7 +154,7 @@ def byte_embedding(*, vocab_size: int, hidden_size: int, hash_tables: int, hash_
     ]
 
 
-def projection(name: str, k: int, n: int, *, component: str, source: str, to: str) -> Term:
+def projection(name: str, k: int, n: int, source: str, to: str, component: str) -> Term:
     """A matmul between the widths of the local and of the latent transformer, once a patch."""
     return Term(name, component, k, n, BYTE_PATCHES, inputs=(source,), outputs=(to,))
 

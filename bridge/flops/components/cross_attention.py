@@ -5,7 +5,7 @@ from __future__ import annotations
 from bridge.flops.build import Build, Layer
 from bridge.flops.rows import Cache, Part
 from bridge.flops.shapes import ModelShape
-from bridge.flops.statistics import TOKENS, Statistic
+from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Role, Term, core, norm, softmax
 
 COMPONENT = "cross_attention"
@@ -43,37 +43,22 @@ def cross_attention(
     """
     query_size, key_size = num_attention_heads * kv_channels, num_query_groups * kv_channels
     key_bias_size, value_bias_size = key_size * (qkv_bias and key_bias), key_size * qkv_bias
-    terms = [
-        Term(
-            "linear_q",
-            COMPONENT,
-            hidden_size,
-            query_size,
-            TOKENS,
-            inputs=("normed",),
-            outputs=("query",),
-            bias=query_size * qkv_bias,
+
+    def read(name: str, n: int, *values: str, bias: int) -> Term:
+        """A projection of the encoder's states."""
+        term = Term(
+            name, COMPONENT, encoder_hidden_size, n, ENCODER_TOKENS, inputs=("encoder.states",), outputs=values, bias=bias
         )
+        return term.marked(Role.ENCODER)
+
+    terms = [
+        Term("linear_q", COMPONENT, hidden_size, query_size, inputs=("normed",), outputs=("query",), bias=query_size * qkv_bias)
     ]
     if fused:
-        both = Term("linear_kv", COMPONENT, encoder_hidden_size, 2 * key_size, ENCODER_TOKENS, inputs=("encoder.states",),
-                    outputs=("key", "value"), bias=key_bias_size + value_bias_size, roles=Role.ENCODER)  # fmt: skip
-        terms.append(both)
+        terms.append(read("linear_kv", 2 * key_size, "key", "value", bias=key_bias_size + value_bias_size))
     else:
-        terms += [
-            Term(
-                name,
-                COMPONENT,
-                encoder_hidden_size,
-                key_size,
-                ENCODER_TOKENS,
-                inputs=("encoder.states",),
-                outputs=(value,),
-                bias=bias,
-                roles=Role.ENCODER,
-            )
-            for name, value, bias in (("linear_k", "key", key_bias_size), ("linear_v", "value", value_bias_size))
-        ]
+        terms.append(read("linear_k", key_size, "key", bias=key_bias_size))
+        terms.append(read("linear_v", key_size, "value", bias=value_bias_size))
     if head_norm:
         terms.append(norm("q_layernorm", kv_channels, COMPONENT, source="query", to="query", times=num_attention_heads))
         keys = norm("k_layernorm", kv_channels, COMPONENT, source="key", to="key", rows=ENCODER_TOKENS, times=num_query_groups)
@@ -88,7 +73,7 @@ def cross_attention(
         product("query_key", "query", "key", "scores"),
         *softmax(COMPONENT, CROSS_PAIRS, heads=num_attention_heads, value_size=kv_channels),
         product("scores_value", "scores", "value", "context"),
-        Term("linear_proj", COMPONENT, query_size, hidden_size, TOKENS, inputs=("context",), bias=hidden_size * proj_bias),
+        Term("linear_proj", COMPONENT, query_size, hidden_size, inputs=("context",), bias=hidden_size * proj_bias),
     ]
     return [term.under("cross_attention.") for term in terms]
 

@@ -52,8 +52,8 @@ def latent_attention(
                  roles=Role.LATENT_PROJECTION),
         ]  # fmt: skip
     else:
-        terms = [Term("linear_q_proj", COMPONENT, hidden_size, heads * query_size, inputs=("normed",), outputs=("query",),
-                      roles=Role.LATENT_PROJECTION)]  # fmt: skip
+        queries = Term("linear_q_proj", COMPONENT, hidden_size, heads * query_size, inputs=("normed",), outputs=("query",))
+        terms = [queries.marked(Role.LATENT_PROJECTION)]
     terms += [
         # The compression also yields the RoPE part of the keys, which bypasses the norm and the up projection.
         Term("linear_kv_down_proj", COMPONENT, hidden_size, kv_down, inputs=("normed",), outputs=("kv_latent", "key_rope"),

@@ -11,8 +11,8 @@ COMPONENT = "linear_replacement"
 
 def linear_replacement(*, place: str, hidden_size: int, bias: bool, roles: Role = Role.NONE) -> list[Term]:
     """From the normed input to the residual stream; the matrix is the module ``place`` itself."""
-    return [Term("linear", COMPONENT, hidden_size, hidden_size, inputs=("normed",), bias=hidden_size * bias, path=place,
-                 roles=roles)]  # fmt: skip
+    matrix = Term("linear", COMPONENT, hidden_size, hidden_size, inputs=("normed",), bias=hidden_size * bias, path=place)
+    return [matrix.marked(roles)]
 
 
 # ---- its rows ------------------------------------------------------------------------------------

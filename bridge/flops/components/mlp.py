@@ -32,14 +32,12 @@ def mlp(
         activation: of one number.
         learned: numbers that the activation learns.
     """
-    names = {"linear_fc1": 2 if gated else 1}
-    if gated and not fused:
-        names = {"linear_fc1_gate": 1, "linear_fc1_up": 1}
+    parts = halves(ffn_hidden_size) if gated else ()
+    widths = dict(parts) if gated and not fused else {"linear_fc1": (2 if gated else 1) * ffn_hidden_size}
     ins = [
-        Term(name, component, hidden_size, width * ffn_hidden_size, inputs=("normed",), outputs=(f"inner_{i}",),
-             bias=width * ffn_hidden_size * bias, parts=halves(ffn_hidden_size) if width == 2 else ())
-        for i, (name, width) in enumerate(names.items())
-    ]  # fmt: skip
+        Term(name, component, hidden_size, n, inputs=("normed",), outputs=(f"inner_{i}",), bias=n * bias, parts=parts * fused)
+        for i, (name, n) in enumerate(widths.items())
+    ]
     inner = [
         join(*(term.outputs[0] for term in ins), to="inner"),
         elementwise("activation", component, ffn_hidden_size * activation, "inner"),

@@ -62,15 +62,13 @@ def moe(
     inner = ffn_hidden_size * (2 if gated else 1)
 
     def expert(name: str, k: int, n: int, source: str, to: str) -> Term:
-        return Term(name, COMPONENT, k, n, times=Fraction(topk), inputs=(source,), outputs=(to,), bias=n * bias,
-                    copies=num_experts, active_copies=topk, parts=halves(ffn_hidden_size) if gated and n == inner else (),
-                    ).under("experts.")  # fmt: skip
+        parts = halves(ffn_hidden_size) if gated and n == inner else ()
+        one = Term(name, COMPONENT, k, n, times=Fraction(topk), inputs=(source,), outputs=(to,), bias=n * bias, parts=parts)
+        return one.under("experts.", copies=num_experts, active_copies=topk)
 
     routed_input, router_input = ("routed_normed", "router_normed") if branch_norms else ("normed", "normed")
-    terms = [
-        Term("router", COMPONENT, hidden_size, num_experts, inputs=(router_input,), outputs=("routing",), kind=Kind.ROUTER,
-             bias=num_experts * router_bias),
-    ]  # fmt: skip
+    router = Term("router", COMPONENT, hidden_size, num_experts, inputs=(router_input,), outputs=("routing",), kind=Kind.ROUTER)
+    terms = [router.changed(bias=num_experts * router_bias)]
     if branch_norms:
         terms = [
             norm("router_layernorm", hidden_size, COMPONENT, source="hidden", to=router_input),

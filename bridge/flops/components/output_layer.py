@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bridge.flops.elementwise import ACTIVATIONS, ADDITION
 from bridge.flops.rows import Part
-from bridge.flops.terms import Kind, Role, Term, elementwise, norm, table
+from bridge.flops.terms import Role, Term, elementwise, norm, table
 
 OUTPUT_LAYER = "output_layer"
 
@@ -21,10 +21,8 @@ def embedding(
         num_tokentypes: rows of the table of token types (BERT), 0 for none.
         normed: a LayerNorm on the sum (BERT).
     """
-    terms = [
-        Term("word_embeddings", "embedding", vocab_size, hidden_size, inputs=("image_embeddings",),
-             outputs=("hidden", "embedded"), kind=Kind.TABLE, roles=Role.LOOKED_UP)
-    ]  # fmt: skip
+    words = table("word_embeddings", "embedding", vocab_size, hidden_size, source="image_embeddings", to=("hidden", "embedded"))
+    terms = [words.marked(Role.LOOKED_UP)]
     for name, rows in (("position_embeddings", max_position_embeddings), ("tokentype_embeddings", num_tokentypes)):
         if rows:
             terms.append(table(name, "embedding", rows, hidden_size, source="hidden", to=("hidden",)).marked(Role.LOOKED_UP))
@@ -43,8 +41,8 @@ def output_layer(*, hidden_size: int, vocab_size: int, tied: str = "", bias: boo
         tied: module path of the weight where it is another module's: the word embedding, or the main output layer.
         bias: its own bias.
     """
-    return Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), tied=tied,
-                bias=vocab_size * bias, path=OUTPUT_LAYER, roles=Role.OUTPUT)  # fmt: skip
+    logits = Term(OUTPUT_LAYER, OUTPUT_LAYER, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",), path=OUTPUT_LAYER)
+    return logits.changed(tied=tied, bias=vocab_size * bias, roles=Role.OUTPUT)
 
 
 def bert_lm_head(*, hidden_size: int) -> list[Term]:

@@ -42,10 +42,8 @@ def patch_embedding(
         normed: with it, a norm over all of them (CLIP, Llama 4).
         patch_norm: RMSNorm of patches that have no positions yet.
     """
-    terms = [
-        Term("patch_embed", COMPONENT, patch_values, hidden_size, PATCHES, inputs=("pixels",), outputs=("patches",),
-             kind=Kind.PATCH_EMBEDDING, bias=hidden_size * bias)
-    ]  # fmt: skip
+    convolution = Term("patch_embed", COMPONENT, patch_values, hidden_size, PATCHES, inputs=("pixels",), outputs=("patches",))
+    terms = [convolution.changed(kind=Kind.PATCH_EMBEDDING, bias=hidden_size * bias)]
     if patch_norm:
         terms.append(norm("patch_norm", hidden_size, COMPONENT, source="patches", to="patches", rows=PATCHES))
     if num_position_embeddings:

@@ -87,5 +87,5 @@ def test_tables_ends_and_the_frozen_model():
     found = priced(head, sequence_lengths=[BYTES])
     assert found == executed(end, lambda: end(torch.zeros(BYTES, 12)))
     assert priced(map(byte_latent.frozen, head), sequence_lengths=[BYTES]) == (found[0], found[0], found[2])
-    between = byte_latent.projection("projection", 12, 30, component="latent", source="patch_states", to="patches")
+    between = byte_latent.projection("projection", 12, 30, "patch_states", "patches", "latent")
     assert priced([between], sequence_lengths=[BYTES], byte_patches=[PATCHES])[0] == 2 * PATCHES * 12 * 30
