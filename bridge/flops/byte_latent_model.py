@@ -47,7 +47,7 @@ def byte_latent_terms(shape: ByteLatentShape, convention: Convention) -> list[Te
             whole = layer(patcher, blocks.ENTROPY_MODEL, bytes_seen(shape.patcher_sliding_window))
             model += [term.under(f"layers.{number}.") for term in whole]
         model += blocks.head(hidden_size=width, vocab_size=shape.vocab_size, component=blocks.ENTROPY_MODEL)
-        put("patcher", map(blocks.frozen, model))
+        put("patcher", (term.changed(allowed=Pass.FORWARD) for term in model))  # it runs before the model that trains
 
     width, local = encoder.hidden_size, bytes_seen(shape.local_attention_window_len)
     embedding = blocks.byte_embedding(

@@ -30,13 +30,13 @@ class Framework:
     """
 
     name: str
-    fused: bool
-    dgrad_with_wgrad: bool
-    router_backward_is_whole: bool
-    routing_before_fc2: bool
-    joint_logits: bool
-    stops_early: bool
-    dora_by_identity: bool
+    fused: bool = False
+    dgrad_with_wgrad: bool = False
+    router_backward_is_whole: bool = False
+    routing_before_fc2: bool = False
+    joint_logits: bool = False
+    stops_early: bool = False
+    dora_by_identity: bool = False
     sparse_by_mask: bool = False
     dense_experts: bool = False
 
@@ -48,20 +48,8 @@ MEGATRON = Framework(
     router_backward_is_whole=True,
     routing_before_fc2=True,
     joint_logits=True,
-    stops_early=False,
-    dora_by_identity=False,
 )
-TRANSFORMERS = Framework(
-    "transformers",
-    fused=False,
-    dgrad_with_wgrad=False,
-    router_backward_is_whole=False,
-    routing_before_fc2=False,
-    joint_logits=False,
-    stops_early=True,
-    dora_by_identity=True,
-    sparse_by_mask=True,
-)
+TRANSFORMERS = Framework("transformers", stops_early=True, dora_by_identity=True, sparse_by_mask=True)
 #: transformers' models that fuse their projections themselves (Phi-3).
 TRANSFORMERS_FUSED = replace(TRANSFORMERS, name="transformers_fused", fused=True)
 #: Llama 4.

@@ -38,14 +38,21 @@ def padding(layer: int) -> Statistic:
 
 def expert_layers(plan: Plan) -> dict[str, int]:
     """Path of every layer of experts -> which it is, from 0; those of models that only look on are not among them."""
-    paths = (term.path.partition(_EXPERTS)[0] for term in plan.terms if _is_routed(term))
-    return {path: number for number, path in enumerate(dict.fromkeys(paths))}
+    return {path: number for number, path in enumerate(_places(plan))}
 
 
 def expert_places(plan: Plan) -> list[int | TermPlace]:
     """Where in the model each of these layers stands, by its number."""
-    layers = expert_layers(plan)
-    return list({layers[term.path.partition(_EXPERTS)[0]]: term.place for term in plan.terms if _is_routed(term)}.values())
+    return list(_places(plan).values())
+
+
+def _places(plan: Plan) -> dict[str, int | TermPlace]:
+    return {_layer(term): term.place for term in plan.terms if _is_routed(term)}
+
+
+def _layer(term: Term) -> str:
+    """Path of the layer of experts that a term belongs to."""
+    return term.path.partition(_EXPERTS)[0]
 
 
 def assignment_flops(plan: Plan) -> list[Number]:
@@ -74,7 +81,7 @@ def routed(plan: Plan) -> Plan:
             if not _is_routed(term):
                 yield term
                 continue
-            layer = layers[term.path.partition(_EXPERTS)[0]]
+            layer = layers[_layer(term)]
             each = term.times / term.active_copies
             yield term.changed(rows=assignments(layer), times=each)
             passes = bin(term.passes.value).count("1")

@@ -15,11 +15,6 @@ from bridge.tracing.huggingface import keep_layers, prepare
 from bridge.tracing.packed import is_packed, unpacked
 
 
-def is_on_meta(model: torch.nn.Module) -> bool:
-    """Whether all its parameters are on the meta device."""
-    return all(parameter.is_meta for parameter in model.parameters())
-
-
 def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
     """A copy to be run: no data, in training mode, experts as batched matmuls, no layer left out by chance.
 

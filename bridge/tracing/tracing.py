@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
@@ -115,10 +115,10 @@ class Tracer:
 
     def __init__(self, module: torch.nn.Module, mode: FakeTensorMode, ways: Iterable[Feed]):
         self.module = module
-        self.mode = torch.device("meta") if live.is_on_meta(module) else mode
-        self.ways = ways
-        self.feed = Feed(_nothing)
         self.parameters = dict(module.named_parameters())
+        self.mode = torch.device("meta") if all(each.is_meta for each in self.parameters.values()) else mode
+        self.ways = ways
+        self.feed: Feed  # the first of them that the module accepts
         self.weights = {**dict(module.named_buffers()), **self.parameters}
         self.runs: dict[Point, list[Op]] = {}
         self.needed: set[str] = set()
@@ -150,12 +150,10 @@ class Tracer:
             except Exception as error:
                 errors.append(error)
                 self.runs.clear()
-        raise self._refusal(errors[0])
+        raise self._refusal(errors[0]) from errors[0]
 
     def _refusal(self, error: Exception) -> ConfigError:
-        refusal = ConfigError(f"{type(self.module).__name__} cannot be traced: {type(error).__name__}: {str(error)[:200]}")
-        refusal.__cause__ = error
-        return refusal
+        return ConfigError(f"{type(self.module).__name__} cannot be traced: {type(error).__name__}: {str(error)[:200]}")
 
     def _point(self, batch: int = 2, length: int = 9, encoder: int = 0, images: int = 1, size: int = 0) -> Point:
         feed = self.feed
@@ -271,10 +269,6 @@ class Tracer:
             solved += found or []
             left += [] if found else [key]
         return solved, left
-
-
-def _nothing(point: Point) -> Mapping[str, Any]:
-    return {}
 
 
 #: Operations that are solved together: module, name, weight, pass.

@@ -165,8 +165,3 @@ def head(*, hidden_size: int, vocab_size: int, component: str) -> list[Term]:
         norm("norm", hidden_size, component, source="hidden", to="normed"),
         Term("lm_head", component, hidden_size, vocab_size, inputs=("normed",), outputs=("logits",)),
     ]
-
-
-def frozen(term: Term) -> Term:
-    """A term of the entropy model: it runs forward, before the model that trains."""
-    return replace(term, allowed=Pass.FORWARD)

@@ -86,6 +86,7 @@ def test_tables_ends_and_the_frozen_model():
     head = byte_latent.head(hidden_size=12, vocab_size=260, component="output_layer")
     found = priced(head, sequence_lengths=[BYTES])
     assert found == executed(end, lambda: end(torch.zeros(BYTES, 12)))
-    assert priced(map(byte_latent.frozen, head), sequence_lengths=[BYTES]) == (found[0], found[0], found[2])
+    frozen = (term.changed(allowed=Pass.FORWARD) for term in head)
+    assert priced(frozen, sequence_lengths=[BYTES]) == (found[0], found[0], found[2])
     between = byte_latent.projection("projection", 12, 30, "patch_states", "patches", "latent")
     assert priced([between], sequence_lengths=[BYTES], byte_patches=[PATCHES])[0] == 2 * PATCHES * 12 * 30
