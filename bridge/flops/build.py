@@ -56,7 +56,7 @@ class Build:
 
     @property
     def fused(self) -> bool:
-        """Layers that read the same values are one matmul."""
+        """Whether linear layers that read the same values are one matmul."""
         return self.framework.fused
 
     @property

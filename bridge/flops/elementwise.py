@@ -1,7 +1,7 @@
 """Work that is not a matmul, operation by operation: what norms, activations, softmax and positions do to a vector or a pair.
 
-Counts are of the textbook form of each function.  What a subtraction, a negation or a comparison does is free or an addition;
-a logarithm, a hyperbolic tangent's or an error function's exponential is one exponentiation.
+Counts are of the textbook form of each function.  A subtraction counts as an addition; negations and comparisons are free.  A
+logarithm counts as an exponentiation, and so does the exponential inside a hyperbolic tangent or an error function.
 """
 
 from __future__ import annotations

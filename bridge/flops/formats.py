@@ -32,8 +32,8 @@ class Recipe:
         wgrad: whether ``fp8_wgrad=False`` leaves weight gradients out.
         output_layer: whether ``fp8_output_proj`` takes the output layer in.
         layers_in_base: whether ``first_last_layers_bf16`` leaves layers out.
-        mtp: whether it holds in multi-token prediction.
-        hybrid: whether it surely holds in the layers of a hybrid pattern.
+        mtp: whether it applies in multi-token prediction.
+        hybrid: whether it certainly applies in the layers of a hybrid pattern.
     """
 
     name: str
@@ -82,9 +82,9 @@ class Formats:
     """Which matmul of a model runs in which number format.
 
     Attributes:
-        base: of all that is not quantized; None where the configuration does not say.
-        recipe: how the rest is; None where nothing is.
-        unknown: why the formats are not known; empty where they are.
+        base: the format of everything that is not quantized; None if the configuration names none.
+        recipe: how the other matmuls are quantized; None if none are.
+        unknown: why the formats are unknown; empty if they are known.
         first, last: number of layers at either end that stay in ``base``.
         attention: attention's products are quantized.
         output_layer: output layers are.
@@ -112,15 +112,15 @@ class Formats:
         return self.recipe.format if self.recipe else UNKNOWN if self.unknown else self.base or UNKNOWN
 
     def on(self, base: str) -> Formats:
-        """The same where the loop knows what is not quantized runs in.
+        """The same formats, with ``base`` for everything that is not quantized.
 
         Args:
-            base: a number format; ``fp8`` or ``fp4`` of a loop that quantizes by itself hold for the whole model.
+            base: the number format of the training loop; ``fp8`` and ``fp4`` apply to the whole model if no recipe is set.
         """
         return self if self.recipe and base not in BASES else replace(self, base=base)
 
     def or_on(self, base: str) -> Formats:
-        """The same, on ``base`` where the configuration does not say."""
+        """The same formats, with ``base`` if the configuration names none."""
         return self if self.base else self.on(base)
 
     def named(self, name: str) -> Formats:
@@ -187,7 +187,7 @@ class Formats:
         return self.first <= place < layers - self.last
 
 
-#: Of a configuration that says nothing about them.
+#: The formats of a configuration that names none.
 NOT_TOLD = Formats()
 
 
@@ -223,7 +223,7 @@ def read(field: Callable[[str], Any], *, hybrid: bool = False) -> Formats:
 
 
 def _base(field: Callable[[str], Any]) -> str | None:
-    """What is not quantized runs in; None where a configuration says nothing of it."""
+    """The format of everything that is not quantized; None if a configuration names none."""
     low = next((name for name in ("bf16", "fp16") if field(name)), None)
     return low or (None if field("bf16") is None else "fp32")
 

@@ -1,4 +1,4 @@
-"""Which kind of layer stands at which place: hybrid patterns, moe_layer_freq, windows, chunks, linear attention, MTP."""
+"""The kind of each layer of a model: hybrid patterns, moe_layer_freq, windows, chunks, linear attention, MTP."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def not_counted(shape: ModelShape) -> tuple[str, ...]:
 
 
 def run_otherwise(shape: ModelShape, framework: Framework) -> tuple[str, ...]:
-    """What its rows say about blocks that a framework's own code runs in another way than they are priced, each once."""
+    """One sentence for each kind of block that the framework's own code computes in another way than it is priced."""
 
     def sentences() -> Iterator[str]:
         for layer in (*decoder_layers(shape), *(layer for depth in mtp_depths(shape) for layer in depth)):

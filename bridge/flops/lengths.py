@@ -1,6 +1,6 @@
-"""The numbers of a batch at the border: whatever a caller holds them in becomes exact Python integers, or one sentence.
+"""Checks the lengths of a batch: whatever a caller holds them in becomes exact Python integers, or raises one ConfigError.
 
-A numpy integer that went further would overflow silently: 1,024 sequences of 8,192 tokens are 3.8e17 FLOPs in a model of
+A numpy integer would overflow silently in later arithmetic: 1,024 sequences of 8,192 tokens are 3.8e17 FLOPs in a model of
 8 billion parameters and 2.0e19 in one of 405 billion, which no int64 holds.
 
 numpy is used where its arrays are given and is never imported here.
@@ -19,10 +19,10 @@ from bridge.flops.components.audio_encoder import POSITIONS
 from bridge.flops.shapes import ConfigError, short
 from bridge.flops.statistics import Histogram
 
-#: So many lengths are counted by value before a statistic sees them.
+#: From this many lengths on, equal ones are grouped before statistics are evaluated.
 MANY = 256
 
-#: What can be iterated over and is no list of lengths.
+#: Iterables that are no lists of lengths.
 _NO_LISTS = (str, bytes, bytearray, Mapping, Set)
 
 
@@ -102,7 +102,7 @@ def _is_many_in_numpy(lengths: Any) -> bool:
 
 
 def gathered(lengths: Any) -> Sequence[int] | Histogram:
-    """What ``Statistic.sum`` takes: the lengths themselves, or each one of many with how often it stands."""
+    """The argument of ``Statistic.sum``: the lengths themselves, or from ``MANY`` on their histogram."""
     if len(lengths) < MANY:
         return lengths
     if isinstance(lengths, (list, tuple)):

@@ -113,7 +113,7 @@ def multiplies(name: str) -> bool:
 
 
 def matrices(plan: Plan, *, split_qkv: bool = True) -> list[Matrix]:
-    """The weights of a model that such an optimizer takes in megatron-core: all with two dimensions but embeddings and logits.
+    """The weights that megatron-core gives such an optimizer: all with two dimensions except embeddings and the output layer.
 
     Args:
         plan: of the model.

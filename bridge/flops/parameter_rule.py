@@ -1,6 +1,6 @@
 """The rule of thumb of papers, on the same terms: six FLOPs for each parameter and token, and the whole square of attention.
 
-PaLM (arXiv:2204.02311, appendix B): 6 N + 12 L H Q T a token, which llm-foundry, nanoGPT, torchtitan and OLMo-core follow.
+PaLM (arXiv:2204.02311, appendix B): 6 N + 12 L H Q T per token, which llm-foundry, nanoGPT, torchtitan and OLMo-core follow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""On which pipeline stage everything stands: even and uneven splits, virtual stages, layouts layer by layer, ``|`` in patterns.
+"""The pipeline stage of every part of a model: even and uneven splits, virtual stages, layouts layer by layer, ``|`` in patterns.
 
 The rules are megatron-core's (``get_num_layers_to_build``, ``PipelineParallelLayerLayout``, the segments of hybrid models).
 """
@@ -13,7 +13,7 @@ from typing import Any
 from bridge.flops.shapes import ConfigError, whole
 from bridge.flops.terms import TermPlace
 
-#: Symbols of a layout -> what stands there.
+#: Symbols of a layout -> the part of the model.
 PARTS = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
 #: No model is deeper; a repetition in a layout could ask for any number.
 MOST_PARTS = 100_000
@@ -43,7 +43,7 @@ class Placement:
     loss: int
 
     def stage(self, place: int | TermPlace) -> int:
-        """Where a term runs that stands there."""
+        """The stage of the terms that belong to this place."""
         if isinstance(place, int):
             return self.layers[place]
         return {TermPlace.FIRST: self.embedding, TermPlace.MTP: self.mtp, TermPlace.LAST: self.loss}[place]
@@ -56,7 +56,7 @@ class PipelineLayout:
     pipeline_model_parallel_size: int = 1
     """Stages."""
     virtual_pipeline_model_parallel_size: int | None = None
-    """Chunks a stage, for the interleaved schedule. Unset: one, or what a layout or a pattern has."""
+    """Chunks per stage, for the interleaved schedule. Unset: one, or what a layout or a pattern has."""
     num_layers_in_first_pipeline_stage: int | None = None
     """Layers of the first stage where the stages are uneven. Unset: as the others."""
     num_layers_in_last_pipeline_stage: int | None = None
@@ -163,7 +163,7 @@ class PipelineLayout:
 
 
 def _frozen(layout: Any) -> Any:
-    """What a layout was made of: a string, or tuples of names; None without one."""
+    """A layout as a string or as tuples of names, which can be compared and hashed; None if there is none."""
     layout = getattr(layout, "input_data", layout)  # megatron-core's object
     if isinstance(layout, (list, tuple)):
         return tuple(map(_frozen, layout))

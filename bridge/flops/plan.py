@@ -136,7 +136,7 @@ def compile_plan(
 
 
 def _check_trace(model: reading.Model, may_train: transforms.Trainable) -> None:
-    """Refuse a ``trainable`` that differs from what trained when the model was traced, whose passes are fixed."""
+    """Refuse a ``trainable`` that differs from what trained when the model was traced: its passes are fixed."""
     ran = model.trainable
     other = next((term for term in model.traced if ran.parameters(term) != may_train.parameters(term)), None)
     if other is not None:
@@ -457,7 +457,7 @@ class Plan:
         return [coefficients.dot(vector) for coefficients in self._known(passes, self.stage_coefficients(layout or self.layout))]
 
     def stage_coefficients(self, layout: PipelineLayout) -> dict[str, list[Coefficients]]:
-        """What prices each stage of a layout, for each set of passes; compiled once a layout."""
+        """What prices each stage of a layout, for each set of passes; compiled once per layout."""
         if layout not in self._stages:
             stage_of = self.placement(layout).stage
             found = self._split_by(lambda term: stage_of(term.place))
@@ -466,7 +466,7 @@ class Plan:
         return self._stages[layout]
 
     def placement(self, layout: PipelineLayout) -> Placement:
-        """On which stage of a layout everything stands."""
+        """The stage of every part of the model under a layout."""
         layers = [term.place for term in self.terms if isinstance(term.place, int)]
         depths = {term.path.split(".", 3)[2] for term in self.terms if term.place is TermPlace.MTP}
         return layout.place(max(layers, default=-1) + 1, len(depths))

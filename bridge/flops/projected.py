@@ -1,7 +1,7 @@
-"""A plan of a loop whose output layer is fused with the loss: it projects the positions that are learned from, and no others.
+"""The plan of a training loop whose output layer is fused with the loss and projects only the positions that have a label.
 
-Of a prompt nothing is learned, so a loop may leave it out there, and only the batches say how many positions are left.  Without
-the logits in memory a fused layer computes them once more in the backward pass, which is recomputation.
+The tokens of a prompt have no labels, so how many positions are projected is known only from the batches.  A fused layer does
+not store the logits and computes them again in the backward pass, which counts as recomputation.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from bridge.flops.statistics import Over, Statistic
 from bridge.flops.terms import Pass, Role, Term, TermPlace
 
 _EXPERTS = ".experts."
-#: What routers' counts no longer leave out.
+#: Sentences of ``not_counted`` that no longer hold once routers count.
 _TOLD = ("moe_expert_capacity_factor=", "moe_pad_expert_input_to_capacity=", "moe_token_dropping=")
 
 _PADDED = "padded positions of a batch go through experts like tokens, and their work is counted"
@@ -37,12 +37,12 @@ def padding(layer: int) -> Statistic:
 
 
 def expert_layers(plan: Plan) -> dict[str, int]:
-    """Path of every layer of experts -> which it is, from 0; those of models that only look on are not among them."""
+    """Path of every layer of experts -> its number, from 0; without the layers of a teacher or a reference model."""
     return {path: number for number, path in enumerate(_places(plan))}
 
 
 def expert_places(plan: Plan) -> list[int | TermPlace]:
-    """Where in the model each of these layers stands, by its number."""
+    """The places in the pipeline of these layers, by their numbers."""
     return list(_places(plan).values())
 
 
@@ -56,14 +56,14 @@ def _layer(term: Term) -> str:
 
 
 def assignment_flops(plan: Plan) -> list[Number]:
-    """Training FLOPs of one token's visit to one expert, of each layer of experts."""
+    """Training FLOPs of one token's visit to one expert, for each layer of experts."""
     as_routed = routed(plan)
     visits = [assignments(layer) for layer in expert_layers(plan).values()]
     return [as_routed.evaluate([int(one == visit) for one in as_routed.statistics]) for visit in visits]
 
 
 def expert_count(plan: Plan) -> int:
-    """Experts of a layer, the most that any has."""
+    """The largest number of experts that a layer has."""
     return max((term.copies for term in plan.terms if _is_routed(term)), default=0)
 
 

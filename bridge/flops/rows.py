@@ -1,4 +1,4 @@
-"""Rows: what a block says of itself, beside its formula, in its own file.
+"""Rows: the facts about a block that stand beside its formula in its own file.
 
 Symbols of hybrid patterns, names of attention variants, caches, colors and what can be trained are not listed anywhere else:
 ``components.registry`` finds the rows and makes the tables.
@@ -110,12 +110,11 @@ class Mixer(Channel):
 
     Attributes:
         cache: what a layer of it keeps while a model generates.
-        option: the field of the model that asks for it; the models of a row without one have it as their ordinary mixer, or by
-            its symbol.
+        option: the field of the model that selects it.
         variant: the values of that field that mean this row, old names included; none: any value that is set.
         layers: which decoder layers it then takes.
-        beside: the mixer of the layers that it leaves; the model's ordinary one where empty.
-        takes: the symbol that it takes over, from the row whose it is, in models that set its option.
+        beside: the mixer of the other layers; the model's ordinary one if empty.
+        takes: the symbol of another row that this one takes over in models that set its option.
         form: (shape, number of the layer, whether in MTP) -> which of its forms stands there, where layers differ.
     """
 
@@ -140,7 +139,7 @@ class Projector(Row):
     Attributes:
         terms: from the last layer's patches to ``image_embeddings``.
         required: fields of the tower that it cannot do without.
-        rotary: towers that end so turn queries and keys by the place of their patch.
+        rotary: whether towers with this projector rotate queries and keys by the position of their patch.
     """
 
     terms: Callable[[VisionShape], list[Term]]

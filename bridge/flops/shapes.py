@@ -62,14 +62,14 @@ def short(value: Any) -> str:
 
 
 def check(shape: Any, prefix: str) -> None:
-    """Hold every field of a shape against what its declaration allows, and write numbers of other libraries as ints.
+    """Check every field of a shape against its declaration, and convert integers of other libraries to int.
 
     Args:
-        shape: one of the dataclasses below; what is off is set to None.
+        shape: one of the dataclasses below; a size that says a feature is off becomes None.
         prefix: goes before the field's name in a sentence: ``model.``, ``model.vision_config.``.
 
     Raises:
-        ConfigError: for the first field that cannot be.
+        ConfigError: The value of a field is not allowed; the message names the first such field.
     """
     # Switches before sizes: they decide which sizes are used.
     for item in sorted(fields(shape), key=lambda item: "least" in item.metadata):
@@ -129,7 +129,7 @@ class ModelShape:
     vocab_size: int | None = size()
     """Tokens in the vocabulary, unpadded. Required, unless padded_vocab_size is given."""
     padded_vocab_size: int | None = size(off=True)
-    """Rows of the embedding as the host built it; unset: padded by the next three fields."""
+    """Rows of the embedding as the training framework built it; unset: padded by the next three fields."""
     make_vocab_size_divisible_by: int = size(128)
     """megatron-core pads the vocabulary to a multiple of this times the tensor-parallel size."""
     should_pad_vocab: bool = True
@@ -356,7 +356,7 @@ class ModelShape:
     encoder_num_attention_heads: int | None = size(off=True)
     """Heads of the encoder; num_attention_heads when unset."""
     relative_attention_num_buckets: int | None = size(off=True)
-    """Rows of T5's table of relative positions (one column a head), one table for the encoder and one for the decoder."""
+    """Rows of T5's table of relative positions (one column per head), one table for the encoder and one for the decoder."""
     add_key_bias: bool = True
     """False: keys have no bias where queries and values have one (Whisper)."""
     post_layer_norm: bool = True
@@ -420,7 +420,7 @@ class ModelShape:
 
     @property
     def built_vocab_size(self) -> int:
-        """Rows of the embedding: the host's, or up to a multiple of make_vocab_size_divisible_by x tensor_model_parallel_size."""
+        """Rows of the embedding: padded_vocab_size, or the vocabulary rounded up as megatron-core pads it."""
         if self.padded_vocab_size is not None:
             return self.padded_vocab_size
         if self.vocab_size is None or not self.should_pad_vocab:

@@ -178,7 +178,7 @@ class Over(Choice):
     LONGEST = "longest"
     """Tokens of the longest sequence of each micro-batch: of work that all its sequences share."""
     PROJECTED = "projected"
-    """Positions that an output layer projects which leaves some out; where a batch does not say, all tokens."""
+    """Positions that an output layer projects if it leaves some out; all tokens if the batch does not say how many."""
 
 
 _KNOWN_NAMES = {

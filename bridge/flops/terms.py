@@ -143,7 +143,7 @@ class Term:
         times: passes of each row through a matmul of this size (top-k experts), or a constant of a scan.
         inputs: the values it reads: one for a weight, two for a product of activations.
         outputs: the values it writes; writing to ``hidden`` adds to the residual stream.
-        kind: what conventions switch on.
+        kind: by which conventions count a term or leave it out.
         weight: whether a k x n weight belongs to it.
         copies, active_copies: equal weights side by side (experts), and how many of them one token uses.
         bias: entries of a bias vector per copy.
@@ -154,7 +154,7 @@ class Term:
         allowed: passes that can ever run: forward only for what is detached from the loss.
         passes: the passes that do run, set by ``transforms``.
         operations: of one row, for work that is not a matmul.
-        roles: what it is to those who ask.
+        roles: see ``Role``.
     """
 
     name: str

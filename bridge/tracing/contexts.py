@@ -1,4 +1,4 @@
-"""Which keys a query sees: read where transformers hands masks to its attention functions, never guessed."""
+"""Which keys a query sees, read from the masks that transformers passes to its attention functions and never guessed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bridge.flops.statistics import chunk_pairs, triangle, window_pairs
 from bridge.flops.terms import CAUSAL, Context
 
-#: The attributes by which a mask's window or chunk is looked for.
+#: Attributes of a layer or a config that hold the window or the chunk of its mask.
 _SIZES = ("sliding_window", "attention_chunk_size", "chunk_size")
 
 
 class Contexts:
-    """While it is on, the recorder knows the context of every attention function that transformers calls.
+    """Tells a recorder the context of every attention function that transformers calls.
 
     Attributes:
-        recorder: what takes the calls down.
+        recorder: the recorder of the run; set before it starts.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Contexts:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Stand between transformers and its masks and attention functions for the time."""
+        """Wrap transformers' mask and attention functions inside this block."""
         from transformers import masking_utils
         from transformers.modeling_utils import AttentionInterface
 
@@ -85,7 +85,7 @@ class Contexts:
 
 
 def _sizes(module: Any, kwargs: dict[str, Any]) -> Iterator[int]:
-    """Windows and chunks that the layer or its config names."""
+    """The windows and chunks that a call, its layer or the layer's config names."""
     for source in (kwargs, vars(module), vars(getattr(module, "config", module))):
         for name in _SIZES:
             size = source.get(name)
@@ -94,7 +94,12 @@ def _sizes(module: Any, kwargs: dict[str, Any]) -> Iterator[int]:
 
 
 def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context | None:
-    """The context of a mask function (batch, head, query, key) -> whether it is seen, by its values; None for any other form."""
+    """The context of a mask function, found by evaluating it; None if it has none of the known forms.
+
+    Args:
+        sees: (batch, head, query, key) -> whether the query sees the key, as transformers and flex attention define masks.
+        sizes: the windows and chunks that it may have, in tokens; those above 65,536 are not tried.
+    """
     length = 2 * max((64, *(size for size in sizes if size <= 2**16))) + 3
     rows = sorted({0, 1, length // 3, length // 2, length - 1, *(size for size in sizes if size < length)})
     try:
@@ -111,11 +116,15 @@ def context_of(sees: Callable[..., Any], sizes: tuple[int, ...] = ()) -> Context
 
 
 def _forms(sizes: tuple[int, ...]) -> Iterator[tuple[Context, Callable[[int], int], float]]:
-    """What is looked for, in this order: a context, its pairs up to the query in so many tokens, and the keys seen behind it."""
+    """The known forms in the order in which they are tried.
+
+    Yields:
+        A context, its causal pairs as a function of the number of tokens, and how many later keys a query sees.
+    """
     yield CAUSAL, triangle, 0
     yield from ((Context("window", (size,)), partial(window_pairs, window=size), 0) for size in sizes)
     yield from ((Context("chunk", (size,)), partial(chunk_pairs, chunk=size), 0) for size in sizes)
     yield Context("bidirectional"), triangle, math.inf
-    # Some name the distance, and some the first one that is too far.
+    # Some configs name the largest distance that is visible, others the smallest that is not.
     for size in (*sizes, *(size + 1 for size in sizes)):
         yield Context("bidirectional_window", (size,)), partial(window_pairs, window=size), size - 1

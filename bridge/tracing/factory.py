@@ -17,9 +17,9 @@ def from_factory(place: str) -> HuggingFaceConfig:
     """What ``factory()`` returns, traced.
 
     Args:
-        place: ``package.module:factory``, found as ``import`` finds it and in the current folder.  The factory takes nothing and
-            returns a ``torch.nn.Module`` (on the meta device it takes no memory), or a pair of it and ``inputs``, see
-            :func:`bridge.tracing.tracing.trace`.
+        place: ``package.module:factory``, found as ``import`` finds it and in the current folder.  The factory takes no
+            arguments and returns a ``torch.nn.Module`` (which takes no memory on the meta device), or a pair of a module and
+            ``inputs`` as :func:`bridge.tracing.tracing.trace` takes them.
 
     Raises:
         ConfigError: there is no such factory, it fails, or what it returns cannot be traced.
@@ -42,5 +42,5 @@ def _call(place: str) -> Any:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)()
-    except Exception as error:  # whatever somebody's own code raises
+    except Exception as error:  # user code may raise anything
         raise ConfigError(f"--trace {short(place)}: {type(error).__name__}: {error}") from error

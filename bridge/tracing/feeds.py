@@ -1,4 +1,4 @@
-"""What a module may be given: text in a few forms, images or sound beside it, token ids where nothing else is known."""
+"""Inputs that a trace tries: text in a few forms, with images or sound, or token ids where nothing else is known."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Inputs = Callable[[Point], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Feed:
-    """One way of giving something to a module.
+    """One form of a module's inputs.
 
     Attributes:
         inputs: a point -> keyword arguments of ``forward``.
-        encoder: tokens of a small text for its encoder; 0 where it has none.
-        patches: of an image, all that may be asked for (0 where its size is fixed); empty without images.
-        before: tokens that stand for images, at most.
-        left_out: sentences about what it does not run.
+        encoder: tokens of a short encoder input; 0 for a module without an encoder.
+        patches: the numbers of patches that an image may have (0 if its size is fixed); empty without images.
+        before: the most tokens that the images of a sequence take.
+        left_out: sentences about parts that do not run with these inputs.
     """
 
     inputs: Inputs
@@ -37,7 +37,7 @@ class Feed:
     left_out: tuple[str, ...] = ()
 
     def unseen(self, model: Any) -> Iterator[str]:
-        """Sentences about the parts that it does not run."""
+        """Sentences about the parts of ``model`` that do not run with these inputs."""
         config = getattr(images.inner(model), "config", None)
         for name in ("vision_config", "audio_config"):
             if getattr(config, name, None) is not None and not (self.patches and name == "vision_config"):
@@ -46,7 +46,7 @@ class Feed:
 
 
 def of_images(model: Any, mode: Any) -> Iterator[Feed]:
-    """With images in front of the text, in the forms that its tower takes; the module has no data, and runs in ``mode``."""
+    """Images in front of text, in the forms that the model's tower accepts; ``mode`` is the fake mode it runs in."""
     for way in images.forms(model):
         try:
             tokens = {h * w: _tokens(model, way.values(1, (h, w)), mode) for h, w in way.grids}
@@ -62,7 +62,7 @@ def _tokens(model: Any, values: Mapping[str, Any], mode: Any) -> int:
 
 
 def of_text(model: Any) -> Iterator[Feed]:
-    """Text, likelier forms first: without a mask, a square one, a flat one; without and with a cache."""
+    """Text, likelier forms first: without a mask, with one of four dimensions, with one of two; without and with a cache."""
     config = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         yield Feed(partial(_first_argument, _first_name(model)))

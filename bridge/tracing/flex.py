@@ -1,4 +1,4 @@
-"""Flex attention, which torch runs backward on a GPU alone: in a trace it is its two products, with what its mask says."""
+"""Flex attention, whose backward pass torch runs on GPUs only: a trace runs its two products instead and reads its mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bridge.tracing.contexts import context_of
 
 @contextmanager
 def flex_as_products(recorder: Any) -> Iterator[None]:
-    """While it is on, whoever calls flex attention runs two products, and the recorder knows which keys a query sees."""
+    """Replace flex attention by its two products inside this block, and tell the recorder which keys a query sees."""
     module: Any = sys.modules.get("torch.nn.attention.flex_attention")
     names = {
         "flex_attention_hop": partial(_products, recorder),
@@ -45,7 +45,7 @@ def _products(recorder: Any, query: Any, key: Any, value: Any, score: Any, block
 
 
 def sizes_of(sees: Callable[..., Any]) -> tuple[int, ...]:
-    """Whole numbers that a mask function reads beside its arguments: windows and chunks, if it has any."""
+    """The positive integers in a mask function's closure and globals: its windows and chunks, if it has any."""
     found = inspect.getclosurevars(sees) if inspect.isfunction(sees) else None
     values = [*found.nonlocals.values(), *found.globals.values()] if found else []
     inner = [size for value in values if inspect.isfunction(value) and value is not sees for size in sizes_of(value)]

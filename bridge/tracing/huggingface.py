@@ -1,4 +1,4 @@
-"""A Hugging Face config as a module without memory, and the tensor that its loss is made of."""
+"""A Hugging Face config as a module on the meta device, and the output from which a loss is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from bridge.flops.shapes import ConfigError, short
 
-#: Auto classes from which the class of a model type is taken where its config names none, as executed runs are chosen.
+#: Auto classes that are searched, in this order, for the class of a model type whose config names none.
 _AUTO = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MASKED_LM", "PRETRAINING", "MULTIMODAL_LM")
 
 
@@ -43,7 +43,7 @@ _ANYWHERE = (None, "eager", "sdpa")
 
 
 def prepare(config: Any) -> None:
-    """Experts as batched matmuls and attention in a form that run on every device; no layer left out by chance."""
+    """Select experts and attention that run on any device, and turn layer dropout off."""
     for one in (config, *(value for value in vars(config).values() if hasattr(value, "model_type"))):
         one._experts_implementation = "batched_mm"
         if getattr(one, "_attn_implementation", None) not in _ANYWHERE:
@@ -52,7 +52,7 @@ def prepare(config: Any) -> None:
 
 
 def keep_layers(holder: Any) -> None:
-    """Set the chance that a module or a config leaves a layer out to zero."""
+    """Turn layer dropout off in a module or a config."""
     for name, value in vars(holder).items():
         if name.endswith("layerdrop") and isinstance(value, (int, float)):
             setattr(holder, name, 0.0)
@@ -78,7 +78,10 @@ def _model_class(config: Any, kind: str) -> Any:
 
 
 def what_runs(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """A model; of one without a forward the language model in it (Qwen-Omni's thinker), with sentences about the other parts."""
+    """The module to run, and sentences about the parts that do not run.
+
+    That is the model itself, or the language model inside a model that has no ``forward`` (Qwen-Omni's thinker).
+    """
     if type(model).forward is not torch.nn.Module.forward:
         return model, ()
     parts = dict(model.named_children())
@@ -88,7 +91,7 @@ def what_runs(model: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]
 
 
 def output(result: Any) -> torch.Tensor:
-    """The tensor that a loss is made of."""
+    """The tensor from which a loss is computed: logits, or the last hidden states."""
     if isinstance(result, torch.Tensor):
         return result
     for name in ("logits", "prediction_logits", "last_hidden_state"):

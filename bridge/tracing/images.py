@@ -1,6 +1,6 @@
-"""How images and sound may be given to a transformers model: sizes of pixels and the tokens that stand for them.
+"""Images and sound as inputs of a transformers model: the shapes of pixels, and the placeholder tokens of each image.
 
-What a model makes of an image is asked of itself: its ``get_image_features`` says into how many tokens one goes.
+The model itself determines how many tokens an image takes: its ``get_image_features`` is run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 
 from bridge.tracing.solving import Point
 
-#: Sides of a grid of patches, in what is merged to one token; odd ones too, which do not fill the windows of a tower.
+#: Sides of an image in merged patches; some are odd, so that they do not fill the windows of a tower.
 _GRIDS = ((4, 4), (3, 5), (8, 8), (5, 7))
 
 
 @dataclass(frozen=True)
 class PixelForm:
-    """One form of pixels.
+    """One form in which a model takes pixels.
 
     Attributes:
-        values: images, sides of their grids -> arguments of ``get_image_features``.
-        grids: sides of a grid of patches that may be asked for; one where the size of an image is fixed.
+        values: (number of images, sides of their grid of patches) -> arguments of ``get_image_features``.
+        grids: the sides that a grid of patches may have; a single entry if the size of an image is fixed.
     """
 
     values: Callable[[int, tuple[int, int]], dict[str, Any]]
@@ -38,7 +38,7 @@ def inner(model: Any) -> Any:
 
 
 def takes_images(model: Any) -> bool:
-    """Whether it has a tower that is fed through ``pixel_values``, and a token that stands for an image."""
+    """Whether a model has a vision tower that reads ``pixel_values`` and a placeholder token for images."""
     base = inner(model)
     config = getattr(base, "config", None)
     return (
@@ -58,7 +58,7 @@ def _image_token(config: Any) -> int | None:
 
 
 def forms(model: Any) -> Iterator[PixelForm]:
-    """Likely forms of its pixels."""
+    """The forms in which a model may take pixels, likelier ones first."""
     config = inner(model).config.vision_config
     asked = inspect.signature(inner(model).get_image_features).parameters
     channels = getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3
@@ -79,7 +79,7 @@ def _grids(merge: int) -> tuple[tuple[int, int], ...]:
     return tuple((merge * h, merge * w) for h, w in _GRIDS)
 
 
-#: Patches of a fixed image, above which it is not run.
+#: The most patches of a fixed size of image that is run.
 _MOST = 2500
 
 
@@ -100,7 +100,7 @@ def _patches(config: Any, channels: int, images: int, grid: tuple[int, int]) -> 
 
 
 def tokens_of(model: Any, values: Mapping[str, Any]) -> int:
-    """Tokens that these pixels become."""
+    """How many tokens these pixels take."""
     features = inner(model).get_image_features(**values)
     found = getattr(features, "pooler_output", features)
     parts = list(found) if isinstance(found, (list, tuple)) else [found]
@@ -126,7 +126,7 @@ def given(model: Any, way: PixelForm, tokens: Mapping[int, int], point: Point) -
 
 
 def hears(model: Any) -> bool:
-    """Whether its encoder takes the spectrogram of a clip of fixed length, as Whisper's does."""
+    """Whether a model's encoder reads the spectrogram of a clip of fixed length, as Whisper's does."""
     config = getattr(inner(model), "config", None)
     named = getattr(inner(model), "main_input_name", "") == "input_features"
     return named and all(isinstance(getattr(config, name, None), int) for name in ("num_mel_bins", "max_source_positions"))

@@ -1,4 +1,4 @@
-"""Which operations of torch are matrix work, and the sizes that multiply to it: facts about its signatures."""
+"""Which of torch's operations are matrix products, and the dimensions of each, read from its arguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class MatrixProduct:
     """One matrix product: the product of ``dims`` multiply-accumulates.
 
     Attributes:
-        name: what it is called where it has no weight.
+        name: the term's name if neither operand is a weight.
         dims: the reduced dimension, the produced one, and the others.
         operands: the tensors that are multiplied.
-        passes: what it is in a backward pass, where the operation says so itself.
-        sees: which keys a query sees, where the operation itself says so.
+        passes: DGRAD or WGRAD where the operation determines it, else NONE.
+        sees: which keys a query sees, where the operation determines it.
         depthwise: a convolution that does not mix channels.
     """
 
@@ -43,7 +43,7 @@ Products = Callable[[tuple[Any, ...], Any], Iterator[MatrixProduct]]
 
 
 def _matmul(first: int = 0) -> Products:
-    """The product of two arguments that stand beside each other; before them ``addmm`` and ``baddbmm`` have a bias."""
+    """The product of two consecutive arguments; in ``addmm`` and ``baddbmm`` a bias comes before them."""
 
     def work(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
         a, b = args[first : first + 2]
@@ -74,7 +74,7 @@ def _convolution_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixPro
 def _attention(
     query: Any, key: Any, value: Any, others: tuple[int, ...], passes: Pass = Pass.NONE, sees: Context | None = None
 ) -> Iterator[MatrixProduct]:
-    """Scores, and what they make of the values; ``others`` are all dimensions but the width of a head."""
+    """The products of attention: scores, and their sums of values; ``others`` are the dimensions beside a head's width."""
     yield MatrixProduct("query_key", (query.shape[-1], *others), (query, key), passes, sees)
     yield MatrixProduct("scores_value", (value.shape[-1], *others), (query, value), passes, sees)
 
@@ -85,7 +85,7 @@ def _heads(query: Any, key: Any) -> tuple[int, ...]:
 
 
 def _fused(place: int, mask: int | None = None) -> Products:
-    """Fused attention; the places of ``is_causal`` and of its mask among the arguments."""
+    """Fused attention; ``place`` and ``mask`` are the indices of ``is_causal`` and of the mask among its arguments."""
 
     def work(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]:
         query, key, value = args[:3]
@@ -117,7 +117,7 @@ def _varlen_backward(args: tuple[Any, ...], out: Any) -> Iterator[MatrixProduct]
 
 
 def _window(window: Any, causal: bool) -> Context | None:
-    """Of keys to the left and to the right; negative where all of them are seen."""
+    """The context of a window given as (keys to the left, keys to the right), of which negative ones mean all."""
     left, right = window or (-1, 0 if causal else -1)
     if left < 0:
         return CAUSAL if causal or right == 0 else BIDIRECTIONAL if right < 0 else None
@@ -147,16 +147,16 @@ KERNELS: dict[Any, Products] = {
     aten._scaled_dot_product_cudnn_attention_backward: _fused_backward,
 }
 
-#: The same by name, of operations that are there once their module is imported, which takes seconds and whoever calls them does.
+#: The same by name, for operations that exist only once their module is imported, which takes seconds.
 _IMPORTED = {"torch_attn::_varlen_attn": _varlen, "torch_attn::_varlen_attn_backward": _varlen_backward}
 
 
 def products_of(operation: Any) -> Products | None:
-    """The matrix products of an operation; None: it has none."""
+    """The matrix products of an operation; None if it has none."""
     return KERNELS.get(operation) or _IMPORTED.get(operation._qualified_op_name)
 
 
-#: Questions about a tensor; they do no work.
+#: Operations that only read a tensor's metadata.
 QUESTIONS = frozenset({
     aten.sym_is_contiguous.default, aten.is_contiguous.default, aten.is_contiguous.memory_format,
     aten.is_strides_like_format.default, aten.is_non_overlapping_and_dense.default, aten.size.default, aten.sym_size.default,

@@ -1,4 +1,4 @@
-"""A live module without its memory: a copy whose parameters are fake; the module itself is not touched."""
+"""A live module without its memory: a copy with fake parameters, which leaves the module itself unchanged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bridge.tracing.packed import is_packed, unpacked
 
 
 def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
-    """A copy to be run: no data, in training mode, experts as batched matmuls, no layer left out by chance.
+    """A copy without data, prepared to run (see ``prepared``).
 
     Raises:
-        ConfigError: something that it holds cannot be copied.
+        ConfigError: The module holds something that cannot be copied.
     """
-    # What counts positions or maps tokens keeps its data; nothing else has any.
+    # Integer buffers, which hold positions or maps of tokens, keep their data.
     kept = {id(buffer) for buffer in model.buffers() if not (buffer.is_floating_point() or buffer.is_meta)}
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in kept]
-    # The memory of ``deepcopy``: what stands for an object that was copied already.
+    # The memo of ``deepcopy``: object -> its copy.
     fakes: dict[int, Any] = {id(tensor): _fake(tensor, mode) for tensor in tensors}
     for module in filter(is_packed, model.modules()):
         layer = fakes[id(module)] = unpacked(module)
@@ -39,10 +39,10 @@ def copied(model: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
 
 @contextmanager
 def untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Around the run of a copy: gradients of the model itself stay as they are.
+    """Around the run of a copy: the gradients of the model itself stay as they are.
 
     Raises:
-        ConfigError: the copy led back to the model, since a forward pass was replaced by a function that knows the module.
+        ConfigError: The copy ran the model itself, because a ``forward`` was replaced by a function that refers to the module.
     """
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
@@ -59,7 +59,7 @@ def untouched(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    """On the CPU wherever the tensor is, as what it is run with."""
+    """A fake tensor of the same shape on the CPU, where the inputs of the run are."""
     with mode:
         fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
     if isinstance(tensor, torch.nn.Parameter):
@@ -68,7 +68,7 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
 
 
 def prepared(model: torch.nn.Module) -> torch.nn.Module:
-    """A model that is ours, made ready to be run."""
+    """A model that may be changed, ready to run: in training mode, with experts as batched matmuls and without layer dropout."""
     model.train()
     for module in model.modules():
         config: Any = getattr(module, "config", None)

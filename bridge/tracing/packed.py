@@ -1,4 +1,4 @@
-"""Linear layers whose weights are packed into fewer bits: what they multiply by has the sizes that they name."""
+"""Linear layers with packed weights (4 or 8 bits): they multiply by a matrix of ``out_features`` x ``in_features``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Unpacked(nn.Linear):
-    """The layer with its weight as it is multiplied by; the input may have any number format."""
+    """The layer with an unpacked weight; its input may have any number format."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features of the input -> features of the output."""
@@ -17,7 +17,7 @@ class Unpacked(nn.Linear):
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether it is a linear layer that holds something else than a matrix of its sizes."""
+    """Whether a module is a linear layer that does not hold its weight as one floating-point matrix."""
     sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
     if not all(isinstance(size, int) for size in sizes) or next(module.children(), None) is not None:
         return False
@@ -27,7 +27,7 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def unpacked(module: Any) -> nn.Linear:
-    """The same layer on the meta device, frozen as packed weights are."""
+    """The same layer with an unpacked weight on the meta device, which is frozen as packed weights are."""
     bias: Any = getattr(module, "bias", None)
     layer = Unpacked(module.in_features, module.out_features, bias=bias is not None, device="meta")
     layer.requires_grad_(False)

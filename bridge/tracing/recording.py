@@ -1,7 +1,7 @@
-"""What a module runs: every matrix product of a forward and a backward pass, with its module, its weight and its pass.
+"""Records what a module runs: every matrix product of a forward and a backward pass, with its module, weight and pass.
 
-The backward pass has no hooks: autograd numbers the operations of the forward pass, and a backward operation knows the
-number of the one it belongs to.
+Modules have no hooks inside the backward pass.  Autograd numbers the operations of the forward pass instead, and each backward
+operation has the number of the forward operation it belongs to.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Op:
         dims: the reduced dimension, the produced one, and the others.
         passes: FORWARD, RECOMPUTE, DGRAD or WGRAD.
         weight: the parameter or buffer that it reads, empty for two activations.
-        forward: the operation of the forward pass it belongs to; None for these, and where that one was no matrix product.
-        context: which keys a query sees, where that was read.
+        forward: index of the forward operation that a backward one belongs to; None if it is no recorded product.
+        context: which keys a query sees; None if that could not be read.
         depthwise: a convolution that does not mix channels.
     """
 
@@ -46,17 +46,17 @@ class Op:
 
 
 class Recorder(TorchDispatchMode):
-    """Records ``ops`` while it is on.
+    """Records the matrix products that run inside ``with recorder.on()``.
 
     Args:
-        model: whose modules are named.
-        weights: tensors by name: what counts as a weight, buffers too.
-        computes: what no weight flows into (token ids, masks, positions, sizes of images) has data and is computed.
+        model: the module whose submodules give operations their paths.
+        weights: parameters and buffers by name.
+        computes: whether small tensors that no weight flows into (token ids, masks, positions, sizes of images) have data.
 
     Attributes:
-        ops: in their order.
-        context: of the attention function that runs.
-        needed: modules into which something flowed that needs a gradient.
+        ops: the operations in the order in which they ran.
+        context: the context of the attention function that is running; None outside of one.
+        needed: paths of the modules with an input that needs a gradient.
     """
 
     def __init__(self, model: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, computes: bool = False):
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def seeing(self, context: Context | None) -> Iterator[None]:
-        """Around an attention function: which keys its queries see."""
+        """Around an attention function: sets its context, which keys its queries see."""
         before, self.context = self.context, context
         try:
             yield
@@ -107,7 +107,7 @@ class Recorder(TorchDispatchMode):
 
     @property
     def path(self) -> str:
-        """The module that runs."""
+        """Path of the module that is running."""
         return self._stack[-1] if self._stack else ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,7 +135,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _has_data(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether all that an operation reads has data; of one that reads nothing, whether it makes a few whole numbers."""
+        """Whether an operation can be computed: its inputs are small and have data, or it has none and makes a few integers."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if tensors:
             known = all(type(tensor) is torch.Tensor and tensor.is_cpu and not tensor.requires_grad for tensor in tensors)
@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
     # ---- weights ---------------------------------------------------------------------------------
 
     def _spread(self, packet: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """What is computed from weights alone is a weight, and so are rows that were chosen among stacked matrices (experts)."""
+        """Count as weights what is computed from weights alone, and matrices selected from a stack of weights (experts)."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         names = [self._weight(tensor) for tensor in tensors]
         chosen = packet in _CHOOSING and tensors[0].dim() > 2
@@ -184,7 +184,7 @@ class Recorder(TorchDispatchMode):
         self._numbers.setdefault(torch.autograd._get_sequence_nr() - 1, list(range(first, len(self.ops))))
 
     def _original(self, again: Op) -> int | None:
-        """The operation of the forward pass that runs again: in their order, in one module."""
+        """Index of the forward operation that runs again: those of one module do so in their order."""
         key = again.path, again.name, again.weight, again.dims
         after = self._repeated.get(key, -1)
         for i, op in enumerate(self.ops):
@@ -209,14 +209,14 @@ class Recorder(TorchDispatchMode):
             self.ops.append(op)
 
     def _gradient(self, op: Op, one: MatrixProduct) -> Pass:
-        """Of a weight's product the gradient that reads the weight is that of the activations."""
+        """DGRAD or WGRAD: the gradient of the activations is the product that reads the weight."""
         if op.weight:
             return Pass.DGRAD if any(map(self._weight, one.operands)) else Pass.WGRAD
         taken = any(other.forward == op.forward and other.passes is Pass.DGRAD for other in self.ops[-8:])
         return Pass.WGRAD if taken and op.forward is not None else Pass.DGRAD
 
 
-#: Elements of a tensor that may be made to be computed with.
+#: The most elements of a tensor that is computed with real data.
 _LITTLE = 2**20
 
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
@@ -224,7 +224,7 @@ _CHOOSING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.g
 
 
 def _places(indices: Any) -> list[Any]:
-    """Masks that have data as the places they name, so that how many these are is known."""
+    """Boolean masks that have data as indices, so that the number of selected elements is known."""
     result = []
     for index in indices:
         if type(index) is torch.Tensor and index.dtype is torch.bool and index.is_cpu:

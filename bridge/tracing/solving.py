@@ -1,6 +1,6 @@
-"""From numbers at a few points to exact formulas: each dimension of an operation as a function of the lengths.
+"""Exact formulas from values at a few points: each dimension of an operation as a polynomial in the lengths.
 
-Everything is a ``Fraction``: what is solved is equal at the points that were not used, or it is not a solution.
+All arithmetic is on ``Fraction``.  A solution has to hold at every point, also at those beyond the number of its unknowns.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from fractions import Fraction
 from math import lcm, prod
 from operator import mul
 
-#: What a number may be made of, for each thing there may be so much of; tried in this order.
+#: The monomials that a solution may have, for each scale, in the order in which scales are tried.
 Bases = Mapping["Scale", Sequence["Monomial"]]
-#: A product of powers of what ``Point.values`` names.
+#: Exponents of the four numbers of ``Point.values``.
 Monomial = tuple[int, int, int, int]
 _NONE: Monomial = (0, 0, 0, 0)
 
 
 class Scale(enum.Enum):
-    """Of what there is as much work as a polynomial says."""
+    """What a polynomial is multiplied by to give the value for a batch."""
 
     ONCE = "once"
-    """Of a batch."""
+    """One: it holds for the batch as a whole."""
     SEQUENCES = "sequences"
+    """The number of sequences."""
     IMAGES = "images"
+    """The number of images."""
     NEITHER = "neither"
-    """A product of several of them: no sum over a batch."""
+    """A product of several of these, which is no sum over the batch."""
 
     def __mul__(self, other: Scale) -> Scale:
         return other if self is Scale.ONCE else self if other is Scale.ONCE else Scale.NEITHER
@@ -35,14 +37,14 @@ class Scale(enum.Enum):
 
 @dataclass(frozen=True)
 class Point:
-    """One batch that a model was run with: equal sequences.
+    """A batch of equal sequences that a model runs with.
 
     Attributes:
-        batch: their number.
-        length: tokens of each.
+        batch: the number of sequences.
+        length: tokens of each sequence.
         encoder: tokens of each encoder input; 0 for models without an encoder.
         images: images in each sequence.
-        patches: of each image, where its size is free; else 0.
+        patches: patches of each image; 0 if the size of images is fixed.
     """
 
     batch: int
@@ -52,24 +54,24 @@ class Point:
     patches: int = 0
 
     def values(self, chunk: int = 1) -> Monomial:
-        """Tokens, encoder tokens and chunks of one sequence, patches of one image.
+        """Tokens, encoder tokens and chunks of one sequence, and patches of one image.
 
-        The last chunk may be short; of a negative size only full ones count.
+        A short last chunk counts too, unless ``chunk`` is negative: then only full chunks of ``-chunk`` tokens count.
         """
         return self.length, self.encoder, -(-self.length // chunk) if chunk > 0 else self.length // -chunk, self.patches
 
     def times(self, scale: Scale) -> int:
-        """How often something is in a batch."""
+        """The factor of a scale in this batch."""
         return {Scale.ONCE: 1, Scale.SEQUENCES: self.batch, Scale.IMAGES: self.batch * self.images}[scale]
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """A polynomial in the lengths of one sequence or one image, times their number or not.
+    """A polynomial in the lengths of one sequence or one image, multiplied by its scale.
 
     Attributes:
         coefficients: powers of (tokens, encoder tokens, chunks, patches) -> coefficient, without zeros.
-        scale: of what there is so much.
+        scale: what the polynomial is multiplied by.
         chunk: tokens of a chunk; negative where only full ones count.
     """
 
@@ -88,13 +90,13 @@ class Polynomial:
 
     @property
     def constant(self) -> int:
-        """Its value where that is the same whatever the batch; else 0."""
+        """Its value if that is the same for every batch; else 0."""
         same = self.scale is Scale.ONCE and set(self.coefficients) <= {_NONE}
         return int(self.coefficients.get(_NONE, 0)) if same else 0
 
     @property
     def factor(self) -> int:
-        """The whole number before its one monomial; 1 where it has several."""
+        """The integer coefficient of its only monomial; 1 if it has several, or a fraction."""
         value = next(iter(self.coefficients.values())) if len(self.coefficients) == 1 else Fraction(1)
         return value.numerator if value.denominator == 1 else 1
 
@@ -113,15 +115,15 @@ class Polynomial:
 
 
 def constant(value: int | Fraction) -> Polynomial:
-    """A number, whatever the batch."""
+    """The polynomial that has this value for every batch."""
     return Polynomial({_NONE: Fraction(value)} if value else {})
 
 
 class Solver:
-    """Numbers at some points as functions of the lengths there.
+    """Fits polynomials to values at some points.
 
     Args:
-        points: must decide it: a basis that they do not tell apart gives no solution rather than one of many.
+        points: where the values are taken; a basis that these points do not determine gives no solution.
         bases: see ``Bases``.
         chunk: see ``Polynomial``.
     """
@@ -132,7 +134,7 @@ class Solver:
         self._known: dict[tuple[int, ...], Polynomial | None] = {}
 
     def fit(self, values: Sequence[int]) -> Polynomial | None:
-        """The one combination of a basis, times the number of what it is a basis of, that has these values; None if none has."""
+        """The polynomial over the first basis that has these values, one per point; None if no basis has one."""
         key = tuple(values)
         if key not in self._known:
             self._known[key] = constant(key[0]) if len(set(key)) == 1 else self._solve(key)
@@ -147,7 +149,7 @@ class Solver:
         return None
 
 
-#: What turns values at points into a solution and then zeros: of each row a denominator, and a whole number for each point.
+#: The inverse of a basis at the points, then rows that a solution maps to zero: a denominator and integers, one per point.
 _System = list[tuple[int, list[int]]]
 
 
@@ -159,7 +161,7 @@ def _rows(points: Sequence[Point], scale: Scale, basis: Sequence[Monomial], chun
 
 
 def _elimination(rows: list[list[Fraction]]) -> _System | None:
-    """Gauss's, done once for all values; None where the rows do not tell the columns apart."""
+    """Gauss-Jordan elimination, done once for all values; None if the columns are linearly dependent."""
     width = len(rows[0])
     system = [[*row, *(Fraction(i == j) for j in range(len(rows)))] for i, row in enumerate(rows)]
     for column in range(width):

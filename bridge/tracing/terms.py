@@ -14,7 +14,7 @@ from bridge.tracing.solving import Monomial, Polynomial, Scale
 
 _TOKENS: Monomial = (1, 0, 0, 0)
 _SQUARE: Monomial = (2, 0, 0, 0)
-#: Powers of (tokens, encoder tokens, chunks, patches) -> the statistic, for what there may be so much of.
+#: Powers of (tokens, encoder tokens, chunks, patches) -> the kind of a statistic and what it is summed over, by scale.
 _STATISTICS: dict[Scale, dict[Monomial, tuple[str, str]]] = {
     Scale.SEQUENCES: {
         (0, 0, 0, 0): ("count", "sequences"),
@@ -42,7 +42,7 @@ _STATISTICS: dict[Scale, dict[Monomial, tuple[str, str]]] = {
 
 
 def statistic(monomial: Monomial, scale: Scale, chunk: int) -> Statistic | None:
-    """The statistic whose value this monomial has; None where no additive one has."""
+    """The statistic that has the value of this monomial; None if no additive statistic has."""
     kind, over = _STATISTICS.get(scale, {}).get(monomial, ("", ""))
     if chunk < 0:
         kind = kind.replace("pieces", "quotient")
@@ -50,7 +50,7 @@ def statistic(monomial: Monomial, scale: Scale, chunk: int) -> Statistic | None:
 
 
 def priced(polynomial: Polynomial) -> bool:
-    """Whether there is a statistic for all of it."""
+    """Whether every monomial of a polynomial has a statistic."""
     return all(statistic(key, polynomial.scale, polynomial.chunk) for key in polynomial.coefficients)
 
 
@@ -61,8 +61,8 @@ class Solved:
     Attributes:
         op: the operation.
         work: multiply-accumulates.
-        k, n: the reduced and the produced dimension where they are constant, else what is.
-        passes: all that run with this work.
+        k, n: two constant factors of the work: the reduced and the produced dimension of a weight; a head's width and the heads.
+        passes: all passes that do this work.
     """
 
     op: Op
@@ -89,18 +89,18 @@ _ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|wg|classifier)(\.|$)", re.I)
 #: The norms of latent attention, which one convention prices.
 _LATENT_NORM = re.compile(r"\.(q|kv)_a_(layer)?norm$")
 _EXPERTS = re.compile(r"(^|\.)experts?(\.|$)")
-#: An expert for all tokens that stands beside the block of the others (Granite).
+#: A shared expert outside the block of the routed ones (Granite).
 _SHARED = re.compile(r"\.shared_mlp(\.|$)")
 
 
 def _inside(path: str, block: str) -> bool:
-    """Whether a module is of a block of experts; where that is a whole layer (Gemma 4), its attention is not."""
+    """Whether a module belongs to a block of experts; if that is a whole layer (Gemma 4), its attention does not."""
     return path == block or (path.startswith(block + ".") and not _ATTENTION.search(path[len(block) :]))
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the module tree says.
+    """What the names of modules tell about a model.
 
     Attributes:
         output: path of the output layer, empty where there is none.
@@ -112,14 +112,14 @@ class Names:
 
     @classmethod
     def of(cls, model: Any) -> Names:
-        """Of a module."""
+        """The names of a module's tree."""
         head = getattr(model, "get_output_embeddings", lambda: None)()
         paths = {id(module): name for name, module in model.named_modules()}
         blocks = tuple(name.rpartition(".")[0] for name in paths.values() if name.rpartition(".")[2] == "experts")
         return cls(paths.get(id(head), "") if head is not None else "", blocks)
 
     def component(self, path: str, core: bool = False) -> str:
-        """The line of the breakdown of a module or a parameter."""
+        """The line of the breakdown that a module or a parameter belongs to; ``core`` for products of two activations."""
         if _ADAPTER.search(path):
             return "adapters"
         if _PROJECTOR.search(path):
@@ -152,7 +152,7 @@ class Names:
         return bool(self.output) and (path == self.output or path.startswith(self.output + "."))
 
     def kind(self, op: Op, n: int) -> Kind:
-        """What conventions may leave out."""
+        """The kind of the term of an operation, by which conventions leave terms out."""
         if op.depthwise:
             return Kind.CONVOLUTION
         if not op.weight:
@@ -165,7 +165,7 @@ class Names:
         return Kind.LINEAR
 
     def place(self, path: str) -> int | TermPlace:
-        """Where in a pipeline."""
+        """The place of a module in a pipeline."""
         component, layer = self.component(path), _LAYER.search(path)
         if component in ("vision_model", "audio_model", "vision_projector") or _ENCODER.search(path) or component == "embedding":
             return TermPlace.FIRST
@@ -181,10 +181,10 @@ def terms_of(solved: list[Solved], parameters: Mapping[str, Any], names: Names, 
     """The terms of a plan.
 
     Args:
-        solved: every operation.
+        solved: all operations.
         parameters: name -> parameter; tied ones by their first name.
-        names: what the module tree says.
-        needed: modules into which something flowed that needs a gradient.
+        names: the names of the module tree.
+        needed: paths of the modules with an input that needs a gradient.
     """
     left = dict(parameters)
     terms = [term for one in solved for term in _priced_terms(one, left, names)]
@@ -238,7 +238,7 @@ def _name(op: Op, owns: bool) -> str:
 
 
 def _of_experts(term: Term, experts: tuple[int, int] | None, parameter: Any) -> Term:
-    """A parameter that has a row for each expert beside it, such as their biases, of which a token uses those that it visits."""
+    """The term of a parameter with one row per expert, such as a bias: a token uses the rows of the experts that it visits."""
     if experts is None or parameter.dim() < 2 or parameter.shape[0] != experts[0]:
         return term
     copies, active = experts
@@ -246,7 +246,7 @@ def _of_experts(term: Term, experts: tuple[int, int] | None, parameter: Any) -> 
 
 
 def _table(name: str, parameter: Any, names: Names, needed: Container[str]) -> Term:
-    """A parameter that no product multiplies by: an embedding, a norm, a bias."""
+    """The term of a parameter that is in no matrix product: an embedding, a norm, a bias."""
     numel, path = parameter.numel(), name.removesuffix(".weight")
     kind = Kind.LATENT_NORM if _LATENT_NORM.search(path) else Kind.TABLE if parameter.dim() > 1 else Kind.NORM
     component = names.component(path)

@@ -26,23 +26,23 @@ from bridge.tracing.recording import Op, Recorder
 from bridge.tracing.solving import Bases, Monomial, Point, Polynomial, Scale, Solver, constant
 from bridge.tracing.terms import Names, Solved, priced, terms_of, unread
 
-#: What a dimension may be made of, and what all the work of a module may be.
+#: Monomials of a single dimension (linear), and of the whole work of a module (square).
 _LINEAR: tuple[Monomial, ...] = ((0, 0, 0, 0), (1, 0, 0, 0))
 _SQUARE: tuple[Monomial, ...] = (*_LINEAR, (2, 0, 0, 0))
 _LINEAR_ENCODER: tuple[Monomial, ...] = (*_LINEAR, (0, 1, 0, 0))
 _LINEAR_CHUNKS: tuple[Monomial, ...] = (*_LINEAR, (0, 0, 1, 0))
 _SQUARE_CHUNKS: tuple[Monomial, ...] = (*_SQUARE, (0, 0, 1, 0), (0, 0, 2, 0), (1, 0, 1, 0))
 _SQUARE_ENCODER: tuple[Monomial, ...] = (*_SQUARE, (0, 1, 0, 0), (0, 2, 0, 0), (1, 1, 0, 0))
-#: The same of an image: of one whose size is fixed, of others.
+#: The same for an image whose size is fixed, and for one of any size.
 _IMAGE: tuple[Monomial, ...] = ((0, 0, 0, 0),)
 _LINEAR_IMAGE: tuple[Monomial, ...] = (*_IMAGE, (0, 0, 0, 1))
 _SQUARE_IMAGE: tuple[Monomial, ...] = (*_LINEAR_IMAGE, (0, 0, 0, 2))
 
-#: Chunks of known kernels and poolings, after what a config names; negative where what does not fill one is left out.
+#: Chunk sizes of known kernels and poolings, tried after those of the config; negative ones drop a chunk that is not full.
 _CHUNKS = (64, 128, 256, 32, 16, 512, 2, 4, 8, -2, -4, -8)
-#: Pairs of lengths past the first chunk of known kernels, and shorter ones where positions end before.
+#: Pairs of lengths beyond the first chunk of known kernels, then shorter ones for models with few positions.
 _FAR = ((300, 601), (300, 460), (40, 23), (16, 19))
-#: Lengths that tell chunks of all sizes apart.
+#: Lengths at which chunks of all these sizes differ.
 _CHUNKED = (64, 133, 259, 515, 1100)
 
 
@@ -51,8 +51,8 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
 
     Args:
         model: a ``torch.nn.Module``, which is not changed or moved, or a Hugging Face config as a mapping.
-        inputs: maps a ``solving.Point`` to keyword arguments of ``forward``; by default text, images or sound in the form of
-            transformers' models, and token ids as the first argument of any other module.
+        inputs: maps a ``solving.Point`` to keyword arguments of ``forward``; by default text, images or sound as transformers'
+            models take them, and token ids as the first argument of any other module.
 
     Returns:
         A configuration for ``compile_plan``.  ``not_counted`` names modules whose work is no known function of the lengths.
@@ -71,7 +71,7 @@ def trace(model: Any, inputs: Inputs | None = None) -> Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the output of a failed attempt, because another way is tried next."""
+    """Silences torch's log of a failed attempt, after which other inputs are tried."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -82,7 +82,7 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def _trace(module: torch.nn.Module, mode: FakeTensorMode, inputs: Inputs | None) -> Model:
-    """Of a module that is ours."""
+    """The plan of a module that may be changed."""
     if inputs is not None:
         return Tracer(module, mode, [Feed(inputs)]).model()
     if takes_images(module):
@@ -93,7 +93,7 @@ def _trace(module: torch.nn.Module, mode: FakeTensorMode, inputs: Inputs | None)
 
 
 def _with_images(module: torch.nn.Module, mode: FakeTensorMode) -> Model | None:
-    """The plan with images; None where it does not run with any, or where not all that runs was solved."""
+    """The plan with images; None if the module does not run with any, or if some of what runs could not be solved."""
     for feed in feeds.of_images(module, mode):
         try:
             found = Tracer(module, mode, [feed]).model()
@@ -105,12 +105,12 @@ def _with_images(module: torch.nn.Module, mode: FakeTensorMode) -> Model | None:
 
 
 class Tracer:
-    """One module, ours and without data, that is run at several points.
+    """Runs one module at several points and solves for its work.
 
     Args:
-        module: see ``live``.
-        mode: in which it runs if it is not on the meta device.
-        ways: of giving it something; the first one that it takes is taken.
+        module: a module without data that may be changed, see ``live``.
+        mode: the fake mode in which it runs if it is not on the meta device.
+        ways: forms of its inputs; the first that it accepts is used.
     """
 
     def __init__(self, module: torch.nn.Module, mode: FakeTensorMode, ways: Iterable[Feed]):
@@ -125,7 +125,11 @@ class Tracer:
         self.progress = Progress(type(module).__name__)
 
     def model(self) -> Model:
-        """Trace, solve, check."""
+        """The traced plan.
+
+        Raises:
+            ConfigError: The module runs with none of the inputs.
+        """
         self._find_a_way()
         solved, sentences = self._solve()
         parameters = self.parameters
@@ -138,7 +142,7 @@ class Tracer:
     # ---- running ---------------------------------------------------------------------------------
 
     def _find_a_way(self) -> None:
-        """The first way of giving it something that it takes; the first run is thrown away, since some models change in it."""
+        """Find the first inputs that the module accepts; the first run is discarded, since some models change during it."""
         errors = []
         for feed in self.ways:
             self.feed = feed
@@ -163,7 +167,7 @@ class Tracer:
         return Point(batch, feed.before + length, encoder, images, feed.patches[size % len(feed.patches)])
 
     def ops(self, point: Point) -> list[Op]:
-        """What runs at a point; ConfigError where it does not run."""
+        """The operations at a point; ConfigError if the module does not run there."""
         if point not in self.runs:
             try:
                 self.runs[point] = self._run(point)
@@ -194,7 +198,7 @@ class Tracer:
     # ---- solving ---------------------------------------------------------------------------------
 
     def _points(self) -> list[Point]:
-        """Small ones, and two that are longer than a chunk of any known kernel: small ones alone prove nothing there."""
+        """Short sequences in different numbers and lengths, with other encoder inputs and images where there are any."""
         near = [self._point(), self._point(batch=3, size=1), self._point(length=14, size=2)]
         if self.feed.encoder:
             near += [self._point(encoder=8), self._point(length=14, encoder=8)]
@@ -203,6 +207,7 @@ class Tracer:
         return near
 
     def _far(self) -> list[Point]:
+        """Two points longer than a chunk of any known kernel, without which a fit proves nothing about such kernels."""
         for one, other in _FAR:
             far = [self._point(3, one, 2 * self.feed.encoder, 2, 2), self._point(2, other, 3 * self.feed.encoder)]
             try:
@@ -229,7 +234,7 @@ class Tracer:
         return merged(solved), _sentences(open_groups)
 
     def _at(self, *lengths: int) -> list[Point]:
-        """Points of these lengths, as far as it runs at them."""
+        """Points of these lengths, up to the first at which the module does not run."""
         found = []
         for length in lengths:
             try:
@@ -240,7 +245,7 @@ class Tracer:
         return found
 
     def _chunks(self) -> list[int]:
-        """What the config calls a chunk, then those of known kernels."""
+        """The chunk sizes that the config names, then those of known kernels."""
         config = getattr(self.module, "config", None)
         named = [value for one in (config, getattr(config, "text_config", None)) for value in _chunk_sizes(one)]
         return list(dict.fromkeys((*named, *(-size for size in named), *_CHUNKS)))
@@ -259,7 +264,7 @@ class Tracer:
         return {**bases, Scale.ONCE: of_text}
 
     def _fit(self, points: Sequence[Point], chunk: int, only: Sequence[Key] | None) -> tuple[list[Solved], list[Key]]:
-        """What is a function of the lengths at all these points, and the groups that are none."""
+        """The operations that are a function of the lengths at all these points, and the groups that are not."""
         runs = [_grouped(self.ops(point)) for point in points]
         keys = list(dict.fromkeys(key for run in runs for key in run)) if only is None else only
         linear, square = (Solver(points, self._bases(chunk, square=square), chunk) for square in (False, True))
@@ -291,7 +296,7 @@ def _chunk_sizes(config: Any) -> Iterator[int]:
 
 
 def _solved(runs: list[list[Op]], linear: Solver, square: Solver) -> list[Solved] | None:
-    """One group at all points: operation by operation where their number is the same, else by its sum."""
+    """One group at all points: each operation by itself if all points have equally many, else their sum."""
     if len({len(run) for run in runs}) == 1:
         found = [_one(ops, linear) for ops in zip(*runs, strict=True)]
         if all(found):
@@ -304,7 +309,7 @@ def _solved(runs: list[list[Op]], linear: Solver, square: Solver) -> list[Solved
 
 
 def _one(ops: Sequence[Op], linear: Solver) -> Solved | None:
-    """One operation: each of its dimensions, and so their product."""
+    """One operation at all points: the product of its solved dimensions; None if one of them is no function of the lengths."""
     if len({len(op.dims) for op in ops}) > 1:
         return None
     dims = [linear.fit(values) for values in zip(*(op.dims for op in ops), strict=True)]
@@ -320,7 +325,7 @@ def _one(ops: Sequence[Op], linear: Solver) -> Solved | None:
 
 
 def _size(op: Op, dims: Sequence[Polynomial]) -> tuple[int, int]:
-    """Two factors that do not depend on the batch: of a weight its sides, of a core the head's width and the heads."""
+    """Two factors that do not depend on the batch: the sides of a weight, or a head's width and the number of heads."""
     sides = [dim.constant for dim in dims[:2] if dim.constant]
     if op.weight:
         sides += [dim.constant for dim in dims[2:] if dim.constant]
@@ -332,7 +337,7 @@ def _size(op: Op, dims: Sequence[Polynomial]) -> tuple[int, int]:
 
 
 def merged(solved: Sequence[Solved]) -> list[Solved]:
-    """Forward and backward operations of one module with the same work as one, with all its passes."""
+    """The operations with forward and backward ones of the same module and work joined into one that has all their passes."""
     result: dict[tuple[Any, ...], list[Solved]] = defaultdict(list)
     for one in sorted(solved, key=lambda one: _ORDER.index(one.passes)):
         alike = result[one.op.path, one.op.name, one.op.weight, one.work.key]
@@ -347,7 +352,7 @@ def merged(solved: Sequence[Solved]) -> list[Solved]:
 _ORDER = (Pass.FORWARD, Pass.DGRAD, Pass.WGRAD, Pass.RECOMPUTE)
 
 
-#: The end of a sentence about what was not solved.
+#: The end of a sentence about an operation that could not be solved.
 _LEFT_OUT = ": what it runs is no function of the lengths that was found, so it is left out"
 
 

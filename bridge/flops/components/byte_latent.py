@@ -100,7 +100,7 @@ def cross_attention(
     to: str,
     allowed: Pass = Pass.TRAINING,
 ) -> list[Term]:
-    """Patches that look at their bytes (encoder), or bytes that look at their patch (decoder).
+    """Patches that attend to their bytes (encoder), or bytes that attend to their patch (decoder).
 
     Either way a byte meets the ``multiplicity`` vectors of one patch: multiplicity x bytes pairs.
 
@@ -109,10 +109,10 @@ def cross_attention(
         multiplicity: vectors that stand for one patch.
         from_patches: the queries are the patches.
         dense: every byte is compared with every patch, and masked afterwards.
-        source: the value that asks, which the result is added to.
-        keys: the value that is looked at.
+        source: the value from which queries are projected and to which the result is added.
+        keys: the value from which keys and values are projected.
         to: the value that is written.
-        allowed: forward only for results that nobody reads.
+        allowed: FORWARD alone for results that are not used.
     """
     head_size = hidden_size // num_attention_heads
     key_width = num_query_groups * head_size
@@ -155,7 +155,7 @@ def byte_embedding(*, vocab_size: int, hidden_size: int, hash_tables: int, hash_
 
 
 def projection(name: str, k: int, n: int, source: str, to: str, component: str) -> Term:
-    """A matmul between the widths of the local and of the latent transformer, once a patch."""
+    """A matmul between the widths of the local and of the latent transformer, once per patch."""
     return Term(name, component, k, n, BYTE_PATCHES, inputs=(source,), outputs=(to,))
 
 

@@ -10,9 +10,9 @@ from bridge.flops.terms import Context, Role, Term, core, norm, softmax
 
 COMPONENT = "cross_attention"
 
-#: What the keys and values are made from: the encoder's tokens.
+#: The encoder's tokens, from which keys and values are projected.
 ENCODER_TOKENS = Statistic("length", "encoder")
-#: What a query sees: all of them.
+#: A query sees all of them.
 ENCODER = Context("bidirectional", over="encoder")
 #: Query tokens x encoder tokens of each sequence.
 CROSS_PAIRS = Statistic("length", "cross")

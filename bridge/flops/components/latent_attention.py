@@ -82,7 +82,7 @@ def latent_attention(
 
 
 def terms(build: Build, layer: Layer, *, context: Context | None = None, absorbed: bool = False) -> list[Term]:
-    """The block that a model has in a layer; over ``context`` instead of the layer's own."""
+    """The terms of a layer's attention; ``context`` overrides the layer's own."""
     shape = build.shape
     return latent_attention(
         hidden_size=build.hidden_size,

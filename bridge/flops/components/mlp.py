@@ -29,7 +29,7 @@ def mlp(
         fused: gate and values in one matmul (megatron-core's linear_fc1), or one each (Hugging Face).
         bias: biases on both projections.
         component: line of the breakdown.
-        activation: of one number.
+        activation: the operations of the activation function on one number.
         learned: numbers that the activation learns.
     """
     parts = halves(ffn_hidden_size) if gated else ()

@@ -53,7 +53,7 @@ def moe(
         bias: biases on the routed experts' projections.
         router_bias: a bias on the router's logits.
         expert_bias: a correction bias per expert that is not trained by gradients (DeepSeek-V3).
-        activation: of one number.
+        activation: the operations of the activation function on one number.
         sigmoid_scores: the router's scores are sigmoids instead of a softmax.
         branch_norms: the router and the routed experts read the residual stream, each through its own norm; their output
             and that of the shared experts have norms too (Gemma 4).

@@ -1,4 +1,4 @@
-"""All rows of the component files, found by looking into them: a block that is not in its file's row is nowhere."""
+"""The tables of all rows, collected from the component files: a block without a row in its file is in none of them."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def self_attention(
 
 
 def terms(build: Build, layer: Layer) -> list[Term]:
-    """The block that a model has in a layer."""
+    """The terms of a layer's attention."""
     shape = build.shape
     groups, head_size = _heads(shape, layer)
     return self_attention(

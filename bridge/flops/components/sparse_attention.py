@@ -78,7 +78,7 @@ def indexer(
 
 
 def chooses(shape: ModelShape, number: int, in_mtp: bool) -> int:
-    """1 where a layer's indexer chooses keys, 0 where the layer takes over the last choice."""
+    """1 if a layer's indexer chooses keys, 0 if the layer reuses the last choice."""
     if shape.dsa_indexer_layers is not None and not in_mtp:
         return int(bool(shape.dsa_indexer_layers[number - 1]))
     position = max(number - max(shape.dsa_indexer_skip_topk_offset, 1), 0)

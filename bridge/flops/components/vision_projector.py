@@ -1,4 +1,4 @@
-"""From a vision tower's patches to tokens of the language model: one projector a family.
+"""From a vision tower's patches to tokens of the language model: one projector for each family.
 
 Qwen's merger (arXiv:2409.12191), Gemma 3's pooling (arXiv:2503.19786), the MLPs of LLaVA-1.5 (arXiv:2310.03744), of
 LLaVA-OneVision (arXiv:2408.03326), of InternVL (arXiv:2404.16821) and of GLM-4.1V (arXiv:2507.01006), one matrix in PaliGemma

@@ -85,8 +85,8 @@ def vision_layer(
         norm_bias: LayerNorm instead of RMSNorm.
         layer_scale: a learned scale of each channel on what the attention and the MLP add.
         heads: heads of the attention.
-        rope: queries and keys are turned by the place of their patch.
-        activation: of one number.
+        rope: queries and keys are rotated by the position of their patch.
+        activation: the operations of the activation function on one number.
     """
     rows = PATCHES_AND_CLASS if class_token else PATCHES
     if window_patches:
