@@ -12,13 +12,19 @@ def everywhere(shape: ModelShape) -> list[bool]:
     return [True] * (shape.num_layers or 0)
 
 
-def flagged(shape: ModelShape, option: str, holds: Callable[[int, int], bool], count: int | None = None) -> list[bool]:
+def _but_every_nth(number: int, n: int) -> bool:
+    return number % n != 0
+
+
+def flagged(
+    shape: ModelShape, option: str, holds: Callable[[int, int], bool] = _but_every_nth, count: int | None = None
+) -> list[bool]:
     """Which layers an option names.
 
     Args:
         shape: the model.
         option: its field with an int N, or a list with one entry per layer.
-        holds: (number of a layer, from 1; N) -> whether it is one of them.
+        holds: (number of a layer, from 1; N) -> whether it is one of them; by default all but every Nth are.
         count: how many layers there are; unset: the decoder's.
 
     Raises:
@@ -44,4 +50,4 @@ def linear_layers(shape: ModelShape) -> list[bool]:
             f"model.linear_attention_freq is missing: experimental_attention_variant={shape.experimental_attention_variant!r} "
             "needs it (an integer N: every Nth layer is attention; or a list with 1 for linear)"
         )
-    return flagged(shape, "linear_attention_freq", lambda number, freq: number % freq != 0)
+    return flagged(shape, "linear_attention_freq")

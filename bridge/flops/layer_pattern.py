@@ -167,7 +167,7 @@ def local_layers(shape: ModelShape, count: int) -> list[bool]:
         return [i % total < local for i in range(count)]
     if shape.window_attn_skip_freq is None:
         return [True] * count
-    return flagged(shape, "window_attn_skip_freq", lambda number, freq: number % freq != 0, count)
+    return flagged(shape, "window_attn_skip_freq", count=count)
 
 
 def _ordinary(shape: ModelShape) -> str:

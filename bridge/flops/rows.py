@@ -45,18 +45,6 @@ Terms = Callable[[Build, Layer], list[Term]]
 Caches = Callable[[ModelShape, Layer], list[Cache]]
 
 
-def _no_terms(build: Build, layer: Layer) -> list[Term]:
-    return []
-
-
-def _no_caches(shape: ModelShape, layer: Layer) -> list[Cache]:
-    return []
-
-
-def _as_priced(framework: Framework) -> str:
-    return ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What all rows have.
@@ -83,8 +71,8 @@ class Part(Row):
     """
 
     option: str = ""
-    terms: Terms = _no_terms
-    cache: Caches = _no_caches
+    terms: Terms = lambda build, layer: []
+    cache: Caches = lambda shape, layer: []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +89,7 @@ class Channel(Row):
     terms: Terms
     symbol: str = ""
     required: tuple[str, ...] = ()
-    executed: Callable[[Framework], str] = _as_priced
+    executed: Callable[[Framework], str] = lambda framework: ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ COMPONENT = "diffusion"
 CORE = "core_attention"
 #: Channels of the sinusoidal embedding of a time step.
 TIMESTEP_CHANNELS = 256
+_PARTS = (("q", "query"), ("k", "key"), ("v", "value"))
 
 TEXT_TOKENS = Statistic("length", "encoder")
 #: Text and image tokens of a sample together.
@@ -67,14 +68,13 @@ def joint_block(*, hidden_size: int, num_attention_heads: int, ffn_hidden_size: 
         hidden = f"{stream}hidden"
         terms.append(modulation(f"{prefix}adaln", hidden_size, 6))
         terms.append(join(hidden, "modulation", to=f"{stream}normed"))
-        for part, value in (("q", "query"), ("k", "key"), ("v", "value")):
+        for part, value in _PARTS:
             terms.append(linear(f"{prefix}linear_{part}", hidden_size, hidden_size, f"{stream}normed", f"{stream}{value}", rows))
         if head_norm:
-            for part, value in (("q", "query"), ("k", "key")):
+            for part, value in _PARTS[:2]:
                 name = f"{prefix}{part}_layernorm"
                 terms.append(norm(name, head_size, COMPONENT, source=f"{stream}{value}", to=f"{stream}{value}"))
-    values = [[f"{stream}{value}" for stream, _, _ in streams] for value in ("query", "key", "value")]
-    terms += [join(*parts, to=f"joint.{name}") for parts, name in zip(values, ("query", "key", "value"), strict=True)]
+    terms += [join(*(f"{stream}{value}" for stream, _, _ in streams), to=f"joint.{value}") for _, value in _PARTS]
     terms += attention(hidden_size=hidden_size, num_attention_heads=num_attention_heads, context=JOINT if text else ALONE)
     for stream, prefix, rows in streams:
         hidden = f"{stream}hidden"
@@ -96,13 +96,12 @@ def single_block(*, hidden_size: int, num_attention_heads: int, ffn_hidden_size:
         ffn_hidden_size: inner width of the MLP.
     """
     head_size = hidden_size // num_attention_heads
-    parts = (("q", "query"), ("k", "key"), ("v", "value"))
     return [
         modulation("adaln", hidden_size, 3),
         join("joint.hidden", "modulation", to="joint.normed"),
         linear("linear_fc1", hidden_size, ffn_hidden_size, "joint.normed", "inner", JOINT_TOKENS),
-        *(linear(f"linear_{p}", hidden_size, hidden_size, "joint.normed", f"joint.{v}", JOINT_TOKENS) for p, v in parts),
-        *(norm(f"{p}_layernorm", head_size, COMPONENT, source=f"joint.{v}", to=f"joint.{v}") for p, v in parts[:2]),
+        *(linear(f"linear_{p}", hidden_size, hidden_size, "joint.normed", f"joint.{v}", JOINT_TOKENS) for p, v in _PARTS),
+        *(norm(f"{p}_layernorm", head_size, COMPONENT, source=f"joint.{v}", to=f"joint.{v}") for p, v in _PARTS[:2]),
         *attention(hidden_size=hidden_size, num_attention_heads=num_attention_heads, context=JOINT),
         join("joint.context", "inner", to="joined"),
         linear("linear_out", hidden_size + ffn_hidden_size, hidden_size, "joined", "joint.hidden", JOINT_TOKENS),

@@ -11,7 +11,6 @@ from fractions import Fraction
 from bridge.flops.build import Build, Layer
 from bridge.flops.components.mlp import halves, mlp, width_factor
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, NOTHING, SIGMOID, SILU, Operations, softmax_row
-from bridge.flops.frameworks import Framework
 from bridge.flops.rows import Channel
 from bridge.flops.terms import Kind, Role, Term, elementwise, join, norm, table
 
@@ -143,10 +142,6 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
     return [term.under("mlp.", Role.EXPERTS) for term in terms]
 
 
-def _executed(framework: Framework) -> str:
-    return _DENSE if framework.dense_experts else ""
-
-
 _DENSE = f"{COMPONENT}: of routed experts those that a token visits are counted; transformers' own code runs all of them on each"
 
 CHANNEL = Channel(
@@ -154,7 +149,7 @@ CHANNEL = Channel(
     symbol="E",
     required=("num_moe_experts",),
     terms=_terms,
-    executed=_executed,
+    executed=lambda framework: _DENSE if framework.dense_experts else "",
     trains=True,
     colour={COMPONENT: "violet"},
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 from bridge.flops.build import Build, Layer
 from bridge.flops.components.mamba import SCAN_MACS, STEP
 from bridge.flops.elementwise import ADDITION, MULTIPLICATION, SILU
-from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import flagged
 from bridge.flops.rows import Cache, Mixer, recurrent
 from bridge.flops.shapes import ModelShape
@@ -80,28 +79,22 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
     )
 
 
-def _layers(shape: ModelShape) -> list[bool]:
-    return flagged(shape, "selective_scan_layers", lambda number, freq: number % freq != 0)
-
-
 def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     inner = shape.selective_scan_inner_size or 0
     return recurrent(inner * shape.selective_scan_state_dim, inner, shape.selective_scan_kernel)
 
 
-def _executed(framework: Framework) -> str:
-    return (
-        f"{COMPONENT}: its scan is counted as {2 * SCAN_MACS} FLOPs per token and entry of the state; transformers' own code "
-        "runs one matrix product per token there, and fused kernels none"
-    )
-
+_BY_TOKEN = (
+    f"{COMPONENT}: its scan is counted as {2 * SCAN_MACS} FLOPs per token and entry of the state; transformers' own code "
+    "runs one matrix product per token there, and fused kernels none"
+)
 
 MIXER = Mixer(
     name="selective_scan",
     option="selective_scan_layers",
-    layers=_layers,
+    layers=lambda shape: flagged(shape, "selective_scan_layers"),
     terms=_terms,
     cache=_caches,
-    executed=_executed,
+    executed=lambda framework: _BY_TOKEN,
     colour={COMPONENT: "sky"},
 )

@@ -6,7 +6,6 @@ from bridge.flops.build import Build, Layer
 from bridge.flops.elementwise import MULTIPLICATION
 from bridge.flops.frequencies import flagged
 from bridge.flops.rows import Cache, Mixer
-from bridge.flops.shapes import ModelShape
 from bridge.flops.statistics import TOKENS, Statistic
 from bridge.flops.terms import Kind, Rows, Term, elementwise
 
@@ -47,14 +46,10 @@ def _terms(build: Build, layer: Layer) -> list[Term]:
     )
 
 
-def _layers(shape: ModelShape) -> list[bool]:
-    return flagged(shape, "short_conv_layers", lambda number, freq: number % freq != 0)
-
-
 MIXER = Mixer(
     name="short_convolution",
     option="short_conv_layers",
-    layers=_layers,
+    layers=lambda shape: flagged(shape, "short_conv_layers"),
     terms=_terms,
     cache=lambda shape, layer: [Cache("convolution_inputs", (shape.short_conv_kernel - 1) * (shape.hidden_size or 0))],
     colour={COMPONENT: "sky"},

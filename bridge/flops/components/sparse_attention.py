@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bridge.flops.build import Build, Layer, required
 from bridge.flops.components import latent_attention
-from bridge.flops.frameworks import Framework
 from bridge.flops.frequencies import everywhere
 from bridge.flops.rows import Cache, Mixer
 from bridge.flops.shapes import ModelShape
@@ -112,10 +111,6 @@ def _caches(shape: ModelShape, layer: Layer) -> list[Cache]:
     return [kept, Cache("indexer_keys", shape.dsa_indexer_head_dim or 0, CAUSAL)] if layer.form else [kept]
 
 
-def _executed(framework: Framework) -> str:
-    return _BY_MASK if framework.sparse_by_mask else ""
-
-
 _BY_MASK = (
     "sparse attention: its core is counted on the latents, as kernels for chosen keys attend; transformers' own code attends "
     "with whole keys and values to all of them, under a mask"
@@ -130,6 +125,6 @@ MIXER = Mixer(
     form=chooses,
     terms=_terms,
     cache=_caches,
-    executed=_executed,
+    executed=lambda framework: _BY_MASK if framework.sparse_by_mask else "",
     colour={COMPONENT: "vermilion"},
 )
