@@ -1,4 +1,4 @@
-"""Frameworks are data: how the code that runs a model lays out its layers and its backward passes.
+"""Frameworks are data: how the code that runs a model arranges its layers and its backward passes.
 
 Measured with ``FlopCounterMode`` on megatron-core 0.16.1 and transformers 5.23; ``tests/oracle`` holds them.
 """

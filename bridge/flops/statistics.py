@@ -136,7 +136,7 @@ class Shape(Choice):
     BIDIRECTIONAL_STRIDED = "bidirectional_strided"
     """All of what a convolution of this stride leaves."""
     BIDIRECTIONAL_CHUNK = "bidirectional_chunk"
-    """All of one's own chunk."""
+    """All keys of the query's own chunk."""
     BIDIRECTIONAL_WINDOW = "bidirectional_window"
     """All that are less than so many tokens away (ModernBERT)."""
     WINDOW = "window"

@@ -38,7 +38,7 @@ def test_equals_the_plan(model, convention):
 def test_by_hand():
     window, images = Statistic("window_pairs", sizes=(4,)), Statistic("square", "images")
     form = closed_form((Statistic("length"), Statistic("causal_pairs"), window, images), (3, 2, 10, 999), 1)
-    # Beyond the window: half of 4 x 3 less than 4 a token; below it half of the squares.
+    # Beyond the window: half of 4 x 3 less than 4 per token; below it half of the squares.
     assert form.flops(2, 20, 202) == 3 * 20 + (202 + 20) + 10 * (4 * 20 - 6 * 2)
     assert form.flops(2, 8, 34) == 3 * 8 + (34 + 8) + 10 * 17
     assert ClosedForm((), ((0, 1, 0),), 2).flops(1, 3, 9) is None  # one and a half

@@ -227,7 +227,7 @@ def test_no_published_run_is_faster_than_its_formats_allow():
          8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672, 80, 0, 8192 * 128256, 0.3163),
         (("llama3.1-405b", "mxfp8", 8192, "NVIDIA GB200", 2004), 128 * 128,
          16384 * (2 * 16384 + 2 * 1024) + 3 * 16384 * 53248, 126, 0, 16384 * 128256, 0.4189),
-        # Qwen3 30B-A3B: eight of 128 experts a token.
+        # Qwen3 30B-A3B: eight of 128 experts per token.
         (("qwen3-30b-a3b", "mxfp8", 4096, "NVIDIA B300", 704), 32 * 128,
          2048 * (2 * 4096 + 2 * 512) + 8 * 3 * 2048 * 768, 48, 0, 2048 * 151936, 0.2020),
     ],

@@ -99,7 +99,7 @@ RECOMPUTED = {
 
 
 def test_the_second_run_of_a_layer_stops_early():
-    """torch's newer checkpoint stops before the last matmul, whose result nobody keeps; the reentrant one runs it again."""
+    """torch's newer checkpoint stops before the last matmul, whose result is not kept; the reentrant one runs it again."""
     up, down = torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(8, 4, bias=False)
     last = 2 * ROWS * 8 * 4
 

@@ -15,7 +15,7 @@ from bridge.flops.lengths import MANY, amount, batch_lengths, exact, gathered, w
 from bridge.flops.statistics import Histogram, Statistic
 from tests.metrics.test_batch_statistics import STATISTICS
 
-#: Two layers of width 4 with MLP 8, one head, vocabulary 10: a token costs 2 x (4 x 12 + 16 + 64) + 40 multiply-accumulates.
+#: Two layers of width 4 with MLP 8, one head, vocabulary 10: 2 x (4 x 12 + 16 + 64) + 40 multiply-accumulates per token.
 MODEL = {"num_layers": 2, "hidden_size": 4, "ffn_hidden_size": 8, "num_attention_heads": 1, "vocab_size": 10}
 TOKEN, PAIR = 2 * (4 * 12 + 16 + 64) + 40, 2 * 2 * 4
 #: The same behind an encoder of one layer.

@@ -73,7 +73,7 @@ def test_nothing_is_nothing():
 
 @pytest.mark.parametrize(("nominal", "t"), [(64, 8), (16, 4)])
 def test_deepseek_v4_goes_by_the_nominal_length(nominal, t):
-    """2 t (1 - 4 t / (2 nominal)) a token, with t = min(8, nominal // 4)."""
+    """2 t (1 - 4 t / (2 nominal)) per token, with t = min(8, nominal // 4)."""
     found = estimate("doubled_compressed_topk_area", Moments(2, 20, 200, nominal), 4, 8)
     assert found == 20 * 2 * t * (1 - Fraction(4 * t, 2 * nominal))
 

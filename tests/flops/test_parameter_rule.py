@@ -1,4 +1,4 @@
-"""PaLM's rule: 6 N + 12 L H Q T a token, by hand."""
+"""PaLM's rule: 6 N + 12 L H Q T per token, by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = {"num_layers": 2, "hidden_size": 4, "ffn_hidden_size": 8, "num_attention
 LAYER = 4 * 18 + 6 * 4 + 2 * 4 * 8 + 2 * 4  # qkv, proj, MLP, two norms
 N = 2 * 10 * 4 + 2 * LAYER + 4
 TOKENS = 7
-SQUARE = 12 * 2 * 2 * 3 * TOKENS  # a token
+SQUARE = 12 * 2 * 2 * 3 * TOKENS  # per token
 
 
 def per_token(passes: str = "training", convention=PALM, **fields) -> float:

@@ -20,7 +20,7 @@ def vector(plan, lengths, positions):
 def test_positions_that_are_left_out_cost_no_projection():
     plan = compile_plan(MODEL, "exact")
     fused = projected(plan)
-    assert fused.flops([10, 5]) == plan.flops([10, 5])  # where nobody says, all are projected
+    assert fused.flops([10, 5]) == plan.flops([10, 5])  # without a count of them, all positions are projected
     assert plan.flops([10, 5]) - fused.evaluate(vector(fused, [10, 5], 4)) == 3 * HEAD * (15 - 4)
     assert fused.not_counted == plan.not_counted
     assert fused.parameters() == plan.parameters()

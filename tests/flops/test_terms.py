@@ -99,7 +99,7 @@ def test_a_path_grows_in_front():
 def test_a_layer_on_another_stream():
     moved = onto(Term("w", "part", 3, 5, inputs=("normed", "key"), outputs=("hidden",)), stream="audio", tokens=PATCHES)
     assert (moved.inputs, moved.outputs, moved.rows) == (("audio.normed", "audio.key"), ("audio.hidden",), PATCHES)
-    # What is not a token's keeps its rows.
+    # Terms whose rows are not tokens keep them.
     for rows in (CAUSAL, SEQUENCES, Statistic("square")):
         assert onto(Term("w", "part", 3, 5, rows), stream="audio", tokens=PATCHES).rows == rows
 

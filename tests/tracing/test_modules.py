@@ -1,4 +1,4 @@
-"""Modules of anybody's: traced plans against FlopCounterMode, at lengths and batches that were not used to make them."""
+"""Modules of several libraries: traced plans against FlopCounterMode, at lengths and batches that were not used to make them."""
 
 import importlib
 import logging

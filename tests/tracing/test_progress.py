@@ -1,4 +1,4 @@
-"""That a trace is under way is told on a terminal only, after a second only, and leaves no trace."""
+"""Progress is shown on a terminal only, after a second only, and is erased at the end."""
 
 import io
 import sys

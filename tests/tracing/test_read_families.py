@@ -54,7 +54,7 @@ def frozen(model):
 def test_traced_and_read(family, how):
     read, model, trainable = how(oracle.build(oracle.draw(family, 0), device="cpu"))
     traced = trace(model)
-    # Some mask by themselves, where nobody can read it: then all pairs are counted, as what runs counts them.
+    # Some apply their own masks, which cannot be read: then all pairs are counted, as they are executed.
     masked = any("which keys a query sees was not read" in sentence for sentence in traced.not_counted)
     # A causal convolution of transformers runs on the padding at both ends too, which a trace cannot tell from the tokens.
     padded = read.model.short_conv_layers is not None

@@ -50,7 +50,7 @@ def test_a_family_without_a_reader_is_traced_by_itself():
     small = {"model_type": "openai-gpt", "n_layer": 2, "n_embd": 48, "n_head": 3, "n_positions": 64, "vocab_size": 100}
     found = from_huggingface(small)
     assert (found.source, found.model_type) == ("traced", "openai-gpt")
-    # Its attention masks by itself, where nobody can read it.
+    # Its attention applies its own mask, which cannot be read.
     assert found.not_counted == ("transformer.h.*.attn: which keys a query sees was not read, so all pairs are counted",)
     wanted = 2 * (30 * (2 * 12 * 48 * 48 + 48 * 100) + 2 * 2 * 48 * 30 * 30)
     assert compile_plan(found, "exact").flops([30], passes="forward") == wanted
@@ -145,7 +145,7 @@ def test_attention_kernels_that_need_a_gpu_are_traced_without_one(kernel):
 
 
 class Own(nn.Module):
-    """A language model of nobody's: a convolution in front, fused causal attention, a head that is tied."""
+    """A language model that no library has: a convolution in front, fused causal attention, a tied head."""
 
     def __init__(self):
         super().__init__()

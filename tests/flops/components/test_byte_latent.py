@@ -48,7 +48,7 @@ def test_a_byte_meets_the_vectors_of_its_own_patch(from_patches):
     assert every - own == 2 * 2 * 12 * VECTORS * (BYTES * PATCHES - BYTES)
 
 
-def test_what_nobody_reads_runs_forward_only():
+def test_results_that_are_not_used_run_forward_only():
     forward, training, _ = priced(crossed(True, allowed=Pass.FORWARD), sequence_lengths=[BYTES], byte_patches=[PATCHES])
     assert forward == training == priced(crossed(True), sequence_lengths=[BYTES], byte_patches=[PATCHES])[0]
 

@@ -88,7 +88,7 @@ def test_a_missing_size_is_named():
 
 @pytest.mark.parametrize(("text", "norms"), [(False, 0), (True, 4 * 4)])
 def test_a_joint_block_by_hand(text, norms):
-    """Width 8 in two heads, MLP 32: adaLN of six vectors a sample, four square matrices and an MLP a token of each stream."""
+    """Width 8 in two heads, MLP 32: adaLN of six vectors per sample; four square matrices and an MLP per token."""
     terms = diffusion.joint_block(hidden_size=8, num_attention_heads=2, ffn_hidden_size=32, head_norm=text, text=text)
     streams = [(5, 1), (3, 1)] if text else [(5, 1)]
     tokens = sum(length for length, _ in streams)

@@ -27,7 +27,7 @@ def forward(tokens: int = 7, convention: str = "megatron", **fields: Any) -> dic
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("convention", ["megatron", "exact", "executed"])
 def test_a_block_by_hand(steps, convention):
-    """In and out projections, four taps, (4 n + 3) / 2 on a state of 8 x 3, in multiply-accumulates a token."""
+    """In and out projections, four taps, (4 n + 3) / 2 on a state of 8 x 3, in multiply-accumulates per token."""
     fields = {"hybrid_layer_pattern": "M-", "gated_delta_product": True, "gdp_num_householder": steps}
     projections = 6 * (8 + 3 + 2) * (1 + steps) + 8 * 6
     convolution = 4 * (8 * steps + 3 * (1 + steps))

@@ -90,7 +90,7 @@ def test_a_wrong_ratio_is_refused():
 
 
 def test_caches():
-    """What a layer of every mixer keeps of a token, by hand."""
+    """What a layer of every mixer keeps per token, by hand."""
     sizes = LATENT | {
         "num_query_groups": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 10, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_attention_freq": 2, "kimi_linear_num_heads": 3, "kimi_linear_head_dim": 7,

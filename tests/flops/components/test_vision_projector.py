@@ -71,7 +71,7 @@ def llava() -> Built:
 
 
 def onevision(bias: bool) -> Built:
-    """The norm after the last layer is built, and read by nobody."""
+    """The norm after the last layer is built, and its output is not used."""
     config = transformers.LlavaOnevisionConfig(
         vision_config=SIGLIP, text_config=TEXT | {"model_type": "qwen2"}, multimodal_projector_bias=bias
     )
