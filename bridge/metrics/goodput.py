@@ -182,7 +182,7 @@ class _Span:
 def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
     """What follows each event; productive time without what was waited for batches, and what is unknown."""
     spans = []
-    last = {**events[-1], "event": "beat", "time": events[-1]["time"] if now is None else now}
+    last = {"event": "beat", "time": events[-1]["time"] if now is None else now}
     known = [event for event in events if event["event"] in _FOLLOWS]
     for event, following in pairwise([*known, last]):
         part, seconds = _FOLLOWS[event["event"]], following["time"] - event["time"]

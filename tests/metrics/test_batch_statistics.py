@@ -82,6 +82,15 @@ def test_equals_length_by_length_arithmetic(batches):
     assert values["micro_batches"] == len(batches)
 
 
+def test_statistics_over_micro_batches_count_them():
+    statistics = BatchStatistics(VectorLayout((*STATISTICS, Statistic("count", "micro_batches"))))
+    for sequences in ([3], [0], [2, 1]):
+        statistics.add(batch(sequences))
+    statistics.add(batch([5, 4]), micro_batches=2)
+    values = list(counted(statistics).values())[: len(STATISTICS) + 1]
+    assert values == [*expected([3, 2, 1, 5, 4]), 5]
+
+
 @pytest.mark.parametrize("length", [2**30 - 1, 2**30, 2**31, 2**40])
 def test_lengths_whose_statistics_leave_int64_are_counted_in_python_integers(length):
     statistics = BatchStatistics(VectorLayout(STATISTICS))
@@ -334,4 +343,5 @@ def test_images_of_one_size_are_counted_where_no_more_is_asked():
         sums.add(pixels._replace(number_of_images=None))
 
 
-# Mutants that nothing tells apart: which of two ways ``StatisticSums.of_array`` takes, since both give the same sums.
+# Mutants that nothing tells apart: which of two ways ``StatisticSums.of_array`` takes, and ``_sums_of_sequences`` for no tokens,
+# since both give the same sums.

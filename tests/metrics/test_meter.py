@@ -278,3 +278,6 @@ def test_a_fused_output_layer_of_batches_on_a_device():
     host, device = meter._counted["warm-up"].drain()
     found = [a + b for a, b in zip(host, from_limbs(device.as_subclass(torch.Tensor)), strict=True)]
     assert dict(zip(meter.layout.names, found, strict=True))["projected_tokens"] == 3
+
+
+# Mutants that nothing tells apart: what a meter has counted of time before the first step, which ends the warm-up.

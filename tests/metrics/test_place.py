@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from launch import launch
 from place_worker import MODEL, STEPS, length
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bridge.flops import ConfigError, compile_plan
-from bridge.metrics.place import Dimension, Place, _dimension, _several, find_place
+from bridge.metrics.place import Dimension, Place, _dimension, _several, check_dimensions, find_place
 
 WORKER = Path(__file__).with_name("place_worker.py")
 
@@ -125,3 +128,54 @@ def test_a_dimension_is_found_by_what_its_ranks_are_in_it(indices, found):
 def test_a_dimension_of_one_rank_is_none():
     assert _several("data_parallel", 1) == ()
     assert _several("data_parallel", 2) == (Dimension("data_parallel", 2, 1),)
+
+
+@pytest.fixture
+def sixth_of_eight():
+    """Rank 5 of eight, whose groups move nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=5, world_size=8)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("chunks", [None, 2])
+def test_megatron_cores_groups_are_dimensions_and_a_stage_is_of_one_chunk_unless_it_says_more(sixth_of_eight, chunks):
+    parallel_state = pytest.importorskip("megatron.core.parallel_state")
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=2,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=chunks,
+        create_gloo_process_groups=False,
+    )
+    try:
+        place = find_place()
+    finally:
+        parallel_state.destroy_model_parallel()
+    assert place == Place(
+        rank=5,
+        world=8,
+        replica=0,
+        replicas=2,
+        contributes=False,
+        pipeline=2,
+        virtual=chunks or 1,
+        tensor=2,
+        dimensions=(Dimension("data_parallel", 2, 2), Dimension("pipeline", 2, 4), Dimension("tensor", 2, 1)),
+    )
+
+
+def test_a_group_of_all_ranks_is_a_dimension_and_one_of_some_is_none(sixth_of_eight):
+    everyone = find_place(data_parallel=dist.group.WORLD)
+    assert everyone.dimensions == (Dimension("data_parallel", 8),)
+    assert (everyone.replica, everyone.replicas, everyone.contributes) == (5, 8, True)
+    pair = find_place(data_parallel=dist.new_group([1, 5]))
+    assert pair.dimensions == ()
+    assert (pair.rank, pair.world, pair.replica, pair.replicas, pair.contributes) == (5, 8, 1, 2, False)
+
+
+def test_dimensions_of_data_are_names_of_the_mesh(sixth_of_eight):
+    mesh = init_device_mesh("cpu", (2, 4), mesh_dim_names=("dp", "tp"))
+    assert check_dimensions(mesh, "tp") == ("tp",)
+    assert check_dimensions(mesh, ["dp", "tp"]) == ("dp", "tp")
+    with pytest.raises(ConfigError, match="data_parallel='dp' must be names of the mesh's dimensions; it has none"):
+        check_dimensions(init_device_mesh("cpu", (2, 4)), "dp")

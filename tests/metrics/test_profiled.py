@@ -118,3 +118,6 @@ def test_flops_are_arguments_of_events():
 def test_experts_of_one_name_are_one_micro_batch():
     events = [ranged("experts", start, start + 5) for start in (0, 10, 20, 30)]
     assert [one.call for one in regions(events, {"experts": 2})] == [0, 0, 1, 1]
+
+
+# Mutants that nothing tells apart: types of ``ProfiledRow``, which nobody evaluates.

@@ -43,3 +43,6 @@ def test_alone():
     assert pending.ready()
     assert pending.wait() == [7, 2**70 + 2**40 + 1]
     assert collective_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# Mutants that change speed alone: copies of ``_start_on_cuda`` that block the host, which would wait for the device.

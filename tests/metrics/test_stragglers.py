@@ -323,4 +323,4 @@ def test_one_rank_alone_has_a_time_and_no_straggler(monkeypatch):
     assert not [key for key in row if "imbalance" in key or "slowest" in key]
 
 
-# Mutants that nothing tells apart: a timer, or a meter, whose overhead begins at 1 ns.
+# Mutants that nothing tells apart: a timer whose overhead begins at 1 ns.

@@ -38,6 +38,14 @@ def test_of_each_collective_the_least_is_communication_and_the_rest_waiting():
     )  # fmt: skip
 
 
+def test_collectives_of_less_than_a_second_are_parted_too():
+    ranks = [Rank(), Rank()]
+    for rank, seconds in zip(ranks, (0.25, 0.75), strict=True):
+        rank.spend(seconds, "all-grads-sync", "wait")
+        rank.end_step()
+    assert together(TimeEntries(), ranks) == MeanStep(step=0.5, compute=0, communication=0.25, imbalance=0.25)
+
+
 def test_ranks_that_call_different_collectives_are_not_compared():
     ranks = [Rank(), Rank()]
     ranks[0].spend(1, "all-grads-sync", "wait")

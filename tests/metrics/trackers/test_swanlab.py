@@ -25,6 +25,17 @@ def test_swanlab_keeps_rows_in_its_folder(tmp_path, monkeypatch):
     assert b"***" in (folder / "files" / "config.yaml").read_bytes()
 
 
+def test_the_run_is_opened_with_the_configuration_without_its_secrets(tmp_path, monkeypatch):
+    opened = []
+    run = SimpleNamespace(log=lambda numbers, step: None, config={})
+    module = SimpleNamespace(init=lambda **options: opened.append(options) or run, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "swanlab", module)
+    send(options(tmp_path, "swanlab.SwanLabTracker", project="p", mode="offline")).close()
+    (given,) = opened
+    assert (given["project"], given["name"], given["mode"]) == ("p", "tiny", "offline")
+    assert (given["config"]["model"], given["config"]["api_key"]) == ({"num_layers": 2}, "***")
+
+
 @pytest.mark.parametrize(
     ("mode", "account", "chosen", "look"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,16 @@ def test_trackio_keeps_rows_in_its_database(tmp_path, monkeypatch):
     ]
     config = sqlite_storage.SQLiteStorage.get_run_config("p", name)
     assert (config["model"], config["device"], config["api_key"]) == ({"num_layers": 2}, "X", "***")
+
+
+def test_a_run_measures_no_machine_and_opens_no_dashboard(tmp_path, monkeypatch):
+    opened = []
+    run = SimpleNamespace(log=lambda row, step: None, config={}, finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=lambda **options: opened.append(options) or run))
+    send(options(tmp_path, "trackio.TrackioTracker", project="p")).close()
+    (given,) = opened
+    assert not any(given[name] for name in ("embed", "auto_log_cpu", "auto_log_gpu"))
+    assert (given["resume"], given["config"]["api_key"]) == ("allow", "***")
 
 
 def test_a_package_that_is_not_there_is_one_warning_and_the_project_is_quoted(tmp_path, monkeypatch, caplog):
