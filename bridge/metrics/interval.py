@@ -13,6 +13,7 @@ from bridge.metrics.batch_statistics import READ
 from bridge.metrics.instruments import Instruments, Summed
 from bridge.metrics.peak import Peak
 from bridge.metrics.place import Place
+from bridge.metrics.prices import unit_prices
 from bridge.metrics.throughput import Interval, Work
 from bridge.metrics.totals import Totals, whole
 from bridge.metrics.vector import REPLICA_WORK, VectorLayout
@@ -148,9 +149,9 @@ def _stages(plan: Plan | None, place: Place) -> list[Coefficients]:
 def never_read(plan: Plan) -> list[str]:
     """Inputs of a model that batches are not read for, one sentence each: their work is missing in every number."""
     missed: dict[str, list[str]] = {}
-    for over, component in _parts(plan):
-        if over not in READ:
-            missed.setdefault(over, []).append(component)
+    for statistic, component, _ in unit_prices(plan):
+        if statistic.over not in READ:
+            missed.setdefault(statistic.over, []).append(component)
     return [
         f"work on {over} lengths, which are not read from batches: part or all of {', '.join(dict.fromkeys(components))}"
         for over, components in missed.items()
@@ -159,16 +160,5 @@ def never_read(plan: Plan) -> list[str]:
 
 def _components_never_read(plan: Plan) -> frozenset[str]:
     """Components of which nothing is read: they have no number, rather than zero."""
-    parts = _parts(plan)
-    return frozenset({component for _, component in parts} - {component for over, component in parts if over in READ})
-
-
-def _parts(plan: Plan) -> list[tuple[str, str]]:
-    """What each component's work is summed over."""
-    size = len(plan.statistics)
-    return [
-        (statistic.over, component)
-        for position, statistic in enumerate(plan.statistics)
-        for component, flops in plan.evaluate_components([int(i == position) for i in range(size)]).items()
-        if flops
-    ]
+    priced = [(statistic.over in READ, component) for statistic, component, _ in unit_prices(plan)]
+    return frozenset({component for _, component in priced} - {component for is_read, component in priced if is_read})

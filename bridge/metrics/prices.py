@@ -6,11 +6,13 @@ So a price list is all that is needed later, regardless of what was frozen, adap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from bridge.flops.moments import Number
 from bridge.flops.plan import Plan
+from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_statistics import READ
 
 STATISTIC = "throughput/statistics/"
@@ -22,15 +24,20 @@ Prices = Mapping[str, Mapping[str, int | str]]
 def prices_of(plan: Plan, passes: str = "training") -> Prices:
     """The list of a plan, of what batches are read for."""
     found: dict[str, dict[str, int | str]] = {}
+    for statistic, component, flops in unit_prices(plan, passes):
+        if statistic.over in READ:
+            exact = Fraction(flops)
+            found.setdefault(component, {})[statistic.name] = exact.numerator if exact.denominator == 1 else str(exact)
+    return found
+
+
+def unit_prices(plan: Plan, passes: str = "training") -> Iterator[tuple[Statistic, str, Number]]:
+    """Each statistic of a plan with each component that it prices, and the FLOPs of one unit."""
     size = len(plan.statistics)
     for place, statistic in enumerate(plan.statistics):
-        if statistic.over not in READ:
-            continue
         for component, flops in plan.evaluate_components([int(i == place) for i in range(size)], passes).items():
-            exact = Fraction(flops)
-            if exact:
-                found.setdefault(component, {})[statistic.name] = exact.numerator if exact.denominator == 1 else str(exact)
-    return found
+            if flops:
+                yield statistic, component, flops
 
 
 def price_lists(plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
