@@ -6,12 +6,12 @@ first linear layer of a pair, the reduced one of the second), tokens by context 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge.flops.plan import Plan, TableRow
+from bridge.metrics.peak import fastest_matmul
 
 #: Layers whose reduced dimension is shared; that of all other weights with a partner is the produced one.
 _SHARED_INPUT = ("linear_proj", "linear_fc2", "out_proj")
@@ -85,31 +85,8 @@ def measure(found: Sequence[Matmul], dtype: Any, device: Any, seconds: float = 0
     for one in found:
         sizes = (one.m, one.k, one.n)
         if sizes not in rates:
-            rates[sizes] = _rate(*sizes, dtype, device, seconds)
+            rates[sizes], _ = fastest_matmul(*sizes, dtype, device, seconds)
     return [MeasuredMatmul(one, rates[one.m, one.k, one.n]) for one in found]
-
-
-def _rate(m: int, k: int, n: int, dtype: Any, device: Any, seconds: float) -> float:
-    import torch
-
-    a, b = (torch.ones(size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
-    out = torch.empty(m, n, dtype=dtype, device=device)
-    best, runs, end = float("inf"), 0, time.perf_counter() + seconds
-    with torch.no_grad():
-        while runs < 3 or time.perf_counter() < end:
-            _settle(device)
-            start = time.perf_counter()
-            torch.mm(a, b, out=out)
-            _settle(device)
-            best, runs = min(best, time.perf_counter() - start), runs + 1
-    return 2 * m * k * n / best
-
-
-def _settle(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reached(found: Iterable[MeasuredMatmul]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,19 +100,30 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
     """FLOP/s of the fastest of a few square matmuls on the CPU, with the threads torch has, and how it was measured."""
     import torch
 
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    out = torch.empty(size, size, dtype=dtype)
-    best, runs, end = float("inf"), 0, time.perf_counter() + seconds
+    rate, runs = fastest_matmul(size, size, size, dtype, torch.device("cpu"), seconds)
+    name = str(dtype).removeprefix("torch.")
+    return rate, f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)"
+
+
+def fastest_matmul(m: int, k: int, n: int, dtype: Any, device: Any, seconds: float) -> tuple[float, int]:
+    """FLOP/s of the fastest run of ``[m, k] x [k, n]``, and how many runs there were: at least three, for so many seconds."""
+    import torch
+
+    def settle() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    a, b = (torch.ones(size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
+    out = torch.empty(m, n, dtype=dtype, device=device)
+    best, runs, end = math.inf, 0, time.perf_counter() + seconds
     with torch.no_grad():
         while runs < 3 or time.perf_counter() < end:
+            settle()
             start = time.perf_counter()
             torch.mm(a, b, out=out)
+            settle()
             best, runs = min(best, time.perf_counter() - start), runs + 1
-    name = str(dtype).removeprefix("torch.")
-    return (
-        2 * size**3 / best,
-        f"measured: fastest of {runs} {name} matmuls {size}x{size}x{size}, {torch.get_num_threads()} thread(s)",
-    )
+    return 2 * m * k * n / best, runs
 
 
 #: A measurement below this fraction of the fastest indicates other load.
@@ -160,6 +172,4 @@ def cpu_name() -> str:
                     return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    import platform
-
     return platform.processor() or platform.machine() or "CPU"
