@@ -25,7 +25,7 @@ import torch
 
 from bridge.metrics.instruments import COMPUTE_TIME, Instrument, Measurement, Summed
 from bridge.metrics.place import Place
-from bridge.metrics.timing import Clock, CudaClock, ThreadClock
+from bridge.metrics.timing import Clock, ThreadClock, clock_of
 from bridge.metrics.vector import HEAVIEST, MAX_ENTRIES, REPLICA_WORK, Reduce, Slice
 
 if TYPE_CHECKING:
@@ -160,14 +160,17 @@ class ComputeTimer(Instrument):
 
 def open_compute_timer(model: Any) -> ComputeTimer | None:
     """The timer of a rank's model chunks; None where their passes cannot be timed."""
-    chunks = [chunk for chunk in (model if isinstance(model, (list, tuple)) else [model]) if isinstance(chunk, torch.nn.Module)]
-    devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
-    clocks: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": ThreadClock}
-    if len(devices) != 1 or not devices <= clocks.keys():
-        return None
+    chunks = modules_of(model)
     if any(chunk._compiled_call_impl is not None for chunk in chunks):  # hooks would be compiled too
         return None
-    return ComputeTimer(clocks[devices.pop()](), chunks)
+    clock = clock_of(chunks, ThreadClock)
+    return None if clock is None else ComputeTimer(clock, chunks)
+
+
+def modules_of(model: Any) -> list[torch.nn.Module]:
+    """The modules among a rank's model chunks: a list, or one model; what is no module is left out."""
+    chunks = model if isinstance(model, (list, tuple)) else [model]
+    return [chunk for chunk in chunks if isinstance(chunk, torch.nn.Module)]
 
 
 def differentiable(output: Any) -> torch.Tensor | None:

@@ -22,9 +22,9 @@ from bridge.metrics import spans as marks
 from bridge.metrics.instruments import Instrument, Measurement, Summed
 from bridge.metrics.place import Place
 from bridge.metrics.spans import BACKWARD, FORWARD, OPTIMIZER, Listener, Spans, Timers
-from bridge.metrics.stragglers import differentiable
+from bridge.metrics.stragglers import differentiable, modules_of
 from bridge.metrics.time_parts import MeanStep, RankTimes, TimeEntries, measured, time_parts
-from bridge.metrics.timing import Clock, CudaClock, HostClock
+from bridge.metrics.timing import Clock, HostClock, clock_of
 from bridge.metrics.vector import Reduce, Slice
 
 if TYPE_CHECKING:
@@ -167,13 +167,9 @@ class Times(Measurement):
 
     def open(self) -> TimeMarks | None:
         """The marks of this rank; None where passes cannot be marked."""
-        given = self._model if isinstance(self._model, (list, tuple)) else [self._model]
-        chunks = [chunk for chunk in given if isinstance(chunk, torch.nn.Module)]
-        devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
-        clocks: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": HostClock}
-        if len(devices) != 1 or not devices <= clocks.keys():
+        chunks = modules_of(self._model)
+        if (clock := clock_of(chunks, HostClock)) is None:
             return None
-        clock = clocks[devices.pop()]()
         self._marks = TimeMarks(chunks, self._optimizer, clock=clock, shape=self._shape, stage=self._stage, **self._options)
         return self._marks
 

@@ -7,7 +7,7 @@ recorded in the stream: then the stretch is the time the device took, and is kno
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,28 +25,26 @@ class Clock(Protocol):
         """Seconds between two marks."""
 
 
-class HostClock:
+class _Readings:
+    """Marks that are seconds already."""
+
+    def reached(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class HostClock(_Readings):
     """The host's monotonic clock."""
 
     mark = staticmethod(time.perf_counter)
 
-    def reached(self, mark: float) -> bool:
-        return True
 
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
-
-
-class ThreadClock:
+class ThreadClock(_Readings):
     """Processor time of the calling thread: sleeping, as gloo's waits do, and other processes cost none of it."""
 
     mark = staticmethod(time.thread_time)
-
-    def reached(self, mark: float) -> bool:
-        return True
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
 
 
 class CudaClock:
@@ -65,6 +63,13 @@ class CudaClock:
     def seconds(self, start: Any, end: Any) -> float:
         end.synchronize()
         return start.elapsed_time(end) / 1e3
+
+
+def clock_of(chunks: Iterable[Any], on_cpu: type[Clock]) -> Clock | None:
+    """The clock that times passes of these modules: CUDA's events on a GPU; None where they are not on one kind of device."""
+    devices = {parameter.device.type for chunk in chunks for parameter in chunk.parameters()}
+    kinds: dict[str, type[Clock]] = {"cuda": CudaClock, "cpu": on_cpu}
+    return kinds[devices.pop()]() if len(devices) == 1 and devices <= kinds.keys() else None
 
 
 @dataclass(frozen=True)
