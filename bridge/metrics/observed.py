@@ -15,7 +15,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from bridge.metrics import spans as marks
-from bridge.metrics.spans import DATA, waited
+from bridge.metrics.spans import DATA, itself, waited
 
 Observer = Callable[[Any, int], None]
 """Called with a batch and the nanoseconds that its loader took."""
@@ -73,7 +73,7 @@ class _Proxy:
         return observed(copy.deepcopy(self.__data, memo), self.__observer)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _itself, (self.__data,)
+        return itself, (self.__data,)
 
     def _tell(self, take: Callable[[Any], Any], argument: Any) -> Any:
         spans, before, start = marks.listener, waited[0], perf_counter_ns()
@@ -93,10 +93,6 @@ class _Proxy:
     def _pass(self) -> Any:
         passing = iter(self.__data)
         return self if passing is self.__data else observed(passing, self.__observer)
-
-
-def _itself(data: Any) -> Any:
-    return data
 
 
 def _forwarded(name: str) -> Callable[..., Any]:

@@ -296,7 +296,18 @@ def _see_waits(see: bool) -> None:
     work.wait = seen
 
 
-class Timers:
+class _Through:
+    """Has what the loop's own timers have, where there are any (``inner``)."""
+
+    inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if (inner := self.__dict__.get("inner")) is None:
+            raise AttributeError(name)
+        return getattr(inner, name)
+
+
+class Timers(_Through):
     """What megatron-core calls as ``config.timers``: ``timers(name, log_level=k).start(); ... .stop()``.
 
     ``barrier=True`` is not followed: a barrier would make every rank wait for the slowest, which is what is to be measured.
@@ -312,7 +323,7 @@ class Timers:
 
     def __reduce__(self) -> Any:
         """What is copied or stored with a configuration are the loop's own timers."""
-        return _itself, (self.inner,)
+        return itself, (self.inner,)
 
     def __call__(self, name: str, log_level: int | None = None) -> Any:
         inner = self.inner(name, log_level=log_level) if self.inner is not None else None
@@ -321,17 +332,13 @@ class Timers:
             mark = self._marks[name] = _Mark(self.spans, name, inner)
         return mark
 
-    def __getattr__(self, name: str) -> Any:
-        if (inner := self.__dict__.get("inner")) is None:
-            raise AttributeError(name)
-        return getattr(inner, name)
+
+def itself(value: Any) -> Any:
+    """What a pickled wrapper becomes."""
+    return value
 
 
-def _itself(inner: Any) -> Any:
-    return inner
-
-
-class _Mark:
+class _Mark(_Through):
     """One name of :class:`Timers`."""
 
     def __init__(self, spans: Listener, name: str, inner: Any) -> None:
@@ -346,8 +353,3 @@ class _Mark:
         self.spans.pop(self.name)
         if self.inner is not None:
             self.inner.stop(barrier=barrier)
-
-    def __getattr__(self, name: str) -> Any:
-        if (inner := self.__dict__.get("inner")) is None:
-            raise AttributeError(name)
-        return getattr(inner, name)
