@@ -102,7 +102,7 @@ def find_place(
     data = check_dimensions(mesh, data_parallel)
     if mesh is not None:
         return _of_mesh(mesh, data, process_group)
-    if not _is_distributed():
+    if not is_distributed():
         return Place(contributes=contributes is not False)
     if data_parallel is not None:
         return _of_group(data_parallel, process_group)
@@ -148,10 +148,11 @@ def parallel_state() -> Any:
 
 def all_ranks() -> Any:
     """All ranks of the job, as an object that is another one once they were set up anew; None without torch.distributed."""
-    return dist.group.WORLD if _is_distributed() else None
+    return dist.group.WORLD if is_distributed() else None
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether this process has others to sum with."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bridge.metrics.place import is_distributed
+
 CPU = torch.device("cpu")
 LIMB_BITS = 40
 LIMB_MASK = (1 << LIMB_BITS) - 1
@@ -75,7 +77,7 @@ class PendingSum:
             return
         if device_limbs is not None:
             self._host += device_limbs.cpu()
-        if _distributed():
+        if is_distributed():
             self._works = _start(self._host, self._maxima, group)
 
     def _start_on_cuda(self, device: torch.device, device_limbs: torch.Tensor | None, group: Any) -> None:
@@ -90,7 +92,7 @@ class PendingSum:
             if device_limbs is not None:
                 self._device += device_limbs
                 device_limbs.record_stream(side)
-            if _distributed():
+            if is_distributed():
                 for work in _start(self._device, self._device_maxima, group):
                     work.wait()  # makes the side stream wait for NCCL, not the host
             self._host.copy_(self._device, non_blocking=True)
@@ -136,13 +138,9 @@ def _options(operation: Any) -> Any:
 
 def collective_device() -> torch.device:
     """Where an integer tensor can be summed over all ranks: this rank's GPU under NCCL, the CPU otherwise."""
-    if torch.cuda.is_available() and (not _distributed() or "nccl" in dist.get_backend()):
+    if torch.cuda.is_available() and (not is_distributed() or "nccl" in dist.get_backend()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 if dist.is_available():
