@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from bridge.flops.statistics import Statistic
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths, read_lengths
+from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
 from bridge.metrics.snapshots import Packed, Snapshot, joined_lengths, restored
 from bridge.metrics.vector import VectorLayout
 
@@ -115,7 +117,7 @@ class BatchStatistics:
         self.unread: NoLengths | None = None
         """Why the last one could not be read that could not."""
         self.values: list[int] = layout.zeros()
-        self.device_values: Any | None = None
+        self.device_values: torch.Tensor | None = None
         """Limbs [2, len(layout.names)] on the device, once a batch was there already."""
 
     # ---- adding ---------------------------------------------------------------------------------------------------
@@ -254,26 +256,22 @@ class BatchStatistics:
 
     def _add_on_device(self, positions: Sequence[int], amounts: Sequence[Any]) -> None:
         """Add int64 tensors [] into the device's limbs: two kernels each, nothing is read back."""
-        import torch
-
-        from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
-
-        if self.device_values is None:
-            self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=amounts[0].device)
+        limbs = self._on(amounts[0].device)
         for position, amount in zip(positions, amounts, strict=True):
-            self.device_values[0, position] += amount & LIMB_MASK
-            self.device_values[1, position] += amount >> LIMB_BITS
+            limbs[0, position] += amount & LIMB_MASK
+            limbs[1, position] += amount >> LIMB_BITS
 
     def add_tensor(self, positions: Any, amounts: Any) -> None:
         """Add int64 tensors [n] of amounts at positions, where they are: nothing is read back."""
-        import torch
+        limbs = self._on(amounts.device)
+        limbs[0].index_add_(0, positions, amounts & LIMB_MASK)
+        limbs[1].index_add_(0, positions, amounts >> LIMB_BITS)
 
-        from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
-
+    def _on(self, device: torch.device) -> torch.Tensor:
+        """The limbs on the device; zeros where there were none."""
         if self.device_values is None:
-            self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=amounts.device)
-        self.device_values[0].index_add_(0, positions, amounts & LIMB_MASK)
-        self.device_values[1].index_add_(0, positions, amounts >> LIMB_BITS)
+            self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=device)
+        return self.device_values
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to one of the ``COUNTERS``, or to another entry of the vector."""
