@@ -29,6 +29,7 @@ On the CPU everything is numpy, without a copy.  Tensors on a device are never r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,18 +145,14 @@ def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
         _concatenated([one.image_frames for one in pictured]) if pictured else None,
         any(one.unmeasured_images for one in found),
         next((one.unread for one in found if one.unread is not None), None),
-        _sum_of_images([one for one in found if one.unmeasured_images]),
+        _sum([one.number_of_images for one in found if one.unmeasured_images]),
         _sum([one.projected for one in found]),
     )
 
 
 def _sum(numbers: Sequence[Any]) -> Any:
-    return None if any(number is None for number in numbers) else sum(numbers)
-
-
-def _sum_of_images(found: Sequence[BatchLengths]) -> int | None:
-    numbers = [one.number_of_images for one in found if one.number_of_images is not None]
-    return sum(numbers) if numbers and len(numbers) == len(found) else None
+    """None where one of them is not known, or there is none."""
+    return None if not numbers or any(number is None for number in numbers) else sum(numbers)
 
 
 def _packed(get: Callable[[str], Any]) -> BatchLengths | None:
@@ -182,7 +179,7 @@ def _rows(get: Callable[[str], Any]) -> BatchLengths | None:
         if mask is None:
             return None
         mask = _array(mask)
-        return BatchLengths(mask_lengths(mask, None), _size(mask), unread=_unread(mask))
+        return BatchLengths(mask_lengths(mask, None), math.prod(mask.shape), unread=_unread(mask))
     if (ragged := ragged_lengths(tokens)) is not None:
         if mask is not None and (ragged_lengths(mask) is None or not _all_real(mask)):
             raise NoLengths("an attention_mask beside rows of different lengths; leave it out, or pad both")
@@ -270,11 +267,6 @@ def _array(value: Any) -> Array:
     if not hasattr(value, "ndim"):
         raise NoLengths(f"a {type(value).__name__} where an array was expected")
     return value
-
-
-def _size(value: Any) -> int:
-    """Elements of a tensor or an array, from its shape alone."""
-    return value.size if isinstance(value, np.ndarray) else value.numel()
 
 
 def _segments(offsets: Any, argmin: Any, name: str, bound: Any) -> BatchLengths:

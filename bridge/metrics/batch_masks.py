@@ -198,6 +198,6 @@ def ragged_lengths(tokens: Any) -> tuple[Array, int] | None:
 def _list_lengths(rows: Any) -> tuple[np.ndarray, int] | None:
     if not rows or not all(hasattr(row, "__len__") and not isinstance(row, (str, Mapping)) for row in rows):
         return None
-    if len(widths := [len(row) for row in rows]) and len(set(widths)) == 1:
+    if len(set(widths := [len(row) for row in rows])) == 1:
         return None
     return np.array(widths, np.int64), sum(widths)

@@ -137,8 +137,8 @@ def job_of(events: Iterable[Event], now: float | None = None) -> Job:
         return job
     spans = _spans(own, now)
     _lose(job, own, spans)
-    for part, seconds, *_ in spans:
-        job.seconds[part] += seconds
+    for span in spans:
+        job.seconds[span.part] += span.seconds
     totals = _totals(own)
     job.steps = max((event["step"] for event in _lived(own) if "step" in event), default=0)
     job.flops = totals.get(max(totals)) if totals else None
@@ -174,9 +174,6 @@ class _Span:
     part: str
     seconds: float
     start: float
-
-    def __iter__(self) -> Any:
-        return iter((self.part, self.seconds, self.start))
 
 
 def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
@@ -245,7 +242,7 @@ def _lived(events: Sequence[Event]) -> Sequence[Event]:
 def _recoveries(events: Sequence[Event]) -> list[float]:
     found, alive = [], None
     for before, event in pairwise(events):
-        if event["event"] in ("process", "launched") and before["event"] not in ("launched",):
+        if event["event"] in ("process", "launched") and before["event"] != "launched":
             alive = before["time"]
         if event["event"] == "steps" and alive is not None:
             found.append(event["time"] - alive)

@@ -7,6 +7,7 @@ ranks, the others share.  And what cuts a model: DTensors beyond that mesh, atte
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -59,11 +60,8 @@ def _averaged_over(module: Module) -> int:
 
 
 def _replicas_of(module: Any) -> int:
-    sizes = [group.size() for name in ("process_group", "_inter_node_pg") if (group := getattr(module, name, None)) is not None]
-    size = 1
-    for own in sizes:
-        size *= own
-    return size
+    groups = (getattr(module, name, None) for name in ("process_group", "_inter_node_pg"))
+    return math.prod(group.size() for group in groups if group is not None)
 
 
 def _sequence_groups() -> str | None:

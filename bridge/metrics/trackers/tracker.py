@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, Protocol
 
 from bridge.metrics.trackers.secrets import without_login
@@ -59,12 +60,12 @@ class Trackers:
 
     def summary(self, facts: Metrics) -> None:
         """Constants of the run, and its results."""
-        self._each(lambda tracker: tracker.summary(facts))
+        self._each(methodcaller("summary", facts))
 
     def close(self) -> None:
         """Write the open rows and end; more calls do nothing."""
         self._write(sorted(self._rows))
-        self._each(lambda tracker: tracker.close())
+        self._each(_close)
         self._trackers = []
 
     def how_to_look(self) -> list[str]:
@@ -75,9 +76,8 @@ class Trackers:
 
     def _write(self, steps: Sequence[int]) -> None:
         for step in steps:
-            row = self._rows.pop(step)
-            if row:
-                self._each(functools.partial(_log, row=row, step=step))
+            if row := self._rows.pop(step):
+                self._each(methodcaller("log", row, step))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
@@ -89,12 +89,7 @@ class Trackers:
                 quietly(functools.partial(_close, tracker))
 
 
-def _log(tracker: Tracker, row: Metrics, step: int) -> None:
-    tracker.log(row, step)
-
-
-def _close(tracker: Tracker) -> None:
-    tracker.close()
+_close = methodcaller("close")
 
 
 def quietly(call: Callable[[], Any]) -> None:

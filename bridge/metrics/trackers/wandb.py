@@ -228,9 +228,7 @@ def default_mode() -> str:
     """``WANDB_MODE`` if set; else online if an account is configured (``WANDB_API_KEY`` or netrc), offline if not."""
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    if has_account():
-        return "online"
-    return "offline"
+    return "online" if has_account() else "offline"
 
 
 def has_account() -> bool:
