@@ -236,9 +236,14 @@ def save_checkpoint_and_time(
     train_data_iterator: Any = None,
 ) -> None:
     save_checkpoint(
-        iteration, model, optimizer, opt_param_scheduler, num_floating_point_operations_so_far, checkpointing_context,
+        iteration,
+        model,
+        optimizer,
+        opt_param_scheduler,
+        num_floating_point_operations_so_far,
+        checkpointing_context,
         non_persistent_ckpt=non_persistent_ckpt,
-    )  # fmt: skip
+    )
 
 
 def save_checkpoint(

@@ -93,11 +93,20 @@ def test_rows_and_totals(tmp_path: Path) -> None:
     def fit(batches: int, load: Any = None) -> tuple[Any, Model, InMemoryLogger]:
         logger, model = InMemoryLogger(), Model()
         options = {
-            "max_duration": f"{batches}ba", "device": "cpu", "loggers": [logger], "device_train_microbatch_size": 2,
-            "optimizers": torch.optim.SGD(model.parameters(), lr=0.1), "eval_dataloader": loader(ROWS), "eval_interval": "2ba",
-            "save_folder": str(tmp_path), "save_interval": "3ba", "save_overwrite": True, "load_path": load,
-            "progress_bar": False, "log_to_console": False,
-        }  # fmt: skip
+            "max_duration": f"{batches}ba",
+            "device": "cpu",
+            "loggers": [logger],
+            "device_train_microbatch_size": 2,
+            "optimizers": torch.optim.SGD(model.parameters(), lr=0.1),
+            "eval_dataloader": loader(ROWS),
+            "eval_interval": "2ba",
+            "save_folder": str(tmp_path),
+            "save_interval": "3ba",
+            "save_overwrite": True,
+            "load_path": load,
+            "progress_bar": False,
+            "log_to_console": False,
+        }
         config = from_huggingface(model.model.config)
         names = {"Trainer": composer.Trainer, "model": model, "loader": loader(40), "config": config, "options": options}
         return documented.run("Composer", names)["throughput"].throughput, model, logger

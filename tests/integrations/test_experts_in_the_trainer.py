@@ -24,9 +24,18 @@ STEPS, ROWS, LENGTH, EXPERTS = 4, 2, 16, 4
 def model() -> Any:
     torch.manual_seed(0)
     config = transformers.Qwen3MoeConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=2, num_experts=EXPERTS,
-        num_experts_per_tok=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attn_implementation="eager",
+    )
     return transformers.Qwen3MoeForCausalLM(config)
 
 
@@ -41,9 +50,15 @@ def test_a_mixture_of_experts_with_muon(tmp_path: Path) -> None:
     muon = torch.optim.Muon(matrices, lr=1e-3, ns_steps=3)
     dataset = [{"input_ids": torch.randint(64, (LENGTH,)), "labels": torch.randint(64, (LENGTH,))} for _ in range(STEPS * ROWS)]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=ROWS, max_steps=STEPS, logging_steps=2, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=ROWS,
+        max_steps=STEPS,
+        logging_steps=2,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = Trainer(model=moe, args=arguments, train_dataset=dataset, optimizers=(muon, None))
     add_throughput(trainer, convention="exact", peak_flops=1e12)
     trainer.train()

@@ -260,8 +260,17 @@ def test_signatures():
     stats = ["data_parallel_size", "vp_size", "dp_group"]
     expected = {
         "accumulate_flops_metadata": [
-            "state", "tokens", "vp_stage", "config_seq_len", "cu_seqlens", "cu_seqlens_argmin", "cu_seqlens_unpadded",
-            "cu_seqlens_unpadded_argmin", "cross_cu_seqlens", "cross_cu_seqlens_unpadded", "num_vision_patches",
+            "state",
+            "tokens",
+            "vp_stage",
+            "config_seq_len",
+            "cu_seqlens",
+            "cu_seqlens_argmin",
+            "cu_seqlens_unpadded",
+            "cu_seqlens_unpadded_argmin",
+            "cross_cu_seqlens",
+            "cross_cu_seqlens_unpadded",
+            "num_vision_patches",
             "vision_patch_stats",
         ],
         "resolve_global_flops_runtime_stats": ["state", *stats, "include_vision_patch_stats", "include_cross_attention_stats"],
@@ -272,7 +281,7 @@ def test_signatures():
         "vit_flops_from_grid_thw": ["cfg", "grid_thw"],
         "_packed_data_exists": ["path"],
         "vit_flops": ["cfg", "batch_size", "num_patches"],
-    }  # fmt: skip
+    }
     assert {name: list(inspect.signature(getattr(flop_utils, name)).parameters) for name in expected} == expected
 
 
@@ -332,8 +341,13 @@ def test_two_ranks(ranks, layout, expected):
 # ---- vision ------------------------------------------------------------------------------------------
 
 LANGUAGE = {
-    "num_layers": 2, "hidden_size": 16, "ffn_hidden_size": 32, "num_attention_heads": 2, "vocab_size": 128, "seq_length": 32,
-}  # fmt: skip
+    "num_layers": 2,
+    "hidden_size": 16,
+    "ffn_hidden_size": 32,
+    "num_attention_heads": 2,
+    "vocab_size": 128,
+    "seq_length": 32,
+}
 #: 3 x (8 x 16 + 4 x 4 x 8) = 768 a patch, 3 x 4 x 4 = 48 a pair, 3 x (2 x 16 x 16 + 2 x 16 x 16) = 3072 a merged token.
 TOWER = {"depth": 1, "hidden_size": 4, "intermediate_size": 8, "spatial_merge_size": 2, "out_hidden_size": 16}
 SMALL = {"model": LANGUAGE | {"vision_config": TOWER}}
@@ -426,12 +440,19 @@ def test_a_step_as_the_loop_prices_it():
     stats = resolve_global_flops_runtime_stats(state, data_parallel_size=1, include_vision_patch_stats=True)
     assert stats.has_exact_vision_stats
     step = num_floating_point_operations(
-        SMALL, batch_size=2, seqlen_sum=stats.seqlen_sum, seqlen_squared_sum=stats.seqlen_squared_sum, num_vision_patches=0,
-        cross_seqlen_sum=stats.cross_seqlen_sum, cross_seqlen_product_sum=stats.cross_seqlen_product_sum,
+        SMALL,
+        batch_size=2,
+        seqlen_sum=stats.seqlen_sum,
+        seqlen_squared_sum=stats.seqlen_squared_sum,
+        num_vision_patches=0,
+        cross_seqlen_sum=stats.cross_seqlen_sum,
+        cross_seqlen_product_sum=stats.cross_seqlen_product_sum,
     ) + vit_flops_from_patch_stats(
-        SMALL, patch_sum=stats.vision_patch_sum, patch_squared_sum=stats.vision_patch_squared_sum,
+        SMALL,
+        patch_sum=stats.vision_patch_sum,
+        patch_squared_sum=stats.vision_patch_squared_sum,
         merged_token_sum=stats.vision_merged_token_sum,
-    )  # fmt: skip
+    )
     lengths, frames = [9, 7, 12, 3, 1], [16, 24, 24, 4]
     assert step == compile_plan(SMALL).flops(lengths, frames)
 

@@ -105,9 +105,16 @@ def test_the_trainer_counts_what_runs(make: Any, tmp_path: Path) -> None:
     model, rows = make()
     model.set_attn_implementation("eager")
     args = TrainingArguments(
-        str(tmp_path), per_device_train_batch_size=2, max_steps=3, logging_steps=3, report_to=[], use_cpu=True,
-        disable_tqdm=True, save_strategy="no", remove_unused_columns=False,
-    )  # fmt: skip
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=3,
+        logging_steps=3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+    )
     counted = Counted()
     trainer = (Embedded if make is embedding else Trainer)(model=model, args=args, train_dataset=rows, callbacks=[counted])
     callback = add_throughput(trainer, convention="executed")

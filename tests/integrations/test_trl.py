@@ -52,8 +52,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def options(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"output_dir": str(folder), "use_cpu": True, "report_to": [], "max_steps": 3, "logging_steps": 1, "bf16": False,
-            "per_device_train_batch_size": 2, "save_strategy": "no", "disable_tqdm": True, **more}  # fmt: skip
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "report_to": [],
+        "max_steps": 3,
+        "logging_steps": 1,
+        "bf16": False,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **more,
+    }
 
 
 def flops(lengths: list[int]) -> int:
@@ -114,12 +124,19 @@ def compact(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_positions_that_the_fused_head_leaves_out_are_not_counted(model, tokenizer, tmp_path, compact, bf16):
     """One text a batch, so without padding: the model FLOPs are those that run, but for the logits that run again."""
     turns = [[{"role": "user", "content": "a" * number}, {"role": "assistant", "content": "bc"}] for number in range(1, 13)]
-    more = {"assistant_only_loss": True, "max_length": 32, "per_device_train_batch_size": 1,
-            "gradient_checkpointing": False, "bf16": bf16}  # fmt: skip
+    more = {
+        "assistant_only_loss": True,
+        "max_length": 32,
+        "per_device_train_batch_size": 1,
+        "gradient_checkpointing": False,
+        "bf16": bf16,
+    }
     trainer = trl.SFTTrainer(
-        model, args=trl.SFTConfig(**options(tmp_path, **more)), processing_class=tokenizer,
+        model,
+        args=trl.SFTConfig(**options(tmp_path, **more)),
+        processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"messages": turn} for turn in turns]),
-    )  # fmt: skip
+    )
     learned, executed = [], []
     step = trainer.training_step
 
@@ -192,14 +209,23 @@ def test_phases_of_grpo_are_counted_apart(model, tokenizer, tmp_path, times, bet
         lora = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
         model = peft.get_peft_model(model, lora) if adapters == "trained before" else model
     args = trl.GRPOConfig(
-        **options(tmp_path), num_generations=2, max_completion_length=6, beta=beta, num_iterations=times,
-        gradient_accumulation_steps=2, steps_per_generation=2,
-    )  # fmt: skip
+        **options(tmp_path),
+        num_generations=2,
+        max_completion_length=6,
+        beta=beta,
+        num_iterations=times,
+        gradient_accumulation_steps=2,
+        steps_per_generation=2,
+    )
     prompts = Dataset.from_list([{"prompt": "ab c"[: 1 + number % 4]} for number in range(16)])
     trainer = Recorded(
-        model, reward_funcs=lambda completions, **_: [float(len(text)) for text in completions], args=args,
-        train_dataset=prompts, processing_class=tokenizer, peft_config=lora if adapters == "new" else None,
-    )  # fmt: skip
+        model,
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=args,
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        peft_config=lora if adapters == "new" else None,
+    )
     throughput = documented.run("TRL", {"trainer": trainer})["throughput"].throughput
     lengths = [length for length, _ in trainer.trained]
     assert len(lengths) == 3 * 2 * 2  # steps, micro-batches, rows

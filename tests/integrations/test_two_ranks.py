@@ -57,9 +57,15 @@ def test_megatron_bridges_own_loop(ranks, layout, replicas):
 
 SAVED_AND_LEFT = {  # core 0.16 until --exit-interval 3, core 0.19 from its checkpoint on
     "exits": ["log 1", "log 2", "save 2", "log 3", "evaluate iteration 3", "save 3", "wandb.finish"],
-    "goes on": ["log 4", "save 4", "log 5", "save 5", *(f"evaluate iteration 5 on {name} set" for name in ("validation", "test")),
-                "wandb.finish"],
-}  # fmt: skip
+    "goes on": [
+        "log 4",
+        "save 4",
+        "log 5",
+        "save 5",
+        *(f"evaluate iteration 5 on {name} set" for name in ("validation", "test")),
+        "wandb.finish",
+    ],
+}
 
 
 @pytest.mark.parametrize(("job", "steps"), [("exits", (2, 3)), ("goes on", (4, 5))])

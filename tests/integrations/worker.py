@@ -126,9 +126,19 @@ def lightning_trainer(folder: Path) -> dict[str, Any]:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     logger = CSVLogger(folder / "lightning", flush_logs_every_n_steps=1)
-    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 1, "accumulate_grad_batches": 2,
-               "logger": logger, "log_every_n_steps": 2, "enable_progress_bar": False, "enable_model_summary": False,
-               "enable_checkpointing": False, "num_sanity_val_steps": 1}  # fmt: skip
+    options = {
+        "accelerator": "cpu",
+        "devices": 2,
+        "strategy": "ddp",
+        "max_epochs": 1,
+        "accumulate_grad_batches": 2,
+        "logger": logger,
+        "log_every_n_steps": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 1,
+    }
     names = {
         "Trainer": pl.Trainer,
         "module": Module(),

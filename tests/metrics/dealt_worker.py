@@ -83,9 +83,14 @@ def run(tensor: int, context: int) -> dict[str, Any]:
         tensor, context_parallel_size=context, hybrid_context_parallel=True, create_gloo_process_groups=False
     )
     config = TransformerConfig(
-        num_layers=1, hidden_size=8, num_attention_heads=2, context_parallel_size=context,
-        tensor_model_parallel_size=tensor, hybrid_context_parallel=True, max_seqlen_per_dp_cp_rank=LONGEST,
-    )  # fmt: skip
+        num_layers=1,
+        hidden_size=8,
+        num_attention_heads=2,
+        context_parallel_size=context,
+        tensor_model_parallel_size=tensor,
+        hybrid_context_parallel=True,
+        max_seqlen_per_dp_cp_rank=LONGEST,
+    )
     names = ("dealt", "before", "steps", "other")
     callbacks = {
         name: ThroughputCallback("exact", log_interval=STEPS, peak_flops=1e15, compute_time=1 if name == "dealt" else False)
@@ -102,9 +107,14 @@ def run(tensor: int, context: int) -> dict[str, Any]:
         for loop in loops:
             loop.fire("on_train_step_start")
         schedule(
-            forward_step_func=step, data_iterator=given, model=[model], num_microbatches=1, seq_length=LONGEST,
-            micro_batch_size=1, forward_only=False,
-        )  # fmt: skip
+            forward_step_func=step,
+            data_iterator=given,
+            model=[model],
+            num_microbatches=1,
+            seq_length=LONGEST,
+            micro_batch_size=1,
+            forward_only=False,
+        )
         next(other)
         for loop in loops:
             loop.fire("on_train_step_end", loss_dict={}, grad_norm=1.0, skipped_iter=False)

@@ -12,8 +12,17 @@ from bridge.flops import compile_plan
 from bridge.metrics import peak
 from bridge.metrics.achievable import Matmul, MeasuredMatmul, matmuls, measure, reached
 
-DENSE = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2, "ffn_hidden_size": 96,
-         "gated_linear_unit": True, "vocab_size": 256, "make_vocab_size_divisible_by": 1, "seq_length": 32}  # fmt: skip
+DENSE = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 96,
+    "gated_linear_unit": True,
+    "vocab_size": 256,
+    "make_vocab_size_divisible_by": 1,
+    "seq_length": 32,
+}
 
 
 def test_shapes_are_cut_as_megatron_core_cuts_them():

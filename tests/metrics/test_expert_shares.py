@@ -14,8 +14,17 @@ from bridge.metrics.stragglers import ComputeTime
 from bridge.metrics.throughput import Work
 from bridge.metrics.vector import Slice, VectorLayout
 
-MODEL = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 64, "num_moe_experts": 4,
-         "moe_router_topk": 2, "moe_ffn_hidden_size": 24, "gated_linear_unit": True, "moe_layer_freq": [0, 1, 1, 1]}  # fmt: skip
+MODEL = {
+    "num_layers": 4,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "num_moe_experts": 4,
+    "moe_router_topk": 2,
+    "moe_ffn_hidden_size": 24,
+    "gated_linear_unit": True,
+    "moe_layer_freq": [0, 1, 1, 1],
+}
 ROW = 3 * 2 * 3 * 32 * 24
 LAYERS = [[30, 20, 10, 4], [16, 16, 16, 16], [64, 0, 0, 0]]
 

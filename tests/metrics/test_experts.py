@@ -16,8 +16,16 @@ from bridge.metrics.reduction import PendingSum
 from bridge.metrics.throughput import throughput
 
 HIDDEN, FFN, TOKENS = 32, 24, 64
-MODEL = {"num_layers": 2, "hidden_size": HIDDEN, "num_attention_heads": 4, "vocab_size": 64, "num_moe_experts": 4,
-         "moe_router_topk": 2, "moe_ffn_hidden_size": FFN, "gated_linear_unit": True}  # fmt: skip
+MODEL = {
+    "num_layers": 2,
+    "hidden_size": HIDDEN,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "num_moe_experts": 4,
+    "moe_router_topk": 2,
+    "moe_ffn_hidden_size": FFN,
+    "gated_linear_unit": True,
+}
 #: All passes of one row of an expert.
 ROW = 3 * 2 * 3 * HIDDEN * FFN
 USEFUL = torch.tensor([[30, 20, 10, 4], [16, 16, 16, 16]])

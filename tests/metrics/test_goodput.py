@@ -160,8 +160,15 @@ def test_our_loop_has_nothing_unknown():
 
 def test_a_line_that_is_no_event_is_none():
     assert event_of(b'{"event": "training", "time": 3, "step": 0}') == {"event": "training", "time": 3, "step": 0}
-    for line in (b"[1]", b'{"ev', b'{"event": 7}', b'{"event": "end", "time": "late"}', b'{"event": "end", "time": NaN}',
-                 b'{"event": "steps", "time": 1, "step": []}', b'{"event": "training", "time": 1}'):  # fmt: skip
+    for line in (
+        b"[1]",
+        b'{"ev',
+        b'{"event": 7}',
+        b'{"event": "end", "time": "late"}',
+        b'{"event": "end", "time": NaN}',
+        b'{"event": "steps", "time": 1, "step": []}',
+        b'{"event": "training", "time": 1}',
+    ):
         assert event_of(line) is None
 
 

@@ -212,7 +212,7 @@ def test_a_measurement_speaks_where_every_rank_had_a_reading(caplog):
                 "nothing_ns_readings": 3,
                 "breaks_ns_readings": 3,
             },
-        )  # fmt: skip
+        )
     )
     assert {name: measured.metrics(None) for name, measured in found.items()} == {"all": {"all": 9}}
     assert "breaks is not reported from here on: ZeroDivisionError" in caplog.text

@@ -14,8 +14,14 @@ from bridge.metrics.place import Place
 from bridge.metrics.totals import Totals
 from bridge.metrics.vector import REPLICA_WORK, VectorLayout
 
-MODEL = {"num_layers": 4, "hidden_size": 16, "num_attention_heads": 2, "ffn_hidden_size": 24, "vocab_size": 32,
-         "make_vocab_size_divisible_by": 1}  # fmt: skip
+MODEL = {
+    "num_layers": 4,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "ffn_hidden_size": 24,
+    "vocab_size": 32,
+    "make_vocab_size_divisible_by": 1,
+}
 LENGTHS = [5, 9, 30]
 
 
@@ -35,8 +41,19 @@ def vector(layout: VectorLayout, plan: Any, lengths: list[int], **counters: Any)
 
 
 def sums(work: list[int], timed: list[int], **fields: Any) -> Sums:
-    return Sums(**{"work": work, "timed": timed, "sampled": [], "maxima": [], "steps": 3, "timed_steps": 2, "seconds": 0.5,
-                   "overhead_seconds": 0.25, **fields})  # fmt: skip
+    return Sums(
+        **{
+            "work": work,
+            "timed": timed,
+            "sampled": [],
+            "maxima": [],
+            "steps": 3,
+            "timed_steps": 2,
+            "seconds": 0.5,
+            "overhead_seconds": 0.25,
+            **fields,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +63,16 @@ def plan():
 
 def test_the_work_of_a_vector(plan):
     intervals, layout = made(plan, Place(replicas=2, world=2))
-    values = vector(layout, plan, LENGTHS, micro_batches=2, positions=64, unlearned_tokens=9, data_wait_ns=3_000_000_000,
-                    **{REPLICA_WORK: [7, 8]})  # fmt: skip
+    values = vector(
+        layout,
+        plan,
+        LENGTHS,
+        micro_batches=2,
+        positions=64,
+        unlearned_tokens=9,
+        data_wait_ns=3_000_000_000,
+        **{REPLICA_WORK: [7, 8]},
+    )
     work = intervals.work_of(values, 4)
     assert (work.steps, work.flops, work.tokens, work.sequences) == (4, plan.flops(LENGTHS), 44, 3)
     assert (work.positions, work.unlearned_tokens, work.unread_micro_batches) == (64, 9, 0)
@@ -146,8 +171,14 @@ def test_stages_that_do_not_divide_the_layers_are_one_sentence_of_the_first_rank
 
 
 def test_components_on_what_is_not_read_have_a_sentence_and_no_number():
-    sound = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "num_mel_bins": 8,
-             "max_source_positions": 20}  # fmt: skip
+    sound = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "num_mel_bins": 8,
+        "max_source_positions": 20,
+    }
     heard = compile_plan(MODEL | {"audio_config": sound}, "exact")
     assert never_read(heard) == [
         "work on audio lengths, which are not read from batches: part or all of audio_model, audio_projection"

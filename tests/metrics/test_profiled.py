@@ -51,10 +51,12 @@ def test_each_microsecond_is_in_one_region():
 
 def test_a_number_given_in_two_modules_belongs_to_the_later_one():
     events = [
-        ranged("a", 0, 10), event("aten::detach", 1, 2, 7),
-        ranged("b", 10, 20), event("aten::mm", 11, 12, 7),
+        ranged("a", 0, 10),
+        event("aten::detach", 1, 2, 7),
+        ranged("b", 10, 20),
+        event("aten::mm", 11, 12, 7),
         event(BACKWARD + "MmBackward0", 30, 34, 7),
-    ]  # fmt: skip
+    ]
     assert found(events)["b", "backward"].own == 4
     assert ("a", "backward") not in found(events)
 
@@ -62,13 +64,17 @@ def test_a_number_given_in_two_modules_belongs_to_the_later_one():
 def test_what_is_computed_again_in_a_backward_pass_is_told_apart():
     """Its operations have numbers of their own, which may be those of others in the forward pass."""
     events = [
-        ranged("layer", 0, 20), ranged("layer.fc", 2, 8), event("CheckpointFunction", 1, 19, 1),
-        ranged("output", 20, 30), event("aten::mm", 21, 29, 2),
+        ranged("layer", 0, 20),
+        ranged("layer.fc", 2, 8),
+        event("CheckpointFunction", 1, 19, 1),
+        ranged("output", 20, 30),
+        event("aten::mm", 21, 29, 2),
         event(BACKWARD + "MmBackward0", 40, 45, 2),
         event(BACKWARD + "CheckpointFunctionBackward", 50, 100, 1),
-        ranged("layer.fc", 52, 62), event("aten::mm", 53, 61, 2),
+        ranged("layer.fc", 52, 62),
+        event("aten::mm", 53, 61, 2),
         event(BACKWARD + "MmBackward0", 70, 90, 2),
-    ]  # fmt: skip
+    ]
     own = {key: one.own for key, one in found(events).items()}
     assert own["output", "backward"] == 5
     assert own["layer.fc", "recompute"] == 10

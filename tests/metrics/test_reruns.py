@@ -13,8 +13,16 @@ from bridge.metrics.place import Place
 from bridge.metrics.reruns import Rerun, RerunCounter, Reruns, formats_of, is_replayed, may_replay, may_rerun
 from bridge.metrics.vector import VectorLayout
 
-MODEL = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "ffn_hidden_size": 24, "vocab_size": 32,
-         "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}  # fmt: skip
+MODEL = {
+    "num_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "ffn_hidden_size": 24,
+    "vocab_size": 32,
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,36 @@ import pytest
 from bridge.metrics.run_summary import RunSummary
 
 ROWS = (
-    {"throughput/mfu": 0.10, "throughput/step_time": 3.0, "throughput/flops/mlp": 2**60, "throughput/total_flops": 2**60 + 1,
-     "throughput/time/ideal": 0.5, "throughput/time/host": 2.5, "throughput/time_fraction/ideal": 0.2, "lm loss": 1.0},
-    {"throughput/mfu": 0.30, "throughput/step_time": 1.0, "throughput/flops/mlp": 1, "throughput/total_flops": 2**61,
-     "throughput/time/ideal": 0.5, "throughput/time/host": 0.5, "throughput/time_fraction/ideal": 0.5},
-    {"throughput/mfu": 0.31, "throughput/step_time": 1.0, "throughput/flops/mlp": 3, "throughput/total_flops": 2**61 + 1,
-     "throughput/time/ideal": 0.2, "throughput/time/host": 0.3, "throughput/time_fraction/ideal": 0.4,
-     "throughput/incomplete": 1},
-)  # fmt: skip
+    {
+        "throughput/mfu": 0.10,
+        "throughput/step_time": 3.0,
+        "throughput/flops/mlp": 2**60,
+        "throughput/total_flops": 2**60 + 1,
+        "throughput/time/ideal": 0.5,
+        "throughput/time/host": 2.5,
+        "throughput/time_fraction/ideal": 0.2,
+        "lm loss": 1.0,
+    },
+    {
+        "throughput/mfu": 0.30,
+        "throughput/step_time": 1.0,
+        "throughput/flops/mlp": 1,
+        "throughput/total_flops": 2**61,
+        "throughput/time/ideal": 0.5,
+        "throughput/time/host": 0.5,
+        "throughput/time_fraction/ideal": 0.5,
+    },
+    {
+        "throughput/mfu": 0.31,
+        "throughput/step_time": 1.0,
+        "throughput/flops/mlp": 3,
+        "throughput/total_flops": 2**61 + 1,
+        "throughput/time/ideal": 0.2,
+        "throughput/time/host": 0.3,
+        "throughput/time_fraction/ideal": 0.4,
+        "throughput/incomplete": 1,
+    },
+)
 
 
 def test_a_run_is_not_its_last_interval():

@@ -13,8 +13,15 @@ from bridge.metrics.batch_statistics import BatchStatistics
 from bridge.metrics.meter import Meter
 from bridge.metrics.vector import VectorLayout
 
-MODEL = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 1, "ffn_hidden_size": 8, "vocab_size": 8,
-         "window_size": (3, 0), "window_attn_skip_freq": 2}  # fmt: skip
+MODEL = {
+    "num_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "ffn_hidden_size": 8,
+    "vocab_size": 8,
+    "window_size": (3, 0),
+    "window_attn_skip_freq": 2,
+}
 PLAN = compile_plan(MODEL, "exact")
 
 WIDTH = st.integers(1, 9)

@@ -67,8 +67,14 @@ def test_without_a_length_of_time_there_are_no_rates(seconds):
 
 
 def test_all_keys_of_an_interval_without_a_plan():
-    bare = Interval(work=(work := Work(steps=1, flops=None, tokens=5)), timed=work, seconds=2.0, world_size=1, total_flops=None,
-                    total_tokens=5)  # fmt: skip
+    bare = Interval(
+        work=(work := Work(steps=1, flops=None, tokens=5)),
+        timed=work,
+        seconds=2.0,
+        world_size=1,
+        total_flops=None,
+        total_tokens=5,
+    )
     assert throughput(bare) == {
         "throughput/step_time": 2.0,
         "throughput/tokens_per_sec": 2.5,

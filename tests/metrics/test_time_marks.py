@@ -196,9 +196,17 @@ def test_where_passes_cannot_be_marked_there_are_no_parts():
     assert Times(Place(), [torch.nn.Module()]).open() is None
 
 
-MODEL = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "ffn_hidden_size": 8, "vocab_size": 8,
-         "make_vocab_size_divisible_by": 1, "recompute_granularity": "full", "recompute_method": "uniform",
-         "recompute_num_layers": 1}  # fmt: skip
+MODEL = {
+    "num_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 1,
+    "ffn_hidden_size": 8,
+    "vocab_size": 8,
+    "make_vocab_size_divisible_by": 1,
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
 
 
 def test_padding_and_recomputation_at_the_peak_by_hand():

@@ -32,10 +32,20 @@ def test_of_each_collective_the_least_is_communication_and_the_rest_waiting():
     assert found == MeanStep(step=15, compute=7, communication=pytest.approx(4), imbalance=pytest.approx(4))
     parts = time_parts(15, found, ideal=3, padding=0.5, recompute=1.0)
     assert parts == pytest.approx(
-        {"ideal": 3, "padding": 0.5, "recompute": 1, "kernels": 2.5, "imbalance": 4, "bubble": 0, "communication": 4,
-         "optimizer": 0, "data": 0, "host": 0},
+        {
+            "ideal": 3,
+            "padding": 0.5,
+            "recompute": 1,
+            "kernels": 2.5,
+            "imbalance": 4,
+            "bubble": 0,
+            "communication": 4,
+            "optimizer": 0,
+            "data": 0,
+            "host": 0,
+        },
         abs=1e-9,
-    )  # fmt: skip
+    )
 
 
 def test_collectives_of_less_than_a_second_are_parted_too():

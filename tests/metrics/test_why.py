@@ -13,11 +13,14 @@ from bridge.metrics.why import REMEDIES, waterfall, why
 
 
 def test_the_largest_loss_and_its_remedy_in_a_sentence():
-    rows = [{f"throughput/time/{name}": value for name, value in row.items()} for row in (
-        {"ideal": 0.2, "kernels": 0.2, "communication": 0.5, "host": 0.1},
-        {"ideal": 0.4, "kernels": 0.0, "communication": 0.5, "host": 0.1},
-        {"ideal": 9.0},
-    )]  # fmt: skip
+    rows = [
+        {f"throughput/time/{name}": value for name, value in row.items()}
+        for row in (
+            {"ideal": 0.2, "kernels": 0.2, "communication": 0.5, "host": 0.1},
+            {"ideal": 0.4, "kernels": 0.0, "communication": 0.5, "host": 0.1},
+            {"ideal": 9.0},
+        )
+    ]
     parts = waterfall([*rows, {"lm loss": 1.0}])
     assert parts == pytest.approx({"ideal": 0.3, "kernels": 0.1, "communication": 0.5, "host": 0.1})
     assert why(parts) == (

@@ -117,9 +117,19 @@ def test_a_receiver_that_is_dead_or_slow_costs_rows_and_no_time(tmp_path, caplog
 
 def test_megatrons_names_with_their_units_and_what_a_run_is_called(tmp_path):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'bridge-flops[opentelemetry]'")
-    assert {name for name, _ in MEGATRON.values()} == {f"megatron.training.{name}" for name in (
-        "step_duration_ms", "loss", "throughput_tflops", "grad_norm", "skipped_iters", "learning_rate", "tokens_per_sec",
-        "memory_allocated_gb")}  # fmt: skip
+    assert {name for name, _ in MEGATRON.values()} == {
+        f"megatron.training.{name}"
+        for name in (
+            "step_duration_ms",
+            "loss",
+            "throughput_tflops",
+            "grad_norm",
+            "skipped_iters",
+            "learning_rate",
+            "tokens_per_sec",
+            "memory_allocated_gb",
+        )
+    }
     assert all(find_key(key) for key in MEGATRON)
     row = {"throughput/step_time": 0.25, "throughput/memory/peak_allocated": 3_000_000_000, "learning-rate": 0.5, "mine": 1}
     collector = Collector()

@@ -64,8 +64,18 @@ def test_everything_else_becomes_plain(value, stored):
 
 
 def test_numbers_of_a_row_as_doubles():
-    row = {"integer": 3, "flag": True, "text": "3", "none": None, "numpy": np.int32(4), "tensor": torch.tensor([2.5]),
-           "several": torch.ones(2), "list": [1], "above": 2**53 + 1, 5: 0.5}  # fmt: skip
+    row = {
+        "integer": 3,
+        "flag": True,
+        "text": "3",
+        "none": None,
+        "numpy": np.int32(4),
+        "tensor": torch.tensor([2.5]),
+        "several": torch.ones(2),
+        "list": [1],
+        "above": 2**53 + 1,
+        5: 0.5,
+    }
     found = doubles(row)
     assert found == {"integer": 3.0, "flag": 1.0, "numpy": 4.0, "tensor": 2.5, "above": 2.0**53, "5": 0.5}
     assert {type(value) for value in found.values()} == {float}

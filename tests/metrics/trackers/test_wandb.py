@@ -203,8 +203,11 @@ def test_a_run_of_somebody_elses_has_our_keys_under_a_prefix_and_one_convention(
         mine.summary({"convention": "exact", "device": "X"})
         mine.summary({"done": True})
         assert dict(run.summary) == {
-            "bridge/convention": "exact", "bridge/hf_token": "***", "bridge/device": "X", "bridge/done": True,
-        }  # fmt: skip
+            "bridge/convention": "exact",
+            "bridge/hf_token": "***",
+            "bridge/device": "X",
+            "bridge/done": True,
+        }
         with pytest.raises(ConfigError) as error:
             mine.summary({"convention": "palm"})
     assert str(error.value) == (
