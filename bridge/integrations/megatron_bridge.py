@@ -20,6 +20,7 @@ from typing import Any
 
 from bridge.flops import ConfigError
 from bridge.integrations import sidecar
+from bridge.integrations.megatron_bridge_flops import get_model_chunk_vp_stage
 from bridge.integrations.wrapping import wrap
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
@@ -55,18 +56,11 @@ def counted(forward_step: Callable[..., Any], throughput: ThroughputCallback) ->
     @functools.wraps(forward_step)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        if _stage(bound.arguments["model"]) in (None, 0):
+        if get_model_chunk_vp_stage(bound.arguments["model"]) in (None, 0):
             bound.arguments["data_iterator"] = throughput.observe(bound.arguments["data_iterator"])
         return forward_step(*bound.args, **bound.kwargs)
 
     return wrapped
-
-
-def _stage(model: Any) -> Any:
-    """Which chunk of a virtual pipeline this is, under whatever wrappers; None: there is one."""
-    while not hasattr(model, "vp_stage") and hasattr(model, "module"):
-        model = model.module
-    return getattr(model, "vp_stage", None)
 
 
 # ---- what its events do not tell ----------------------------------------------------------------------------------------

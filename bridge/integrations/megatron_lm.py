@@ -54,13 +54,12 @@ def attach(throughput: ThroughputCallback | None = None) -> None:
     events = _Events(throughput, _module("global_vars"))
     if throughput is None:
         wrap(_module("arguments"), "add_megatron_arguments", lambda call, arguments: _add_flags(call()))
-    for name in ("train", "train_step", "training_log", "evaluate_and_print_results", "save_checkpoint_and_time",
-                 "save_checkpoint", "checkpoint_and_decide_exit"):  # fmt: skip
+    for name in (name for name in vars(_Events) if not name.startswith("_")):
         wrap(training, name, getattr(events, name))
 
 
 class _Events:
-    """One job's, each named as the function that it is read off."""
+    """One job's events. Each public method has the name of the loop's function that it is put around."""
 
     def __init__(self, given: ThroughputCallback | None, variables: ModuleType) -> None:
         self._given, self._variables = given, variables
@@ -173,12 +172,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _add_flags(parser: ArgumentParser) -> ArgumentParser:
     group = parser.add_argument_group("bridge", "exact FLOPs and MFU")
-    group.add_argument("--bridge-convention", choices=sorted(conventions.CONVENTIONS), default="megatron",
-                       help="how FLOPs are counted")  # fmt: skip
+    known = sorted(conventions.CONVENTIONS)
+    group.add_argument("--bridge-convention", choices=known, default="megatron", help="how FLOPs are counted")
     group.add_argument("--bridge-metrics-file", metavar="FILE", help="JSON lines, one object per log point")
     group.add_argument("--bridge-ledger", metavar="FOLDER", help="keep the life of the job there, restarts included")
-    group.add_argument("--bridge-peak-flops", type=_flops_rate, metavar="FLOP/S",
-                       help="dense peak of one device, for example 989.4TFLOP/s (default: the table)")  # fmt: skip
+    peak = "dense peak of one device, for example 989.4TFLOP/s (default: the table)"
+    group.add_argument("--bridge-peak-flops", type=_flops_rate, metavar="FLOP/S", help=peak)
     return parser
 
 

@@ -210,10 +210,8 @@ def with_flops(
         rate = flops / seconds if seconds else 0.0
         counted = {"FLOPs": flops, "TFLOP/s": rate / 1e12, "micro-batch": call, "own milliseconds": 1e3 * seconds}
         share = {"of the peak": rate / peak} if peak else {}
-        events.append(
-            {"ph": "X", "cat": "bridge", "name": name, "pid": _TRACK, "tid": way, "ts": start, "dur": end - start,
-             "args": {**counted, **share}}
-        )  # fmt: skip
+        where = {"pid": _TRACK, "tid": way, "ts": start, "dur": end - start}
+        events.append({"ph": "X", "cat": "bridge", "name": name, **where, "args": {**counted, **share}})
     return events
 
 
