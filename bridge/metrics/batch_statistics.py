@@ -1,14 +1,12 @@
-"""Adds up the statistics of the micro-batches of one rank: one integer vector, laid out by the configuration alone.
-
-What stands where is the :class:`~bridge.metrics.vector.VectorLayout`'s.
+"""Adds up the statistics of one rank's micro-batches in an integer vector (:class:`~bridge.metrics.vector.VectorLayout`).
 
 Bounds: the host adds Python integers, which do not overflow.  Inside one micro-batch numpy adds int64; a statistic that is
 at most twice the square of the micro-batch's tokens cannot overflow below 2^30 tokens (a cube: 2^20), and above that the
 same formulas run on Python integers.  On a device, sums are kept in two limbs (see :mod:`bridge.metrics.reduction`), and a
-micro-batch above the bound is one that cannot be read.
+micro-batch above the bound counts as one that cannot be read.
 
-Cost: on the training thread a micro-batch is an append where its lengths can be kept as they are (see
-:mod:`bridge.metrics.snapshots`); they are read and summed once an interval, a shape of fixed length once in a run.
+Cost: on the training thread a micro-batch costs one append where a snapshot of it can be kept (see
+:mod:`bridge.metrics.snapshots`).  Snapshots are read and summed once per interval, a shape of fixed length once per run.
 """
 
 from __future__ import annotations
@@ -27,24 +25,24 @@ from bridge.metrics.reduction import LIMB_BITS, LIMB_MASK
 from bridge.metrics.snapshots import Packed, Snapshot, joined_lengths, restored
 from bridge.metrics.vector import VectorLayout
 
-#: No more tokens, or patches, are summed in int64, whatever the statistics.
+#: The limit of tokens, or patches, that are summed in int64 is at most 2 to this power.
 _MOST_BITS = 30
 
-#: Micro-batches that are kept until they are summed, offsets of one that is not kept, and shapes whose price is remembered.
+#: Snapshots that are kept before they are summed, offsets of a snapshot that is summed at once, and shapes that are remembered.
 _MOST_KEPT, _MUCH, _MOST_PRICES = 1024, 4096, 4096
 
-#: What batches are read for, and what routers tell; statistics over anything else stay zero.
+#: What statistics can be summed over: lengths read from batches, and what routers count. Statistics over anything else stay zero.
 READ = ("sequences", "images", "micro_batches", "longest", "routed", "projected")
 
-#: Lengths from here on are computed, not looked up: a row of the table is at most 8 MiB.
+#: Statistics of lengths from here on are computed, not looked up: a row of the table takes at most 8 MiB.
 _TABLE_LIMIT = 2**20
 
 
 class StatisticSums:
-    """The sums of several statistics over an array of lengths, as fast as numpy can.
+    """The sums of several statistics over an array of lengths.
 
-    A table of values, [statistics, lengths], turns all formulas into one gather and one sum, whatever they cost; where
-    lengths repeat, into a histogram and one product. 2 us for a few lengths, 3 us for 1,024 short ones.
+    A table of values [statistics, lengths] turns all formulas into one gather and one sum; where lengths repeat, into a
+    histogram and one product. 2 us for a few lengths, 3 us for 1,024 short ones.
     """
 
     def __init__(self, statistics: Sequence[Statistic]) -> None:
@@ -53,10 +51,10 @@ class StatisticSums:
         self.limit = next(
             1 << bits for bits in range(_MOST_BITS, -1, -1) if all(4 * one.of(1 << bits) <= 2**63 for one in self.statistics)
         )
-        """Tokens, or patches, of a micro-batch up to which no sum can leave int64."""
+        """Tokens, or patches, of a micro-batch up to which no sum can overflow int64."""
 
     def of_array(self, lengths: np.ndarray) -> list[int]:
-        """One sum a statistic; right as long as none leaves int64."""
+        """One sum per statistic; correct as long as none overflows int64."""
         longest = lengths.item(lengths.argmax()) if lengths.size else 0
         if longest >= _TABLE_LIMIT:
             return [int(self._masked(statistic, lengths).sum()) for statistic in self.statistics]
@@ -73,18 +71,18 @@ class StatisticSums:
         return [int(frames.dot(self._masked(statistic, patches))) for statistic in self.statistics]
 
     def of_tensor(self, lengths: Any, times: Any = 1) -> list[Any]:
-        """The same for a tensor on a device: int64 tensors [], computed there."""
+        """The sums over a tensor on a device: int64 tensors [], computed there."""
         return [(self._masked(statistic, lengths) * times).sum() for statistic in self.statistics]
 
     def exact(self, lengths: Sequence[int], times: Sequence[int] | None = None) -> list[int]:
-        """The same in Python integers, for lengths of any size."""
+        """The sums in Python integers, for lengths of any size."""
         weights = times if times is not None else [1] * len(lengths)
         weighted = [(length, weight) for length, weight in zip(lengths, weights, strict=True) if length]
         return [sum(weight * statistic.of(length) for length, weight in weighted) for statistic in self.statistics]
 
     @staticmethod
     def _masked(statistic: Statistic, lengths: Any) -> Any:
-        """Empty segments are no sequences."""
+        """The values of a statistic, with zeros for empty segments, which are no sequences."""
         return statistic.of(lengths) * (lengths > 0)
 
 
@@ -92,7 +90,7 @@ class BatchStatistics:
     """The running sums of one rank.
 
     Args:
-        layout: what stands where.
+        layout: positions of the statistics and counters.
     """
 
     def __init__(self, layout: VectorLayout) -> None:
@@ -108,17 +106,17 @@ class BatchStatistics:
         self._tokens_sum = self._sequence_slots.index(self._tokens)
         self._positions, self._micro_batches = layout.index["positions"], layout.index["micro_batches"]
         self._kept: list[Any] = []
-        """Micro-batches that are not summed yet: snapshots, or lengths that were read at once."""
+        """Micro-batches that are not summed yet, as snapshots or as lengths."""
         self._kept_before = self._tokens_before = 0
-        """Micro-batches kept, and tokens summed, when the step began."""
+        """How many micro-batches were kept, and how many tokens summed, when the step began."""
         self._device_tokens_before: Any = None
         self._prices: dict[Snapshot, list[tuple[int, int]]] = {}
-        """Slots and amounts of micro-batches of one shape."""
+        """Positions and amounts that a micro-batch of a shape adds."""
         self.unread: NoLengths | None = None
-        """Why the last one could not be read that could not."""
+        """Why the last unreadable micro-batch could not be read."""
         self.values: list[int] = layout.zeros()
         self.device_values: torch.Tensor | None = None
-        """Limbs [2, len(layout.names)] on the device, once a batch was there already."""
+        """Limbs [2, len(layout.names)] on the device; None before the first batch whose lengths are there."""
 
     # ---- adding ---------------------------------------------------------------------------------------------------
 
@@ -129,7 +127,7 @@ class BatchStatistics:
             self.reduce()
 
     def reduce(self) -> None:
-        """Sum what was kept."""
+        """Sum the micro-batches that were kept."""
         kept, self._kept = self._kept, []
         if before := self._kept_before:
             self._sum(kept[:before])
@@ -156,7 +154,7 @@ class BatchStatistics:
             self._add_joined(joined, joined_lengths(offsets, ends))
 
     def _add_joined(self, rows: Sequence[Packed], lengths: np.ndarray | None) -> None:
-        """Packed micro-batches as one; without lengths one by one, which tells what is wrong with which."""
+        """Add packed micro-batches together; if there are no lengths, one by one, to find the ones that are wrong."""
         if lengths is not None:
             self.add(BatchLengths(lengths, sum(row.shape[-1] for row in rows)), len(rows))
             return
@@ -176,7 +174,7 @@ class BatchStatistics:
             self.add(lengths)
 
     def _add_shape(self, shape: tuple[int, ...], times: int) -> None:
-        """As many micro-batches of one shape, which is priced once."""
+        """Add ``times`` micro-batches of one shape; its amounts are computed once."""
         if (price := self._prices.get(shape)) is None:
             lengths = read_lengths(restored(shape))
             assert lengths is not None
@@ -188,12 +186,12 @@ class BatchStatistics:
             self.values[position] += amount * times
 
     def add(self, lengths: BatchLengths, micro_batches: int = 1) -> None:
-        """Count a micro-batch now, or several as one.
+        """Count a micro-batch now, or several together.
 
         Raises:
             NoLengths: the plan needs patches, and the micro-batch has pixels of unknown patches.
         """
-        for slots, sums in self._amounts(lengths, micro_batches):  # all or nothing: whatever raises has done so by now
+        for slots, sums in self._amounts(lengths, micro_batches):  # all or nothing: whatever can raise has run before
             if isinstance(sums[0], int):
                 for position, amount in zip(slots, sums, strict=True):
                     self.values[position] += amount
@@ -201,7 +199,7 @@ class BatchStatistics:
                 self._add_on_device(slots, sums)
 
     def _amounts(self, lengths: BatchLengths, micro_batches: int = 1) -> list[tuple[Sequence[int], list[Any]]]:
-        """What a micro-batch adds to which slots."""
+        """The positions and the amounts that a micro-batch adds there."""
         if lengths.unmeasured_images and self.needs_images:
             lengths = self._counted_images(lengths)
         of_sequences = self._sums_of_sequences(lengths.sequences, lengths.positions)
@@ -217,7 +215,7 @@ class BatchStatistics:
         if self._projected_slots:
             some = lengths.projected
             amounts.append((self._projected_slots, [of_sequences[self._tokens_sum] if some is None else some]))
-        if lengths.unread is not None:  # only the device knows whether all this counts
+        if lengths.unread is not None:  # only the device knows whether the lengths are valid
             read = lengths.unread.logical_not().long()
             amounts = [(slots, [amount * read for amount in sums]) for slots, sums in amounts]
             amounts.append(([self.layout.index["unread_micro_batches"]], [1 - read]))
@@ -234,7 +232,7 @@ class BatchStatistics:
         return self._sequence_sums.exact(sequences.tolist())
 
     def _counted_images(self, lengths: BatchLengths) -> BatchLengths:
-        """Images of unknown patches, for a plan that only asks how many there are: its model takes one size."""
+        """Lengths with the number of images alone, for a plan that needs no patches: its model takes images of one size."""
         if not self._only_images or lengths.number_of_images is None:
             raise NoLengths("pixels without image_grid_thw: their patches are unknown")
         ones = np.ones(lengths.number_of_images, np.int64)
@@ -255,20 +253,20 @@ class BatchStatistics:
         return self._image_sums.exact(patches.tolist(), frames.tolist())
 
     def _add_on_device(self, positions: Sequence[int], amounts: Sequence[Any]) -> None:
-        """Add int64 tensors [] into the device's limbs: two kernels each, nothing is read back."""
+        """Add int64 tensors [] to the limbs on the device: two kernels each, and nothing is read back."""
         limbs = self._on(amounts[0].device)
         for position, amount in zip(positions, amounts, strict=True):
             limbs[0, position] += amount & LIMB_MASK
             limbs[1, position] += amount >> LIMB_BITS
 
     def add_tensor(self, positions: Any, amounts: Any) -> None:
-        """Add int64 tensors [n] of amounts at positions, where they are: nothing is read back."""
+        """Add amounts, an int64 tensor [n] on a device, at ``positions`` [n]; nothing is read back."""
         limbs = self._on(amounts.device)
         limbs[0].index_add_(0, positions, amounts & LIMB_MASK)
         limbs[1].index_add_(0, positions, amounts >> LIMB_BITS)
 
     def _on(self, device: torch.device) -> torch.Tensor:
-        """The limbs on the device; zeros where there were none."""
+        """The limbs on the device, which begin as zeros."""
         if self.device_values is None:
             self.device_values = torch.zeros(2, len(self.values), dtype=torch.int64, device=device)
         return self.device_values
@@ -280,7 +278,7 @@ class BatchStatistics:
     # ---- steps ----------------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """What is counted from here on belongs to the next step."""
+        """A step begins: what is counted from here on belongs to it."""
         self._kept_before, self._tokens_before = len(self._kept), self.values[self._tokens]
         if self.device_values is not None:
             self._device_tokens_before = self.device_values[:, self._tokens].clone()
@@ -295,7 +293,7 @@ class BatchStatistics:
             self.device_values[:, self.layout.index["unlearned_tokens"]] += added
 
     def drain(self) -> tuple[list[int], Any | None]:
-        """The sums since the last drain, host and device part, and start again from zero."""
+        """Return the sums since the last drain, of host and device, and start again from zero."""
         self.reduce()
         drained = self.values, self.device_values
         self.values, self.device_values, self._device_tokens_before = self.layout.zeros(), None, None
@@ -304,6 +302,6 @@ class BatchStatistics:
 
 
 def _select(statistics: Sequence[Statistic], over: str) -> tuple[list[int], StatisticSums]:
-    """Where the statistics over one kind of item stand, and their sums."""
+    """The positions of the statistics over one kind of item, and their sums."""
     slots = [position for position, statistic in enumerate(statistics) if statistic.over == over]
     return slots, StatisticSums([statistics[position] for position in slots])

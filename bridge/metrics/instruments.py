@@ -1,8 +1,8 @@
-"""What is measured beside the counting: compute time, energy and whatever declares itself here.
+"""Measurements beside the counting: compute time, energy, memory and others.
 
-A kind of measurement is declared by the configuration, the same on every rank: it says which slices of the vector it needs, how
-to open an instrument on this rank, and what the sums of all ranks mean.  Its instrument is read once per log interval and the
-reading rides in the sum.  One that breaks is one warning and its keys are absent: all else goes on.
+The configuration decides which measurements there are, so they are the same on every rank.  A measurement declares which slices
+of the vector it needs, how to open an instrument on this rank, and what the sums over all ranks mean.  Its instrument is read
+once per log interval, and the reading is part of the sum.  An instrument that fails costs one warning and its keys.
 
 To add one: a subclass of :class:`Measurement` in a file of its own, its keys in ``keys.py``, a line in ``ThroughputCallback``.
 """
@@ -27,23 +27,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 COMPUTE_TIME, ENERGY, MEMORY = "compute time", "energy", "memory"
-"""What there are instruments of."""
+"""Names of measurements, for users."""
 
 
 class Instrument:
-    """A meter on this rank that runs while training runs. What it does nothing at is not called."""
+    """A meter on this rank that runs while training runs. Methods that a subclass does not override do nothing."""
 
     def run(self) -> None:
-        """Training goes on. Running already: nothing happens."""
+        """Training continues. Does nothing if the instrument is already running."""
 
     def pause(self) -> None:
-        """What comes now is no training. Paused already: nothing happens."""
+        """Training pauses. Does nothing if the instrument is already paused."""
 
     def end_step(self) -> None:
         """A training step is over."""
 
     def lap(self) -> Any | None:
-        """The reading since the last lap, as ``Measurement.entries`` takes it; None if it is not known."""
+        """The reading since the last lap, as ``Measurement.entries`` takes it; None if it is unknown."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -51,25 +51,26 @@ class Instrument:
 
 
 class Measured(Protocol):
-    """What an instrument says of the whole job in an interval.
+    """What a measurement found about the whole job in an interval.
 
-    One that knows work beside the model's has ``hardware_flops``, and of what counts in MFU ``model_flops``, by number format.
+    If devices did work beside the model's, it has ``hardware_flops`` by number format; if some of that counts in MFU, it has
+    ``model_flops`` too.
     """
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Keys and values to log; ``interval.seconds`` and its steps are positive."""
+        """Keys and values to log. ``interval.seconds`` and ``interval.timed.steps`` are positive."""
 
 
 @dataclass(frozen=True)
 class Summed:
-    """What an interval's vectors hold, over all ranks.
+    """The vectors of an interval, over all ranks.
 
     Attributes:
-        layout: what stands where.
-        place: of this process.
-        work: everything since the last report. timed: without the warm-up. sampled: of the sampled steps among these.
-        maxima: the largest, by the layout.
-        price: from one of these vectors to work.
+        layout: positions of the entries.
+        place: place of this process.
+        work: everything since the last report. timed: without the warm-up. sampled: the sampled steps among these.
+        maxima: the entries of which the maximum is taken.
+        price: returns the work that one of the summed vectors stands for.
     """
 
     layout: VectorLayout
@@ -89,10 +90,10 @@ class Measurement:
     """A kind of measurement.
 
     Attributes:
-        what: it measures, for users.
-        slices: of the vector that are its own; the same on every rank.
-        sampled: its instrument runs in the sampled steps alone, see ``Instruments.every``.
-        has_samples: its instrument runs in all steps, and sees more in sampled ones: it has ``start_sample``.
+        what: what it measures, for users.
+        slices: its slices of the vector; the same on every rank.
+        sampled: whether its instrument runs in sampled steps only, see ``Instruments.every``.
+        has_samples: whether its instrument runs in all steps and sees more in sampled ones; it then has ``start_sample``.
     """
 
     what: str
@@ -101,29 +102,29 @@ class Measurement:
     has_samples: bool = False
 
     def open(self) -> Instrument | None:
-        """The instrument of this rank; None where there is none to read. May raise."""
+        """The instrument of this rank; None if there is nothing to read here. May raise."""
         raise NotImplementedError
 
     def entries(self, reading: Any) -> Mapping[str, Any]:
-        """A reading by slice: a number, or a list of one for each entry. For one number: that is the first slice."""
+        """A reading by slice: a number, or a list with one number per entry. By default the reading is the first slice's."""
         return {self.slices[0].name: reading}
 
     def measured(self, summed: Summed) -> Measured | None:
-        """What the sums mean, where every rank had a reading; None if they say nothing."""
+        """What the sums mean; called if every rank had a reading. None if they mean nothing."""
         raise NotImplementedError
 
     @property
     def readings(self) -> str:
-        """The entry that counts the ranks that had a reading."""
+        """The name of the entry that counts the ranks with a reading."""
         return f"{self.slices[0].name}_readings"
 
 
 class Instruments:
-    """The instruments of this rank, none of which can raise.
+    """The instruments of this rank; their errors become warnings.
 
     Args:
         kinds: what is measured; the same on every rank.
-        every: one step of so many is a sampled one; 1: each of them.
+        every: one of this many steps is sampled; 1: every step.
     """
 
     def __init__(self, kinds: Iterable[Measurement] = (), *, every: int = 1) -> None:
@@ -136,12 +137,12 @@ class Instruments:
         self._ending = [pair for pair in self._always if type(pair[1]).end_step is not Instrument.end_step]
         self._starting = [(kind, one) for kind, one in self._opened if kind.has_samples]
         self.counting = [one for _, one in self._opened if hasattr(one, "add_counts")]
-        """Those that count beside the batches."""
+        """Instruments that add to the sums of the batches themselves."""
         self._running = False
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """Of the vector, whether or not this rank has a reading."""
+        """The slices of all measurements, whether or not this rank has a reading."""
         return tuple(part for kind in self.kinds for part in (*kind.slices, Slice(kind.readings)))
 
     @property
@@ -155,13 +156,13 @@ class Instruments:
         return sum(getattr(one, "overhead_ns", 0) for _, one in self._opened)
 
     def run(self) -> None:
-        """Training goes on."""
+        """Training continues."""
         if not self._running:
             self._running = True
             self._each(self._always, lambda instrument: instrument.run())
 
     def pause(self) -> None:
-        """What comes now is no training."""
+        """Training pauses."""
         self._running = False
         self._each(self._opened, lambda instrument: instrument.pause())
 
@@ -177,12 +178,12 @@ class Instruments:
             self._each(self._sampled, _end_sample)
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
-        """What instruments counted in a step goes into the sums of its micro-batches. May raise: work hangs on it."""
+        """Add what instruments counted in a step to the sums of its micro-batches. May raise, because FLOPs depend on it."""
         for instrument in self.counting:
             instrument.add_counts(batch, skipped=skipped)
 
     def lap(self) -> dict[str, Any]:
-        """Readings by slice, of the instruments that have one."""
+        """Readings by slice, from the instruments that have one."""
         readings: dict[str, Any] = {}
 
         def read(kind: Measurement, instrument: Instrument) -> None:
@@ -194,7 +195,7 @@ class Instruments:
         return readings
 
     def measured(self, summed: Summed) -> dict[str, Measured]:
-        """By what it is, where every rank had a reading."""
+        """The findings of all measurements for which every rank had a reading, by ``what``."""
         found: dict[str, Measured] = {}
         for kind in self.kinds:
             if summed[kind.readings] == [summed.place.world]:
@@ -208,7 +209,7 @@ class Instruments:
         self._each(self._opened, lambda instrument: instrument.close())
 
     def attempt(self, what: str, call: Callable[[], T | None]) -> T | None:
-        """What ``call`` returns; if it raises, one warning, and None from then on."""
+        """The result of ``call``; if it raises, None from then on, and one warning."""
         if what in self._broken:
             return None
         try:

@@ -1,4 +1,4 @@
-"""From the sum over all ranks to an interval: a plan, a place and a layout give the vector its meaning."""
+"""Makes an interval of the vector that is summed over all ranks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Sums:
     """What was summed since the last report.
 
     Attributes:
-        work: everything. timed: without the warm-up. sampled: of the sampled steps among these.
-        maxima: the largest entries.
-        steps, timed_steps: of the first two.
-        seconds: of the timed part.
-        overhead_seconds: what counting cost this rank in it.
+        work: everything. timed: without the warm-up. sampled: the sampled steps among these.
+        maxima: the entries of which the maximum is taken.
+        steps, timed_steps: number of steps in the first two.
+        seconds: duration of the timed part.
+        overhead_seconds: time that counting took on this rank in the timed part.
     """
 
     work: Sequence[int]
@@ -48,10 +48,10 @@ class Intervals:
 
     Args:
         plan: prices the statistics; None: tokens and seconds only.
-        place: of this process.
-        layout: what stands where in the sums.
-        instruments: whose readings are in them.
-        peak: of one device.
+        place: place of this process.
+        layout: positions of the entries in the sums.
+        instruments: the instruments whose readings are in the sums.
+        peak: peak of one device.
     """
 
     def __init__(self, plan: Plan | None, place: Place, layout: VectorLayout, instruments: Instruments, peak: Peak) -> None:
@@ -61,16 +61,16 @@ class Intervals:
         self._unread = _components_never_read(plan) if plan else frozenset()
         if plan is not None:
             plan.evaluate_components([0] * self._size)
-            plan.evaluate_formats([0] * self._size)  # compiled on first use: not in a step, please
+            plan.evaluate_formats([0] * self._size)  # compiled on first use, so not in a step
 
     def priced(self, values: Sequence[int]) -> int:
-        """Work of a vector: FLOPs, without a plan tokens."""
+        """The FLOPs of a vector; its tokens if there is no plan."""
         if self._plan is None:
             return values[self._layout.index["tokens"]]
         return whole(self._plan.evaluate(values[: self._size]))
 
     def work_of(self, values: Sequence[int], steps: int = 0) -> Work:
-        """What a vector says was done, without what only rates need."""
+        """The work that a vector stands for, without what only rates need."""
         at = self._layout.index
         unread = values[at["unread_micro_batches"]]
         unknown = unread > 0 and not values[at["micro_batches"]]
@@ -88,7 +88,7 @@ class Intervals:
         )
 
     def _timed_work(self, values: Sequence[int], steps: int) -> Work:
-        """With what the devices did, by number format."""
+        """The work of the timed part, with model and hardware FLOPs by number format."""
         work, plan = self.work_of(values, steps), self._plan
         if plan is None:
             return work
@@ -109,7 +109,7 @@ class Intervals:
         return {name: whole(flops) for name, flops in priced.items() if name not in self._unread}
 
     def interval(self, sums: Sums, totals: Totals) -> Interval:
-        """The interval that ends now."""
+        """The interval of these sums, with the job's totals at its end."""
         work = self.work_of(sums.work, sums.steps)
         summed = Summed(self._layout, self._place, sums.work, sums.timed, sums.sampled, sums.maxima, self.work_of)
         return Interval(
@@ -129,13 +129,13 @@ class Intervals:
 
 
 def pipeline_stages(plan: Plan, place: Place) -> PipelineLayout:
-    """What stands on the stages of this job: their number is the job's, the rest the configuration's."""
+    """The pipeline layout of this job: the number of stages and chunks is the job's, all else is the configuration's."""
     chunks = place.virtual if place.virtual > 1 else None
     return replace(plan.layout, pipeline_model_parallel_size=place.pipeline, virtual_pipeline_model_parallel_size=chunks)
 
 
 def _stages(plan: Plan | None, place: Place) -> list[Coefficients]:
-    """What prices the pipeline stages; none if it is not known what stands on them."""
+    """The prices of the pipeline stages; empty if there is one stage, or if it is unknown what they hold."""
     if plan is None or place.pipeline < 2:
         return []
     try:
@@ -147,7 +147,7 @@ def _stages(plan: Plan | None, place: Place) -> list[Coefficients]:
 
 
 def never_read(plan: Plan) -> list[str]:
-    """Inputs of a model that batches are not read for, one sentence each: their work is missing in every number."""
+    """One sentence for each input of a model that is not read from batches: its work is missing in every number."""
     missed: dict[str, list[str]] = {}
     for statistic, component, _ in unit_prices(plan):
         if statistic.over not in READ:
@@ -159,6 +159,6 @@ def never_read(plan: Plan) -> list[str]:
 
 
 def _components_never_read(plan: Plan) -> frozenset[str]:
-    """Components of which nothing is read: they have no number, rather than zero."""
+    """Components none of whose inputs is read from batches: they are left out rather than reported as zero."""
     priced = [(statistic.over in READ, component) for statistic, component, _ in unit_prices(plan)]
     return frozenset({component for _, component in priced} - {component for is_read, component in priced if is_read})

@@ -1,7 +1,7 @@
 """The place of a process in the job: which rank contributes which batches, and over which ranks numbers are summed.
 
-A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh`` or a process group of those
-that see different batches, or from the user.  Without either, each rank is a data-parallel replica.
+A place is read once, at the start: from megatron-core's parallel state, from a ``DeviceMesh``, from the process group of the
+ranks that see different batches, or from the user.  Without any of these, each rank is a data-parallel replica.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Place:
         replica, replicas: data-parallel rank and size.
         contributes: whether this rank contributes its replica's batches; the others see the same batches and add nothing.
         pipeline, virtual, tensor, context, expert: sizes of the other dimensions.
-        dimensions: those of more than one rank, in which a rank is placed.
+        dimensions: the dimensions of more than one rank.
         group: the ranks that are summed over; None for all ranks of the job.
         told: whether the place was specified; otherwise it is a guess, see :mod:`bridge.metrics.sharing`.
         dealt: whether a schedule assigns samples to ranks, several of which may share one (:mod:`bridge.metrics.dealt`).
@@ -60,7 +60,7 @@ class Place:
     told: bool = True
     dealt: bool = False
     _seen: Any = field(default_factory=lambda: all_ranks(), repr=False, compare=False)
-    """All ranks of the job when this was read."""
+    """The job's process group when the place was read."""
 
     @property
     def is_first(self) -> bool:
@@ -69,11 +69,11 @@ class Place:
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the rank that has the loss in Megatron's loops, and their trackers."""
+        """Whether this is the rank that has the loss and the trackers in Megatron's loops."""
         return self.rank == self.world - 1
 
     def holds(self) -> bool:
-        """Whether sums still go over the ranks that they went over at the start; a set-up anew is another one."""
+        """Whether the process group of the start still exists; one that was initialized again is a different one."""
         return all_ranks() is self._seen and (self.group is None or _is_alive(self.group))
 
     def indices(self, rank: int) -> dict[str, int]:
@@ -90,11 +90,11 @@ def find_place(
     """The place of this process, as the user describes it; else megatron-core's; else each rank is a replica.
 
     Args:
-        mesh: a ``torch.distributed.device_mesh.DeviceMesh`` over all ranks that train together, with names.
-        data_parallel: the dimension or dimensions of ``mesh`` along which batches differ; without a mesh the process group
-            of such ranks that this one is in.
+        mesh: a ``torch.distributed.device_mesh.DeviceMesh`` with named dimensions over all ranks that train together.
+        data_parallel: the dimension or dimensions of ``mesh`` along which batches differ; without a mesh, this rank's process
+            group of ranks that see different batches.
         contributes: whether this rank contributes its batches. Every rank must pass it, because it needs a collective.
-        process_group: the ranks that train together, if other ranks of the job do not; by default all.
+        process_group: the ranks that train together; by default all ranks of the job.
 
     Raises:
         ConfigError: The mesh lacks a dimension, or options contradict each other.
@@ -141,18 +141,18 @@ def check_dimensions(mesh: Any, data_parallel: Any) -> tuple[str, ...]:
 
 
 def parallel_state() -> Any:
-    """megatron-core's, where it is set up; else None."""
-    state = sys.modules.get("megatron.core.parallel_state")  # not imported: surely not set up
+    """megatron-core's module ``parallel_state`` if it is initialized; else None."""
+    state = sys.modules.get("megatron.core.parallel_state")  # if nothing imported it, it is not initialized
     return state if state is not None and state.model_parallel_is_initialized() else None
 
 
 def all_ranks() -> Any:
-    """All ranks of the job, as an object that is another one once they were set up anew; None without torch.distributed."""
+    """The process group of all ranks, which changes if torch.distributed is initialized again; None if it is not initialized."""
     return dist.group.WORLD if is_distributed() else None
 
 
 def is_distributed() -> bool:
-    """Whether this process has others to sum with."""
+    """Whether torch.distributed is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -171,7 +171,7 @@ def _several(name: str, size: int, stride: int = 1) -> tuple[Dimension, ...]:
 
 
 def _of_megatron(state: Any) -> Place:
-    """megatron-core's parallel state, in whatever order it was told to lay the dimensions out."""
+    """The place according to megatron-core's parallel state, for any order of its dimensions."""
     groups = {
         "data_parallel": state.get_data_parallel_group(),
         "pipeline": state.get_pipeline_model_parallel_group(),
@@ -208,7 +208,7 @@ def _of_mesh(mesh: Any, data: tuple[str, ...], group: Any) -> Place:
     world = dist.get_world_size(group)
     if mesh.size() != world:
         raise ConfigError(f"mesh= has {mesh.size()} of {world} ranks; give the whole mesh, or its ranks as process_group=")
-    # [world, dimensions]: where each rank stands, by rank.
+    # [world, dimensions]: the coordinates of each rank.
     ranks, coordinates = mesh.mesh.flatten().argsort(), torch.cartesian_prod(*map(torch.arange, mesh.shape)).reshape(world, -1)
     ours = [_NAMES.get(name, name) for name in mesh.mesh_dim_names]
     columns = dict(zip(ours, coordinates[ranks].T.tolist(), strict=True))
@@ -231,7 +231,7 @@ def _of_mesh(mesh: Any, data: tuple[str, ...], group: Any) -> Place:
 
 
 def _dimension(name: str, indices: Sequence[int]) -> Dimension | None:
-    """The dimension in which ranks have these indices; None for one of a single index, or in no regular order."""
+    """The dimension in which the ranks have these indices; None if they all have one index, or in no regular order."""
     size = max(indices) + 1
     dimension = Dimension(name, size, indices.index(1)) if size > 1 else None
     regular = dimension is not None and all(dimension.index(rank) == index for rank, index in enumerate(indices))
@@ -239,7 +239,10 @@ def _dimension(name: str, indices: Sequence[int]) -> Dimension | None:
 
 
 def _of_group(data: Any, group: Any) -> Place:
-    """From the group of ranks that see different batches: that of the first rank of all speaks, the others see the same."""
+    """The place according to a group of ranks that see different batches.
+
+    There is one such group for each set of ranks that share a batch; the group of the first rank of all contributes.
+    """
     try:
         ranks, everyone = dist.get_process_group_ranks(data), dist.get_process_group_ranks(group)
     except (AttributeError, KeyError, TypeError) as error:
@@ -256,7 +259,7 @@ def _of_group(data: Any, group: Any) -> Place:
 
 
 def _given(contributes: bool, group: Any) -> Place:
-    """As each rank says of itself."""
+    """The place if each rank says whether it contributes."""
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     said: list[Any] = [None] * world
     dist.all_gather_object(said, bool(contributes), group=group)

@@ -1,11 +1,11 @@
-"""One asynchronous SUM of one small int64 vector over all ranks; in large jobs a MAX of two more int64 beside it.
+"""One asynchronous SUM of a small int64 vector over all ranks; in large jobs also a MAX of a few more int64.
 
-A step of a large model is beyond int64 (405B parameters at 128k tokens: 6.8e19 FLOPs), so integers travel as two limbs,
-``value = high * 2^40 + low``.  Limbs add like the numbers themselves: 2^22 ranks can be summed before a low limb could
-overflow, and values up to 2^80 per rank are possible.  Larger ones are an OverflowError before anything is sent.
+The FLOPs of one step of a large model exceed int64 (405B parameters at 128k tokens: 6.8e19 FLOPs), so integers are sent as two
+limbs, ``value = high * 2^40 + low``.  Limbs add like the numbers themselves: 2^22 ranks can be summed before a low limb
+overflows, and values up to 2^80 per rank are possible.  Larger values raise an OverflowError before anything is sent.
 
-Nothing here waits unless asked to: on a CPU the gloo thread sums in the background; on CUDA the copy to the device, the
-NCCL sum and the copy back to pinned memory run on a side stream, and an event tells when they are done.
+Only ``wait`` waits: on a CPU the gloo thread sums in the background; on CUDA the copy to the device, the NCCL sum and the copy
+back to pinned memory run on a side stream, and an event records when they are done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HIGHEST = 1 << LIMB_BITS
 
 
 def to_limbs(values: Sequence[int]) -> torch.Tensor:
-    """Low and high limbs of integers from -2^80 to 2^80: int64 [2, n]. Statistics are not negative, numbers may be.
+    """Low and high limbs of integers from -2^80 to 2^80: int64 [2, n]. Statistics are never negative, floats may be.
 
     Raises:
         OverflowError: a value is too large.
@@ -45,19 +45,20 @@ def from_limbs(limbs: torch.Tensor) -> list[int]:
 
 
 def integers(values: Sequence[int]) -> torch.Tensor:
-    """int64 [n]; torch reads an array in a fraction of the time that it takes for a list."""
+    """An int64 tensor [n]; torch reads an array in a fraction of the time that a list takes."""
     return torch.frombuffer(array("q", values), dtype=torch.int64) if values else torch.empty(0, dtype=torch.int64)
 
 
 class PendingSum:
-    """A sum on its way; ``ready`` asks, ``wait`` waits. Without torch.distributed it is this rank's own numbers.
+    """A sum that is under way. Without torch.distributed it is this rank's own numbers.
 
     Args:
-        limbs: this rank's integers, :func:`to_limbs`; as many on every rank. The sum is made in their place.
+        limbs: this rank's integers from :func:`to_limbs`, the same number on every rank. The sum overwrites them.
         device_limbs: limbs [2, n] that are already on the device and are added there; None if there are none.
-        maxima: int64 [n], of each the largest over all ranks is wanted; as many on every rank, none: no such collective.
+        maxima: int64 [n], reduced to their maxima over all ranks; the same number on every rank. None or empty: no second
+            collective.
         device: where the collectives run, see :func:`collective_device`.
-        group: the ranks that are summed over; None: all of the job.
+        group: the ranks that are summed over; None: all ranks of the job.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class PendingSum:
         self._maxima = self._maxima.pin_memory() if self._maxima.numel() else self._maxima
         current, side = torch.cuda.current_stream(device), _side_stream(device)
         if device_limbs is not None:
-            side.wait_stream(current)  # the device computes them in the order of the current stream
+            side.wait_stream(current)  # the current stream computes them
         with torch.cuda.stream(side):
             self._device = self._host.to(device, non_blocking=True)
             self._device_maxima = self._maxima.to(device, non_blocking=True)
@@ -101,7 +102,7 @@ class PendingSum:
             self._event.record(side)
 
     def ready(self) -> bool:
-        """True once :meth:`wait` returns at once. Never blocks."""
+        """Whether :meth:`wait` would return at once. Never blocks."""
         if self._event is not None:
             return self._event.query()
         return all(work.is_completed() for work in self._works)
@@ -115,12 +116,12 @@ class PendingSum:
         return from_limbs(self._host)
 
     def maxima(self) -> list[int]:
-        """The largest over all ranks; after :meth:`wait`."""
+        """The maxima over all ranks; call it after :meth:`wait`."""
         return self._maxima.tolist()
 
 
 def _start(sums: torch.Tensor, maxima: torch.Tensor, group: Any) -> list[Any]:
-    """The collectives, under way. The group is asked itself: on its way there ``dist.all_reduce`` takes three times as long."""
+    """Start the collectives. Calling the group itself takes a third of the time of ``dist.all_reduce``."""
     group = group or dist.group.WORLD
     works = [group.allreduce([sums], _SUM)]
     if maxima.numel():
@@ -131,7 +132,7 @@ def _start(sums: torch.Tensor, maxima: torch.Tensor, group: Any) -> list[Any]:
 def _options(operation: Any) -> Any:
     options = dist.AllreduceOptions()
     options.reduceOp = operation
-    if hasattr(options, "asyncOp"):  # older versions of torch leave it to who waits
+    if hasattr(options, "asyncOp"):  # in older versions of torch, waiting alone decides
         options.asyncOp = True
     return options
 

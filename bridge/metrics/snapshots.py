@@ -1,8 +1,8 @@
-"""What must be kept of a micro-batch to read its lengths later, when several are read at once.
+"""What must be kept of a micro-batch so that its lengths can be read later, together with those of others.
 
-On the training thread the first call into torch or numpy costs far more than the numbers do, so as little as possible is touched:
-the shape of tokens, and a copy of a few offsets.  A copy, since a loader may fill one buffer again and again, in ways that no
-version counter sees.  What needs more than that (a mask, positions, images, another form) is read at once.
+On the training thread the first call into torch or numpy costs far more than the arithmetic, so as little as possible is read:
+the shape of the tokens and a few offsets.  The offsets are copied, because a loader may reuse its buffer without changing a
+version counter.  Batches that need more (a mask, positions, images, another form) are read at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from bridge.metrics.batch_lengths import FLATTENED, IMAGE_NAMES, OFFSET_NAMES, POSITION_NAMES, PROJECTED, TOKEN_NAMES
 
-#: Offsets up to here are copied to a list, more to an array.
+#: Up to this many offsets are copied to a list, more to an array.
 _FEW = 256
 
 TokenShape = tuple[int, ...]
@@ -25,7 +25,7 @@ TokenShape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shaped:
-    """Stands for tokens, of which nothing but the shape is looked at."""
+    """A substitute for tokens of which only the shape matters."""
 
     shape: TokenShape
 
@@ -36,7 +36,7 @@ class Shaped:
 
 
 class Packed(NamedTuple):
-    """Offsets of packed sequences, by their name, and the shape of their tokens."""
+    """The offsets of packed sequences, the name they had in the batch, and the shape of its tokens."""
 
     shape: TokenShape
     name: str
@@ -44,7 +44,7 @@ class Packed(NamedTuple):
     argmin: Any = None
 
     def plain(self) -> list[int] | None:
-        """The offsets without their filler, where one row holds all and nothing is strange at first sight; else None."""
+        """The offsets without their filler; None where there are several rows or the offsets need a full check."""
         shape, offsets, end = self.shape, self.offsets, len(self.offsets)
         if len(shape) != 1 and (len(shape) != 2 or shape[0] != 1):
             return None
@@ -63,11 +63,14 @@ _packed: Callable[[tuple[Any, ...]], Packed] = functools.partial(tuple.__new__, 
 
 
 def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Any | None:
-    """Lengths of rows of plain offsets one behind the other, int64 [n], with zeros at the seams; None where a row decreases.
+    """The lengths between concatenated rows of plain offsets; None if a row decreases.
 
     Args:
-        offsets: of all rows.
-        ends: of each row.
+        offsets: the offsets of all rows, one row after the other.
+        ends: where each row ends in ``offsets``.
+
+    Returns:
+        int64 [n], with a zero (an empty segment) between two rows.
     """
     bounds = np.array(offsets, np.int64)
     lengths = bounds[1:] - bounds[:-1]
@@ -76,16 +79,16 @@ def joined_lengths(offsets: Sequence[int], ends: Sequence[int]) -> Any | None:
 
 
 Snapshot = TokenShape | Packed
-"""The shape of tokens that nothing else is said of, or offsets."""
+"""The shape of tokens in rows of one length, or packed offsets."""
 
 
 class Snapshots:
-    """Takes what ``read_lengths`` reads of a batch, detached from it.
+    """Makes snapshots: copies of what ``read_lengths`` would read of a batch.
 
-    Which of its names decide is found out once: in a run nearly all batches have the names and types of the one before.
+    The deciding names are looked up again only if names or types differ from the previous batch's, which is rare in a run.
 
     Args:
-        images: whether images are looked for.
+        images: whether to look for images.
     """
 
     def __init__(self, *, images: bool) -> None:
@@ -95,7 +98,7 @@ class Snapshots:
         self._form: _Form | None = None
 
     def of(self, batch: Any) -> Snapshot | None:
-        """The snapshot of a micro-batch; None: it must be read now."""
+        """The snapshot of a micro-batch; None if it must be read now."""
         if type(batch) is not dict:
             return None
         names, types = tuple(batch), tuple(map(type, batch.values()))
@@ -115,12 +118,12 @@ class Snapshots:
         return None if offsets is None or (argmin_name and argmin is None) else _packed((shape, name, offsets, argmin))
 
 
-#: Names of what is kept of a micro-batch: tokens, offsets, where these end.
+#: The names under which a micro-batch has its tokens, its offsets and their ``argmin``.
 _Form = tuple[str, str | None, str | None]
 
 
 def _form(batch: dict[Any, Any], *, images: bool) -> _Form | None:
-    """What is kept where these names hold something of these types; None: it must be read now."""
+    """What to keep of batches with these names and types; None if they must be read at once."""
     names = {name for name, value in batch.items() if value is not None}
     tokens = next((name for name in TOKEN_NAMES if name in names), None)
     if tokens is None or not names.isdisjoint(("packed_seq_params", PROJECTED)) or (images and not names.isdisjoint(IMAGE_NAMES)):
@@ -136,7 +139,7 @@ def _form(batch: dict[Any, Any], *, images: bool) -> _Form | None:
 
 
 def _copied(value: Any) -> Any:
-    """Several numbers on the host; None where there are none to copy. Nested tensors raise."""
+    """A copy of several numbers on the host; None for a tensor on a device or a single number. Nested tensors raise."""
     if isinstance(value, torch.Tensor):
         if not value.is_cpu:
             return None
@@ -150,7 +153,7 @@ def _copied(value: Any) -> Any:
 
 
 def restored(kept: Snapshot) -> dict[str, Any]:
-    """The batch that a snapshot stands for."""
+    """A batch with the lengths of a snapshot."""
     if isinstance(kept, Packed):
         return {"tokens": Shaped(kept.shape), kept.name: kept.offsets, f"{kept.name}_argmin": kept.argmin}
     return {"tokens": Shaped(kept)}

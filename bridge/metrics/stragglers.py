@@ -1,9 +1,8 @@
-"""Which rank is the slowest, and why: compute time of every rank against the work it was given.
+"""Which rank is the slowest, and why: the compute time of every rank against the work it was given.
 
-What is timed are a rank's own forward and backward passes, between hooks on its model chunks: not the optimizer, not the
-data, not the waiting of a pipeline stage for its neighbors or of a replica for the others' gradients.  On a GPU the marks
-are CUDA events and nothing waits for them; on a CPU they are processor time of the training thread, of which waiting in gloo
-costs none.
+Hooks on a rank's model chunks time its own forward and backward passes: not the optimizer, not the data, not the waiting of a
+pipeline stage for its neighbors or of a replica for the others' gradients.  On a GPU the marks are CUDA events and nothing
+waits for them; on a CPU they are processor time of the training thread, of which waiting in gloo uses none.
 
 The ratio of the slowest rank's time to the mean time is split into factors: its replica's work over the mean
 replica's, its pipeline stage's over the mean stage's, its experts' over that of all ranks' experts, and the rest, which its
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from bridge.metrics.expert_shares import ExpertShares
     from bridge.metrics.throughput import Interval, Metrics, Work
 
-#: From here on the slowest rank is worth a line on the console.
+#: From this imbalance on, the slowest rank gets a line on the console.
 _WORTH_TELLING = 1.2
 
 _RANK_BITS = 23
@@ -57,10 +56,10 @@ def _hook(method: Any) -> Any:
 
 
 class ComputeTimer(Instrument):
-    """An instrument: mean nanoseconds a step of this rank's forward and backward passes.
+    """An instrument: mean nanoseconds per step of this rank's forward and backward passes.
 
     Args:
-        clock: marks of it are made in the passes.
+        clock: makes a mark at the beginning and the end of each pass.
         chunks: the model on this rank. Only passes in training mode count.
     """
 
@@ -79,7 +78,7 @@ class ComputeTimer(Instrument):
         self._handles: list[Any] = []
 
     def run(self) -> None:
-        """Training continues: from here on there are hooks on the model."""
+        """Training continues; hooks are registered on the model."""
         self._active = self._error is None
         if not self._handles:
             self._handles = [
@@ -92,7 +91,7 @@ class ComputeTimer(Instrument):
             ]
 
     def pause(self) -> None:
-        """Training pauses, and the hooks are removed from the model."""
+        """Training pauses; the hooks are removed from the model."""
         self._active = False
         for handle in self._handles:
             handle.remove()
@@ -108,7 +107,7 @@ class ComputeTimer(Instrument):
         self._read()
 
     def lap(self) -> int | None:
-        """Mean nanoseconds of the steps that the device has finished; None if there are none. Those it has not are dropped."""
+        """Mean nanoseconds of the steps that the device has finished; None if there are none. Unfinished steps are dropped."""
         self._read()
         seconds, steps = self._seconds, self._steps
         self._seconds, self._steps = 0.0, 0
@@ -174,7 +173,7 @@ def modules_of(model: Any) -> list[torch.nn.Module]:
 
 
 def differentiable(output: Any) -> torch.Tensor | None:
-    """Some tensor in a module's output that a backward pass starts from."""
+    """A tensor in a module's output from which a backward pass starts; None if there is none."""
     if isinstance(output, torch.Tensor):
         return output if output.requires_grad else None
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
@@ -185,9 +184,9 @@ def differentiable(output: Any) -> torch.Tensor | None:
 
 
 def ranked(value: float, rank: int) -> int:
-    """A number and who has it as one int64, larger for larger numbers, so that a maximum finds both.
+    """A positive number and the rank that has it as one int64, so that a maximum over ranks finds both.
 
-    Positive floats are ordered like their bits; the last 23 of them are given to the rank, 29 of precision remain.
+    Positive floats are ordered like their bits; the last 23 bits hold the rank, and 29 bits of precision remain.
     """
     bits = struct.unpack(">q", struct.pack(">d", value))[0]
     return bits >> _RANK_BITS << _RANK_BITS | rank
@@ -204,12 +203,12 @@ class ComputeTime:
     """Compute time of all ranks in an interval.
 
     Attributes:
-        mean, slowest: seconds per step: mean over the ranks, and of the slowest one.
-        rank: the slowest. place: its index in each parallel dimension, by name.
+        mean, slowest: seconds per step, as a mean over the ranks and of the slowest rank.
+        rank: the slowest rank. place: its index in each parallel dimension, by name.
         data: work of its data-parallel replica over the mean replica's; None if unknown.
         stage: work of its pipeline stage over the mean stage's; None if unknown.
-        experts: its work with what its experts were given over that with the mean of all ranks; None if unknown.
-        at_most: ``data`` is an upper bound: the largest of all replicas.
+        experts: its work with the tokens of its experts over its work with the mean rank's; None if unknown.
+        at_most: whether ``data`` is an upper bound: the ratio of the heaviest replica.
     """
 
     mean: float
@@ -228,14 +227,14 @@ class ComputeTime:
 
     @property
     def work(self) -> float | None:
-        """The part of it that its work explains."""
+        """The part of the imbalance that its work explains; None if unknown."""
         if not self.data or not self.stage or not self.experts:
             return None
         return self.data * self.stage * self.experts
 
     @property
     def device(self) -> float | None:
-        """The part of it that its work does not explain."""
+        """The part of the imbalance that its work does not explain; None if unknown."""
         return None if not self.work else self.imbalance / self.work
 
     @property
@@ -253,7 +252,7 @@ class ComputeTime:
         return max(factors, key=lambda name: factors[name])
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Seconds a step, who is the slowest, and the factors of its excess; nothing to compare on one rank."""
+        """Seconds per step, the slowest rank, and the factors of its excess; on one rank there is nothing to compare."""
         metrics: Metrics = {"throughput/compute_time/mean": self.mean, "throughput/compute_time/max": self.slowest}
         if interval.world_size < 2:
             return metrics
@@ -265,7 +264,7 @@ class ComputeTime:
         return metrics
 
     def sentence(self) -> str:
-        """For the console."""
+        """A line for the console."""
         place = ", ".join(f"{name} {index}" for name, index in self.place.items())
         most, least = ("at most ", "at least ") if self.at_most else ("", "")
         experts = "" if self.experts == 1 else f"experts {self.experts:.2f} x, "
@@ -276,12 +275,12 @@ class ComputeTime:
 
 
 class ComputeTimes(Measurement):
-    """Compute time of every rank, and why the slowest one is.
+    """Compute time of every rank, and why the slowest one is slow.
 
     Args:
-        place: of this process.
-        model: the chunks on this rank.
-        experts: the load of each rank's experts; None if unknown.
+        place: place of this process.
+        model: the model chunks on this rank.
+        experts: prices the load of each rank's experts; None if unknown.
     """
 
     what = COMPUTE_TIME
@@ -302,7 +301,7 @@ class ComputeTimes(Measurement):
         return {"compute_ns": reading, "slowest_rank": ranked(reading / 1e9, rank)}
 
     def measured(self, summed: Summed) -> ComputeTime:
-        """The slowest rank and the factors of its excess, in the steps that were timed."""
+        """The slowest rank and the factors of its excess in the timed steps."""
         place = summed.place
         mean = summed["compute_ns"][0] / place.world / 1e9
         if place.world <= MAX_ENTRIES:
@@ -324,7 +323,7 @@ class ComputeTimes(Measurement):
 
 
 def _data(summed: Summed, work: Work, replica: int | None) -> tuple[float | None, bool]:
-    """Work of a replica over the mean replica's, None if unknown, and whether it is an upper bound: that of the heaviest."""
+    """Work of a replica over the mean replica's (None if unknown), and whether it is the heaviest replica's, an upper bound."""
     place = summed.place
     if place.replicas < 2:
         return 1.0, False
@@ -346,5 +345,5 @@ def ratio_to_mean(values: Sequence[int], index: int | None) -> float | None:
 
 
 def is_known(value: float) -> bool:
-    """Ranks that do not know a number send infinity, so that a maximum tells."""
+    """Whether every rank knew its number: those that do not send infinity, which is then the maximum."""
     return math.isfinite(value) and value > 0

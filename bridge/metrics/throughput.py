@@ -1,7 +1,7 @@
-"""From the totals of an interval to the logged keys: pure arithmetic, without clock, tensor or trainer.
+"""Computes the logged keys from the totals of an interval: pure arithmetic, without clock, tensor or trainer.
 
-Rates need a valid duration: without one (a first interval that was all warm-up, a clock that stepped back, NaN) they are
-left out, and the totals remain.  MFU and HFU need a peak and are left out without one.
+Rates need a valid duration: without one (a first interval of warm-up alone, a clock that went back, NaN) they are left out,
+and the totals remain.  MFU and HFU need a peak and are left out without one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Work:
         hardware_flops: the same with recomputed forward passes.
         formats, hardware_formats: both by number format; empty where the model cannot be priced.
         tokens: real tokens; None if no micro-batch could be read. positions: with padding. sequences: non-empty sequences.
-        unlearned_tokens: those of skipped steps, computed but not learned from.
-        unread_micro_batches: micro-batches whose lengths could not be read; their work is missing, all else is a lower bound.
+        unlearned_tokens: tokens of skipped steps, computed but not learned from.
+        unread_micro_batches: micro-batches whose lengths could not be read; without their work all else is a lower bound.
         data_wait_seconds: time in ``next(data_iterator)``, mean over the replicas.
         replica_work: work of each data-parallel replica, any unit. stage_work: FLOPs of each pipeline stage.
     """
@@ -61,10 +61,10 @@ class Interval:
         components: FLOPs of ``work`` by component; they add up to ``work.flops``.
         total_flops, total_tokens: since the first step of training; None if unknown.
         lower_bound: whether these totals miss work that could not be read.
-        world_size: ranks. peak: of one device.
-        overhead_seconds: what counting and reporting itself cost this rank in the timed part.
-        measured: what instruments say of the timed part, by what they measure; what is not known is absent.
-        statistics: of ``work``, by name: what it can be priced by, later and in another convention.
+        world_size: number of ranks. peak: peak of one device.
+        overhead_seconds: time that counting and reporting took on this rank in the timed part.
+        measured: findings of instruments about the timed part, by what they measure; unknown ones are absent.
+        statistics: statistics of ``work`` by name, from which it can be priced later in another convention.
     """
 
     work: Work
@@ -82,7 +82,7 @@ class Interval:
 
 
 def throughput(interval: Interval) -> Metrics:
-    """The keys and values to log for one interval, in TFLOP/s, 1/s, s and FLOP; MFU and HFU are fractions."""
+    """The keys and values to log for one interval; :mod:`bridge.metrics.keys` has their units."""
     work, timed = interval.work, interval.timed
     metrics: Metrics = {}
     if _positive(interval.seconds) and timed.steps > 0:
@@ -127,7 +127,7 @@ def _rates(timed: Work, seconds: float, world_size: int) -> Metrics:
 
 
 def _utilisation(interval: Interval) -> Metrics:
-    """The time that the work takes at the peaks of its formats, over the time it took."""
+    """MFU and HFU: the time that the work takes at the peaks of its formats, over the time it took."""
     timed, measured = interval.timed, interval.measured.values()
     work = {
         "mfu": _with(interval.peak, timed.flops, timed.formats, [getattr(one, "model_flops", {}) for one in measured]),
@@ -152,20 +152,20 @@ def _utilisation(interval: Interval) -> Metrics:
 def _with(
     peak: Peak, flops: int | None, formats: Mapping[str, int], others: Sequence[Mapping[str, int]]
 ) -> tuple[int | None, float | None]:
-    """Work of the model and what instruments saw beside it, by number format, and the peak of all."""
+    """FLOPs of the model and those that instruments found beside them, and the peak for their mix of number formats."""
     beside: Counter[str] = Counter()
     for one in others:
         beside.update(one)
     if flops is None or not any(beside.values()):
         return flops, peak.of(formats)
     together = beside + Counter(formats)
-    # One peak of a run is that of the model's format, and of 16-bit ones like it.
+    # A peak without formats is that of the model's format; it holds for 16-bit formats too, and for no others.
     strange = not peak.by_format and any(beside[name] for name in beside.keys() - {*formats, "bf16", "fp16"})
     return flops + sum(beside.values()), None if strange else peak.of(together)
 
 
 def _imbalance(name: str, work: Sequence[int]) -> Metrics:
-    """Max/mean; None for fewer than two parts or no work."""
+    """Max/mean; empty for fewer than two parts or no work."""
     if len(work) < 2 or not any(work):
         return {}
     return {f"throughput/imbalance/{name}": max(work) * len(work) / sum(work)}
@@ -176,7 +176,7 @@ def _positive(number: float | None) -> bool:
 
 
 def doubts(metrics: Mapping[str, int | float]) -> list[str]:
-    """A sentence on what cannot be true about these numbers, with the likely causes; empty if nothing is wrong."""
+    """A sentence on what cannot be true about these numbers, with the likely causes; empty if there are no doubts."""
     above = [name for name in ("mfu", "hfu") if metrics.get(f"throughput/{name}", 0) > 1]
     if not above:
         return []

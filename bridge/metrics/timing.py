@@ -1,7 +1,7 @@
-"""Seconds of training in an interval: evaluation, checkpoints and whatever else pauses it left out.
+"""Seconds of training in an interval, without evaluations, checkpoints and other pauses.
 
-An interval is a list of stretches between two marks.  A mark is a number on the host's monotonic clock, or a CUDA event
-recorded in the stream: then the stretch is the time the device took, and is known only once the device got there.
+An interval is a list of stretches, each between two marks.  A mark is a reading of the host's monotonic clock, or a CUDA event
+in the stream: then the stretch is the time that the device took, which is known once the device has reached its end.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, Protocol
 
 
 class Clock(Protocol):
-    """Something that can mark the present and tell the seconds between two marks."""
+    """Makes marks, and knows the seconds between two of them."""
 
     def mark(self) -> Any:
-        """The present, without waiting for anything."""
+        """A mark of the present; waits for nothing."""
 
     def reached(self, mark: Any) -> bool:
-        """Whether the seconds up to this mark are known by now."""
+        """Whether the seconds up to this mark are known."""
 
     def seconds(self, start: Any, end: Any) -> float:
         """Seconds between two marks."""
 
 
 class _Readings:
-    """Marks that are seconds already."""
+    """A clock whose marks are seconds."""
 
     def reached(self, mark: float) -> bool:
         return True
@@ -42,7 +42,7 @@ class HostClock(_Readings):
 
 
 class ThreadClock(_Readings):
-    """Processor time of the calling thread: sleeping, as gloo's waits do, and other processes cost none of it."""
+    """Processor time of the calling thread, without sleep (as in gloo's waits) and without other processes."""
 
     mark = staticmethod(time.thread_time)
 
@@ -84,12 +84,12 @@ class Lap:
         return all(self.clock.reached(end) for _, end in self.stretches[-1:])
 
     def seconds(self) -> float:
-        """Length of the interval without its pauses."""
+        """Seconds of the interval without its pauses."""
         return sum(self.clock.seconds(start, end) for start, end in self.stretches)
 
 
 class IntervalTimer:
-    """A stopwatch that can pause, and cuts laps while it runs."""
+    """A stopwatch that can pause, and that takes laps while it runs."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -97,18 +97,18 @@ class IntervalTimer:
         self._since: Any = None
 
     def run(self) -> None:
-        """Start, or go on after a pause. Running already: nothing happens."""
+        """Start, or continue after a pause. Does nothing if it is running."""
         if self._since is None:
             self._since = self.clock.mark()
 
     def pause(self) -> None:
-        """Stop until :meth:`run`. Paused already: nothing happens."""
+        """Stop until :meth:`run`. Does nothing if it is paused."""
         if self._since is not None:
             self._stretches.append((self._since, self.clock.mark()))
             self._since = None
 
     def lap(self) -> Lap:
-        """Everything since the last lap; the stopwatch goes on as it was, running or paused."""
+        """Everything since the last lap; the stopwatch keeps running, or stays paused."""
         running = self._since is not None
         self.pause()
         lap = Lap(self.clock, tuple(self._stretches))
