@@ -1,9 +1,9 @@
-"""The throughput callback in other training loops: one thin adapter per file; none imports another's framework.
+"""The throughput callback in other training loops: one thin adapter per file, which imports only its own framework.
 
-``catalogue``             which adapter serves which framework, with the lines to paste
+``catalogue``             the adapter for each framework, with the lines to paste
 ``megatron_lm``           Megatron-LM's scripts, as they are
 ``megatron_bridge``       Megatron-Bridge's ``pretrain``
-``megatron_bridge_flops`` what Megatron-Bridge's own loop asks of its ``flop_utils``
+``megatron_bridge_flops`` the functions that Megatron-Bridge's own loop calls in its ``flop_utils``
 ``transformers_trainer``  Hugging Face's ``Trainer``, and TRL's
 ``accelerate_loop``       a loop around accelerate's ``Accelerator``
 ``deepspeed_engine``      DeepSpeed's engine
@@ -12,6 +12,7 @@
 ``composer_trainer``      Composer's ``Trainer``
 ``verl_flops``            verl's counter
 ``plain``                 your own loop
-and what they share: ``wrapping`` (events of a loop that has none), ``sidecar`` (totals beside checkpoints that have no
-place for them), ``trl_phases`` (what TRL runs without gradients)
+and shared parts: ``wrapping`` (events for a loop that has none), ``sidecar`` (totals beside checkpoints that cannot hold them),
+``host_loggers`` (a loop's own loggers as a tracker), ``trl_phases`` and ``trl_head`` (TRL's passes without gradients, and its
+fused output layer)
 """

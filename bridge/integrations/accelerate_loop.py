@@ -7,8 +7,8 @@
     ...
     accelerator.end_training()
 
-A step is one of the optimizer that takes place: the micro-batches of ``accelerator.accumulate`` belong to one.  Rows go to the
-accelerator's trackers, totals into the checkpoints of ``accelerator.save_state``.
+A step is one step of the optimizer, with all of its micro-batches under ``accelerator.accumulate``.  Rows go to the accelerator's
+trackers, totals into the checkpoints of ``accelerator.save_state``.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def add_throughput(
     """Count what ``model`` is called with while it trains.
 
     Args:
-        accelerator: that has prepared both; the last row is written by its ``end_training``.
-        model, optimizer: as ``prepare`` has returned them.
-        config: prices the model; None: read from a model of transformers and its LoRA adapters.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`.
+        accelerator: the accelerator that prepared both; its ``end_training`` writes the last row.
+        model, optimizer: the model and the optimizer as returned by ``prepare``.
+        config: prices the model; None: it is read from a transformers model and its LoRA adapters.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`.
     """
-    formats = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
+    precision = str(accelerator.mixed_precision)
     throughput = Throughput(
         accelerator.unwrap_model(model),
         config,
-        number_format=formats.get(str(accelerator.mixed_precision)),
+        number_format=precision if precision in ("bf16", "fp16", "fp8") else None,
         trackers=[HostLoggers(lambda metrics, step: accelerator.log(metrics, step=step))],  # the main process alone writes
         **options,
     )

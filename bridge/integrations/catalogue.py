@@ -1,4 +1,4 @@
-"""Which adapter serves which framework, and the lines that put it into a training script: one row each.
+"""The adapter for each framework, and the lines that add it to a training script.
 
 docs/integrations.md shows the same lines; a test compares them.
 """
@@ -12,14 +12,14 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True)
 class Adapter:
-    """One framework's.
+    """The adapter for one framework.
 
     Attributes:
-        framework: its name, also of its section in the documentation.
-        module: of ours, in ``bridge.integrations``.
-        package: what pip calls the framework; empty: its repository lies on the path.
-        imports: the module that shows that it is there.
-        lines: what goes into a training script, or the command line that is used instead.
+        framework: name of the framework, and title of its section in the documentation.
+        module: the adapter's module in ``bridge.integrations``.
+        package: the framework's name for pip; empty: its repository is on the path.
+        imports: the module whose presence shows that the framework is installed.
+        lines: the lines for a training script, or the command line that is used instead.
     """
 
     framework: str
@@ -29,11 +29,11 @@ class Adapter:
     lines: str
 
     def version(self) -> str | None:
-        """Of the framework as it is installed here; empty where it does not say; None where it is not installed."""
+        """The framework's installed version; empty if unknown; None if it is not installed."""
         try:
             if find_spec(self.imports) is None:
                 return None
-        except (ImportError, ValueError):  # the package around it is missing; it is marked as missing
+        except (ImportError, ValueError):  # its parent package is missing, or it is marked as missing
             return None
         try:
             return metadata.version(self.package) if self.package else ""

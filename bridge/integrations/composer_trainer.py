@@ -5,8 +5,8 @@
     throughput = ThroughputComposerCallback(config, convention="exact")
     Trainer(model=model, train_dataloader=loader, callbacks=[throughput], ...).fit()
 
-Counted is the batch of the device, before Composer cuts it into micro-batches.  Rows go to the Trainer's loggers, totals to
-its checkpoints.  The last row comes at the end of ``fit``, ahead of the last evaluation and of the loggers' end.
+The device's batch is counted before Composer splits it into micro-batches.  Rows go to the Trainer's loggers, totals to its
+checkpoints.  The last row is written at the end of ``fit``, before the last evaluation and before the loggers close.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ThroughputComposerCallback(Callback):
 
     Args:
         config: prices the model, see :func:`bridge.flops.compile_plan`.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`.
     """
 
     def __init__(self, config: Any, **options: Any) -> None:

@@ -7,8 +7,8 @@
     ...
     throughput.end()
 
-Counted is what the model is called with while it trains; a step is one of ``engine.step()`` that ends an accumulation.  Rows go
-to DeepSpeed's monitors, totals into the checkpoints of ``engine.save_checkpoint``.
+The batches that the model is called with in training are counted; a step ends with the ``engine.step()`` that ends an
+accumulation.  Rows go to DeepSpeed's monitors, totals into the checkpoints of ``engine.save_checkpoint``.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ except ImportError as error:
     raise ImportError("bridge.integrations.deepspeed_engine needs DeepSpeed: pip install deepspeed") from error
 
 _KEY = "throughput"
-"""Of the totals, in a checkpoint's client state."""
+"""The key of the totals in a checkpoint's client state."""
 
 
 def add_throughput(engine: DeepSpeedEngine, config: Any = None, **options: Any) -> Throughput:
-    """Count what the engine's model is called with while it trains; the last row comes with ``end()`` or ``engine.destroy()``.
+    """Count the batches of the engine's model in training; ``end()`` or ``engine.destroy()`` writes the last row.
 
     Args:
-        engine: as ``deepspeed.initialize`` has returned it; before ``engine.load_checkpoint``.
-        config: prices the model; None: read from a model of transformers and its LoRA adapters.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`.
+        engine: the engine as returned by ``deepspeed.initialize``, before ``engine.load_checkpoint``.
+        config: prices the model; None: it is read from a transformers model and its LoRA adapters.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`.
     """
     throughput = _Throughput(engine, config, **options)
     if why := _uncountable(engine):
@@ -51,7 +51,7 @@ def add_throughput(engine: DeepSpeedEngine, config: Any = None, **options: Any) 
 
 
 def _uncountable(engine: DeepSpeedEngine) -> str:
-    """Why the batches of the ranks do not add up to the work of the devices, if so."""
+    """Why the batches of all ranks do not add up to the work of the devices; empty if they do."""
     if isinstance(engine, PipelineEngine):
         return "a pipeline's first and last stage both draw each micro-batch, and its engine calls no whole model"
     if engine.sequence_parallel_size > 1:
@@ -64,7 +64,7 @@ def _uncountable(engine: DeepSpeedEngine) -> str:
 
 
 class _Throughput(Throughput):
-    """A loop's, with the engine's own functions as its events."""
+    """Throughput of a loop whose events are the engine's own functions."""
 
     def __init__(self, engine: DeepSpeedEngine, config: Any, **options: Any) -> None:
         low = "bf16" if engine.bfloat16_enabled() else "fp16" if engine.fp16_enabled() else None
@@ -73,7 +73,7 @@ class _Throughput(Throughput):
         self.steps = engine.global_steps
 
     def _log(self, metrics: dict[str, Any], step: int) -> None:
-        """To DeepSpeed's monitors, which write on the first rank alone, over the samples that were trained on."""
+        """Log to DeepSpeed's monitors, which write on the first rank only, over the number of trained samples."""
         if self._engine.monitor.enabled:
             self._engine.monitor.write_events([(name, value, self._engine.global_samples) for name, value in metrics.items()])
 
@@ -94,7 +94,7 @@ class _Throughput(Throughput):
         self.steps = self._engine.global_steps
         if path is not None and _KEY in (state or {}):
             self.load_state_dict(state.pop(_KEY))
-        elif self.steps:  # of these steps the checkpoint says nothing
+        elif self.steps:  # the checkpoint has no totals of these steps
             self.callback.load_state_dict(sidecar.SOMETHING_WAS_DONE)
         return result
 

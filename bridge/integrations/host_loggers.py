@@ -7,10 +7,10 @@ from typing import Any
 
 
 class HostLoggers:
-    """Rows go where the host logs its own numbers, on the ranks on which it does; what it has opened it closes.
+    """Writes rows to the host's loggers, on the ranks that have them; the host closes what it has opened.
 
     Args:
-        write: adds metrics to what the host logs of a step.
+        write: logs metrics of a step.
     """
 
     def __init__(self, write: Callable[[dict[str, Any], int], Any]) -> None:

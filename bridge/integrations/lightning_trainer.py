@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError("bridge.integrations.lightning_trainer needs Lightning: pip install lightning") from error
 
-#: Number formats by what Lightning's names of them contain.
+#: Number formats by parts of Lightning's names for precisions.
 _FORMATS = {"transformer-engine": "fp8", "bf16": "bf16", "16": "fp16"}
 
 
@@ -37,8 +37,9 @@ class ThroughputLightningCallback(Callback):
 
     Args:
         config: prices the model, see :func:`bridge.flops.compile_plan`.
-        read: from a batch to a mapping with ``attention_mask``, ``input_ids``, ``cu_seqlens``, ...; None: it is one.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is ``log_every_n_steps`` if unset.
+        read: returns for a batch a mapping with ``attention_mask``, ``input_ids``, ``cu_seqlens``, ...; None: batches are such.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is ``log_every_n_steps`` if
+            unset.
     """
 
     def __init__(self, config: Any, read: Callable[[Any], Any] | None = None, **options: Any) -> None:
@@ -49,7 +50,7 @@ class ThroughputLightningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit":
-            self.throughput.close()  # a training before this one may have broken off
+            self.throughput.close()  # an earlier training may have failed
             self.throughput = ThroughputCallback(**self._options)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -75,7 +76,7 @@ class ThroughputLightningCallback(Callback):
         self.throughput.count(self._read(batch) if self._read else batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step != self._steps:  # an optimizer step, and not only one more micro-batch
+        if trainer.global_step != self._steps:  # an optimizer step, not only another micro-batch
             self._steps = trainer.global_step
             self.throughput.on_train_step_end(self._context)
 

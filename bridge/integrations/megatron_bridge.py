@@ -1,13 +1,13 @@
-"""Megatron-Bridge: its callback manager calls our hooks as they are; what it lacks is a way to its batches.
+"""Megatron-Bridge: its callback manager calls our hooks directly, but has no access to batches.
 
-``pretrain`` makes the data iterators by itself and shows them to the forward step alone, so the forward step is wrapped::
+``pretrain`` creates the data iterators and passes them to the forward step only, so the forward step is wrapped::
 
     throughput = ThroughputCallback(log_interval=10)
     pretrain(config, observed(forward_step, throughput), callbacks=[throughput])
 
-Two things that its events do not tell are read off the loop's own functions: that a checkpoint begins (its event comes after
-the checkpoint, or later still where saving is asynchronous), and that it is about to exit early, which closes W&B without an
-event of the end.  Totals are kept beside its checkpoints.
+Two events are missing, for which functions of the loop are wrapped: a checkpoint begins (its own event comes after it, or even
+later if saving is asynchronous), and the loop is about to exit early, which closes W&B without an event.  Totals are kept beside
+its checkpoints.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from bridge.integrations.megatron_bridge_flops import get_model_chunk_vp_stage
 from bridge.integrations.wrapping import wrap
 from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
-#: Where Megatron-Bridge's loop is, and who else has its name.
+#: The modules that have Megatron-Bridge's ``train``: its own, and that of its caller.
 _LOOP, _CALLER = "megatron.bridge.training.train", "megatron.bridge.training.pretrain"
 _WATCHING = "_bridge_throughput"
 
 
 def observed(forward_step: Callable[..., Any], throughput: ThroughputCallback) -> Callable[..., Any]:
-    """The same forward step, its micro-batches counted as it takes them.
+    """The forward step, wrapped so that the micro-batches it takes are counted.
 
     Args:
-        forward_step: with parameters named ``data_iterator`` and ``model``, in any place, as megatron-core's schedules call it;
-            a partial of one will do.
-        throughput: what counts. Under virtual pipelining each chunk takes every micro-batch: those of the first one count.
+        forward_step: a function, or a partial, with parameters named ``data_iterator`` and ``model`` at any position, as
+            megatron-core's schedules call it.
+        throughput: the callback. With virtual pipelining every chunk takes all micro-batches; those of the first chunk count.
 
     Raises:
         ConfigError: ``forward_step`` has no such parameters.
@@ -46,7 +46,7 @@ def observed(forward_step: Callable[..., Any], throughput: ThroughputCallback) -
 
 
 def counted(forward_step: Callable[..., Any], throughput: ThroughputCallback) -> Callable[..., Any]:
-    """The forward step alone, for loops whose events come from elsewhere."""
+    """The wrapped forward step alone, for loops whose events are wrapped elsewhere."""
     signature = inspect.signature(forward_step)
     if not {"data_iterator", "model"} <= set(signature.parameters):
         raise ConfigError(
@@ -63,13 +63,13 @@ def counted(forward_step: Callable[..., Any], throughput: ThroughputCallback) ->
     return wrapped
 
 
-# ---- what its events do not tell ----------------------------------------------------------------------------------------
+# ---- missing events -----------------------------------------------------------------------------------------------------
 
 
 def _watch(throughput: ThroughputCallback) -> None:
-    """Hook the loop's start, save and exit for the callback that was registered last."""
+    """Wrap the loop's start, save and exit, for the callback that was registered last."""
     loop = sys.modules.get(_LOOP)
-    if loop is None:  # a loop of another kind
+    if loop is None:  # another loop
         return
     if not hasattr(loop, _WATCHING):
         for module in (loop, sys.modules.get(_CALLER)):

@@ -167,7 +167,7 @@ def _add(state: Any, names: Mapping[str, str], values: Iterable[Scalar], *, rank
 def _lengths(offsets: torch.Tensor | None, count: torch.Tensor | int | None = None) -> torch.Tensor | None:
     """Lengths [rows, n] of the sequences between offsets [n + 1] or [rows, n + 1], int64; None where there are none.
 
-    A length that is not one, after the last offset, is 0: its place alone is known without a look at the device.
+    A length beyond the last valid offset is 0 if ``count`` is on a device, because the result's shape must not depend on it.
     """
     if offsets is None:
         return None
@@ -193,7 +193,7 @@ def _sum(values: torch.Tensor) -> Scalar:
 
 
 def _number(value: Any) -> Scalar:
-    """A sum so far: an int or a tensor [], 0 for anything else that a state may have in its place."""
+    """A sum so far: an int or a tensor []; 0 if the state has anything else in its place."""
     if isinstance(value, Integral):
         return int(value)
     import torch
@@ -331,7 +331,7 @@ def _price_tower(cfg: Any) -> VisionPrices | None:
         return None
     try:
         plan: Plan | None = compile_plan(cfg)
-    except ConfigError:  # the tower alone is described: nothing says what of it trains
+    except ConfigError:  # only the tower is described, without its frozen parts
         plan = compile_vision_plan(cfg)
     assert plan is not None
 
@@ -341,7 +341,7 @@ def _price_tower(cfg: Any) -> VisionPrices | None:
     return VisionPrices(price("length"), price("square"), price("quotient"), vision.spatial_merge_size)
 
 
-#: What the tower of a configuration costs, its frozen parts as the configuration has them; None without a tower.
+#: The prices of a configuration's vision tower, with the frozen parts that the configuration names; None without a tower.
 vision_prices: PlanCache[VisionPrices | None] = PlanCache(_price_tower)
 
 
@@ -393,7 +393,7 @@ def _whole(value: Fraction | int) -> Any:
 
 
 def _packed_data_exists(path: str | None) -> bool:
-    """Whether a packed file, or a folder or glob of them, is there to be read; every ending that ``bridge`` reads."""
+    """Whether a packed file, or a folder or glob of packed files, exists; with any suffix that ``bridge`` reads."""
     try:
         return bool(path) and bool(shards_of(str(path)))
     except (ConfigError, OSError):

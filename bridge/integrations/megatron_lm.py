@@ -1,6 +1,6 @@
-"""Megatron-LM: it has no callbacks, so its loop's own functions tell of the events.
+"""Megatron-LM: it has no callbacks, so wrapped functions of its loop are the events.
 
-Without a change of anybody's script::
+Without a change to a script::
 
     torchrun ... -m bridge.integrations.megatron_lm pretrain_gpt.py <its flags> --bridge-convention exact
 
@@ -8,8 +8,8 @@ or in your own script, before ``pretrain``::
 
     attach(ThroughputCallback("exact"))
 
-Either way the functions that ``megatron.training.training`` calls by name run inside ours.  They are there in core 0.16.1 and
-in 0.20, on all ranks, with arguments in another order now and then, which are therefore taken by name.  The order of its calls::
+Either way the functions that ``megatron.training.training`` calls by name are wrapped.  They exist in core 0.16.1 and in 0.20 and
+run on all ranks; the order of their arguments differs, so arguments are taken by name.  The order of the calls::
 
     train
         for each iteration:
@@ -42,10 +42,10 @@ from bridge.training.callbacks import CallbackContext, ThroughputCallback
 
 
 def attach(throughput: ThroughputCallback | None = None) -> None:
-    """Count what ``pretrain`` trains on from now on; rows go to Megatron-LM's W&B run every ``log_interval`` iterations.
+    """Count the batches of ``pretrain`` from now on; rows go to Megatron-LM's W&B run every ``log_interval`` iterations.
 
     Args:
-        throughput: what counts; None: made from the flags ``--bridge-*``, which Megatron-LM's parser then has.
+        throughput: the callback; None: it is made from the flags ``--bridge-*``, which are added to Megatron-LM's parser.
 
     Raises:
         ImportError: Megatron-LM is not on the path.
@@ -65,10 +65,10 @@ class _Events:
         self._given, self._variables = given, variables
         self._throughput = given or ThroughputCallback()
         self._context: CallbackContext | None = None
-        """Of the training that runs; None outside of one."""
+        """The context of the training that runs; None between trainings."""
         self._trained = False
         self._step = 0
-        """Completed iterations, those that were skipped too."""
+        """Completed iterations, including skipped ones."""
 
     def train(self, call: Call, arguments: Arguments) -> Any:
         args = self._variables.get_args()
@@ -84,7 +84,7 @@ class _Events:
             throughput.fail(error)
         try:
             result = call()
-        except BaseException:  # after an orderly exit nothing is left to do; else other ranks may not come
+        except BaseException:  # after an orderly exit there is no context; else other ranks may not take part
             if self._context is not None:
                 throughput.abandon(self._context)
                 self._context = None
@@ -118,7 +118,7 @@ class _Events:
     def training_log(self, call: Call, arguments: Arguments) -> Any:
         if self._context is not None:
             self._context.skipped_iter = bool(arguments.get("skipped_iter"))
-            # Ahead of the loop's own numbers: W&B closes its row of the iteration before, which ours may join.
+            # Before the loop's own numbers: these commit W&B's row of the previous iteration, which ours may join.
             self._throughput.on_train_step_end(self._context)
         return call()
 
@@ -154,11 +154,11 @@ class _Events:
             self._context = None
 
 
-# ---- without a change of the script --------------------------------------------------------------------------------------
+# ---- without a change to the script --------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a training script of Megatron-LM with its flags and ours."""
+    """Run a training script of Megatron-LM with its flags and the flags ``--bridge-*``."""
     sys.argv = list(sys.argv[1:] if argv is None else argv)
     if not sys.argv or not Path(sys.argv[0]).is_file():
         given = sys.argv[0] if sys.argv else "nothing"

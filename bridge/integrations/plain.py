@@ -10,7 +10,7 @@
                 ...
     throughput.end()
 
-or, since a model can be seen to be called and an optimizer to step::
+or, where hooks can see the calls of the model and the steps of the optimizer::
 
     throughput = Throughput(model, convention="exact").watch(optimizer)
     ...
@@ -40,12 +40,12 @@ class Throughput:
     """Exact FLOPs, MFU and token rates of a loop of any form.
 
     Args:
-        model: what is trained, a module of torch, also compiled or wrapped in DDP; None: ``config`` alone is known of it.
-        config: prices the model, see :func:`bridge.flops.compile_plan`; None: it is read from a model of transformers.
-        number_format: of most matmuls, ``bf16`` for example; None: that of the model's weights.
-        wandb: a W&B run, or the module, that rows are added to; it is not finished here.
-        trackers: further places for rows. Each rank writes every row to those it was given, and closes none of them.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is 10 steps if unset.
+        model: the torch module that is trained, also compiled or wrapped in DDP; None: only ``config`` describes it.
+        config: prices the model, see :func:`bridge.flops.compile_plan`; None: it is read from a transformers model.
+        number_format: number format of most matmuls, for example ``bf16``; None: that of the model's weights.
+        wandb: a W&B run, or the module, to which rows are added; it is not finished here.
+        trackers: further destinations for rows. Each rank writes every row to its trackers, and closes none of them.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is 10 steps if unset.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Throughput:
     ) -> None:
         self.callback = ThroughputCallback(**options)
         self.steps = 0
-        """Completed optimizer steps of all jobs."""
+        """Completed optimizer steps, including those before a restart."""
         self._model, self._config, self._number_format = model, config, number_format
         self._trackers = Trackers([*trackers, *attached(wandb)])
         self._context: CallbackContext | None = None
@@ -90,7 +90,7 @@ class Throughput:
         return self.callback.observe(data)
 
     def watch(self, optimizer: torch.optim.Optimizer) -> Throughput:
-        """Instead of ``step`` and ``count``: what the model is called with while it trains, and each step of its optimizer.
+        """Count each call of the model in training and each step of its optimizer; replaces ``step`` and ``count``.
 
         Calls without gradients, or in evaluation mode, are not counted.
         """
@@ -99,7 +99,7 @@ class Throughput:
         return self
 
     def see_calls(self) -> None:
-        """Count what the model is called with while it trains; a step begins with the first call."""
+        """Count the batches that the model is called with in training; a step begins with the first call."""
         self._hooks.append(self._model.register_forward_pre_hook(self._see, with_kwargs=True))
 
     @torch.compiler.disable
@@ -135,11 +135,11 @@ class Throughput:
         self.callback.on_train_start(context)
         return context
 
-    # ---- what is not a step ------------------------------------------------------------------------------------------
+    # ---- between steps -----------------------------------------------------------------------------------------------
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Neither its time nor its batches count."""
+        """An evaluation, whose time and batches do not count."""
         self.pause()
         try:
             yield
@@ -151,15 +151,15 @@ class Throughput:
         self.callback.on_eval_start(self._context or _NOTHING_YET)
 
     def resume(self) -> None:
-        """It is over."""
+        """The evaluation is over."""
         self.callback.on_eval_end(self._context or _NOTHING_YET)
 
     def end(self) -> None:
-        """The last row; on every rank, before trackers are closed and process groups destroyed."""
+        """Write the last row; call it on every rank, before trackers are closed and process groups destroyed."""
         self._finish(self.callback.on_train_end)
 
     def abandon(self) -> None:
-        """The loop breaks off on this rank, perhaps alone: what has arrived is published, and no other rank is waited for."""
+        """The loop fails on this rank, perhaps alone: publish the sums that have arrived, without waiting for other ranks."""
         self._finish(self.callback.abandon)
 
     def _finish(self, say: Callable[[CallbackContext], None]) -> None:
@@ -167,12 +167,12 @@ class Throughput:
             hook.remove()
         if self._context is not None:
             say(self._context)
-            self._context = None  # said once
+            self._context = None  # only once
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Totals include every step up to now; on every rank, before ``state_dict`` is read on one of them."""
+        """Bring the totals up to the last step; call it on every rank, before ``state_dict`` is read on any of them."""
         if self._context is not None:
             self.callback.on_checkpoint_save(self._context)
 
@@ -181,13 +181,13 @@ class Throughput:
         return {"steps": self.steps, "totals": self.callback.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; before the first step."""
+        """Continue from a checkpoint; call it before the first step."""
         self.steps = int(state["steps"])
         self.callback.load_state_dict(state["totals"])
 
 
 def _read(model: Any) -> Any:
-    """The configuration of a model of transformers; None where it cannot be read."""
+    """The configuration of a transformers model; None if it cannot be read."""
     from bridge.config.sources.huggingface_model import from_huggingface_model
 
     try:
@@ -198,7 +198,7 @@ def _read(model: Any) -> Any:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model in its wrappers: DDP's outside, the compiler's inside, or the other way round."""
+    """The model inside its wrappers: DDP's and the compiler's, in either order."""
     while (inner := getattr(model, "module" if isinstance(model, DistributedDataParallel) else "_orig_mod", None)) is not None:
         model = inner
     return model

@@ -1,6 +1,6 @@
-"""Totals beside the checkpoints of loops that have no place for the state of a callback in them.
+"""Totals beside the checkpoints of loops whose checkpoints cannot contain a callback's state.
 
-A small JSON file in the folder of each checkpoint: ``iter_0000100/throughput.json`` with Megatron's.
+They are a small JSON file in the folder of each checkpoint: ``iter_0000100/throughput.json`` for Megatron's.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 NAME = "throughput.json"
 MEGATRONS = "iter_{step:07d}"
-"""What the folder of a checkpoint is called."""
-#: What is known of the steps before a checkpoint that says nothing of them: there were some.
+"""The name of a Megatron checkpoint's folder."""
+#: The state for a checkpoint without totals: an unknown amount of work was done before it.
 SOMETHING_WAS_DONE = Totals.unknown() | {"failed": False}
 
 
 def save(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str = MEGATRONS) -> None:
-    """Write the totals up to ``step``, on the first rank; a folder that cannot be written is one warning."""
+    """Write the totals up to ``step``, on the first rank; a folder that cannot be written costs a warning."""
     if _rank() != 0:
         return
     path = Path(folder) / checkpoint.format(step=step) / NAME
@@ -39,9 +39,9 @@ def save(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str
 
 
 def load(throughput: ThroughputCallback, folder: Any, step: int, checkpoint: str = MEGATRONS) -> None:
-    """Go on from the totals of the checkpoint of ``step``, which the first rank reads for all. Every rank comes here.
+    """Continue from the totals of the checkpoint of ``step``, which the first rank reads for all; call it on every rank.
 
-    Without them totals are lower bounds from here on, and every row says so.
+    If there are none, all later totals are lower bounds, and every row says so.
     """
     found = _read(Path(folder) / checkpoint.format(step=step) / NAME) if _rank() == 0 else None
     if dist.is_initialized():

@@ -7,9 +7,9 @@
     trainer.train()
     trainer.close()
 
-Counted are the batches of each step that took place, ahead of what context parallelism cuts; documents begin where ``positions``
-do.  Rows go to torchtitan's loggers every ``metrics.log_freq`` steps, the last one at the end of ``train``.  Totals lie beside
-its checkpoints, ``step-100/throughput.json``, since a further entry in them would keep older ones from being loaded.
+The batches of each completed step are counted before context parallelism shards them; documents begin where ``positions``
+restart.  Rows go to torchtitan's loggers every ``metrics.log_freq`` steps, the last one at the end of ``train``.  Totals are kept
+beside its checkpoints, in ``step-100/throughput.json``, because with another entry in them older ones could not be loaded.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ except ImportError as error:
     raise ImportError("bridge.integrations.torchtitan_trainer needs torchtitan: pip install torchtitan") from error
 
 _FORMATS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-#: Dimensions whose ranks are given the same batches.
+#: Dimensions whose ranks receive the same batches.
 _SHARED = ("tp", "cp", "pp")
 _CHECKPOINT = "step-{step}"
 
 
 def add_throughput(trainer: Trainer, config: Any, **options: Any) -> Throughput:
-    """Count what the trainer trains on from now on.
+    """Count the trainer's batches from now on.
 
     Args:
-        trainer: before its ``train``.
+        trainer: the trainer, before its ``train``.
         config: prices the model, see :func:`bridge.flops.compile_plan`.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is torchtitan's if unset.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`; ``log_interval`` is torchtitan's if unset.
     """
     throughput = _Throughput(trainer, config, **options)
     wrap(trainer, "train", throughput.around_train)
@@ -51,23 +51,23 @@ def add_throughput(trainer: Trainer, config: Any, **options: Any) -> Throughput:
     return throughput
 
 
-def _speaks(dimensions: Any) -> bool:
-    """Whether this rank is the one of those with the same batches that counts them."""
+def _contributes(dimensions: Any) -> bool:
+    """Whether this rank counts its batches: the first one of the ranks that receive the same batches does."""
     meshes = [dimensions.get_optional_mesh(name) for name in _SHARED]
     return all(mesh is None or mesh.get_local_rank() == 0 for mesh in meshes)
 
 
 class _Throughput(Throughput):
-    """A loop's, with the trainer's own functions as its events."""
+    """Throughput of a loop whose events are the trainer's own functions."""
 
     def __init__(self, trainer: Trainer, config: Any, **options: Any) -> None:
         super().__init__(
             None,
             config,
             number_format=_FORMATS.get(trainer.config.training.mixed_precision_param),
-            # Looked up when it writes: torchtitan decides which ranks have a logger.
+            # The logger is looked up at each row, because torchtitan decides which ranks have one.
             trackers=[HostLoggers(lambda metrics, step: trainer.metrics_processor.logger.log(metrics, step))],
-            **{"log_interval": trainer.config.metrics.log_freq, "contributes": _speaks(trainer.parallel_dims), **options},
+            **{"log_interval": trainer.config.metrics.log_freq, "contributes": _contributes(trainer.parallel_dims), **options},
         )
         self._trainer = trainer
 
@@ -81,7 +81,7 @@ class _Throughput(Throughput):
         arguments["data_iterator"] = _noted(arguments["data_iterator"], taken)
         self.steps = self._trainer.step - 1
         self.enter()
-        result = call()  # raises where data end within the step: then nothing was trained on
+        result = call()  # raises if the data end within the step; then nothing was trained
         for batch in taken:
             self.count(batch)
         self.leave()
@@ -98,20 +98,20 @@ class _Throughput(Throughput):
         return loaded
 
     def around_save(self, call: Call, arguments: Arguments) -> Any:
-        saved = call()  # asked after every step
+        saved = call()  # called after every step; true if it saves
         if saved and (folder := self._folder()):
             self.settle()
             sidecar.save(self.callback, folder, arguments["curr_step"], _CHECKPOINT)
         return saved
 
     def _folder(self) -> str:
-        """Of the checkpoints; empty where it is none of this machine's."""
+        """The folder of the checkpoints; empty if it is remote."""
         folder = str(self._trainer.checkpointer.folder)
         return "" if "://" in folder else folder
 
 
 def _noted(batches: Iterator[Any], taken: list[Any]) -> Iterator[Any]:
-    """The same batches; each is noted as it is on the host, since the trainer moves its parts to the device."""
+    """The batches; a copy of each dict is kept with its tensors on the host, because the trainer moves them to the device."""
     for inputs, labels in batches:
         taken.append(dict(inputs))
         yield inputs, labels

@@ -6,9 +6,9 @@
     throughput = add_throughput(trainer, convention="exact")
     trainer.train()
 
-The Trainer fetches batches ahead, and shares its collator with evaluation; so batches are counted where they are
-trained on, in a hook before the model's forward pass.  A row joins each of the Trainer's own logs of the loss, at the
-same step, where the Trainer waits for all ranks anyway.
+The Trainer fetches batches ahead and shares its collator with evaluation, so batches are counted in a hook before the model's
+forward pass.  A row is added to each of the Trainer's own logs of the loss, at the same step, where the Trainer waits for all
+ranks anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-#: What may stand in a JSON file, as the Trainer's state.
+#: Types of options that the Trainer's state, a JSON file, can contain.
 _PLAIN = (str, int, float, list, type(None))
 
 
@@ -43,8 +43,8 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
     """Exact FLOPs, MFU and token rates in the Trainer's logs; totals in its checkpoints.
 
     Args:
-        config: prices the model; None: read from the model and its LoRA adapters.
-        options: of :class:`~bridge.training.callbacks.ThroughputCallback`; the Trainer decides when to log.
+        config: prices the model; None: it is read from the model and its LoRA adapters.
+        options: options of :class:`~bridge.training.callbacks.ThroughputCallback`; the Trainer decides when to log.
     """
 
     def __init__(self, config: Any = None, **options: Any) -> None:
@@ -54,18 +54,18 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
         self._evaluates = False
         self._phases: trl_phases.Phases | None = None
         self.totals: dict[str, Any] = {}
-        """Those of the checkpoint that training went on from."""
+        """The totals of the checkpoint that training resumed from."""
 
     def _new(self) -> ThroughputCallback:
-        return ThroughputCallback(**{**self._options, "log_interval": None})  # never by itself
+        return ThroughputCallback(**{**self._options, "log_interval": None})  # it never logs by itself
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer keeps in ``trainer_state.json``."""
+        """The state that the Trainer keeps in ``trainer_state.json``."""
         plain = {name: value for name, value in self._options.items() if isinstance(value, _PLAIN)}
         return {"args": plain, "attributes": {"totals": self.throughput.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
-        self._leave_model()  # a training before this one may have broken off
+        self._leave_model()  # an earlier training may have failed
         self.throughput = self._new()
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if state.global_step and isinstance(saved, dict):
@@ -124,7 +124,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
                 self.throughput.on_checkpoint_save(self._context)
 
     def _evaluate(self, does: bool) -> None:
-        """An evaluation within the training begins, or is over."""
+        """An evaluation during training begins or ends."""
         if self._hook is not None and does != self._evaluates:
             self._evaluates = does
             (self.throughput.on_eval_start if does else self.throughput.on_eval_end)(self._context)
@@ -139,7 +139,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
             state.log_history[-1].update(row)
 
     def watch(self, trainer: Trainer) -> None:
-        """A TRL trainer's passes without gradients have their own numbers."""
+        """Count a TRL trainer's passes without gradients too, under keys of their own."""
         self._phases = trl_phases.watch(trainer, self._read, self.throughput.convention)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -154,7 +154,7 @@ class ThroughputTrainerCallback(TrainerCallback, ExportableState):
 
 
 def _is_readable(config: Any, model: Any) -> bool:
-    """Whether the Trainer's batches tell all that the plan asks: they hold sound, and pixels of a fixed size, without lengths."""
+    """Whether the Trainer's batches have all lengths that the plan needs; audio, and pixels of a fixed size, have none."""
     plan = compile_plan(config, "executed")
     sized = "image_grid_thw" in inspect.signature(inner(model).forward).parameters
     patches = any(statistic.over == "images" and statistic.kind != "count" for statistic in plan.statistics)
@@ -162,7 +162,7 @@ def _is_readable(config: Any, model: Any) -> bool:
 
 
 def _traced(config: Any, model: Any) -> Any:
-    """The same model as it runs, where the Trainer's batches tell more of what that asks."""
+    """The configuration from a trace of the model, if the Trainer's batches have all lengths that it needs; else ``config``."""
     if config.source == "traced":
         return config
     try:
@@ -173,7 +173,7 @@ def _traced(config: Any, model: Any) -> Any:
 
 
 def _problem(args: Any, model: Any) -> str | None:
-    """Why the batches of the ranks do not add up to the work of the devices, if so."""
+    """Why the batches of all ranks do not add up to the work of the devices; None if they do."""
     if args.n_gpu > 1:
         return f"{args.n_gpu} GPUs share this process (DataParallel); start one process per GPU with torchrun or accelerate"
     layout = getattr(args, "parallelism_config", None)
@@ -183,7 +183,7 @@ def _problem(args: Any, model: Any) -> str | None:
 
 
 def add_throughput(trainer: Trainer, config: Any = None, **options: Any) -> ThroughputTrainerCallback:
-    """Register ahead of the Trainer's reporters, so that W&B, TensorBoard and the others get the rows with the loss."""
+    """Register a callback before the Trainer's reporters, so that W&B, TensorBoard and others get its rows with the loss."""
     callback = ThroughputTrainerCallback(config, **options)
     callback.watch(trainer)
     trainer.callback_handler.callbacks.insert(1, callback)  # after the one that decides when to log and to save

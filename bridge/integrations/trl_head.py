@@ -1,6 +1,6 @@
-"""TRL's fused head: a causal model whose output layer and loss are one, called with ``fused_lm_head=True``.
+"""TRL's fused head: a causal model whose output layer and loss are fused, called with ``fused_lm_head=True``.
 
-Where Triton runs it projects only the positions whose next label is not -100, elsewhere all of them.
+With Triton it projects only the positions whose next label is not -100, otherwise all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def leaves_out(model: Any) -> bool:
-    """Whether a model has such a head, on a device where it leaves positions out."""
+    """Whether a model has such a head and is on a device where the head leaves positions out."""
     utils: Any = sys.modules.get("trl.trainer.utils")
     if utils is None or utils.__file__ not in _files_of(inner(model).forward):
         return False
@@ -28,14 +28,14 @@ def leaves_out(model: Any) -> bool:
 
 
 def _files_of(function: Any) -> Iterator[str]:
-    """Where a function and those that it wraps were written: accelerate puts its own around a model's forward pass."""
+    """The source files of a function and of the functions that it wraps: accelerate wraps a model's forward pass."""
     while function is not None:
         yield getattr(getattr(function, "__code__", None), "co_filename", "")
         function = getattr(function, "__wrapped__", None)
 
 
 def with_projected(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of a call of the model, and how many positions its head projects: a tensor [], not read back."""
+    """The arguments of a call of the model, and the number of positions that its head projects: a tensor [], not read back."""
     shifted, labels = call.get("shift_labels"), call.get("labels")
     if not call.get("fused_lm_head") or (shifted is None and labels is None):
         return call

@@ -1,10 +1,10 @@
-"""What TRL's ``GRPOTrainer`` runs without gradients, phase by phase: it generates, and asks for log-probabilities twice.
+"""The passes that TRL's ``GRPOTrainer`` runs without gradients, by phase: generation, and log-probabilities of two models.
 
-``generation``         the policy writes completions: a pass over each prompt, then a token at a time behind a KV cache
-``log_probabilities``  the policy that wrote them, over prompt and completion, where they are trained on more than once
-``reference``          the reference model, or the policy without its adapters (or with a copy of the first ones), over the same
+``generation``         the policy generates completions: one pass over each prompt, then one token at a time with a KV cache
+``log_probabilities``  the policy on prompts and completions, if these are trained on more than once
+``reference``          the reference model, or the policy without its adapters (or with a copy of the first ones), on the same
 
-Each sequence counts by its own length, forward alone.  What a server (vLLM) generates is not seen.
+Each sequence counts by its own length, forward pass only.  Completions that a server (vLLM) generates are not counted.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _KEY = "throughput/forward_flops/"
 
 
 class Phases:
-    """Of one trainer.
+    """The phases of one trainer.
 
     Args:
-        trainer: with TRL's ``_generate_single_turn`` and ``_get_per_token_logps_and_entropies``.
+        trainer: a trainer with TRL's ``_generate_single_turn`` and ``_get_per_token_logps_and_entropies``.
         config: prices the policy.
         convention: how FLOPs are counted.
 
@@ -45,8 +45,8 @@ class Phases:
         self._trainer = trainer
         self._failed = False
         self._sequences: Counter[tuple[str, str, int, int, int]] = Counter()
-        """(phase, what runs, tokens, how many of them are projected, and how many more are generated one by one) -> how often,
-        since the last row; of this rank. 0 projected: all."""
+        """(phase, model, tokens, number of projected tokens, number of tokens generated one by one) -> how often it ran on this
+        rank since the last row. 0 projected tokens: all."""
         self._plans = {
             "policy": InferencePlan(config, convention),
             "base": InferencePlan(from_huggingface(trainer.model.config), convention),
@@ -77,7 +77,7 @@ class Phases:
 
     @cached_property
     def _leaves_out(self) -> bool:
-        """Asked when the first batch is scored: before, the model may not be on its device."""
+        """Read when the first batch is scored: the model may not be on its device earlier."""
         return trl_head.leaves_out(self._trainer.model)
 
     def _safely(self, note: Callable[[], None]) -> None:
@@ -88,7 +88,7 @@ class Phases:
             self._failed = True
 
     def row(self) -> dict[str, int]:
-        """FLOPs since the last row by phase, of all ranks, which all come here; empty where they are not known on each."""
+        """FLOPs of all ranks by phase since the last row; empty if a rank does not know its own. Call it on every rank."""
         ours: Counter[str] = Counter()
         self._safely(lambda: self._add_to(ours))
         self._sequences.clear()
@@ -106,7 +106,7 @@ class Phases:
 
 
 def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Phases | None:
-    """The phases of a trainer that has them, its model priced as ``read`` reads it; None for every other."""
+    """The phases of a trainer that has them, its model priced by the result of ``read``; None for any other trainer."""
     if not hasattr(trainer, "_generate_single_turn"):
         return None
     try:
@@ -117,7 +117,7 @@ def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Phases |
 
 
 def _asked(policy: Any) -> tuple[str, str]:
-    """What a policy is asked for, and what runs: with peft it is the reference too, without adapters or with the first ones."""
+    """The phase and the model of a scoring pass: a peft policy without adapters, or with its first ones, is the reference."""
     layers = [module for module in policy.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
     if any(layer.disable_adapters for layer in layers):
         return "reference", "base"

@@ -1,4 +1,4 @@
-"""verl: a counter with the interface of its ``FlopsCounter``, which its trainers ask for FLOP/s and peak.
+"""verl: a counter with the interface of its ``FlopsCounter``, which its trainers call for FLOP/s and peak.
 
 ::
 
@@ -24,11 +24,11 @@ class FlopsCounter:
     """Counts each sequence by its own length, windows, experts and adapters included.
 
     Args:
-        config: of a model of transformers, or anything that can be priced.
+        config: configuration of a transformers model, or anything else that can be priced.
         convention: how FLOPs are counted.
-        peak: dense peak of one device in FLOP/s; None: that of ``device_name`` from the table of devices.
-        device_name: None: the GPU of this process.
-        number_format: of the peak.
+        peak: dense peak of one device in FLOP/s; None: that of ``device_name`` in the table of devices.
+        device_name: name of the device; None: the GPU of this process.
+        number_format: number format of the peak.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class FlopsCounter:
         self._device_name, self._number_format = device_name, number_format
 
     def estimate_flops(self, batch_seqlens: Sequence[int], delta_time: float, **_: Any) -> tuple[float, float]:
-        """What was done, and what one device could do.
+        """The rate that was reached, and the peak.
 
         Args:
-            batch_seqlens: tokens of every sequence that was trained on, over all ranks.
-            delta_time: seconds that it took.
+            batch_seqlens: number of tokens of every trained sequence, over all ranks.
+            delta_time: seconds that the training took.
 
         Returns:
-            (TFLOP/s of all ranks together, peak of one device in TFLOP/s). The peak is infinite where the device is not known,
-            so that no utilization is made up: it is 0.
+            (TFLOP/s of all ranks together, peak of one device in TFLOP/s). The peak is infinite if the device is unknown, so that
+            the utilization becomes 0 rather than an invented number.
         """
         peak = self._peak or self._find_peak()
         achieved = float(self.plan.flops(batch_seqlens)) / delta_time / _TERA

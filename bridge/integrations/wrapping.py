@@ -1,4 +1,4 @@
-"""Events of a loop that has none: functions of its module, run inside ours from now on."""
+"""Events for a loop that has none: functions of its module are wrapped in ours."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 Call = Callable[[], Any]
 Arguments = dict[str, Any]
-#: Gets what is left to do, and the arguments by name, whatever order a version has them in; may change them.
+#: Is called with the original call and its arguments by name, in whatever order a version takes them; it may change them.
 Around = Callable[[Call, Arguments], Any]
 
 
 def wrap(module: Any, name: str, around: Around) -> None:
-    """Put ``around`` around a function of a module, or of one object, that looks it up by its name when it calls it.
+    """Wrap a function of a module or of an object whose callers look it up by its name at each call.
 
     Raises:
-        AttributeError: there is no such function.
+        AttributeError: There is no such function.
     """
     original = getattr(module, name)
     signature = inspect.signature(original)

@@ -1,7 +1,7 @@
-"""How near the matmuls of a model come to the peak, in their own shapes: what a device reaches with nothing else to do.
+"""How close the matmuls of a model come to the peak in their own shapes, on a device that does nothing else.
 
-Shapes are those of one micro-batch on one rank: cut by tensor parallelism as megatron-core cuts (the produced dimension of the
-first linear layer of a pair, the reduced one of the second), tokens by context parallelism, experts evenly filled.
+Shapes are those of one micro-batch on one rank: sharded by tensor parallelism as in megatron-core (the output dimension of the
+first linear layer of a pair, the input dimension of the second), tokens split by context parallelism, experts evenly loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from bridge.flops.plan import Plan, TableRow
 from bridge.metrics.peak import fastest_matmul
 
-#: Layers whose reduced dimension is shared; that of all other weights with a partner is the produced one.
+#: Layers of which tensor parallelism shards the input dimension, and those of which it shards the output dimension.
 _SHARED_INPUT = ("linear_proj", "linear_fc2", "out_proj")
 _SHARED_OUTPUT = (
     "linear_qkv",
@@ -32,9 +32,9 @@ class Matmul:
     """``[m, k] x [k, n]``.
 
     Attributes:
-        name: of the layer and the pass.
+        name: name of the layer, and the pass.
         m, k, n: the sizes.
-        flops: of all its layers in a micro-batch on one rank.
+        flops: FLOPs of all its layers in a micro-batch on one rank.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Matmul:
 
 @dataclass(frozen=True)
 class MeasuredMatmul:
-    """A matmul and how fast the device was with it, FLOP/s."""
+    """A matmul and the rate that the device reached, in FLOP/s."""
 
     matmul: Matmul
     rate: float
 
 
 def matmuls(plan: Plan, tokens: int, *, tensor: int = 1, experts: int | None = None) -> list[Matmul]:
-    """The linear layers of a micro-batch, largest work first.
+    """The matmuls of the linear layers in a micro-batch, the largest FLOPs first.
 
     Args:
-        plan: of the model.
-        tokens: of a micro-batch on one rank.
-        tensor: ranks that share each layer.
-        experts: of a layer, where there are any.
+        plan: plan of the model.
+        tokens: tokens of a micro-batch on one rank.
+        tensor: number of ranks that share each layer.
+        experts: number of experts per layer, if there are any.
     """
     found: list[Matmul] = []
     for row in plan.table([tokens]):
@@ -80,7 +80,7 @@ def _of_row(row: TableRow, tokens: int, tensor: int, experts: int | None) -> Ite
 
 
 def measure(found: Sequence[Matmul], dtype: Any, device: Any, seconds: float = 0.2) -> list[MeasuredMatmul]:
-    """The fastest of several runs of each; equal shapes once."""
+    """The rate of each matmul in the fastest of several runs; equal shapes are measured once."""
     rates: dict[tuple[int, int, int], float] = {}
     for one in found:
         sizes = (one.m, one.k, one.n)
@@ -90,6 +90,6 @@ def measure(found: Sequence[Matmul], dtype: Any, device: Any, seconds: float = 0
 
 
 def reached(found: Iterable[MeasuredMatmul]) -> float:
-    """FLOP/s over all of them, one after the other."""
+    """FLOP/s of all matmuls, run one after the other."""
     work = [(one.matmul.flops, one.matmul.flops / one.rate) for one in found]
     return sum(flops for flops, _ in work) / sum(seconds for _, seconds in work)

@@ -1,30 +1,30 @@
-"""Reads the lengths of the sequences and images in one micro-batch, whatever form it comes in.
+"""Reads the lengths of the sequences and images in one micro-batch, in any of its usual forms.
 
 A micro-batch is a mapping (a dict, a ``BatchEncoding``), an object with attributes (a dataclass, a named tuple), a list of
-such samples, or a tuple (inputs, labels).  Looked for in it, in this order; the first that is there decides:
+such samples, or a tuple (inputs, labels).  The first of these that it has decides:
 
 1. Packed sequences: ``cu_seqlens_unpadded``, ``cu_seqlens_q`` or ``cu_seqlens``, in the batch or in its
    ``packed_seq_params`` (megatron-core's ``PackedSeqParams``).  Offsets of shape [n + 1], [1, n + 1] or [b, n + 1];
    they end at the matching ``*_argmin`` if there is one, and at the first decrease (the filler, -1 in Megatron-Bridge).
    Where both padded and unpadded offsets exist, the unpadded ones are the real lengths.
 2. An ``attention_mask``, see :mod:`bridge.metrics.batch_masks`.
-3. ``cu_seq_lens_q``, or ``position_ids`` (``positions``) that begin again beside ``input_ids`` (``input``): transformers and
-   torchtitan separate documents there.  (megatron-core does not: beside ``tokens`` they say nothing.)
-4. ``tokens``, ``input_ids`` or ``input``: b sequences of s tokens; the rows of a nested tensor or of lists.  Beside sound
+3. ``cu_seq_lens_q``, or ``position_ids`` (``positions``) that restart, with ``input_ids`` (``input``): transformers and
+   torchtitan separate documents there.  (megatron-core does not, so with ``tokens`` they are ignored.)
+4. ``tokens``, ``input_ids`` or ``input``: b sequences of s tokens; the rows of a nested tensor or of lists.  For audio
    (``input_features``, ``input_values``) without any of these: ``decoder_input_ids``, else ``labels``.
 
-``loss_mask`` is never used: a prompt is not learned from but computed all the same.
+``loss_mask`` is never used: a prompt is not learned from, but it is computed.
 
-Lengths must be possible: offsets are integers that begin at 0, do not decrease, and end within the positions.  What is not
-is refused, before anything of it is counted; where only the device knows, it is noted there (``unread``).
+Lengths must be possible: offsets are integers that begin at 0, do not decrease, and end within the positions.  Others are
+refused before anything of the batch is counted; if only the device knows, a tensor there records it (``unread``).
 
-``projected_tokens`` (a number, or a tensor [] that is not read back) are the positions that the output layer projects, for loops
-that leave out those that nothing is learned from.
+``projected_tokens`` (a number, or a tensor [] that is not read back) is the number of positions that the output layer projects,
+in loops that leave out positions without a label.
 
 Images: ``image_grid_thw`` and ``video_grid_thw`` [n, 3] or [b, n, 3], in the batch or in its ``visual_inputs``.  A row
-(t, h, w) is t frames of h x w patches, and each frame attends alone.  Pixels [n, c, h, w] without a grid are n images.
+(t, h, w) is t frames of h x w patches, and attention stays within a frame.  Pixels [n, c, h, w] without a grid are n images.
 
-On the CPU everything is numpy, without a copy.  Tensors on a device are never read back: their lengths stay tensors.
+On the CPU everything is a numpy view without a copy.  Tensors on a device are never read back: their lengths stay tensors.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ _NAMES = (
 
 
 class BatchLengths(NamedTuple):
-    """What one micro-batch holds.
+    """The lengths in one micro-batch.
 
     Attributes:
-        sequences: real tokens of each sequence, int64 [n]; zeros (empty segments) may occur and count for nothing.
-        positions: token positions that are computed, padding included; a tensor [] where only the device knows.
-        image_patches: patches of one frame of each image, int64 [m]; None without images.
-        image_frames: how many frames that size each of these stands for, int64 [m].
-        unmeasured_images: True if there are pixels but no grid that says how many patches they are.
-        number_of_images: of these; None where that is not known either.
-        unread: a tensor [] on a device, true where these lengths cannot be and must not count; None: they can.
-        projected: positions that the output layer projects; None: nothing is said of it.
+        sequences: real tokens of each sequence, int64 [n]; zeros (empty segments) may occur and do not count.
+        positions: number of computed token positions, padding included; a tensor [] if only the device knows it.
+        image_patches: patches of one frame of each image or video, int64 [m]; None without images.
+        image_frames: frames of each of them, int64 [m].
+        unmeasured_images: whether there are pixels without a grid, so that their patches are unknown.
+        number_of_images: the number of images without a grid; None if unknown.
+        unread: a tensor [] on a device, true if the lengths are impossible and must not count; None: they are possible.
+        projected: number of positions that the output layer projects; None: not given.
     """
 
     sequences: Array
@@ -86,7 +86,7 @@ class BatchLengths(NamedTuple):
 
     @property
     def on_host(self) -> bool:
-        """Whether all of it is known without asking a device."""
+        """Whether everything is known on the host."""
         return all(isinstance(one, (np.ndarray, int, type(None))) for one in (*self[:4], self.unread, self.projected))
 
 
@@ -94,17 +94,17 @@ def read_lengths(batch: Any, *, images: bool = True) -> BatchLengths | None:
     """The lengths in ``batch``.
 
     Args:
-        batch: a micro-batch; None or an empty mapping is none, as ranks without data get it.
+        batch: a micro-batch; ranks without data get None or an empty mapping, for which the result is None.
         images: whether to look for images.
 
     Raises:
-        NoLengths: nothing in the batch tells how long its sequences are, or what tells it cannot be.
+        NoLengths: the batch does not have the lengths of its sequences, or they are impossible.
     """
     if batch is None or (isinstance(batch, Mapping) and not batch):
         return None
     if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
         return _several(batch, images)
-    get = _getter(batch)  # what a batch of its own making raises here is not about lengths
+    get = _getter(batch)  # an error that a custom batch raises here is not about lengths
     try:
         lengths = _packed(get) or _rows(get)
         if lengths is not None:
@@ -113,14 +113,14 @@ def read_lengths(batch: Any, *, images: bool = True) -> BatchLengths | None:
             return lengths._replace(**_image_lengths(get)) if images else lengths
     except NoLengths:
         raise
-    except Exception as error:  # arrays of others raise what they like
+    except Exception as error:  # foreign arrays may raise anything
         raise NoLengths(f"{type(error).__name__}: {error}") from error
     known = ", ".join((*OFFSET_NAMES, "attention_mask [b, s]", *TOKEN_NAMES[:2]))
     raise NoLengths(f"a {type(batch).__name__} without any of {known}")
 
 
 def _several(batch: Sequence[Any], images: bool) -> BatchLengths | None:
-    """A list of samples; a tuple of inputs and what is only compared with, which holds no tokens of its own."""
+    """The lengths in a list of samples, or in a tuple of inputs and labels, of which only the inputs have tokens."""
     if not batch:
         return None
     if isinstance(batch, tuple):
@@ -151,12 +151,12 @@ def _joined(found: Sequence[BatchLengths]) -> BatchLengths:
 
 
 def _sum(numbers: Sequence[Any]) -> Any:
-    """None where one of them is not known, or there is none."""
+    """The sum; None if one of them is unknown, or if there are none."""
     return None if not numbers or any(number is None for number in numbers) else sum(numbers)
 
 
 def _packed(get: Callable[[str], Any]) -> BatchLengths | None:
-    """What offsets say in the names of Megatron; None without any."""
+    """Lengths from offsets under Megatron's names; None if there are none."""
     packed = get("packed_seq_params")
     offsets_in = get if packed is None else _getter(packed)
     for name in OFFSET_NAMES:
@@ -171,7 +171,7 @@ def _packed(get: Callable[[str], Any]) -> BatchLengths | None:
 
 
 def _rows(get: Callable[[str], Any]) -> BatchLengths | None:
-    """What masks, positions and shapes say; None without any."""
+    """Lengths from a mask, positions or shapes; None if there are none."""
     mask, tokens = get("attention_mask"), _first(get, TOKEN_NAMES)
     if tokens is None and _first(get, _SOUND) is not None:
         mask, tokens = _heard(get)
@@ -199,7 +199,7 @@ def _rows(get: Callable[[str], Any]) -> BatchLengths | None:
 
 
 def _heard(get: Callable[[str], Any]) -> tuple[Any, Any]:
-    """Mask and tokens of what a model writes down of sound; the attention_mask is one of frames there."""
+    """Mask and tokens of the decoder of an audio model, whose attention_mask is one of audio frames."""
     tokens = get("decoder_input_ids")
     if tokens is not None:
         return get("decoder_attention_mask"), tokens
@@ -211,7 +211,7 @@ def _shape(tokens: Any) -> tuple[int, int]:
     """Rows and columns of tokens [s] or [b, s].
 
     Raises:
-        NoLengths: they have another shape.
+        NoLengths: The tokens have another shape.
     """
     if tokens.ndim == 2:
         return tuple(tokens.shape)
@@ -231,10 +231,10 @@ def _all_real(mask: Any) -> bool:
 
 
 def _getter(source: Any) -> Callable[[str], Any]:
-    """``source[name]`` or ``source.name``; None where there is no such name."""
+    """A function that returns ``source[name]`` or ``source.name``; None if there is no such name."""
     if isinstance(source, Mapping):
         return source.get
-    if hasattr(source, "keys") and hasattr(source, "get"):  # a TensorDict: no Mapping, and a default must be asked for
+    if hasattr(source, "keys") and hasattr(source, "get"):  # a TensorDict, which is no Mapping and raises without a default
         return lambda name: source.get(name, None)
     return {name: getattr(source, name, None) for name in _NAMES}.get
 
@@ -248,10 +248,10 @@ def _first(get: Callable[[str], Any], names: tuple[str, ...]) -> Any:
 
 
 def _array(value: Any) -> Array:
-    """A numpy view of what is on the CPU; a tensor on a device stays what it is.
+    """A numpy view of a value on the CPU; a tensor on a device is returned as it is.
 
     Raises:
-        NoLengths: it is neither an array nor a list of numbers.
+        NoLengths: The value is neither an array nor a list of numbers.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -270,17 +270,17 @@ def _array(value: Any) -> Array:
 
 
 def _segments(offsets: Any, argmin: Any, name: str, bound: Any) -> BatchLengths:
-    """Differences of the offsets in each row, up to ``argmin`` and to the first decrease.
+    """Lengths between the offsets in each row, up to ``argmin`` and to the first decrease.
 
     Args:
-        bound: shape of the tokens, or the number of positions; None: it is where the offsets end.
+        bound: shape of the tokens, or the number of positions; None: the last offset is the number of positions.
 
     Raises:
-        NoLengths: no sequences can have these bounds.
+        NoLengths: The offsets are impossible.
     """
     offsets = _array(offsets)
     if argmin is not None and isinstance(ends := _array(argmin), np.ndarray):
-        # Megatron-Bridge keeps it on the host for this very use. 0 is the argmin of offsets without a filler.
+        # Megatron-Bridge keeps it on the host for this purpose. Offsets without a filler have argmin 0.
         if offsets.ndim == 1 or offsets.shape[0] == 1:
             offsets = offsets[..., : ends.item() or None]
     if not isinstance(offsets, np.ndarray):
@@ -302,12 +302,12 @@ def _segments(offsets: Any, argmin: Any, name: str, bound: Any) -> BatchLengths:
 
 
 def _within(ends: Any, bound: Any, name: str) -> int:
-    """The positions, if the offsets of all rows end within them."""
+    """The number of positions, after a check that the offsets of all rows end within them."""
     total = int(ends.sum())
     if bound is None:
         return total
     rows, width = bound if isinstance(bound, tuple) else (1, bound)
-    if not isinstance(width, int):  # known to a device alone
+    if not isinstance(width, int):  # only the device knows it
         return total
     last = int(ends.max(initial=0))
     if total > rows * width or (ends.ndim and len(ends) == rows and last > width):
@@ -317,7 +317,7 @@ def _within(ends: Any, bound: Any, name: str) -> int:
 
 def _segments_on_device(offsets: Any, bound: Any) -> BatchLengths:
     lengths = offsets[..., 1:].long() - offsets[..., :-1]
-    lengths = lengths.clamp_(min=0).reshape(-1)  # the filler's step down becomes an empty segment, unseen
+    lengths = lengths.clamp_(min=0).reshape(-1)  # the decrease at the filler becomes an empty segment
     total = offsets.amax(-1).sum()
     positions = total if bound is None else bound[0] * bound[1] if isinstance(bound, tuple) else bound
     unread = (offsets[..., 0] != 0).any() | (lengths.sum() > positions)
@@ -325,14 +325,14 @@ def _segments_on_device(offsets: Any, bound: Any) -> BatchLengths:
 
 
 def _last_offset(offsets: Array) -> int | Any:
-    """Positions of a packed batch without tokens: the last padded offset of each row."""
+    """Number of positions in a packed batch without tokens: the sum of the last padded offset of each row."""
     if isinstance(offsets, np.ndarray):
         return int(offsets.max(axis=-1, initial=0).sum())
     return offsets.amax(-1).sum()
 
 
 def _projected(number: Any, positions: Any) -> Any:
-    """A number of positions; one on a device stays there."""
+    """The number of projected positions, checked; a tensor on a device stays there."""
     if hasattr(number, "is_cpu") and not number.is_cpu:
         return number.long()
     found = int(number)
@@ -358,7 +358,7 @@ def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _number_of_images(pixels: Sequence[Any]) -> int | None:
-    """Of pixels [n, channels, height, width]; None for any other form."""
+    """The number of images in pixels [n, channels, height, width]; None for any other shape."""
     if not all(getattr(one, "ndim", 0) == 4 for one in pixels):
         return None
     return sum(int(one.shape[0]) for one in pixels)

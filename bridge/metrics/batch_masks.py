@@ -1,17 +1,18 @@
-"""Lengths of sequences from an attention mask, for what it says or not at all.
+"""Lengths of sequences from an attention mask, if its meaning is clear.
 
 ============================  ==============================================================================
-a mask                        says
+mask                          meaning
 ============================  ==============================================================================
-[b, s] of 0 and other         other: a real token; different numbers in one row (1, 1, 2, 2, 0) are documents
-[b, s] with negatives         added to the scores: about 0 a real token, about minus infinity padding
-[s, s], [b, s, s],            who sees whom, added or boolean (either way round): tokens that see themselves are
-[b, h, s, s]                  real, and where one does not see the one before it a document begins
-[b, 1, 1, s]                  padding, where it is added to the scores
+[b, s] of 0 and other         not 0: a real token; different numbers in one row (1, 1, 2, 2, 0) are documents
+[b, s] with negatives         added to the scores: near 0 a real token, near minus infinity padding
+[s, s], [b, s, s],            which token attends to which, added or boolean (of either sense): a token that
+[b, h, s, s]                  attends to itself is real; one that does not attend to its predecessor begins a
+                              document
+[b, 1, 1, s]                  padding, if it is added to the scores
 ============================  ==============================================================================
 
-Who sees whom is read off the main diagonal and its two neighbours, so that a mask of 8 x 4,096 x 4,096 costs as much as one
-of 8 x 4,096.  A mask that fits none of these is refused by name.
+Masks of pairs are read from the main diagonal and its two neighbors, so a mask of 8 x 4,096 x 4,096 costs as much as one of
+8 x 4,096.  A mask of any other form is refused with an error that names it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Array = Any
 
 
 class NoLengths(ValueError):
-    """A micro-batch in which no lengths were found, or lengths that cannot be."""
+    """The lengths of a micro-batch were not found, or they are impossible."""
 
 
-#: Added to a score, this or less hides a key: Megatron's -10000, torch's -inf and finfo.min; position biases are far above.
+#: Added to a score, this or less hides a key: Megatron's -10000, torch's -inf and finfo.min. Position biases are far larger.
 _HIDES = -9_999.0
 
 
@@ -36,11 +37,11 @@ def mask_lengths(mask: Array, shape: tuple[int, int] | None) -> Array:
     """Real tokens of each sequence, int64 [n].
 
     Args:
-        mask: numpy, or a tensor on a device.
-        shape: of the tokens, [b, s]; None: unknown.
+        mask: a numpy array, or a tensor on a device.
+        shape: shape of the tokens, [b, s]; None: unknown.
 
     Raises:
-        NoLengths: the mask is none of the above, or does not belong to tokens of this shape.
+        NoLengths: The mask has none of the known forms, or does not fit tokens of this shape.
     """
     if mask.ndim == 1:
         mask = mask[None]
@@ -63,7 +64,7 @@ def _strange(mask: Array, shape: tuple[int, int] | None) -> NoLengths:
     return NoLengths(f"attention_mask {list(mask.shape)} {beside}; known are [b, s], [s, s], [b, s, s] and [b, h, s, s]")
 
 
-# ---- who is real ----------------------------------------------------------------------------------------------------
+# ---- padding --------------------------------------------------------------------------------------------------------
 
 
 def _padding(mask: Array) -> Array:
@@ -72,7 +73,7 @@ def _padding(mask: Array) -> Array:
     kind = mask.dtype.kind
     if kind == "b" or not mask.size:
         return _counts(mask)
-    if kind in "iu" and mask.view(f"u{mask.itemsize}").max() <= 1:  # nearly all are; in unsigned numbers a negative is large
+    if kind in "iu" and mask.view(f"u{mask.itemsize}").max() <= 1:  # the usual case; as unsigned numbers, negatives are large
         return mask.sum(axis=1, dtype=np.int64)
     least, most = mask.min(), mask.max()
     if kind == "f" and (least < 0 or not np.any(mask)):
@@ -95,27 +96,27 @@ def _padding_on_device(mask: Any) -> Any:
 
 
 def is_doubtful(mask: Any) -> Any:
-    """Whether a mask [b, s] on a device numbers documents, which are told apart on the host alone: a tensor [], or None."""
+    """Whether a mask [b, s] on a device numbers documents, which only the host can separate: a tensor [], or None for no."""
     if mask.ndim != 2 or str(mask.dtype) == "torch.bool" or mask.is_floating_point() or not mask.numel():
         return None
     return ((mask != 0) & (mask != mask.amax(-1, keepdim=True))).any()
 
 
 def _shown_by_sum(mask: np.ndarray, least: Any, most: Any) -> np.ndarray:
-    """What an added mask leaves visible."""
+    """The keys that a mask which is added to the scores leaves visible."""
     if not least <= _HIDES or most > 0:
         raise NoLengths(f"attention_mask of {mask.dtype} from {least} to {most}: neither 0 and 1, nor 0 and minus infinity")
     return mask > _HIDES
 
 
-# ---- who sees whom --------------------------------------------------------------------------------------------------
+# ---- pairs ----------------------------------------------------------------------------------------------------------
 
 
 def _seen(views: np.ndarray) -> np.ndarray:
-    """Lengths from masks [n, s, s], or [n, 1, s] of keys alone."""
+    """Lengths from masks of pairs [n, s, s], or of keys [n, 1, s]."""
     if views.shape[-2] != views.shape[-1]:
         keys = views[:, 0]
-        if (keys == keys.flat[0]).all():  # nothing is hidden; or everything, which no model is trained on
+        if (keys == keys.flat[0]).all():  # nothing is hidden, because no model trains on hidden tokens alone
             return np.full(len(keys), keys.shape[1], np.int64)
         if not keys.min() < 0:
             raise NoLengths(f"attention_mask {list(views.shape)} of {views.dtype}: 1 may mean seen or hidden; give [b, s]")
@@ -126,7 +127,7 @@ def _seen(views: np.ndarray) -> np.ndarray:
     least = min(part.min() for part in (itself, before, after) if part.size)
     if least < 0:
         itself, before, after = (part > _HIDES for part in (itself, before, after))
-    elif (after == after.flat[0]).all():  # nobody sees what comes next: that is how this mask says hidden
+    elif (after == after.flat[0]).all():  # a causal mask hides the next token, so this is its value for hidden
         hidden = bool(after.flat[0])
         itself, before, after = ((part != 0) != hidden for part in (itself, before, after))
     else:
@@ -138,7 +139,7 @@ def _seen(views: np.ndarray) -> np.ndarray:
 
 
 def _runs(real: np.ndarray, joined: np.ndarray) -> np.ndarray:
-    """Lengths of the runs in each row [n, s] of real tokens; ``joined`` [n, s - 1]: with the one before."""
+    """Lengths of the runs of real tokens in each row [n, s]; ``joined`` [n, s - 1]: whether a token continues the one before."""
     begins = real.copy()
     begins[:, 1:] &= ~(joined & real[:, :-1])
     return np.bincount(np.cumsum(begins)[real.ravel()])[1:].astype(np.int64)
@@ -148,10 +149,10 @@ def _runs(real: np.ndarray, joined: np.ndarray) -> np.ndarray:
 
 
 def position_lengths(positions: Array, shape: tuple[int, int]) -> Array | None:
-    """Lengths of the documents in rows [b, s] whose positions begin again; None where none does, or nothing is said.
+    """Lengths of the documents in rows [b, s] whose positions restart; None if none do, or if the shape does not fit.
 
     Raises:
-        NoLengths: positions that never rise.
+        NoLengths: The positions never rise.
     """
     if positions.ndim == 1:
         positions = positions[None]
@@ -169,7 +170,7 @@ def position_lengths(positions: Array, shape: tuple[int, int]) -> Array | None:
 
 
 def _positions_on_device(rises: Any, shape: tuple[int, int]) -> Any:
-    """As many lengths as could be, most of them 0: nobody waits for a device to tell how many there are."""
+    """One length for each position, most of them 0, so that the number of documents need not be read back."""
     import torch
 
     begins = torch.nn.functional.pad(~rises, (1, 0), value=True).expand(shape).reshape(-1)
@@ -182,7 +183,7 @@ def _positions_on_device(rises: Any, shape: tuple[int, int]) -> Any:
 
 
 def ragged_lengths(tokens: Any) -> tuple[Array, int] | None:
-    """Lengths and positions of a nested tensor, or of lists of different lengths; None for a regular array."""
+    """Lengths, and the number of positions, of a nested tensor or of lists of different lengths; None for a regular array."""
     if isinstance(tokens, (list, tuple)):
         return _list_lengths(tokens)
     if not getattr(tokens, "is_nested", False):

@@ -1,7 +1,7 @@
-"""Work that needs no result at once, done beside the steps by a thread of its own.
+"""Work whose result is not needed at once, done in a thread beside the steps.
 
-Most of a step the training thread holds no interpreter: autograd and the device's queue run without it.  There the thread finds
-its time; a row that were made in the training thread would be made while everything waits for it.
+During most of a step the training thread does not hold the interpreter lock, because autograd and the device's queue run without
+it.  The thread uses that time; work in the training thread would delay the step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Beside(Generic[T, R]):
     """A function called in a thread of its own, and its results in the order of the calls.
 
     Args:
-        function: of one item.
-        name: of the thread.
+        function: is called with one item.
+        name: name of the thread.
     """
 
     def __init__(self, function: Callable[[T], R], name: str) -> None:
@@ -30,11 +30,11 @@ class Beside(Generic[T, R]):
         self._items: Any = None
         self._results: Any = None
         self.open = 0
-        """Items whose results were not taken yet."""
+        """Number of items whose results were not taken yet."""
 
     def put(self, item: T) -> None:
-        """Call the function with it, some time from now."""
-        if self._items is None:  # not before: until then it can be copied and pickled
+        """Call the function with an item, in the thread."""
+        if self._items is None:  # not earlier, so that an unused instance can be copied and pickled
             self._items, self._results = SimpleQueue(), SimpleQueue()
             arguments = (self._items, self._results, torch.cuda.current_device() if torch.cuda.is_initialized() else None)
             threading.Thread(target=self._work, args=arguments, name=self._name, daemon=True).start()
@@ -42,10 +42,10 @@ class Beside(Generic[T, R]):
         self._items.put(item)
 
     def results(self) -> Iterator[R]:
-        """All that are open; waits for those that are not there yet.
+        """The results of all open items; waits for them.
 
         Raises:
-            Exception: what the function has raised, in the place of its result.
+            Exception: what the function raised, in the place of its result.
         """
         while self.open:
             result, error = self._results.get()
@@ -55,13 +55,13 @@ class Beside(Generic[T, R]):
             yield result
 
     def close(self) -> None:
-        """The thread ends; the next item starts another. After all results were taken."""
+        """End the thread, after all results were taken; the next item starts another one."""
         if self._items is not None:
             self._items.put(_END)
             self._items = None
 
     def _work(self, items: Any, results: Any, device: int | None) -> None:
-        if device is not None:  # a thread starts on the first one
+        if device is not None:  # a new thread has the first device
             torch.cuda.set_device(device)
         while (item := items.get()) is not _END:
             try:

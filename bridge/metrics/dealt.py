@@ -1,14 +1,13 @@
-"""Samples that a schedule deals out to ranks: megatron-core's hybrid context parallelism.
+"""Samples that a schedule assigns to ranks: megatron-core's hybrid context parallelism.
 
-Each sample of a step runs on as many ranks as its length needs, so that no rank speaks for a replica's batches.  The first of
-the ranks that share a sample counts it, whole: each sample counts once.  Three things may pass on the way of a step's data,
-and each tells who that is:
+Each sample of a step runs on as many ranks as its length needs, so no rank sees all batches of a replica.  The first of the ranks
+that share a sample counts all of it, so that each sample counts once.  The data of a step can be observed at three places, at
+each of which that rank is known:
 
-1. packed samples that the scheduler has not seen yet (:class:`HybridCPDataLoaderWrapper` takes them): context ranks take
-   the same ones, so the first of them counts, as ever;
-2. what that wrapper gives, ``({id: sample}, groups)``: ``groups[g][rank]`` are the ids that a rank runs in group g;
-3. one sample on its way into a forward step, which says over how many ranks it is spread (``local_cp_size``): over the
-   process group of that size.
+1. packed samples before the scheduler (the input of ``HybridCPDataLoaderWrapper``): all context ranks take the same samples, and
+   the first of them counts;
+2. the wrapper's output, ``({id: sample}, groups)``: ``groups[g][rank]`` are the ids that a rank runs in group g;
+3. one sample on its way into a forward step: its ``local_cp_size`` is the size of the process group that shares it.
 """
 
 from __future__ import annotations
@@ -20,21 +19,20 @@ from typing import Any
 from bridge.flops.shapes import ConfigError
 from bridge.metrics.place import Place, parallel_state
 
-#: megatron-core's field, and the class of what deals.
+#: megatron-core's field, and the class that assigns the samples.
 FIELD, _DEALER = "hybrid_context_parallel", "HybridCPDataLoaderWrapper"
 
 
 def is_dealer(data: Any) -> bool:
-    """Whether an iterator gives each rank the samples that a schedule dealt to it."""
+    """Whether an iterator yields the samples that the schedule assigned to each rank."""
     return any(kind.__name__ == _DEALER for kind in type(data).__mro__)
 
 
 def place_of_dealt(place: Place) -> Place:
-    """The place of a process whose samples are dealt out over all data and context ranks; as it was without megatron-core's
-    groups, because then it is unknown.
+    """The place of a process whose samples are assigned over all data-parallel and context-parallel ranks.
 
     Args:
-        place: as the groups alone have it.
+        place: the place according to the process groups; returned as it is without megatron-core's groups.
     """
     if (state := parallel_state()) is None:
         return place
@@ -51,13 +49,13 @@ def place_of_dealt(place: Place) -> Place:
 
 
 def own_batches(item: Any) -> list[Any]:
-    """The micro-batches in what passed that this rank counts.
+    """The micro-batches in observed data that this rank counts.
 
     Args:
-        item: one of the three above; None, or a pair of None, on ranks that get their data from others.
+        item: data of one of the three places above; None, or a pair of None, on ranks that get their data from others.
 
     Raises:
-        ConfigError: it is none of them, and does not tell who has which sample.
+        ConfigError: it is from none of these places, so it is unknown which rank has which sample.
     """
     state = parallel_state()
     if item is None or (isinstance(item, tuple) and item == (None, None)):
@@ -77,7 +75,7 @@ def own_batches(item: Any) -> list[Any]:
 
 
 def _first_here(groups: Iterable[Sequence[Sequence[Any]]], rank: int) -> Iterable[Any]:
-    """Ids of the samples that no rank before this one runs too."""
+    """The ids of the samples that no earlier rank runs too."""
     for group in groups:
         before = {one for other in group[:rank] for one in other}
         yield from (one for one in group[rank] if one not in before)
@@ -88,5 +86,5 @@ def _leads(state: Any, size: int) -> bool:
 
 
 def _row(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample [s] as a batch [1, s], as it will run."""
+    """A sample [s] as the batch [1, s] that will run."""
     return {"tokens": sample["tokens"].reshape(1, -1)}

@@ -1,8 +1,8 @@
-"""Energy of this rank's GPU, from NVML's counter: read twice per log interval, in millijoules.
+"""Energy of this rank's GPU in millijoules, from NVML's counter.
 
-Without NVML, without a GPU, or on a part of one (MIG: the counter is the whole card's) there is no reading, and since a sum
-of some ranks' energy would look like a saving, then there is none for the job either.  Ranks that share a whole GPU
-would each report all of it.
+There is no reading without NVML, without a GPU, or on a part of one (MIG: the counter covers the whole card).  If any rank has no
+reading, the job has none, because the sum over some ranks would look like a saving.  Ranks that share a whole GPU would each
+report all of its energy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Counter = Callable[[], int]
-"""Millijoules since some time in the past."""
+"""Returns the millijoules since a fixed time in the past."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Joules:
     joules: float
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Energy, power of a device, and work for it."""
+        """Energy of all devices, mean power of one, and FLOPs per joule."""
         metrics: Metrics = {
             "throughput/energy": self.joules,
             "throughput/power": self.joules / interval.seconds / interval.world_size,
@@ -48,7 +48,7 @@ class Energy(Measurement):
     """Energy of all devices.
 
     Args:
-        device: of this rank.
+        device: device of this rank.
     """
 
     what = ENERGY
@@ -65,9 +65,9 @@ class Energy(Measurement):
 
 
 class EnergyMeter(Instrument):
-    """An instrument over a counter of millijoules.
+    """An instrument that reads a counter of millijoules.
 
-    A counter that went back (the driver was loaded anew) says nothing about that interval.
+    If the counter went back (because the driver was reloaded), the energy of that interval is unknown.
     """
 
     def __init__(self, counter: Counter) -> None:
@@ -76,7 +76,7 @@ class EnergyMeter(Instrument):
         self._spent: int | None = 0
 
     def run(self) -> None:
-        """Start, or go on after a pause."""
+        """Start, or continue after a pause."""
         if self._since is None:
             self._since = self._counter()
 
@@ -87,12 +87,12 @@ class EnergyMeter(Instrument):
             self._since = None
 
     def end_step(self) -> None:
-        """An integral of power is as good as its samples are dense; a counter needs none."""
+        """Read the power if the counter integrates it, because the integral needs dense samples."""
         if self._since is not None and isinstance(self._counter, PowerIntegral):
             self._read()
 
     def lap(self) -> int | None:
-        """Millijoules since the last lap, pauses left out; None if they are not known."""
+        """Millijoules since the last lap, without pauses; None if unknown."""
         if self._since is not None:
             self._read()
         spent, self._spent = self._spent, 0
@@ -109,11 +109,11 @@ class EnergyMeter(Instrument):
 
 
 class PowerIntegral:
-    """A counter for devices without one (before Volta): power times time, trapezoids between two readings.
+    """A counter for devices without one (before Volta): the integral of power over time, by the trapezoidal rule.
 
     Args:
         milliwatts: reads the power.
-        clock: seconds, monotonic.
+        clock: reads a monotonic clock in seconds.
     """
 
     def __init__(self, milliwatts: Callable[[], int], clock: Callable[[], float] = time.perf_counter) -> None:
@@ -129,7 +129,7 @@ class PowerIntegral:
 
 
 def open_energy_meter(device: torch.device) -> EnergyMeter | None:
-    """The meter of a CUDA device of this process; None where there is no reading."""
+    """The meter of a CUDA device of this process; None if its energy cannot be read."""
     if device.type != "cuda":
         return None
     try:
@@ -147,11 +147,11 @@ def nvml_counter(nvml: Any, uuid: str) -> Counter | None:
 
     Args:
         nvml: the module ``pynvml``.
-        uuid: CUDA's, with or without ``GPU-``. NVML's own numbers count all cards of the host, CUDA's only those in
-            CUDA_VISIBLE_DEVICES, in another order perhaps; the UUID is the same in both.
+        uuid: the device's UUID, with or without ``GPU-``. It is the same in CUDA and NVML, unlike a device's number: NVML
+            counts all cards of the host, CUDA those in CUDA_VISIBLE_DEVICES, perhaps in another order.
 
     Returns:
-        None if NVML cannot be loaded, does not know the device, or counts for more than this device.
+        None if NVML cannot be loaded, does not know the device, or counts more than this device.
     """
     try:
         nvml.nvmlInit()

@@ -1,8 +1,8 @@
-"""How much of a rank's work its experts are: what tells a rank whose experts got more tokens from a slow device.
+"""The experts' share of a rank's work, which distinguishes a rank whose experts received more tokens from a slow device.
 
-Tokens go where routers send them, so that a rank computes other assignments than those of its own batches.  With ``f`` the
-part of a stage's work that experts do, ``r`` what a rank's experts were given over the mean of all ranks, and ``d`` the work
-of its own batches over the mean, its work is ``1 + f (r / d - 1)`` times what it would be with its own experts.
+Routers send tokens to the experts of other ranks, so a rank computes other assignments than those of its own batches.  Let ``f``
+be the experts' fraction of a stage's work, ``r`` the load of a rank's experts over the mean of all ranks, and ``d`` the work of
+its own batches over the mean.  Then its work is ``1 + f (r / d - 1)`` times that of its own batches.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpertShares:
-    """Of each layer of experts what an assignment costs, and where the layer stands.
+    """The price of an assignment and the pipeline stage of each layer of experts.
 
     Attributes:
         prices: training FLOPs of one assignment. stages: pipeline stage. Both by layer of experts.
-        experts: of a layer.
-        ranks: over which they are spread, in equal blocks.
-        even: every expert computes the same number of rows, whatever it was given.
+        experts: number of experts per layer.
+        ranks: number of ranks that they are spread over, in equal blocks.
+        even: whether every expert computes the same number of rows, however many assignments it has.
     """
 
     prices: Sequence[Number]
@@ -42,11 +42,11 @@ class ExpertShares:
     even: bool = False
 
     def factor(self, summed: Summed, work: Work, stands: Mapping[str, int], data: float) -> float | None:
-        """Work of a rank with what its experts were given, over its work with the mean; of all replicas of these experts.
+        """Work of a rank with the load of its experts, over its work with the mean load; over all replicas of these experts.
 
         Args:
-            summed: the sums of all ranks; counted are the sampled steps.
-            work: of these.
+            summed: the sums of all ranks, of which the sampled steps are used.
+            work: the work of the sampled steps.
             stands: the rank's index in each dimension.
             data: work of its replica over the mean.
         """
@@ -74,18 +74,18 @@ class ExpertShares:
 
 
 def shares_of(plan: Plan, place: Place, even: bool = False) -> ExpertShares | None:
-    """The shares of a model whose experts are spread over ranks; None where they are not, or their stages are not known.
+    """The shares of a model whose experts are spread over ranks; None if they are not, or if their stages are unknown.
 
     Args:
-        plan: as the model is configured, before anything is routed.
-        place: of this process.
-        even: every expert is filled up to the same number of rows.
+        plan: the plan of the model as configured.
+        place: place of this process.
+        even: whether every expert is padded to the same number of rows.
     """
     if place.expert < 2:
         return None
     try:
         placement = plan.placement(pipeline_stages(plan, place))
-    except ConfigError:  # said by whoever reports stages
+    except ConfigError:  # the report of the stages warns of it
         return None
     stages = [placement.stage(one) for one in expert_places(plan)]
     return ExpertShares(assignment_flops(plan), stages, expert_count(plan), place.expert, even)

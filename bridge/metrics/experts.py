@@ -1,7 +1,7 @@
-"""Experts as they were routed: what was dropped, and how evenly experts were loaded, over all ranks.
+"""The load of experts over all ranks: how many assignments were dropped, and how even the load was.
 
-Counts are made where routers run (:mod:`bridge.training.routing`) and ride in the vector: of every layer the assignments to each
-expert, and where the plan prices them, their sums among its statistics.
+Hooks on the routers count (:mod:`bridge.training.routing`).  The vector has the assignments to each expert of every layer, and
+where the plan prices assignments, their sums among its statistics.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ REQUESTS, LOADS = "expert_requests", "expert_loads"
 
 
 class ExpertCounter(Instrument):
-    """An instrument: moves a rank's counts into its sums at the end of each step; nothing waits for the device.
+    """An instrument that adds a rank's counts to its sums at the end of each step, without waiting for the device.
 
     Args:
-        routing: what hooks on the routers count, a ``bridge.training.routing.Routing``.
+        routing: the counts of the hooks, a ``bridge.training.routing.Routing``.
     """
 
     def __init__(self, routing: Any) -> None:
@@ -38,10 +38,10 @@ class ExpertCounter(Instrument):
         self._positions: torch.Tensor | None = None
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool = False) -> None:
-        """Add what was counted since the last call to the sums of this rank: it ran, whatever became of the step.
+        """Add the counts since the last call to the sums of this rank, also for a skipped step, because the experts ran.
 
         Raises:
-            Exception: what a hook ran into.
+            Exception: what a hook raised.
         """
         import torch
 
@@ -62,7 +62,7 @@ class ExpertCounter(Instrument):
         return assignments(0).name in layout
 
     def _places(self, layout: VectorLayout) -> list[int]:
-        """Positions in the vector, in the order of the amounts."""
+        """Positions in the vector, in the order of the counts."""
         kinds = (assignments, padding) if self._are_priced(layout) else ()
         sums = [layout.index[kind(layer).name] for kind in kinds for layer in range(self._routing.layers)]
         return [*layout.range(LOADS), *sums]
@@ -80,8 +80,8 @@ class Experts(Measurement):
     """Dropped tokens and the balance of experts.
 
     Args:
-        routing: of this rank.
-        plan: of the model as it is configured, where the plan of the run prices what was routed; else None.
+        routing: the counts of this rank.
+        plan: the plan of the model as configured, if the plan of the run prices what was routed; else None.
     """
 
     what = EXPERTS
@@ -107,14 +107,14 @@ class Experts(Measurement):
 
 @dataclass(frozen=True)
 class ExpertLoads:
-    """What experts were given, over all ranks.
+    """The load of experts, over all ranks.
 
     Attributes:
-        requested: assignments that tokens asked for.
-        layers: of each layer of experts the assignments that each of them computed.
-        ranks: over which the experts of a layer are spread.
-        world: ranks of the job.
-        nominal_flops: model FLOPs as if every token had visited its top-k; None where that is what was counted.
+        requested: number of assignments that routers requested.
+        layers: for each layer of experts, the number of assignments that each expert computed.
+        ranks: number of ranks that the experts of a layer are spread over.
+        world: number of ranks of the job.
+        nominal_flops: model FLOPs if no assignment had been dropped; None if the run counts these anyway.
     """
 
     requested: int
@@ -139,7 +139,7 @@ class ExpertLoads:
         return metrics
 
     def _waited_for(self) -> int:
-        """Assignments of the fullest rank in every layer: all others wait for it there."""
+        """Assignments of the fullest rank of each layer, for which all others wait, summed over the layers."""
         width = len(self.layers[0]) // self.ranks
         return sum(max(sum(loads[start : start + width]) for start in range(0, len(loads), width)) for loads in self.layers)
 

@@ -1,7 +1,7 @@
-"""The one declaration of every published constant of a run: its meaning and where it comes from.
+"""Declares every published constant of a run: its meaning and where its value comes from.
 
-A finished run can be scored again from them: device, peak and its source, and the inputs of the formula.  The table in the
-documentation comes from here.
+A finished run can be scored again from them: they include the device, its peak with the source, and the inputs of the formula.
+The table in the documentation is generated from here.
 """
 
 from __future__ import annotations

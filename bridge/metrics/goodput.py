@@ -1,9 +1,9 @@
-"""The life of a job, restarts included: its wall time as parts that add up, and what of its work was kept.
+"""The life of a job, restarts included: the parts of its wall time, which add up, and how much of its work was kept.
 
-A process of the job writes an event at every turn (:mod:`bridge.training.job.ledger`).  What follows an event belongs to one
-part, until the next event; so the parts are the wall time, whatever happened.  A process that is killed writes nothing more:
-its last sign of life ends its part, and what follows is down time.  A loop that is not ours tells less: what it does not tell
-apart is one part, or ``unknown``.
+A process of the job writes an event whenever it begins something else (:mod:`bridge.training.job.ledger`).  The time from an
+event to the next one belongs to one part, so the parts are always the whole wall time.  A process that is killed writes nothing
+more: its last sign of life ends its part, and down time follows.  A foreign loop has fewer events: what they do not distinguish
+is one part, or ``unknown``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 FILE, BEATS = "job.jsonl", "job.beat"
-"""The events of a ledger, and beside it the last signs of life: ``BEAT`` bytes for each of so many steps, in turn."""
+"""The events of a ledger, and beside it the last signs of life: ``BEAT`` bytes for each of the last ``BEATS_KEPT`` steps."""
 BEAT, BEATS_KEPT = 128, 4096
 
 Event = Mapping[str, Any]
@@ -57,11 +57,11 @@ _FOLLOWS = {
     "beat": "down",
     "end": "down",
 }
-"""What begins with an event."""
+"""The part that begins with an event."""
 
-#: Within steps, by what events know of them so far; the rest is productive.
+#: Parts within steps, of which events have the seconds so far; the rest of a step is productive.
 _WITHIN = ("data", "unknown")
-#: Parts that only our loop always tells of.
+#: Parts that only our own loop always reports.
 _TOLD_BY_OURS = ("import", "groups", "load", "data", "evaluation", "checkpoint")
 
 
@@ -73,11 +73,11 @@ class Job:
         seconds: seconds of each part.
         processes: how often it was started.
         steps: the last step that was kept.
-        lost_steps: steps that were repeated.
+        lost_steps: number of steps that were repeated.
         flops: total of the steps that were kept; None if unknown.
         lost_flops: total of the lost steps; None if unknown.
         recoveries: for each interruption that is over, the seconds from the last sign of life to the next step.
-        unknown: parts that nobody has told of, in loops that are not ours; they are in other parts, and ``flops`` in none.
+        unknown: in foreign loops, the parts that were not reported, whose time is in other parts; and ``flops`` if unknown.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -112,7 +112,7 @@ class Job:
         return self.flops / (self.flops + self.lost_flops)
 
     def metrics(self) -> dict[str, Any]:
-        """The keys to log; unknown values are left out, and named."""
+        """The keys to log; unknown values are left out and named in ``goodput/unknown``."""
         known = {"goodput": self.goodput, "goodput/flops": self.flops_kept}
         numbers: dict[str, Any] = {f"goodput/seconds/{part}": seconds for part, seconds in self.seconds.items() if seconds}
         numbers |= {name: value for name, value in known.items() if value is not None}
@@ -151,7 +151,7 @@ def job_of(events: Iterable[Event], now: float | None = None) -> Job:
 
 
 def _of_last_job(events: list[Event]) -> list[Event]:
-    """Events since a process of another launcher began at step 0."""
+    """The events since a process of another launcher began at step 0."""
     first, launcher, place = 0, None, 0
     for i, event in enumerate(events):
         if event["event"] == "process":
@@ -164,7 +164,7 @@ def _of_last_job(events: list[Event]) -> list[Event]:
 
 
 def _with_kept(events: list[Event]) -> list[Event]:
-    """When the step was reached that a process went back to, as that process has found it, is an event at its time."""
+    """The events, and one for each step that a process resumed from and for which it found the time it was reached."""
     kept = [{**event["kept"], "event": "steps"} for event in events if event["event"] == "training" and "kept" in event]
     return sorted([*events, *(event for event in kept if event["time"] > events[0]["time"])], key=itemgetter("time"))
 
@@ -177,7 +177,7 @@ class _Span:
 
 
 def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
-    """What follows each event; productive time without what was waited for batches, and what is unknown."""
+    """The parts that follow each event; waits for batches and unknown time are separate from productive time."""
     spans = []
     last = {"event": "beat", "time": events[-1]["time"] if now is None else now}
     known = [event for event in events if event["event"] in _FOLLOWS]
@@ -194,7 +194,7 @@ def _spans(events: Sequence[Event], now: float | None) -> list[_Span]:
 
 
 def _losses(events: Sequence[Event]) -> Iterator[tuple[int, int, int]]:
-    """Place of each start that went back, the step that was reached before it, and the one it went back to."""
+    """For each start that went back: its index, the step that was reached before it, and the step it went back to."""
     reached = 0
     for place, event in enumerate(events):
         if event["event"] == "training":
@@ -205,7 +205,7 @@ def _losses(events: Sequence[Event]) -> Iterator[tuple[int, int, int]]:
 
 
 def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
-    """Relabel the steps that a restart did again, and count them."""
+    """Relabel the spans of steps that a restart repeated, and count the steps."""
     totals = {0: 0, **_totals(events)}
     for place, reached, resumed in _losses(events):
         job.lost_steps += reached - resumed
@@ -219,7 +219,10 @@ def _lose(job: Job, events: Sequence[Event], spans: Sequence[_Span]) -> None:
 
 
 def _times_of(events: Sequence[Event], step: int) -> tuple[float, float]:
-    """Until when all was done up to a step, and from when on all came after it: the same, where an event is of this step."""
+    """The time until which all work was on steps up to this one, and the time from which all work was on later steps.
+
+    They are equal if there is an event of this step.
+    """
     if not step:
         return 0.0, 0.0
     if exact := [event["time"] for event in events if event.get("step") == step]:
@@ -229,12 +232,12 @@ def _times_of(events: Sequence[Event], step: int) -> tuple[float, float]:
 
 
 def _totals(events: Iterable[Event]) -> dict[int, int]:
-    """Total FLOPs by step, as far as anyone has said: a step that is done again has the same."""
+    """Total FLOPs by step, as far as events have them; a repeated step has the same total."""
     return {event["step"]: event["flops"] for event in events if event.get("flops") is not None}
 
 
 def _lived(events: Sequence[Event]) -> Sequence[Event]:
-    """Events of the last process that has trained: what came before it is in its checkpoint, or lost."""
+    """The events of the last process that trained: earlier work is in its checkpoint, or lost."""
     places = [place for place, event in enumerate(events) if event["event"] == "training"]
     return events[places[-1] :] if places else []
 
@@ -253,7 +256,7 @@ def _recoveries(events: Sequence[Event]) -> list[float]:
 def to_redo(events: Iterable[Event], step: int) -> list[int]:
     """Steps after ``step`` at which a process was killed, and whose total FLOPs are not known yet."""
     own = _of_last_job(list(events))
-    # The process that asks has not said yet that it begins.
+    # The asking process has not written the event of its own start yet.
     asks = {"event": "training", "step": step}
     return sorted({reached for _, reached, _ in _losses([*own, asks]) if reached > step} - _totals(own).keys())
 
@@ -262,7 +265,7 @@ def to_redo(events: Iterable[Event], step: int) -> list[int]:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a ledger; a last line without its end, and lines that are none, are left out. Empty without a file."""
+    """The events of a ledger, without invalid lines and without an unfinished last one. Empty if there is no file."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError:
@@ -271,7 +274,7 @@ def read_events(path: Path) -> list[Event]:
 
 
 def event_of(line: bytes) -> dict[str, Any] | None:
-    """The event of a line; None where it is none."""
+    """The event of a line; None if the line is invalid."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -282,7 +285,7 @@ def event_of(line: bytes) -> dict[str, Any] | None:
 
 
 def read_beats(path: Path) -> dict[int, Event]:
-    """The last signs of life, by their steps. Empty without a file."""
+    """The last signs of life, by step. Empty if there is no file."""
     try:
         text = path.read_bytes()
     except OSError:
@@ -292,6 +295,6 @@ def read_beats(path: Path) -> dict[int, Event]:
 
 
 def last_beat(events: Sequence[Event], beats: Mapping[int, Event]) -> list[Event]:
-    """The last sign of life, where it came after the last event."""
+    """The last sign of life, if it came after the last event; else nothing."""
     newest = sorted(beats.values(), key=itemgetter("time"))[-1:]
     return [beat for beat in newest if not events or beat["time"] > events[-1]["time"]]

@@ -1,4 +1,4 @@
-"""What a training loop offers the callback: an adapter creates a ``Host``, and nothing else queries the loop."""
+"""What the callback knows about a training loop: an adapter creates a ``Host``, and nothing else queries the loop."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Host:
         place: the place of this process; by default that of :func:`bridge.metrics.place.find_place`.
         hardware: has the options ``peak_flops`` and ``device_name``, if set.
         train: has the options ``train_iters`` and ``global_batch_size``, if set.
-        fused_output_layer: it projects some positions only (:mod:`bridge.flops.projected`), and each batch says how many, as
-            ``projected_tokens``.
+        fused_output_layer: whether the output layer projects some positions only (:mod:`bridge.flops.projected`); each batch
+            then has their number as ``projected_tokens``.
     """
 
     config: Any

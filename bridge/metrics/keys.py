@@ -1,6 +1,6 @@
-"""The one declaration of every logged key, with its unit and its meaning.
+"""Declares every logged key with its unit and its meaning.
 
-The table in the documentation, the units in W&B and TensorBoard, and the panels of dashboards and reports come from here.
+The table in the documentation, the units in W&B and TensorBoard, and the panels of dashboards and reports are made from these.
 """
 
 from __future__ import annotations

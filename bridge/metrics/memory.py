@@ -1,6 +1,7 @@
-"""Memory of the fullest rank: what torch's allocator has held at most, what it has reserved, and how often it had to try again.
+"""Memory of the fullest rank: the peaks of what torch's allocator held and reserved, and how often it had to retry.
 
-The allocator's peaks are read and never reset: they are also the loop's own.  Without a GPU there is the process's peak alone.
+The allocator's peaks are read and never reset, because the loop may use them too.  Without a GPU there is only the peak of the
+process's resident memory.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from bridge.metrics.vector import MAX_ENTRIES, Reduce, Slice
 if TYPE_CHECKING:
     from bridge.metrics.throughput import Interval, Metrics
 
-#: A number of bytes travels in units of the allocator's smallest block, beside the rank that has it.
+#: A number of bytes is sent in units of the allocator's smallest block, with the rank in the lowest bits.
 _UNIT, _RANK_BITS = 512, 23
 _RETRIES = "allocator_retries"
 
 
 @dataclass(frozen=True)
 class RankPeak:
-    """The most that a rank has held so far: bytes, and which rank."""
+    """The peak memory of a rank so far: bytes, and the rank."""
 
     size: int
     rank: int
 
     def encoded(self) -> int:
-        """As one integer, larger for more bytes."""
+        """As one integer, which grows with the bytes, so that a maximum over ranks finds both."""
         return self.size // _UNIT << _RANK_BITS | self.rank
 
     @classmethod
     def decoded(cls, number: int) -> RankPeak:
-        """The inverse, to a unit of 512 bytes."""
+        """The inverse of :meth:`encoded`, rounded down to 512 bytes."""
         return cls((number >> _RANK_BITS) * _UNIT, number & ((1 << _RANK_BITS) - 1))
 
 
@@ -47,8 +48,8 @@ class FullestRank:
     """Memory of all ranks.
 
     Attributes:
-        peaks: by name, as the keys have it: ``peak_allocated``; of the fullest rank.
-        retries: of the allocators of all ranks in the interval; None without a GPU.
+        peaks: the peak of the fullest rank, by the name in the key: ``peak_allocated``.
+        retries: retries of all ranks' allocators in the interval; None without a GPU.
     """
 
     peaks: Mapping[str, RankPeak]
@@ -56,11 +57,11 @@ class FullestRank:
 
     @property
     def fullest(self) -> RankPeak:
-        """The first of the peaks."""
+        """The fullest rank by the first of the peaks."""
         return next(iter(self.peaks.values()))
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Bytes; the rank where there are several."""
+        """Bytes, and the fullest rank if there are several ranks."""
         metrics: Metrics = {f"throughput/memory/{name}": peak.size for name, peak in self.peaks.items()}
         if interval.world_size > 1:
             metrics["throughput/memory/fullest_rank"] = self.fullest.rank
@@ -70,11 +71,11 @@ class FullestRank:
 
 
 class MemoryPeaks(Measurement):
-    """The fullest rank.
+    """Memory of the fullest rank.
 
     Args:
-        place: of this process.
-        device: that the models of all ranks compute on.
+        place: place of this process.
+        device: the device that this rank's model computes on; its type is the same on all ranks.
     """
 
     what = MEMORY
@@ -109,7 +110,7 @@ class MemoryPeaks(Measurement):
 
 
 class MemoryMeter(Instrument):
-    """An instrument over readings of peaks, and of a counter of retries since the process began."""
+    """An instrument that reads peaks, and a counter of retries since the process began."""
 
     def __init__(self, read: Callable[[], dict[str, int]]) -> None:
         self._read = read
@@ -123,7 +124,7 @@ class MemoryMeter(Instrument):
 
 
 def cuda_memory(device: torch.device) -> dict[str, int]:
-    """torch's allocator on a GPU, in bytes; no synchronisation."""
+    """Statistics of torch's allocator on a GPU, in bytes; does not synchronize."""
     found = torch.cuda.memory_stats(device)
     return {
         "peak_allocated": found.get("allocated_bytes.all.peak", 0),
@@ -133,6 +134,6 @@ def cuda_memory(device: torch.device) -> dict[str, int]:
 
 
 def host_memory() -> dict[str, int]:
-    """The most memory that this process has had, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return {"peak_rss": peak * (1 if sys.platform == "darwin" else 1024), _RETRIES: 0}

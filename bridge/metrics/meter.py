@@ -1,14 +1,14 @@
 """The meter of one rank: counts what its batches hold, and sums it over all ranks.
 
-What is summed, and when, follows from the calls alone, which follow from the configuration: every rank makes the same
-calls at the same steps, whatever data it saw and whether or not it can still count.  A rank that cannot sends zeros
-and says so in the vector, so that the collective never waits for it and every rank learns of it.  The step rides in the vector
-too: sums of different steps, or of other ranks than at the start, are found out and named.
+What is summed, and when, follows from the calls alone, and these follow from the configuration: every rank makes the same calls
+at the same steps, whatever data it saw and whether or not it can still count.  A rank that cannot count sends zeros and a flag in
+the vector, so that the collective never waits for it and every rank learns of it.  The vector contains the step too, so that sums
+of different steps, or of other ranks than at the start, are detected and named.
 
-Nothing here raises but the collective itself: what goes wrong on the way is a failure of this rank, said once.
+Only the collective itself can raise: any other error is a failure of this rank, reported once.
 
-Life of a step: ``start_step``, ``add_batch`` for each micro-batch, ``end_step``; at a log point ``cut(step)``: the vector is made
-beside the step that comes next, and the sum starts at its end; some time later, when it has arrived, ``poll`` returns a report.
+The life of a step is ``start_step``, ``add_batch`` for each micro-batch, ``end_step``.  At a log point ``cut(step)`` makes the
+vector in a thread beside the next step, at whose end the sum starts; once it has arrived, ``poll`` returns a report.
 ``launch(step)`` starts the sum at once.  Before a checkpoint ``settle`` brings the totals up to date.
 """
 
@@ -44,7 +44,7 @@ from bridge.metrics.vector import HEAVIEST, RANKS, REPLICA_WORK, SQUARED_STEP, S
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Replica work is cut off here rather than refused: it only makes a ratio, and 1e24 FLOPs in an interval are far away.
+#: Replica work is limited to this rather than refused: it only enters a ratio, and 1e24 FLOPs per interval are far away.
 _MOST_WORK = (1 << (2 * LIMB_BITS)) - 1
 
 
@@ -54,7 +54,7 @@ class Report:
 
     Attributes:
         step: the log point.
-        price: makes the interval; None once any rank failed.
+        price: computes the interval; None once any rank has failed.
     """
 
     step: int
@@ -62,13 +62,13 @@ class Report:
 
     @functools.cached_property
     def interval(self) -> Interval | None:
-        """The numbers for ``throughput``, computed when they are asked for, in any thread; None where there are none."""
+        """The input of ``throughput``, computed on first access, in any thread; None if there is none."""
         return self.price and self.price()
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """What was counted up to a step, and what the reader of its sum needs to know."""
+    """What was counted up to a step, with what is needed to interpret its sum."""
 
     parts: Mapping[str, BatchStatistics]
     waited_ns: int
@@ -83,7 +83,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Packed:
-    """The vector of a cut, as it is summed."""
+    """The vector of a cut, ready to be summed."""
 
     cut: _Cut
     limbs: torch.Tensor
@@ -93,7 +93,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class _Launch:
-    """A sum on its way."""
+    """A sum that is under way."""
 
     sum: PendingSum
     of: _Cut
@@ -105,19 +105,19 @@ class _Launch:
 
 @dataclass(frozen=True)
 class _Arrived:
-    """What all ranks have sent of a cut, by part."""
+    """The sum of a cut over all ranks, by part."""
 
     cut: _Cut
     parts: Mapping[str, list[int]]
 
 
 def warn_of(error: Exception) -> None:
-    """Tell the user that this rank stopped counting."""
+    """Warn the user that this rank stopped counting."""
     logger.warning("throughput: stopped counting on this rank: %s: %s. Training goes on.", type(error).__name__, error)
     logger.debug("the exception", exc_info=error)
 
 
-#: Parts of the vector: work that no time belongs to, that of sampled steps, and all other.
+#: Parts of the vector: the work of the warm-up, which is not timed, of sampled steps, and of all others.
 _WARM_UP, _SAMPLED, _OTHER = "warm-up", "sampled", "other"
 
 
@@ -126,12 +126,12 @@ class Meter:
 
     Args:
         plan: prices the statistics; None: tokens and seconds only.
-        place: of this process; the sums go over its group. None: it is alone.
-        clock: what measures the intervals.
-        instruments: what else is measured; a meter's own.
+        place: place of this process; the sums go over its group. None: it is alone.
+        clock: measures the intervals.
+        instruments: what else is measured; no other meter may use them.
         device: where the collective runs.
-        peak: of one device.
-        beside: statistics that are summed too, beside the plan's.
+        peak: peak of one device.
+        beside: statistics that are summed in addition to the plan's.
     """
 
     def __init__(
@@ -155,12 +155,12 @@ class Meter:
         self._block, self._sampled_at = range(0), 0
         self._part, self._batch = _WARM_UP, self._counted[_WARM_UP]
         self.needs_images = self._batch.needs_images
-        """Whether batches are looked through for images."""
+        """Whether batches are searched for images."""
         self._snapshots = Snapshots(images=self.needs_images)
         self.totals = Totals(plan, layout)
         self._timer = IntervalTimer(clock or HostClock())
         self.overhead_ns = 0
-        """Nanoseconds that the callback spent in the timed part of the interval; its owner adds to it."""
+        """Nanoseconds that the callback spent in the timed part of the interval; the callback adds to it."""
         self.unreported_steps = 0
         """Steps since the last log point; equal on every rank."""
         self._failed = self._lost = self._warned_unread = False
@@ -173,10 +173,10 @@ class Meter:
         """Work of this rank's replica, for the heaviest; None: it is on the device."""
         self._packer = Beside(self._pack, "sums of throughput")
         self._packed: _Packed | None = None
-        """What is to be summed from the end of this step on."""
+        """The vector whose sum starts at the end of this step."""
         self._pending: _Launch | None = None
         self._arrived: list[_Arrived] = []
-        """Since the last report."""
+        """Sums that arrived since the last report."""
         self._reports: list[Report] = []
 
     def _parts(self) -> dict[str, BatchStatistics]:
@@ -186,12 +186,12 @@ class Meter:
     # ---- on this rank ---------------------------------------------------------------------------------------------
 
     def add_batch(self, batch: Any, waited_ns: int = 0) -> None:
-        """Count a micro-batch that this rank's replica is about to compute."""
+        """Count a micro-batch that this rank's replica is about to compute; its loader took ``waited_ns`` nanoseconds."""
         if self._failed or not self.place.contributes:
             return
         try:
             kept = self._snapshots.of(batch)
-        except Exception:  # whoever reads it says what is wrong
+        except Exception:  # reading it will raise the same error
             kept = None
         if kept is None:
             self.add_lengths(lambda: read_lengths(batch, images=self.needs_images), waited_ns)
@@ -203,7 +203,7 @@ class Meter:
             self.fail(error)
 
     def add_lengths(self, read: Callable[[], BatchLengths | None], waited_ns: int = 0) -> None:
-        """Count the micro-batch whose lengths ``read`` returns; if it raises NoLengths, one that could not be read."""
+        """Count the micro-batch whose lengths ``read`` returns; if ``read`` raises NoLengths, an unread one."""
         if self._failed or not self.place.contributes:
             return
         try:
@@ -230,20 +230,18 @@ class Meter:
             logger.warning("not counted: micro-batches whose lengths cannot be read: %s", reason)
 
     def start_step(self) -> None:
-        """A step begins; time runs again if something had paused it."""
+        """A step begins; the clock resumes if it was paused."""
         if self._paused:
             self.resume()
         if self._part is _SAMPLED:
             self._instruments.start_sample()
 
     def end_step(self, step: int | None = None, *, skipped: bool = False) -> None:
-        """A step is over.
-
-        The first one is warm-up: from here on time is measured.
+        """A step is over. The first one is warm-up: time is measured from its end on.
 
         Args:
-            step: the host's number of it; None: one more than the last.
-            skipped: it changed no weights; its work counts, its tokens are reported apart.
+            step: the host's number of the step; None: one more than the last.
+            skipped: it changed no weights; its work counts, its tokens are reported separately.
         """
         if self._packed is not None or self._packer.open:
             self._send()
@@ -263,7 +261,7 @@ class Meter:
             self._instruments.add_counts(self._batch, skipped=skipped)
         if skipped:
             self._batch.mark_unlearned()
-        # What is taken from here on belongs to the next step.
+        # Batches that are taken from here on belong to the next step.
         self._part = _SAMPLED if self._is_sampled(self._step + 1) else _OTHER
         self._batch = self._counted[self._part]
         self._batch.begin_step()
@@ -272,7 +270,7 @@ class Meter:
             self.resume()
 
     def _is_sampled(self, step: int) -> bool:
-        """One step in each block of so many; which one follows from the block alone, so that all ranks sample the same."""
+        """Whether a step is the sampled one of its block of ``every`` steps; the block alone decides, so all ranks agree."""
         if not self._every:
             return False
         if step not in self._block:
@@ -283,14 +281,14 @@ class Meter:
         return step == self._sampled_at
 
     def pause(self) -> None:
-        """What comes now is no training: an evaluation, a checkpoint."""
+        """Training pauses, for an evaluation or a checkpoint."""
         self._join()
         self._paused = True
         self._instruments.pause()
         self.attempt(self._timer.pause)
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Training continues."""
         if self._warm:
             self._paused = False
             self.attempt(self._timer.run)
@@ -303,7 +301,7 @@ class Meter:
         self._instruments.close()
 
     def attempt(self, call: Callable[[], T]) -> T | None:
-        """What ``call`` returns; if it raises, a failure of this rank, and None."""
+        """The result of ``call``; if it raises, None, and this rank has failed."""
         try:
             return call()
         except Exception as error:
@@ -311,7 +309,7 @@ class Meter:
             return None
 
     def fail(self, error: Exception) -> None:
-        """This rank can not count any more: one warning here, and all ranks learn it at the next sum."""
+        """This rank cannot count any more: it warns once, and all ranks learn of it from the next sum."""
         if not self._failed:
             self._failed = True
             warn_of(error)
@@ -319,19 +317,19 @@ class Meter:
     # ---- over all ranks: every rank calls these at the same steps -------------------------------------------------
 
     def cut(self, report_step: int | None) -> None:
-        """End what one sum is of. Its vector is made beside the step that comes next, and the sum starts at the end of that step.
+        """Close the counts for one sum. The vector is made beside the next step, and the sum starts at the end of that step.
 
         Args:
-            report_step: the log point that it completes; None: it only brings the totals up to date.
+            report_step: the log point that the sum completes; None: it only brings the totals up to date.
         """
         cut = self._cut(report_step)
         if any(part.device_values is not None for part in cut.parts.values()):
-            self._packed = self._pack(cut)  # in the order of this thread's stream
+            self._packed = self._pack(cut)  # in this thread, whose stream computes them
         else:
             self._packer.put(cut)
 
     def launch(self, report_step: int | None) -> None:
-        """End what one sum is of, and start the sum at once."""
+        """Close the counts for one sum, and start the sum at once."""
         self._packed = self._pack(self._cut(report_step))
         self._send()
 
@@ -359,7 +357,7 @@ class Meter:
         return cut
 
     def _send(self) -> None:
-        """Start the sum of what was cut, if anything was; at most one is under way."""
+        """Start the sum of the last cut, if it has not started; at most one sum is under way."""
         self._join()
         packed, self._packed = self._packed, None
         if packed is None:
@@ -372,17 +370,17 @@ class Meter:
         self._pending = _Launch(started, packed.cut)
 
     def _join(self) -> None:
-        """Wait for the vector that is made beside this thread, if there is one; the instruments are its maker's until then."""
+        """Wait for the vector that another thread is making, if any; until then the instruments belong to that thread."""
         for packed in self._packer.results():
             self._packed = packed
 
     @property
     def awaits(self) -> bool:
-        """Whether there is a report, or there will be one."""
+        """Whether a report is complete, or a sum is under way."""
         return self._pending is not None or bool(self._reports)
 
     def poll(self, *, wait: bool = False) -> Report | None:
-        """The next report that is complete, if any. Does not wait unless told to."""
+        """The next complete report, if any; ``wait``: wait for the sum that is under way."""
         if wait:
             self._send()
         if self._pending is not None and (wait or self.attempt(self._pending.is_there)):
@@ -390,19 +388,19 @@ class Meter:
         return self._reports.pop(0) if self._reports else None
 
     def hurry(self) -> None:
-        """The next step never ends: start the sum of what was cut nevertheless, where it takes no other rank."""
+        """Start the sum of the last cut although the next step will not end; only where no other rank takes part."""
         if self.place.world == 1:
             self._send()
 
     def settle(self) -> None:
-        """Bring ``totals`` up to the last step, equally on every rank. Waits for all ranks, as a checkpoint does."""
+        """Bring ``totals`` up to the last step, on every rank. Waits for all ranks, as a checkpoint does."""
         if self._steps:
             self.launch(None)
         self._send()
         self._receive()
 
     def _lose(self, why: str, report_step: int | None) -> None:
-        """From here on nobody knows what the other ranks do: no total, rather than this rank's alone."""
+        """The other ranks cannot be summed any more: there is no total from here on, rather than this rank's alone."""
         if not self._lost:
             self._lost = True
             self.fail(RuntimeError(why))
@@ -413,7 +411,7 @@ class Meter:
     # ---- sending --------------------------------------------------------------------------------------------------
 
     def _pack(self, cut: _Cut) -> _Packed:
-        """What this rank sends; in any thread."""
+        """The vector that this rank sends; runs in any thread."""
         readings = self._instruments.lap() if cut.report_step is not None else {}
         payload = None if cut.failed else self.attempt(lambda: self._payload(cut, readings))
         limbs, on_device = payload or (self._failure(cut), None)
@@ -421,7 +419,7 @@ class Meter:
         return _Packed(cut, limbs, on_device, integers(maxima))
 
     def _payload(self, cut: _Cut, readings: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
-        """Limbs of the host's and of the device's part; the readings belong to the timed part."""
+        """Limbs of the counts on the host and on the device; the readings join the timed part."""
         drained = {name: part.drain() for name, part in cut.parts.items()}
         if self.place.contributes:
             self._add_own_work(drained)
@@ -448,14 +446,14 @@ class Meter:
         values[index[STEP]], values[index[SQUARED_STEP]], values[index[RANKS]] = step, step**2, 1
 
     def _failure(self, cut: _Cut) -> torch.Tensor:
-        """What a rank sends that cannot count: nothing but this fact, and at which step."""
+        """The vector of a rank that cannot count: this fact and the step alone."""
         vectors = {part: self.layout.zeros() for part in cut.parts}
         vectors[_OTHER][self.layout.index["failures"]] = 1
         self._add_pairing(vectors[_OTHER], cut.step)
         return to_limbs([value for vector in vectors.values() for value in vector])
 
     def _add_replica_work(self, host: list[int], device: Any) -> None:
-        """Fill this replica's slot with its FLOPs (without a plan: its tokens)."""
+        """Fill this replica's entry with its FLOPs (without a plan: its tokens)."""
         slots = self.layout.range(REPLICA_WORK)
         if not slots:
             return
@@ -467,19 +465,19 @@ class Meter:
             prices = [float(plan.evaluate([unit * (i == j) for j in range(size)])) / unit for i in range(size)]
             amounts = device[0, :size].double() + device[1, :size].double() * 2.0**LIMB_BITS
             weights = torch.tensor(prices, dtype=torch.float64).to(device.device, non_blocking=True)
-            work = amounts @ weights  # beyond int64: split before it is made an integer
+            work = amounts @ weights  # may exceed int64: split before it becomes an integer
             high = (work / 2.0**LIMB_BITS).floor()
             device[1, slot], device[0, slot] = high.long(), (work - high * 2.0**LIMB_BITS).long()
 
     def _add_own_work(self, drained: Mapping[str, tuple[Sequence[int], Any]]) -> None:
-        """Of the steps that compute time is taken in."""
+        """Add the work of the steps in which compute time is taken."""
         if HEAVIEST not in self.layout or self._own_work is None:
             return
         host, device = drained[_SAMPLED if _SAMPLED in drained else _OTHER]
         self._own_work = None if device is not None else self._own_work + self._intervals.priced(host)
 
     def _maxima(self, readings: Mapping[str, Any], *, counted: bool) -> Sequence[int]:
-        """This rank's entries of those whose largest is wanted."""
+        """This rank's entries for the maxima."""
         values = [0] * len(self.layout.maxima)
         if HEAVIEST in self.layout:
             work, self._own_work = self._own_work, 0
@@ -493,7 +491,7 @@ class Meter:
     # ---- receiving ------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        """Take in the sum that is under way, if any; waits for it."""
+        """Wait for the sum that is under way, if any, and add it to the totals."""
         launch, self._pending = self._pending, None
         if launch is None:
             return
@@ -520,7 +518,7 @@ class Meter:
             self._arrived = []
 
     def _mispaired(self, values: Sequence[int], step: int) -> str:
-        """Why this is not the sum of all ranks at this step, if so: sum of (theirs - step)^2 is 0 only if all are equal."""
+        """Why this is not the sum of all ranks at this step; empty if it is: then the sum of (their step - step)^2 is 0."""
         index = self.layout.index
         ranks = values[index[RANKS]]
         if ranks != self.place.world:
@@ -531,7 +529,7 @@ class Meter:
         return ""
 
     def _pricing(self, launch: _Launch) -> Callable[[], Interval | None] | None:
-        """What makes the interval of what has arrived, whatever arrives meanwhile."""
+        """A function that computes the interval from the sums so far, however late it is called; None without totals."""
         lap = launch.of.lap
         if not self.totals.complete or lap is None:
             return None
@@ -559,5 +557,5 @@ class Meter:
 
 
 def _mixed(number: int) -> int:
-    """A number that looks drawn, and is the same on every rank."""
+    """A pseudorandom number that is the same on every rank."""
     return (number * 0x9E3779B97F4A7C15 >> 29) & 0xFFFF

@@ -1,9 +1,9 @@
-"""Stands in for a training loop's data, tells of each batch as it passes, and disturbs nothing.
+"""A proxy of a training loop's data that reports each batch to an observer and behaves like the original otherwise.
 
-A proxy has the special methods that the wrapped object's class has, and no others: ``len`` works where it works, and a
-generator stays one for ``isinstance(..., collections.abc.Generator)``.  Attributes are the wrapped object's, set ones too.
-An iterable gives a new pass for each ``iter``; an iterator is its own.  A copy is a proxy of the copy; what is pickled is
-the wrapped object, since whoever unpickles it is another process, where nobody counts.
+A proxy has the special methods that the wrapped object's class has, and no others: ``len`` works only if it worked before, and a
+generator is still a ``collections.abc.Generator``.  Attributes are read from and set on the wrapped object.  An iterable starts a
+new pass for each ``iter``; an iterator returns itself.  A copy is a proxy of the copied object.  Pickling yields the wrapped
+object, because another process will load it, where nothing is counted.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def observed(data: Any, observer: Observer) -> Any:
 
 
 def waited_seconds() -> float:
-    """How long this process has waited for the batches that passed."""
+    """Seconds that this process has waited for observed batches."""
     return waited[0] / 1e9
 
 
 def are_chunks(data: Any) -> bool:
-    """Whether it is one iterator for each model chunk, as schedules of virtual pipelines take them."""
+    """Whether it is a list of iterators, one for each model chunk, as schedules of virtual pipelines take."""
     return isinstance(data, (list, tuple)) and bool(data) and all(one is None or hasattr(one, "__next__") for one in data)
 
 
 class _Proxy:
-    """The wrapped object, in all but its batches."""
+    """Behaves like the wrapped object, and reports its batches."""
 
     __slots__ = ("__data", "__observer")
     __data: Any
@@ -86,7 +86,7 @@ class _Proxy:
             finally:
                 spans.pop(DATA)
         took = perf_counter_ns() - start
-        waited[0] = before + took  # what a proxy inside this one has added is part of it
+        waited[0] = before + took  # includes what a proxy inside this one has added
         self.__observer(batch, took)
         return batch
 
@@ -116,14 +116,14 @@ def _throw(self: Any, *error: Any) -> Any:
     return self._tell(lambda error: self._Proxy__data.throw(*error), error)
 
 
-#: Methods that hand out batches.
+#: Methods that return batches, or iterators of them.
 _TELLING: Mapping[str, Callable[..., Any]] = {
     "__next__": _next,
     "__iter__": lambda self: self._pass(),
     "send": _send,
     "throw": _throw,
 }
-#: Looked up on the class by Python itself, so that ``__getattr__`` does not see them.
+#: Python looks these up on the class, so ``__getattr__`` cannot forward them.
 _SPECIAL = (
     *("__len__", "__length_hint__", "__getitem__", "__setitem__", "__delitem__", "__contains__", "__reversed__"),
     *("__bool__", "__call__", "__enter__", "__exit__", "__repr__", "__str__", "__eq__", "__hash__", "__add__", "close"),

@@ -1,4 +1,4 @@
-"""The matrix products of optimizers that multiply matrices: work of the devices beside the model's, in HFU always."""
+"""The matmuls of optimizers such as Muon: hardware FLOPs beside the model's, which always count in HFU."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from bridge.metrics.throughput import Interval, Metrics
 
 OPTIMIZER = "optimizer"
-#: What their products may run in.
+#: The number formats of their matmuls.
 FORMATS = ("bf16", "tf32", "fp32")
 
 
 class OptimizerCounter(Instrument):
-    """An instrument: one step's products of this rank are added for each step that changed weights.
+    """An instrument that adds the FLOPs of an optimizer step for each step that changed weights.
 
     Args:
-        flops: of one step on this rank, by number format.
+        flops: FLOPs of one step on this rank, by number format.
     """
 
     def __init__(self, flops: Mapping[str, int]) -> None:
         self._flops = flops
 
     def add_counts(self, batch: BatchStatistics, *, skipped: bool) -> None:
-        """A step is over; ``skipped``: the optimizer did nothing."""
+        """Add the FLOPs of a step; ``skipped``: the optimizer did nothing."""
         for name, flops in self._flops.items():
             batch.count(_slice(name), 0 if skipped else flops)
 
@@ -39,11 +39,11 @@ class OptimizerCounter(Instrument):
 
 
 class OptimizerWork(Measurement):
-    """What optimizers multiply.
+    """The work of the optimizer.
 
     Args:
-        flops: of one step on this rank, by number format.
-        in_mfu: they count as model FLOPs in ``throughput/mfu`` too.
+        flops: FLOPs of one step on this rank, by number format.
+        in_mfu: whether they count as model FLOPs in ``throughput/mfu`` too.
     """
 
     what = OPTIMIZER
@@ -61,10 +61,10 @@ class OptimizerWork(Measurement):
 
 @dataclass(frozen=True)
 class OptimizerFlops:
-    """Products of all ranks in the timed part of an interval.
+    """FLOPs of all ranks' optimizers in the timed part of an interval.
 
     Attributes:
-        hardware_flops: by number format.
+        hardware_flops: FLOPs by number format.
         in_mfu: whether they count as model FLOPs.
     """
 
@@ -73,11 +73,11 @@ class OptimizerFlops:
 
     @property
     def model_flops(self) -> Mapping[str, int]:
-        """Those of them that count in MFU."""
+        """The FLOPs that count in MFU."""
         return self.hardware_flops if self.in_mfu else {}
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Their number."""
+        """The FLOPs of all formats together."""
         return {"throughput/optimizer_flops": sum(self.hardware_flops.values())}
 
 

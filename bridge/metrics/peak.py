@@ -1,8 +1,8 @@
 """The peak of one device, and where that number comes from.
 
-On an accelerator: the configuration's ``hardware.peak_flops``, else the datasheet table; an unknown device has no peak.
-A CPU has no useful datasheet rate, so its peak is measured: the best of a few matmuls, labeled as measured.  Other load can
-only make a measurement slower, so a file keeps the fastest measurement of this machine.
+On an accelerator it is the configuration's ``hardware.peak_flops``, else the datasheet's; an unknown device has no peak.  A CPU
+has no useful datasheet rate, so its peak is measured: the fastest of a few matmuls.  Other load can only make a measurement
+slower, so a file keeps the fastest one of this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge.hardware import NUMBER_FORMATS, find_peak, mixed_peak, peak_flops
 
 @dataclass(frozen=True)
 class Peak:
-    """The most that one device can reach.
+    """The highest rate that one device can reach.
 
     Attributes:
         flops: dense FLOP/s for every number format; None if unknown.
@@ -106,7 +106,7 @@ def measure_matmul(dtype: Any, *, size: int = 768, seconds: float = 0.25) -> tup
 
 
 def fastest_matmul(m: int, k: int, n: int, dtype: Any, device: Any, seconds: float) -> tuple[float, int]:
-    """FLOP/s of the fastest run of ``[m, k] x [k, n]``, and how many runs there were: at least three, for so many seconds."""
+    """FLOP/s of the fastest run of ``[m, k] x [k, n]``, and the number of runs: at least three, for at least ``seconds``."""
     import torch
 
     def settle() -> None:
@@ -158,7 +158,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _keep(path: Path, known: Mapping[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # it is measured anew next time
+    with contextlib.suppress(OSError):  # without the file it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_json(path, known)
 

@@ -1,7 +1,7 @@
-"""What a pipeline's schedule makes of the times of its passes, if nothing had to be sent: replayed, not estimated.
+"""Replays a pipeline's schedule with the measured times of its passes, as if transfers took no time.
 
-Stages do their forward and backward passes in megatron-core's order (1F1B, interleaved with several chunks per stage); each
-pass starts when the one it depends on is over.  A formula holds for equal stages only: (m + (p - 1) / v) t.
+Stages run their forward and backward passes in megatron-core's order (1F1B, interleaved with several chunks per stage); each pass
+starts when the one it depends on is over.  The formula (m + (p - 1) / v) t would hold for equal stages only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def order(stage: int, stages: int, chunks: int, micro_batches: int) -> list[Pass
 
 
 def _visits(stages: int, chunks: int, micro_batches: int) -> Iterator[tuple[int, int]]:
-    """Chunk and micro-batch of the k-th pass: micro-batches go through the chunks in groups of one for each stage."""
+    """Chunk and micro-batch of each pass in order: micro-batches pass through the chunks in groups of as many as stages."""
     for first in range(0, micro_batches, stages if chunks > 1 else micro_batches):
         group = range(first, min(first + stages, micro_batches) if chunks > 1 else micro_batches)
         for chunk in range(chunks):
@@ -36,10 +36,10 @@ def _visits(stages: int, chunks: int, micro_batches: int) -> Iterator[tuple[int,
 
 
 def arranged(stage: int, stages: int, chunks: int, forward: Sequence[float], backward: Sequence[float]) -> Durations:
-    """Times of a stage's passes as they came, by chunk and micro-batch.
+    """The times of a stage's passes by chunk and micro-batch, given in the order in which they ran.
 
     Raises:
-        ValueError: they are not a whole number of micro-batches.
+        ValueError: The passes are not a whole number of micro-batches.
     """
     if len(forward) != len(backward) or len(forward) % chunks:
         raise ValueError(f"{len(forward)} forward and {len(backward)} backward passes of {chunks} chunks")
@@ -55,7 +55,7 @@ def makespan(durations: Sequence[Durations]) -> float:
     """Seconds from the first forward pass to the last backward pass of all stages.
 
     Args:
-        durations: of each stage; as many chunks and micro-batches on each.
+        durations: durations of each stage, with the same number of chunks and micro-batches.
     """
     stages, chunks = len(durations), len(durations[0]) // 2
     micro_batches = len(durations[0][True, 0])
@@ -83,7 +83,7 @@ def makespan(durations: Sequence[Durations]) -> float:
 
 
 def _needed(stage: int, one: Pass, stages: int, chunks: int) -> tuple[int, Pass] | None:
-    """The pass whose result this one takes; None: the first of all."""
+    """The pass whose result this pass needs; None for the first pass of all."""
     forward, chunk, i = one
     last = stages - 1
     if forward:
@@ -100,9 +100,9 @@ class Replay:
     """A pipeline's seconds from its first pass to its last: ``busy + bubble + imbalance``.
 
     Attributes:
-        busy: a stage computes, mean over the stages.
-        bubble: it would wait if all stages and micro-batches were alike.
-        imbalance: it waits beyond that.
+        busy: seconds in which a stage computes, mean over the stages.
+        bubble: seconds that it would wait if all stages and micro-batches took the same time.
+        imbalance: seconds that it waits beyond that.
     """
 
     busy: float

@@ -1,7 +1,7 @@
-"""What a plan charges for each statistic of a batch: kept with a run, so that its rows can be priced again in any convention.
+"""Price lists: the FLOPs per unit of each statistic, kept with a run so that its rows can be priced again in any convention.
 
-FLOPs are coefficients times statistics, in every convention; rows hold the statistics of their interval, of all conventions.
-So a price list is all that is needed later, regardless of what was frozen, adapted or traced: neither model nor plan.
+In every convention FLOPs are coefficients times statistics, and each row holds the statistics of its interval for all
+conventions.  So pricing later needs the list alone, whatever was frozen, adapted or traced: neither the model nor its plan.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bridge.metrics.batch_statistics import READ
 
 STATISTIC = "throughput/statistics/"
 
-#: component -> statistic -> FLOPs for one of it; a fraction is a text, ``1/2``.
+#: component -> statistic -> FLOPs per unit; a fraction is a string, ``1/2``.
 Prices = Mapping[str, Mapping[str, int | str]]
 
 
 def prices_of(plan: Plan, passes: str = "training") -> Prices:
-    """The list of a plan, of what batches are read for."""
+    """The price list of a plan, for the statistics that are read from batches."""
     found: dict[str, dict[str, int | str]] = {}
     for statistic, component, flops in unit_prices(plan, passes):
         if statistic.over in READ:
@@ -41,7 +41,7 @@ def unit_prices(plan: Plan, passes: str = "training") -> Iterator[tuple[Statisti
 
 
 def price_lists(plans: Sequence[Plan]) -> dict[str, dict[str, Any]]:
-    """By convention: the components, and ``hardware``, where it is known what runs again."""
+    """For each convention the price lists ``components`` and, if it is known what is recomputed, ``hardware``."""
     lists: dict[str, dict[str, Any]] = {}
     for plan in plans:
         lists[plan.convention] = {"components": prices_of(plan)}

@@ -1,8 +1,8 @@
-"""A profiler's trace beside a plan: seconds and FLOPs of each module, and what keeps it from the device's peak.
+"""Combines a profiler's trace with a plan: seconds and FLOPs of each module, and its loss against the device's peak.
 
-A trace is what ``torch.profiler`` exports: Chrome's trace events.  Ranges whose names begin with ``PREFIX`` say what runs: a
-module's forward pass, or a phase of the step.  A backward pass has no ranges: autograd numbers the operations that it will
-differentiate, so what runs backward belongs to the range that its number was given in.
+A trace is what ``torch.profiler`` exports: Chrome's trace events.  Ranges whose names begin with ``PREFIX`` name what runs: a
+module's forward pass, or a phase of the step.  Backward passes have no ranges, but autograd numbers the operations that it will
+differentiate; a backward operation belongs to the range in which the forward operation of its number ran.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from bridge.flops.moments import Number
 
 PREFIX = "bridge: "
-"""Of the names of ranges."""
+"""The beginning of the names of ranges."""
 STEP = "step"
 """The range of a whole step."""
 FORWARD, BACKWARD, RECOMPUTE = "forward", "backward", "recompute"
@@ -37,12 +37,12 @@ class Region:
     """One run of a range. Times are microseconds.
 
     Attributes:
-        name: what runs.
+        name: name of the module or phase.
         way: ``forward``, ``backward`` or ``recompute``.
-        call: how many there were before it: of a module, its micro-batch.
-        start, end: on the host.
-        own: between them, without what lies in other regions.
-        kernels: (start, length) of what it launched on the device.
+        call: number of runs before it; for a module, the index of its micro-batch.
+        start, end: times on the host.
+        own: time between them, without the regions inside.
+        kernels: (start, duration) of the kernels that it launched on the device.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Region:
 
 
 def regions(events: Iterable[Event], repeats: Mapping[str, int] | None = None) -> list[Region]:
-    """The regions of a trace, in the order of their beginnings; ``repeats``: names of several modules -> how many."""
+    """The regions of a trace in the order of their starts; ``repeats``: the number of modules, for names that several share."""
     found: list[Region] = []
     threads: dict[tuple[Any, Any], list[Region]] = defaultdict(list)
     numbered: dict[tuple[bool, int], Region] = {}
@@ -77,13 +77,13 @@ def regions(events: Iterable[Event], repeats: Mapping[str, int] | None = None) -
             opened = _opened(name, way, calls[name, way] // (repeats or {}).get(name, 1), event, stack)
             calls[name, way] += 1
         elif name.startswith(_BACKWARD):
-            # What is differentiated inside a backward pass was computed anew there.
+            # What a backward pass differentiates inside itself was recomputed there.
             if (of := numbered.get((again, number))) is None:
                 continue
             opened = _opened(of.name, BACKWARD, of.call, event, stack)
         else:
             if stack and number is not None:
-                numbered[again, number] = stack[-1]  # several have it; the last one is differentiated
+                numbered[again, number] = stack[-1]  # several operations may have it; the last one is differentiated
             if stack and "correlation" in event.get("args", {}):
                 launched[event["args"]["correlation"]] = stack[-1]
             continue
@@ -104,14 +104,14 @@ def _opened(name: str, way: str, call: int, event: Event, stack: Sequence[Region
 
 @dataclass
 class ProfiledRow:
-    """A module of all layers, or a phase of a step: of all steps together.
+    """A module, with all layers together, or a phase of a step; over all steps.
 
     Attributes:
-        name: layers are ``*``.
-        forward_seconds, backward_seconds, recompute_seconds: of one rank; on a device what its kernels took, else the host's.
-        forward_flops, backward_flops: of all ranks that share its matmuls.
-        ranks: these.
-        ideal_seconds: for the FLOPs of one of them at the peak; None: no peak is known.
+        name: name of the module, with ``*`` for the number of the layer.
+        forward_seconds, backward_seconds, recompute_seconds: seconds on one rank: of kernels on a device, else of the host.
+        forward_flops, backward_flops: FLOPs of all ranks that share its matmuls.
+        ranks: number of these ranks.
+        ideal_seconds: time of one rank's FLOPs at the peak; None if no peak is known.
     """
 
     name: str
@@ -125,22 +125,22 @@ class ProfiledRow:
 
     @property
     def seconds(self) -> float:
-        """Of all passes."""
+        """Seconds of all passes."""
         return self.forward_seconds + self.backward_seconds + self.recompute_seconds
 
     @property
     def flops(self) -> Number:
-        """Of both passes."""
+        """FLOPs of both passes."""
         return self.forward_flops + self.backward_flops
 
     @property
     def rate(self) -> float | None:
-        """FLOP/s of one rank; None where nothing was counted, or nothing timed."""
+        """FLOP/s of one rank; None if nothing was counted or nothing timed."""
         return float(self.flops) / self.ranks / self.seconds if self.flops and self.seconds else None
 
     @property
     def lost_seconds(self) -> float:
-        """What it takes beyond the ideal."""
+        """Seconds beyond the ideal."""
         return self.seconds - (self.ideal_seconds or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,13 +156,13 @@ class ProfiledRow:
 def rows(
     found: Iterable[Region], work: Mapping[str, Sequence[PassFlops]], *, ranks: int = 1, peak: float | None = None
 ) -> list[ProfiledRow]:
-    """Time and FLOPs together, the largest loss first; without the steps themselves.
+    """Time and FLOPs of each module and phase, the largest loss first; without the steps themselves.
 
     Args:
         found: the regions of a trace.
         work: module -> FLOPs of each micro-batch, whether or not it was timed.
-        ranks: that share each matmul.
-        peak: of one device, FLOP/s.
+        ranks: number of ranks that share each matmul.
+        peak: peak of one device in FLOP/s.
     """
     found = [region for region in found if region.name != STEP]
     on_device = any(region.kernels for region in found)
@@ -192,7 +192,7 @@ def _seconds(region: Region, on_device: bool) -> float:
 def with_flops(
     found: Sequence[Region], work: Mapping[str, Sequence[PassFlops]], *, ranks: int = 1, peak: float | None = None
 ) -> list[dict[str, Any]]:
-    """Trace events of the modules' passes with FLOPs as arguments: two tracks above those of the profiler, for Perfetto."""
+    """Trace events of the modules' passes with their FLOPs as arguments: tracks to show beside the profiler's in Perfetto."""
     on_device = any(region.kernels for region in found)
     passes: dict[tuple[str, str, int], list[Region]] = defaultdict(list)
     for region in found:

@@ -1,4 +1,4 @@
-"""Iterations that megatron-core's rerun state machine ran again: what the devices did once more, and no work of the model."""
+"""Iterations that megatron-core's rerun state machine repeated: hardware FLOPs, but not model FLOPs."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ RERUNS = "reruns"
 
 
 def may_rerun() -> bool:
-    """Whether megatron-core may run iterations again in this job; follows from its configuration."""
+    """Whether megatron-core may repeat iterations in this job, according to its configuration."""
     module = sys.modules.get("megatron.core.rerun_state_machine")
     machine = getattr(module, "_GLOBAL_RERUN_STATE_MACHINE", None)
     return machine is not None and machine.get_mode().value != "disabled"
 
 
 def may_replay(data: Any) -> bool:
-    """Whether an iterator can give batches again: megatron-core's ``RerunDataIterator``."""
+    """Whether an iterator can repeat batches, as megatron-core's ``RerunDataIterator`` can."""
     return hasattr(data, "replaying")
 
 
 def is_replayed(data: Any) -> bool:
-    """Whether the batch that such an iterator just gave was given before."""
+    """Whether the batch that such an iterator has just returned is a repetition."""
     return getattr(data, "replaying", False) is True
 
 
 class RerunCounter(Instrument):
-    """An instrument: prices the micro-batches that run again. Reading them may wait for the device, in these steps alone.
+    """An instrument that prices repeated micro-batches. In steps with repetitions, reading them may wait for the device.
 
     Args:
-        plan: of the model.
+        plan: plan of the model.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._flops = plan, dict.fromkeys(formats_of(plan), 0)
 
     def add(self, read: Callable[[], BatchLengths | None]) -> None:
-        """One more micro-batch that was given before; one that cannot be read was said to be then."""
+        """Add a repeated micro-batch. An unreadable one is ignored, because it was reported the first time."""
         sums = BatchStatistics(VectorLayout(self._plan.statistics))
         try:
             if (lengths := read()) is not None:
@@ -70,16 +70,16 @@ class RerunCounter(Instrument):
 
 
 def formats_of(plan: Plan) -> tuple[str, ...]:
-    """The number formats that a model runs in."""
+    """The number formats of a model's matmuls."""
     return tuple(plan.evaluate_formats([0] * len(plan.statistics), "hardware"))
 
 
 class Reruns(Measurement):
-    """What ran again.
+    """The work of repeated iterations.
 
     Args:
-        counter: of this rank.
-        plan: of the model.
+        counter: counter of this rank.
+        plan: plan of the model.
     """
 
     what = RERUNS
@@ -100,11 +100,11 @@ class Reruns(Measurement):
 
 @dataclass(frozen=True)
 class Rerun:
-    """FLOPs of iterations that ran again, by number format."""
+    """FLOPs of repeated iterations, by number format."""
 
     hardware_flops: Mapping[str, int]
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Their number, where there are any."""
+        """The FLOPs, if there are any."""
         flops = sum(self.hardware_flops.values())
         return {"throughput/rerun_flops": flops} if flops else {}

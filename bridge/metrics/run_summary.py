@@ -1,4 +1,4 @@
-"""The numbers of a run as a whole, from its rows: what a summary or an end table says, where a last row would be chance."""
+"""The numbers of a whole run, computed from its rows for summaries and final tables, since its last row is arbitrary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.metrics.time_parts import PARTS
 from bridge.metrics.why import PREFIX
 
 _FRACTION = "throughput/time_fraction/"
-#: Amounts of an interval add up; totals and marks are those of the last row; of all else the median is taken.
+#: Amounts per interval are added up; totals and flags are taken from the last row; for all other keys the median is used.
 _ADDED = (
     *("throughput/flops/", "throughput/statistics/", "throughput/energy"),
     *("throughput/unlearned_tokens", "throughput/unread_micro_batches"),
@@ -28,7 +28,7 @@ def _kind(key: str) -> tuple[str, ...] | None:
 
 
 class RunSummary:
-    """Takes rows as they come, and keeps what it needs of them."""
+    """Summarizes rows one by one, without keeping them."""
 
     def __init__(self) -> None:
         self._values: dict[str, array[float]] = {}
@@ -46,7 +46,7 @@ class RunSummary:
                 self._values.setdefault(key, array("d")).append(value)
 
     def values(self) -> dict[str, int | float]:
-        """Medians, sums and totals by key; the parts of a step as means, so that they add up."""
+        """Medians, sums and totals by key. The parts of a step are means, so that they add up."""
         medians = {key: median(values) for key, values in self._values.items() if not key.startswith((PREFIX, _FRACTION))}
         parts = self.parts()
         step = sum(parts.values())

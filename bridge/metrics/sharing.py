@@ -1,8 +1,8 @@
-"""Whether ranks share their batches in a model that megatron-core did not cut: then one rank a replica may count, and somebody
-must say which.
+"""Detects ranks that share their batches in a model that megatron-core did not shard: the user must say which of them count.
 
-What tells is what averages gradients, since it goes over exactly the ranks that see different batches: if that are not all
-ranks, the others share.  And what cuts a model: DTensors beyond that mesh, attention over a sequence group (DeepSpeed-Ulysses).
+Gradients are averaged over exactly the ranks that see different batches: if these are not all ranks, some share their batches.
+So do ranks over which a model is sharded otherwise: by DTensors on a larger mesh, or by attention over a sequence-parallel group
+(DeepSpeed-Ulysses).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _REMEDY = (
 
 
 def shared_batches(model: Sequence[Any] | None, world: int) -> str | None:
-    """Why ranks share their batches, as a sentence with its remedy; None: nothing says so.
+    """Why ranks share their batches, as a sentence with its remedy; None if nothing indicates it.
 
     Args:
-        model: the chunks on this rank.
-        world: ranks of the job.
+        model: the model chunks on this rank.
+        world: number of ranks of the job.
     """
     chunks = [chunk for chunk in model or () if isinstance(chunk, Module)]
     why = next((why for chunk in chunks for why in _reasons(chunk, world)), None) or _sequence_groups()
@@ -35,7 +35,7 @@ def shared_batches(model: Sequence[Any] | None, world: int) -> str | None:
 
 def _reasons(model: Module, world: int) -> Iterator[str]:
     data = 0
-    """Ranks that gradients are averaged over; 0: nothing says so."""
+    """Number of ranks over which gradients are averaged; 0: unknown."""
     for module in model.modules():
         if size := _averaged_over(module):
             data = max(data, size)
@@ -51,7 +51,7 @@ def _reasons(model: Module, world: int) -> Iterator[str]:
 
 
 def _averaged_over(module: Module) -> int:
-    """Ranks of the data-parallel wrapper that a module is, 0 if it is none."""
+    """Number of ranks over which a data-parallel wrapper averages gradients; 0 if the module is no such wrapper."""
     if isinstance(module, torch.nn.parallel.DistributedDataParallel) or type(module).__name__ == "FullyShardedDataParallel":
         return _replicas_of(module)
     state = getattr(module, "_get_fsdp_state", None)  # torch's fully_shard
@@ -65,7 +65,7 @@ def _replicas_of(module: Any) -> int:
 
 
 def _sequence_groups() -> str | None:
-    """DeepSpeed's, where it is set up."""
+    """A reason if DeepSpeed has sequence-parallel groups of several ranks; else None."""
     groups = sys.modules.get("deepspeed.utils.groups")
     size = getattr(groups, "_get_sequence_parallel_world_size", None)
     try:

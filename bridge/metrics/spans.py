@@ -1,14 +1,14 @@
-"""Stretches of a step that lie inside each other, each counted without what lies in it: so their sum is the whole.
+"""Nested spans of a step.  Each counts without the spans inside it, so that together they are the whole step.
 
-The names are those that megatron-core gives to ``config.timers``; beside them ``data`` (the next batch is fetched) and
-``wait`` (``torch.distributed`` waits for other ranks: every blocking collective does so in ``Work.wait``).  A name belongs to
-a :class:`Phase`, and so does a wait, by the phase it is in.
+The names are those that megatron-core passes to ``config.timers``, and ``data`` (the next batch is fetched) and ``wait``
+(``torch.distributed`` waits for other ranks: every blocking collective does so in ``Work.wait``).  A name belongs to a
+:class:`Phase`; the phase of a wait depends on the phase it occurs in.
 
-In most steps nothing is marked but the end of the step and, on a GPU, what batches take: all else is seen in a sample of the
-steps.  On a CPU what batches took is known without marks.
+In most steps only the end of the step and, on a GPU, the fetching of batches is marked; all else is marked in sampled steps.
+On a CPU the time for batches is known without marks.
 
-Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream, which
-nothing waits for: a step is read once the device has finished it.
+Marks come from a clock (:mod:`bridge.metrics.timing`): on a CPU the host's, on a GPU events in the current stream.  Nothing
+waits for these: a step is read once the device has finished it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PHASES = {
     **dict.fromkeys(_P2P, Phase.PIPELINE),
     **dict.fromkeys(("all-grads-sync", "non-tensor-parallel-grads-all-reduce", "params-all-gather"), Phase.GRADIENTS),
 }
-"""The names that are spans; others are part of what they lie in."""
+"""The names that are spans; others belong to the span around them."""
 
 WAITS = {
     Phase.COMPUTE: Phase.COMPUTE_WAIT,
@@ -64,7 +64,7 @@ WAITS = {
     Phase.PIPELINE: Phase.PIPELINE,
     Phase.DATA: Phase.DATA,
 }
-"""What a wait is, by the phase it is in; anywhere else it is one of :attr:`Phase.OTHER_WAIT`."""
+"""The phase of a wait, by the phase around it; anywhere else it is :attr:`Phase.OTHER_WAIT`."""
 
 
 _NOTHING = dict.fromkeys(Phase, 0.0)
@@ -75,11 +75,11 @@ class Step:
     """The seconds of one step of this rank.
 
     Attributes:
-        whole: from the end of the step before, without pauses.
-        seconds: by phase, without what lies inside; of steps that are no sample, of data alone.
-        sampled: whether everything was seen.
-        waits: (phase, seconds) of each wait in the order of the calls, of a sampled step.
-        passes: seconds of each forward and each backward pass in order, with all that lies inside, of a sampled step.
+        whole: seconds since the end of the step before, without pauses.
+        seconds: by phase, without the spans inside; unless the step is sampled, for data alone.
+        sampled: whether everything was marked.
+        waits: (phase, seconds) of each wait in the order of the calls; in a sampled step.
+        passes: seconds of each forward and each backward pass in order, with the spans inside; in a sampled step.
     """
 
     whole: float = 0.0
@@ -89,10 +89,10 @@ class Step:
     passes: dict[str, list[float]] = field(default_factory=lambda: {FORWARD: [], BACKWARD: []})
 
 
-#: Nanoseconds that loaders took in this process; whoever takes a batch adds to it.
+#: Nanoseconds that loaders have taken in this process; each fetched batch adds to it.
 waited = [0]
 
-#: A span that ended: how many had ended when it began, name, phase, start, end. Those that ended since then lie inside it.
+#: A span that ended: how many had ended when it began, name, phase, start, end. The spans that ended since are inside it.
 _Span = tuple[int, str, Phase, Any, Any]
 
 
@@ -100,8 +100,8 @@ class Spans:
     """The spans of one rank.
 
     Args:
-        clock: of the marks.
-        every_step: whether each step is a sample.
+        clock: makes the marks.
+        every_step: whether every step is sampled.
     """
 
     def __init__(self, clock: Clock, *, every_step: bool = False) -> None:
@@ -112,26 +112,26 @@ class Spans:
         """Whether training continues."""
         self._error: Exception | None = None
         self.sampled = every_step
-        """Whether everything is seen in the step that runs now."""
+        """Whether everything is marked in the step that runs now."""
         self._stack: list[tuple[str, Phase, int, Any]] = []
         self._ended: list[_Span] = []
         self.needs_data_marked = not isinstance(clock, HostClock)
-        """Whether batches are marked in steps that are no sample too: a device may not have waited as long as the host."""
+        """Whether batches are marked in every step, because a device may not have waited as long as the host."""
         self._since: Any = None
         self._stretches: list[tuple[Any, Any]] = []
         self._waited_before = self._waited = 0
-        """Nanoseconds that loaders took: before this stretch, and in the step's other ones."""
+        """Nanoseconds that loaders took: before this stretch, and in the earlier stretches of the step."""
         self._unread: deque[tuple[bool, list[_Span], list[tuple[Any, Any]], int]] = deque()
 
     # ---- in the step ------------------------------------------------------------------------------------------------
 
     def push(self, name: str) -> None:
-        """Something begins; a name that is not a span is left out."""
+        """A span begins. Names that are not spans are ignored."""
         if self.running and (self.sampled or name == DATA) and (phase := PHASES.get(name)) is not None:
             self._open(name, phase)
 
     def pop(self, name: str) -> None:
-        """It ends, and what began inside it and was left by an exception; without its beginning nothing happens."""
+        """A span ends, with the spans inside it that an exception has left open. Ignored if it has not begun."""
         stack = self._stack
         if not stack or (stack[-1][0] != name and all(opened[0] != name for opened in stack)):
             return
@@ -151,12 +151,12 @@ class Spans:
             self._break(error)
 
     def _break(self, error: Exception) -> None:
-        """A clock that fails must not do so in a pass: the error is reported at the end of the step."""
+        """The clock has failed; the error is raised at the end of the step, so not within a pass."""
         self.running, self._error = False, error
         self._stack.clear()
 
     def begin_wait(self) -> bool:
-        """A wait begins, unless it is part of another or of a step that is not a sample; whether it does."""
+        """A wait begins, unless it is inside another wait or the step is not sampled. Returns whether it does."""
         if not (self.sampled and self.running):
             return False
         phase = self._stack[-1][1] if self._stack else Phase.SCHEDULE
@@ -169,7 +169,7 @@ class Spans:
 
     @property
     def unread(self) -> int:
-        """Steps that were not read yet."""
+        """Number of steps that were not read yet."""
         return len(self._unread)
 
     # ---- between steps ----------------------------------------------------------------------------------------------
@@ -191,10 +191,10 @@ class Spans:
         """A step is over.
 
         Returns:
-            How many spans have ended in it.
+            The number of spans that ended in it.
 
         Raises:
-            Exception: what the clock has raised in it.
+            Exception: what the clock raised in it.
         """
         if self._error is not None:
             raise self._error
@@ -211,11 +211,11 @@ class Spans:
         return marked
 
     def sample(self) -> None:
-        """In the step that comes now everything is seen."""
+        """In the step that begins now everything is marked."""
         self.sampled = True
 
     def steps(self) -> Iterator[Step]:
-        """The steps that the device is through with, once each."""
+        """The steps that the device has finished, each of them once."""
         while self._unread:
             stretches = self._unread[0][2]
             if not self._clock.reached(stretches[-1][1]):
@@ -227,7 +227,7 @@ class Spans:
         if not sampled and not self.needs_data_marked:
             step.seconds[Phase.DATA] = took / 1e9
         inside: list[tuple[int, float]] = []
-        """Spans that lie in none of those so far: which, and its seconds."""
+        """Outermost spans so far: number and seconds."""
         for number, (before, name, phase, start, end) in enumerate(spans):
             own = whole = self._clock.seconds(start, end)
             while inside and inside[-1][0] >= before:
@@ -245,7 +245,7 @@ class Spans:
 
 
 class Listener(Protocol):
-    """Who hears of what begins and ends; :class:`Spans` is one."""
+    """Is called when spans begin and end; :class:`Spans` is one."""
 
     def push(self, name: str) -> None: ...
 
@@ -255,18 +255,18 @@ class Listener(Protocol):
 
 
 listener: Listener | None = None
-"""Who hears of waits and of batches: the spans of the training that this process runs."""
+"""The listener for waits and batches: the spans of the training that this process runs."""
 
 
 def listen(spans: Listener | None, *, waits: bool = True) -> None:
-    """Report batches and, unless ``waits`` is false, waits to these spans from now on; to none with None."""
+    """From now on report batches, and waits if ``waits``, to these spans; None: report to none."""
     global listener
     listener = spans
     _see_waits(spans is not None and waits)
 
 
 _waits: list[Any] = []
-"""``Work.wait`` as it was and what stands in its place, while it does."""
+"""The original ``Work.wait`` and its replacement, while it is replaced."""
 
 
 def _see_waits(see: bool) -> None:
@@ -276,7 +276,7 @@ def _see_waits(see: bool) -> None:
         return
     work = torch._C._distributed_c10d.Work
     if not see:
-        if vars(work)["wait"] is _waits[1]:  # not where somebody has put his own around it
+        if vars(work)["wait"] is _waits[1]:  # not if another library has wrapped it since
             work.wait, _ = _waits
             _waits.clear()
         return
@@ -292,12 +292,12 @@ def _see_waits(see: bool) -> None:
         finally:
             spans.pop(WAIT)
 
-    _waits[:] = vars(work)["wait"], seen  # the first of which knows that it is a method
+    _waits[:] = vars(work)["wait"], seen  # the descriptor, so that it can be put back
     work.wait = seen
 
 
 class _Through:
-    """Has what the loop's own timers have, where there are any (``inner``)."""
+    """Passes every other attribute on to the loop's own timers (``inner``), if there are any."""
 
     inner: Any
 
@@ -310,11 +310,11 @@ class _Through:
 class Timers(_Through):
     """What megatron-core calls as ``config.timers``: ``timers(name, log_level=k).start(); ... .stop()``.
 
-    ``barrier=True`` is not followed: a barrier would make every rank wait for the slowest, which is what is to be measured.
+    ``barrier=True`` causes no barrier here: one would make every rank wait for the slowest, and that wait is to be measured.
 
     Args:
-        spans: told of starts and stops.
-        inner: the loop's own timers, which go on as before.
+        spans: is called at starts and stops.
+        inner: the loop's own timers, which are called as before.
     """
 
     def __init__(self, spans: Listener, inner: Callable[..., Any] | None = None) -> None:
@@ -322,7 +322,7 @@ class Timers(_Through):
         self._marks: dict[str, _Mark] = {}
 
     def __reduce__(self) -> Any:
-        """What is copied or stored with a configuration are the loop's own timers."""
+        """A copied or pickled configuration has the loop's own timers."""
         return itself, (self.inner,)
 
     def __call__(self, name: str, log_level: int | None = None) -> Any:
@@ -334,7 +334,7 @@ class Timers(_Through):
 
 
 def itself(value: Any) -> Any:
-    """What a pickled wrapper becomes."""
+    """The value; a wrapper's ``__reduce__`` returns it, so that the wrapped object is pickled."""
     return value
 
 

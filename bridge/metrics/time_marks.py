@@ -1,8 +1,8 @@
-"""Puts the spans of a step around what a rank does, in the loop that is there, and takes them away again.
+"""Marks the spans of a step in the running loop, and removes the marks again.
 
-megatron-core calls the marks itself, once an object stands where its configuration says (``config.timers``).  Elsewhere hooks
-on the model mark its forward and backward passes.  The optimizer's step and every wait for other ranks are marked in both.
-All this is put there for a sampled step and taken away after it.
+megatron-core calls the object at ``config.timers`` itself.  In other loops hooks on the model mark its forward and backward
+passes.  The optimizer's step and every wait for other ranks are marked in both.  The marks are set before a sampled step and
+removed after it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from bridge.metrics.throughput import Interval, Metrics
 
 TIME_PARTS = "time parts"
-"""What this is an instrument of."""
+"""The name of this measurement, for users."""
 
 _SUMS, _LEAST = "time_ns", "time_least"
 
-#: Steps whose spans are kept: read together they cost a fraction of what they do one by one, in the cold.
+#: Steps whose spans are kept: reading them together costs a fraction of reading them one by one.
 _MOST_UNREAD = 32
 
 Undo = Callable[[], None]
@@ -45,13 +45,13 @@ class TimeMarks(Instrument):
     """An instrument: where the seconds of this rank's steps go.
 
     Args:
-        model: the chunks of this rank.
-        optimizer: of them; None: its steps are not told apart.
-        clock: of the marks.
-        shape: of all ranks' entries.
+        model: the model chunks of this rank.
+        optimizer: their optimizer; None: its steps are not marked.
+        clock: makes the marks.
+        shape: shape of all ranks' entries.
         stage: pipeline stage of this rank.
-        every_step: whether each step is a sample.
-        each_lap: whether the step after a lap is one too, for loops that do not announce the next lap.
+        every_step: whether every step is sampled.
+        each_lap: whether the step after a lap is sampled too, for loops that do not announce the next lap.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TimeMarks(Instrument):
         self.times = RankTimes(shape, stage)
         self._cost_ns = _cost_of_a_span(clock)
         self.overhead_ns = 0
-        """Nanoseconds that the marks took, by what one takes on this machine."""
+        """Nanoseconds that the marks took, estimated from the cost of one on this machine."""
         self._model, self._optimizer = model, optimizer
         self._undo: list[Undo] = []
 
@@ -87,7 +87,7 @@ class TimeMarks(Instrument):
         self.spans.sample()
         if self.spans.running and not self._undo:
             self._listen(waits=True)
-            # One by one: what is marked before one that cannot be is unmarked nevertheless.
+            # One by one, so that the marks before one that fails are removed too.
             for undo in mark(self.spans, self._model, self._optimizer):
                 self._undo.append(undo)
 
@@ -97,7 +97,7 @@ class TimeMarks(Instrument):
         self._unmark()
 
     def _listen(self, *, waits: bool) -> None:
-        if isinstance(marks.listener, (Spans, type(None))):  # not in the place of a profiler
+        if isinstance(marks.listener, (Spans, type(None))):  # a profiler keeps its place
             marks.listen(self.spans, waits=waits)
 
     def _unmark(self) -> None:
@@ -117,7 +117,7 @@ class TimeMarks(Instrument):
                 self.times.add(self.spans.steps())
 
     def lap(self) -> tuple[list[int], list[int]] | None:
-        """What this rank sends of the steps since the last lap; None if there is nothing yet."""
+        """The integers that this rank sends for the steps since the last lap; None if there is no sample yet."""
         self.times.add(self.spans.steps())
         if self._each_lap:
             self.start_sample()
@@ -142,11 +142,11 @@ class Times(Measurement):
     """Where the seconds of all ranks' steps go.
 
     Args:
-        place: of this process.
-        model: a module, or the list of this rank's chunks; None: not at hand.
-        optimizer: of it.
-        every_step: whether each step is a sample of what is not waiting for data.
-        each_lap: whether the step after a log point is, see :class:`TimeMarks`.
+        place: place of this process.
+        model: a module, or the list of this rank's chunks; None if it is not available.
+        optimizer: its optimizer.
+        every_step: whether every step is sampled.
+        each_lap: whether the step after a log point is sampled, see :class:`TimeMarks`.
     """
 
     what = TIME_PARTS
@@ -162,11 +162,11 @@ class Times(Measurement):
         self._marks: TimeMarks | None = None
         self.slices = (
             Slice(_SUMS, len(self._shape.entries)),
-            Slice(_LEAST, self._shape.minima, Reduce.MAX),  # of negative numbers: the least
+            Slice(_LEAST, self._shape.minima, Reduce.MAX),  # of negated numbers, so the minimum
         )
 
     def open(self) -> TimeMarks | None:
-        """The marks of this rank; None where passes cannot be marked."""
+        """The marks of this rank; None if its passes cannot be marked."""
         chunks = modules_of(self._model)
         if (clock := clock_of(chunks, HostClock)) is None:
             return None
@@ -174,7 +174,7 @@ class Times(Measurement):
         return self._marks
 
     def entries(self, reading: Any) -> Mapping[str, Any]:
-        """Sums, and negative minima."""
+        """The integers to sum, and those for the minima, negated."""
         sums, least = reading
         return {_SUMS: sums, _LEAST: [-value for value in least]}
 
@@ -188,7 +188,7 @@ class Times(Measurement):
 
 
 def _on_padding(summed: Summed) -> int | None:
-    """FLOPs of the linear layers on padded positions; None: not known."""
+    """FLOPs of the linear layers on padded positions; None if unknown."""
     (positions,), (tokens,) = summed["positions"], summed["tokens"]
     vector = summed.layout.zeros()
     vector[summed.layout.index["tokens"]] = max(0, positions - tokens)
@@ -201,8 +201,8 @@ class TimeParts:
 
     Attributes:
         found: what the ranks measured.
-        padding: FLOPs on padded positions; None: not known.
-        lengths: seconds of this rank's steps.
+        padding: FLOPs on padded positions; None if unknown.
+        lengths: seconds of each of this rank's steps.
     """
 
     found: MeanStep
@@ -210,7 +210,7 @@ class TimeParts:
     lengths: tuple[float, ...] = ()
 
     def metrics(self, interval: Interval) -> Metrics:
-        """Each part in seconds per step and as a fraction, and how the steps' lengths are spread."""
+        """Each part in seconds per step and as a fraction, and percentiles of the step times."""
         step_time = interval.seconds / interval.timed.steps
         parts = time_parts(step_time, self.found, **self._at_peak(interval))
         metrics: Metrics = {f"throughput/time/{name}": seconds for name, seconds in parts.items()}
@@ -222,7 +222,7 @@ class TimeParts:
         return metrics
 
     def _at_peak(self, interval: Interval) -> dict[str, float | None]:
-        """Seconds a step of a device for the counted FLOPs, and for those beside them."""
+        """Seconds per step that one device takes at its peak: for the counted FLOPs, padding and recomputation."""
         timed, peak = interval.timed, interval.peak.of(interval.timed.formats)
         hardware_peak = interval.peak.of(timed.hardware_formats)
         if timed.flops is None or not peak:
@@ -241,7 +241,7 @@ class TimeParts:
 
 
 def mark(spans: Listener, chunks: Sequence[Any], optimizer: Any) -> Iterator[Undo]:
-    """Tell spans of passes and of the optimizer's steps, one mark after the other; what takes each away again."""
+    """Mark passes and the optimizer's steps, one mark at a time; yields the function that removes each."""
     return chain(_mark_passes(spans, chunks, optimizer), _mark_optimizer(spans, optimizer))
 
 
@@ -260,7 +260,7 @@ def _mark_passes(spans: Listener, chunks: Sequence[Any], optimizer: Any) -> Iter
 
 
 def _config(chunk: Any) -> Any:
-    """megatron-core's configuration of a chunk, which its schedules ask for ``timers``; None elsewhere."""
+    """megatron-core's configuration of a chunk, whose ``timers`` its schedules call; None in other loops."""
     while chunk is not None:
         config = getattr(chunk, "config", None)
         if hasattr(config, "timers"):
@@ -328,7 +328,7 @@ def _replace_step(spans: Listener, optimizer: Any, step: Callable[..., Any]) -> 
     def undo() -> None:
         if optimizer.__dict__.get("step") is marked:
             del optimizer.step
-            if own is not None:  # somebody else's
+            if own is not None:  # another library's
                 optimizer.step = own
 
     return undo

@@ -1,14 +1,14 @@
-"""The seconds of a step as parts that add up to it: what the work takes at the peak, and everything that comes on top.
+"""Splits the seconds of a step into parts that add up: the work at the peak, and everything beyond it.
 
-Waiting for batches is seen in every step, and the rest in sampled steps alone, which speak for the others in proportion to their
-time (:func:`_totals`).  Each rank sends sums of its spans (:class:`RankTimes`), every number a mean over the ranks in the end, as
-MFU is.  Two things cannot be seen on a rank alone:
+Waiting for batches is measured in every step, all else in sampled steps, which represent the others in proportion to their time
+(:func:`_totals`).  Each rank sends sums of its spans (:class:`RankTimes`); like MFU, every number is a mean over the ranks.
+Two parts cannot be measured on one rank alone:
 
-- A collective ends for all ranks at about the same time, so of the time that a rank spends in one, the least over the ranks is
-  communication and the rest is waiting for the last one.  That needs each collective beside the same one of the other ranks:
-  of one step in an interval, its last sample.  Ranks of one pipeline stage make the same calls.
-- What a pipeline stage waits is the schedule's bubble, an imbalance of the stages, or transfer.  The passes of the sample are
-  replayed without transfers (:mod:`bridge.metrics.pipeline_replay`); what was waited beyond that is transfer.
+- A collective ends for all ranks at about the same time, so of the time that a rank spends in it, the minimum over the ranks is
+  communication and the rest is waiting for the last rank.  This compares each collective with the same one on the other ranks,
+  in one step per interval, the last sample.  Ranks of one pipeline stage make the same calls.
+- A pipeline stage waits because of the schedule's bubble, an imbalance of the stages, or transfers.  The passes of the sample are
+  replayed without transfers (:mod:`bridge.metrics.pipeline_replay`); waiting beyond the replay's is transfer.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PARTS = {
 }
 """The parts of a step in the order of a waterfall, and what they mean."""
 
-#: Passes of a chunk, and waits by phase, that are told apart in the sample; of more, neighbors are taken together.
+#: The number of entries for the passes of a chunk, and for the waits of a phase; if there are more, neighbors share an entry.
 PASSES_KEPT = 16
 WAITS_KEPT = {Phase.COMPUTE_WAIT: 256, Phase.GRADIENTS_WAIT: 48, Phase.OTHER_WAIT: 16}
-#: Integers of a stage: of each phase how many waits there were, how many times -1, and the waits.
+#: Integers of a stage: for each phase the number of waits, its negative, and the waits.
 _WIDTH = sum(2 + kept for kept in WAITS_KEPT.values())
-#: A wait of no rank of a stage.
+#: What ranks of other stages send: larger than any wait.
 _NEVER = 1 << 62
 _SUMS = (Phase.COMPUTE, Phase.DATA, Phase.PIPELINE, Phase.OPTIMIZER, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHER_WAIT)
 _SAMPLED = (Phase.PIPELINE, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHER_WAIT)
@@ -49,11 +49,11 @@ _SAMPLED = (Phase.PIPELINE, Phase.COMPUTE_WAIT, Phase.GRADIENTS_WAIT, Phase.OTHE
 
 @dataclass(frozen=True)
 class TimeEntries:
-    """What the entries of all ranks' times are; equal on every rank.
+    """The entries of all ranks' times; the same on every rank.
 
     Attributes:
-        stages: pipeline stages.
-        chunks: model chunks of a stage.
+        stages: number of pipeline stages.
+        chunks: number of model chunks per stage.
     """
 
     stages: int = 1
@@ -61,7 +61,7 @@ class TimeEntries:
 
     @cached_property
     def entries(self) -> tuple[str, ...]:
-        """Names of the summed integers, nanoseconds but for the counts."""
+        """Names of the summed integers: nanoseconds (``*_ns``) and counts."""
         return (
             "time_steps",
             "time_whole_ns",
@@ -76,12 +76,12 @@ class TimeEntries:
 
     @property
     def passes(self) -> int:
-        """Entries for the forward passes of a stage."""
+        """Number of entries for the forward passes of a stage."""
         return PASSES_KEPT * self.chunks
 
     @property
     def minima(self) -> int:
-        """How many integers there are of which the least over all ranks is wanted."""
+        """Number of integers of which the minimum over all ranks is taken."""
         return self.stages * _WIDTH
 
     def is_mutual(self, phase: Phase) -> bool:
@@ -90,27 +90,27 @@ class TimeEntries:
 
 
 class RankTimes:
-    """What one rank sends of its steps since the last time.
+    """The integers that one rank sends for its steps.
 
     Args:
-        shape: of all ranks' entries.
-        stage: where this rank stands.
+        shape: shape of all ranks' entries.
+        stage: pipeline stage of this rank.
     """
 
     def __init__(self, shape: TimeEntries, stage: int = 0) -> None:
         self.shape, self.stage = shape, stage
         self._steps: list[Step] = []
         self.micro_batches = 0
-        """Of the newest sample, as this rank ran it."""
+        """Number of micro-batches in the newest sample."""
         self.lengths: list[float] = []
-        """Seconds of the steps that were sent last."""
+        """Seconds of each step that was sent last."""
 
     def add(self, steps: Iterable[Step]) -> None:
-        """Steps that are read."""
+        """Add steps whose spans have been read."""
         self._steps += steps
 
     def take(self) -> tuple[list[int], list[int]] | None:
-        """The integers to sum and those to find the least of; None without a sample."""
+        """The integers to sum, and those to take the minimum of; None if no step since the last call is sampled."""
         steps, self._steps = self._steps, []
         sample = next((step for step in reversed(steps) if step.sampled), None)
         if sample is None:
@@ -149,7 +149,7 @@ class RankTimes:
 
 
 def _totals(steps: Sequence[Step]) -> list[float]:
-    """Sums over the steps, in the order of ``_SUMS``: of data as it was; what is left of the time is parted as in the samples."""
+    """Sums over the steps, in the order of ``_SUMS``: data as measured; the rest of the time is split as in the samples."""
     samples = [step for step in steps if step.sampled]
     data = sum(step.seconds[Phase.DATA] for step in steps)
     whole = sum(step.whole - step.seconds[Phase.DATA] for step in samples)
@@ -175,7 +175,7 @@ def _unfolded(values: Sequence[float], count: int) -> list[float]:
 
 
 def _stretch(slot: int, count: int, slots: int) -> slice:
-    """Which of ``count`` values share a slot; one each where there are slots enough."""
+    """Which of ``count`` values share a slot; one value each if there are enough slots."""
     if count <= slots:
         return slice(min(slot, count), min(slot + 1, count))
     return slice(slot * count // slots, (slot + 1) * count // slots)
@@ -186,11 +186,11 @@ def _stretch(slot: int, count: int, slots: int) -> slice:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanStep:
-    """Seconds a step, mean over the ranks.
+    """Seconds per step, mean over the ranks.
 
     Attributes:
-        step: from end to end of the rank's own steps.
-        compute: forward and backward passes without what they wait for.
+        step: from the end of one step to the end of the next, on each rank's own clock.
+        compute: forward and backward passes without their waits.
         imbalance, bubble, communication, optimizer, data: see ``PARTS``.
     """
 
@@ -204,14 +204,14 @@ class MeanStep:
 
 
 def measured(shape: TimeEntries, own: RankTimes, sums: Sequence[int], minima: Sequence[int], world_size: int) -> MeanStep | None:
-    """What all ranks sent; None where a rank sent nothing.
+    """The mean step from what all ranks sent; None if a rank sent nothing.
 
     Args:
-        shape: of the entries.
+        shape: shape of the entries.
         own: what this rank sent.
-        sums: over all ranks.
-        minima: the least over all ranks.
-        world_size: ranks.
+        sums: the sums over all ranks.
+        minima: the minima over all ranks.
+        world_size: number of ranks.
     """
     entry = dict(zip(shape.entries, sums, strict=True))
     steps = entry["time_steps"]
@@ -251,7 +251,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _least(shape: TimeEntries, phase: Phase, minima: Sequence[int]) -> float | None:
-    """Seconds of a step's collectives without waiting, mean over the stages; None where ranks of a stage differ."""
+    """Seconds of a step's collectives without waiting, mean over the stages; None if ranks of a stage made different calls."""
     before = sum(2 + kept for _, kept in takewhile(lambda item: item[0] is not phase, WAITS_KEPT.items()))
     found = 0.0
     for stage in range(shape.stages):
@@ -264,7 +264,7 @@ def _least(shape: TimeEntries, phase: Phase, minima: Sequence[int]) -> float | N
 
 
 def _replayed(shape: TimeEntries, own: RankTimes, entry: Mapping[str, int]) -> Replay | None:
-    """The pipeline without transfers, of the mean times of each stage's ranks; None if not all stages sent theirs."""
+    """The replay of the pipeline from the mean times of each stage's ranks; None if not all stages sent theirs."""
     count = own.micro_batches
     durations: list[Durations] = []
     for stage in range(shape.stages):
@@ -288,13 +288,13 @@ def time_parts(
     padding: float | None = None,
     recompute: float | None = None,
 ) -> dict[str, float]:
-    """Seconds of each of ``PARTS``, which add up to ``step_time``; empty without a length of time.
+    """Seconds of each of ``PARTS``, which add up to ``step_time``; empty if that is not positive.
 
     Args:
-        step_time: seconds, mean over the steps, of the rank that reports. Its steps are as long as the mean rank's but for
-            when the first and the last of them began: so the mean rank's parts are stretched to it.
+        step_time: mean seconds per step on the reporting rank. It differs from the mean rank's only by when the first and the
+            last step began, so the mean rank's parts are scaled to it.
         found: what the ranks measured.
-        ideal, padding, recompute: seconds of their FLOPs at the peak; None: not known, and part of what is left.
+        ideal, padding, recompute: seconds of their FLOPs at the peak; None: unknown, and part of the rest.
     """
     if not step_time > 0 or not found.step > 0:
         return {}

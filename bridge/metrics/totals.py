@@ -1,8 +1,8 @@
 """The totals of a job since its first step: kept in checkpoints, continued after a restart.
 
-The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, for any
-log interval and number of ranks.  Only where a restart changes the model itself are the FLOPs so far
-carried as a separate number, since the new plan cannot price the old work.
+The statistics are kept, not the FLOPs: an integer FLOP count follows from them at any time, in any convention, for any log
+interval and number of ranks.  Only if a restart changes the model itself are the FLOPs so far carried as a separate number,
+because the new plan cannot price the old work.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bridge.metrics.vector import VectorLayout
 
 
 def whole(flops: Any) -> int:
-    """FLOPs as an integer; the plan's rare fractions (half a FLOP of a fraction of a layer) are rounded."""
+    """FLOPs as an integer; a plan's rare fractions of a FLOP are rounded."""
     return flops if type(flops) is int else round(flops)
 
 
@@ -24,7 +24,7 @@ class Totals:
 
     Args:
         plan: prices them; None if the model cannot be priced.
-        layout: what the entries of the vectors to come mean.
+        layout: layout of the vectors that will be added.
     """
 
     def __init__(self, plan: Plan | None, layout: VectorLayout) -> None:
@@ -32,14 +32,14 @@ class Totals:
         self._layout = layout
         self._values = layout.zeros()
         self._carried_flops: int | None = 0
-        """None: what was done before was counted in another convention, so that there is no total in this one."""
+        """None: earlier work was counted in another convention, so there is no total in this one."""
         self._carried_tokens = 0
         self._carried_unread = False
         self.complete = True
-        """False once a rank could not count: from there on there is no total, rather than a wrong one."""
+        """False once a rank could not count; from then on there is no total, rather than a wrong one."""
 
     def add(self, vector: Sequence[int]) -> None:
-        """Add a vector that is summed over all ranks."""
+        """Add a vector that was summed over all ranks."""
         self._values = [old + new for old, new in zip(self._values, vector, strict=True)]
 
     def __getitem__(self, name: str) -> int:
@@ -48,28 +48,28 @@ class Totals:
 
     @property
     def lower_bound(self) -> bool:
-        """Whether micro-batches could not be read since the first step: then there was more work than is counted."""
+        """Whether some micro-batches since the first step could not be read, so that more was done than is counted."""
         return self._carried_unread or self["unread_micro_batches"] > 0
 
     @property
     def _unknown(self) -> bool:
-        """Nothing of what ran could be read: no total, rather than 0."""
+        """Whether no micro-batch could be read: then there is no total, rather than 0."""
         return self.lower_bound and not self["micro_batches"] and not self._carried_tokens
 
     @property
     def flops(self) -> int | None:
-        """Model FLOPs since the first step; None if some of what was done cannot be priced, or nothing could be read."""
+        """Model FLOPs since the first step; None if some work cannot be priced, or no micro-batch could be read."""
         if self._plan is None or self._unknown or self._carried_flops is None:
             return None
         return self._carried_flops + whole(self._plan.evaluate(self._values[: len(self._plan.statistics)]))
 
     @property
     def tokens(self) -> int | None:
-        """Real tokens since the first step; None if nothing could be read."""
+        """Real tokens since the first step; None if no micro-batch could be read."""
         return None if self._unknown else self._carried_tokens + self["tokens"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain integers and strings."""
+        """The state for a checkpoint: plain integers and strings."""
         values = zip(self._layout.names, self._values, strict=True)
         return {
             "convention": None if self._plan is None else self._plan.convention,
@@ -84,7 +84,7 @@ class Totals:
 
     @staticmethod
     def unknown() -> dict[str, Any]:
-        """The state of a rank that cannot say what was done."""
+        """The state if it is unknown what was done."""
         return {
             "convention": None,
             "statistics": {},
@@ -119,8 +119,8 @@ class Totals:
         was, now = state["convention"], self._plan.convention
         if not same_convention and priceable and not self._carried_flops:
             return f"total_flops was counted in the {was} convention and is now scored in the {now} one"
-        # Another model: its statistics mean something else, and what was done stays done.  Another convention that needs
-        # other statistics: the old work cannot be scored again, and numbers of two conventions are never mixed.
+        # Another model gives the statistics another meaning: keep the FLOPs so far.  Another convention that needs other
+        # statistics cannot score the old work, and numbers of two conventions are never mixed.
         self._carried_flops = int(state["total_flops"]) if same_convention else None
         self._carried_tokens = int(state["total_tokens"] or 0)
         self._carried_unread = self.lower_bound

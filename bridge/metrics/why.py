@@ -11,7 +11,7 @@ from bridge.text import seconds
 
 PREFIX = "throughput/time/"
 
-#: What to try first against each part.
+#: What to try first to reduce each part.
 REMEDIES = {
     "padding": "pack documents instead of padding them (data.batching=packed)",
     "recompute": "recompute less where memory allows it",
@@ -38,7 +38,7 @@ def waterfall(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def why(parts: Mapping[str, float]) -> str | None:
-    """One or two sentences; None if there are no parts."""
+    """The explanation in a few sentences; None if there are no parts."""
     step = sum(parts.values())
     if not parts or step <= 0:
         return None

@@ -1,15 +1,15 @@
-"""Where rows of metrics go: JSON lines, W&B, TensorBoard, MLflow; several at once. Only the rank that writes has trackers.
+"""Destinations for rows of metrics: JSON lines, W&B, TensorBoard, MLflow and others; several at once. Only one rank has trackers.
 
-A tracker may fail at any time (no network, a full disk, a service that dies): then it says so once and is silent from
-there on.  Training never notices: nothing here raises, and what talks to another process or machine does so from a
-thread of its own, so that a stuck connection cannot hold a step back.
+A tracker may fail at any time (no network, a full disk, a service that dies): it then warns once and is not used any more.
+Training is not affected: no error leaves :class:`Trackers`, and a tracker that communicates with another process or machine does
+so in a thread of its own, so that a stuck connection cannot delay a step.
 
-``tracker``     what a tracker is; all trackers of a run as one
-``opening``     from the options of ``logger`` to trackers
-``background``  a tracker whose work is done in a thread
-``plain``       what can be stored: numbers, texts
-``secrets``     what must not be
-and one file a tracker.
+``tracker``     the interface of a tracker; all trackers of a run as one
+``opening``     opens the trackers that the options of ``logger`` ask for
+``background``  a tracker that works in a thread
+``plain``       converts values to numbers and strings
+``secrets``     hides secrets
+and one file per tracker.
 """
 
 from bridge.metrics.trackers.jsonl import JsonlTracker

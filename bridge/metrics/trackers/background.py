@@ -1,4 +1,4 @@
-"""A tracker that talks to another process or machine: its work is done in its own thread."""
+"""A tracker that communicates with another process or machine, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from bridge.metrics.trackers.tracker import quietly
 
-#: Seconds that the end of a run waits for a tracker to write or upload what is left.
+#: Seconds that the end of a run waits for a tracker to write or upload the rest.
 CLOSE_TIMEOUT = 60.0
-#: Calls that may wait for a slow receiver; more are dropped.
+#: Number of calls that may wait for a slow receiver; more are dropped.
 MOST_WAITING = 10_000
 
 
 class BackgroundTracker:
-    """The thread and its queue. Subclasses fill in ``_open`` and ``_finish``, and ``_put`` what is to be done.
+    """The thread and its queue. Subclasses define ``_open`` and ``_finish``, and pass calls to ``_put``.
 
-    An error in the thread is raised by the next call, which is how :class:`Trackers` learns of it.
+    The next call raises an error of the thread, so that :class:`Trackers` learns of it.
     """
 
     service = "the tracker"
-    """What messages call it."""
+    """The name of the service in messages."""
 
     def __init__(self) -> None:
         self._opened = threading.Event()
@@ -40,7 +40,7 @@ class BackgroundTracker:
             self._calls.put(call)
 
     def close(self) -> None:
-        """Waits for the thread, but not longer than ``CLOSE_TIMEOUT``."""
+        """Wait for the thread, but no longer than ``CLOSE_TIMEOUT``."""
         if self._thread.is_alive():
             self._calls.put(None)
             self._thread.join(CLOSE_TIMEOUT)
@@ -52,7 +52,7 @@ class BackgroundTracker:
             raise error
 
     def _wait_until_opened(self) -> None:
-        """At the end of a run, which waits for the tracker anyway."""
+        """Wait until the tracker is open; only at the end of a run, which waits for it anyway."""
         self._opened.wait(CLOSE_TIMEOUT)
 
     # In the tracker's own thread.
@@ -71,14 +71,14 @@ class BackgroundTracker:
             quietly(self._release)
 
     def _open(self) -> None:
-        """Connect; may take its time."""
+        """Connect; may take long."""
 
     def _finish(self) -> None:
-        """Write what is left."""
+        """Write the rest."""
 
     def _release(self) -> None:
-        """Free what is held, also after a failure or where ``_finish`` is stuck."""
+        """Release all resources, also after a failure or while ``_finish`` is stuck."""
 
     def _undelivered(self) -> str:
-        """Where the data is that was not delivered, as the end of a sentence."""
+        """The end of a sentence: where the undelivered data is."""
         return ""

@@ -1,4 +1,4 @@
-"""JSON lines: a file that any program reads, with every digit."""
+"""JSON lines: a file that any program can read, in which integers keep all digits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.metrics.trackers.plain import plain
 from bridge.metrics.trackers.secrets import without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
-#: The usual name of the file, under which a run's folder stands for it.
+#: The usual name of the file; commands take its folder too, as the run's.
 FILE_NAME = "metrics.jsonl"
 
 
@@ -69,7 +69,7 @@ class JsonlTracker:
 
 
 def summary_path(path: Path) -> Path:
-    """Where the facts of a file of rows stand."""
+    """The file with the facts of a file of rows."""
     return path.with_suffix(".summary.json")
 
 

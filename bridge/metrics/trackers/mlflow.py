@@ -1,7 +1,7 @@
 """MLflow: an experiment's run on a server, in a database or in files.
 
-Metrics are doubles there; facts are tags, which are texts, so their integers keep all digits.  MLflow cannot take back a
-row: a resumed run does not send steps again that it has sent before.
+Metrics are doubles there; facts are tags, which are strings, so their integers keep all digits.  MLflow cannot replace a row, so
+a resumed run does not send steps that were sent before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from bridge.metrics.trackers.plain import doubles, flat, plain
 from bridge.metrics.trackers.secrets import without_login, without_secrets
 from bridge.metrics.trackers.tracker import Metrics
 
-#: The tag by which a resumed run finds itself.
+#: The tag by which a resumed run is found.
 RUN_ID_TAG = "bridge.run_id"
 
-# What a server takes at once, and the longest texts.
+# Limits of a server: items per request, and characters of tags and parameters.
 _AT_ONCE = 100
 _LONGEST_TAG, _LONGEST_PARAMETER = 5000, 6000
 
@@ -29,15 +29,15 @@ _LONGEST_TAG, _LONGEST_PARAMETER = 5000, 6000
 class MlflowTracker(BackgroundTracker):
     """An MLflow run.
 
-    A login belongs in ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` (or ``MLFLOW_TRACKING_TOKEN``), not
-    into the configuration.
+    Put a login in ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` (or ``MLFLOW_TRACKING_TOKEN``), not in the
+    configuration.
 
     Args:
-        experiment: its name; made where it does not exist.
+        experiment: name of the experiment, which is created if it does not exist.
         run_id: continues the run of this id, if the experiment has one.
         tracking_uri: ``https://...``, ``sqlite:///...``; None: ``MLFLOW_TRACKING_URI``, else MLflow's own default.
-        name: of the run.
-        tags: of the run.
+        name: name of the run.
+        tags: tags of the run.
         config: the run's options, as MLflow's parameters; secrets are taken out.
     """
 
@@ -82,7 +82,7 @@ class MlflowTracker(BackgroundTracker):
         import mlflow
         from mlflow import entities
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # the making of a database is not news
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # creating a database needs no message
         self._entities = entities
         self._uri = self._uri or mlflow.get_tracking_uri()
         self._client = mlflow.MlflowClient(tracking_uri=self._uri)
@@ -101,7 +101,7 @@ class MlflowTracker(BackgroundTracker):
             self._client.log_batch(self._run, params=some)
 
     def _send(self, numbers: dict[str, float], step: int, now: int) -> None:
-        if step <= self._sent:  # a start before this one has sent it
+        if step <= self._sent:  # an earlier start of this run has sent it
             return
         self._sent = step
         metrics = [self._entities.Metric(key, number, now, step) for key, number in numbers.items()]

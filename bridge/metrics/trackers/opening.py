@@ -1,4 +1,4 @@
-"""From the options of ``logger`` to trackers: one row of a table each."""
+"""Opens the trackers that the options of ``logger`` ask for; one row of a table per kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a tracker gets to know of the run: see ``open_trackers``."""
+    """What a tracker knows about the run; the attributes are the arguments of ``open_trackers``."""
 
     options: Any
     name: str
@@ -38,10 +38,10 @@ class TrackerType:
     """A kind of tracker.
 
     Attributes:
-        option: of ``logger``; asks for it where it is set.
-        open: makes it.
-        package: what it imports; None: nothing.
-        install: what brings it and all that it needs, as `pip install` takes it.
+        option: the option of ``logger`` that, if set, asks for it.
+        open: opens it.
+        package: the package that it imports; None: none.
+        install: the arguments of `pip install` that install the package with all that it needs.
     """
 
     option: str
@@ -92,10 +92,10 @@ KINDS = (
 
 
 def check_installed(logger_config: Any) -> None:
-    """Before training: whether the packages are there that ``logger`` asks for.
+    """Check, before training, that the packages which ``logger`` needs are installed.
 
     Raises:
-        ConfigError: one that is not, with the command that installs it.
+        ConfigError: A package is not installed; the message has the command that installs it.
     """
     for kind in KINDS:
         value = getattr(logger_config, kind.option, None)
@@ -117,10 +117,10 @@ def check_installed(logger_config: Any) -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package could be imported; it is not."""
+    """Whether a package could be imported, without importing it."""
     try:
         return find_spec(package) is not None
-    except (ValueError, ImportError):  # something else has marked it as missing
+    except (ValueError, ImportError):  # another module has marked it as missing
         return False
 
 
@@ -132,7 +132,7 @@ def open_trackers(
     run_id: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Trackers:
-    """The trackers that ``logger`` of the configuration asks for; one that cannot start is one warning.
+    """Open the trackers that ``logger`` of the configuration asks for; one that cannot start costs a warning.
 
     Args:
         logger_config: ``dir``, ``metrics_file``, ``wandb_project`` and the other options of ``logger``.

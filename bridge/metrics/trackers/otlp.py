@@ -1,4 +1,4 @@
-"""OpenTelemetry: rows as gauges to a collector, over OTLP/HTTP; what Megatron-LM sends too has its name there as well.
+"""OpenTelemetry: rows as gauges to a collector, over OTLP/HTTP. What Megatron-LM sends too is also sent under its names.
 
 In a recipe::
 
@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.otlp.OtlpTracker
           endpoint: http://collector:4318/v1/metrics
 
-Headers with a login belong into ``OTEL_EXPORTER_OTLP_HEADERS``, not into the configuration.
+Put headers with a login in ``OTEL_EXPORTER_OTLP_HEADERS``, not in the configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bridge.metrics.trackers.tracker import Metrics
 
 logger = logging.getLogger(__name__)
 
-#: Megatron-LM's name of a key, and what its number is ours times.
+#: Megatron-LM's name of a key, and the factor from our unit to its unit.
 MEGATRON = {
     "throughput/step_time": ("megatron.training.step_duration_ms", 1e3),
     "lm loss": ("megatron.training.loss", 1.0),
@@ -39,7 +39,7 @@ _NEVER_MS = 1e12
 
 
 class OtlpTracker(BackgroundTracker):
-    """One export a row.
+    """One export per row.
 
     A collector that does not answer costs rows, not training: a row that cannot be sent is dropped.
 
@@ -110,13 +110,13 @@ class OtlpTracker(BackgroundTracker):
             logger.warning("OpenTelemetry: %s did not take a row. Training continues without it.", where)
 
     def _release(self) -> None:
-        vars(self._exporter).pop("export", None)  # what is sent from here on is no row
+        vars(self._exporter).pop("export", None)  # later exports are no rows and must not be counted
         self._exporter.shutdown()  # or the provider would send the last row again
         self._provider.shutdown(timeout_millis=1e3 * self._timeout)
 
 
 def _watched(exporter: Any, tracker: OtlpTracker) -> Any:
-    """The exporter, its results told to the tracker."""
+    """The exporter, which now reports its results to the tracker."""
     export = exporter.export
 
     def watched(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What trackers can hold: numbers, texts, lists and mappings of them."""
+"""Converts values to what trackers can store: numbers, strings, lists and mappings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _PLAIN = (int, str, bool, type(None))
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: numbers, texts, lists and mappings; NaN and infinities become texts.
+    """The value as JSON can hold it: numbers, strings, lists and mappings; NaN and infinities become strings.
 
-    Integers stay integers, whatever their size: Python's JSON reads them back exactly.
+    Integers of any size stay integers: Python's JSON reads them back exactly.
     """
     kind = type(value)
-    if kind in _PLAIN or (kind is float and math.isfinite(value)):  # nearly all there is
+    if kind in _PLAIN or (kind is float and math.isfinite(value)):  # nearly all values
         return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -31,9 +31,9 @@ def plain(value: Any) -> Any:
 
 
 def doubles(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row as doubles, which is what MLflow stores; the rest is left out.
+    """The numbers of a row as doubles, as MLflow stores them; other values are left out.
 
-    Above 2^53 a double is the nearest one: 16 digits are right.
+    Integers above 2^53 become the nearest double: 16 digits are correct.
     """
     items = ((key, value.item() if _is_single(value) else value) for key, value in metrics.items())
     return {str(key): float(value) for key, value in items if isinstance(value, (bool, int, float))}
@@ -49,7 +49,7 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _is_single(value: Any) -> bool:
-    """An array or a tensor of one number."""
+    """Whether it is an array or a tensor of one number."""
     if not hasattr(value, "item"):
         return False
     size = value.numel() if hasattr(value, "numel") else getattr(value, "size", None)

@@ -1,4 +1,4 @@
-"""Prometheus: the newest row as gauges, on a port that is scraped, or in a file for the node exporter's textfile collector.
+"""Prometheus: the newest row as gauges, on a port to be scraped, or in a file for the node exporter's textfile collector.
 
 In a recipe::
 
@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.prometheus.PrometheusTracker
           port: 9464
 
-``throughput/flops/mlp`` of a family of keys is ``bridge_throughput_flops{component="mlp"}``.
+Keys of a family share a gauge: ``throughput/flops/mlp`` is ``bridge_throughput_flops{component="mlp"}``.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _STRANGE = re.compile(r"[^a-zA-Z0-9_]+")
 
 
 def metric_of(key: str) -> str:
-    """The name of a key's gauge, of a family's too."""
+    """The name of the gauge of a key or of a family."""
     return "bridge_" + _STRANGE.sub("_", key.partition("<")[0].strip("/"))
 
 
 def label_of(key: Key | None) -> str | None:
-    """What tells the members of a family apart; None: it is not a family."""
+    """The label that distinguishes the members of a family; None for a single key."""
     return key.name.partition("<")[2].rstrip(">") if key and key.prefix else None
 
 
@@ -40,13 +40,13 @@ class PrometheusTracker(BackgroundTracker):
     """Gauges named ``bridge_<key>``, with the run's name as a label.
 
     Args:
-        start: of the run.
-        port: that a Prometheus server scrapes; None: none.
-        address: that the port belongs to; ``0.0.0.0`` for servers elsewhere.
-        textfile_directory: of the node exporter's textfile collector; None: no file.
+        start: start of the run.
+        port: port to be scraped by a Prometheus server; None: none.
+        address: address of the port; ``0.0.0.0`` for servers on other machines.
+        textfile_directory: folder of the node exporter's textfile collector; None: no file.
 
     Raises:
-        ConfigError: neither a port nor a directory.
+        ConfigError: There is neither a port nor a directory.
     """
 
     service, package, extra = "Prometheus", "prometheus_client", "prometheus"
@@ -71,7 +71,7 @@ class PrometheusTracker(BackgroundTracker):
         self._put(lambda: self._show(numbers))
 
     def summary(self, facts: Metrics) -> None:
-        """Facts are not metrics; the results among them were in the last row."""
+        """Facts are not metrics, and results were in the last row: nothing to do."""
 
     def how_to_look(self) -> list[str]:
         return [f"Prometheus: {self._file}"] if self._file else []

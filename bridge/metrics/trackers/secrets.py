@@ -1,4 +1,4 @@
-"""What reaches no file and no service: values whose name says that they are secret, and values that look it."""
+"""Hides secrets from files and services: values with the name of a secret, and values that look like one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIDDEN = "***"
 _ANYWHERE = re.compile(r"api_key|apikey|password|passwd|secret|credential|access_token|auth_token|hf_token")
 _WORDS = frozenset(("auth", "authorization", "bearer", "cookie", "passphrase", "pat", "signing", "webhook"))
 _KEYS = frozenset(("api", "private", "access", "signing", "ssh", "encryption", "auth", "account", "shared", "deploy"))
-#: Texts of a vocabulary: ``pad_token``.
+#: Words before ``token`` in the names of tokens that are no secrets: ``pad_token``.
 _TEXT_TOKENS = frozenset(
     (
         *("bos", "eos", "eod", "pad", "unk", "sep", "cls", "mask", "start", "end", "special"),
@@ -21,7 +21,7 @@ _TEXT_TOKENS = frozenset(
 )
 
 _INTERPOLATION = re.compile(r"\$\{[\w.\[\]-]+(:[\w.]+)?\}")
-"""Says where a value comes from, not what it is."""
+"""An interpolation is a reference to a value, not the value."""
 
 _LOGIN_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
 _LOOKS_SECRET = tuple(
@@ -39,16 +39,16 @@ _LOOKS_SECRET = tuple(
     )
 )
 _SHORTEST = 6
-"""Characters of a secret in the environment that is worth looking for: 1 and true stand everywhere."""
+"""The fewest characters of a secret in the environment that is searched for: ``1`` and ``true`` occur everywhere."""
 
 
 def without_secrets(options: Any) -> Any:
-    """The same options with secrets blacked out, wherever they stand: by name, by look, and values of the environment."""
+    """The options with secrets masked at any depth: by name, by form, and secret values of the environment."""
     return _masked(options, [value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name)])
 
 
 def without_login(address: str) -> str:
-    """``https://user:password@host`` as ``https://***@host``."""
+    """An address without its login: ``https://user:password@host`` becomes ``https://***@host``."""
     return _LOGIN_IN_ADDRESS.sub(f"{HIDDEN}@", address)
 
 

@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.swanlab.SwanLabTracker
           project: bridge
 
-A login belongs in ``SWANLAB_API_KEY`` (or ``swanlab login``), not into the configuration.
+Put a login in ``SWANLAB_API_KEY`` (or use ``swanlab login``), not in the configuration.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class SwanLabTracker(BackgroundTracker):
     """A SwanLab run; numbers are doubles there.
 
     Args:
-        start: of the run.
-        project: its name.
-        mode: ``online``, ``local``, ``offline`` or ``disabled``; None: online where an account is configured, else ``offline``.
+        start: start of the run.
+        project: name of the project.
+        mode: ``online``, ``local``, ``offline`` or ``disabled``; None: online if an account is configured, else ``offline``.
         directory: where local files go; None: ``swanlog`` in the run's folder.
-        workspace: of a team.
+        workspace: workspace of a team.
     """
 
     service, package, extra = "SwanLab", "swanlab", "swanlab"

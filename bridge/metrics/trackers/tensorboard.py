@@ -1,8 +1,8 @@
-"""TensorBoard: one event file a start, written record by record.
+"""TensorBoard: one event file per start, written record by record.
 
-TensorBoard's charts are of 32-bit floats (its default reader shows no others), which keep 7 digits.  So the integers of a row
-that these cannot hold stand besides in a text of the same step, ``integers``, with all digits; so do the facts of the run.
-Each tag carries its unit and meaning as its description.
+TensorBoard's charts show 32-bit floats (its default reader shows no others), which keep 7 digits.  Integers that these cannot
+hold are also written with all digits in a text of the same step, ``integers``; the facts of the run are a text too.  Each tag has
+its unit and meaning as its description.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class TensorBoardTracker(BackgroundTracker):
     """Event files in a folder.
 
     Args:
-        directory: the folder; missing ones are made.
-        step: the step training starts after. TensorBoard forgets what older files of the folder say of later steps: they
-            are trained again, or (0) by another run.
+        directory: the folder; missing folders are created.
+        step: the step that training starts after. TensorBoard then ignores later steps in older files of the folder, because
+            these steps are trained again, or (at 0) because they are of another run.
         config: the run's options, shown as a text; secrets are taken out.
     """
 
@@ -86,7 +86,7 @@ class TensorBoardTracker(BackgroundTracker):
         return self._value(tag, "text", tensor=tensor)
 
     def _value(self, tag: str, plugin: str, **content: Any) -> Any:
-        """A tagged value; what the tag is stands with its first one."""
+        """A value with its tag; the first value of a tag has the description."""
         if tag not in self._described:
             self._described.add(tag)
             key = find_key(tag)

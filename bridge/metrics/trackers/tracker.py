@@ -1,4 +1,4 @@
-"""What a tracker is, and all trackers of a run as one."""
+"""The interface of a tracker, and all trackers of a run as one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Any]
 
-#: Rows that wait for more metrics of their step before they are written; see ``Trackers.log``.
+#: Number of rows that wait for more metrics of their step before they are written; see ``Trackers.log``.
 OPEN_ROWS = 2
 
 
 class Tracker(Protocol):
-    """A destination of complete rows, in rising order of steps."""
+    """A destination for complete rows, in ascending order of steps."""
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Write one row."""
 
     def summary(self, facts: Metrics) -> None:
-        """Write what is true of the run as a whole; called again, it adds and replaces."""
+        """Write facts about the whole run; further calls add and replace."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest, and end."""
 
     def how_to_look(self) -> list[str]:
         """Lines for the user: where the results are, and the command that shows them."""
@@ -37,15 +37,15 @@ class Tracker(Protocol):
 class Trackers:
     """All trackers of a run, as one. A row may come in parts, and a tracker that fails is dropped with one warning.
 
-    ``log`` has the meaning of W&B's ``step`` and ``commit``: parts with the same step become one row, written when a
-    part says ``commit`` or when a later step needs the room.
+    ``log`` works like W&B's with ``step`` and ``commit``: parts of the same step become one row, which is written at
+    ``commit``, or once more than ``OPEN_ROWS`` rows are open.
     """
 
     def __init__(self, trackers: Sequence[Tracker] = (), *, run_id: str | None = None) -> None:
         self._trackers = list(trackers)
         self._rows: dict[int, dict[str, Any]] = {}
         self.run_id = run_id
-        """What W&B and MLflow know this run by when it is resumed, to be kept in the checkpoint; None without trackers."""
+        """The id by which W&B and MLflow resume this run, to be kept in the checkpoint; None without trackers."""
 
     def __bool__(self) -> bool:
         return bool(self._trackers)
@@ -63,7 +63,7 @@ class Trackers:
         self._each(methodcaller("summary", facts))
 
     def close(self) -> None:
-        """Write the open rows and end; more calls do nothing."""
+        """Write the open rows and end; further calls do nothing."""
         self._write(sorted(self._rows))
         self._each(_close)
         self._trackers = []

@@ -1,4 +1,4 @@
-"""Trackio: a run in a local database, or in a space of Hugging Face.
+"""Trackio: a run in a local database, or in a Hugging Face space.
 
 In a recipe::
 
@@ -7,7 +7,7 @@ In a recipe::
         - _target_: bridge.metrics.trackers.trackio.TrackioTracker
           project: bridge
 
-A token belongs in ``HF_TOKEN``, not into the configuration.
+Put a token in ``HF_TOKEN``, not in the configuration.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class TrackioTracker(BackgroundTracker):
     """A Trackio run, continued under its name after a restart.
 
     Args:
-        start: of the run.
-        project: its name.
-        space_id: of a space that shows it; None: this machine alone. Where the database is says ``TRACKIO_DIR``.
+        start: start of the run.
+        project: name of the project.
+        space_id: a space that shows the run; None: this machine only. ``TRACKIO_DIR`` is the folder of the database.
     """
 
     service, package, extra = "Trackio", "trackio", "trackio"
@@ -42,7 +42,7 @@ class TrackioTracker(BackgroundTracker):
         self._put(lambda: self._run.log(row, step=step))
 
     def summary(self, facts: Metrics) -> None:
-        """Trackio keeps a configuration with the first row and no summary: results are those of the last row."""
+        """Add facts to the configuration, because Trackio has no summary; it keeps them with the first row."""
         texts = without_secrets(plain(facts))
         self._put(lambda: self._run.config.update(texts))
 

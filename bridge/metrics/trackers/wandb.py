@@ -1,4 +1,4 @@
-"""Weights & Biases: our own run, or one that another loop has started."""
+"""Weights & Biases: our own run, or a run that another loop has started."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from bridge.metrics.why import waterfall
 logger = logging.getLogger(__name__)
 
 WATERFALL = "throughput/waterfall"
-"""A table of the parts of a mean step."""
+"""The key of a table with the parts of a mean step."""
 
-#: Seconds after which W&B's server counts as unreachable. Training does not wait for it.
+#: Seconds after which W&B's server is considered unreachable. Training does not wait for it.
 INIT_TIMEOUT = 20.0
 
 
@@ -76,7 +76,7 @@ class WandbTracker(BackgroundTracker):
 
     def log(self, metrics: Metrics, step: int) -> None:
         row = {STEP: step, **plain(metrics)}
-        # With `step` alone W&B would hold the newest row back until the next one; a kill would lose it.
+        # Without `commit` W&B would hold the newest row back until the next one; a kill would lose it.
         self._put(lambda: self._run.log(row, step=step, commit=True))
 
     def summary(self, facts: Metrics) -> None:
@@ -125,7 +125,7 @@ class WandbTracker(BackgroundTracker):
         self._run.finish()
 
     def _release(self) -> None:
-        # Takes W&B's exit hook back, which would wait for, or stumble over, a service that is gone.
+        # Removes W&B's exit hook, which would wait for, or fail at, a service that has ended.
         self._wandb.teardown()
 
     def _undelivered(self) -> str:
@@ -133,7 +133,7 @@ class WandbTracker(BackgroundTracker):
 
 
 def _quiet_log() -> None:
-    """W&B keeps a log beside its files; where that cannot be written, Python would print a traceback for each of its lines."""
+    """If W&B cannot write its log beside its files, Python must not print a traceback for each line."""
     log = logging.getLogger("wandb")
     add = type(log).addHandler
 
@@ -145,24 +145,24 @@ def _quiet_log() -> None:
 
 
 def attached(wandb: Any) -> list[AttachedWandb]:
-    """The tracker of a run that somebody else opened; none without one.
+    """The tracker for a run that the host opened; empty if there is no run.
 
     Args:
-        wandb: what a loop hands out: the run, the module, or None.
+        wandb: what the loop provides: the run, the module, or None.
     """
     run = getattr(wandb, "run", wandb)
     return [AttachedWandb(run)] if run else []
 
 
 class AttachedWandb:
-    """A W&B run that belongs to somebody else: rows are added to it under ``bridge/``; it is neither started nor finished here.
+    """A W&B run of the host: rows are added under ``bridge/``, and the run is neither started nor finished here.
 
     Args:
-        run: of W&B.
+        run: the W&B run.
     """
 
     STEP = PREFIX + STEP
-    """A separate step: the loop may be ahead of a report, and W&B drops rows of earlier steps."""
+    """A separate step, because the loop may be ahead of a report, and W&B drops rows of earlier steps."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -170,35 +170,35 @@ class AttachedWandb:
         define_metrics(self._run, self.STEP, groups=(PREFIX + "*",))
 
     def log(self, metrics: Metrics, step: int) -> None:
-        """A row of ours joins the one that the loop is about to complete; where it completes none, ours are completed here."""
+        """Add our keys to the row that the loop will commit; if it has not committed the last one, commit that first."""
         if self._logged_at is not None and self._run.step == self._logged_at:
             self._run.log({}, commit=True)
         self._run.log(among_others(metrics, step), commit=False)
         self._logged_at = self._run.step
 
     def summary(self, facts: Metrics) -> None:
-        """Results and constants.
+        """Write results and constants.
 
         Raises:
-            ConfigError: the run has numbers of another convention.
+            ConfigError: The run has numbers of another convention.
         """
         mine, theirs = facts.get("convention"), self._run.summary.get(PREFIX + "convention")
         if mine is not None and theirs not in (None, mine):
             raise ConfigError(
-                f"this W&B run has numbers of convention {theirs!r}, and those of {mine!r} have no place under the same keys; "
+                f"this W&B run has numbers of convention {theirs!r}, and those of {mine!r} cannot have the same keys; "
                 "start another run"
             )
         self._run.summary.update(_ours(facts))
 
     def close(self) -> None:
-        """The run goes on; W&B writes what is not completed when it ends."""
+        """The run continues; W&B writes the last row when it ends."""
 
     def how_to_look(self) -> list[str]:
         return []
 
 
 def among_others(metrics: Metrics, step: int) -> dict[str, Any]:
-    """One of our rows as it appears in somebody else's run."""
+    """One of our rows as it appears in a run of the host."""
     return {AttachedWandb.STEP: step, **_ours(metrics)}
 
 
@@ -207,19 +207,19 @@ def _ours(values: Metrics) -> dict[str, Any]:
 
 
 def open_run() -> Any:
-    """The W&B run that somebody has opened in this process (a notebook, an agent); None without one."""
+    """The W&B run that is open in this process (from a notebook or an agent); None if there is none."""
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def define_metrics(run: Any, step: str, groups: Sequence[str] = ("*",)) -> None:
-    """Charts over the steps of training, and none of the steps themselves."""
+    """Draw charts over the steps of training, and no chart of the steps themselves."""
     run.define_metric(step, hidden=True)
     for group in groups:
         run.define_metric(group, step_metric=step)
 
 
 def _nearby(folder: str) -> str:
-    """Relative to where the user is, if that is shorter to type."""
+    """The path relative to the current folder if it is inside it."""
     relative = os.path.relpath(folder)
     return folder if relative.startswith("..") else relative
 
@@ -232,7 +232,7 @@ def default_mode() -> str:
 
 
 def has_account() -> bool:
-    """Whether W&B's server would know us: ``WANDB_API_KEY``, or a line in netrc, which ``wandb login`` writes."""
+    """Whether there is a login for W&B's server: ``WANDB_API_KEY``, or a line in netrc, which ``wandb login`` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

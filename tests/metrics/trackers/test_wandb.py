@@ -211,7 +211,7 @@ def test_a_run_of_somebody_elses_has_our_keys_under_a_prefix_and_one_convention(
         with pytest.raises(ConfigError) as error:
             mine.summary({"convention": "palm"})
     assert str(error.value) == (
-        "this W&B run has numbers of convention 'exact', and those of 'palm' have no place under the same keys; start another run"
+        "this W&B run has numbers of convention 'exact', and those of 'palm' cannot have the same keys; start another run"
     )
     assert among_others({"throughput/mfu": 0.5}, 7) == {"bridge/step": 7, "bridge/throughput/mfu": 0.5}
 
