@@ -18,6 +18,7 @@ from typing import Any
 from bridge.flops import ConfigError
 from bridge.integrations.host_loggers import HostLoggers
 from bridge.integrations.plain import Throughput
+from bridge.integrations.wrapping import Arguments, Call, wrap
 
 try:
     import accelerate
@@ -51,15 +52,10 @@ def add_throughput(
         return throughput
     accelerator.register_for_checkpointing(throughput)
     accelerator.register_save_state_pre_hook(lambda *_: throughput.settle())
-    _end_before(accelerator, throughput)
-    return throughput.watch(getattr(optimizer, "optimizer", optimizer))
 
-
-def _end_before(accelerator: accelerate.Accelerator, throughput: Throughput) -> None:
-    ended = accelerator.end_training
-
-    def end_training() -> None:
+    def end_training(call: Call, arguments: Arguments) -> Any:
         throughput.end()
-        ended()
+        return call()
 
-    vars(accelerator)["end_training"] = end_training
+    wrap(accelerator, "end_training", end_training)
+    return throughput.watch(getattr(optimizer, "optimizer", optimizer))
