@@ -1,4 +1,4 @@
-"""Your own loop: two lines in it, or one where model and optimizer are torch's.
+"""Your own loop: two lines in the loop, or one line before it if the model and the optimizer are torch's.
 
 ::
 

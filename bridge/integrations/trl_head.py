@@ -22,7 +22,7 @@ def leaves_out(model: Any) -> bool:
     if utils is None or utils.__file__ not in _files_of(inner(model).forward):
         return False
     if not hasattr(utils, "_use_triton"):
-        logger.warning("TRL's fused head may project learned positions only, and this version does not say: all are counted")
+        logger.warning("TRL's fused head may project learned positions only, which is unknown for this version: all are counted")
         return False
     return bool(utils._use_triton(model.device))
 

@@ -84,7 +84,7 @@ class Phases:
         try:
             note()
         except Exception as error:  # training continues without these numbers
-            logger.warning("what is run without gradients is not reported: %s", error)
+            logger.warning("passes without gradients are not reported: %s", error)
             self._failed = True
 
     def row(self) -> dict[str, int]:
@@ -112,7 +112,7 @@ def watch(trainer: Any, read: Callable[[Any], Any], convention: str) -> Phases |
     try:
         return Phases(trainer, read(trainer.model), convention)
     except Exception as error:  # training continues without these numbers
-        logger.warning("what is run without gradients is not reported, its passes cannot be priced: %s", error)
+        logger.warning("passes without gradients are not reported, because they cannot be priced: %s", error)
         return None
 
 

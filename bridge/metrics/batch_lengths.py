@@ -286,7 +286,7 @@ def _segments(offsets: Any, argmin: Any, name: str, bound: Any) -> BatchLengths:
     if not isinstance(offsets, np.ndarray):
         return _segments_on_device(offsets, bound)
     if offsets.dtype.kind not in "iu" or offsets.ndim not in (1, 2) or not offsets.shape[-1]:
-        raise NoLengths(f"{name} {list(offsets.shape)} of {offsets.dtype} are no offsets [n + 1] or [b, n + 1]")
+        raise NoLengths(f"{name} {list(offsets.shape)} of {offsets.dtype} are not offsets [n + 1] or [b, n + 1]")
     offsets = offsets.astype(np.int64)
     if offsets.ndim == 2 and offsets.shape[0] == 1:
         offsets = offsets[0]
@@ -350,7 +350,7 @@ def _image_lengths(get: Callable[[str], Any]) -> dict[str, Any]:
         return {"unmeasured_images": bool(pixels), "number_of_images": _number_of_images(pixels)}
     tables = [_array(grid).reshape(-1, 3) for grid in grids]
     if any(isinstance(table, np.ndarray) and (table.dtype.kind not in "iu" or (table < 0).any()) for table in tables):
-        raise NoLengths(f"{' or '.join(_GRIDS)} holds no numbers of frames and patches")
+        raise NoLengths(f"{' or '.join(_GRIDS)} must be numbers of frames and patches")
     return {
         "image_patches": _concatenated([table[:, 1] * table[:, 2] for table in tables]),
         "image_frames": _concatenated([table[:, 0] for table in tables]),

@@ -55,7 +55,7 @@ def mask_lengths(mask: Array, shape: tuple[int, int] | None) -> Array:
     if views.shape[0] not in (1, shape[0]):
         raise _strange(mask, shape)
     if not isinstance(mask, np.ndarray):
-        raise NoLengths(f"attention_mask {list(mask.shape)} on a device says who sees whom; give [b, s] or cu_seqlens beside it")
+        raise NoLengths(f"attention_mask {list(mask.shape)} of pairs is on a device; give a mask [b, s], or cu_seqlens")
     return np.tile(_seen(views), shape[0] // views.shape[0])
 
 
@@ -164,7 +164,7 @@ def position_lengths(positions: Array, shape: tuple[int, int]) -> Array | None:
     if rises.all():
         return None
     if not rises.any():
-        raise NoLengths("position_ids that never rise say nothing of documents")
+        raise NoLengths("position_ids never rise, so the documents are unknown")
     lengths = _runs(np.ones(positions.shape, np.bool_), rises)
     return np.tile(lengths, shape[0] // len(positions))
 

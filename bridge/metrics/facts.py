@@ -94,7 +94,7 @@ _BESIDE_TOKENS = ("encoder", "cross", "joint", "byte_patches", "cross_products")
 
 
 def _full_length(known: Known) -> int | None:
-    """Tokens of a full sequence, where its tokens alone decide the work."""
+    """Tokens of a full sequence; None if its work depends on more than its tokens."""
     beside = known.plan is None or any(statistic.over in _BESIDE_TOKENS for statistic in known.plan.statistics)
     return None if beside else get(model_of(known.host.config), "seq_length")
 

@@ -30,7 +30,7 @@ PARTS = {
     "import": "loading the interpreter, libraries, configuration and data",
     "groups": "rendezvous of the ranks and creation of the process groups",
     "load": "building the model and reading the checkpoint",
-    "start_up": "all that comes before training, in a loop that does not tell the three above apart",
+    "start_up": "everything before training, in a loop that does not separate the three parts above",
     "first_step": "the first step of each process, with its compilation and allocation",
     "productive": "steps that were kept, without their waits for data",
     "data": "waits for batches in the steps that were kept",
@@ -38,7 +38,7 @@ PARTS = {
     "checkpoint": "saving, as far as training waits for it",
     "lost": "steps that were repeated after a restart",
     "down": "from the last sign of life of one process to the start of the next",
-    "unknown": "in loops that are not ours: between steps, where the loop does not say what it does",
+    "unknown": "in other frameworks' loops: time between steps whose use is unknown",
     "end": "the time after the last step",
 }
 """The parts of a job's wall time, and what they mean."""

@@ -182,7 +182,7 @@ JOB = (
     ),
     Key("goodput/interruptions", "count", "how often the job was restarted"),
     Key("goodput/mean_time_to_recover", "s", "from the last sign of life to the next step"),
-    Key("goodput/unknown", "names", "in loops that are not ours: what nobody has told of"),
+    Key("goodput/unknown", "names", "in other frameworks' loops: the parts that were not reported"),
 )
 
 #: What a report also shows for a loop that prints its own rates.
@@ -196,7 +196,7 @@ _BY_NAME = {key.name: key for key in KEYS}
 
 
 def find_key(logged: str) -> Key | None:
-    """The declaration of a logged key; None if it is not ours."""
+    """The declaration of a logged key; None if there is none, as for keys of the host."""
     return _BY_NAME.get(logged) or next((key for key in KEYS if key.matches(logged)), None)
 
 

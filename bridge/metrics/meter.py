@@ -170,7 +170,7 @@ class Meter:
         self._steps = self._timed_steps = 0
         self._waited_ns = 0
         self._own_work: int | None = 0
-        """Work of this rank's replica, for the heaviest; None: it is on the device."""
+        """Work of this rank's replica, from which the heaviest is found; None if only the device knows it."""
         self._packer = Beside(self._pack, "sums of throughput")
         self._packed: _Packed | None = None
         """The vector whose sum starts at the end of this step."""

@@ -78,7 +78,7 @@ def makespan(durations: Sequence[Durations]) -> float:
         if moved:
             awake.extend({(stage - 1) % stages, (stage + 1) % stages} - set(awake))
     if any(queues):
-        raise ValueError("the schedule does not come to an end")
+        raise ValueError("the schedule never ends")
     return max(now)
 
 

@@ -42,7 +42,7 @@ Undo = Callable[[], None]
 
 
 class TimeMarks(Instrument):
-    """An instrument: where the seconds of this rank's steps go.
+    """An instrument that measures where the time of this rank's steps goes.
 
     Args:
         model: the model chunks of this rank.

@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 def waterfall(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a mean step by part, in the order of ``PARTS``; they add up. Empty where no row has parts.
+    """Seconds of a mean step by part, in the order of ``PARTS``; they add up. Empty if no row has parts.
 
     Rows without all the parts that others have (an interval before the first sample) are left out.
     """

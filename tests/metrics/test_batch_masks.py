@@ -96,10 +96,10 @@ def test_flattened_batches_of_transformers():
         (torch.tensor([0, 4, 500]), "ends at 500 of 12"),
         (torch.tensor([-5, 4, 12]), "begins at -5"),
         (torch.tensor([3, 4, 12]), "begins at 3"),
-        (torch.tensor([0.0, 4.5, 12.0]), "are no offsets"),
-        ([0, 4.5, 12], "are no offsets"),
+        (torch.tensor([0.0, 4.5, 12.0]), "are not offsets"),
+        ([0, 4.5, 12], "are not offsets"),
         (torch.tensor([0, 8, 4]), "falls and rises"),
-        (torch.tensor(12), "are no offsets"),
+        (torch.tensor(12), "are not offsets"),
         (torch.tensor([[0, 4, 8], [0, 2, 4]]), "ends at 8 of 6"),
     ],
 )
