@@ -144,13 +144,7 @@ class ProfiledRow:
         return self.seconds - (self.ideal_seconds or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "seconds": self.seconds,
-            "flops": self.flops,
-            "rate": self.rate,
-            "lost_seconds": self.lost_seconds,
-        }
+        return asdict(self) | {name: getattr(self, name) for name in ("seconds", "flops", "rate", "lost_seconds")}
 
 
 def rows(

@@ -241,9 +241,9 @@ class ComputeTime:
     def cause(self) -> str | None:
         """The largest factor: ``longer data``, ``heavier pipeline stage``, ``fuller experts``, ``slow device``; None: no
         straggler, or unknown."""
-        if self.imbalance < _WORTH_TELLING or not self.data or not self.stage or not self.experts or not self.device:
+        if self.imbalance < _WORTH_TELLING or self.device is None:
             return None
-        factors = {
+        factors: dict[str, Any] = {
             "longer data": self.data,
             "heavier pipeline stage": self.stage,
             "fuller experts": self.experts,

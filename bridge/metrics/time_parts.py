@@ -227,12 +227,11 @@ def measured(shape: TimeEntries, own: RankTimes, sums: Sequence[int], minima: Se
         imbalance += mean[phase] - transfer
     if shape.stages > 1:
         idle = mean[Phase.PIPELINE] + mean[Phase.OTHER_WAIT]
-        found = _replayed(shape, own, entry)
+        found = _replayed(shape, own, entry) or Replay(0.0, 0.0, 0.0)
         waited = sample[Phase.PIPELINE] + sample[Phase.OTHER_WAIT]
-        explained = found.bubble + found.imbalance if found else 0.0
-        scale = idle / max(waited, explained) if found and explained > 0 else 0.0
-        bubble = found.bubble * scale if found else 0.0
-        uneven = found.imbalance * scale if found else 0.0
+        explained = found.bubble + found.imbalance
+        scale = idle / max(waited, explained) if explained > 0 else 0.0
+        bubble, uneven = found.bubble * scale, found.imbalance * scale
         imbalance += uneven
         communication += idle - bubble - uneven
     return MeanStep(
