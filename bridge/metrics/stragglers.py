@@ -130,7 +130,6 @@ class ComputeTimer(Instrument):
             self._since = self._clock.mark()
         self._depth += 1
 
-    @_hook
     def _leave(self) -> None:
         if self._depth == 0:  # the step that it began in is over
             return
@@ -154,7 +153,11 @@ class ComputeTimer(Instrument):
     def _enter_backward(self, gradient: torch.Tensor) -> None:
         if self._active:
             self._enter()
-            torch.autograd.Variable._execution_engine.queue_callback(self._leave)  # called when this backward pass is over
+            torch.autograd.Variable._execution_engine.queue_callback(self._leave_backward)  # called when this pass is over
+
+    @_hook
+    def _leave_backward(self) -> None:
+        self._leave()
 
 
 def open_compute_timer(model: Any) -> ComputeTimer | None:

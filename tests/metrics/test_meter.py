@@ -280,4 +280,4 @@ def test_a_fused_output_layer_of_batches_on_a_device():
     assert dict(zip(meter.layout.names, found, strict=True))["projected_tokens"] == 3
 
 
-# Mutants that nothing tells apart: what a meter has counted of time before the first step, which ends the warm-up.
+# Mutants that nothing tells apart: the initial overhead and waiting time of a meter, which the end of the first step resets.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from bridge.flops import compile_plan
+from bridge.metrics import stragglers
 from bridge.metrics.instruments import Instruments
 from bridge.metrics.meter import Meter
 from bridge.metrics.place import Dimension, Place
@@ -71,6 +73,15 @@ def test_one_stretch_for_each_forward_and_each_backward_pass(output, recompute):
         timer.end_step()
     assert timer.lap() == 1e9 * (2 * 3 + 2 * 1) / 2
     assert timer.lap() is None
+
+
+def test_overhead_is_the_time_in_the_hooks_each_counted_once(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(stragglers.time, "perf_counter_ns", lambda: next(ticks))
+    timer = ComputeTimer(Ticks(), [model := Model()])
+    timer.run()
+    a_pass(model)
+    assert timer.overhead_ns == 4  # into and out of the forward pass, and of the backward pass
 
 
 def test_evaluation_and_pauses_are_not_compute():
@@ -321,6 +332,3 @@ def test_one_rank_alone_has_a_time_and_no_straggler(monkeypatch):
     row = throughput(interval)
     assert row["throughput/compute_time/max"] == row["throughput/compute_time/mean"] == pytest.approx(1e-7)
     assert not [key for key in row if "imbalance" in key or "slowest" in key]
-
-
-# Mutants that nothing tells apart: a timer whose overhead begins at 1 ns.
