@@ -156,10 +156,8 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 
 def _is_set(value: Any) -> bool:
     """More than zero, false or empty; functions and modules are not fields."""
-    if value is None or value is False or callable(value):
-        return False
     try:
-        return bool(value)
+        return not callable(value) and bool(value)
     except Exception:  # an array, say
         return True
 

@@ -171,6 +171,21 @@ def test_a_file_has_the_parameters_of_the_model_that_is_built(model_type: str, f
     assert counted["total"] == sum(parameter.numel() for parameter in built.parameters())
 
 
+@pytest.mark.parametrize("file", [{}, {"full_attention_interval": 3}, {"full_attention_interval": 1}])
+def test_delta_rules_are_where_the_class_has_them(file: dict[str, Any]) -> None:
+    for layers in (1, 2, 7, 12):
+        kinds = config_of("qwen3_next", SIZES | file | {"num_hidden_layers": layers}).layer_types
+        model = from_huggingface({"model_type": "qwen3_next", **SIZES, **file, "num_hidden_layers": layers}).model
+        expected = [int(kind == "linear_attention") for kind in kinds]
+        assert model.linear_attention_freq == (expected if any(expected) else None), layers
+
+
+@pytest.mark.parametrize(("file", "merged"), [({}, 2), ({"downsample_ratio": 0.25}, 4)])
+def test_internvl_merges_as_many_patches_a_side_as_its_ratio_says(file: dict[str, Any], merged: int) -> None:
+    found = from_huggingface({"model_type": "internvl", "text_config": {"model_type": "qwen2", "hidden_size": 64}, **file})
+    assert found.model.vision_config["spatial_merge_size"] == merged
+
+
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "intermediate_size": 32, "num_hidden_layers": 6}
 #: Family -> what its file says of its experts.
 SPARSE: list[tuple[str, dict[str, Any]]] = [

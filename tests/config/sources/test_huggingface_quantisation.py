@@ -119,5 +119,17 @@ def test_torchaos_layers_are_read_one_by_one(recipe, kept):
     assert by_format(found) == {"fp8": inside, "bf16": 3 * (LINEAR + CORE + OUTPUT) - inside}
 
 
+def test_layers_that_were_converted_in_several_ways_are_unknown():
+    float8 = pytest.importorskip("torchao.float8")
+    model = live()
+    for number, recipe in enumerate(("tensorwise", "rowwise_with_gw_hp")):
+        config = float8.Float8LinearConfig.from_recipe_name(recipe)
+        float8.convert_to_float8_training(model.model.layers[number], config=config)
+    assert from_huggingface(model).formats.unknown == "torchao converted layers in several ways"
+
+
 def test_a_model_of_plain_layers_says_nothing():
     assert from_huggingface(live()).formats == NOT_TOLD
+
+
+# The number of ways in ``formats_of_layers`` is held by the tests of torchao's layers, which need torchao.
