@@ -7,7 +7,7 @@ own, ``huggingface_defaults.json``.  Source: the ``configuration_*.py`` and ``mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
@@ -69,7 +69,7 @@ class Family:
         for rule in self.rules:
             found |= rule(fields)
         found |= self.fixed
-        return {option: value for option, value in found.items() if value is not None}
+        return _set(found)
 
 
 # ---- rules ---------------------------------------------------------------------------------------------------------
@@ -126,33 +126,13 @@ def _vocabulary(fields: Fields) -> Options:
     return {"make_vocab_size_divisible_by": size & -size & 127 or 128}
 
 
-def _attention_bias(fields: Fields) -> Options:
-    """``attention_bias`` is for q, k, v and o."""
-    return {"add_qkv_bias": bool(fields.get("attention_bias")), "add_proj_bias": bool(fields.get("attention_bias"))}
+def _flag(name: str, *options: str) -> Rule:
+    """These options are true where the field ``name`` is."""
+    return lambda fields: dict.fromkeys(options, bool(fields.get(name)))
 
 
-def _mlp_bias(fields: Fields) -> Options:
-    """``mlp_bias`` is for the MLP's matrices."""
-    return {"add_mlp_bias": bool(fields.get("mlp_bias"))}
-
-
-def _biases(name: str) -> Rule:
-    """The field ``name`` is for all linear layers."""
-    return lambda fields: {"add_bias_linear": bool(fields.get(name))}
-
-
-def _proj_bias(fields: Fields) -> Options:
-    """Seed-OSS: a field of its own for the bias of o."""
-    return {"add_proj_bias": bool(fields.get("attention_out_bias"))}
-
-
-def _qkv_bias(name: str) -> Rule:
-    """The field ``name`` is for q, k and v alone."""
-    return lambda fields: {"add_qkv_bias": bool(fields.get(name))}
-
-
-def _head_norm(name: str) -> Rule:
-    return lambda fields: {"qk_layernorm": bool(fields.get(name))}
+_attention_bias = _flag("attention_bias", "add_qkv_bias", "add_proj_bias")
+_mlp_bias = _flag("mlp_bias", "add_mlp_bias")
 
 
 def _full_norm(name: str) -> Rule:
@@ -160,9 +140,9 @@ def _full_norm(name: str) -> Rule:
     return lambda fields: {"qk_layernorm": "full" if fields.get(name) else False}
 
 
-def _sandwiched(name: str) -> Rule:
-    """The field ``name``: norms after each block too."""
-    return lambda fields: {"layernorm_placement": "sandwich" if fields.get(name) else "pre"}
+def _placed(placement: str, name: str) -> Rule:
+    """Norms are placed like this where the field ``name`` is true, and before each block where it is not."""
+    return lambda fields: {"layernorm_placement": placement if fields.get(name) else "pre"}
 
 
 def _bidirectional(fields: Fields) -> Options:
@@ -301,8 +281,11 @@ def _linear_attention(fields: Fields) -> Options:
 
 def _indexer(fields: Fields) -> Options:
     """DeepSeek sparse attention: an indexer picks the keys of every layer."""
-    names = {"n_heads": "index_n_heads", "head_dim": "index_head_dim", "topk": "index_topk"}
-    return {"experimental_attention_variant": "dsa"} | {f"dsa_indexer_{ours}": fields.get(n) for ours, n in names.items()}
+    return {"experimental_attention_variant": "dsa"} | _indexer_sizes(fields)
+
+
+def _indexer_sizes(fields: Fields) -> Options:
+    return {f"dsa_indexer_{name}": fields.get(f"index_{name}") for name in ("n_heads", "head_dim", "topk")}
 
 
 def _shared_indexer(fields: Fields) -> Options:
@@ -338,8 +321,7 @@ def _hybrid(fields: Fields) -> Options:
         "moe_latent_size": fields.get("moe_latent_size"),
     }
     fields.skip("n_shared_experts", "num_hidden_layers")
-    if fields.get("mlp_bias"):
-        fields.report("mlp_bias", "these bias vectors are missing from the parameter count")
+    _report_biases(fields, "mlp_bias")
     return {"hybrid_layer_pattern": pattern, "num_layers": len(pattern), **(experts if "E" in pattern else {}), **_mamba(fields)}
 
 
@@ -403,9 +385,7 @@ def _granite_hybrid(fields: Fields) -> Options:
 
 def _mamba2(fields: Fields, inner: int | None = None) -> Options:
     """Mamba-2 of the width ``inner``, by the names that Falcon-H1, Bamba and Granite have for it."""
-    for name in ("mamba_proj_bias", "projectors_bias"):
-        if fields.get(name):
-            fields.report(name, "these bias vectors are missing from the parameter count")
+    _report_biases(fields, "mamba_proj_bias", "projectors_bias")
     if not fields.get("mamba_conv_bias"):
         fields.report("mamba_conv_bias", "the parameter count has the convolution's bias vectors nevertheless")
     if fields.get("mamba_d_conv") != 4:
@@ -626,11 +606,6 @@ def _internlm3(fields: Fields) -> Options:
     return {"add_qkv_bias": attention, "add_proj_bias": attention, "add_mlp_bias": bool(fields.get("mlp_bias", "bias"))}
 
 
-def _output_bias(name: str) -> Rule:
-    """The field ``name`` is for the output layer."""
-    return lambda fields: {"add_output_bias": bool(fields.get(name))}
-
-
 def _ernie_experts(fields: Fields) -> Options:
     """ERNIE 4.5: experts from one layer to another, in every so many; each has a correction bias."""
     layers, interval = fields.size("num_hidden_layers"), fields.get("moe_layer_interval") or 1
@@ -654,27 +629,23 @@ def _ernie_experts(fields: Fields) -> Options:
     }
 
 
-def _unbiased_experts(name: str) -> Rule:
-    """The field ``name`` gives biases to dense MLPs and shared experts, and none to the experts."""
-
-    def rule(fields: Fields) -> Options:
-        if fields.get(name):
-            fields.report(name, "these bias vectors are missing from the parameter count")
-        return {}
-
-    return rule
+def _unbiased_experts(fields: Fields) -> Options:
+    """Hunyuan 3: ``mlp_bias`` gives biases to dense MLPs and shared experts, and none to the routed experts."""
+    _report_biases(fields, "mlp_bias")
+    return {}
 
 
-def _parallel(fields: Fields) -> Options:
-    """StableLM: the MLP beside the attention, behind the same norm; norms of heads have no bias."""
+def _report_biases(fields: Fields, *names: str) -> None:
+    """Those of these fields that are true give biases to layers whose parameters are counted without."""
+    for name in filter(fields.get, names):
+        fields.report(name, "these bias vectors are missing from the parameter count")
+
+
+def _uncounted_head_norms(fields: Fields) -> Options:
+    """StableLM: the norms of heads have no bias."""
     if fields.get("qk_layernorm"):
         fields.report("qk_layernorm", "the norms of the heads are missing from the parameter count")
-    return {"layernorm_placement": "shared" if fields.get("use_parallel_residual") else "pre"}
-
-
-def _beside(fields: Fields) -> Options:
-    """GPT-NeoX: the MLP beside the attention, behind a norm of its own."""
-    return {"layernorm_placement": "parallel" if fields.get("use_parallel_residual") else "pre"}
+    return {}
 
 
 def _equal_heads(fields: Fields) -> Options:
@@ -750,9 +721,7 @@ def _group_limited_routing(fields: Fields) -> Options:
 
 
 def _latent_biases(fields: Fields) -> Options:
-    if fields.get("attention_bias") or fields.get("mlp_bias"):
-        name = "attention_bias" if fields.get("attention_bias") else "mlp_bias"
-        fields.report(name, "these bias vectors are missing from the parameter count")
+    _report_biases(fields, "attention_bias" if fields.get("attention_bias") else "mlp_bias")
     return {}
 
 
@@ -792,7 +761,7 @@ def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rul
         vision |= {"hidden_size": tower.get(width), "out_hidden_size": tower.get(out)}
         tower.skip("spatial_patch_size")  # patch_size again
         fields.not_counted += tower.sentences()
-        return {"vision_config": {name: value for name, value in vision.items() if value is not None}}
+        return {"vision_config": _set(vision)}
 
     return rule
 
@@ -803,13 +772,12 @@ def _glm_tower(fields: Fields) -> Options:
     tower = fields.part("vision_config")
     tower.only("hidden_act", "silu")
     names = ("depth", "num_heads", "hidden_size", "hidden_act", "in_channels", "spatial_merge_size", "out_hidden_size")
-    patch, frames, side = (tower.size(name) for name in ("patch_size", "temporal_patch_size", "image_size"))
     vision = {name: tower.get(name) for name in names} | {
-        "patch_size": patch,
-        "temporal_patch_size": frames,
+        "patch_size": tower.size("patch_size"),
+        "temporal_patch_size": tower.size("temporal_patch_size"),
         "intermediate_size": tower.size("out_hidden_size"),
         "projector_input_dim": tower.size("intermediate_size"),
-        "num_position_embeddings": (side // patch) ** 2,
+        "num_position_embeddings": _side(tower) ** 2,
         "qkv_bias": bool(tower.get("attention_bias")),
         "linear_bias": False,
         "patch_norm": True,
@@ -852,28 +820,33 @@ def _mask_token_head(fields: Fields) -> Options:
 
 def _whisper(fields: Fields) -> Options:
     """Whisper: the encoder over mel frames goes by the same names in configurations of its own."""
-    audio = {name: fields.get(name) for name in (*_WHISPER_ENCODER, "num_mel_bins", "max_source_positions")}
-    return {
-        "encoder_num_layers": audio["encoder_layers"],
-        "audio_config": {name: value for name, value in audio.items() if value is not None},
-        "activation_func": _ACTIVATIONS.get(fields.get("activation_function")),
-    }
+    return {"encoder_num_layers": fields.get("encoder_layers"), "audio_config": _given(fields, _WHISPER_ENCODER)}
 
 
 def _qwen2_audio(fields: Fields) -> Options:
     """Qwen2-Audio: Whisper's encoder, whose positions do not train, averaged by two and projected by one matrix."""
     audio = fields.part("audio_config")
-    found = {name: audio.get(name) for name in (*_WHISPER_ENCODER, "num_mel_bins", "max_source_positions")}
+    found = _given(audio, _WHISPER_ENCODER)
     audio.skip("activation_function", "activation_dropout", "encoder_layerdrop", "layerdrop", "scale_embedding", "init_std")
     fields.not_counted += audio.sentences()
-    return {"audio_config": {name: value for name, value in found.items() if value is not None}}
+    return {"audio_config": found}
 
 
-_WHISPER_ENCODER = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
+_WHISPER_ENCODER = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins",
+                    "max_source_positions")  # fmt: skip
+
+
+def _given(fields: Fields, names: Iterable[str]) -> Options:
+    """Those of these fields that are set, in the file or by its class."""
+    return _set({name: fields.get(name) for name in names})
+
+
+def _set(options: Options) -> Options:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
-    """A tower over whole images of one size, with biases, layer norms and a learned table of positions."""
+    """A tower over whole images of one size, with biases, layer norms and a learned table of positions, one for a class token."""
     names = {
         "depth": "num_hidden_layers",
         "num_heads": "num_attention_heads",
@@ -884,25 +857,29 @@ def _plain_tower(fields: Fields, tower: Fields, **more: Any) -> Options:
         "projector_output_dim": "projector_output_dim",
     }
     vision: Options = {option: tower.get(name) for option, name in names.items()}
-    vision |= {"patch_size": tower.size("patch_size"), "temporal_patch_size": 1, **more}
+    positions = _side(tower) ** 2 + more.get("class_token", False)
+    vision |= {"patch_size": tower.size("patch_size"), "temporal_patch_size": 1, "num_position_embeddings": positions, **more}
     tower.skip("hidden_act", "layer_norm_eps", "norm_eps")
     if tower is not fields:
         fields.not_counted += tower.sentences()
-    return {"vision_config": {name: value for name, value in vision.items() if value is not None}}
+    return {"vision_config": _set(vision)}
+
+
+def _side(tower: Fields) -> int:
+    """Patches along one side of an image."""
+    return tower.size("image_size") // tower.size("patch_size")
 
 
 def _siglip_tower(fields: Fields) -> Options:
     """Gemma 3: SigLIP, averaged down to a fixed number of tokens."""
     tower = fields.part("vision_config")
-    side = tower.size("image_size") // tower.size("patch_size")
-    merge = side // isqrt(fields.size("mm_tokens_per_image")) or 1  # the default tower is smaller than that
+    merge = _side(tower) // isqrt(fields.size("mm_tokens_per_image")) or 1  # the default tower is smaller than that
     return _siglip_in(fields, tower, spatial_merge_size=merge, projector_type="pooled_linear")
 
 
 def _siglip_in(fields: Fields, tower: Fields, **projector: Any) -> Options:
     """SigLIP inside another model; its pooling head may be built, and nothing uses its output."""
-    side, pools = tower.size("image_size") // tower.size("patch_size"), tower.get("vision_use_head")
-    options = _plain_tower(fields, tower, num_position_embeddings=side**2, **projector)
+    pools, options = tower.get("vision_use_head"), _plain_tower(fields, tower, **projector)
     width, inner = tower.size("hidden_size"), tower.size("intermediate_size")
     return options | ({"unpriced_parameters": _pooling_head(width, inner)} if pools else {})
 
@@ -964,13 +941,11 @@ def _internvl(fields: Fields) -> Options:
     for name, built in {"use_qk_norm": False, "norm_type": "layer_norm", "use_mask_token": False,
                         "use_absolute_position_embeddings": True, "use_mean_pooling": True}.items():  # fmt: skip
         tower.only(name, built)
-    side = tower.size("image_size") // tower.size("patch_size")
     tower.skip("layer_scale_init_value", "projection_dropout")
     fields.skip("image_seq_length", "projector_hidden_act")
     return _plain_tower(
         fields,
         tower,
-        num_position_embeddings=side**2 + 1,
         spatial_merge_size=int(1 / max(fields.get("downsample_ratio") or 0.5, 1e-9)),
         class_token=True,
         layer_scale=True,
@@ -986,10 +961,9 @@ def _pooling_head(width: int, inner: int) -> int:
 
 def _siglip_alone(tower: Fields) -> Options:
     """SigLIP's vision tower by itself."""
-    side = tower.size("image_size") // tower.size("patch_size")
     if tower.get("vision_use_head"):
         tower.report("vision_use_head", "the pooling head is not counted")
-    return _plain_tower(tower, tower, num_position_embeddings=side**2, projector_type="none")
+    return _plain_tower(tower, tower, projector_type="none")
 
 
 def _siglip(fields: Fields) -> Options:
@@ -1041,8 +1015,7 @@ def _deepseek_v4(fields: Fields) -> Options:
     if hashed != 0 and (not isinstance(hashed, list) or "hash_moe" in hashed):
         fields.report(("mlp_layer_types", "num_hash_layers"), "layers that route by hash are counted with a router")
     rope = fields.get("qk_rope_head_dim") or round(width * (fields.get("partial_rotary_factor") or 0.125))
-    names = {"n_heads": "index_n_heads", "head_dim": "index_head_dim", "topk": "index_topk"}
-    return {
+    return _indexer_sizes(fields) | {
         "experimental_attention_variant": "dsv4_hybrid",
         "multi_latent_attention": True,
         "num_query_groups": None,
@@ -1058,18 +1031,16 @@ def _deepseek_v4(fields: Fields) -> Options:
         "v_head_dim": width,
         "csa_compress_ratios": ratios,
         "csa_window_size": fields.get("sliding_window"),
-    } | {f"dsa_indexer_{ours}": fields.get(name) for ours, name in names.items()}
+    }
 
 
 def _llama4_tower(fields: Fields) -> Options:
     """Llama 4: a class token, then patches become channels."""
     tower = fields.part("vision_config")
-    side = tower.size("image_size") // tower.size("patch_size")
     tower.skip("vision_feature_layer", "vision_feature_select_strategy", "projector_dropout", "multi_modal_projector_bias")
     return _plain_tower(
         fields,
         tower,
-        num_position_embeddings=side**2 + 1,
         spatial_merge_size=round(1 / (tower.get("pixel_shuffle_ratio") or 0.5)),
         vision_output_dim=tower.get("vision_output_dim"),
         class_token=True,
@@ -1130,18 +1101,24 @@ def _gemma4_tower(fields: Fields, tower: Fields, out: int) -> int:
 
 # ---- the families --------------------------------------------------------------------------------------------------
 
+#: What nearly every family calls by the same names, and the sizes that most of them do.
+_TABLES = {"vocab_size": "vocab_size", "share_embeddings_and_output_weights": "tie_word_embeddings"}
+_SIZES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "max_position_embeddings": "max_position_embeddings",
+    "init_method_std": "initializer_range",
+}
+_LAYER_NORM = {"normalization": "LayerNorm"}
+
 _DECODER = Family(
     fields={
-        "num_layers": "num_hidden_layers",
-        "hidden_size": "hidden_size",
-        "ffn_hidden_size": "intermediate_size",
-        "num_attention_heads": "num_attention_heads",
+        **_TABLES,
+        **_SIZES,
         "num_query_groups": "num_key_value_heads",
-        "vocab_size": "vocab_size",
-        "share_embeddings_and_output_weights": "tie_word_embeddings",
-        "max_position_embeddings": "max_position_embeddings",
         "layernorm_epsilon": ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon"),
-        "init_method_std": "initializer_range",
         "attention_dropout": "attention_dropout",
     },
     rules=(_head_size, _vocabulary, _activation, _rope, _next_token_depths),
@@ -1188,22 +1165,16 @@ _T5 = Family(
 )  # fmt: skip
 _BERT = Family(
     fields={
-        "num_layers": "num_hidden_layers",
-        "hidden_size": "hidden_size",
-        "ffn_hidden_size": "intermediate_size",
-        "num_attention_heads": "num_attention_heads",
-        "vocab_size": "vocab_size",
-        "share_embeddings_and_output_weights": "tie_word_embeddings",
-        "max_position_embeddings": "max_position_embeddings",
+        **_TABLES,
+        **_SIZES,
         "num_tokentypes": "type_vocab_size",
         "layernorm_epsilon": "layer_norm_eps",
-        "init_method_std": "initializer_range",
         "hidden_dropout": "hidden_dropout_prob",
         "attention_dropout": "attention_probs_dropout_prob",
     },
     fixed={
+        **_LAYER_NORM,
         "is_causal": False,
-        "normalization": "LayerNorm",
         "layernorm_placement": "post",
         "post_layer_norm": False,
         "embedding_layernorm": True,
@@ -1221,32 +1192,29 @@ _WHISPER = Family(
         "hidden_size": "d_model",
         "ffn_hidden_size": "decoder_ffn_dim",
         "num_attention_heads": "decoder_attention_heads",
-        "vocab_size": "vocab_size",
-        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        **_TABLES,
         "max_position_embeddings": "max_target_positions",
         "init_method_std": "init_std",
         "attention_dropout": "attention_dropout",
     },
     fixed={
-        "normalization": "LayerNorm",
+        **_LAYER_NORM,
         "add_bias_linear": True,
         "add_key_bias": False,
         "position_embedding_type": "learned_absolute",
     },
-    rules=(_vocabulary, _whisper),
+    rules=(_vocabulary, _activation_in("activation_function"), _whisper),
     ignored="""num_hidden_layers activation_dropout encoder_layerdrop decoder_layerdrop scale_embedding use_weighted_layer_sum
                classifier_proj_size apply_spec_augment median_filter_width mask_time_prob mask_time_length mask_time_min_masks
                mask_feature_prob mask_feature_length mask_feature_min_masks""",
 )  # fmt: skip
-_LAYER_NORM = {"normalization": "LayerNorm"}
 _COHERE = _SWIGLU.plus(_attention_bias, fixed={"layernorm_placement": "shared"})
 _GPT2 = Family(
     fields={
         "num_layers": ("n_layer", "num_hidden_layers"),
         "hidden_size": ("n_embd", "hidden_size"),
         "num_attention_heads": ("n_head", "num_attention_heads"),
-        "vocab_size": "vocab_size",
-        "share_embeddings_and_output_weights": "tie_word_embeddings",
+        **_TABLES,
         "max_position_embeddings": ("n_positions", "max_position_embeddings"),
         "layernorm_epsilon": "layer_norm_epsilon",
         "init_method_std": "initializer_range",
@@ -1276,8 +1244,7 @@ FAMILIES: dict[str, Family] = {
         fields={
             "num_layers": ("n_layer", "num_hidden_layers"),
             "num_attention_heads": ("n_head", "num_attention_heads"),
-            "vocab_size": "vocab_size",
-            "share_embeddings_and_output_weights": "tie_word_embeddings",
+            **_TABLES,
             "layernorm_epsilon": "layer_norm_epsilon",
             "init_method_std": "initializer_range",
         },
@@ -1311,7 +1278,7 @@ FAMILIES: dict[str, Family] = {
     "dots1": _QWEN3.plus(
         _windows(_layers_from_max_window_layers), _experts, _group_limited_routing, ignored="use_sliding_window"
     ),
-    "ernie4_5": _SWIGLU.plus(_biases("use_bias"), ignored="compression_ratio freq_allocation"),
+    "ernie4_5": _SWIGLU.plus(_flag("use_bias", "add_bias_linear"), ignored="compression_ratio freq_allocation"),
     "ernie4_5_moe": _SWIGLU.plus(_ernie_experts, ignored="moe_norm_min moe_capacity moe_use_aux_free moe_gate"),
     "exaone4": _QWEN3.plus(_windows(_every(4)), fixed={"layernorm_placement": "post"}),
     "exaone_moe": _QWEN3.plus(_windows(_every(4)), _experts, _group_limited_routing, ignored="is_moe_layer"),
@@ -1345,19 +1312,27 @@ FAMILIES: dict[str, Family] = {
         },
         fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
     ),
-    "glm": _SWIGLU.plus(_qkv_bias("attention_bias")),
-    "glm4": _SWIGLU.plus(_qkv_bias("attention_bias"), fixed={"layernorm_placement": "sandwich"}),
-    "glm4_moe": _SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
+    "glm": _SWIGLU.plus(_flag("attention_bias", "add_qkv_bias")),
+    "glm4": _SWIGLU.plus(_flag("attention_bias", "add_qkv_bias"), fixed={"layernorm_placement": "sandwich"}),
+    "glm4_moe": _SWIGLU.plus(
+        _experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias"), _flag("use_qk_norm", "qk_layernorm")
+    ),
     "glm4_moe_lite": _DEEPSEEK_V3.plus(_first_layer_dense),
     "glm4v": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_text"),
     "glm4v_moe": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_moe_text"),
-    "glm4v_moe_text": replace(_SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias")), inner=True),
+    "glm4v_moe_text": replace(
+        _SWIGLU.plus(_experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias")), inner=True
+    ),
     "glm4v_text": replace(_SWIGLU.plus(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
     "glm_moe_dsa": _DEEPSEEK_V3.plus(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2.plus(_one_key_head, ignored="num_key_value_heads"),
     "gpt_neox": _DECODER.plus(
-        _attention_bias, _beside, _equal_heads, fixed={**_LAYER_NORM, "add_mlp_bias": True}, ignored="is_decoder"
+        _attention_bias,
+        _placed("parallel", "use_parallel_residual"),
+        _equal_heads,
+        fixed={**_LAYER_NORM, "add_mlp_bias": True},
+        ignored="is_decoder",
     ),
     "gpt_oss": _SWIGLU.plus(
         _windows(_every(2)),
@@ -1390,11 +1365,11 @@ FAMILIES: dict[str, Family] = {
     "hy_v3": _QWEN3.plus(
         _experts,
         _first_layer_dense,
-        _unbiased_experts("mlp_bias"),
+        _unbiased_experts,
         fixed={"moe_router_score_function": "sigmoid"},
         ignored="router_scaling_factor enable_moe_fp32_combine",
     ),
-    "hyperclovax": _SWIGLU.plus(_attention_bias, _mlp_bias, _sandwiched("use_post_norm")),
+    "hyperclovax": _SWIGLU.plus(_attention_bias, _mlp_bias, _placed("sandwich", "use_post_norm")),
     "idefics3": _VISION_LANGUAGE.plus(_idefics3("idefics3", "idefics3_vision"), text="llama"),
     "internlm3": _SWIGLU.plus(_internlm3),
     "internvl": _VISION_LANGUAGE.plus(_internvl, text="qwen2"),
@@ -1439,7 +1414,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral4": _LATENT,
     "mixtral": _SWIGLU.plus(_window, _experts),
-    "nemotron": _DECODER.plus(_attention_bias, _mlp_bias, fixed={"normalization": "LayerNorm"}, ignored="kv_channels"),
+    "nemotron": _DECODER.plus(_attention_bias, _mlp_bias, fixed=_LAYER_NORM, ignored="kv_channels"),
     "nemotron-nas": _SWIGLU.plus(_blocks, _attention_bias, _mlp_bias),
     "nemotron_h": _DECODER.plus(
         _hybrid,
@@ -1462,7 +1437,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "paligemma": _VISION_LANGUAGE.plus(_paligemma, text="gemma"),
     "phi": _DECODER.plus(
-        _head_norm("qk_layernorm"),
+        _flag("qk_layernorm", "qk_layernorm"),
         fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
     ),
     "phi3": replace(_SWIGLU.plus(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
@@ -1471,7 +1446,7 @@ FAMILIES: dict[str, Family] = {
         _window,
         _attention_bias,
         _experts,
-        _output_bias("lm_head_bias"),
+        _flag("lm_head_bias", "add_output_bias"),
         fixed={**_LAYER_NORM, "moe_router_topk": 2},
     ),
     "qwen2": _QWEN2,
@@ -1482,7 +1457,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen2_5_vl_text"),
     "qwen2_5_vl_text": _QWEN2_VL_TEXT,
     "qwen2_moe": _SWIGLU.plus(
-        _windows(_lower_odd_layers), _experts, _qkv_bias("qkv_bias"), fixed={"moe_shared_expert_gate": True}
+        _windows(_lower_odd_layers), _experts, _flag("qkv_bias", "add_qkv_bias"), fixed={"moe_shared_expert_gate": True}
     ),
     "qwen2_vl": _VISION_LANGUAGE.plus(_qwen_tower("embed_dim", "hidden_size"), text="qwen2_vl_text"),
     "qwen2_vl_text": _QWEN2_VL_TEXT,
@@ -1498,13 +1473,23 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe_text": replace(_QWEN3.plus(_experts), inner=True),
     "qwen3_vl_text": replace(_QWEN3, inner=True),
     "roberta": _BERT,
-    "seed_oss": _SWIGLU.plus(_attention_bias, _proj_bias, _mlp_bias),
+    "seed_oss": _SWIGLU.plus(_attention_bias, _flag("attention_out_bias", "add_proj_bias"), _mlp_bias),
     "smolvlm": _VISION_LANGUAGE.plus(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),
     "smollm3": _SWIGLU.plus(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
-    "solar_open": _SWIGLU.plus(_experts, _group_limited_routing, _qkv_bias("attention_bias"), _head_norm("use_qk_norm")),
-    "stablelm": _SWIGLU.plus(_qkv_bias("use_qkv_bias"), _parallel, fixed=_LAYER_NORM),
+    "solar_open": _SWIGLU.plus(
+        _experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias"), _flag("use_qk_norm", "qk_layernorm")
+    ),
+    "stablelm": _SWIGLU.plus(
+        _flag("use_qkv_bias", "add_qkv_bias"),
+        _placed("shared", "use_parallel_residual"),
+        _uncounted_head_norms,
+        fixed=_LAYER_NORM,
+    ),
     "starcoder2": _DECODER.plus(
-        _window, _biases("use_bias"), fixed={"normalization": "LayerNorm"}, ignored="activation_function mlp_type norm_type"
+        _window,
+        _flag("use_bias", "add_bias_linear"),
+        fixed=_LAYER_NORM,
+        ignored="activation_function mlp_type norm_type",
     ),
     "siglip": Family(rules=(_siglip,), ignored="initializer_factor"),
     "siglip_vision_model": Family(rules=(_siglip_alone,)),
