@@ -7,7 +7,7 @@ own, ``huggingface_defaults.json``.  Source: the ``configuration_*.py`` and ``mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any
@@ -320,24 +320,20 @@ def _hybrid(fields: Fields) -> Options:
         "moe_shared_expert_intermediate_size": fields.get("moe_shared_expert_intermediate_size"),
         "moe_latent_size": fields.get("moe_latent_size"),
     }
-    fields.skip("n_shared_experts", "num_hidden_layers")
     _report_biases(fields, "mlp_bias")
-    return {"hybrid_layer_pattern": pattern, "num_layers": len(pattern), **(experts if "E" in pattern else {}), **_mamba(fields)}
+    return {"hybrid_layer_pattern": pattern, "num_layers": len(pattern), **(experts if "E" in pattern else {})}
 
 
 def _pure_mamba(fields: Fields) -> Options:
-    return {"hybrid_layer_pattern": "M" * fields.size("num_hidden_layers"), "mamba_num_heads": fields.get("num_heads"),
-            "mamba_head_dim": fields.get("head_dim"), "kv_channels": None, **_mamba(fields)}  # fmt: skip
+    return {"hybrid_layer_pattern": "M" * fields.size("num_hidden_layers"), "mamba_num_heads": fields.get("num_heads")}
 
 
-def _mamba(fields: Fields) -> Options:
+def _uncounted_of_mamba(fields: Fields) -> Options:
     if fields.get("conv_kernel") != 4:
         fields.report("conv_kernel", "the convolution is counted with 4 taps")
     if fields.get("use_bias"):
         fields.report("use_bias", "the bias vectors of Mamba layers are missing from the parameter count")
-    fields.skip("expand", "use_conv_bias")
-    return {"is_hybrid_model": True, "mamba_state_dim": fields.get("ssm_state_size", "state_size"),
-            "mamba_num_groups": fields.get("n_groups")}  # fmt: skip
+    return {}
 
 
 def _side_by_side(fields: Fields) -> Options:
@@ -433,8 +429,6 @@ def _lfm2(fields: Fields) -> Options:
     layers, listed = fields.size("num_hidden_layers"), fields.get("full_attn_idxs")
     kinds = _flags(fields, "layer_types", {"conv": True, "full_attention": False})
     convolved = kinds or [listed is not None and i not in listed for i in range(layers)]
-    fields.skip("block_dim", "conv_dim", "conv_dim_out", "block_mlp_init_scale", "block_out_init_scale", "block_use_swiglu",
-                "block_use_xavier_init", "conv_use_xavier_init", "block_norm_eps", "use_pos_enc", "num_heads")  # fmt: skip
     found = {"short_conv_kernel": fields.get("conv_L_cache"), "short_conv_bias": bool(fields.get("conv_bias"))}
     return {"short_conv_layers": [int(flag) for flag in convolved], **found} if any(convolved) else {}
 
@@ -475,12 +469,14 @@ def _mimo_v2(fields: Fields) -> Options:
     sparse = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False}) or [i > 0 for i in range(layers)]
     heads, size, values = (fields.get(name) for name in ("num_attention_heads", "head_dim", "v_head_dim"))
     # The published files have fields of their own code beside these, which transformers does not look at.
-    for name, built in {
-        "hybrid_layer_pattern": [*map(int, local)], "moe_layer_freq": [*map(int, sparse)], "swa_num_attention_heads": heads,
-        "swa_num_key_value_heads": 2 * groups, "swa_head_dim": size, "swa_v_head_dim": values,
-        "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False,
-    }.items():  # fmt: skip
-        fields.expect(name, built)
+    fields.expect("hybrid_layer_pattern", [*map(int, local)])
+    fields.expect("moe_layer_freq", [*map(int, sparse)])
+    fields.expect("swa_num_attention_heads", heads)
+    fields.expect("swa_num_key_value_heads", 2 * groups)
+    fields.expect("swa_head_dim", size)
+    fields.expect("swa_v_head_dim", values)
+    fields.expect("add_swa_attention_sink_bias", True)
+    fields.expect("add_full_attention_sink_bias", False)
     # The window in the published files leaves out the query.
     window = fields.get(previous) + 1 if fields.get(previous) else fields.get("sliding_window")
     fields.skip("attention_chunk_size", "attention_value_scale", "swa_rope_theta")
@@ -685,8 +681,6 @@ def _opt(fields: Fields) -> Options:
 
 
 def _bloom(fields: Fields) -> Options:
-    fields.skip("apply_residual_connection_post_layernorm", "slow_but_exact", "seq_length", "n_inner", "masked_softmax_fusion",
-                "bias_dropout_fusion", "skip_bias_add", "skip_bias_add_qkv", "unk_token_id", "attention_dropout")  # fmt: skip
     width = fields.size("hidden_size", "n_embed")
     return {"hidden_size": width, "ffn_hidden_size": 4 * width}
 
@@ -756,7 +750,7 @@ def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rul
 
     def rule(fields: Fields) -> Options:
         tower = fields.part("vision_config")
-        vision = {name: tower.get(name) for name in _TOWER_FIELDS}
+        vision = {name: tower.get(name) for name in _TOWER_FIELDS.split()}
         vision["in_channels"] = tower.get("in_channels", "in_chans")
         vision |= {"hidden_size": tower.get(width), "out_hidden_size": tower.get(out)}
         tower.skip("spatial_patch_size")  # patch_size again
@@ -832,13 +826,12 @@ def _qwen2_audio(fields: Fields) -> Options:
     return {"audio_config": found}
 
 
-_WHISPER_ENCODER = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins",
-                    "max_source_positions")  # fmt: skip
+_WHISPER_ENCODER = "d_model encoder_layers encoder_attention_heads encoder_ffn_dim num_mel_bins max_source_positions"
 
 
-def _given(fields: Fields, names: Iterable[str]) -> Options:
+def _given(fields: Fields, names: str) -> Options:
     """Those of these fields that are set, in the file or by its class."""
-    return _set({name: fields.get(name) for name in names})
+    return _set({name: fields.get(name) for name in names.split()})
 
 
 def _set(options: Options) -> Options:
@@ -938,9 +931,11 @@ def _internvl(fields: Fields) -> Options:
     fields.only("vision_feature_layer", -1)
     fields.only("vision_feature_select_strategy", "default")
     tower = _tower(fields, "internvl_vision")
-    for name, built in {"use_qk_norm": False, "norm_type": "layer_norm", "use_mask_token": False,
-                        "use_absolute_position_embeddings": True, "use_mean_pooling": True}.items():  # fmt: skip
-        tower.only(name, built)
+    tower.only("norm_type", "layer_norm")
+    for name in ("use_qk_norm", "use_mask_token"):
+        tower.only(name, False)
+    for name in ("use_absolute_position_embeddings", "use_mean_pooling"):
+        tower.only(name, True)
     tower.skip("layer_scale_init_value", "projection_dropout")
     fields.skip("image_seq_length", "projector_hidden_act")
     return _plain_tower(
@@ -993,13 +988,16 @@ def _byte_latent(fields: Fields) -> Options:
 def _byte_latent_stack(fields: Fields, name: str) -> Options:
     """One of its transformers; widths of 0 are those that follow from the others."""
     stack = fields.part(name)
-    stack.skip("vocab_size", "cross_attn_k", "head_dim", "hidden_act", "max_position_embeddings", "hidden_size_global",
-               "encoder_cross_output_size", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
+    stack.skip(*_UNREAD_IN_STACKS.split())
     sizes: Options = {size: stack.size(size) for size in ("num_hidden_layers", "hidden_size", "num_attention_heads")}
     sizes |= {size: stack.get(size) or None for size in ("num_key_value_heads", "intermediate_size")}
     sizes |= stack.mentioned("sliding_window", "cross_attn_all_layers")
     fields.not_counted += stack.sentences()
     return sizes
+
+
+_UNREAD_IN_STACKS = """vocab_size cross_attn_k head_dim hidden_act max_position_embeddings hidden_size_global
+                       encoder_cross_output_size rms_norm_eps tie_word_embeddings"""
 
 
 def _deepseek_v4(fields: Fields) -> Options:
@@ -1048,19 +1046,8 @@ def _llama4_tower(fields: Fields) -> Options:
     )
 
 
-_TOWER_FIELDS = (
-    "depth",
-    "intermediate_size",
-    "mlp_ratio",
-    "hidden_act",
-    "patch_size",
-    "temporal_patch_size",
-    "spatial_merge_size",
-    "window_size",
-    "fullatt_block_indexes",
-    "num_position_embeddings",
-    "deepstack_visual_indexes",
-)
+_TOWER_FIELDS = """depth intermediate_size mlp_ratio hidden_act patch_size temporal_patch_size spatial_merge_size window_size
+                   fullatt_block_indexes num_position_embeddings deepstack_visual_indexes"""
 
 
 def _uncounted_tower(entries: Callable[[Fields, Fields, int], int]) -> Rule:
@@ -1124,6 +1111,7 @@ _DECODER = Family(
     rules=(_head_size, _vocabulary, _activation, _rope, _next_token_depths),
 )
 _SWIGLU = _DECODER.plus(fixed={"gated_linear_unit": True})
+_LLAMA = _SWIGLU.plus(_attention_bias, _mlp_bias)
 _LATENT = _SWIGLU.plus(
     _latent_head_size,
     _experts,
@@ -1145,6 +1133,7 @@ _QWEN3 = _SWIGLU.plus(_attention_bias, fixed={"qk_layernorm": True})
 _QWEN3_NEXT = _QWEN3.plus(
     _linear_attention, fixed={"attention_output_gate": True}, ignored="attn_output_gate mtp_use_dedicated_embeddings"
 )
+_QWEN3_NEXT_MOE = _QWEN3_NEXT.plus(_experts, fixed={"moe_shared_expert_gate": True})
 _GEMMA = _SWIGLU.plus(_attention_bias, _bidirectional, fixed={"layernorm_zero_centered_gamma": True}, ignored="num_image_tokens")
 _OLMO2 = _SWIGLU.plus(_attention_bias, fixed={"qk_layernorm": "full", "layernorm_placement": "post"})
 _T5 = Family(
@@ -1162,7 +1151,7 @@ _T5 = Family(
     rules=(_vocabulary, _t5),
     ignored="""relative_attention_max_distance scale_decoder_outputs tie_word_embeddings n_positions initializer_factor
                dropout_rate""",
-)  # fmt: skip
+)
 _BERT = Family(
     fields={
         **_TABLES,
@@ -1207,7 +1196,7 @@ _WHISPER = Family(
     ignored="""num_hidden_layers activation_dropout encoder_layerdrop decoder_layerdrop scale_embedding use_weighted_layer_sum
                classifier_proj_size apply_spec_augment median_filter_width mask_time_prob mask_time_length mask_time_min_masks
                mask_feature_prob mask_feature_length mask_feature_min_masks""",
-)  # fmt: skip
+)
 _COHERE = _SWIGLU.plus(_attention_bias, fixed={"layernorm_placement": "shared"})
 _GPT2 = Family(
     fields={
@@ -1231,8 +1220,17 @@ _LFM2 = _SWIGLU.plus(
     _lfm2,
     fields={"share_embeddings_and_output_weights": ("tie_embedding", "tie_word_embeddings")},
     fixed={"qk_layernorm": True, "activation_func": "silu"},
+    ignored="""block_dim conv_dim conv_dim_out block_mlp_init_scale block_out_init_scale block_use_swiglu block_use_xavier_init
+               conv_use_xavier_init block_norm_eps use_pos_enc num_heads""",
+)
+_MAMBA = _DECODER.plus(
+    fields={"mamba_state_dim": ("ssm_state_size", "state_size"), "mamba_num_groups": "n_groups"},
+    fixed={"is_hybrid_model": True},
+    ignored="expand use_conv_bias",
 )
 _DENSE_EXPERTS = "transformers_dense_experts"
+_GLM = _SWIGLU.plus(_flag("attention_bias", "add_qkv_bias"))
+_GLM4_MOE = _GLM.plus(_experts, _group_limited_routing, _flag("use_qk_norm", "qk_layernorm"))
 _GRANITE_MOE = _SWIGLU.plus(_attention_bias, _experts, _shared_width)
 
 FAMILIES: dict[str, Family] = {
@@ -1256,6 +1254,8 @@ FAMILIES: dict[str, Family] = {
             "activation_func": "gelu_tanh",
         },
         rules=(_bloom, _vocabulary),
+        ignored="""apply_residual_connection_post_layernorm slow_but_exact seq_length n_inner masked_softmax_fusion
+                   bias_dropout_fusion skip_bias_add skip_bias_add_qkv attention_dropout""",
     ),
     "blt": Family(
         rules=(_byte_latent,),
@@ -1312,17 +1312,13 @@ FAMILIES: dict[str, Family] = {
         },
         fixed={"layernorm_placement": "sandwich", "qk_layernorm": True},
     ),
-    "glm": _SWIGLU.plus(_flag("attention_bias", "add_qkv_bias")),
-    "glm4": _SWIGLU.plus(_flag("attention_bias", "add_qkv_bias"), fixed={"layernorm_placement": "sandwich"}),
-    "glm4_moe": _SWIGLU.plus(
-        _experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias"), _flag("use_qk_norm", "qk_layernorm")
-    ),
+    "glm": _GLM,
+    "glm4": _GLM.plus(fixed={"layernorm_placement": "sandwich"}),
+    "glm4_moe": _GLM4_MOE,
     "glm4_moe_lite": _DEEPSEEK_V3.plus(_first_layer_dense),
     "glm4v": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_text"),
     "glm4v_moe": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_moe_text"),
-    "glm4v_moe_text": replace(
-        _SWIGLU.plus(_experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias")), inner=True
-    ),
+    "glm4v_moe_text": replace(_GLM.plus(_experts, _group_limited_routing), inner=True),
     "glm4v_text": replace(_SWIGLU.plus(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
     "glm_moe_dsa": _DEEPSEEK_V3.plus(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
@@ -1341,14 +1337,8 @@ FAMILIES: dict[str, Family] = {
         fields={"activation_func_clamp_value": "swiglu_limit"},
         fixed={"add_mlp_bias": True, "softmax_type": "learnable", "activation_func": "quick_gelu", "glu_linear_offset": 1.0},
     ),
-    "granite": _SWIGLU.plus(_attention_bias, _mlp_bias),
-    "granite_swa": _SWIGLU.plus(
-        _attention_bias,
-        _mlp_bias,
-        _windows(_all_but_each_fourth),
-        fixed={"softmax_type": "learnable"},
-        ignored="layer_rope_theta",
-    ),
+    "granite": _LLAMA,
+    "granite_swa": _LLAMA.plus(_windows(_all_but_each_fourth), fixed={"softmax_type": "learnable"}, ignored="layer_rope_theta"),
     "granitemoe": _SWIGLU.plus(_attention_bias, _experts),
     "granitemoe_swa": _GRANITE_MOE.plus(
         _windows(_all_but_each_fourth), fixed={"softmax_type": "learnable"}, ignored="layer_rope_theta"
@@ -1369,11 +1359,11 @@ FAMILIES: dict[str, Family] = {
         fixed={"moe_router_score_function": "sigmoid"},
         ignored="router_scaling_factor enable_moe_fp32_combine",
     ),
-    "hyperclovax": _SWIGLU.plus(_attention_bias, _mlp_bias, _placed("sandwich", "use_post_norm")),
+    "hyperclovax": _LLAMA.plus(_placed("sandwich", "use_post_norm")),
     "idefics3": _VISION_LANGUAGE.plus(_idefics3("idefics3", "idefics3_vision"), text="llama"),
     "internlm3": _SWIGLU.plus(_internlm3),
     "internvl": _VISION_LANGUAGE.plus(_internvl, text="qwen2"),
-    "iquestcoder": _SWIGLU.plus(_attention_bias, _mlp_bias),
+    "iquestcoder": _LLAMA,
     "jais2": _DECODER.plus(_attention_bias, _mlp_bias, fixed=_LAYER_NORM),
     "jamba": _SWIGLU.plus(_jamba, fixed={"position_embedding_type": "none", "selective_scan_norms": True}),
     "kimi_k2": _DEEPSEEK_V3,
@@ -1385,14 +1375,20 @@ FAMILIES: dict[str, Family] = {
     ),
     "lfm2": _LFM2.plus(_lfm2_width),
     "lfm2_moe": _LFM2.plus(_lfm2_experts),
-    "llama": _SWIGLU.plus(_attention_bias, _mlp_bias),
+    "llama": _LLAMA,
     "llama4": replace(_VISION_LANGUAGE.plus(_llama4_tower, text="llama4_text"), framework=_DENSE_EXPERTS),
     "llama4_text": replace(
         _SWIGLU.plus(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
         framework=_DENSE_EXPERTS,
     ),
     "llava_onevision": _VISION_LANGUAGE.plus(_llava_onevision, text="qwen2"),
-    "mamba2": _DECODER.plus(_pure_mamba, ignored="time_step_rank"),
+    "mamba2": _MAMBA.plus(
+        _pure_mamba,
+        _uncounted_of_mamba,
+        fields={"mamba_head_dim": "head_dim"},
+        fixed={"kv_channels": None},
+        ignored="time_step_rank",
+    ),
     "mimo": _SWIGLU.plus(_windows(_upper_layers), fixed={"add_qkv_bias": True}, ignored="attention_bias"),
     "mimo_v2_flash": _SWIGLU.plus(
         _group_limited_routing, _mimo_v2, fields={"layernorm_epsilon": ("rms_norm_eps", "layernorm_epsilon")}
@@ -1415,13 +1411,14 @@ FAMILIES: dict[str, Family] = {
     "mistral4": _LATENT,
     "mixtral": _SWIGLU.plus(_window, _experts),
     "nemotron": _DECODER.plus(_attention_bias, _mlp_bias, fixed=_LAYER_NORM, ignored="kv_channels"),
-    "nemotron-nas": _SWIGLU.plus(_blocks, _attention_bias, _mlp_bias),
-    "nemotron_h": _DECODER.plus(
+    "nemotron-nas": _LLAMA.plus(_blocks),
+    "nemotron_h": _MAMBA.plus(
         _hybrid,
+        _uncounted_of_mamba,
         _attention_bias,
         fields={"mamba_num_heads": "mamba_num_heads", "mamba_head_dim": "mamba_head_dim"},
         fixed={"share_embeddings_and_output_weights": False},
-        ignored="mtp_layers_block_type mtp_hybrid_override_pattern",
+        ignored="n_shared_experts num_hidden_layers mtp_layers_block_type mtp_hybrid_override_pattern",
     ),
     "olmo": _SWIGLU.plus(_attention_bias, fixed={**_LAYER_NORM, "layernorm_learned": False}),
     "olmo2": _OLMO2,
@@ -1453,7 +1450,7 @@ FAMILIES: dict[str, Family] = {
     # Nothing is tied, whatever its files say of it.
     "qwen2_audio": Family(
         rules=(_qwen2_audio,), fixed={"share_embeddings_and_output_weights": False}, text="qwen2", ignored="tie_word_embeddings"
-    ),  # fmt: skip
+    ),
     "qwen2_5_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen2_5_vl_text"),
     "qwen2_5_vl_text": _QWEN2_VL_TEXT,
     "qwen2_moe": _SWIGLU.plus(
@@ -1464,10 +1461,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _QWEN3.plus(_windows(_upper_layers)),
     "qwen3_5": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_5_text"),
     "qwen3_5_moe": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_5_moe_text"),
-    "qwen3_5_moe_text": _QWEN3_NEXT.plus(_experts, fixed={"moe_shared_expert_gate": True}),
+    "qwen3_5_moe_text": _QWEN3_NEXT_MOE,
     "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_moe": _QWEN3.plus(_optional_window, _experts, ignored="max_window_layers"),
-    "qwen3_next": _QWEN3_NEXT.plus(_experts, fixed={"moe_shared_expert_gate": True}),
+    "qwen3_next": _QWEN3_NEXT_MOE,
     "qwen3_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_text"),
     "qwen3_vl_moe": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_moe_text"),
     "qwen3_vl_moe_text": replace(_QWEN3.plus(_experts), inner=True),
@@ -1475,10 +1472,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": _BERT,
     "seed_oss": _SWIGLU.plus(_attention_bias, _flag("attention_out_bias", "add_proj_bias"), _mlp_bias),
     "smolvlm": _VISION_LANGUAGE.plus(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),
-    "smollm3": _SWIGLU.plus(_windows(_layers_without_rope), _attention_bias, _mlp_bias, ignored="max_window_layers"),
-    "solar_open": _SWIGLU.plus(
-        _experts, _group_limited_routing, _flag("attention_bias", "add_qkv_bias"), _flag("use_qk_norm", "qk_layernorm")
-    ),
+    "smollm3": _LLAMA.plus(_windows(_layers_without_rope), ignored="max_window_layers"),
+    "solar_open": _GLM4_MOE,
     "stablelm": _SWIGLU.plus(
         _flag("use_qkv_bias", "add_qkv_bias"),
         _placed("shared", "use_parallel_residual"),

@@ -19,11 +19,8 @@ FINE_GRAINED = Recipe("finegrained_fp8", "fp8", layers_in_base=False)
 #: Linear layers of ``torchao.float8``.
 TORCHAO = Recipe("torchao", "fp8", layers_in_base=False)
 
-#: Methods that store weights in few bits and multiply in the format of the activations.
-STORED = ("aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "eetq", "gguf", "gptq", "higgs", "hqq",
-          "metal", "quanto", "spqr", "torchao", "vptq")  # fmt: skip
 _Options = Mapping[str, Any]
-#: Those of them that multiply in another format with some options: which, and why it is not known what runs then.
+#: Methods that store weights in few bits and multiply in another format with some options: which, and what is unknown then.
 UNLESS: dict[str, tuple[Callable[[_Options], bool], str]] = {
     "bitsandbytes": (
         lambda options: bool(options.get("load_in_8bit")),
@@ -36,6 +33,9 @@ UNLESS: dict[str, tuple[Callable[[_Options], bool], str]] = {
     "quanto": (lambda options: options.get("activations") is not None, "activations are quantized too"),
     "torchao": (lambda options: not _weight_only(options), "activations may be quantized too"),
 }
+_ALWAYS = ("aqlm", "auto-round", "awq", "bitnet", "eetq", "gguf", "gptq", "higgs", "hqq", "metal", "spqr", "vptq")
+#: Methods that store weights in few bits and multiply in the format of the activations, some of them with most options.
+STORED = tuple(sorted((*_ALWAYS, *UNLESS)))
 
 
 def formats_of(config: Mapping[str, Any]) -> Formats:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bridge.config import yaml_file
 from bridge.config.schema import Config, ModelConfig, PeftConfig
-from bridge.config.sources.maxtext_fields import CHANGES, DERIVED, HARDWARE, NEUTRAL, READ
+from bridge.config.sources.maxtext_fields import CHANGES, DERIVED, HARDWARE, NEUTRAL, READ, names
 from bridge.flops import reading
 from bridge.flops.shapes import ConfigError, short
 
@@ -105,10 +105,7 @@ _BESIDE = ("config", "global_layer_every", "vit_fixed")
 _KNOWN = frozenset((*READ, *DERIVED, *CHANGES, *HARDWARE, *NEUTRAL, *_BESIDE))
 
 #: Blocks that have experts; that have shared ones beside them; whose shared ones the formula forgets in its MTP depths.
-_WITH_EXPERTS = (
-    "deepseek", "deepseek4", "envy", "gemma4", "gpt_oss", "llama4", "mixtral",
-    "qwen3_5", "qwen3_custom_moe", "qwen3_moe", "qwen3_next",
-)  # fmt: skip
+_WITH_EXPERTS = names("deepseek deepseek4 envy gemma4 gpt_oss llama4 mixtral qwen3_5 qwen3_custom_moe qwen3_moe qwen3_next")
 _WITH_SHARED = ("deepseek", "deepseek4", "gemma4", "llama4", "qwen3_5", "qwen3_next")
 _NOT_SHARED_IN_MTP = ("deepseek4", "qwen3_5")
 #: Every interleave_moe_layer_step-th layer has the experts.
@@ -495,9 +492,7 @@ def _qwen3_custom_moe(options: _Options) -> Fields:
     return {"attention_output_size": narrow}
 
 
-_PLAIN = (
-    "default", "envy", "gemma", "llama2", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "simple", "simple_mlp",
-)  # fmt: skip
+_PLAIN = names("default envy gemma llama2 mistral mixtral qwen2 qwen3 qwen3_moe simple simple_mlp")
 _BLOCKS: dict[str, Callable[[_Options], Fields]] = {
     **dict.fromkeys(_PLAIN, _plain),
     "gpt3": _gpt3,
@@ -513,7 +508,7 @@ _BLOCKS: dict[str, Callable[[_Options], Fields]] = {
     "qwen3_next": _qwen3_next,
     "qwen3_5": _qwen3_next,
     "qwen3_custom_moe": _qwen3_custom_moe,
-}  # fmt: skip
+}
 
 
 # ---- vision towers --------------------------------------------------------------------------------------------------

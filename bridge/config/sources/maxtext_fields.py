@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The words of a list that would be long one per line."""
     return frozenset(text.split())
 
 
@@ -63,7 +64,7 @@ CHANGES: dict[str, Any] = {
 }
 
 #: Options of how the hardware does the same work: they may change HFU, never FLOPs or MFU.
-HARDWARE = _names("""
+HARDWARE = names("""
     act_quantization_calibration_method activations_in_float32 allow_split_physical_axes attention attention_for_vit
     attention_out batch_split_factor bwd_quantization_calibration_method cast_logits_to_fp32 compile_xla_flags
     compute_axis_order constant_bound_config context context_parallel_load_balance context_parallel_reorder_strategy
@@ -111,7 +112,7 @@ HARDWARE = _names("""
 """)
 
 #: Options that cannot change the work of a step.
-NEUTRAL = _names("""
+NEUTRAL = names("""
     abort_on_inf_loss abort_on_nan_loss activation_dropout_for_audio activation_function_for_audio adam_b1 adam_b2 adam_eps
     adam_eps_root adam_weight_decay adamw_mask add_bos add_eos algo ar_cache_axis_order async_checkpointing async_scheduling
     attention_dropout_for_audio attn_logits_soft_cap attn_module_name audio_path audio_placeholder

@@ -34,7 +34,7 @@ def test_every_option_of_maxtext_is_declared_once():
 def test_no_option_is_listed_twice():
     """In the source: sets and tables hide it."""
     tree = ast.parse(Path(fields.__file__).read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_names"]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "names"]
     lists = [node.args[0].value.split() for node in calls]
     lists += [[key.value for key in node.keys] for node in ast.walk(tree) if isinstance(node, ast.Dict) and len(node.keys) > 3]
     assert sorted(map(len, lists)) == sorted(map(len, (fields.READ, fields.CHANGES, fields.HARDWARE, fields.NEUTRAL)))
