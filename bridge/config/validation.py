@@ -6,6 +6,7 @@ Each rule is a generator of sentences; the first sentence becomes the error.  A 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from operator import attrgetter
 
 from bridge.config.schema import Config
@@ -14,83 +15,37 @@ from bridge.flops.shapes import ConfigError
 
 Rule = Callable[[Config], Iterator[str]]
 
-# Smallest allowed value; an unset (None) option passes.
-_AT_LEAST = {
-    "model.num_layers": 1,
-    "model.hidden_size": 1,
-    "model.ffn_hidden_size": 1,
-    "model.num_attention_heads": 1,
-    "model.num_query_groups": 1,
-    "model.kv_channels": 1,
-    "model.vocab_size": 1,
-    "model.make_vocab_size_divisible_by": 1,
-    "model.seq_length": 1,
-    "model.mtp_num_layers": 0,
-    "model.num_moe_experts": 1,
-    "model.moe_router_topk": 1,
-    "model.moe_ffn_hidden_size": 1,
-    "model.moe_shared_expert_intermediate_size": 0,
-    "parallel.tensor_model_parallel_size": 1,
-    "parallel.pipeline_model_parallel_size": 1,
-    "parallel.virtual_pipeline_model_parallel_size": 1,
-    "parallel.num_layers_in_first_pipeline_stage": 1,
-    "parallel.num_layers_in_last_pipeline_stage": 1,
-    "parallel.context_parallel_size": 1,
-    "parallel.expert_model_parallel_size": 1,
-    "parallel.expert_tensor_parallel_size": 1,
-    "train.train_iters": 1,
-    "train.global_batch_size": 1,
-    "train.micro_batch_size": 1,
-    "train.seed": 0,
-    "train.eval_interval": 1,
-    "train.eval_iters": 0,
-    "train.distributed_timeout_minutes": 0.01,
-    "data.max_documents": 1,
-    "data.min_document_length": 1,
-    "data.num_workers": 0,
-    "data.images_per_sample": 1,
-    "data.longest_line": 3,
-    "data.eval_fraction": 0,
-    "optimizer.lr": 0,
-    "optimizer.min_lr": 0,
-    "optimizer.lr_warmup_iters": 0,
-    "optimizer.lr_decay_iters": 1,
-    "optimizer.weight_decay": 0,
-    "optimizer.clip_grad": 0,
-    "logger.log_interval": 1,
-    "checkpoint.save_interval": 1,
-    "checkpoint.keep": 1,
-    "peft.dim": 1,
-    "peft.dropout": 0,
-    "hardware.peak_flops": 1,
-    "model.hidden_dropout": 0,
-    "model.attention_dropout": 0,
-    "model.rotary_percent": 0,
-    "optimizer.adam_beta1": 0,
-    "optimizer.adam_beta2": 0,
+#: Smallest and largest allowed value -> their options; one that is unset (None) passes.
+_RANGES = {
+    (1, inf): """
+        model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads model.num_query_groups
+        model.kv_channels model.vocab_size model.make_vocab_size_divisible_by model.seq_length model.num_moe_experts
+        model.moe_router_topk model.moe_ffn_hidden_size parallel.tensor_model_parallel_size
+        parallel.pipeline_model_parallel_size parallel.virtual_pipeline_model_parallel_size
+        parallel.num_layers_in_first_pipeline_stage parallel.num_layers_in_last_pipeline_stage parallel.context_parallel_size
+        parallel.expert_model_parallel_size parallel.expert_tensor_parallel_size train.train_iters train.global_batch_size
+        train.micro_batch_size train.eval_interval data.max_documents data.min_document_length data.images_per_sample
+        optimizer.lr_decay_iters logger.log_interval checkpoint.save_interval checkpoint.keep peft.dim hardware.peak_flops
+    """,
+    (0, inf): """
+        model.mtp_num_layers model.moe_shared_expert_intermediate_size train.seed train.eval_iters data.num_workers
+        optimizer.lr optimizer.min_lr optimizer.lr_warmup_iters optimizer.weight_decay optimizer.clip_grad
+    """,
+    (0.01, inf): "train.distributed_timeout_minutes",
+    (3, inf): "data.longest_line",
+    (0, 1): """
+        peft.dropout data.eval_fraction model.hidden_dropout model.attention_dropout model.rotary_percent
+        optimizer.adam_beta1 optimizer.adam_beta2
+    """,
 }
-_AT_MOST = {
-    "peft.dropout": 1,
-    "data.eval_fraction": 1,
-    "model.hidden_dropout": 1,
-    "model.attention_dropout": 1,
-    "model.rotary_percent": 1,
-    "optimizer.adam_beta1": 1,
-    "optimizer.adam_beta2": 1,
-}
-_NEEDED_TO_TRAIN = (
-    "model.num_layers",
-    "model.hidden_size",
-    "model.num_attention_heads",
-    "model.vocab_size",
-    "model.seq_length",
-)
+_NEEDED_TO_TRAIN = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "seq_length")
 
 
 def validate(cfg: Config) -> None:
     """Raise :class:`ConfigError` for the first rule that a configuration breaks, for any number of ranks."""
-    _raise_first(cfg, (_ranges, _required, _tensor_parallel, _pipeline_parallel, _context_parallel, _experts, _batch,
-                       _evaluation, _instructions, _optimizer, _recompute, _callbacks))  # fmt: skip
+    of_model = (_ranges, _required, _tensor_parallel, _pipeline_parallel, _context_parallel, _experts)
+    of_training = (_batch, _evaluation, _instructions, _optimizer, _recompute, _callbacks)
+    _raise_first(cfg, (*of_model, *of_training))
 
 
 def validate_layout(cfg: Config, world_size: int) -> None:
@@ -127,8 +82,9 @@ def _named(cfg: Config, option: str) -> str:
     return f"{option}={attrgetter(option)(cfg)}"
 
 
-def _divisors(number: int, limit: int = 64) -> str:
-    return ", ".join(str(divisor) for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+def _divisors(number: int) -> str:
+    """Those up to 64."""
+    return ", ".join(str(divisor) for divisor in range(1, min(number, 64) + 1) if number % divisor == 0)
 
 
 def _indivisible(cfg: Config, number: str, by: str, factor: int = 1) -> Iterator[str]:
@@ -142,23 +98,19 @@ def _indivisible(cfg: Config, number: str, by: str, factor: int = 1) -> Iterator
         )
 
 
-def _bounds(cfg: Config, limits: Mapping[str, float], word: str) -> Iterator[str]:
-    for option, limit in limits.items():
-        value = _get(cfg, option)
-        if value is not None and (value < limit if word == "least" else value > limit):
-            yield f"{option}={value} is out of range; give at {word} {limit}"
-
-
 def _ranges(cfg: Config) -> Iterator[str]:
-    yield from _bounds(cfg, _AT_LEAST, "least")
-    yield from _bounds(cfg, _AT_MOST, "most")
+    for (least, most), options in _RANGES.items():
+        for option in options.split():
+            value = _get(cfg, option)
+            if value is not None and (value < least or value > most):
+                yield f"{option}={value} is out of range; give at {f'least {least}' if value < least else f'most {most}'}"
 
 
 def _required(cfg: Config) -> Iterator[str]:
     hybrid = cfg.model.hybrid_layer_pattern is not None
-    for option in _NEEDED_TO_TRAIN:
-        if _get(cfg, option) is None and not (hybrid and option == "model.num_layers"):
-            yield f"{option} is not set; set it in the recipe or add {option}=... to the command"
+    for name in _NEEDED_TO_TRAIN:
+        if getattr(cfg.model, name) is None and not (hybrid and name == "num_layers"):
+            yield f"model.{name} is not set; set it in the recipe or add model.{name}=... to the command"
 
 
 def _tensor_parallel(cfg: Config) -> Iterator[str]:
