@@ -162,20 +162,17 @@ def _buffer(held: Sequence[ParameterShard], expert: bool, ranks: int, optimizer:
 
 def _buckets(held: Sequence[ParameterShard], ranks: int, size: int | None) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
     """Start and end of each bucket, and of the parameters in it; the model's last parameter comes first."""
-    align, start, position = lcm(ranks, BUCKET_ALIGNMENT), 0, 0
+    align, start, position, full = lcm(ranks, BUCKET_ALIGNMENT), 0, 0, False
     inside: list[tuple[int, int]] = []
     for shard in reversed(held):
         position = _up(position, PARAMETER_ALIGNMENT)
-        if shard.alone and inside:
-            yield start, _up(position, align), inside
-            start = position = _up(position, align)
-            inside = []
+        if inside and (full or shard.alone):
+            position = _up(position, align)
+            yield start, position, inside
+            start, inside = position, []
         inside.append((position, position + shard.numel))
         position += shard.numel
-        if shard.alone or (size is not None and position - start >= size):
-            yield start, _up(position, align), inside
-            start = position = _up(position, align)
-            inside = []
+        full = shard.alone or (size is not None and position - start >= size)
     if inside:
         yield start, _up(position, align), inside
 

@@ -6,6 +6,7 @@ arXiv:2412.09871, section 2).
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
@@ -37,11 +38,8 @@ class PatchStatistics:
         lengths = sorted(patch_lengths)
         if not lengths or lengths[0] <= 0:
             raise ConfigError("patch lengths must be positive, and there must be one")
-        histogram: dict[int, int] = {}
-        for length in lengths:
-            histogram[length] = histogram.get(length, 0) + 1
-        total = sum(lengths)
-        return cls(total, len(lengths), total / len(lengths), lengths[(len(lengths) - 1) // 2], lengths[-1], histogram)
+        total, median = sum(lengths), lengths[(len(lengths) - 1) // 2]
+        return cls(total, len(lengths), total / len(lengths), median, lengths[-1], dict(Counter(lengths)))
 
 
 def strided_patches(data: bytes, stride: int) -> list[int]:
@@ -80,20 +78,20 @@ def threshold_for(entropies: Sequence[float], patch_size: float) -> float:
 def next_byte_entropies(data: bytes, order: int = 3) -> list[float]:
     """Entropy of every next byte in nats, from the counts of the text itself given the ``order`` bytes before it.
 
-    A stand-in for the entropy model where none is at hand: it finds the same kind of boundaries, the beginnings of words
-    and what follows punctuation.
+    Use it where no entropy model is at hand: it finds the same kind of boundaries, at the beginnings of words and after
+    punctuation.
     """
     if order < 1:
         raise ConfigError(f"order={order!r} must be at least one byte of context")
-    counts: dict[bytes, dict[int, int]] = {}
-    for i, byte in enumerate(data):
-        following = counts.setdefault(data[max(i - order, 0) : i], {})
-        following[byte] = following.get(byte, 0) + 1
+    contexts = [data[max(i - order, 0) : i] for i in range(len(data))]
+    counts: dict[bytes, Counter[int]] = defaultdict(Counter)
+    for context, byte in zip(contexts, data, strict=True):
+        counts[context][byte] += 1
     entropies = {}
     for context, following in counts.items():
-        total = sum(following.values())
+        total = following.total()
         entropies[context] = log(total) - sum(n * log(n) for n in following.values()) / total
-    return [entropies[data[max(i - order, 0) : i]] for i in range(len(data))]
+    return [entropies[context] for context in contexts]
 
 
 def _lengths(starts: Sequence[int], end: int) -> list[int]:

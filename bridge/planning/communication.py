@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, ModelShape
@@ -122,6 +123,7 @@ def communication(
 
 
 Terms = list[tuple[Term, int]]
+_ALIKE = attrgetter("name", "k", "n", "bias", "weight", "passes", "times")
 
 
 @lru_cache(maxsize=1024)
@@ -131,19 +133,7 @@ def _different(plan: Plan, layout: Layout, stage: int) -> Terms:
     found: dict[tuple[object, ...], tuple[Term, int]] = {}
     for terms in terms_of(plan, layout, stage):
         for term in filter(of_text, terms):
-            learns = trains.weights(term.path), trains.biases(term.path)
-            key = (
-                leaf(term),
-                term.name,
-                is_expert(term),
-                term.k,
-                term.n,
-                term.bias,
-                term.weight,
-                term.passes,
-                term.times,
-                learns,
-            )
+            key = leaf(term), is_expert(term), trains.weights(term.path), trains.biases(term.path), *_ALIKE(term)
             found[key] = term, found[key][1] + 1 if key in found else 1
     return list(found.values())
 

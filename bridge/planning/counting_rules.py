@@ -169,16 +169,15 @@ def _recomputed(shape: ModelShape) -> Mapping[str, Any]:
 
 
 def _trained_in_full(model: Model) -> Model:
-    if model.adapters is None and not model.freeze and not _freezes(model.language):
-        return model
     language = model.language
-    if language is not None:
-        language = replace(language, freeze_language_model=False, freeze_vision_model=False, freeze_vision_projection=False)
+    if language is not None and any(getattr(language, name) for name in _UNFROZEN):
+        language = replace(language, **_UNFROZEN)
+    elif model.adapters is None and not model.freeze:
+        return model
     return replace(model, language=language, adapters=None, freeze=(), train=(), adapted=False)
 
 
-def _freezes(shape: ModelShape | None) -> bool:
-    return shape is not None and (shape.freeze_language_model or shape.freeze_vision_model or shape.freeze_vision_projection)
+_UNFROZEN: Mapping[str, Any] = dict.fromkeys(("freeze_language_model", "freeze_vision_model", "freeze_vision_projection"), False)
 
 
 def _with_windows(convention: Convention, **contexts: Callable[..., Any]) -> Convention:
@@ -231,22 +230,15 @@ def _six_n(parameters: Callable[[Priced], int]) -> Callable[[Priced, Number | No
     return lambda priced, flops: 6 * parameters(priced) * priced.case.tokens
 
 
-def _all_experts(priced: Priced, flops: Number | None) -> Number:
-    return 6 * priced.plan.parameters()["total"] * priced.case.tokens
-
-
 def _matmul_weights(priced: Priced) -> int:
     """Weights that a token is multiplied with: the embedding is none of them."""
     terms = compile_plan(priced.model, "exact").built_terms()
     return sum(term.k * term.n * term.active_copies for term in terms if term.kind in _MATMULS and term.weight)
 
 
-def _all_but_embedding(priced: Priced, flops: Number | None) -> Number:
-    """What the input embedding holds: tied, the output layer's weight is the embedding's too."""
-    terms = priced.plan.built_terms()
-    total = sum(term.parameters for term in terms)
-    looked_up = sum(term.parameters for term in terms if Role.EMBEDDING in term.roles)
-    return 6 * (total - looked_up) * priced.case.tokens
+def _all_but_embedding(priced: Priced) -> int:
+    """Without the input embedding; where they are tied, the output layer's weight is the embedding's too."""
+    return sum(term.parameters for term in priced.plan.built_terms() if Role.EMBEDDING not in term.roles)
 
 
 _MATMULS = frozenset({Kind.LINEAR, Kind.ROUTER, Kind.GATE, Kind.PATCH_EMBEDDING})
@@ -286,9 +278,10 @@ RULES = {
     for rule in (
         Rule("six_n", "6 N: six FLOPs for each parameter that a token uses, no attention", convention=_without_cores,
              price=_six_n(lambda priced: priced.plan.parameters()["active"])),
-        Rule("six_n_all_experts", "6 N with every expert in N, no attention", convention=_without_cores, price=_all_experts),
+        Rule("six_n_all_experts", "6 N with every expert in N, no attention", convention=_without_cores,
+             price=_six_n(lambda priced: priced.plan.parameters()["total"])),
         Rule("six_n_all_but_embedding", "6 N with every expert, without the input embedding, no attention",
-             convention=_without_cores, price=_all_but_embedding),
+             convention=_without_cores, price=_six_n(_all_but_embedding)),
         Rule("six_n_without_embedding", "6 N over the weights of matmuls, no attention", convention=_without_cores,
              price=_six_n(_matmul_weights)),
         Rule("full_square", "the whole attention square, even where a mask hides half of it", convention=_whole_square),

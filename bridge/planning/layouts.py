@@ -59,9 +59,8 @@ class Layout:
     def of(cls, cfg: Any, devices: int | None = None) -> Layout:
         """The layout of a recipe's ``parallel`` and ``train`` sections on ``devices`` (unset: as few as possible)."""
         parallel, train = get(cfg, "parallel"), get(cfg, "train")
-        sources = {item.name: (parallel, train) for item in fields(cls) if item.name not in ("devices", "pipeline")}
-        given = {name: get(parallel, name) or get(train, name) for name in sources}
-        sizes = {name: value for name, value in given.items() if value is not None}
+        names = [item.name for item in fields(cls) if item.name not in ("devices", "pipeline")]
+        sizes = {name: value for name in names if (value := get(parallel, name) or get(train, name)) is not None}
         if devices is None:
             sizes.pop("global_batch_size", None)
         pipeline = read_layout(cfg)
@@ -161,7 +160,3 @@ class Layout:
         if expert:
             return rank // (self.expert_tensor * self.expert_model_parallel_size) % self.expert_gradient_ranks
         return rank // self.tensor_model_parallel_size % self.gradient_ranks
-
-    def with_pipeline(self, **options: Any) -> Layout:
-        """The same with other stages."""
-        return replace(self, pipeline=replace(self.pipeline, **options))

@@ -19,7 +19,7 @@ from typing import Any
 from bridge.flops import conventions, reading
 from bridge.flops.elementwise import ACTIVATIONS, NOTHING, Operations, dot, layer_norm, rms_norm
 from bridge.flops.lengths import batch_lengths
-from bridge.flops.plan import PASSES, Passes, compile_plan
+from bridge.flops.plan import PASSES, Passes, Plan, compile_plan
 from bridge.flops.statistics import Statistic
 from bridge.flops.terms import Context, Kind, Pass, Term
 from bridge.flops.transforms import ADAPTERS
@@ -117,22 +117,23 @@ class Ledger:
             framework: as for ``compile_plan``.
             edit: changes the terms, for architectures that no configuration describes.
         """
+        model, chosen = reading.read(cfg), conventions.get(convention)
+
+        def compiled(record: conventions.Convention) -> Plan:
+            return compile_plan(model, record, framework=framework, elementwise=True)
+
         # The vocabulary as given; a convolution costs what it costs.
-        cfg = reading.read(cfg)
-        record = replace(conventions.get(convention), padded_vocabulary=False, mamba_convolution=True)
-        plan = compile_plan(cfg, record, framework=framework, elementwise=True)
+        record = replace(chosen, padded_vocabulary=False, mamba_convolution=True)
+        plan = compiled(record)
         self._priced = _price(edit(list(plan.terms)), record)
         # A statistic of a step grows by what one more token costs: see ``inference``.
-        growing = replace(record, pairs=step_pairs(conventions.get(convention)))
-        self._step_terms = lambda: _price(
-            edit(list(compile_plan(cfg, growing, framework=framework, elementwise=True).terms)), growing
-        )
-        model = reading.read(cfg)
+        growing = replace(record, pairs=step_pairs(chosen))
+        self._step_terms = lambda: _price(edit(list(compiled(growing).terms)), growing)
         named = {"activation_func": model.shape.activation}
         if model.vision is not None:
             named["vision_config.hidden_act"] = model.vision.activation
-        notes = (f"{field}={name!r}: the cost of this activation is unknown and not counted"
-                 for field, name in named.items() if name not in ACTIVATIONS)  # fmt: skip
+        unknown = {field: name for field, name in named.items() if name not in ACTIVATIONS}
+        notes = (f"{field}={name!r}: the cost of this activation is unknown and not counted" for field, name in unknown.items())
         self.not_counted = (*plan.not_counted, *notes)
 
     def entries(
@@ -224,7 +225,8 @@ def _sum(entries: Iterable[Entry]) -> OperationCost:
     return sum((entry.cost for entry in entries), OperationCost())
 
 
-def cost_of(operations: Operations, lora: bool) -> OperationCost:
+def cost_of(operations: Operations, lora: bool = False) -> OperationCost:
+    """The cost of operations; ``lora``: whether adapters do them."""
     weighted = {name: _integer(getattr(operations, name) * getattr(COSTS, name)) for name in OPERATIONS}
     return OperationCost(**weighted, lora=sum(weighted.values()) if lora else 0)
 

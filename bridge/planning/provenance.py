@@ -200,8 +200,7 @@ def _rows(plan: Plan) -> list[TableRow]:
 # ---- models whose integers remember --------------------------------------------------------------
 
 #: Parts of a model -> what stands before the names of their fields.
-_PARTS = {"language": "", "vision": "vision_config.", "audio": "audio_config.", "diffusion": "diffusion_config.",
-          "byte_latent": "byte_latent_config."}  # fmt: skip
+_PARTS = {"language": "", **{part: f"{part}_config." for part in ("vision", "audio", "diffusion", "byte_latent")}}
 
 
 def _remembering(model: Model) -> Model:

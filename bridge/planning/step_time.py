@@ -103,14 +103,12 @@ def step_time(
         if spent.get(dimension):
             parts[dimension] = spent[dimension] * exposed / pipeline.efficiency
     if spent.get(DATA):
-        parts[DATA] = _exposed_data(traffic, spent[DATA], optimizer, max(seconds) / reached)
+        parts[DATA] = _exposed_data(spent[DATA], optimizer, max(seconds) / reached)
     return StepTime(least[binds], binds, sum(parts.values()), parts, tuple(traffic))
 
 
-def _exposed_data(traffic: Sequence[Traffic], spent: float, optimizer: Optimizer, micro_batch: float) -> float:
+def _exposed_data(spent: float, optimizer: Optimizer, micro_batch: float) -> float:
     """Gradients are reduced during the last backward pass, weights gathered during the first forward pass, where that is on."""
-    if not any(one.dimension == DATA for one in traffic):
-        return 0.0
     hidden = micro_batch * (2 / 3 * optimizer.overlap_grad_reduce + 1 / 3 * optimizer.overlap_param_gather)
     return max(spent - hidden, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import lcm
 
 import pytest
@@ -86,7 +87,7 @@ def test_what_weights_and_costs_hang_on():
     assert made(tensor=2, times=4).cuts == made(tensor=2)
     assert layout.without_batch == Layout(devices=48, tensor_model_parallel_size=2, context_parallel_size=3,
                                           expert_model_parallel_size=4)  # fmt: skip
-    more = layout.with_pipeline(pipeline_model_parallel_size=2)
+    more = replace(layout, pipeline=PipelineLayout(pipeline_model_parallel_size=2))
     assert (more.stages, more.data_parallel_size, layout.stages) == (2, 4, 1)
 
 

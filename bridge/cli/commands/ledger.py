@@ -24,7 +24,7 @@ from bridge.planning.exhibits.lora_notebook import (
     ledger_of,
     training,
 )
-from bridge.planning.ledger import COSTS, OPERATIONS, Entry, Ledger, OperationCost
+from bridge.planning.ledger import OPERATIONS, Entry, Ledger, OperationCost, cost_of
 from bridge.text import count, with_unit
 
 #: The published exercise on Qwen2.5-0.5B: as it simplifies the model, and as the model is.
@@ -149,7 +149,7 @@ def _any_model(arguments: argparse.Namespace) -> Bill:
     if arguments.generate:
         written = forward + ledger.decode(tokens, arguments.generate - 1)
         if arguments.stochastic:
-            written += arguments.generate * _drawing(config.model.vocab_size or 0)
+            written += arguments.generate * cost_of(softmax_row(config.model.vocab_size or 0))
     asked = {"training": arguments.steps * step, "evaluation": arguments.evaluations * batch * forward, "generation": written}
     return _bill(config.name, tokens, ledger, step, asked)
 
@@ -158,12 +158,6 @@ def _bill(name: str, tokens: int, ledger: Ledger, step: OperationCost, asked: di
     entries = ledger.entries([tokens])
     spent = {work: cost for work, cost in asked.items() if cost.total} or {"forward pass": _sum(entry.cost for entry in entries)}
     return Bill(name, tokens, entries, step, spent, ledger.not_counted)
-
-
-def _drawing(vocabulary: int) -> OperationCost:
-    """One token drawn from a softmax over the vocabulary."""
-    operations = softmax_row(vocabulary)
-    return OperationCost(**{name: int(getattr(operations, name) * getattr(COSTS, name)) for name in OPERATIONS})
 
 
 def _sum(costs: Iterable[OperationCost]) -> OperationCost:

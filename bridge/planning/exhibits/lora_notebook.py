@@ -170,7 +170,7 @@ def generation(
         cost = ledger.cost([given]) + ledger.decode(given, generated - 1)
     else:
         cost = ledger.cost(range(given, given + generated))
-    return cost + generated * cost_of(softmax_row(VOCABULARY), lora=False) if stochastic else cost
+    return cost + generated * cost_of(softmax_row(VOCABULARY)) if stochastic else cost
 
 
 @dataclass(frozen=True)
