@@ -3,6 +3,8 @@ that is not priced; how the hardware does the same work; or neutral."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -12,33 +14,7 @@ def names(text: str) -> frozenset[str]:
 
 
 #: Options that the reader reads, and what base.yml (or types.py) has for them.
-READ: dict[str, Any] = {
-    "decoder_block": "llama2", "model_name": "default", "global_parameter_scale": 1, "base_emb_dim": 2048,
-    "base_num_query_heads": 16, "base_num_kv_heads": 16, "base_mlp_dim": 7168, "base_moe_mlp_dim": -1,
-    "base_num_decoder_layers": 16, "head_dim": 128, "attention_output_dim": -1, "moe_expert_input_dim": -1,
-    "global_head_dim": 0, "global_num_kv_heads": 0, "mlp_activations": ["silu", "linear"], "logits_via_embedding": False,
-    "mtp_num_layers": 0, "num_experts": 1, "num_experts_per_tok": 1, "first_num_dense_layers": 0, "shared_experts": 0,
-    "inhomogeneous_layer_cycle_interval": 1, "interleave_moe_layer_step": 1, "nope_layer_interval": -1,
-    "attention_type": "global", "share_kv_projections": False, "attention_bias": False, "sliding_window_size": 0,
-    "chunk_attn_window_size": 0, "use_post_attn_norm": False, "use_post_ffw_norm": False, "use_qk_norm": False,
-    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 0,
-    "use_double_wide_mlp": False, "use_indexer": False, "indexer_head_dim": 128, "indexer_n_heads": 64,
-    "indexer_topk": 2048, "indexer_loss_scaling_factor": 0.0, "indexer_sparse_training": False, "q_lora_rank": 0,
-    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "o_lora_rank": 0,
-    "o_groups": 0, "compress_ratios": [], "vocab_size": 32000, "per_device_batch_size": 12.0,
-    "gradient_accumulation_steps": 1, "max_target_length": 2048, "use_dpo": False, "attention_sink": False,
-    "routed_bias": False, "routed_score_func": "", "mlp_bias": False, "partial_rotary_factor": 1.0,
-    "trainable_position_size": -1, "gdn_conv_kernel_dim": 4, "gdn_key_head_dim": 128, "gdn_value_head_dim": 128,
-    "gdn_num_key_heads": 16, "gdn_num_value_heads": 32, "mhc_expansion_rate": 1, "engram_layers": [],
-    "engram_max_ngram_size": 3, "engram_num_heads": 8, "engram_head_dim": 1280, "engram_vocab_bases": [],
-    "engram_kernel_size": 4, "use_multimodal": False, "freeze_vision_encoder_params": True, "image_size_for_vit": 896,
-    "tile_size_for_vit": 336, "hidden_size_for_vit": 1408, "intermediate_size_for_vit": 5632,
-    "num_attention_heads_for_vit": 16, "num_channels_for_vit": 3, "patch_size_for_vit": 14, "num_hidden_layers_for_vit": 34,
-    "projector_input_dim_for_vit": 4096, "projector_output_dim_for_vit": 4096, "pixel_shuffle_ratio_for_vit": 0.5,
-    "spatial_merge_size_for_vit": 2, "out_hidden_size_for_vit": 512, "temporal_patch_size_for_vit": 2,
-    "num_position_embeddings_for_vit": 1024, "deepstack_visual_indexes_for_vit": [], "vision_encoder_block": "none",
-    "dpo": None, "base_config": None,
-}  # fmt: skip
+READ: dict[str, Any] = json.loads(Path(__file__).with_name("maxtext_defaults.json").read_text())
 
 #: Sizes that global_parameter_scale derives from base_...; a mapping may give them as they are.
 DERIVED = ("emb_dim", "mlp_dim", "moe_mlp_dim", "num_decoder_layers", "num_kv_heads", "num_query_heads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -32,11 +33,13 @@ def test_every_option_of_maxtext_is_declared_once():
 
 
 def test_no_option_is_listed_twice():
-    """In the source: sets and tables hide it."""
-    tree = ast.parse(Path(fields.__file__).read_text())
+    """In the sources: sets and tables hide it."""
+    source = Path(fields.__file__)
+    tree, read = ast.parse(source.read_text()), source.with_name("maxtext_defaults.json").read_text()
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "names"]
     lists = [node.args[0].value.split() for node in calls]
     lists += [[key.value for key in node.keys] for node in ast.walk(tree) if isinstance(node, ast.Dict) and len(node.keys) > 3]
+    lists += [[name for name, _ in json.loads(read, object_pairs_hook=list)]]
     assert sorted(map(len, lists)) == sorted(map(len, (fields.READ, fields.CHANGES, fields.HARDWARE, fields.NEUTRAL)))
     assert [name for listed in lists for name, times in Counter(listed).items() if times > 1] == []
 
