@@ -1,6 +1,6 @@
 """What commands share: the options that say what is counted, and the readers of numbers as people write them.
 
-What reads and counts models is imported where a model is read: nobody who asks for help waits for it.
+Modules that read and count models are imported where a model is read, so that ``--help`` does not wait for them.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def convention_of(arguments: argparse.Namespace, config: Config) -> str:
     """The convention that was asked for, else that of the recipe's callback, else megatron."""
     from bridge.flops.reading import get
 
-    told = (get(callback, "convention") for callback in config.callbacks)
-    return str(arguments.convention or next(filter(None, told), "megatron"))
+    named = (get(callback, "convention") for callback in config.callbacks)
+    return str(arguments.convention or next(filter(None, named), "megatron"))
 
 
 def add_passes(parser: Parser) -> None:
@@ -103,31 +103,6 @@ def add_passes(parser: Parser) -> None:
 
     parser.add_argument("--passes", default="training", choices=tuple(PASSES),
                         help="forward only, training (default), or training with recomputation")  # fmt: skip
-
-
-_BATCH = ("batch_size", "sequence_length", "sequence_lengths", "image_patches", "image_sizes", "encoder_lengths",
-          "audio_frames", "byte_patches")  # fmt: skip
-
-
-def add_batch(parser: Parser) -> None:
-    """What a batch consists of."""
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="number of equal sequences (default 1)")
-    parser.add_argument("--sequence-length", type=length, metavar="N",
-                        help="tokens per sequence, for example 8192 or 8k (default: model.seq_length)")  # fmt: skip
-    parser.add_argument("--sequence-lengths", type=lengths, default=(), metavar="N,N,...", help="tokens of each sequence")
-    parser.add_argument("--image-patches", type=lengths, default=(), metavar="N,N,...", help="patches of each image")
-    parser.add_argument("--image-size", dest="image_sizes", type=sizes, default=(), metavar="WxH,WxH,...",
-                        help="sizes of the images in pixels instead, for towers that take images of any size")  # fmt: skip
-    parser.add_argument("--encoder-lengths", type=lengths, default=(), metavar="N,N,...",
-                        help="encoder tokens that each sequence attends to (text, in diffusion models)")  # fmt: skip
-    parser.add_argument("--audio-frames", type=lengths, default=(), metavar="N,N,...", help="mel frames of each clip")
-    parser.add_argument("--byte-patches", type=lengths, default=(), metavar="N,N,...",
-                        help="patches of each sequence (byte-latent transformers; lengths are in bytes)")  # fmt: skip
-
-
-def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of ``add_batch``'s options."""
-    return {name: getattr(arguments, name) for name in _BATCH}
 
 
 def add_replicas(parser: Parser) -> None:
@@ -293,3 +268,32 @@ def _argument(read: Callable[[str], T], text: str) -> T:
         return read(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+#: Readers of lists -> how the help shows what they read.
+_LISTS: dict[Callable[[str], Any], str] = {lengths: "N,N,...", sizes: "WxH,WxH,..."}
+#: A parameter of ``make_batch`` -> its option, what reads it, and what it is.
+_BATCH: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "batch_size": ("--batch-size", positive, "number of equal sequences (default 1)"),
+    "sequence_length": ("--sequence-length", length, "tokens per sequence, for example 8192 or 8k (default: model.seq_length)"),
+    "sequence_lengths": ("--sequence-lengths", lengths, "tokens of each sequence"),
+    "image_patches": ("--image-patches", lengths, "patches of each image"),
+    "image_sizes": ("--image-size", sizes, "sizes of the images in pixels instead, for towers that take images of any size"),
+    "encoder_lengths": ("--encoder-lengths", lengths, "encoder tokens that each sequence attends to (text, in diffusion models)"),
+    "audio_frames": ("--audio-frames", lengths, "mel frames of each clip"),
+    "byte_patches": ("--byte-patches", lengths, "patches of each sequence (byte-latent transformers; lengths are in bytes)"),
+}
+
+
+def add_batch(parser: Parser) -> None:
+    """What a batch consists of."""
+    for name, (option, read, text) in _BATCH.items():
+        default = () if read in _LISTS else None
+        parser.add_argument(option, dest=name, type=read, default=default, metavar=_LISTS.get(read, "N"), help=text)
+
+
+def batch_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``add_batch``'s options, as parameters of ``make_batch``."""
+    return {name: getattr(arguments, name) for name in _BATCH}

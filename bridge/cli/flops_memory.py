@@ -28,9 +28,9 @@ class Held:
     def text(self) -> str:
         """Two lines, largest parts first."""
         parts = sorted(self.fullest.parts.items(), key=lambda part: -part[1])
-        told = ", ".join(f"{name} {_size(size)}" for name, size in parts if size >= self.fullest.total / 1000)
+        listed = ", ".join(f"{name} {_size(size)}" for name, size in parts if size >= self.fullest.total / 1000)
         where = f"of stage {self.fullest.stage} " if len(self.stages) > 1 else ""
-        return f"memory of the fullest rank {where}({self.layout}): {_size(self.fullest.total)}\n  {told}"
+        return f"memory of the fullest rank {where}({self.layout}): {_size(self.fullest.total)}\n  {listed}"
 
     def as_json(self) -> dict[str, Any]:
         """Bytes."""

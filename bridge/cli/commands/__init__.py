@@ -1,1 +1,1 @@
-"""One command a file; ``parser.py`` imports the one that was chosen."""
+"""One command per file; ``parser.py`` imports the one that was chosen."""

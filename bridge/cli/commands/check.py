@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from bridge.cli import arguments as options
@@ -48,8 +49,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument(
         "--parameters", type=options.quantity, metavar="N", help="reported number of parameters, for example 3.6B"
     )
-    parser.add_argument("--whole-job", action="store_true",
-                        help="--tokens-per-second and TFLOP/s are totals over all devices")  # fmt: skip
+    parser.add_argument("--whole-job", action="store_true", help="--tokens-per-second and TFLOP/s are totals over all devices")
     parser.add_argument(
         "--recompute", choices=("full", "selective"), help="the reported number includes this recomputation (HFU)"
     )
@@ -63,15 +63,10 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     )
 
 
-#: Options that ``check`` takes by their names.
-_TAKEN = ("sequence_length", "sequence_lengths", "image_patches", "tokens_per_second", "step_time", "global_batch_size",
-          "devices", "device_name", "number_format", "peak_flops", "reported", "parameters", "recompute", "whole_job",
-          "assume")  # fmt: skip
-
-
 def run(arguments: argparse.Namespace) -> int:
     config = options.read_config(arguments.recipe, arguments.overrides)
-    found = check(config, **{name: getattr(arguments, name) for name in _TAKEN})
+    given = {name: getattr(arguments, name) for name in signature(check).parameters if name != "cfg"}
+    found = check(config, **given)
     if arguments.json:
         print_json(found.to_dict())
         return 0

@@ -130,8 +130,8 @@ def _columns(models: Sequence[Named], length: int | None, arguments: argparse.Na
             f"--bytes-per-token has {len(sizes)} numbers for {len(models)} models; give one number, or one per model"
         )
     sizes = sizes * len(models) if len(sizes) == 1 else sizes
-    told = {options.convention_of(arguments, config) for _, _, config in models} if not arguments.convention else ()
-    conventions = arguments.convention or (tuple(told) if len(told) == 1 else ("megatron",))
+    named = {options.convention_of(arguments, config) for _, _, config in models}
+    conventions = arguments.convention or (tuple(named) if len(named) == 1 else ("megatron",))
     for (source, own, config), bytes_per_token in zip(models, sizes, strict=True):
         for convention in conventions:
             try:

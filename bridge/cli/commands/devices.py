@@ -28,9 +28,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    peaks: tuple[DatasheetPeak, ...] = PEAKS
-    if arguments.name is not None:
-        peaks = (options.known_device(arguments.name),)
+    peaks = PEAKS if arguments.name is None else (options.known_device(arguments.name),)
     if arguments.json:
         print_json([_as_json(peak) for peak in peaks])
         return 0

@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     console.show(table)
     for name, value in numbers.items():
         if not name.startswith("goodput/seconds/"):
-            told = ", ".join(value) if isinstance(value, list) else f"{value:.4g}"
-            console.print(f"{name}  {told}")
+            shown = ", ".join(value) if isinstance(value, list) else f"{value:.4g}"
+            console.print(f"{name}  {shown}")
     return 0

@@ -141,12 +141,18 @@ def _speculation(config: Config, arguments: argparse.Namespace) -> Speculation |
 
 def _decode_time(speculation: Speculation, arguments: argparse.Namespace) -> float | None:
     """Seconds at least of all passes after the prompt's; None where nothing says what it runs on."""
-    name = arguments.device_name
-    peak = arguments.peak_flops or (name and options.known_peak(name, arguments.number_format))
-    bandwidth = arguments.bandwidth or (name and options.known_bandwidth(name))
+    peak, bandwidth = _rates(arguments)
     if not peak or not bandwidth:
         return None
     return speculation.time(peak * arguments.devices, bandwidth * arguments.devices)
+
+
+def _rates(arguments: argparse.Namespace) -> tuple[float | None, float | None]:
+    """FLOP/s and byte/s of one device, as given or as the table has them; None where neither says."""
+    name, peak, bandwidth = arguments.device_name, arguments.peak_flops, arguments.bandwidth
+    if name is None:
+        return peak, bandwidth
+    return peak or options.known_peak(name, arguments.number_format), bandwidth or options.known_bandwidth(name)
 
 
 def _speculation_as_json(speculation: Speculation, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -171,15 +177,12 @@ def _show_speculation(console: Output, speculation: Speculation, arguments: argp
 
 def _roofline(generation: Generation, arguments: argparse.Namespace) -> Roofline | None:
     """None where nothing says what it runs on."""
-    name, peak, bandwidth = arguments.device_name, arguments.peak_flops, arguments.bandwidth
-    if name is not None:
-        peak = peak or options.known_peak(name, arguments.number_format)
-        bandwidth = bandwidth or options.known_bandwidth(name)
+    peak, bandwidth = _rates(arguments)
     if peak is None and bandwidth is None:
         return None
     if peak is None or bandwidth is None:
         raise ConfigError("without --device-name a roofline needs both --peak-flops and --bandwidth")
-    return generation.roofline(name or "", num_devices=arguments.devices, peak_flops=peak, bandwidth=bandwidth)
+    return generation.roofline(arguments.device_name or "", num_devices=arguments.devices, peak_flops=peak, bandwidth=bandwidth)
 
 
 def _as_json(generation: Generation, roofline: Roofline | None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
 
 @dataclass(frozen=True)
 class Bill:
-    """What there is to pay.
+    """The costs of what was asked for.
 
     Attributes:
         name, tokens: the model and the length of a sequence.
@@ -142,8 +142,8 @@ def _any_model(arguments: argparse.Namespace) -> Bill:
     tokens = arguments.tokens or config.model.seq_length
     if tokens is None:
         raise ConfigError("model.seq_length is not set; add --tokens")
-    told = options.convention_of(arguments, config)
-    ledger, batch = Ledger(config, told if told in _CONVENTIONS else _CONVENTIONS[0]), arguments.batch_size
+    named = options.convention_of(arguments, config)
+    ledger, batch = Ledger(config, named if named in _CONVENTIONS else _CONVENTIONS[0]), arguments.batch_size
     forward, step = ledger.cost([tokens]), batch * ledger.cost([tokens], passes="training")
     written = OperationCost()
     if arguments.generate:

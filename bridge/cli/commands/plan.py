@@ -58,10 +58,12 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     options.add_model(parser)
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--tokens", type=options.counts, metavar="N", help="tokens to train on, for example 15T")
-    amount.add_argument("--budget", type=_budget, metavar="N[UNIT]",
-                        help="available FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M")  # fmt: skip
-    amount.add_argument("--global-batch-size", type=options.positive, metavar="N",
-                        help="sequences per step; search layouts for it")  # fmt: skip
+    amount.add_argument(
+        "--budget", type=_budget, metavar="N[UNIT]", help="available FLOPs (1e24), 30days, 2Mdevice-hours, 500Mkwh or $3M"
+    )
+    amount.add_argument(
+        "--global-batch-size", type=options.positive, metavar="N", help="sequences per step; search layouts for it"
+    )
     options.add_device(parser, options.counts)
     parser.add_argument("--mfu", type=options.fractions, metavar="FRACTION",
                         help="fraction of the peak, for example 0.4 (default: what published runs reach, with the "
@@ -169,21 +171,21 @@ def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) 
         batch, count = sequences(planned.tokens / arguments.steps), Range.of(arguments.steps)
     else:
         batch = Range.of(arguments.batch_size) if arguments.batch_size else sequences(optimal_batch_tokens(planned.flops))
-        # More tokens bring larger batches: the ends of both ranges belong together.
+        # More tokens come with larger batches, so the lower ends of both ranges go together, and the upper ends.
         ends = zip((planned.tokens.low, planned.tokens.high), (batch.low, batch.high), strict=True)
         count = Range(*sorted(steps(Range.of(tokens), int(size) * length).low for tokens, size in ends))
     seconds = batch * length * planned.flops_per_token / (planned.cluster.flops_per_device_hour * planned.cluster.devices) * 3600
     return Schedule(batch, count, seconds)
 
 
-def _memory(plan: Plan, column: OnDevice) -> tuple[int, str]:
-    """Bytes of the states, and whether devices hold them, were they cut without loss."""
+def _memory(plan: Plan, column: OnDevice) -> str:
+    """The size of the states, and whether all devices together hold them."""
     needed, machine, devices = state_bytes(plan), column.machine, int(column.planned.cluster.devices.low)
+    size = f"{significant(needed / 1e12, 3)} TB of states"
     if machine is None:
-        return needed, f"{significant(needed / 1e12, 3)} TB of states"
-    there = devices * machine.capacity
-    verdict = "fits in" if needed <= USABLE * there else "does not fit in"
-    return needed, f"{significant(needed / 1e12, 3)} TB of states, {verdict} {devices:,} x {gib(machine.capacity, 0)}"
+        return size
+    verdict = "fits in" if needed <= USABLE * devices * machine.capacity else "does not fit in"
+    return f"{size}, {verdict} {devices:,} x {gib(machine.capacity, 0)}"
 
 
 def _as_json(config: Config, plan: Plan, column: OnDevice, length: int, carbon: Range | None) -> dict[str, Any]:
@@ -299,7 +301,7 @@ def _rows(plan: Plan, length: int, carbon: Range | None) -> list[tuple[str, Call
         ("energy", energy),
         ("CO2", co2),
         ("cost", cost),
-        ("memory", lambda column: _memory(plan, column)[1]),
+        ("memory", lambda column: _memory(plan, column)),
         ("batch", batch),
         ("steps", lambda column: f"{_whole(column.schedule.steps)} of {_number(column.schedule.seconds)} s"),
         ("tokens per parameter", a_parameter),

@@ -23,8 +23,9 @@ MOST_DEVICES = 2**17
 
 def add_to(parser: options.Parser) -> None:
     """Its options beside those of ``bridge plan``."""
-    parser.add_argument("--sequence-length", type=options.length, metavar="N",
-                        help="tokens per sequence (default model.seq_length)")  # fmt: skip
+    parser.add_argument(
+        "--sequence-length", type=options.length, metavar="N", help="tokens per sequence (default model.seq_length)"
+    )
 
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
@@ -78,7 +79,7 @@ def _show(console: Output, devices: int, machine: Machine, result: Search) -> No
         return
     table = make_table(
         ("layout",),
-        ("micro-batch", "recompute", "GiB", "s a step", "at least", "tokens/s", "MFU"),
+        ("micro-batch", "recompute", "GiB", "s per step", "at least", "tokens/s", "MFU"),
         ("where the time goes",),
         title=f"{devices:,} x {machine.name}: {len(result.candidates):,} layouts fit, {result.too_large:,} do not",
     )

@@ -19,13 +19,12 @@ from bridge.flops.conventions import CONVENTIONS
 from bridge.text import seconds, significant
 
 #: What a training does beside its steps.
-_ONLY_STEPS = (
-    "train.eval_interval=null", "train.eval_iters=0", "train.rampup_batch_size=null", "train.skip_iterations=[]",
-    "optimizer.lr_warmup_iters=0", "optimizer.lr_decay_iters=null",
-    "checkpoint.save=null", "checkpoint.load=null", "checkpoint.save_interval=null", "checkpoint.pretrained_checkpoint=null",
-    "logger.metrics_file=null", "logger.wandb_project=null", "logger.tensorboard_dir=null", "logger.mlflow_experiment=null",
-    "logger.trackers=[]", "logger.log_interval=1",
-)  # fmt: skip
+_ONLY_STEPS = """
+    train.eval_interval=null train.eval_iters=0 train.rampup_batch_size=null train.skip_iterations=[]
+    optimizer.lr_warmup_iters=0 optimizer.lr_decay_iters=null checkpoint.save=null checkpoint.load=null
+    checkpoint.save_interval=null checkpoint.pretrained_checkpoint=null logger.metrics_file=null logger.wandb_project=null
+    logger.tensorboard_dir=null logger.mlflow_experiment=null logger.trackers=[] logger.log_interval=1
+"""
 _SHOWN = 10
 
 _EXAMPLES = {
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"logger.dir={json.dumps(str(out))}",
         f"callbacks={json.dumps([callback])}",
     )
-    cfg = load_recipe(recipe, [*arguments.overrides, *_ONLY_STEPS, *more])
+    cfg = load_recipe(recipe, [*arguments.overrides, *_ONLY_STEPS.split(), *more])
     with contextlib.redirect_stdout(sys.stderr):
         code = train(cfg)
     if code == 0 and os.environ.get("RANK", "0") == "0":

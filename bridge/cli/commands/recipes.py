@@ -1,4 +1,4 @@
-"""``bridge recipes``: what there is to train and to count."""
+"""``bridge recipes``: the recipes to train and the models to count."""
 
 from __future__ import annotations
 
