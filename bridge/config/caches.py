@@ -10,13 +10,13 @@ from typing import Any
 
 
 def cache_folder() -> Path:
-    """Where that is; it need not exist."""
+    """Its path; it need not exist."""
     caches = os.environ.get("BRIDGE_CACHE_DIR") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bridge")
     return Path(os.path.expanduser(caches))
 
 
 def replace_json(path: Path, content: Any) -> None:
-    """Write a file as a whole: who reads it meanwhile, in whatever process, reads the old one or the new one.
+    """Write a JSON file atomically: a concurrent reader, in any process, gets the old content or the new one.
 
     Raises:
         OSError: it cannot be written.

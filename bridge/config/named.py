@@ -1,4 +1,4 @@
-"""A configuration by the name that people give it: a recipe, a file of Hugging Face's or of MaxText's."""
+"""A configuration by the name of a recipe or the path of a file: a recipe, a Hugging Face config.json, MaxText's YAML."""
 
 from __future__ import annotations
 

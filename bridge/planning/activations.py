@@ -23,22 +23,22 @@ from bridge.planning.shards import COLUMN, ROW, is_expert, leaf
 LOGITS = "logits"
 #: Line of what recomputed layers keep: their inputs.
 RECOMPUTED = "recomputed_layers"
-#: Bytes of a token: its number, and what the cross-entropy keeps beside the probabilities (a number and a flag).
+#: Bytes per token: of its id, and of what the cross-entropy keeps beside the probabilities (a number and a flag).
 TOKEN, LOSS = 8, 9
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """What the kernels of a layer keep beside the inputs of its linear layers.
+    """What the kernels of a layer keep in addition to the inputs of its linear layers.
 
     Attributes:
         name: megatron-core's ``transformer_impl``.
-        rms_norm: bytes of each number that an RMSNorm reads; 0: one copy in the model's type.
-        gated, plain: inner numbers that an activation keeps for each of its outputs, the output itself not counted.
-        weighted: further numbers of an expert's activation, whose output is weighted.
-        fused_attention: keeps a sum of exponentials of each query, and no scores.
-        tables: of the rotation, as so many numbers of a position and a channel in every layer.
-        routed, chosen: bytes that routing keeps of each token and expert, and of each choice.
+        rms_norm: bytes that an RMSNorm keeps per number that it reads; 0: one copy in the model's type.
+        gated, plain: numbers that a gated or a plain activation function keeps per output, without the output itself.
+        weighted: further numbers per output in experts, whose outputs are weighted.
+        fused_attention: attention keeps a sum of exponentials per query, and no scores.
+        tables: numbers per position and channel that RoPE keeps in every layer.
+        routed, chosen: bytes that routing keeps per token and expert, and per chosen expert.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """Tokens of the micro-batch."""
         return self.sequences * self.length
 
 
@@ -104,7 +104,7 @@ def working(
 ) -> int:
     """Bytes that the backward pass needs for a while beside what is kept; arguments as for ``activations``.
 
-    A layer that is recomputed comes to hold all that it would have kept, and logits stand beside their probabilities.
+    A recomputed layer holds for a while all that it would have kept, and logits exist beside their probabilities.
     """
     chunk, most = _Chunk(plan, layout, batch, implementation), 0
     for is_layer, block in _layers(terms):
@@ -142,7 +142,7 @@ def not_kept(terms: Sequence[Term]) -> tuple[str, ...]:
 
 
 def _layers(terms: Sequence[Term]) -> Iterator[tuple[bool, list[Term]]]:
-    """Terms of each layer, and what stands outside of layers, all of it together: (whether it is a layer, its terms)."""
+    """The terms of each layer, and those outside of layers as one group: (whether it is a layer, its terms)."""
     blocks: dict[str, list[Term]] = {}
     for term in filter(of_text, terms):
         parts = term.path.split(".", 3)
@@ -161,7 +161,7 @@ class _Chunk:
     batch: Batch
     kernels: Implementation
 
-    # ---- tokens, as so many parts of one that every division is exact -----------------------------------
+    # ---- tokens, in parts of a token so small that every division is exact -------------------------------
 
     @cached_property
     def together(self) -> int:
@@ -171,7 +171,7 @@ class _Chunk:
 
     @cached_property
     def unit(self) -> int:
-        """Parts of a token."""
+        """Parts per token."""
         return self.layout.tensor_model_parallel_size * self.layout.expert_tensor * self.together
 
     @cached_property
@@ -259,7 +259,7 @@ class _Chunk:
         return self._inputs(term) * (each * term.k + row) * times
 
     def _around(self, term: Term, inner: int) -> Kept:
-        """What stands before or behind a linear layer: the activation, the routing, the loss."""
+        """What is kept around a linear layer: by the activation function, the routing, the loss."""
         again = Pass.RECOMPUTE in term.passes
         if leaf(term) == "linear_fc2" and not again:
             numbers = self.kernels.gated if inner == 2 * term.k else self.kernels.plain
@@ -274,7 +274,7 @@ class _Chunk:
             yield LOGITS, self.cut * 4 * term.n + LOSS * self.all
 
     def _core(self, term: Term) -> Kept:
-        """Queries and keys of the first product, values of the second, and what lies between them."""
+        """Queries and keys of the first product, values of the second, and the scores between them."""
         shape, width, heads = self.plan.model.shape, self.batch.width, term.n
         latent, again = shape.multi_latent_attention, Pass.RECOMPUTE in term.passes
         groups = heads if latent else min(shape.key_value_heads, heads)

@@ -56,7 +56,7 @@ def _is_space_like(byte: int) -> bool:
 
 
 def space_patches(data: bytes) -> list[int]:
-    """A patch begins after a space-like byte that something else follows: words with what stands after them."""
+    """A patch begins after a space-like byte that something else follows: words with the spaces and punctuation after them."""
     starts = [i + 1 for i in range(len(data) - 1) if _is_space_like(data[i]) and not _is_space_like(data[i + 1])]
     return _lengths([0, *starts], len(data))
 

@@ -1,7 +1,7 @@
 """The bytes that a rank sends and receives per step, by parallel dimension.
 
-Every linear layer that is cut brings its collectives with it, so the terms of a plan say what travels between tensor-parallel
-ranks; the rest follows from the layout.  Bytes are those of the larger of a collective's two buffers; what crosses a rank's link
+Every linear layer that is cut has its collectives, so the terms of a plan say what travels between tensor-parallel ranks; the
+rest follows from the layout.  Bytes are those of the larger of a collective's two buffers; what crosses a rank's link
 is ``Traffic.moved``.  Measured on gloo, collective by collective (``tests/planning/test_communication.py``).
 """
 
@@ -29,13 +29,13 @@ TENSOR, PIPELINE, DATA, EXPERT, CONTEXT = "tensor", "pipeline", "data", "expert"
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one kind of collective carries in a step.
+    """What one kind of collective carries per step.
 
     Attributes:
         dimension: ``tensor``, ``pipeline``, ``data``, ``expert`` or ``context``.
         operation: ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all``, ``send`` or ``recv``.
         ranks: that take part.
-        bytes: of the larger buffer, over all calls of a step.
+        bytes: of the larger buffer, summed over all calls of a step.
     """
 
     dimension: str
@@ -53,7 +53,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class _Step:
-    """What the rules below look at."""
+    """The input of the rules below."""
 
     plan: Plan
     layout: Layout
@@ -149,12 +149,12 @@ def _tensor(step: _Step, here: Terms) -> Found:
         if not is_expert(term):
             for operation, entries in _of_term(step, term):
                 yield TENSOR, operation, ranks, times * step.width * step.tokens * entries
-        if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums of each token
+        if leaf(term) == "output_layer" and term.weight:  # the cross-entropy: a maximum and two sums per token
             yield TENSOR, "all_reduce", ranks, times * 3 * 4 * step.tokens
 
 
 def _of_term(step: _Step, term: Term) -> Iterator[tuple[str, int]]:
-    """Operations of one layer, with the numbers of a token that they carry."""
+    """Operations of one layer, with the numbers per token that they carry."""
     name, spread = leaf(term), step.layout.sequence_parallel
     if name == "word_embeddings":
         yield from _looked_up(term, spread) if step.stage == 0 else ()
@@ -253,7 +253,7 @@ def _experts(step: _Step, here: Terms) -> Found:
 # ---- sequences -----------------------------------------------------------------------------------
 
 
-#: Bytes of a token that multi-token prediction shifts: its number, position and label, and the mask of its loss.
+#: Bytes per token that multi-token prediction shifts: its id, position and label, and the mask of its loss.
 _NEXT_TOKEN = 8 + 8 + 8 + 4
 
 
@@ -276,7 +276,7 @@ def _context(step: _Step, here: Terms) -> Found:
 
 
 def _key_and_value(step: _Step, term: Term) -> int:
-    """Numbers of a token's key and value on one tensor-parallel rank."""
+    """Numbers per token of keys and values on one tensor-parallel rank."""
     shape, ranks = step.shape, step.layout.tensor_model_parallel_size
     heads = term.n // ranks
     if shape.multi_latent_attention:

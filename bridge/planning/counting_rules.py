@@ -231,7 +231,7 @@ def _six_n(parameters: Callable[[Priced], int]) -> Callable[[Priced, Number | No
 
 
 def _matmul_weights(priced: Priced) -> int:
-    """Weights that a token is multiplied with: the embedding is none of them."""
+    """Weights that a token is multiplied with: all but the embedding's."""
     terms = compile_plan(priced.model, "exact").built_terms()
     return sum(term.k * term.n * term.active_copies for term in terms if term.kind in _MATMULS and term.weight)
 

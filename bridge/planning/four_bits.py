@@ -10,7 +10,7 @@ BLOCK, SCALES = 64, 256
 
 
 def in_four_bits(plan: Plan, term: Term) -> bool:
-    """Whether a frozen weight is stored so: a linear layer's, but not an adapter's or the output layer's."""
+    """Whether a frozen weight is stored in four bits: a linear layer's, but not an adapter's or the output layer's."""
     adapters = plan.model.adapters
     linear = term.kind is Kind.LINEAR and term.weight and ".adapter." not in term.path
     return adapters is not None and adapters.four_bits and linear and Role.OUTPUT not in term.roles

@@ -17,7 +17,7 @@ from bridge.flops.terms import Context, Shape
 
 
 def layer_caches(shape: ModelShape) -> list[list[Cache]]:
-    """What each decoder layer keeps; a layer whose mixer is not known keeps nothing that is known."""
+    """The caches of each decoder layer; none for a layer whose mixer is unknown."""
     return [
         [
             *(MIXERS[layer.mixer].cache(shape, layer) if layer.mixer else []),

@@ -129,7 +129,7 @@ class Layout:
 
     @property
     def core(self) -> Layout:
-        """What decides which weights a rank holds: without batch, replicas and context parallelism, on as few ranks as do."""
+        """What decides which weights a rank holds: no batch, no replicas, no context parallelism, as few ranks as possible."""
         ranks = lcm(self.tensor_model_parallel_size * self.stages, self.experts_and_stages)
         return replace(self, devices=ranks, context_parallel_size=1, micro_batch_size=1, global_batch_size=None)
 
@@ -140,12 +140,12 @@ class Layout:
 
     @property
     def without_batch(self) -> Layout:
-        """The same with one sequence a replica, which decides nothing that lasts longer than a step."""
+        """The same with one sequence per replica: the batch changes nothing that lasts longer than a step."""
         return replace(self, micro_batch_size=1, global_batch_size=None)
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes of a replica in a step."""
+        """Forward passes of a replica per step."""
         samples = self.micro_batch_size * self.data_parallel_size
         return (self.global_batch_size or samples) // samples
 

@@ -1,6 +1,6 @@
 """Devices in their machines: memory, links, network and power, with the source of every number.
 
-What a peak says nothing of (``bridge.hardware``) and a plan needs.  Bandwidths are of one device in one direction.
+What a plan needs beside the peaks of ``bridge.hardware``.  Bandwidths are of one device in one direction.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Memory:
         micro_batches: forward passes that wait for their backward pass, chunk by chunk.
         working: what a recomputed layer or the loss needs beside that for a while.
         communication: buffers of the collectives.
-        unknown: what is not known, one sentence each.
+        unknown: one sentence for each part that is not known.
     """
 
     stage: int
@@ -170,7 +170,7 @@ def _kept(plan: Plan, layout: Layout, stage: int, batch: Batch, kernels: Impleme
     (one, one_while), (two, two_while) = (
         _of_sequences(plan, layout, stage, replace(batch, sequences=n), kernels) for n in (1, 2)
     )
-    more = batch.sequences - 1  # each brings as much as the second one
+    more = batch.sequences - 1  # each adds as much as the second one
 
     kept = [
         {component: first + more * (second[component] - first) for component, first in of_chunk.items()}

@@ -199,7 +199,7 @@ def _rows(plan: Plan) -> list[TableRow]:
 
 # ---- models whose integers remember --------------------------------------------------------------
 
-#: Parts of a model -> what stands before the names of their fields.
+#: Parts of a model -> the prefix of the names of their fields.
 _PARTS = {"language": "", **{part: f"{part}_config." for part in ("vision", "audio", "diffusion", "byte_latent")}}
 
 

@@ -1,4 +1,4 @@
-"""megatron-core's pipeline schedules: which passes a stage runs, in which order, and what it keeps meanwhile."""
+"""megatron-core's pipeline schedules: the passes of a stage in order, and how many wait for their backward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def passes(stage: int, stages: int, micro_batches: int, chunks: int = 1) -> Iter
     Args:
         stage: from 0.
         stages: of the pipeline.
-        micro_batches: of a step.
+        micro_batches: per step.
         chunks: virtual_pipeline_model_parallel_size.
     """
     total = micro_batches * chunks

@@ -43,7 +43,7 @@ class Candidate:
         layout: how the model is split.
         recompute: ``full``, or empty.
         needs: the memory of the fullest rank.
-        time: the time of a step.
+        time: how long a step takes.
         tokens_per_second: estimated tokens per second per device.
         mfu: estimated model FLOPs over the peak.
     """
@@ -144,7 +144,7 @@ def search(
 
 @dataclass
 class _Tried:
-    """What does not fit."""
+    """The layouts that do not fit."""
 
     machine: Machine
     too_large: int = 0
@@ -157,7 +157,7 @@ class _Tried:
         Args:
             layout: that needs them.
             needed: bytes.
-            last: nothing else of this layout is tried; else nothing is noted.
+            last: the layout is not tried in another way; only then a failure is noted.
             bound: ``needed`` is less than the layout needs.
         """
         if needed <= USABLE * self.machine.capacity:
@@ -172,13 +172,13 @@ class _Tried:
 
 
 def _at_least(plan: Plan, optimizer: Optimizer) -> Callable[[Layout], int]:
-    """Bytes of the mean stage's weights, and of their gradients where all of them train: soon known, and never too many."""
+    """Bytes of the mean stage's weights, and of their gradients where all of them train: quickly computed, never too high."""
     terms = plan.built_terms()
     experts = sum(term.parameters for term in terms if is_expert(term))
     parameters = plan.parameters()
     each = optimizer.weight_bytes + optimizer.gradient_bytes * (parameters["trainable"] == parameters["total"])
     if any(in_four_bits(plan, term) for term in terms):
-        each = 0  # half a byte; what fits is soon told by the states too
+        each = 0  # half a byte each: no bound; the states decide soon enough
 
     def needed(layout: Layout) -> int:
         own = experts // layout.experts_and_stages

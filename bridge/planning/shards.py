@@ -57,10 +57,10 @@ class ParameterShard:
     Attributes:
         path: of its module.
         numel: entries that the rank holds.
-        expert: an expert's, whose gradients are added up over other ranks than those of the rest.
-        trains: has a gradient.
-        alone: a copy of a weight that two stages share: it has its own bucket in the distributed optimizer.
-        four_bits: it is stored so (``quantised``).
+        expert: it belongs to an expert; its gradients are added up over other ranks than those of dense weights.
+        trains: it has a gradient.
+        alone: it is a copy of a weight that two stages share, with a bucket of its own in the distributed optimizer.
+        four_bits: it is stored in four bits (``four_bits``).
     """
 
     path: str
@@ -185,7 +185,7 @@ def _leaf(path: str) -> str:
 
 
 def _shards(plan: Plan, block: Sequence[Term], layout: Layout, local: bool) -> Iterator[ParameterShard]:
-    """The parameters of one module, or of a layer's experts, expert by expert or layer by layer as the implementation has it."""
+    """The parameters of one module, or of a layer's experts in the implementation's order: by expert, or by layer."""
     copies = block[0].copies
     if not is_expert(block[0]):
         for term in block:

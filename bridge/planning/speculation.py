@@ -20,10 +20,10 @@ HALF = MemoryTraffic()
 
 @dataclass(frozen=True)
 class Speculation:
-    """What it takes to write an answer so, after the first token.  FLOPs and bytes are of the whole batch.
+    """The cost of an answer with speculative decoding, after its first token.  FLOPs and bytes are of the whole batch.
 
     Attributes:
-        tokens_per_pass: that a pass of the large model yields on average.
+        tokens_per_pass: tokens that a pass of the large model yields on average.
         passes: of the large model.
         target, draft: FLOPs of each of the two models, pass by pass.
         target_bytes, draft_bytes: what they move, pass by pass.
@@ -83,7 +83,7 @@ def speculate(
         raise ConfigError(f"acceptance={float(acceptance):g} must be a fraction of the proposals, from 0 to 1")
     each = tokens_per_pass(Fraction(acceptance), proposals)
     passes = ceil(max(generated_tokens - 1, 0) / each)
-    # Behind the prompt and what the passes before have brought.
+    # After the prompt and the tokens of the earlier passes.
     starts = [prompt_tokens + int(number * each) for number in range(passes)]
 
     def flops(plan: InferencePlan, tokens: int) -> tuple[Number, ...]:

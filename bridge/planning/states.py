@@ -1,4 +1,4 @@
-"""Bytes of what a whole model holds between two steps, were it held once and cut without loss."""
+"""Bytes of a whole model between two steps, held once, without replicas and padding."""
 
 from __future__ import annotations
 

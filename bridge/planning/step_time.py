@@ -1,4 +1,4 @@
-"""How long a step takes at least, where that binds, and an estimate that says which layouts are better than others.
+"""A lower bound on the time of a step, what sets it, and an estimate for ranking layouts.
 
 The bound lets everything overlap: no step is shorter than its matmuls at the peak with the bubble of its pipeline, than the bytes
 of its states over the memory's bandwidth, or than the bytes of its collectives over links and network.  The estimate adds what
@@ -35,7 +35,7 @@ COMPUTE, BANDWIDTH = "compute", "memory bandwidth"
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step.
+    """Seconds per step.
 
     Attributes:
         bound: no step is shorter.

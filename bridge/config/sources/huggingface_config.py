@@ -38,7 +38,7 @@ class HuggingFaceConfig(Config):
     formats: Any = NOT_TOLD  # of Formats, which OmegaConf cannot hold
     """Which matmul runs in which number format, as far as that is known."""
     traced: reading.Model | None = None
-    """The model as it ran, where no reader knows it or where it is another one than its configuration says."""
+    """The traced model, where no reader knows the architecture or the model differs from its configuration."""
 
     @property
     def source(self) -> str:
@@ -63,7 +63,7 @@ def read_by_row(values: Mapping[str, Any]) -> HuggingFaceConfig:
 
     Raises:
         Unread: no row describes it.
-        ConfigError: it is none of a model.
+        ConfigError: it does not describe a model.
     """
     model_type = _model_type(values)
     if not model_type:
@@ -89,7 +89,7 @@ def _name(values: Mapping[str, Any], model_type: str) -> str:
     return str(values.get("_name_or_path") or model_type).rstrip("/").rsplit("/", 1)[-1]
 
 
-#: Stands a floor above, as plugins do: found by name when a model is there that no reader knows.
+#: A package of a higher floor, imported by name when no reader knows a model.
 TRACING = "bridge.tracing"
 
 
@@ -97,7 +97,7 @@ def _traced(values: Mapping[str, Any], model_type: str, unread: Unread) -> Huggi
     """A model that no row describes, traced as transformers runs it.
 
     Raises:
-        ConfigError: neither does transformers know it, or it is not installed; and how the known ones are spelt.
+        ConfigError: transformers does not know the architecture either, or is not installed.
     """
     try:
         if not set(values) - {"model_type", "architectures", "_name_or_path", "transformers_version", "torch_dtype", "dtype"}:
@@ -115,7 +115,7 @@ def _traced(values: Mapping[str, Any], model_type: str, unread: Unread) -> Huggi
     )
 
 
-#: What families call the longest sequence that they are made for.
+#: Names that families give to the longest sequence that they are made for.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions", "n_ctx")
 #: Where a configuration names none, as those of models without positions.
 NOMINAL_LENGTH = 4096
@@ -159,10 +159,10 @@ _PARTS = ("vision_config", "global_config", "encoder_config", "decoder_config")
 
 
 def _check_sizes_are_stated(values: Mapping[str, Any], family: Family, model_type: str) -> None:
-    """A file that says neither how deep nor how wide its model is describes none: no class default is read into it.
+    """Refuse a file that states neither depth nor width: class defaults do not make a model of it.
 
-    transformers writes all sizes of a model into its file; only in configurations inside it may those be missing that are the
-    class's own.
+    transformers writes all sizes of a model into its file; only configurations inside it may leave out sizes that are their
+    class's defaults.
     """
     if not any(name in values for name in ("text_config", *_SIZES, *(() if family.text else _PARTS))):
         raise ConfigError(
@@ -183,7 +183,7 @@ def _unknown_family(model_type: str) -> str:
     return f"model_type={short(model_type)} is not known; {hint}bridge reads {len(FAMILIES)} others (docs/models.md)"
 
 
-#: Families of transformers that are spelt almost like one of ours and are none of them.
+#: Families of transformers whose names are close to those of ours; they are not misspellings.
 _SPELT_ALIKE = (
     *("pixtral", "gemma3n_text", "ernie4_5_vl_moe", "gpt_neo"),
     *("clip_vision_model", "blip_vision_model", "xclip_vision_model"),
@@ -193,7 +193,7 @@ _SPELT_ALIKE = (
 def _misspelt(model_type: str) -> str:
     """The family that a misspelt name means, empty for none.
 
-    Families of one house have names alike: other digits, or more around a known name, make another family of it.
+    Families of one vendor have similar names: other digits, or a known name with more around it, are another family.
     """
     spelt = model_type[:100].lower().replace("-", "_")
     alike = difflib.get_close_matches(spelt, FAMILIES, n=1, cutoff=0.85) if spelt not in _SPELT_ALIKE else []

@@ -1,8 +1,9 @@
-"""How each Hugging Face ``model_type`` is read: one row a family.
+"""How each Hugging Face ``model_type`` is read: one row per family.
 
-A row says which Hugging Face field holds which of our options and what the architecture settles; a rule stands only
-where an option is more than another name.  What transformers assumes where a ``config.json`` is silent is data of its
-own, ``huggingface_defaults.json``.  Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
+A row maps our options to Hugging Face fields and lists the options that the architecture settles; options that need more than
+another name have a rule.  What transformers assumes where a ``config.json`` is silent is in ``huggingface_defaults.json``.
+
+Source: the ``configuration_*.py`` and ``modeling_*.py`` files of transformers 5.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from bridge.config.sources.huggingface_fields import INDEXES, Fields
 from bridge.flops.shapes import ConfigError, short
 
 Options = dict[str, Any]
-
-
 Rule = Callable[[Fields], Options]
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Family:
         text: family of ``text_config``, in models that have one.
         ignored: fields that this family's files have and that transformers' classes of it do not use.
         framework: whose layers transformers builds; see ``bridge.flops.frameworks``.
-        inner: it stands inside other configurations only; alone, transformers builds it without an output layer.
+        inner: it occurs only inside other configurations; alone, transformers builds it without an output layer.
     """
 
     fields: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -46,19 +46,19 @@ class Family:
     def plus(
         self,
         *rules: Rule,
-        fields: Mapping[str, Any] | None = None,
-        fixed: Options | None = None,
+        fields: Mapping[str, Any] = _NOTHING,
+        fixed: Mapping[str, Any] = _NOTHING,
         ignored: str = "",
-        text: str = "",
+        **others: Any,
     ) -> Family:
-        """A family like this one with more fields, fixed options and rules."""
+        """A family like this one with more rules, fields, fixed options and ignored fields, and with other attributes instead."""
         return replace(
             self,
-            fields={**self.fields, **(fields or {})},
-            ignored=f"{self.ignored} {ignored}",
-            text=text or self.text,
-            fixed={**self.fixed, **(fixed or {})},
+            fields={**self.fields, **fields},
+            fixed={**self.fixed, **fixed},
             rules=self.rules + rules,
+            ignored=f"{self.ignored} {ignored}",
+            **others,
         )
 
     def options(self, fields: Fields) -> Options:
@@ -97,7 +97,7 @@ def _activation_in(name: str) -> Rule:
 
 
 def _rope(fields: Fields) -> Options:
-    """RoPE's base and reach: in ``rope_parameters`` since transformers 5, one set a layer type where they differ."""
+    """RoPE's base and reach: in ``rope_parameters`` since transformers 5, one set per layer type where they differ."""
     rope = fields.group("rope_parameters", "rope_scaling")
     rope = rope.group("full_attention") if rope.get("full_attention") else rope
     scaled = rope.get("rope_type", "type") == "llama3"
@@ -116,7 +116,7 @@ def _head_size(fields: Fields) -> Options:
 
 
 def _latent_head_size(fields: Fields) -> Options:
-    """With latent attention head_dim is another thing: the part of a key that RoPE turns."""
+    """With latent attention ``head_dim`` is the part of a key that RoPE rotates; a head is as wide as its values."""
     return {"kv_channels": fields.get("v_head_dim")}
 
 
@@ -165,11 +165,17 @@ def _optional_window(fields: Fields) -> Options:
     return {"window_size": window if fields.get("use_sliding_window") else None}
 
 
-def _every(pattern: int, name: str = "sliding_window_pattern") -> Callable[[Fields, int], list[bool]]:
+#: Words of layers -> whether they are local, have experts, or have linear attention.
+_LOCAL = {"sliding_attention": True, "full_attention": False}
+_SPARSE = {"sparse": True, "dense": False}
+_LINEAR = {"linear_attention": True, "full_attention": False}
+
+
+def _every(pattern: int) -> Callable[[Fields, int], list[bool]]:
     """All layers but each ``pattern``-th are local."""
 
     def local(fields: Fields, layers: int) -> list[bool]:
-        given = fields.get(name) or pattern
+        given = fields.get("sliding_window_pattern") or pattern
         if isinstance(given, str):  # EXAONE 4: L for local, G for global, repeated
             return [given[i % len(given)] == "L" for i in range(layers)]
         return [bool(i % given) for i in range(1, layers + 1)]
@@ -216,7 +222,7 @@ def _windows(default: Callable[[Fields, int], list[bool]], *, last_is_global: bo
 
     def rule(fields: Fields) -> Options:
         usual = default(fields, fields.size("num_hidden_layers"))
-        local = _flags(fields, "layer_types", {"sliding_attention": True, "full_attention": False}) or usual
+        local = _flags(fields, "layer_types", _LOCAL) or usual
         if last_is_global:
             local = [*local[:-1], False]
         window = fields.get("sliding_window")
@@ -228,9 +234,9 @@ def _windows(default: Callable[[Fields, int], list[bool]], *, last_is_global: bo
 
 
 def _sparse_layers(fields: Fields) -> list[bool]:
-    """Which layers are MoE, in the several ways to say it."""
+    """Which layers have experts, by any of the fields that say so."""
     layers = fields.size("num_hidden_layers")
-    listed = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    listed = _flags(fields, "mlp_layer_types", _SPARSE)
     first, dense = fields.get("first_k_dense_replace") or 0, frozenset(fields.get("mlp_only_layers") or ())
     step, frequency = fields.get("decoder_sparse_step") or 1, fields.get("moe_layer_freq") or 1
     if not isinstance(frequency, int):
@@ -268,7 +274,7 @@ def _linear_attention(fields: Fields) -> Options:
     """Gated delta nets with full attention every so many layers (Qwen3-Next)."""
     interval, layers = fields.get("full_attention_interval") or 4, fields.size("num_hidden_layers")
     usual = [bool(i % interval) for i in range(1, layers + 1)]
-    linear = _flags(fields, "layer_types", {"linear_attention": True, "full_attention": False}) or usual
+    linear = _flags(fields, "layer_types", _LINEAR) or usual
     if not any(linear):
         return {}
     names = ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads", "conv_kernel_dim")
@@ -465,8 +471,8 @@ def _mimo_v2(fields: Fields) -> Options:
     """MiMo-V2: layers with a window have twice the key heads, and sinks; values are narrower than keys."""
     layers, groups, previous = fields.size("num_hidden_layers"), fields.size("num_key_value_heads"), "sliding_window_size"
     usual = [bool(i and (i + 1) % 6) for i in range(layers)]
-    local = _flags(fields, "layer_types", {"sliding_attention": True, "full_attention": False}) or usual
-    sparse = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False}) or [i > 0 for i in range(layers)]
+    local = _flags(fields, "layer_types", _LOCAL) or usual
+    sparse = _flags(fields, "mlp_layer_types", _SPARSE) or [i > 0 for i in range(layers)]
     heads, size, values = (fields.get(name) for name in ("num_attention_heads", "head_dim", "v_head_dim"))
     # The published files have fields of their own code beside these, which transformers does not look at.
     fields.expect("hybrid_layer_pattern", [*map(int, local)])
@@ -563,7 +569,7 @@ def _shared_width(fields: Fields) -> Options:
 def _first_layer_dense(fields: Fields) -> Options:
     """GLM-4.7-Flash, Hunyuan 3: where ``mlp_layer_types`` is missing, all layers but the first have experts."""
     fields.skip("first_k_dense_replace", "moe_layer_freq")
-    listed = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    listed = _flags(fields, "mlp_layer_types", _SPARSE)
     sparse = listed or [i > 0 for i in range(fields.size("num_hidden_layers"))]
     return {"moe_layer_freq": [int(flag) for flag in sparse]}
 
@@ -571,11 +577,11 @@ def _first_layer_dense(fields: Fields) -> Options:
 def _kimi_linear(fields: Fields) -> Options:
     """Kimi Linear: delta rules, with latent attention in between; the published files have names and an object of their own."""
     layers, given = fields.size("num_hidden_layers"), fields.group("linear_attn_config")
-    kinds = _flags(fields, "layer_types", {"linear_attention": True, "full_attention": False})
+    kinds = _flags(fields, "layer_types", _LINEAR)
     listed, _ = given.get("kda_layers", kind=INDEXES), given.get("full_attn_layers", kind=INDEXES)
     usual = [number for number in range(1, layers + 1) if number == 1 or (number - 1) % 4]
     named = [number for number, delta in enumerate(kinds, 1) if delta] if kinds else listed
-    sparse = _flags(fields, "mlp_layer_types", {"sparse": True, "dense": False})
+    sparse = _flags(fields, "mlp_layer_types", _SPARSE)
     dense = fields.get("first_k_dense_replace")
     return {
         "kimi_kda_layers": usual if named is None else named,
@@ -591,7 +597,7 @@ def _kimi_linear(fields: Fields) -> Options:
 
 
 def _value_heads(fields: Fields) -> Options:
-    """MiniCPM3: value heads as wide as the residual stream allows, unless told otherwise."""
+    """MiniCPM3: value heads as wide as the residual stream allows, unless ``v_head_dim`` is set."""
     width = fields.get("v_head_dim") or fields.size("hidden_size") // fields.size("num_attention_heads")
     return {"v_head_dim": width, "kv_channels": width}
 
@@ -651,14 +657,14 @@ def _equal_heads(fields: Fields) -> Options:
 
 
 def _gpt2(fields: Fields) -> Options:
-    """GPT-2: four times as wide inside unless told otherwise."""
+    """GPT-2: an MLP of four times the width unless ``n_inner`` is set."""
     if fields.get("add_cross_attention"):
         fields.report("add_cross_attention", "counted without")
     return {"ffn_hidden_size": fields.get("n_inner") or 4 * fields.size("n_embd", "hidden_size")}
 
 
 def _one_key_head(fields: Fields) -> Options:
-    """GPT-BigCode: one key and value head for all queries, unless told otherwise."""
+    """GPT-BigCode: one key and value head for all queries where ``multi_query`` is true."""
     return {"num_query_groups": 1 if fields.get("multi_query") else None}
 
 
@@ -686,7 +692,7 @@ def _bloom(fields: Fields) -> Options:
 
 
 def _falcon(fields: Fields) -> Options:
-    """Falcon: how many key heads and how many norms, in several ways to say it."""
+    """Falcon: several fields decide the number of key heads and of norms."""
     new, beside = fields.get("new_decoder_architecture"), fields.get("parallel_attn")
     norms = fields.get("num_ln_in_parallel_attn") or (2 if new else 1)
     heads = fields.size("num_attention_heads", "n_head")
@@ -741,12 +747,12 @@ def _words(fields: Fields, name: str, words: Sequence[str] | None, meaning: Mapp
 
 
 def _flags(fields: Fields, name: str, meaning: Mapping[str, bool]) -> list[bool]:
-    """A field with one word a layer as flags; empty where it is not set."""
+    """A field with one word per layer as flags; empty where it is not set."""
     return _words(fields, name, fields.get(name), meaning)
 
 
 def _qwen_tower(width: str = "hidden_size", out: str = "out_hidden_size") -> Rule:
-    """A Qwen vision tower, whose width and the width it projects to stand in the fields ``width`` and ``out``."""
+    """A Qwen vision tower; ``width`` and ``out`` name the fields of its width and of the width that it projects to."""
 
     def rule(fields: Fields) -> Options:
         tower = fields.part("vision_config")
@@ -788,9 +794,9 @@ def _tied_somewhere(fields: Fields) -> bool:
 
 
 def _t5(fields: Fields) -> Options:
-    """T5: an encoder as deep as the decoder unless told otherwise; ``gated-gelu`` names a gated MLP and its activation.
+    """T5: a decoder as deep as the encoder unless it has its own depth; ``gated-gelu`` names a gated MLP and its activation.
 
-    Both may stand in fields of their own, which then win.
+    Where gate and activation also have fields of their own, those win.
     """
     encoder, mlp = fields.size("num_layers", "num_hidden_layers"), fields.get("feed_forward_proj") or "relu"
     gated, name = fields.get("is_gated_act"), fields.get("dense_act_fn") or mlp.rsplit("-", 1)[-1]
@@ -803,7 +809,7 @@ def _t5(fields: Fields) -> Options:
 
 
 def _mask_token_head(fields: Fields) -> Options:
-    """BERT with the head that fills in masked tokens."""
+    """BERT with its masked-language-modeling head."""
     for name in ("is_decoder", "add_cross_attention"):
         if fields.get(name):
             fields.report(name, "counted as an encoder")
@@ -918,7 +924,7 @@ def _llava_onevision(fields: Fields) -> Options:
         projector_type="tile_mlp",
         projector_bias=bool(fields.get("multimodal_projector_bias")),
     )
-    newline = text.size("hidden_size")  # stands between the rows of an image
+    newline = text.size("hidden_size")  # a learned vector between the rows of an image
     return {
         **options,
         "unpriced_parameters": options.get("unpriced_parameters", 0) + newline,
@@ -1005,7 +1011,7 @@ def _deepseek_v4(fields: Fields) -> Options:
     count, width, inner = (fields.size(name) for name in ("num_hidden_layers", "head_dim", "moe_intermediate_size"))
     rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128} | (fields.get("compress_rates") or {})
     kinds = fields.get("layer_types")
-    # The published files list one ratio a layer, those of multi-token prediction after the others.
+    # The published files list one ratio per layer, those of multi-token prediction last.
     ratios = fields.get("compress_ratios") or [rates.get(kind, 0) for kind in kinds or ()]
     # transformers' default: two layers of the coarse kind, then both in turn.
     ratios = list(ratios)[:count] or [128, 128, *(4 if i % 2 else 128 for i in range(count - 2))][:count]
@@ -1128,7 +1134,7 @@ _LATENT = _SWIGLU.plus(
 )
 _DEEPSEEK_V3 = _LATENT.plus(_group_limited_routing)
 _QWEN2 = _SWIGLU.plus(_windows(_upper_layers), fixed={"add_qkv_bias": True})
-_QWEN2_VL_TEXT = replace(_QWEN2, inner=True)
+_QWEN2_VL_TEXT = _QWEN2.plus(inner=True)
 _QWEN3 = _SWIGLU.plus(_attention_bias, fixed={"qk_layernorm": True})
 _QWEN3_NEXT = _QWEN3.plus(
     _linear_attention, fixed={"attention_output_gate": True}, ignored="attn_output_gate mtp_use_dedicated_embeddings"
@@ -1318,8 +1324,8 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_lite": _DEEPSEEK_V3.plus(_first_layer_dense),
     "glm4v": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_text"),
     "glm4v_moe": _VISION_LANGUAGE.plus(_glm_tower, text="glm4v_moe_text"),
-    "glm4v_moe_text": replace(_GLM.plus(_experts, _group_limited_routing), inner=True),
-    "glm4v_text": replace(_SWIGLU.plus(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}), inner=True),
+    "glm4v_moe_text": _GLM.plus(_experts, _group_limited_routing, inner=True),
+    "glm4v_text": _SWIGLU.plus(fixed={"add_qkv_bias": True, "layernorm_placement": "sandwich"}, inner=True),
     "glm_moe_dsa": _DEEPSEEK_V3.plus(_indexer, _shared_indexer, ignored="layer_types index_share_for_mtp_iteration"),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2.plus(_one_key_head, ignored="num_key_value_heads"),
@@ -1376,10 +1382,9 @@ FAMILIES: dict[str, Family] = {
     "lfm2": _LFM2.plus(_lfm2_width),
     "lfm2_moe": _LFM2.plus(_lfm2_experts),
     "llama": _LLAMA,
-    "llama4": replace(_VISION_LANGUAGE.plus(_llama4_tower, text="llama4_text"), framework=_DENSE_EXPERTS),
-    "llama4_text": replace(
-        _SWIGLU.plus(_attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor"),
-        framework=_DENSE_EXPERTS,
+    "llama4": _VISION_LANGUAGE.plus(_llama4_tower, text="llama4_text", framework=_DENSE_EXPERTS),
+    "llama4_text": _SWIGLU.plus(
+        _attention_bias, _chunks, _llama4_experts, ignored="use_qk_norm for_llm_compressor", framework=_DENSE_EXPERTS
     ),
     "llava_onevision": _VISION_LANGUAGE.plus(_llava_onevision, text="qwen2"),
     "mamba2": _MAMBA.plus(
@@ -1437,7 +1442,7 @@ FAMILIES: dict[str, Family] = {
         _flag("qk_layernorm", "qk_layernorm"),
         fixed={**_LAYER_NORM, "add_bias_linear": True, "add_output_bias": True, "layernorm_placement": "shared"},
     ),
-    "phi3": replace(_SWIGLU.plus(_window, ignored="full_attn_mod interpolate_factor"), framework="transformers_fused"),
+    "phi3": _SWIGLU.plus(_window, ignored="full_attn_mod interpolate_factor", framework="transformers_fused"),
     # Its router takes two experts, whatever num_experts_per_tok says.
     "phimoe": _SWIGLU.plus(
         _window,
@@ -1467,8 +1472,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3_next": _QWEN3_NEXT_MOE,
     "qwen3_vl": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_text"),
     "qwen3_vl_moe": _VISION_LANGUAGE.plus(_qwen_tower(), text="qwen3_vl_moe_text"),
-    "qwen3_vl_moe_text": replace(_QWEN3.plus(_experts), inner=True),
-    "qwen3_vl_text": replace(_QWEN3, inner=True),
+    "qwen3_vl_moe_text": _QWEN3.plus(_experts, inner=True),
+    "qwen3_vl_text": _QWEN3.plus(inner=True),
     "roberta": _BERT,
     "seed_oss": _SWIGLU.plus(_attention_bias, _flag("attention_out_bias", "add_proj_bias"), _mlp_bias),
     "smolvlm": _VISION_LANGUAGE.plus(_idefics3("smolvlm", "smolvlm_vision", "idefics3", "idefics3_vision"), text="llama"),

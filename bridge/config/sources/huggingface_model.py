@@ -131,7 +131,7 @@ def _read_checkpointing(model: Any, result: HuggingFaceConfig) -> None:
 
 
 def _adapters(model: Any, *, latent: bool) -> PeftConfig | None:
-    """peft's LoRA adapters, one target a layer; None without any."""
+    """peft's LoRA adapters, one target per layer; None without any."""
     ranks, targets = set(), []
     for name, module in model.named_modules():
         if not getattr(module, "lora_A", None):

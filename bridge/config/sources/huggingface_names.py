@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: Linear layers that may get an adapter: transformers' name in a layer to the plan's names.
+#: Linear layers that can have an adapter: transformers' name within a layer -> the plan's name.
 LINEAR_LAYERS = {
     "self_attn.q_proj": "self_attention.linear_q",
     "self_attn.k_proj": "self_attention.linear_k",
@@ -41,7 +41,7 @@ _MODULES = (
 
 
 def plan_path(name: str) -> str:
-    """The path in a plan of a module of transformers; its own name where that is not known."""
+    """The path in a plan of a module of transformers; an unknown name is returned as it is."""
     for theirs, ours in _MODULES:
         name = theirs.sub(ours, name)
     return name

@@ -14,7 +14,7 @@ from bridge.flops.formats import NOT_TOLD, Formats, Recipe
 from bridge.flops.shapes import short
 from bridge.flops.terms import Pass
 
-#: The forward pass multiplies in FP8; gradients meet weights that were made whole again.
+#: The forward pass multiplies in FP8; the backward pass uses dequantized weights.
 FINE_GRAINED = Recipe("finegrained_fp8", "fp8", layers_in_base=False)
 #: Linear layers of ``torchao.float8``.
 TORCHAO = Recipe("torchao", "fp8", layers_in_base=False)
@@ -65,14 +65,14 @@ def _unknown(reason: str) -> Formats:
 
 
 def _weight_only(options: _Options) -> bool:
-    """Of torchao's record of a record."""
+    """Whether torchao's nested record names a weight-only method."""
     chosen = options.get("quant_type")
     kind = chosen.get("default") if isinstance(chosen, Mapping) else None
     return isinstance(kind, Mapping) and str(kind.get("_type")).endswith("WeightOnlyConfig")
 
 
 def _fine_grained(options: _Options) -> Formats:
-    """By default all linear layers but the output layer; a list of what is not converted stands for itself."""
+    """All linear layers but the output layer are converted; a list of layers that are not replaces this default."""
     given = options.get("modules_to_not_convert", options.get("ignored_layers"))
     names = given if isinstance(given, (list, tuple)) else ()
     left_out = tuple(_path(str(name)) for name in names)
@@ -85,7 +85,7 @@ def _fine_grained(options: _Options) -> Formats:
 
 
 def _path(name: str) -> str:
-    """Of a module, or of all that a layer or a part of it holds."""
+    """The plan's path of a module, or of a layer or block that holds modules."""
     path = plan_path(name)
     return plan_path(f"{name}.").removesuffix(".") if path == name else path
 

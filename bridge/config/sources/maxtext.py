@@ -1,7 +1,7 @@
 """From MaxText's configuration to ours: a mapping of its options, its configuration object, or a YAML file.
 
-What MaxText builds is read into the fields of the model.  What its own formula (calculate_tflops_training_per_device) takes for
-it, where that is something else, is read into ``model.formula``, which the convention ``maxtext`` follows.
+The fields of the model describe what MaxText builds.  Where its own formula (calculate_tflops_training_per_device) assumes
+something else, ``model.formula`` holds that; the convention ``maxtext`` follows it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class MaxTextConfig(Config):
     decoder_block: str = ""
     """MaxText's name of the architecture."""
     per_device_batch_size: float = 12.0
-    """Sequences of one device in one pass; a fraction where a sequence is shared."""
+    """Sequences per device in one pass; a fraction where devices share a sequence."""
     gradient_accumulation_steps: int = 1
-    """Passes of a step."""
+    """Passes per step."""
     image_patches: tuple[int, ...] = ()
     """Patches of the image that comes with each sequence; empty without a vision tower."""
     reference_model: bool = False
@@ -581,7 +581,7 @@ def _as_mapping(config: Any) -> Mapping[str, Any]:
 
 
 def _check_sized(values: Mapping[str, Any], place: str) -> None:
-    """A name alone means a file of MaxText's, which is not here."""
+    """A model name without sizes refers to a file of MaxText's that is not here."""
     name = values.get("model_name")
     if name not in (None, "", "default") and not any(values.get(size) for size in ("decoder_block", "base_emb_dim", "emb_dim")):
         raise ConfigError(f"{place}model_name={name!r} names models/{name}.yml of MaxText's configs; give its options too")

@@ -112,15 +112,10 @@ class Audit:
     hardware_unknown: list[str] = dataclasses.field(default_factory=list)
 
 
-def audit(model: Any, read: frozenset[str] = frozenset()) -> Audit:
-    """Go through every field that a configuration has.
-
-    Args:
-        model: the configuration.
-        read: names that its reader takes beside ``ModelShape``'s and ``READ``.
-    """
+def audit(model: Any) -> Audit:
+    """Go through every field that a configuration has."""
     found = Audit()
-    known = read | READ | set(OWN) | (_BLOCKS if _block_configs(model) else set())
+    known = READ | set(OWN) | (_BLOCKS if _block_configs(model) else set())
     for name, value, default in _fields(model):
         if name in known or name in NEUTRAL or name.startswith("_"):
             continue

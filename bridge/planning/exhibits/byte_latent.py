@@ -1,7 +1,7 @@
 """Bytes against tokens: what a byte costs in a byte-latent transformer (BLT) and in a transformer over BPE tokens.
 
-The closed form of the published interactive comparison: forward FLOPs per byte from three sliders.  The architecture itself,
-priced for the bytes and patches of a real corpus, is any ``byte_latent_config``'s.
+The closed form of the published interactive comparison: forward FLOPs per byte from three sliders.  The plan of a model with a
+``byte_latent_config`` prices the architecture itself, on the bytes and patches of a real corpus (``compare_on_corpus``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bridge.flops.components.byte_latent import LATENT
 from bridge.flops.plan import Plan
 from bridge.flops.shapes import ConfigError, whole
 
-#: Heads, width and window of the local models, and the values of a byte.
+#: Heads, width and window of the local models, and the number of values that a byte can have.
 LOCAL_HEADS, LOCAL_WIDTH, LOCAL_WINDOW, BYTE_VOCABULARY = 16, 1024, 512, 256
 
 
@@ -106,7 +106,7 @@ def compare(patch_size: float = 4.4, d_model: int = 2560, local_layers: int = 10
     """The published comparison, to the last bit of its floating-point arithmetic.
 
     Args:
-        patch_size: bytes of a patch, on average (slider: 1.0 to 10.0).
+        patch_size: mean bytes per patch (slider: 1.0 to 10.0).
         d_model: width of the latent and of the BPE transformer (slider: 512 to 8192).
         local_layers: layers of the local encoder and decoder together (slider: 2 to 24); half of them have cross attention.
         setting: everything else.
@@ -147,11 +147,11 @@ def iso_cost_width(
 ) -> float:
     """The width of the latent transformer at which a byte costs ``per_byte`` FLOPs.
 
-    With width d and patch size p the latent transformer costs about 24 L d^2 / p a byte: patch size and width can rise
+    With width d and patch size p the latent transformer costs about 24 L d^2 / p per byte: patch size and width can rise
     together at equal cost only while d grows about as the square root of p.
 
     Args:
-        patch_size: bytes of a patch.
+        patch_size: mean bytes per patch.
         per_byte: FLOPs of both parts together; what ``compare`` finds at its first slider positions when None.
         local_layers: layers of the local models.
         setting: everything else.
