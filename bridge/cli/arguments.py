@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,13 +66,12 @@ def add_command(
     return parser
 
 
-def add_model(parser: Parser, *, or_trace: bool = False) -> None:
+_MODEL = "a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`"
+
+
+def add_model(parser: Parser, text: str = _MODEL, *, metavar: str | None = None, or_trace: bool = False) -> None:
     """The positional arguments: a model and overrides; ``or_trace``: a model may be traced instead."""
-    parser.add_argument(
-        "recipe",
-        nargs="?" if or_trace else None,
-        help="a YAML recipe, a Hugging Face config.json, a MaxText YAML, or a name from `bridge recipes`",
-    )
+    parser.add_argument("recipe", nargs="?" if or_trace else None, metavar=metavar, help=text)
     if or_trace:
         parser.add_argument("--trace", metavar="PACKAGE.MODULE:FACTORY", help="a function that returns a torch module, instead")
     parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
@@ -112,11 +111,13 @@ def add_replicas(parser: Parser) -> None:
                              "step (default: one replica)")  # fmt: skip
 
 
-def add_device(parser: Parser, devices: Callable[[str], Any], default: int | None = None) -> None:
+def add_device(
+    parser: Parser, devices: Callable[[str], Any], default: int | None = None, text: str = "number of devices"
+) -> None:
     """What it runs on; the number of devices is required where it has no default."""
     parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
-    parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N",
-                        help="number of devices" + (f" (default {default})" if default else ""))  # fmt: skip
+    text += f" (default {default})" if default else ""
+    parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N", help=text)
     parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="format of the matmuls (default bf16)")
     parser.add_argument("--peak-flops", type=flops_rate, metavar="FLOP/S", help="dense peak of one device, overriding the table")
 
@@ -252,6 +253,19 @@ def fraction(text: str) -> float:
     """``0.8`` or ``80%``."""
     fractions(text)
     return number(text, "%")
+
+
+def names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Reads ``one,another``, each of which must be known."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is unknown{hint(name, known)}; choose from {', '.join(known)}")
+        return found
+
+    return read
 
 
 def fractions(text: str) -> Range:

@@ -11,7 +11,6 @@ from bridge.cli import arguments as options
 from bridge.cli.commands.flops import sizes
 from bridge.cli.console import Output, make_table, print_json
 from bridge.config import layout_problems
-from bridge.hardware import NUMBER_FORMATS
 from bridge.planning.check import Check, CountedWay, check, shown_quantity
 from bridge.planning.counting_rules import RULES
 from bridge.text import count, with_unit
@@ -53,14 +52,9 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     parser.add_argument(
         "--recompute", choices=("full", "selective"), help="the reported number includes this recomputation (HFU)"
     )
-    parser.add_argument("--assume", type=_rules, default=(), metavar="NAME,NAME,...",
+    parser.add_argument("--assume", type=options.names(RULES), default=(), metavar="NAME,NAME,...",
                         help=f"known differences of the reported number: {', '.join(RULES)}")  # fmt: skip
-    parser.add_argument("--devices", type=options.positive, default=1, metavar="N", help="devices of the whole job (default 1)")
-    parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
-    parser.add_argument("--number-format", default="bf16", choices=NUMBER_FORMATS, help="format of the matmuls (default bf16)")
-    parser.add_argument(
-        "--peak-flops", type=options.flops_rate, metavar="FLOP/S", help="dense peak of one device, overriding the table"
-    )
+    options.add_device(parser, options.positive, 1, "devices of the whole job")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,14 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in layout_problems(config):
         console.print(f"[yellow]cannot be built:[/] {sentence}")
     return 0
-
-
-def _rules(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in RULES:
-            raise argparse.ArgumentTypeError(f"{name!r} is unknown{options.hint(name, RULES)}; choose from {', '.join(RULES)}")
-    return names
 
 
 def _what_ran(found: Check) -> str:

@@ -38,7 +38,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
     )
     parser.add_argument("overrides", nargs="+", metavar="MODEL [section.option=value ...]",
                         help="recipes, config.json files or names from `bridge recipes`, each with its options")  # fmt: skip
-    parser.add_argument("--convention", type=_conventions, metavar="NAME,NAME,...",
+    parser.add_argument("--convention", type=options.names(CONVENTIONS), metavar="NAME,NAME,...",
                         help=f"conventions, one column each: {', '.join(CONVENTIONS)} (default that of the recipes' "
                              "callbacks where they agree, else megatron)")  # fmt: skip
     parser.add_argument("--bytes-per-token", type=_numbers, metavar="N,N,...",
@@ -222,15 +222,6 @@ def _show(columns: Sequence[Compared], conditions: str) -> None:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _conventions(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in CONVENTIONS:
-            known = ", ".join(CONVENTIONS)
-            raise argparse.ArgumentTypeError(f"{name!r} is not known; known are {known}{options.hint(name, CONVENTIONS)}")
-    return names
 
 
 def _numbers(text: str) -> tuple[Fraction, ...]:

@@ -52,9 +52,11 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "training, evaluation and generation use.",
         _EXAMPLES,
     )
-    parser.add_argument("recipe", help="a recipe, a config.json, or the exercise on Qwen2.5-0.5B with LoRA: 'notebook' as it "
-                                       "simplifies the model, 'true' as the model is")  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+    options.add_model(
+        parser,
+        "a recipe, a config.json, or the exercise on Qwen2.5-0.5B with LoRA: 'notebook' as it simplifies the model, "
+        "'true' as the model is",
+    )
     parser.add_argument("--tokens", type=options.length, metavar="N",
                         help=f"tokens per sequence (default model.seq_length; {EXERCISE_TOKENS} in the exercise)")  # fmt: skip
     parser.add_argument(

@@ -42,8 +42,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         "several with torchrun; the first is profiled. Nothing is loaded or saved; the weights are random.",
         _EXAMPLES,
     )
-    parser.add_argument("recipe", metavar="RUN or recipe", help="a run's folder, a YAML file, or a name from `bridge recipes`")
-    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+    options.add_model(parser, "a run's folder, a YAML file, or a name from `bridge recipes`", metavar="RUN or recipe")
     parser.add_argument("--steps", type=options.positive, default=3, metavar="N", help="profiled steps (default 3)")
     parser.add_argument(
         "--warm-up", type=options.positive, default=3, metavar="N", help="steps before the profiled ones (default 3)"

@@ -33,8 +33,7 @@ def add_to(commands: options.Commands[options.Parser]) -> None:
         _EXAMPLES,
         json=False,
     )
-    parser.add_argument("recipe", help="a YAML file, or a name from `bridge recipes`")
-    parser.add_argument("overrides", nargs="*", metavar="section.option=value", help="overrides, last one wins")
+    options.add_model(parser, "a YAML file, or a name from `bridge recipes`")
     parser.add_argument("--quiet", action="store_true", help="print warnings and errors alone (logger.quiet=true)")
 
 

@@ -125,7 +125,7 @@ def test_long_headings_are_numbered(capsys):
         ([], "the following arguments are required: MODEL"),
         (["model.num_layers=2"], "'model.num_layers=2' is an option; name a model"),
         (["tiny", "tinny"], "did you mean tiny?"),
-        (["tiny", "--convention", "exact,exat"], "maxtext, exact, executed, palm (did you mean exact?)"),
+        (["tiny", "--convention", "exact,exat"], "'exat' is unknown (did you mean exact?); choose from megatron, maxtext, exact"),
         (["tiny", "tiny", "--bytes-per-token", "1,2,3"], "--bytes-per-token has 3 numbers for 2 models"),
         (["tiny", "tiny", "parallel.pipeline_model_parallel_size=3"], "tiny parallel.pipeline_model_parallel_size=3: "),
     ],
