@@ -114,7 +114,7 @@ def add_replicas(parser: Parser) -> None:
 def add_device(
     parser: Parser, devices: Callable[[str], Any], default: int | None = None, text: str = "number of devices"
 ) -> None:
-    """What it runs on; the number of devices is required where it has no default."""
+    """The devices that a model runs on; their number is required where it has no default."""
     parser.add_argument("--device-name", metavar="NAME", help="a name from `bridge devices`, or as torch reports it")
     text += f" (default {default})" if default else ""
     parser.add_argument("--devices", type=devices, default=default, required=default is None, metavar="N", help=text)
@@ -277,7 +277,7 @@ def fractions(text: str) -> Range:
 
 
 def _argument(read: Callable[[str], T], text: str) -> T:
-    """What argparse expects of a reader: its own error."""
+    """Read a value, with argparse's error for one that cannot be read."""
     try:
         return read(text)
     except ConfigError as error:

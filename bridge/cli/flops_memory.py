@@ -22,7 +22,7 @@ class Held:
 
     @property
     def fullest(self) -> Memory:
-        """Of all stages."""
+        """The fullest rank of all stages."""
         return fullest(self.stages)
 
     def text(self) -> str:

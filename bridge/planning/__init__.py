@@ -1,1 +1,1 @@
-"""What asks a plan instead of counting: inference, caches, ledgers, training runs, where a number comes from."""
+"""Applications of plans: inference, caches, ledgers, memory, layouts, training runs, and the origin of a number."""

@@ -62,9 +62,9 @@ class Batch:
     """One micro-batch on one rank.
 
     Attributes:
-        sequences: of it.
-        length: of each, in tokens, on this rank: its part under context parallelism.
-        width: bytes of one number.
+        sequences: number of sequences.
+        length: tokens of each sequence on this rank, which is a part of it under context parallelism.
+        width: bytes per number.
     """
 
     sequences: int
@@ -83,11 +83,11 @@ def activations(
     """Bytes that a forward pass of one model chunk keeps, by component.
 
     Args:
-        plan: of the model, for its heads and what is recomputed.
-        terms: of the chunk, in the order in which they run, with their passes.
+        plan: the plan of the model, for its heads and what is recomputed.
+        terms: the terms of the chunk, in the order in which they run, with their passes.
         layout: how they are cut.
-        batch: what runs.
-        implementation: whose kernels.
+        batch: the micro-batch.
+        implementation: the kernels.
     """
     chunk = _Chunk(plan, layout, batch, implementation)
     found: dict[str, int] = defaultdict(int)
@@ -201,7 +201,7 @@ class _Chunk:
     # ---- what keeps what -----------------------------------------------------------------------------
 
     def once(self, terms: Sequence[Term], recomputed: bool) -> Kept:
-        """What all layers share: which key a query may not see, and the angles of the rotation for layers that run again."""
+        """What all layers share: the attention mask, and RoPE's angles for layers that are recomputed."""
         attends = any(term.name == "query_key" for term in terms)
         if attends and not self.kernels.fused_attention:
             yield "core_attention", self.unit * self.batch.length**2
@@ -242,7 +242,7 @@ class _Chunk:
         return whole and any(Pass.RECOMPUTE in term.passes for term in block)
 
     def _keeps_input(self, term: Term) -> bool:
-        """Where its weight trains, unless a recomputed region makes the input itself."""
+        """Whether the input is kept: the weight trains, and no recomputed region produces the input again."""
         made = Pass.RECOMPUTE in term.passes and leaf(term) == "linear_fc2"
         routed = Pass.RECOMPUTE in term.passes and is_expert(term)  # tokens are sent to their experts again
         return Pass.WGRAD in term.passes and not made and not routed

@@ -28,7 +28,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "uint8": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """What decides how much an optimizer holds, in megatron-core's names."""
+    """The options that decide how much an optimizer holds, by megatron-core's names."""
 
     optimizer: str = "adam"
     """``adam`` (two moments) or ``sgd`` (momentum)."""
@@ -39,7 +39,7 @@ class Optimizer:
     overlap_param_gather: bool = False
     """Weights are gathered while the next forward pass runs."""
     params_dtype: str = "bf16"
-    """Of the weights: ``bf16``, ``fp16`` or ``fp32``."""
+    """The format of the weights: ``bf16``, ``fp16`` or ``fp32``."""
     grad_reduce_in_fp32: bool = True
     """Gradients are kept and added up in fp32."""
     use_precision_aware_optimizer: bool = False
@@ -71,17 +71,17 @@ class Optimizer:
 
     @property
     def weight_bytes(self) -> int:
-        """Of one weight."""
+        """Bytes per weight."""
         return BYTES[self.params_dtype]
 
     @property
     def gradient_bytes(self) -> int:
-        """Of one gradient."""
+        """Bytes per gradient."""
         return 4 if self.grad_reduce_in_fp32 else self.weight_bytes
 
     @property
     def state_bytes(self) -> int:
-        """What is kept of one weight beside it and its gradient."""
+        """Bytes of optimizer state per weight: its main copy and its moments."""
         moments = ("exp_avg_dtype", "exp_avg_sq_dtype")[: 2 if self.optimizer == "adam" else 1]
         if not self.use_precision_aware_optimizer:
             return 4 * len(moments) + (4 if self.weight_bytes < 4 else 0)
@@ -102,8 +102,8 @@ class Buffer:
 
     Attributes:
         numel: entries, alignment included.
-        ranks: that add it up.
-        own: entries of the parameters in it.
+        ranks: number of ranks that add it up.
+        own: entries of parameters, without alignment.
         slices: entries of parameters in the slices of each rank; with the distributed optimizer it keeps states for these.
         expert: whether it holds experts.
     """

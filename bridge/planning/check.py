@@ -404,7 +404,7 @@ def _lengths(model: Model, length: int | None, lengths: Sequence[int]) -> tuple[
 
 
 def _peaks(device_name: str | None, number_format: str, peak_flops: float | None) -> dict[str, float]:
-    """Of one device, by number format."""
+    """The dense peak of one device in FLOP/s, by number format; empty where nothing names a device or a peak."""
     if number_format not in NUMBER_FORMATS:
         raise ConfigError(f"number_format={number_format!r} is not known; choose one of {', '.join(NUMBER_FORMATS)}")
     if peak_flops is not None:

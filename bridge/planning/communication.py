@@ -34,8 +34,8 @@ class Traffic:
     Attributes:
         dimension: ``tensor``, ``pipeline``, ``data``, ``expert`` or ``context``.
         operation: ``all_gather``, ``reduce_scatter``, ``all_reduce``, ``all_to_all``, ``send`` or ``recv``.
-        ranks: that take part.
-        bytes: of the larger buffer, summed over all calls of a step.
+        ranks: number of ranks that take part.
+        bytes: bytes of the larger buffer, summed over all calls of a step.
     """
 
     dimension: str

@@ -27,15 +27,15 @@ class Case:
     """What ran.
 
     Attributes:
-        model: as its configuration describes it.
+        model: the model that its configuration describes.
         lengths: tokens of each sequence of a batch.
         image_patches: patches of each image.
-        passes: those that are counted: ``training``, or ``hardware`` where the report says so.
-        devices: of the whole job.
+        passes: the passes that are counted: ``training``, or ``hardware`` where the report says so.
+        devices: devices of the whole job.
         ranks: sizes of its tensor, pipeline and context parallelism, by name.
         peaks: dense peak of one device by number format, in FLOP/s.
-        number_format: the one that the run is compared with.
-        plans: those that were compiled before.
+        number_format: the format whose peak the run is compared with.
+        plans: a cache of compiled plans.
     """
 
     model: Model
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of the batch."""
+        """Tokens of the batch."""
         return sum(self.lengths)
 
     @property
@@ -109,7 +109,7 @@ class Rule:
         says: what is done, for people.
         model: the model that is counted instead.
         convention: the convention instead.
-        passes: the passes instead; empty: those of the case.
+        passes: the passes that are counted instead; empty for those of the case.
         price: the FLOPs of the batch instead, from what is priced and its FLOPs so far (None: those of its plan).
         rate: what FLOP/s of a device are multiplied by.
         peak: what the peak is multiplied by; it changes utilizations only.
@@ -268,7 +268,7 @@ def _core_three_times(priced: Priced, flops: Number | None) -> Number | None:
 
 
 def _peak_of(number_format: str) -> Callable[[Case], float]:
-    """That format's peak over the run's own; 1 where either is unknown."""
+    """The peak of that format over the peak of the run's own format; 1 where either is unknown."""
     return lambda case: case.peaks[number_format] / case.peak if case.peak and number_format in case.peaks else 1.0
 
 

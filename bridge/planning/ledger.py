@@ -72,7 +72,7 @@ class Entry:
     Attributes:
         component, name: what it belongs to.
         layers: how many terms of the model do it.
-        cost: of all of them.
+        cost: the cost of all of them.
     """
 
     component: str

@@ -31,8 +31,8 @@ class States:
     """Bytes that a rank holds between two steps.
 
     Attributes:
-        weights: as they are computed with, alignment in the distributed optimizer's buffer included.
-        gradients: the buffers that they are added up in.
+        weights: the weights that passes compute with, including alignment in the distributed optimizer's buffer.
+        gradients: the buffers in which gradients are added up.
         optimizer: main copies of the weights, and moments.
     """
 
@@ -42,7 +42,7 @@ class States:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Weights, gradients and optimizer states."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -71,12 +71,12 @@ class Memory:
 
     @property
     def logits(self) -> int:
-        """Of all that is kept, the logits' part."""
+        """The part of the activations that logits and loss take."""
         return self.activations.get(LOGITS, 0)
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of the peak."""
         return self.states.total + sum(self.activations.values()) + self.working + self.communication
 
     @property
@@ -166,7 +166,7 @@ def _of_stage(
 
 
 def _kept(plan: Plan, layout: Layout, stage: int, batch: Batch, kernels: Implementation) -> tuple[list[dict[str, int]], int]:
-    """What one pass of each chunk of a stage keeps, and what is needed beside it for a while."""
+    """What one pass of each chunk of a stage keeps, and the most that a backward pass needs beside it."""
     (one, one_while), (two, two_while) = (
         _of_sequences(plan, layout, stage, replace(batch, sequences=n), kernels) for n in (1, 2)
     )
@@ -209,9 +209,9 @@ def states(plan: Plan, layout: Layout, optimizer: Optimizer = DEFAULT_OPTIMIZER,
     """What one rank holds between two steps, to the byte.
 
     Args:
-        plan: of the model.
-        layout: how it is cut.
-        optimizer: what optimizes it.
+        plan: the plan of the model.
+        layout: how the model is split.
+        optimizer: the optimizer.
         rank: number of the rank in the whole job, in megatron-core's order.
         local: megatron-core's own layers instead of Transformer Engine's.
     """

@@ -12,11 +12,11 @@ class Counter:
     """One framework's formula.
 
     Attributes:
-        name: of the framework.
+        name: the framework.
         convention: what it counts as.
         rules: names of ``counting_rules.RULES`` on top of that.
         where: the function of its source.
-        families: beginnings of the names of the models it is known for; empty: all.
+        families: prefixes of the names of the models that it is known for; empty for all.
     """
 
     name: str

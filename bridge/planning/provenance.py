@@ -134,12 +134,12 @@ def _operand(value: int) -> str:
 
 
 def formula_of(value: int) -> str:
-    """The formula behind an integer: of a plain one its digits."""
+    """The formula behind an integer; for a plain one, its digits."""
     return value.formula if isinstance(value, Size) else str(int(value))
 
 
 def fields_of(value: int) -> tuple[str, ...]:
-    """The fields behind an integer: of a plain one none."""
+    """The fields behind an integer; none for a plain one."""
     return value.fields if isinstance(value, Size) else ()
 
 

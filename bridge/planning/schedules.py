@@ -12,8 +12,8 @@ def passes(stage: int, stages: int, micro_batches: int, chunks: int = 1) -> Iter
     each is run for ``stages`` micro-batches before the next (Narayanan et al., arXiv:2104.04473).
 
     Args:
-        stage: from 0.
-        stages: of the pipeline.
+        stage: pipeline stage, from 0.
+        stages: stages of the pipeline.
         micro_batches: per step.
         chunks: virtual_pipeline_model_parallel_size.
     """

@@ -152,13 +152,13 @@ class _Tried:
     bounded: tuple[Layout, int] | None = None
 
     def fits(self, layout: Layout, needed: int, *, last: bool = True, bound: bool = False) -> bool:
-        """Whether this many bytes fit; where they do not, that is noted.
+        """Whether this many bytes fit; a layout that does not fit is noted.
 
         Args:
-            layout: that needs them.
-            needed: bytes.
+            layout: the layout that needs them.
+            needed: bytes of its fullest rank.
             last: the layout is not tried in another way; only then a failure is noted.
-            bound: ``needed`` is less than the layout needs.
+            bound: ``needed`` is a lower bound.
         """
         if needed <= USABLE * self.machine.capacity:
             return True
@@ -219,7 +219,7 @@ def layouts(shape: ModelShape, machine: Machine, devices: int, sequence_length: 
 
 
 def _cuts(length: int, ranks: int) -> bool:
-    """Whether context-parallel ranks get two equal chunks each of a sequence, and parts worth the communication."""
+    """Whether each context-parallel rank gets two equal chunks of a sequence, long enough to be worth the communication."""
     return length % (2 * ranks) == 0 and length >= ranks * LEAST_PART
 
 

@@ -1,4 +1,4 @@
-"""What of a model one rank holds: every parameter, cut as megatron-core cuts it, in the order in which its modules hold them.
+"""The part of a model that one rank holds: every parameter, cut as megatron-core cuts it, in the order of its modules.
 
 The order decides how the distributed optimizer slices its buffers, so it is part of the answer.
 """
@@ -55,8 +55,8 @@ class ParameterShard:
     """One parameter of a rank.
 
     Attributes:
-        path: of its module.
-        numel: entries that the rank holds.
+        path: the path of its module.
+        numel: number of entries that the rank holds.
         expert: it belongs to an expert; its gradients are added up over other ranks than those of dense weights.
         trains: it has a gradient.
         alone: it is a copy of a weight that two stages share, with a bucket of its own in the distributed optimizer.
@@ -99,8 +99,8 @@ def chunks(plan: Plan, layout: Layout, stage: int, *, local: bool = False) -> li
     """The parameters of a rank of a stage, model chunk by model chunk, as ``named_parameters`` of each has them.
 
     Args:
-        plan: of the model.
-        layout: how it is cut.
+        plan: the plan of the model.
+        layout: how the model is split.
         stage: pipeline stage, from 0.
         local: megatron-core's own layers instead of Transformer Engine's.
     """
@@ -170,7 +170,7 @@ def _parent(term: Term) -> str:
 
 
 def is_expert(term: Term) -> bool:
-    """Whether it belongs to the experts that tokens are routed to."""
+    """Whether a term belongs to the routed experts."""
     return term.copies > 1 and ".experts." in f".{term.path}."
 
 

@@ -24,9 +24,9 @@ class Speculation:
 
     Attributes:
         tokens_per_pass: tokens that a pass of the large model yields on average.
-        passes: of the large model.
-        target, draft: FLOPs of each of the two models, pass by pass.
-        target_bytes, draft_bytes: what they move, pass by pass.
+        passes: number of passes of the large model.
+        target, draft: FLOPs of the large model and of the draft, pass by pass.
+        target_bytes, draft_bytes: bytes that they move, pass by pass.
     """
 
     tokens_per_pass: Fraction
@@ -38,11 +38,11 @@ class Speculation:
 
     @property
     def flops(self) -> Number:
-        """Of both models."""
+        """FLOPs of both models."""
         return sum(self.target) + sum(self.draft)
 
     def time(self, peak_flops: float, bandwidth: float) -> float:
-        """Seconds at least, where a pass takes as long as its FLOPs or its bytes, whichever is longer."""
+        """A lower bound in seconds: a pass takes as long as its FLOPs or its bytes, whichever is longer."""
         work = (*zip(self.target, self.target_bytes, strict=True), *zip(self.draft, self.draft_bytes, strict=True))
         return sum(max(float(flops) / peak_flops, size / bandwidth) for flops, size in work)
 

@@ -66,14 +66,14 @@ def step_time(
     """The bound and the estimate.
 
     Args:
-        plan: of the model.
-        layout: how it is cut, and the batch.
-        optimizer: what optimizes it.
-        machine: what it runs on.
-        needs: what each stage holds.
-        sequence_length: of every sequence, in tokens.
+        plan: the plan of the model.
+        layout: how the model and the batch are split.
+        optimizer: the optimizer.
+        machine: the machine that trains.
+        needs: the memory of the fullest rank of each stage.
+        sequence_length: tokens per sequence.
         dispatcher: megatron-core's ``moe_token_dispatcher_type``.
-        number_format: of the matmuls; empty: those that the configuration says.
+        number_format: format of the matmuls; if empty, the configuration decides.
 
     Raises:
         ConfigError: the device lacks a number format that the model runs in.

@@ -202,8 +202,8 @@ class ComputeOptimal:
     """How Chinchilla would have spent the same compute.
 
     Attributes:
-        parameters: of a dense model.
-        tokens: it would be trained on.
+        parameters: parameters of a dense model.
+        tokens: tokens that it would be trained on.
     """
 
     parameters: Range

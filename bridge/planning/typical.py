@@ -12,13 +12,13 @@ _TABLES = "NVIDIA's tables for Megatron-Bridge, releases 25.11 to 26.08"
 
 @dataclass(frozen=True)
 class Typical:
-    """What is published.
+    """What published runs of one kind reach.
 
     Attributes:
-        experts: of models with experts, or of dense ones.
-        number_format: of the matmuls.
+        experts: whether the models have experts.
+        number_format: the format of the matmuls.
         mfu: from the slowest to the fastest published run.
-        source: where.
+        source: where it is published.
     """
 
     experts: bool

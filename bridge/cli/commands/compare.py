@@ -73,7 +73,7 @@ class Compared:
 
     @property
     def measure(self) -> Fraction:
-        """What columns are compared by: FLOPs per byte where they are known, else per token."""
+        """The number that columns are compared by: FLOPs per byte where they are known, else per token."""
         return self.report.flops_per_token if self.flops_per_byte is None else self.flops_per_byte
 
 
@@ -98,7 +98,7 @@ def _lengths(models: Sequence[Named]) -> set[int]:
 
 
 def _one_length(models: Sequence[Named], arguments: argparse.Namespace) -> int | None:
-    """What all columns are counted at: the shortest of the models' own lengths, unless something else was asked for."""
+    """The length of all columns: the shortest of the models' own lengths, unless another one was asked for."""
     asked = arguments.sequence_length or arguments.sequence_lengths or any(_sets_length(own) for _, own, _ in models)
     return arguments.sequence_length if asked else min(_lengths(models), default=None)
 

@@ -162,7 +162,7 @@ def _cluster(name: str, plan: Plan, arguments: argparse.Namespace) -> tuple[Clus
 
 
 def _schedule(planned: TrainingRun, length: int, arguments: argparse.Namespace) -> Schedule:
-    """By --batch-size, by --steps, or by the law."""
+    """By --batch-size, by --steps, or by the batch of lowest loss."""
 
     def sequences(tokens: Range) -> Range:
         return (tokens / length).map(lambda value: max(ceil(value), 1))

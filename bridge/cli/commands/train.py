@@ -57,7 +57,7 @@ def _load(arguments: argparse.Namespace) -> Config:
 
 
 def _check_version(package: str) -> None:
-    """Whether a package is there and new enough; one without a version, such as a checkout on the path, is believed."""
+    """Whether a package is installed and new enough; one without a version, such as a checkout on the path, is accepted."""
     needed = OLDEST[package]
     if find_spec(package.partition("-")[0]) is None:
         raise ConfigError(f"training needs {package} {needed} or newer, but it is not installed; pip install {package}")

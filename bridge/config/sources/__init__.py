@@ -1,4 +1,4 @@
-"""One reader a source: whatever describes a model, translated to this package's names (``bridge.flops.reading.Description``)."""
+"""One reader per source: it translates what describes a model to this package's names (``bridge.flops.reading.Description``)."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def translate(cfg: Any) -> Any:
 
 
 def with_sections(found: Any, cfg: Any) -> Any:
-    """What was read from ``cfg.model`` with the sections that stand beside it.
+    """What was read from ``cfg.model``, with the sections beside it.
 
     Args:
         found: a ``Description`` or a ``Config`` that a reader has made of the model alone.
-        cfg: the model, which is then all there is, or a container with ``.model``.
+        cfg: the model alone, or a container with ``.model``.
 
     Raises:
         ConfigError: the model was traced, and ``cfg`` has adapters, a teacher or a reference model for it.

@@ -84,7 +84,7 @@ def _parameters(model: Any) -> list[tuple[str, Any]]:
 
 
 def _equals(result: HuggingFaceConfig, model: Any) -> bool:
-    """Whether a configuration has as many parameters as the model, those that train among them."""
+    """Whether a configuration has as many parameters as the model, in total and among those that train."""
     counted = compile_plan(result, "exact").parameters()
     sizes = [(parameter.numel(), parameter.requires_grad) for _, parameter in _parameters(model)]
     trains = sum(size for size, needed in sizes if needed)
@@ -92,7 +92,7 @@ def _equals(result: HuggingFaceConfig, model: Any) -> bool:
 
 
 def _read(model: Any) -> HuggingFaceConfig:
-    """By its configuration.
+    """Read a model by its configuration.
 
     Raises:
         ConfigError: no row describes the architecture; or some weights are frozen, adapted or recomputed in a way that is not

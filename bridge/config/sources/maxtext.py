@@ -602,7 +602,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _with_models(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The same over the sizes of the model that it names."""
+    """The options over those of the model's file, which ``model_name`` names."""
     name = values.get("model_name")
     found = _beside(path, f"models/{name}.yml") if name not in (None, "", "default") else None
     values = {**values, **_load(found), **_load(path)} if found else values

@@ -16,7 +16,7 @@ _SPECS = ("transformer_layer_spec", "mamba_stack_spec", "hybrid_stack_spec")
 
 
 def recognises(model: Any) -> bool:
-    """Whether this is a provider: a config of megatron-core's that knows how to build its model."""
+    """Whether this is a provider: a megatron-core config with a ``provide`` method that builds its model."""
     return callable(getattr(model, "provide", None)) or type(model).__module__.startswith("megatron.bridge.")
 
 
@@ -30,7 +30,7 @@ def translate(cfg: Any) -> Description:
 
 
 def _precision(chosen: Any) -> Options:
-    """What a container's mixed precision, a record or the name of one, will write over the provider's fields."""
+    """The fields that a container's mixed precision, a record or the name of one, will overwrite in the provider."""
     if isinstance(chosen, str):
         try:
             from megatron.bridge.training.mixed_precision import get_mixed_precision_config
@@ -44,7 +44,7 @@ def _precision(chosen: Any) -> Options:
 
 
 def _options(provider: Any) -> Options:
-    """What single families' classes settle in code."""
+    """Options that the classes of single families set in code."""
     names = {kind.__name__ for kind in type(provider).__mro__}
     options: Options = {}
     for family, rule in _FAMILIES.items():

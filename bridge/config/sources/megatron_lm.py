@@ -44,7 +44,7 @@ def translate(cfg: Any) -> Description:
 
 
 def _options(args: Any) -> Options:
-    """What arguments say in their own way; None where a field that they fill in says nothing."""
+    """Options that arguments state in their own way; None for fields that ``validate_args`` fills in without meaning."""
     untied, experts = get(args, "untie_embeddings_and_output_weights"), get(args, "num_experts")
     options: Options = {"recompute_modules": _words(get(args, "recompute_modules")) or None, **_encoder(args)}
     options["hybrid_mla_symbol"] = "+"

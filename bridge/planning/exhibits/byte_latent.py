@@ -24,9 +24,9 @@ class Setting:
 
     Attributes:
         context_bytes: text that a token or patch can look back on.
-        bytes_per_token: of the BPE vocabulary, on average.
-        vocab_size: of BPE.
-        layers, heads: of the BPE transformer and of the latent transformer.
+        bytes_per_token: mean bytes per BPE token.
+        vocab_size: size of the BPE vocabulary.
+        layers, heads: those of the BPE transformer and of the latent transformer.
     """
 
     context_bytes: int = 8192
@@ -82,7 +82,7 @@ def stack_flops(layers: float, heads: int, width: int, context: int, vocabulary:
     """Forward FLOPs per token of a decoder: embedding, q/k/v, scores and values, output projection, MLP of 4 x width, logits.
 
     Args:
-        layers, heads, width: of the decoder; heads that do not divide the width narrow the attention.
+        layers, heads, width: sizes of the decoder; heads that do not divide the width narrow the attention.
         context: keys that every token is priced at.
         vocabulary: columns of the output layer, 0 for none.
     """
@@ -212,8 +212,8 @@ def compare_on_corpus(
     Args:
         byte_plan: the byte-latent transformer.
         token_plan: the transformer over BPE tokens.
-        document_patches: of each document the lengths of its patches, in bytes.
-        document_tokens: of each document its number of tokens.
+        document_patches: the lengths of the patches of each document, in bytes.
+        document_tokens: the number of tokens of each document.
         passes: ``forward`` or ``training``.
     """
     if len(document_patches) != len(document_tokens):
