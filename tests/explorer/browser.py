@@ -94,18 +94,18 @@ class Browser:
         self.driver.get(self.url + query)
         self.until(lambda: self.visible(ready))
 
-    def until(self, condition: Any, what: str = "") -> Any:
+    def until(self, condition: Any, what: str = "", patience: float = PATIENCE) -> Any:
         """The first true result of ``condition``; fails after a while. The page may replace what is being read."""
         from selenium.common.exceptions import StaleElementReferenceException
 
-        deadline, last = time.monotonic() + PATIENCE, None
+        deadline, last = time.monotonic() + patience, None
         while time.monotonic() < deadline:
             with suppress(StaleElementReferenceException):
                 last = condition()
                 if last:
                     return last
             time.sleep(0.2)
-        raise AssertionError(f"waited {PATIENCE} s for {what or condition}; last: {last!r}")
+        raise AssertionError(f"waited {patience} s for {what or condition}; last: {last!r}")
 
     def visible(self, selector: str) -> list[Any]:
         """Elements that can be seen."""
@@ -201,9 +201,13 @@ class Browser:
             str(path)
         )
 
-    def saved(self, pattern: str) -> Path:
-        """A file that was saved, once it is whole."""
-        return self.until(lambda: next(iter(self.downloads.glob(pattern)), None), f"a saved {pattern}")
+    def saved(self, pattern: str, button: str) -> Path:
+        """The file that a button saves, once it is whole. A button that moved while the page was laid out is clicked again."""
+        for patience in (10, 20, PATIENCE):
+            self.only(button).click()
+            with suppress(AssertionError):
+                return self.until(lambda: next(iter(self.downloads.glob(pattern)), None), patience=patience)
+        raise AssertionError(f"{button} has saved no {pattern}")
 
     def resize(self, width: int, height: int) -> None:
         """Another window; a phone where it is narrow."""

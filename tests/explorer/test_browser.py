@@ -214,10 +214,9 @@ def test_values_and_plots_are_taken_along(browser, capsys):
     browser.open()
     said = command(capsys, "flops", "llama3-8b", "model.seq_length=4096")
     browser.until_fact("flops", said["flops"])
-    browser.only("button[data-save=json]").click()
-    assert json.loads(browser.saved("bridge-model*.json").read_text())["facts"]["flops"] == said["flops"]
-    browser.only("button[data-save=csv]").click()
-    lines = browser.saved("bridge-model*.csv").read_text().splitlines()
+    saved = browser.saved("bridge-model*.json", "button[data-save=json]")
+    assert json.loads(saved.read_text())["facts"]["flops"] == said["flops"]
+    lines = browser.saved("bridge-model*.csv", "button[data-save=csv]").read_text().splitlines()
     assert lines[0] == "component,flops,flops_per_token,share"
     assert sum(int(line.split(",")[1]) for line in lines[1:]) == said["flops"]
 
@@ -230,8 +229,8 @@ def test_values_and_plots_are_taken_along(browser, capsys):
     for kind, opening in (("png", b"\x89PNG\r\n"), ("svg", b"<svg")):
         browser.check("save", kind)
         browser.until(lambda kind=kind: ("save=svg" in browser.driver.current_url) == (kind == "svg"))
-        browser.only("#model-plot-0 .modebar-btn[data-title*=ownload]").click()
-        assert browser.saved(f"bridge-model-1.{kind}").read_bytes().startswith(opening)
+        picture = browser.saved(f"bridge-model-1.{kind}", "#model-plot-0 .modebar-btn[data-title*=ownload]")
+        assert picture.read_bytes().startswith(opening)
 
 
 def test_tabs_and_sliders_work_from_the_keyboard(browser):

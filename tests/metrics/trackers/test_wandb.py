@@ -192,9 +192,10 @@ def test_a_netrc_that_cannot_be_read_is_no_account(no_account, monkeypatch, tmp_
     assert not wandb.has_account()
 
 
-def test_a_run_of_somebody_elses_has_our_keys_under_a_prefix_and_one_convention():
+def test_a_run_of_somebody_elses_has_our_keys_under_a_prefix_and_one_convention(request):
     import wandb as package
 
+    request.addfinalizer(package.finish)  # a disabled run does not end with its block
     assert attached(None) == []
     with package.init(mode="disabled") as run:
         (mine,) = attached(package)  # a loop hands out the module, or the run
