@@ -18,7 +18,7 @@ from bridge.flops.shapes import ConfigError
 MAX_BYTES = 2**20
 #: Options are at most a few levels deep; what reads them is recursive.
 MAX_DEPTH = 32
-#: Characters of all texts with a ``${reference}`` together: parsing one takes milliseconds a hundred characters.
+#: Characters of all texts with a ``${reference}`` together: parsing one takes milliseconds per hundred characters.
 MAX_REFERENCES = 2000
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

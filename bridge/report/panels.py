@@ -167,7 +167,7 @@ _LABELS = {
     "host/tflops/device": "as Megatron prints it",
     "host/step_time": "as Megatron prints it",
     "throughput/tokens_per_sec": "whole job",
-    "throughput/device/tokens_per_sec": "a device",
+    "throughput/device/tokens_per_sec": "per device",
     "throughput/padding_fraction": "padding",
     "throughput/data_wait_fraction": "data wait",
     "throughput/imbalance/data_parallel": "data-parallel replicas",

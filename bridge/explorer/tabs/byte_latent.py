@@ -13,7 +13,7 @@ from bridge.report.view import Card, Column, Table, View
 
 KEY, TITLE = "blt", "BLT against BPE"
 INTRODUCTION = (
-    "Forward FLOPs for one byte of text, at 4.4 bytes a BPE token and a context of 8,192 bytes. BLT reads bytes with small local "
+    "Forward FLOPs for one byte of text, at 4.4 bytes per BPE token and a context of 8,192 bytes. BLT reads bytes with small local "
     "models and runs its large latent transformer once a patch."
 )
 CONTROLS = (

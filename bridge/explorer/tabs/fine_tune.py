@@ -21,7 +21,7 @@ from bridge.text import in_words, with_unit
 KEY, TITLE = "finetune", "Fine-tune"
 INTRODUCTION = (
     "Frozen weights need no weight gradients, and what lies below everything that trains needs no backward pass at all. "
-    "The rule of thumb 6ND (six FLOPs a parameter and token) knows neither, nor attention."
+    "The rule of thumb 6ND (six FLOPs per parameter and token) knows neither, nor attention."
 )
 #: What LoRA can adapt: the name on the page -> megatron-core's names.
 TARGETS = {
