@@ -11,7 +11,7 @@ from bridge.report.view import Table, View
 
 def headline(view: View) -> str:
     """The numbers, and the remarks about them."""
-    return f'<div aria-live="polite">{facts(view.facts)}</div>' + notes(view.notes)
+    return facts(view.facts, live=True) + notes(view.notes)
 
 
 def values(view: View, name: str) -> str:

@@ -10,8 +10,8 @@ from bridge.planning.quantities import plain
 from bridge.report.view import Card, Table
 
 
-def facts(cards: Iterable[Card]) -> str:
-    """The headline numbers, each with its exact value as an attribute."""
+def facts(cards: Iterable[Card], *, live: bool = False) -> str:
+    """The headline numbers, each with its exact value as an attribute; ``live`` has changes announced by screen readers."""
     items = "".join(
         f'<div class="fact"><dt>{escape(card.label)}</dt>'
         f'<dd data-fact="{escape(card.key)}" data-value="{escape(str(plain(card.value)))}">{escape(card.text)}</dd>'
@@ -19,7 +19,8 @@ def facts(cards: Iterable[Card]) -> str:
         + "</div>"
         for card in cards
     )
-    return f'<dl class="facts">{items}</dl>'
+    announced = ' aria-live="polite"' if live else ""
+    return f'<dl class="facts"{announced}>{items}</dl>'
 
 
 def notes(sentences: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from bridge.report.view import Card, Column, Table, View
 
 KEY, TITLE = "blt", "BLT against BPE"
 INTRODUCTION = (
-    "Forward FLOPs for one byte of text, at 4.4 bytes per BPE token and a context of 8,192 bytes. BLT reads bytes with small local "
-    "models and runs its large latent transformer once a patch."
+    "Forward FLOPs for one byte of text, at 4.4 bytes per BPE token and a context of 8,192 bytes. BLT reads bytes with small "
+    "local models and runs its large latent transformer once per patch."
 )
 CONTROLS = (
     Slider(key="patch_size", label="Patch size, bytes", minimum=1.0, maximum=10.0, step=0.1, default=4.4),
@@ -102,7 +102,7 @@ def _curve(per_byte: float, layers: int) -> tuple[list[float], list[float]]:
 def _notes(notice: str) -> list[str]:
     claim = (
         "Patch size and width can rise together at equal cost only while the width grows about as the square root of the patch "
-        "size: the latent transformer costs about 24 L d^2 a patch. Below a line of equal cost is cheaper."
+        "size: the latent transformer costs about 24 L d^2 per patch. Below a line of equal cost is cheaper."
     )
     heads = f"Note: {notice} (the {PUBLISHED.heads} heads of the published comparison)." if notice else ""
     return [claim, *([heads] if heads else [])]
