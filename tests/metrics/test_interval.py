@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from small_models import AUDIO
 
 from bridge.flops import compile_plan
 from bridge.metrics.instruments import Instruments
@@ -171,15 +172,7 @@ def test_stages_that_do_not_divide_the_layers_are_one_sentence_of_the_first_rank
 
 
 def test_components_on_what_is_not_read_have_a_sentence_and_no_number():
-    sound = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "num_mel_bins": 8,
-        "max_source_positions": 20,
-    }
-    heard = compile_plan(MODEL | {"audio_config": sound}, "exact")
+    heard = compile_plan(MODEL | {"audio_config": AUDIO}, "exact")
     assert never_read(heard) == [
         "work on audio lengths, which are not read from batches: part or all of audio_model, audio_projection"
     ]

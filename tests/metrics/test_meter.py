@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import AUDIO
 
 from bridge.flops import compile_plan
 from bridge.flops.projected import projected
@@ -176,16 +177,6 @@ def test_uneven_pipeline_stages_are_priced_as_they_are_built():
 def test_stages_that_cannot_be_placed_have_no_imbalance(sizes):
     plan = compile_plan({"model": MODEL, "parallel": sizes}, convention="exact")
     assert one_step(Meter(plan, Place(pipeline=3)), 5).work.stage_work == []
-
-
-AUDIO = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "num_mel_bins": 8,
-    "max_source_positions": 20,
-}
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,13 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import AUDIO, RECOMPUTED
 
 from bridge.flops import compile_plan
 from bridge.flops.conventions import CONVENTIONS
 from bridge.metrics.prices import STATISTIC, price_lists, priced, prices_of
 
-MODEL = {
-    "num_layers": 2,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "ffn_hidden_size": 24,
-    "vocab_size": 32,
-    "window_size": (4, 0),
-    "window_attn_skip_freq": 2,
-    "recompute_granularity": "full",
-    "recompute_method": "uniform",
-    "recompute_num_layers": 1,
-}
+MODEL = {**RECOMPUTED, "window_size": (4, 0), "window_attn_skip_freq": 2}
 PLANS = {name: compile_plan(MODEL, name) for name in CONVENTIONS}
 
 
@@ -73,14 +63,6 @@ def test_lists_of_several_conventions_and_what_is_unknown():
 
 
 def test_what_batches_are_not_read_for_has_no_price():
-    sound = {
-        "d_model": 32,
-        "encoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "num_mel_bins": 8,
-        "max_source_positions": 20,
-    }
-    prices = prices_of(compile_plan(MODEL | {"audio_config": sound}, "exact"))
+    prices = prices_of(compile_plan(MODEL | {"audio_config": AUDIO}, "exact"))
     assert prices == prices_of(PLANS["exact"])
     assert STATISTIC == "throughput/statistics/"

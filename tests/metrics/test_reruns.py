@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_models import RECOMPUTED
 
 from bridge.flops import compile_plan
 from bridge.metrics.batch_lengths import BatchLengths, NoLengths
@@ -13,21 +14,10 @@ from bridge.metrics.place import Place
 from bridge.metrics.reruns import Rerun, RerunCounter, Reruns, formats_of, is_replayed, may_replay, may_rerun
 from bridge.metrics.vector import VectorLayout
 
-MODEL = {
-    "num_layers": 2,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "ffn_hidden_size": 24,
-    "vocab_size": 32,
-    "recompute_granularity": "full",
-    "recompute_method": "uniform",
-    "recompute_num_layers": 1,
-}
-
 
 @pytest.fixture(scope="module")
 def plan():
-    return compile_plan(MODEL, "exact")
+    return compile_plan(RECOMPUTED, "exact")
 
 
 def batch(*lengths: int) -> BatchLengths:
@@ -65,7 +55,7 @@ def test_a_batch_that_cannot_be_read_was_said_to_be_then(plan):
 
 
 def test_every_number_format_has_its_slice():
-    quantised = compile_plan(MODEL | {"bf16": True, "fp8": "hybrid", "fp8_recipe": "tensorwise"}, "exact")
+    quantised = compile_plan(RECOMPUTED | {"bf16": True, "fp8": "hybrid", "fp8_recipe": "tensorwise"}, "exact")
     assert sorted(formats_of(quantised)) == ["bf16", "fp8"]
     counter = RerunCounter(quantised)
     kind = Reruns(counter, quantised)
