@@ -43,9 +43,8 @@ def table(values: Table) -> str:
 def _row(table: Table, row: Iterable[Any]) -> str:
     cells = []
     for i, (column, value) in enumerate(zip(table.columns, row, strict=True)):
-        text = escape(column.text(value))
-        number = isinstance(plain(value), (int, float)) and not isinstance(value, bool)
-        exact = f' data-value="{escape(str(plain(value)))}"' if number else ""
-        style = ' class="number"' if number else ""
-        cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{style}{exact}>{text}</td>")
+        text, exact = escape(column.text(value)), plain(value)
+        number = isinstance(exact, (int, float)) and not isinstance(exact, bool)
+        marked = f' class="number" data-value="{escape(str(exact))}"' if number else ""
+        cells.append(f'<th scope="row">{text}</th>' if i == 0 else f"<td{marked}>{text}</td>")
     return f"<tr>{''.join(cells)}</tr>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -33,6 +33,7 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
     runs = overlay.named([run, *others], sources or [one.name for one in (run, *others)])
     title = escape(" and ".join(runs))
     whose = {name: f": {escape(name)}" if len(runs) > 1 else "" for name in runs}
+    parts = {name: waterfall.parts_of(one) for name, one in runs.items()}
     sections, charts = [], []
     for section in SECTIONS:
         filled = [chart for panel in section.panels for chart in overlay.charts(panel, runs)]
@@ -49,8 +50,8 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{title} - bridge report</title><style>{_asset('page.css')}</style></head><body>"
-        f"<header>{''.join(_head(name, one) for name, one in runs.items())}</header>"
-        f"<main>{''.join(_waterfall(one, whose[name]) for name, one in runs.items())}{''.join(sections)}"
+        f"<header>{''.join(_head(name, one, parts[name]) for name, one in runs.items())}</header>"
+        f"<main>{''.join(_waterfall(parts[name], whose[name]) for name in runs)}{''.join(sections)}"
         f"{''.join(_table(one, whose[name]) for name, one in runs.items())}</main>"
         f"<footer>bridge {__version__}. Numbers are those of the run's file; a long run is drawn with the extremes of every "
         "stretch.</footer>"
@@ -59,14 +60,13 @@ def render(run: RecordedRun, *others: RecordedRun, sources: Sequence[str] = ()) 
     )
 
 
-def _head(name: str, run: RecordedRun) -> str:
-    sentence = why(waterfall.parts_of(run))
+def _head(name: str, run: RecordedRun, parts: Mapping[str, float]) -> str:
+    sentence = why(parts)
     reason = f'<p class="why">{escape(sentence)}</p>' if sentence else ""
     return f"<h1>{escape(name)}</h1>{reason}{html.facts(headlines(run))}{html.notes(notes_of(run))}"
 
 
-def _waterfall(run: RecordedRun, whose: str) -> str:
-    parts = waterfall.parts_of(run)
+def _waterfall(parts: Mapping[str, float], whose: str) -> str:
     if not parts:
         return ""
     drawn = waterfall.bars(parts)

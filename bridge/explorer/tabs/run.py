@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from bridge.explorer import charts
 from bridge.explorer.controls import Values
-from bridge.explorer.figures import Figure
 from bridge.metrics.why import why
 from bridge.report import waterfall
 from bridge.report.chart import fill
 from bridge.report.facts import all_keys, headlines, notes_of
 from bridge.report.host_log import tell_apart
 from bridge.report.panels import SECTIONS as QUESTIONS
-from bridge.report.run_file import RecordedRun, read_run
+from bridge.report.run_file import read_run
 from bridge.report.view import View
 
 KEY, TITLE = "run", "Run"
@@ -30,16 +29,13 @@ def view(path: str, values: Values) -> View:
     """The tab's contents for an uploaded file; ConfigError if it holds no run."""
     run = read_run(path)
     tell_apart(run)
-    sentence = why(waterfall.parts_of(run))
+    parts = waterfall.parts_of(run)
+    sentence = why(parts)
+    falling = charts.falling(waterfall.bars(parts), waterfall.TITLE) if parts else None
     return View(
         facts=headlines(run),
-        figures=(_waterfall(run), *(charts.figure(chart) if (chart := fill(panel, run)) else None for panel in PANELS)),
+        figures=(falling, *(charts.figure(chart) if (chart := fill(panel, run)) else None for panel in PANELS)),
         table=replace(all_keys(run), title="All keys of the run"),
         notes=[*([sentence] if sentence else []), *notes_of(run)],
         inputs={"rows": len(run.steps), "file": run.kind, **values},
     )
-
-
-def _waterfall(run: RecordedRun) -> Figure | None:
-    parts = waterfall.parts_of(run)
-    return charts.falling(waterfall.bars(parts), waterfall.TITLE) if parts else None
